@@ -1,0 +1,1 @@
+"""A Kubernetes operator that fine-tunes language models and rolls them into service."""

@@ -1,0 +1,158 @@
+"""ComputeProfile: cluster-scoped; the platform team's menu of what runs can run on."""
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.dataset import StoreReference
+from finetune_operator.api.meta import (
+    Conditions,
+    Model,
+    Name,
+    Reserved,
+    ReservedValues,
+    Resource,
+    Rule,
+    name_rule,
+)
+
+DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
+"""Exactly one ComputeProfile may carry this annotation or label with the value `true`."""
+
+Quantity = Annotated[
+    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
+]
+ImageName = Annotated[str, Field(min_length=1, max_length=512)]
+LabelValue = Annotated[str, Field(max_length=253)]
+
+
+class Devices(Model):
+    """The accelerator that train, evaluate and serve pods ask for."""
+
+    resource: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=128,
+            description="Extended resource such as nvidia.com/gpu, or cpu: then a device is one CPU core.",
+        ),
+    ] = "nvidia.com/gpu"
+    max: Annotated[int, Field(ge=1, le=64, description="Most devices that one pod may ask for.")] = 8
+
+
+class Toleration(Model):
+    """A `v1.Toleration`."""
+
+    key: Annotated[str | None, Field(max_length=253)] = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+class PerStage(Model):
+    """One name for each kind of work."""
+
+    prepare: Name | None = None
+    train: Name | None = None
+    evaluate: Name | None = None
+
+
+class PriorityClasses(PerStage):
+    """PriorityClass names."""
+
+    serve: Name | None = None
+
+
+class Images(Model):
+    """Images that replace the operator's defaults."""
+
+    trainer: ImageName | None = None
+    engine: Annotated[ImageName | None, Reserved(), Field(description="Image of the VLLM engine.")] = None
+
+
+class PodResources(Model):
+    """CPU and memory of one pod: requested, and for memory also the limit."""
+
+    cpu: Quantity
+    memory: Quantity
+
+
+class StageResources(Model):
+    """CPU and memory beside the devices; absent: the operator's defaults."""
+
+    prepare: PodResources | None = None
+    preflight: PodResources | None = None
+    train: PodResources | None = None
+    evaluate: PodResources | None = None
+    serve: PodResources | None = None
+
+
+class ComputeProfileSpec(Model):
+    """What a platform team offers under one name."""
+
+    devices: Devices = Devices()
+    resources: Annotated[StageResources, Field(description="CPU and memory for each stage's pod.")] = (
+        StageResources()
+    )
+    node_selector: Annotated[dict[str, LabelValue], Field(max_length=32, description="Of device pods.")] = (
+        Field(default_factory=dict)
+    )
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, description="Of device pods.")] = ()
+    runtime_class_name: Annotated[Name | None, Field(description="RuntimeClass of device pods.")] = None
+    queues: Annotated[PerStage | None, Field(description="Kueue LocalQueue for each stage.")] = None
+    priority_classes: Annotated[
+        PriorityClasses | None, Field(description="PriorityClass for each stage.")
+    ] = None
+    images: Images = Images()
+    trainer_contract: Annotated[
+        int, Field(ge=1, le=1000, description="Contract that images.trainer speaks.")
+    ] = 1
+    engine: Annotated[
+        Literal["VLLM", "Transformers"],
+        ReservedValues.of("VLLM"),
+        Field(description="Serving engine. Transformers: in the trainer image, for CPU and small models."),
+    ] = "Transformers"
+    store: Annotated[StoreReference | None, Field(description="Default store of runs with this profile.")] = (
+        None
+    )
+    single_node: Annotated[
+        bool, Field(description="All pods run on one node, so a ReadWriteOnce claim can be the store.")
+    ] = False
+    shared_memory: Annotated[Quantity | None, Field(description="Size of /dev/shm in train pods.")] = None
+    price_per_device_hour: Annotated[float | None, Field(ge=0, description="For status.cost.")] = None
+    currency: Annotated[str | None, Field(min_length=3, max_length=3, pattern="^[A-Z]{3}$")] = None
+    allowed_namespaces: Annotated[
+        tuple[Name, ...], Field(max_length=256, description="Who may use it; empty: every namespace.")
+    ] = ()
+    allow_custom_code: Annotated[
+        bool | None, Reserved(), Field(description="Allow the user's own training code.")
+    ] = None
+    allow_remote_code: Annotated[
+        bool | None, Reserved(), Field(description="Allow code shipped with a model.")
+    ] = None
+    max_concurrent_rollouts: Annotated[
+        int | None, Reserved(), Field(ge=1, le=1000, description="Endpoints that roll at once after an edit.")
+    ] = None
+
+
+class ComputeProfileStatus(Model):
+    """Observed state of a profile."""
+
+    observed_generation: int = -1
+    conditions: Conditions = ()
+
+
+class ComputeProfile(Resource):
+    """The platform team's menu entry."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (name_rule("ComputeProfile"),)
+
+    kind: str = "ComputeProfile"
+    spec: ComputeProfileSpec = ComputeProfileSpec()
+    status: ComputeProfileStatus = ComputeProfileStatus()
+
+    @property
+    def is_default(self) -> bool:
+        marks = (self.metadata.annotations, self.metadata.labels)
+        return any(mark.get(DEFAULT_PROFILE_LABEL) == "true" for mark in marks)

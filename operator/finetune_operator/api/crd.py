@@ -1,0 +1,177 @@
+"""CustomResourceDefinitions from the pydantic models.
+
+A CRD's schema is a structural subset of JSON Schema: references are inlined, `X | None` becomes X,
+unions are refused, and CEL rules come from each model's `rules`.
+"""
+
+from typing import Any, Final, cast
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from finetune_operator.api.kinds import Kind
+from finetune_operator.api.meta import GROUP, VERSION, Model, Reserved, ReservedValues
+
+Schema = dict[str, Any]
+
+KEPT: Final = frozenset(
+    {
+        "type", "description", "default", "enum", "format", "pattern", "minimum", "maximum", "required",
+        "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
+    }
+)  # fmt: skip
+LIMITS: Final = {"string": ("maxLength", 1024), "array": ("maxItems", 64)}
+"""Bounds for fields without their own; the API server refuses CEL over unbounded values for its cost."""
+
+
+class _WithRules(GenerateJsonSchema):
+    """Adds each model's CEL rules, and says in the description what this release does not act on."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        result = super().model_schema(schema)
+        model = schema["cls"]
+        if issubclass(model, Model):
+            if model.rules:
+                result["x-kubernetes-validations"] = [
+                    {"rule": r.rule, "message": r.message} for r in model.rules
+                ]
+            for name, field in model.model_fields.items():
+                note = reserved_note(field)
+                if note:
+                    node = result["properties"][field.alias or name]
+                    node["description"] = f"{note} {node.get('description', '')}".strip()
+        return result
+
+
+def reserved_note(field: FieldInfo) -> str:
+    """How the description of a field begins that this release does not act on; empty for others."""
+    for mark in field.metadata:
+        if isinstance(mark, Reserved):
+            return "Not implemented in this release: setting it stalls the object with reason NotImplemented."
+        if isinstance(mark, ReservedValues):
+            values = ", ".join(sorted(mark.values))
+            return f"Not implemented in this release and refused with reason NotImplemented: {values}."
+    return ""
+
+
+def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
+    """One node of pydantic's JSON Schema as a structural schema.
+
+    Raises:
+        TypeError: where the node cannot be expressed, such as a union of two types.
+    """
+    if "$ref" in node:
+        target = definitions[node["$ref"].rsplit("/", 1)[1]]
+        return structural({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
+    if "anyOf" in node:
+        arms = [arm for arm in node["anyOf"] if arm.get("type") != "null"]
+        if len(arms) != 1:
+            raise TypeError(f"a union cannot be expressed in a CRD: {node}")
+        return structural({**arms[0], **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
+    out = _scalar_keywords(node)
+    if "properties" in node:
+        out["properties"] = {k: structural(v, definitions) for k, v in node["properties"].items()}
+    elif isinstance(node.get("additionalProperties"), dict):
+        out["additionalProperties"] = structural(node["additionalProperties"], definitions)
+    if "items" in node:
+        out["items"] = structural(node["items"], definitions)
+    if "x-list-map-keys" in node:
+        out["x-kubernetes-list-type"] = "map"
+        out["x-kubernetes-list-map-keys"] = node["x-list-map-keys"]
+    if "x-kubernetes-validations" in node:
+        out["x-kubernetes-validations"] = node["x-kubernetes-validations"]
+    return out
+
+
+def _scalar_keywords(node: Schema) -> Schema:
+    out = {k: v for k, v in node.items() if k in KEPT and not (k == "default" and v is None)}
+    if "const" in node:
+        out["enum"] = [node["const"]]
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if exclusive in node:
+            out[bound], out[exclusive] = node[exclusive], True
+    if "type" not in out:
+        raise TypeError(f"a type is missing: {node}")
+    if out["type"] in LIMITS and "enum" not in out and out.get("format") != "date-time":
+        out.setdefault(*LIMITS[out["type"]])
+    return out
+
+
+def schema_of(model: type[BaseModel]) -> Schema:
+    """The structural schema of one model."""
+    raw = model.model_json_schema(by_alias=True, schema_generator=_WithRules)
+    return structural(raw, raw.get("$defs", {}))
+
+
+def build_crd(kind: Kind) -> Schema:
+    """The CustomResourceDefinition of one kind."""
+    spec_model, status_model = (
+        cast(type[Model], kind.model.model_fields[part].annotation) for part in ("spec", "status")
+    )
+    status = schema_of(status_model)
+    status["properties"].pop("observedGeneration")
+    status["properties"] = {
+        "observedGeneration": {"type": "integer", "format": "int64"},
+        **status["properties"],
+    }
+    for name, node in status["properties"].items():
+        if name != "observedGeneration":
+            node.pop("default", None)
+    status.pop("required", None)
+    status["default"] = {"observedGeneration": -1}
+    spec = schema_of(spec_model)
+    root: Schema = {
+        "type": "object",
+        "description": (kind.model.__doc__ or "").strip(),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": status,
+        },
+    }
+    if kind.model.rules:
+        root["x-kubernetes-validations"] = [{"rule": r.rule, "message": r.message} for r in kind.model.rules]
+    subresources: Schema = {"status": {}}
+    if kind.scale:
+        subresources["scale"] = {
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{kind.plural}.{GROUP}",
+            "annotations": {"helm.sh/resource-policy": "keep"},
+        },
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced" if kind.namespaced else "Cluster",
+            "names": {
+                "kind": kind.name,
+                "listKind": f"{kind.name}List",
+                "plural": kind.plural,
+                "singular": kind.name.lower(),
+                "shortNames": [kind.short_name],
+                "categories": ["finetune"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": subresources,
+                    "additionalPrinterColumns": [
+                        {"name": c.name, "type": c.type, "jsonPath": c.json_path} for c in kind.columns
+                    ],
+                    "schema": {"openAPIV3Schema": root},
+                }
+            ],
+        },
+    }

@@ -1,0 +1,90 @@
+"""DatasetVersion: the immutable, content-addressed record of prepared rows."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.meta import (
+    Conditions,
+    DeletionPolicy,
+    Digest,
+    Model,
+    Name,
+    ReservedValues,
+    Resource,
+    Rule,
+    ShortName,
+    Uri,
+    immutable_rules,
+)
+
+
+class SplitRecord(Model):
+    """One split of the version."""
+
+    name: Literal["train", "validation", "test"]
+    rows: Annotated[int, Field(ge=0)]
+    digest: Digest
+
+
+class DatasetStatistics(Model):
+    """Facts about the content, in rows and characters."""
+
+    source_rows: Annotated[int, Field(ge=0)] = 0
+    invalid_rows: Annotated[int, Field(ge=0)] = 0
+    duplicate_rows: Annotated[int, Field(ge=0)] = 0
+    prompt_characters_mean: Annotated[float, Field(ge=0)] = 0
+    prompt_characters_max: Annotated[int, Field(ge=0)] = 0
+    completion_characters_mean: Annotated[float, Field(ge=0)] = 0
+    completion_characters_max: Annotated[int, Field(ge=0)] = 0
+    distinct_completions: Annotated[int, Field(ge=0)] = 0
+
+
+class _DatasetVersionFields(Model):
+    dataset: Annotated[
+        ShortName, Field(description="The Dataset, or the FineTuneJob with inline data, it came from.")
+    ]
+    digest: Annotated[Digest, Field(description="SHA-256 of the version's manifest.")]
+    source_digest: Annotated[Digest, Field(description="SHA-256 of the source's bytes.")]
+    preparation_digest: Annotated[Digest, Field(description="SHA-256 of the preparation's settings.")]
+    format: Annotated[str, Field(max_length=32, description="The format that was detected or given.")]
+    rows: Annotated[int, Field(ge=0, description="Rows in all splits.")]
+    splits: Annotated[tuple[SplitRecord, ...], Field(max_length=3)]
+    statistics: DatasetStatistics = DatasetStatistics()
+    deletion_policy: Annotated[DeletionPolicy, ReservedValues.of("Delete")] = "Retain"
+
+
+class DatasetVersionSpec(_DatasetVersionFields):
+    """Content facts only; written by the operator."""
+
+    rules: ClassVar[tuple[Rule, ...]] = immutable_rules(
+        _DatasetVersionFields,
+        mutable=frozenset({"deletionPolicy"}),
+        advice="a DatasetVersion is a record of content: change the Dataset and a new version is made",
+    )
+
+
+class DatasetVersionStatus(Model):
+    """Where the content can be read."""
+
+    observed_generation: int = -1
+    locations: Annotated[tuple[Uri, ...], Field(max_length=5)] = ()
+    conditions: Conditions = ()
+
+
+class DatasetVersion(Resource):
+    """An immutable record of prepared rows."""
+
+    kind: str = "DatasetVersion"
+    spec: DatasetVersionSpec
+    status: DatasetVersionStatus = DatasetVersionStatus()
+
+
+__all__ = [
+    "DatasetStatistics",
+    "DatasetVersion",
+    "DatasetVersionSpec",
+    "DatasetVersionStatus",
+    "Name",
+    "SplitRecord",
+]

@@ -1,0 +1,419 @@
+"""FineTuneJob: one run, from rows to a promoted checkpoint. A run is a record."""
+
+from datetime import datetime
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.dataset import DataPreparation, StoreReference
+from finetune_operator.api.meta import (
+    Conditions,
+    DeletionPolicy,
+    Digest,
+    Message,
+    Model,
+    Name,
+    Reserved,
+    ReservedValues,
+    Resource,
+    Rule,
+    SecretReference,
+    ShortName,
+    Uri,
+    immutable_rules,
+    name_rule,
+)
+
+ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
+
+
+class BaseModelReference(Model):
+    """The model to start from."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.uri) != has(self.checkpoint)",
+            "baseModel needs exactly one of uri and checkpoint",
+        ),
+        Rule(
+            "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
+            " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
+            "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://,"
+            " for example pvc://models/gemma-3-270m",
+        ),
+    )
+
+    uri: Annotated[
+        Uri | None,
+        Field(
+            description="pvc://CLAIM/FOLDER in the same namespace: config.json, tokenizer and safetensors."
+            " The schemes hf, s3, gs and abfs are reserved and refused by this release."
+        ),
+    ] = None
+    revision: Annotated[
+        str | None,
+        Reserved(),
+        Field(
+            min_length=1, max_length=128, description="Revision at the hub; what it resolved to is recorded."
+        ),
+    ] = None
+    digest: Annotated[
+        Digest | None,
+        Field(description="Digest that the model's files must have; recorded in status.resolved."),
+    ] = None
+    checkpoint: Annotated[Name | None, Reserved(), Field(description="Continue from this Checkpoint.")] = None
+    credentials_secret_ref: Annotated[
+        SecretReference | None, Field(description="Secret with the model source's credentials.")
+    ] = None
+
+
+class DatasetReference(Model):
+    """A Dataset by name, and which of its versions."""
+
+    name: ShortName
+    version: Annotated[
+        Name | None,
+        Field(description="A DatasetVersion; absent: the newest at start, kept in status.resolved."),
+    ] = None
+
+
+class JobDataset(Model):
+    """The rows to train on."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.ref) != has(self.inline)", "dataset needs exactly one of ref and inline"),
+    )
+
+    ref: Annotated[DatasetReference | None, Field(description="A Dataset in the same namespace.")] = None
+    inline: Annotated[
+        DataPreparation | None, Field(description="A source of this run's own, as in a Dataset.")
+    ] = None
+
+
+class LoRA(Model):
+    """Low-rank adapter settings (Hu et al., 2021), named as in PEFT."""
+
+    r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
+    alpha: Annotated[
+        int, Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r.")
+    ] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
+    target_modules: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
+        Field(
+            max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
+        ),
+    ] = ()
+
+
+class Method(Model):
+    """How the weights are changed."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.lora) || self.type != 'Full'",
+            "method.lora has no meaning with type: Full; remove it or choose type: LoRA",
+        ),
+    )
+
+    type: Annotated[
+        Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"],
+        ReservedValues.of("QLoRA", "DPO", "KTO", "ORPO"),
+        Field(description="LoRA trains an adapter, Full all weights."),
+    ] = "LoRA"
+    lora: Annotated[LoRA | None, Field(description="Adapter settings; absent: the defaults.")] = None
+
+
+class Hyperparameters(Model):
+    """What is left out is chosen once by a documented rule and kept in status.resolved."""
+
+    epochs: Annotated[int | None, Field(ge=1, le=1000, description="Passes over the training rows.")] = None
+    learning_rate: Annotated[float | None, Field(gt=0, le=1, description="Peak learning rate.")] = None
+    per_device_batch_size: Annotated[
+        int | None, Field(ge=1, le=4096, description="Rows a device a step.")
+    ] = None
+    gradient_accumulation_steps: Annotated[
+        int | None, Field(ge=1, le=4096, description="Batches summed into one optimizer step.")
+    ] = None
+    max_sequence_length: Annotated[
+        int | None, Field(ge=16, le=1048576, description="Tokens a row; longer rows are cut.")
+    ] = None
+    seed: Annotated[int | None, Field(ge=0, le=2147483647, description="Seed of shuffling and dropout.")] = (
+        None
+    )
+
+
+class Compute(Model):
+    """What to run on."""
+
+    profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
+        None
+    )
+    devices: Annotated[int, Field(ge=1, le=64, description="Devices a node for the train stage.")] = 1
+    nodes: Annotated[
+        int, Field(ge=1, le=64, description="Pods that train together. More than 1 is reserved.")
+    ] = 1
+
+
+class Checkpoints(Model):
+    """When resume state is saved and how many checkpoints are kept."""
+
+    every_steps: Annotated[
+        int | None,
+        Field(ge=1, le=1000000, description="Save resume state every so many steps; absent: chosen."),
+    ] = None
+    keep: Annotated[
+        int | None, Reserved(), Field(ge=1, le=8, description="Intermediate checkpoints to keep.")
+    ] = None
+
+
+Metric = Literal["exact_match", "loss"]
+
+
+class Gate(Model):
+    """A bar that the tuned model must clear."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.min) || has(self.max) || has(self.minGain)", "a gate needs min, max or minGain"),
+        Rule(
+            "has(self.minGain) == has(self.over)", "minGain and over belong together, for example over: Base"
+        ),
+    )
+
+    metric: Annotated[
+        Metric, Field(description="exact_match (0 to 1, higher is better) or loss (lower is better).")
+    ]
+    min: Annotated[float | None, Field(description="The tuned model's value must be at least this.")] = None
+    max: Annotated[float | None, Field(description="The tuned model's value must be at most this.")] = None
+    min_gain: Annotated[
+        float | None,
+        Field(description="The tuned model must be better by at least this much (for loss: lower)."),
+    ] = None
+    over: Annotated[
+        Literal["Base", "Prompted", "Live"] | None,
+        ReservedValues.of("Prompted", "Live"),
+        Field(description="What minGain is measured against."),
+    ] = None
+    confidence: Annotated[
+        float | None, Reserved(), Field(gt=0.5, lt=1, description="Decide by the bound of this interval.")
+    ] = None
+
+
+class EvaluationSpec(Model):
+    """How the trained model is judged on the held-out split."""
+
+    profile: Annotated[Name | None, Field(description="ComputeProfile of the evaluate stage.")] = None
+    metrics: Annotated[
+        tuple[Metric, ...], Field(min_length=1, max_length=8, description="What to measure.")
+    ] = ("exact_match", "loss")
+    compare: Annotated[
+        tuple[Literal["Base", "Prompted", "Live"], ...],
+        ReservedValues.of("Prompted", "Live"),
+        Field(max_length=3, description="What the tuned model is set beside."),
+    ] = ("Base",)
+    gates: Annotated[tuple[Gate, ...], Field(max_length=16, description="All must pass.")] = ()
+
+
+class Promotion(Model):
+    """Whether a passing checkpoint becomes the model line's champion."""
+
+    mode: Annotated[
+        Literal["Automatic", "Manual"],
+        Field(description="Automatic: when all gates pass. Manual: when its Checkpoint is approved."),
+    ] = "Automatic"
+    without_evaluation: Annotated[
+        bool, Field(description="Promote automatically although there are no gates.")
+    ] = False
+
+
+class _FineTuneJobFields(Model):
+    model: Annotated[ShortName, Field(description="The model line that its checkpoints belong to.")]
+    base_model: BaseModelReference
+    dataset: JobDataset
+    method: Method = Method()
+    hyperparameters: Hyperparameters = Hyperparameters()
+    compute: Compute = Compute()
+    store: Annotated[StoreReference | None, Field(description="Default: the ComputeProfile's store.")] = None
+    checkpoints: Checkpoints = Checkpoints()
+    evaluation: Annotated[
+        EvaluationSpec | None,
+        Field(description="Absent: the checkpoint is neither judged nor promoted by itself."),
+    ] = None
+    promotion: Promotion = Promotion()
+    deletion_policy: Annotated[
+        DeletionPolicy, ReservedValues.of("Delete"), Field(description="Of the records it makes.")
+    ] = "Retain"
+    suspend: Annotated[bool, Field(description="MUTABLE. Stop and free the devices; resume continues.")] = (
+        False
+    )
+    children_ttl_seconds: Annotated[
+        int,
+        Field(
+            alias="childrenTTLSeconds",
+            ge=0,
+            le=31536000,
+            description="MUTABLE. Seconds after the end until finished Jobs and pods go; records stay.",
+        ),
+    ] = 86400
+
+
+class FineTuneJobSpec(_FineTuneJobFields):
+    """Desired state of a run; immutable except `suspend` and `childrenTTLSeconds`."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *immutable_rules(
+            _FineTuneJobFields, mutable=frozenset({"suspend", "childrenTTLSeconds"}), advice=ADVICE
+        ),
+        Rule(
+            "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",
+            "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
+        ),
+    )
+
+
+class ResolvedHyperparameters(Model):
+    """The hyperparameters a run really uses."""
+
+    epochs: int
+    learning_rate: float
+    per_device_batch_size: int
+    gradient_accumulation_steps: int
+    max_sequence_length: int
+    seed: int
+    total_steps: int
+    save_every_steps: int
+
+
+class Resolved(Model):
+    """What open choices became; chosen once, never again."""
+
+    base_model_digest: str | None = None
+    base_model_revision: str | None = None
+    dataset_version: str | None = None
+    dataset_digest: str | None = None
+    hyperparameters: ResolvedHyperparameters | None = None
+    profile: str | None = None
+    profile_generation: int | None = None
+    store: str | None = None
+    trainer_image: str | None = None
+
+
+StageName = Literal["prepare", "preflight", "train", "evaluate"]
+
+
+class ProgressStatus(Model):
+    """How far the running stage is."""
+
+    stage: StageName
+    step: int = 0
+    total_steps: int = 0
+    percent: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: int | None = None
+
+
+class StageStatus(Model):
+    """Times of one finished stage."""
+
+    name: StageName
+    queued_seconds: float = 0
+    seconds: float = 0
+    device_seconds: float = 0
+
+
+class StageUsage(Model):
+    """Time used by a stage that has not finished, over all its pods, also those of before a suspension."""
+
+    name: StageName
+    queued_seconds: float = 0
+    seconds: float = 0
+    device_seconds: float = 0
+    until: Annotated[datetime, Field(description="What came after this moment is not counted yet.")]
+
+
+class CheckpointSummary(Model):
+    """A checkpoint of this run."""
+
+    name: Name
+    step: int
+    digest: Digest
+    best: bool = False
+    final: bool = False
+
+
+class Score(Model):
+    """One metric of one subject on the held-out split."""
+
+    metric: Metric
+    subject: Literal["Tuned", "Base"]
+    value: float
+    rows: int
+
+
+class GateResult(Model):
+    """The verdict on one gate."""
+
+    metric: Metric
+    verdict: Literal["Passed", "Failed", "Undecided"]
+    message: Message
+
+
+class EvaluationStatus(Model):
+    """What evaluation found."""
+
+    checkpoint: Name
+    split: str = "test"
+    scores: Annotated[tuple[Score, ...], Field(max_length=16)] = ()
+    gates: Annotated[tuple[GateResult, ...], Field(max_length=16)] = ()
+    verdict: Literal["Passed", "Failed", "Undecided", "NoGates"]
+    champion: Annotated[
+        Name | None, Field(description="The line's champion when the verdict was reached.")
+    ] = None
+
+
+class Cost(Model):
+    """What the run has used."""
+
+    device_seconds: float = 0
+    amount: float | None = None
+    currency: str | None = None
+
+
+class JobDisplay(Model):
+    """Text for `kubectl get`; for eyes only, no code reads it."""
+
+    progress: str | None = None
+    loss: str | None = None
+    score: str | None = None
+    eta: str | None = None
+
+
+class FineTuneJobStatus(Model):
+    """Observed state of a run."""
+
+    observed_generation: int = -1
+    phase: Annotated[str, Field(max_length=32, description="For eyes only.")] = ""
+    resolved: Resolved = Resolved()
+    progress: ProgressStatus | None = None
+    stages: Annotated[tuple[StageStatus, ...], Field(max_length=8)] = ()
+    usage: StageUsage | None = None
+    checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=10)] = ()
+    problems: Annotated[
+        tuple[Message, ...], Field(max_length=10, description="Rows that inline data failed on.")
+    ] = ()
+    evaluation: EvaluationStatus | None = None
+    cost: Cost | None = None
+    display: JobDisplay | None = None
+    conditions: Conditions = ()
+
+
+class FineTuneJob(Resource):
+    """One run: data checked, model trained, judged, and promoted if it clears the bar."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (name_rule("FineTuneJob"),)
+
+    kind: str = "FineTuneJob"
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()

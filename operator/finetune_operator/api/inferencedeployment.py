@@ -1,0 +1,171 @@
+"""InferenceDeployment: a long-lived endpoint that follows model lines or pins checkpoints."""
+
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.finetunejob import Metric
+from finetune_operator.api.meta import (
+    Conditions,
+    Digest,
+    Message,
+    Model,
+    Name,
+    Reserved,
+    Resource,
+    Rule,
+    SecretReference,
+    ShortName,
+    Uri,
+    name_rule,
+)
+
+
+class ServedBaseModel(Model):
+    """The base model that every served adapter must have been trained from."""
+
+    uri: Annotated[Uri, Field(description="The uri of the FineTuneJob's baseModel.")]
+    revision: Annotated[str | None, Reserved(), Field(max_length=128, description="Revision at the hub.")] = (
+        None
+    )
+    digest: Annotated[
+        Digest | None, Field(description="Absent: that of the first checkpoint served, kept in status.")
+    ] = None
+
+
+class MinScore(Model):
+    """A score that a checkpoint must have before this endpoint takes it."""
+
+    metric: Metric
+    min: float
+
+
+class Follow(Model):
+    """Serve the champion of a model line."""
+
+    model: ShortName
+    require_approval: Annotated[
+        bool, Field(description="Take only checkpoints whose spec.approval.state is Approved.")
+    ] = False
+    min_scores: Annotated[
+        tuple[MinScore, ...], Field(max_length=8, description="Take only checkpoints this good.")
+    ] = ()
+
+
+class Pin(Model):
+    """Serve exactly this."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.checkpoint) != has(self.uri)", "pin needs exactly one of checkpoint and uri"),
+        Rule("has(self.uri) == has(self.digest)", "pin.uri and pin.digest belong together"),
+    )
+
+    checkpoint: Annotated[Name | None, Field(description="A Checkpoint in the same namespace.")] = None
+    uri: Annotated[Uri | None, Reserved(), Field(description="Weights in a store.")] = None
+    digest: Annotated[Digest | None, Reserved(), Field(description="Digest that they must have.")] = None
+    credentials_secret_ref: Annotated[
+        SecretReference | None, Reserved(), Field(description="Their credentials.")
+    ] = None
+
+
+class ServedModel(Model):
+    """One model name of the endpoint."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.follow) != has(self.pin)", "a model needs exactly one of follow and pin"),
+        Rule("self.name != 'base'", "the name base is taken by the base model itself: choose another"),
+    )
+
+    name: Annotated[ShortName, Field(description="Model name in the OpenAI API.")]
+    follow: Annotated[Follow | None, Field(description="Follow a model line's champion.")] = None
+    pin: Annotated[Pin | None, Field(description="Serve one checkpoint for good.")] = None
+
+
+class ServingCompute(Model):
+    """What to serve on."""
+
+    profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
+        None
+    )
+    devices: Annotated[int, Field(ge=1, le=64, description="Devices a replica.")] = 1
+
+
+class Strategy(Model):
+    """How a new revision replaces the old one."""
+
+    type: Annotated[
+        Literal["RollingUpdate"], Field(description="The new revision is ready before the old one goes.")
+    ] = "RollingUpdate"
+    progress_deadline_seconds: Annotated[
+        int, Field(ge=10, le=86400, description="A revision not ready by then is rolled back.")
+    ] = 600
+
+
+class InferenceDeploymentSpec(Model):
+    """Desired state of an endpoint."""
+
+    base_model: ServedBaseModel
+    models: Annotated[
+        tuple[ServedModel, ...],
+        Field(min_length=1, max_length=32, json_schema_extra={"x-list-map-keys": ["name"]}),
+    ]
+    compute: ServingCompute = ServingCompute()
+    replicas: Annotated[
+        int, Field(ge=0, le=1000, description="Replicas; a HorizontalPodAutoscaler may set it.")
+    ] = 1
+    strategy: Strategy = Strategy()
+
+
+class RevisionStatus(Model):
+    """One Deployment of this endpoint."""
+
+    name: Name
+    state: Literal["RollingOut", "Live", "Retired", "Failed"]
+    reason: Annotated[str, Field(max_length=64)] = ""
+    message: Message = ""
+    since: datetime | None = None
+
+
+class ServedModelStatus(Model):
+    """What one model name serves now."""
+
+    name: ShortName
+    checkpoint: Name | None = None
+    digest: Digest | None = None
+    since: datetime | None = None
+
+
+class EndpointDisplay(Model):
+    """Text for `kubectl get`; for eyes only."""
+
+    models: str | None = None
+    ready: str | None = None
+
+
+class InferenceDeploymentStatus(Model):
+    """Observed state of an endpoint."""
+
+    observed_generation: int = -1
+    base_model_digest: str | None = None
+    revision: Annotated[str, Field(max_length=63, description="The revision that the Service points at.")] = (
+        ""
+    )
+    revisions: Annotated[tuple[RevisionStatus, ...], Field(max_length=10)] = ()
+    models: Annotated[tuple[ServedModelStatus, ...], Field(max_length=32)] = ()
+    replicas: int = 0
+    ready_replicas: int = 0
+    selector: Annotated[str, Field(max_length=512)] = ""
+    url: Annotated[str, Field(max_length=512)] = ""
+    display: EndpointDisplay | None = None
+    conditions: Conditions = ()
+
+
+class InferenceDeployment(Resource):
+    """An OpenAI-compatible endpoint that serves a base model and its fine-tuned models."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (name_rule("InferenceDeployment"),)
+
+    kind: str = "InferenceDeployment"
+    spec: InferenceDeploymentSpec
+    status: InferenceDeploymentStatus = InferenceDeploymentStatus()

@@ -1,0 +1,117 @@
+"""The six kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.meta import Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `kubectl get`."""
+
+    name: str
+    json_path: str
+    type: str = "string"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One custom resource definition."""
+
+    model: type[Resource]
+    plural: str
+    short_name: str
+    columns: tuple[Column, ...]
+    namespaced: bool = True
+    scale: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.model.__name__
+
+
+AGE: Final = Column("Age", ".metadata.creationTimestamp", "date")
+
+KINDS: Final[tuple[Kind, ...]] = (
+    Kind(
+        FineTuneJob,
+        "finetunejobs",
+        "ftj",
+        (
+            Column("Phase", ".status.phase"),
+            Column("Progress", ".status.display.progress"),
+            Column("Loss", ".status.display.loss"),
+            Column("Score", ".status.display.score"),
+            Column("ETA", ".status.display.eta"),
+            AGE,
+        ),
+    ),
+    Kind(
+        Dataset,
+        "datasets",
+        "ds",
+        (
+            Column("Latest", ".status.latestVersion"),
+            Column("Rows", ".status.rows", "integer"),
+            Column("Problems", ".status.problemCount", "integer"),
+            AGE,
+        ),
+    ),
+    Kind(
+        DatasetVersion,
+        "datasetversions",
+        "dsv",
+        (
+            Column("Dataset", ".spec.dataset"),
+            Column("Rows", ".spec.rows", "integer"),
+            Column("Digest", ".spec.digest"),
+            AGE,
+        ),
+    ),
+    Kind(
+        Checkpoint,
+        "checkpoints",
+        "ckpt",
+        (
+            Column("Model", ".spec.model"),
+            Column("Step", ".spec.step", "integer"),
+            Column("Score", ".status.display.score"),
+            Column("Promoted", '.status.conditions[?(@.type=="Promoted")].status'),
+            Column("In-Use", ".status.display.inUse"),
+            AGE,
+        ),
+    ),
+    Kind(
+        InferenceDeployment,
+        "inferencedeployments",
+        "infd",
+        (
+            Column("Models", ".status.display.models"),
+            Column("Ready", ".status.display.ready"),
+            Column("Revision", ".status.revision"),
+            Column("URL", ".status.url"),
+            AGE,
+        ),
+        scale=True,
+    ),
+    Kind(
+        ComputeProfile,
+        "computeprofiles",
+        "cprof",
+        (
+            Column("Device", ".spec.devices.resource"),
+            Column("Max", ".spec.devices.max", "integer"),
+            Column("Engine", ".spec.engine"),
+            AGE,
+        ),
+        namespaced=False,
+    ),
+)
+KINDS_BY_NAME: Final = {kind.name: kind for kind in KINDS}
