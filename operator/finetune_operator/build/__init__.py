@@ -1,0 +1,1 @@
+"""Pure: `build_<thing>(...) -> dict`, one file a family of manifests."""

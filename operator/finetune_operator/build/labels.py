@@ -1,0 +1,70 @@
+"""Labels, annotations and deterministic names of everything the operator creates."""
+
+import hashlib
+from typing import Final
+
+from finetune_operator.api.meta import GROUP, Resource
+from finetune_trainer.contract import Stage
+
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+OPERATOR: Final = "finetune-operator"
+SELECTOR: Final = f"{MANAGED_BY}={OPERATOR}"
+"""Selects every child; the informers watch nothing else."""
+
+OWNER_KIND: Final = f"{GROUP}/owner-kind"
+OWNER_NAME: Final = f"{GROUP}/owner-name"
+RUN: Final = f"{GROUP}/run"
+"""uid of the FineTuneJob or Dataset a pod or record belongs to."""
+STAGE: Final = f"{GROUP}/stage"
+MODEL: Final = f"{GROUP}/model"
+DATASET: Final = f"{GROUP}/dataset"
+REVISION: Final = f"{GROUP}/revision"
+PROFILE: Final = f"{GROUP}/profile"
+DEVICES: Final = f"{GROUP}/devices"
+"""Devices that a stage's pod was given; device time is counted from it, not from a profile edited since."""
+STORE: Final = f"{GROUP}/store"
+"""Annotation of a DatasetVersion: the store that it was first written to."""
+
+RUNNER: Final = "finetune-runner"
+"""Service account of all pods in the users' namespaces."""
+
+
+def short_hash(*parts: str, length: int = 5) -> str:
+    """Hexadecimal digits that tell equal inputs from different ones; for names, not for integrity."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:length]
+
+
+def child_labels(owner: Resource, **more: str) -> dict[str, str]:
+    """Labels that lead from a child back to its owner; `more` are full label keys with their values."""
+    return {
+        MANAGED_BY: OPERATOR,
+        OWNER_KIND: owner.kind,
+        OWNER_NAME: owner.name,
+        RUN: owner.uid,
+        **more,
+    }
+
+
+def stage_job_name(owner: Resource, stage: Stage | str, *distinguish: str) -> str:
+    """`<owner>-<stage>-<5 hex>`: the same for the same object and stage, other for a re-created object."""
+    return f"{owner.name}-{stage}-{short_hash(owner.uid, stage, *distinguish)}"
+
+
+def dataset_version_name(dataset: str, digest: str) -> str:
+    """`<dataset>-<12 hex>`."""
+    return f"{dataset}-{digest.removeprefix('sha256:')[:12]}"
+
+
+def inline_version_name(job: str, digest: str) -> str:
+    """`<job>-data-<12 hex>`."""
+    return f"{job}-data-{digest.removeprefix('sha256:')[:12]}"
+
+
+def checkpoint_name(job: str, uid: str, step: int, digest: str) -> str:
+    """`<job>-<uid5>-<step>-<8 hex>`."""
+    return f"{job}-{uid[:5]}-{step}-{digest.removeprefix('sha256:')[:8]}"
+
+
+def revision_name(endpoint: str, *inputs: str) -> str:
+    """`<endpoint>-<8 hex>`: named by what a user of the endpoint can tell apart."""
+    return f"{endpoint}-{short_hash(*inputs, length=8)}"

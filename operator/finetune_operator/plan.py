@@ -1,0 +1,68 @@
+"""What a reconciler wants done: the vocabulary between the pure core and the engine."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Manifest = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+
+class Key(NamedTuple):
+    """One object of one of our kinds; the namespace is empty for cluster-scoped kinds."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """POST, never apply: applying would take over a foreign object or resurrect a deleted one.
+
+    When the name exists already, `same` says what makes the existing object ours: its controller's uid,
+    its `spec.digest`, or anything. An object that is not ours is a name conflict.
+    """
+
+    manifest: Manifest
+    same: Literal["Controller", "Digest", "Any"] = "Controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply. Carry `metadata.uid` in the manifest once the object exists."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete exactly the object that was seen; its uid and resourceVersion are sent as preconditions."""
+
+    manifest: Manifest
+    propagation: Literal["Foreground", "Background"] = "Foreground"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A Kubernetes event on the reconciled object."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What should be done now, in this order: create, apply, delete, status, events.
+
+    Carrying it out twice is harmless. `status` is the whole new status, or None to leave it;
+    it is written at most once a pass and not at all when nothing changed.
+    """
+
+    create: tuple[Create, ...] = ()
+    apply: tuple[Apply, ...] = ()
+    delete: tuple[Delete, ...] = ()
+    status: Manifest | None = None
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until another look is due although nothing may change."""

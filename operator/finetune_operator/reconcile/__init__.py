@@ -1,0 +1,1 @@
+"""Pure: one file a kind, `(resource, world) -> Plan`."""

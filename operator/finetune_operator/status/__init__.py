@@ -1,0 +1,1 @@
+"""Pure: conditions, reasons, phases, progress."""

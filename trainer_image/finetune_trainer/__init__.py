@@ -1,0 +1,1 @@
+"""The code inside the pods: prepare data, check the model, train, evaluate, serve."""

@@ -1,0 +1,456 @@
+"""The contract between operator and trainer; the one module that both sides import.
+
+In: one JSON config in the environment variable `FINETUNE_CONFIG`; fields at their default are left out.
+Out: `result.json` in the run's folder of the store, written last, and the same in the termination message.
+On the way: reports POSTed to the operator; the chain completes without them.
+
+Nothing here imports torch, and nothing ever may.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic.alias_generators import to_camel
+
+CONTRACT_VERSION: Final = 1
+
+CONFIG_ENV: Final = "FINETUNE_CONFIG"
+CONFIG_LIMIT: Final = 64 * 1024
+"""Largest config in bytes; one environment variable takes at most 131,071."""
+
+TERMINATION_MESSAGE_PATH: Final = "/dev/termination-log"
+TERMINATION_MESSAGE_LIMIT: Final = 3500
+"""Largest result in bytes; the kubelet keeps 4,096 of all containers' messages together."""
+
+STORE_MOUNT: Final = "/mnt/store"
+SOURCE_MOUNT: Final = "/mnt/source"
+BASE_MODEL_MOUNT: Final = "/mnt/base-model"
+MODELS_MOUNT: Final = "/mnt/models"
+"""Where a serving pod's init container puts what it fetched, and the server reads it."""
+SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
+
+REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"  # noqa: S105 - a path, not a token
+REPORT_AUDIENCE: Final = "finetune-report"
+REPORT_PATH: Final = "/v1/reports"
+
+SERVE_PORT: Final = 8000
+METRICS_PORT: Final = 9090
+"""Prometheus port of a training pod."""
+
+
+class Contract(BaseModel):
+    """Base of all messages: frozen, camelCase on the wire, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+    def to_json(self) -> str:
+        """The wire form, without fields at their default."""
+        return self.model_dump_json(by_alias=True, exclude_defaults=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The wire form as JSON types, without fields at their default."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+class ExitCode(IntEnum):
+    """How a trainer process ends; the Jobs' podFailurePolicy is built from these."""
+
+    OK = 0
+    INTERNAL = 1
+    """Unforeseen; counts as a failed attempt."""
+    BAD_CONFIG = 10
+    """Config, model or method cannot work; trying again is useless."""
+    BAD_DATA = 11
+    """The rows are at fault; trying again is useless."""
+    STORE_UNAVAILABLE = 12
+    """The store could not be read or written; counts, and is tried again."""
+    PREEMPTED_SAVED = 20
+    """SIGTERM arrived and the state is saved; never counts as a failure."""
+    PEER_LOST = 21
+    """Another pod of this run went away; never counts as a failure."""
+
+
+class FailureReason(StrEnum):
+    """Reasons a stage may fail with; they become the reason of the Stalled condition."""
+
+    INVALID_CONFIG = "InvalidConfig"
+    CONTRACT_MISMATCH = "ContractMismatch"
+    SOURCE_NOT_FOUND = "SourceNotFound"
+    INVALID_DATA = "InvalidData"
+    NO_TRAINING_ROWS = "NoTrainingRows"
+    BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
+    BASE_MODEL_INVALID = "BaseModelInvalid"
+    BASE_MODEL_DIGEST_MISMATCH = "BaseModelDigestMismatch"
+    SEQUENCE_TOO_LONG = "SequenceTooLong"
+    ARTIFACT_NOT_FOUND = "ArtifactNotFound"
+    ARTIFACT_CORRUPT = "ArtifactCorrupt"
+    FINGERPRINT_MISMATCH = "FingerprintMismatch"
+    STORE_UNAVAILABLE = "StoreUnavailable"
+    LOSS_NOT_FINITE = "LossNotFinite"
+    RESTARTED_WITHOUT_PROGRESS = "RestartedWithoutProgress"
+    INTERNAL = "Internal"
+
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Stage = Literal["prepare", "preflight", "train", "evaluate"]
+MethodType = Literal["LoRA", "Full"]
+CheckpointType = Literal["Adapter", "Full"]
+Metric = Literal["exact_match", "loss"]
+Subject = Literal["Tuned", "Base"]
+
+
+class Owner(Contract):
+    """The custom resource a pod works for."""
+
+    kind: Literal["FineTuneJob", "Dataset", "InferenceDeployment"]
+    namespace: str
+    name: str
+    uid: str
+
+
+class ReportTarget(Contract):
+    """Where progress goes; the token is read from `REPORT_TOKEN_PATH` for every request."""
+
+    url: str
+    ca_pem: str
+
+
+class StoreConfig(Contract):
+    """The store: its uri for records, and where it is mounted.
+
+    Layout: `datasets/<digest>/`, `models/<digest>/`, `checkpoints/<digest>/`, `runs/<uid>/<stage>/`,
+    with the digest's 64 hexadecimal digits as the folder's name.
+    """
+
+    uri: str
+    path: str = STORE_MOUNT
+
+
+class Columns(Contract):
+    """Which column or JSON field holds what."""
+
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+
+
+class Split(Contract):
+    """Fractions of rows, and what the division hangs on."""
+
+    validation: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    group_by: str | None = None
+
+
+class LoRA(Contract):
+    """Adapter settings, named as in PEFT."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ()
+
+
+class Method(Contract):
+    """How the weights are changed."""
+
+    type: MethodType = "LoRA"
+    lora: LoRA = LoRA()
+
+
+class RequestedHyperparameters(Contract):
+    """What the user gave; the rest is chosen in preflight."""
+
+    epochs: int | None = None
+    learning_rate: float | None = None
+    per_device_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    max_sequence_length: int | None = None
+    seed: int | None = None
+    save_every_steps: int | None = None
+
+
+class Hyperparameters(Contract):
+    """What the run uses; all of it is recorded."""
+
+    epochs: int
+    learning_rate: float
+    per_device_batch_size: int
+    gradient_accumulation_steps: int
+    max_sequence_length: int
+    seed: int
+    total_steps: int
+    save_every_steps: int
+
+
+class ArtifactRef(Contract):
+    """A complete folder in the store."""
+
+    kind: Literal["datasets", "models", "checkpoints"]
+    digest: Digest
+
+
+class StageConfig(Contract):
+    """What every stage gets."""
+
+    contract: int = CONTRACT_VERSION
+    owner: Owner
+    run: str
+    """Folder under `runs/`: a FineTuneJob's uid, or a Dataset's uid and generation."""
+    store: StoreConfig
+    report: ReportTarget | None = None
+
+
+class PrepareConfig(StageConfig):
+    """Rows in, a dataset folder out."""
+
+    stage: Literal["prepare"] = "prepare"
+    source_uri: str
+    source_path: str
+    """File, or folder of files, under `SOURCE_MOUNT`."""
+    format: Literal["PromptCompletion", "ChatMessages", "CSV"] | None = None
+    columns: Columns = Columns()
+    split: Split = Split()
+    on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
+    max_invalid_fraction: float | None = None
+
+
+class PreflightConfig(StageConfig):
+    """Check the base model against the data before a device is asked for."""
+
+    stage: Literal["preflight"] = "preflight"
+    base_model_uri: str
+    base_model_path: str
+    """Folder under `BASE_MODEL_MOUNT`."""
+    base_model_digest: Digest | None = None
+    dataset: Digest
+    method: Method = Method()
+    hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
+    devices: int = 1
+
+
+class TrainConfig(StageConfig):
+    """Train, save, publish."""
+
+    stage: Literal["train"] = "train"
+    base_model: Digest
+    dataset: Digest
+    method: Method = Method()
+    hyperparameters: Hyperparameters
+
+
+class EvaluateConfig(StageConfig):
+    """Judge one checkpoint beside its base model on one split."""
+
+    stage: Literal["evaluate"] = "evaluate"
+    base_model: Digest
+    dataset: Digest
+    checkpoint: Digest
+    checkpoint_type: CheckpointType = "Adapter"
+    split: Literal["test"] = "test"
+    metrics: tuple[Metric, ...] = ("exact_match", "loss")
+    subjects: tuple[Subject, ...] = ("Tuned", "Base")
+    max_sequence_length: int = 2048
+    max_new_tokens: int = 256
+    batch_size: int = 8
+    seed: int = 0
+
+
+class CollectConfig(StageConfig):
+    """Read the result of a stage whose pod is gone."""
+
+    stage: Literal["collect"] = "collect"
+    of: Stage
+
+
+class FetchItem(Contract):
+    """One folder to copy for serving."""
+
+    artifact: ArtifactRef
+    folder: str
+    """Folder name under `MODELS_MOUNT`."""
+
+
+class FetchConfig(Contract):
+    """Copy and verify what a serving pod needs; every file's digest is checked."""
+
+    contract: int = CONTRACT_VERSION
+    stage: Literal["fetch"] = "fetch"
+    owner: Owner
+    store: StoreConfig
+    items: tuple[FetchItem, ...]
+    destination: str = MODELS_MOUNT
+
+
+class ServedModel(Contract):
+    """A model name of the endpoint."""
+
+    name: str
+    folder: str
+    """Folder name under `MODELS_MOUNT`."""
+    type: CheckpointType = "Adapter"
+
+
+class ServeConfig(Contract):
+    """The Transformers engine."""
+
+    contract: int = CONTRACT_VERSION
+    stage: Literal["serve"] = "serve"
+    owner: Owner
+    base_folder: str
+    """Folder name of the base model under `MODELS_MOUNT`; served under the name `base`."""
+    models: tuple[ServedModel, ...] = ()
+    models_path: str = MODELS_MOUNT
+    port: int = SERVE_PORT
+    max_batch_size: int = 8
+    max_queue: int = 64
+    max_model_length: int = 4096
+    drain_seconds: float = 10
+    """How long after the preStop hook the pod still takes requests that were routed to it."""
+
+
+AnyConfig = Annotated[
+    PrepareConfig
+    | PreflightConfig
+    | TrainConfig
+    | EvaluateConfig
+    | CollectConfig
+    | FetchConfig
+    | ServeConfig,
+    Field(discriminator="stage"),
+]
+CONFIG_ADAPTER: Final[TypeAdapter[AnyConfig]] = TypeAdapter(AnyConfig)
+
+
+class SplitRecord(Contract):
+    """One split of a dataset; its digest is that of its file."""
+
+    name: Literal["train", "validation", "test"]
+    rows: int
+    digest: Digest
+
+
+class DataStatistics(Contract):
+    """Facts about the rows, in rows and characters."""
+
+    source_rows: int = 0
+    invalid_rows: int = 0
+    duplicate_rows: int = 0
+    prompt_characters_mean: float = 0
+    prompt_characters_max: int = 0
+    completion_characters_mean: float = 0
+    completion_characters_max: int = 0
+    distinct_completions: int = 0
+
+
+class PrepareResult(Contract):
+    """What prepare found; `problems` is bounded, the store has all of them in `problems.jsonl`."""
+
+    dataset: Digest | None = None
+    source: Digest | None = None
+    preparation: Digest | None = None
+    format: str | None = None
+    splits: tuple[SplitRecord, ...] = ()
+    statistics: DataStatistics = DataStatistics()
+    problem_count: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class PreflightResult(Contract):
+    """What preflight decided."""
+
+    base_model: Digest
+    hyperparameters: Hyperparameters
+    chat_template: str
+    """`model`, or the name of the template that the trainer supplied."""
+    train_rows: int = 0
+    train_tokens: int = 0
+    longest_row_tokens: int = 0
+    truncated_rows: int = 0
+
+
+class CheckpointResult(Contract):
+    """A published checkpoint; losses in nats a token."""
+
+    digest: Digest
+    type: CheckpointType
+    step: int
+    epoch: float
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    best: bool = False
+    final: bool = False
+
+
+class TrainResult(Contract):
+    """What training made."""
+
+    steps: int
+    train_loss: float | None = None
+    tokens: int = 0
+    restarts: int = 0
+    checkpoints: tuple[CheckpointResult, ...]
+
+
+class Score(Contract):
+    """One metric of one subject."""
+
+    metric: Metric
+    subject: Subject
+    value: float
+    rows: int
+
+
+class EvaluateResult(Contract):
+    """What evaluation measured; gates are the operator's business."""
+
+    checkpoint: Digest
+    split: str
+    scores: tuple[Score, ...]
+
+
+class StageResult(Contract):
+    """The one result of a stage: in the store, and as the pod's termination message."""
+
+    contract: int = CONTRACT_VERSION
+    stage: Stage
+    run: str
+    outcome: Literal["Succeeded", "Failed"]
+    reason: str = ""
+    message: str = ""
+    prepare: PrepareResult | None = None
+    preflight: PreflightResult | None = None
+    train: TrainResult | None = None
+    evaluate: EvaluateResult | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The result in a termination message, or None where the text is something else."""
+        try:
+            return cls.model_validate_json(text)
+        except ValueError:
+            return None
+
+
+class Progress(Contract):
+    """How far a stage is; loss in nats a token."""
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+
+
+class Report(Contract):
+    """One message to the report endpoint; the newest sequence number wins."""
+
+    contract: int = CONTRACT_VERSION
+    owner: Owner
+    stage: Stage
+    sequence: int
+    progress: Progress

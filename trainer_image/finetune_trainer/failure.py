@@ -1,0 +1,27 @@
+"""How a stage ends early: a failure that says what to fix, or a preemption whose state is saved."""
+
+from finetune_trainer.contract import ExitCode, FailureReason, PrepareResult
+
+
+class StageFailure(Exception):
+    """Ends the stage with a reason for the operator and a message for the user.
+
+    `exit_code` decides whether trying again can help: BAD_CONFIG and BAD_DATA fail the Job at once.
+    """
+
+    def __init__(
+        self,
+        reason: FailureReason,
+        message: str,
+        exit_code: ExitCode = ExitCode.BAD_CONFIG,
+        prepare: PrepareResult | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.exit_code = exit_code
+        self.prepare = prepare
+
+
+class Preempted(Exception):
+    """SIGTERM arrived and everything needed to go on is in the store."""
