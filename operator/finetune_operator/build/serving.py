@@ -1,0 +1,285 @@
+"""Manifests of an endpoint: a Deployment a revision, and the Service in front of them."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile, PodResources
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.build.jobs import owner_reference
+from finetune_operator.build.labels import PROFILE, REVISION, RUN, RUNNER, child_labels, revision_name
+from finetune_operator.build.locations import parse_location
+from finetune_operator.build.pods import CPU, USER
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    MODELS_MOUNT,
+    SCRATCH_MOUNT,
+    SERVE_PORT,
+    STORE_MOUNT,
+    TERMINATION_MESSAGE_PATH,
+    ArtifactRef,
+    FetchConfig,
+    FetchItem,
+    Owner,
+    ServeConfig,
+    ServedModel,
+    StoreConfig,
+)
+
+ENGINE_CONTAINER: Final = "engine"
+FETCH_CONTAINER: Final = "fetch"
+SERVICE_PORT: Final = 80
+DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
+
+DRAIN_SECONDS: Final = 10
+"""How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
+
+FINISH_SECONDS: Final = 110
+"""How long requests in flight may take after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What one Deployment serves, and on what."""
+
+    name: str
+    base_digest: str
+    models: tuple[tuple[str, Checkpoint], ...]
+    profile: ComputeProfile
+    store: str
+    """uri of the store that holds the models."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the one model holds all weights and so takes the base model's place."""
+        return any(checkpoint.spec.type == "Full" for _, checkpoint in self.models)
+
+
+def build_revision(
+    endpoint: InferenceDeployment,
+    base_digest: str,
+    models: tuple[tuple[str, Checkpoint], ...],
+    profile: ComputeProfile,
+    store: str,
+) -> Revision:
+    """The revision for these models, named by what a user of the endpoint chose.
+
+    The operator's default image is not part of the name, so that its upgrade restarts no endpoint.
+    """
+    spec = profile.spec
+    placement = spec.model_dump(
+        mode="json", include={"devices", "node_selector", "tolerations", "runtime_class_name", "engine"}
+    )
+    inputs: dict[str, Any] = {
+        "base": base_digest,
+        "models": [(name, checkpoint.spec.digest, checkpoint.spec.type) for name, checkpoint in models],
+        "image": spec.images.trainer,
+        "devices": endpoint.spec.compute.devices,
+        "resources": spec.resources.serve.to_dict() if spec.resources.serve else None,
+        "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
+        "placement": placement,
+    }
+    name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
+    return Revision(name, base_digest, models, profile, store)
+
+
+def endpoint_url(endpoint: InferenceDeployment) -> str:
+    """The base URL for an OpenAI client in the cluster."""
+    return f"http://{endpoint.name}.{endpoint.namespace}.svc/v1"
+
+
+def build_service(endpoint: InferenceDeployment, revision: str, uid: str | None = None) -> Manifest:
+    """The Service, pointing at one revision; `uid` is that of the existing Service when it is to be moved."""
+    metadata: Manifest = {
+        "name": endpoint.name,
+        "namespace": endpoint.namespace,
+        "labels": child_labels(endpoint),
+        "ownerReferences": [owner_reference(endpoint)],
+    }
+    if uid is not None:
+        metadata["uid"] = uid
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {
+            "selector": {RUN: endpoint.uid, REVISION: revision},
+            "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": SERVE_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def build_replicas(deployment: Manifest, replicas: int) -> Manifest:
+    """The part of an existing Deployment that scaling changes."""
+    metadata = deployment["metadata"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {key: metadata[key] for key in ("name", "namespace", "uid")},
+        "spec": {"replicas": replicas},
+    }
+
+
+def build_deployment(
+    endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str
+) -> Manifest:
+    """The Deployment of one revision: an init container fetches and verifies the models, the engine serves.
+
+    `image` is the operator's default, which the profile may replace.
+    """
+    labels = child_labels(endpoint, **{REVISION: revision.name, PROFILE: revision.profile.name})
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": revision.name,
+            "namespace": endpoint.namespace,
+            "labels": labels,
+            "ownerReferences": [owner_reference(endpoint)],
+        },
+        "spec": {
+            "replicas": endpoint.spec.replicas,
+            "progressDeadlineSeconds": endpoint.spec.strategy.progress_deadline_seconds,
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": _pod(endpoint, revision, image, image_pull_policy),
+            },
+        },
+    }
+
+
+def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
+    spec = revision.profile.spec
+    store = parse_location(revision.store)
+    owner = Owner(
+        kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
+    )
+    fetch = FetchConfig(
+        owner=owner,
+        store=StoreConfig(uri=revision.store, path=store.under(STORE_MOUNT)),
+        items=_items(revision),
+    )
+    serve = ServeConfig(
+        owner=owner,
+        base_folder=_base_folder(revision),
+        models=tuple(
+            ServedModel(name=name, folder=name, type=checkpoint.spec.type)
+            for name, checkpoint in revision.models
+        ),
+        drain_seconds=DRAIN_SECONDS,
+    )
+    common = {
+        "image": spec.images.trainer or image,
+        "imagePullPolicy": image_pull_policy,
+        "terminationMessagePath": TERMINATION_MESSAGE_PATH,
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    models, scratch = (
+        {"name": "models", "mountPath": MODELS_MOUNT},
+        {"name": "scratch", "mountPath": SCRATCH_MOUNT},
+    )
+    resources = _resources(endpoint, revision.profile)
+    pod: Manifest = {
+        "serviceAccountName": RUNNER,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": DRAIN_SECONDS + FINISH_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [
+            {
+                "name": FETCH_CONTAINER,
+                **common,
+                "env": _environment(fetch.to_json()),
+                "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
+                "volumeMounts": [
+                    {"name": "store", "mountPath": STORE_MOUNT, "readOnly": True},
+                    models,
+                    scratch,
+                ],
+            }
+        ],
+        "containers": [
+            {
+                "name": ENGINE_CONTAINER,
+                **common,
+                "env": _environment(serve.to_json()),
+                "ports": [{"name": "http", "containerPort": SERVE_PORT}],
+                "resources": resources,
+                "readinessProbe": {
+                    "httpGet": {"path": "/health", "port": SERVE_PORT},
+                    "periodSeconds": 2,
+                    "timeoutSeconds": 5,
+                },
+                "lifecycle": {"preStop": {"httpGet": {"path": "/drain", "port": SERVE_PORT}}},
+                "volumeMounts": [{**models, "readOnly": True}, scratch],
+            }
+        ],
+        "volumes": [
+            {"name": "store", "persistentVolumeClaim": {"claimName": store.name, "readOnly": True}},
+            {"name": "models", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {}},
+        ],
+    }
+    return {**pod, **_placement(revision.profile)}
+
+
+def _items(revision: Revision) -> tuple[FetchItem, ...]:
+    base = FetchItem(
+        artifact=ArtifactRef(kind="models", digest=revision.base_digest), folder=_base_folder(revision)
+    )
+    models = tuple(
+        FetchItem(artifact=ArtifactRef(kind="checkpoints", digest=checkpoint.spec.digest), folder=name)
+        for name, checkpoint in revision.models
+    )
+    return models if revision.is_full else (base, *models)
+
+
+def _base_folder(revision: Revision) -> str:
+    """`base` cannot collide: the API refuses it as a model's name."""
+    return revision.models[0][0] if revision.is_full else "base"
+
+
+def _environment(config: str) -> list[dict[str, str]]:
+    return [{"name": CONFIG_ENV, "value": config}, {"name": "HOME", "value": SCRATCH_MOUNT}]
+
+
+def _resources(endpoint: InferenceDeployment, profile: ComputeProfile) -> Manifest:
+    wanted = profile.spec.resources.serve or DEFAULT_RESOURCES
+    devices = endpoint.spec.compute.devices
+    requests, limits = {"cpu": wanted.cpu, "memory": wanted.memory}, {"memory": wanted.memory}
+    if profile.spec.devices.resource != CPU:
+        limits[profile.spec.devices.resource] = str(devices)
+    elif profile.spec.resources.serve is None:
+        requests["cpu"] = str(devices)
+    return {"requests": requests, "limits": limits}
+
+
+def _placement(profile: ComputeProfile) -> Manifest:
+    spec = profile.spec
+    placement: Manifest = {}
+    if spec.priority_classes and spec.priority_classes.serve:
+        placement["priorityClassName"] = spec.priority_classes.serve
+    if spec.node_selector:
+        placement["nodeSelector"] = dict(spec.node_selector)
+    if spec.tolerations:
+        placement["tolerations"] = [toleration.to_dict() for toleration in spec.tolerations]
+    if spec.runtime_class_name:
+        placement["runtimeClassName"] = spec.runtime_class_name
+    return placement

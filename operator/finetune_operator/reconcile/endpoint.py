@@ -1,0 +1,88 @@
+"""An endpoint as it is seen, and the status that says so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
+from finetune_operator.build.labels import REVISION
+from finetune_operator.build.serving import endpoint_url
+from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import enter, status_manifest
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The endpoint as it is, and the status that says so."""
+
+    endpoint: InferenceDeployment
+    world: World
+
+    @property
+    def service(self) -> Manifest | None:
+        return self.world.services.get(self.endpoint.name)
+
+    @property
+    def serving(self) -> str:
+        """The revision that the Service points at, or nothing."""
+        if self.service is None:
+            return ""
+        name: str = self.service["spec"].get("selector", {}).get(REVISION, "")
+        return name
+
+    def plan(
+        self,
+        halt: Halt,
+        *,
+        create: tuple[Create, ...] = (),
+        apply: tuple[Apply, ...] = (),
+        delete: tuple[Delete, ...] = (),
+        events: tuple[Event, ...] = (),
+        update: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """The plan with a status that says how things stand."""
+        endpoint, now = self.endpoint, self.world.now
+        generation = endpoint.metadata.generation
+        state = {
+            Working: ConditionType.RECONCILING,
+            Blocked: ConditionType.RECONCILING,
+            Failed: ConditionType.STALLED,
+            Done: ConditionType.READY,
+        }[type(halt)]
+        live = self.world.deployments.get(self.serving, {}).get("status", {})
+        ready: int = live.get("readyReplicas", 0)
+        values: dict[str, Any] = {
+            "observed_generation": generation,
+            "replicas": live.get("replicas", 0),
+            "ready_replicas": ready,
+            "revision": self.serving,
+            "selector": f"{REVISION}={self.serving}" if self.serving else "",
+            "url": endpoint_url(endpoint),
+            "conditions": enter(
+                endpoint.status.conditions,
+                state,  # type: ignore[arg-type]  # one of the four states
+                halt.reason,
+                halt.message,
+                generation=generation,
+                now=now,
+            ),
+            "display": EndpointDisplay(
+                models=",".join(model.name for model in endpoint.spec.models),
+                ready=f"{ready}/{endpoint.spec.replicas}",
+            ),
+            **(update or {}),
+        }
+        if isinstance(halt, Blocked | Failed):
+            events = (*events, Event("Warning", _event_reason(halt), halt.message))
+        requeue = halt.requeue_after if isinstance(halt, Working | Blocked) else None
+        status = status_manifest(endpoint.status.model_copy(update=values))
+        return Plan(create, apply, delete, status, events, requeue)
+
+
+def _event_reason(halt: Blocked | Failed) -> EventReason:
+    if halt.reason == Reason.NOT_IMPLEMENTED:
+        return EventReason.NOT_IMPLEMENTED
+    return EventReason.ROLLOUT_FAILED if halt.reason == Reason.ROLLOUT_FAILED else EventReason.BLOCKED

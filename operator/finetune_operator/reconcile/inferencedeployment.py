@@ -1,0 +1,76 @@
+"""InferenceDeployment: which revision an endpoint should serve, or why it cannot."""
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.build.serving import Revision, build_revision
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.endpoint import Observed
+from finetune_operator.reconcile.profiles import check_devices, resolve_profile
+from finetune_operator.reconcile.rollout import Rollout
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.storage import check_store, claim_names
+from finetune_operator.reconcile.targets import Targets, resolve
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved import not_implemented
+
+
+def claims(endpoint: InferenceDeployment, world: World) -> frozenset[str]:
+    """The claims that hold the checkpoints to be served."""
+    return claim_names(
+        *(checkpoint.spec.uri for _, checkpoint in resolve(endpoint, world.checkpoints).resolved)
+    )
+
+
+def reconcile(endpoint: InferenceDeployment, world: World) -> Plan:
+    """Bring up what should be served, move the Service to it, remove what no longer serves."""
+    if endpoint.metadata.deletion_timestamp is not None:
+        return Plan()
+    targets = resolve(endpoint, world.checkpoints)
+    revision = _revision(endpoint, targets, world)
+    if isinstance(revision, Revision):
+        return Rollout(endpoint, world, targets, revision).plan()
+    return Observed(endpoint, world).plan(revision)
+
+
+def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> Revision | Halt:
+    problems = not_implemented(endpoint.spec)
+    if problems:
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
+    compute = endpoint.spec.compute
+    profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, world)
+    if isinstance(profile, Blocked):
+        return profile
+    usable = _check_profile(profile, compute.devices)
+    if usable is not None:
+        return usable
+    if not targets.resolved or targets.base_digest is None:
+        first = targets.problems[0]
+        message = "; ".join(problem.problem for problem in targets.problems)
+        if first.reason == Reason.WAITING_FOR_CHECKPOINT:
+            return Working(Reason.WAITING_FOR_CHECKPOINT, message)
+        return Blocked(first.reason or Reason.WAITING_FOR_CHECKPOINT, message, requeue_after=None)
+    stores = sorted(
+        {checkpoint.spec.uri.rpartition("/checkpoints/")[0] for _, checkpoint in targets.resolved}
+    )
+    if len(stores) > 1:
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"the models of one endpoint must be in one store, but they are in {' and '.join(stores)}:"
+            " serve them from separate InferenceDeployments",
+        )
+    missing = check_store(stores[0], profile, endpoint.namespace, world)
+    if missing is not None:
+        return missing
+    return build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])
+
+
+def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
+    if profile.spec.engine != "Transformers":
+        return Blocked(
+            Reason.PROFILE_INVALID,
+            f"engine {profile.spec.engine} of ComputeProfile {profile.name} is not implemented in this"
+            " release: use a profile with engine: Transformers",
+            requeue_after=None,
+        )
+    return check_devices(profile, devices, "spec.compute.devices")

@@ -1,0 +1,74 @@
+"""What the Deployment of a revision says about itself, and the endpoint's list of revisions."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Final, Literal
+
+from finetune_operator.api.inferencedeployment import RevisionStatus
+from finetune_operator.build.labels import REVISION
+from finetune_operator.plan import Manifest
+from finetune_operator.status.conditions import shortened
+from finetune_operator.status.servingpods import ServingTrouble, serving_trouble
+
+KEPT: Final = 10
+"""Revisions that an endpoint's status remembers."""
+
+RevisionState = Literal["RollingOut", "Live", "Retired", "Failed"]
+
+
+def is_ready(deployment: Manifest, replicas: int) -> bool:
+    """Whether so many pods of the current template answer."""
+    status = deployment.get("status", {})
+    seen: int = status.get("observedGeneration", 0)
+    ready: int = status.get("readyReplicas", 0)
+    updated: int = status.get("updatedReplicas", 0)
+    return seen >= deployment["metadata"].get("generation", 1) and min(ready, updated) >= replicas
+
+
+def trouble_of(revision: str, pods: Mapping[str, Manifest]) -> ServingTrouble | None:
+    """The first thing that keeps a pod of this revision from running, or None."""
+    for pod in pods.values():
+        if pod["metadata"].get("labels", {}).get(REVISION) == revision:
+            trouble = serving_trouble(pod)
+            if trouble is not None:
+                return trouble
+    return None
+
+
+def failure_of(deployment: Manifest, pods: Mapping[str, Manifest]) -> str | None:
+    """Why this revision will not come up, or None while it may."""
+    trouble = trouble_of(deployment["metadata"]["name"], pods)
+    if trouble is not None and trouble.final:
+        return trouble.message
+    for condition in deployment.get("status", {}).get("conditions", ()):
+        if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
+            seconds = deployment["spec"].get("progressDeadlineSeconds", 600)
+            cause = trouble.message if trouble is not None else "look at the logs of its pods"
+            return f"not ready within {seconds} s: {cause}"
+    return None
+
+
+def state_of(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:
+    """The entry of one revision."""
+    return next((revision for revision in revisions if revision.name == name), None)
+
+
+def with_state(
+    revisions: tuple[RevisionStatus, ...],
+    name: str,
+    state: RevisionState,
+    *,
+    now: datetime,
+    reason: str = "",
+    message: str = "",
+) -> tuple[RevisionStatus, ...]:
+    """The list, newest first, with this revision in this state; `since` moves only when the state does."""
+    old = state_of(revisions, name)
+    if old is not None and old.state == state:
+        return revisions
+    entry = RevisionStatus(
+        name=name, state=state, reason=reason, message=shortened(message), since=now.replace(microsecond=0)
+    )
+    if old is not None:
+        return tuple(entry if revision.name == name else revision for revision in revisions)
+    return (entry, *revisions)[:KEPT]

@@ -1,0 +1,206 @@
+"""One pass of an endpoint towards the revision it should serve.
+
+The Service's selector is the truth about what serves. A new revision comes up beside the old one; when it is
+ready the Service moves, and only then the old one goes. A revision that cannot start is recorded as failed
+and removed; what serves keeps serving.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus, ServedModelStatus
+from finetune_operator.build.labels import REVISION, RUNNER
+from finetune_operator.build.serviceaccount import build_runner_account
+from finetune_operator.build.serving import (
+    Revision,
+    build_deployment,
+    build_replicas,
+    build_service,
+    endpoint_url,
+)
+from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile.endpoint import Observed
+from finetune_operator.reconcile.revisions import (
+    RevisionState,
+    failure_of,
+    is_ready,
+    state_of,
+    trouble_of,
+    with_state,
+)
+from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
+from finetune_operator.reconcile.targets import Targets
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.reasons import EventReason, Reason
+
+
+class Rollout:
+    """One pass towards the wanted revision."""
+
+    def __init__(
+        self, endpoint: InferenceDeployment, world: World, targets: Targets, wanted: Revision
+    ) -> None:
+        self.endpoint = endpoint
+        self.world = world
+        self.targets = targets
+        self.wanted = wanted
+        self.observed = Observed(endpoint, world)
+        self.revisions: tuple[RevisionStatus, ...] = endpoint.status.revisions
+
+    def plan(self) -> Plan:
+        deployment = self.world.deployments.get(self.wanted.name)
+        if self._has_failed():
+            return self._keep_serving(deployment)
+        if deployment is None:
+            return self._start()
+        if is_ready(deployment, self.endpoint.spec.replicas):
+            return self._finish()
+        failure = failure_of(deployment, self.world.pods)
+        if failure is not None:
+            return self._fail(failure)
+        return self._wait()
+
+    def _has_failed(self) -> bool:
+        """A failed revision is tried again only after somebody has edited the spec."""
+        entry = state_of(self.revisions, self.wanted.name)
+        edited = self.endpoint.status.observed_generation != self.endpoint.metadata.generation
+        return entry is not None and entry.state == "Failed" and not edited and not self._only_one
+
+    @property
+    def _only_one(self) -> bool:
+        """Nothing else serves, so the wanted revision keeps trying."""
+        return self.observed.serving in ("", self.wanted.name)
+
+    def _start(self) -> Plan:
+        facts = self.world.facts
+        deployment = build_deployment(
+            self.endpoint, self.wanted, facts.trainer_image, facts.image_pull_policy
+        )
+        creates = [Create(deployment)]
+        if self.observed.service is None:
+            creates.insert(0, Create(build_service(self.endpoint, self.wanted.name)))
+        if RUNNER not in self.world.service_accounts:
+            creates.insert(0, Create(build_runner_account(self.endpoint.namespace), same="Any"))
+        self._mark(self.wanted.name, "RollingOut")
+        message = f"revision {self.wanted.name}: {self._described()}"
+        return self._result(
+            Working(Reason.ROLLING_OUT, f"{message} is starting"),
+            create=tuple(creates),
+            events=(Event("Normal", EventReason.ROLLOUT_STARTED, message),),
+        )
+
+    def _wait(self) -> Plan:
+        self._mark(self.wanted.name, "RollingOut")
+        trouble = trouble_of(self.wanted.name, self.world.pods)
+        if trouble is None:
+            return self._result(Working(Reason.ROLLING_OUT, f"revision {self.wanted.name} is starting"))
+        return self._result(
+            Working(trouble.reason, f"revision {self.wanted.name} is not ready: {trouble.message}")
+        )
+
+    def _finish(self) -> Plan:
+        entry = state_of(self.revisions, self.wanted.name)
+        events: tuple[Event, ...] = ()
+        if entry is None or entry.state != "Live":
+            events = (
+                Event(
+                    "Normal",
+                    EventReason.ROLLOUT_SUCCEEDED,
+                    f"revision {self.wanted.name}: {self._described()}",
+                ),
+            )
+        self._mark(self.wanted.name, "Live")
+        update = {
+            "revision": self.wanted.name,
+            "selector": f"{REVISION}={self.wanted.name}",
+            "base_model_digest": self.wanted.base_digest,
+            "models": self._served_models(),
+        }
+        if self.observed.serving != self.wanted.name:
+            service = self.observed.service
+            if service is None:
+                create = (Create(build_service(self.endpoint, self.wanted.name)),)
+                return self._result(self._verdict(), create=create, events=events, update=update)
+            uid = service["metadata"]["uid"]
+            apply = (Apply(build_service(self.endpoint, self.wanted.name, uid=uid)),)
+            return self._result(self._verdict(), apply=apply, events=events, update=update)
+        return self._result(self._verdict(), events=events, update=update, keep=(self.wanted.name,))
+
+    def _fail(self, failure: str) -> Plan:
+        self._mark(self.wanted.name, "Failed", Reason.ROLLOUT_FAILED, failure)
+        return self._result(Failed(Reason.ROLLOUT_FAILED, self._failure_message(failure)))
+
+    def _keep_serving(self, deployment: Manifest | None) -> Plan:
+        entry = state_of(self.revisions, self.wanted.name)
+        failure = entry.message if entry is not None else ""
+        delete = (Delete(deployment, "Background"),) if deployment is not None else ()
+        return self._result(Failed(Reason.ROLLOUT_FAILED, self._failure_message(failure)), delete=delete)
+
+    def _failure_message(self, failure: str) -> str:
+        still = "" if self._only_one else f"; {self.observed.serving} keeps serving"
+        advice = "" if self._only_one else "; edit the spec, or promote another checkpoint, to try again"
+        return f"revision {self.wanted.name} ({self._described()}) failed: {failure}{still}{advice}"
+
+    def _verdict(self) -> Halt:
+        held_back = "; ".join(problem.problem for problem in self.targets.problems)
+        hard = [p for p in self.targets.problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]
+        if hard:
+            return Failed(hard[0].reason or Reason.INVALID_SPEC, held_back)
+        if any(problem.checkpoint is None for problem in self.targets.problems):
+            return Working(Reason.WAITING_FOR_CHECKPOINT, held_back)
+        serving = f"serving {self._described()} at {endpoint_url(self.endpoint)}"
+        return Done(Reason.SERVING, f"{serving}; {held_back}" if held_back else serving)
+
+    def _described(self) -> str:
+        return ", ".join(f"{name} = {checkpoint.name}" for name, checkpoint in self.wanted.models)
+
+    def _served_models(self) -> tuple[ServedModelStatus, ...]:
+        before = {model.name: model for model in self.endpoint.status.models}
+        served = []
+        for name, checkpoint in self.wanted.models:
+            old = before.get(name)
+            if old is None or old.digest != checkpoint.spec.digest:
+                since = self.world.now.replace(microsecond=0)
+                old = ServedModelStatus(
+                    name=name, checkpoint=checkpoint.name, digest=checkpoint.spec.digest, since=since
+                )
+            served.append(old)
+        return tuple(served)
+
+    def _mark(self, name: str, state: RevisionState, reason: str = "", message: str = "") -> None:
+        self.revisions = with_state(
+            self.revisions, name, state, now=self.world.now, reason=reason, message=message
+        )
+
+    def _result(
+        self,
+        halt: Halt,
+        *,
+        create: tuple[Create, ...] = (),
+        apply: tuple[Apply, ...] = (),
+        delete: tuple[Delete, ...] = (),
+        events: tuple[Event, ...] = (),
+        update: Mapping[str, Any] | None = None,
+        keep: tuple[str, ...] = (),
+    ) -> Plan:
+        """The plan, which also scales what serves and removes Deployments that nobody needs any more."""
+        keep = keep or (self.wanted.name, self.observed.serving)
+        for name, deployment in self.world.deployments.items():
+            if name not in keep and not any(d.manifest is deployment for d in delete):
+                delete = (*delete, Delete(deployment, "Background"))
+                self._retire(name)
+            elif name in keep and deployment["spec"].get("replicas", 1) != self.endpoint.spec.replicas:
+                apply = (*apply, Apply(build_replicas(deployment, self.endpoint.spec.replicas)))
+        return self.observed.plan(
+            halt,
+            create=create,
+            apply=apply,
+            delete=delete,
+            events=events,
+            update={"revisions": self.revisions, **(update or {})},
+        )
+
+    def _retire(self, name: str) -> None:
+        entry = state_of(self.revisions, name)
+        if entry is not None and entry.state != "Failed":
+            self._mark(name, "Retired")

@@ -1,0 +1,192 @@
+"""Endpoints, checkpoints and their surroundings for the serving tests."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.plan import Manifest, Plan
+from finetune_operator.reconcile.inferencedeployment import reconcile
+from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, World
+
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+FACTS = OperatorFacts(namespace="finetune-system", trainer_image="registry.example/trainer:1")
+BASE = "sha256:" + "b" * 64
+
+
+def digest(character: str) -> str:
+    return "sha256:" + character * 64
+
+
+def checkpoint(name: str, character: str, *, promoted: int | None = 0, **spec: Any) -> Checkpoint:
+    """A Checkpoint of line `tickets`, promoted so many seconds after NOW."""
+    status: Manifest = {}
+    if promoted is not None:
+        status["promotedAt"] = (NOW + timedelta(seconds=promoted)).isoformat()
+    hyperparameters = {
+        "epochs": 1,
+        "learningRate": 0.001,
+        "perDeviceBatchSize": 1,
+        "gradientAccumulationSteps": 1,
+        "maxSequenceLength": 64,
+        "seed": 0,
+        "totalSteps": 10,
+        "saveEverySteps": 10,
+    }
+    return Checkpoint.model_validate(
+        {
+            "kind": "Checkpoint",
+            "metadata": {"name": name, "namespace": "team"},
+            "spec": {
+                "model": "tickets",
+                "digest": digest(character),
+                "type": "Adapter",
+                "step": 10,
+                "epoch": 1,
+                "uri": f"pvc://artifacts/checkpoints/{character * 64}",
+                "lineage": {
+                    "baseModel": {"uri": "pvc://models/base", "digest": BASE},
+                    "datasetVersion": "rows-1",
+                    "job": {"name": "run", "uid": f"run-of-{name}"},
+                    "hyperparameters": hyperparameters,
+                    "trainerImage": "registry.example/trainer:1",
+                },
+                **spec,
+            },
+            "status": status,
+        }
+    )
+
+
+def endpoint(status: Manifest | None = None, generation: int = 1, **spec: Any) -> InferenceDeployment:
+    return InferenceDeployment.model_validate(
+        {
+            "kind": "InferenceDeployment",
+            "metadata": {
+                "name": "desk",
+                "namespace": "team",
+                "uid": "endpoint-uid",
+                "generation": generation,
+            },
+            "spec": {
+                "baseModel": {"uri": "pvc://models/base"},
+                "models": [{"name": "router", "follow": {"model": "tickets"}}],
+                **spec,
+            },
+            "status": status or {},
+        }
+    )
+
+
+def profile(**spec: Any) -> ComputeProfile:
+    return ComputeProfile.model_validate(
+        {
+            "kind": "ComputeProfile",
+            "metadata": {"name": "standard", "annotations": {"finetune.dev/is-default-profile": "true"}},
+            "spec": {"store": {"uri": "pvc://artifacts"}, **spec},
+        }
+    )
+
+
+class Cluster:
+    """Just enough of an API server to see where passes over one endpoint end."""
+
+    def __init__(self, *checkpoints: Checkpoint, **spec: Any) -> None:
+        self.endpoint = endpoint(**spec)
+        self.checkpoints = CheckpointIndex(checkpoints)
+        self.profiles = {"standard": profile()}
+        self.deployments: dict[str, Manifest] = {}
+        self.services: dict[str, Manifest] = {}
+        self.pods: dict[str, Manifest] = {}
+        self.log: list[str] = []
+
+    def reconcile(self) -> Plan:
+        """One pass, carried out."""
+        world = World(
+            now=NOW,
+            facts=FACTS,
+            deployments=dict(self.deployments),
+            services=dict(self.services),
+            pods=dict(self.pods),
+            checkpoints=self.checkpoints,
+            profiles=self.profiles,
+            service_accounts=frozenset({"finetune-runner"}),
+        )
+        plan = reconcile(self.endpoint, world)
+        for create in plan.create:
+            self._put(create.manifest, "create")
+        for apply in plan.apply:
+            self._merge(apply.manifest)
+        for delete in plan.delete:
+            self.log.append(f"delete {delete.manifest['metadata']['name']}")
+            del self.deployments[delete.manifest["metadata"]["name"]]
+        self.log.extend(f"event {event.reason}" for event in plan.events)
+        if plan.status is not None:
+            self.endpoint = InferenceDeployment.model_validate(
+                {**self.endpoint.to_dict(), "status": plan.status}
+            )
+        return plan
+
+    def settle(self) -> None:
+        """Passes until nothing changes any more."""
+        for _ in range(10):
+            before = (self.endpoint, dict(self.deployments), dict(self.services))
+            self.reconcile()
+            if before == (self.endpoint, self.deployments, self.services):
+                return
+        raise AssertionError(f"does not settle: {self.log}")
+
+    def edit(self, **spec: Any) -> None:
+        """What a user's `kubectl apply` does."""
+        raw = self.endpoint.to_dict()
+        raw["spec"].update(spec)
+        raw["metadata"]["generation"] += 1
+        self.endpoint = InferenceDeployment.model_validate(raw)
+
+    def make_ready(self, name: str) -> None:
+        """What kubelet and deployment controller do once the pods answer."""
+        deployment = self.deployments[name]
+        replicas = deployment["spec"]["replicas"]
+        self.deployments[name] = {
+            **deployment,
+            "status": {
+                "observedGeneration": 1,
+                "replicas": replicas,
+                "readyReplicas": replicas,
+                "updatedReplicas": replicas,
+            },
+        }
+
+    def miss_deadline(self, name: str) -> None:
+        """What the deployment controller says when a rollout does not come up in time."""
+        condition = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+        self.deployments[name] = {**self.deployments[name], "status": {"conditions": [condition]}}
+
+    @property
+    def points_at(self) -> str:
+        """The revision behind the Service."""
+        revision: str = self.services["desk"]["spec"]["selector"]["finetune.dev/revision"]
+        return revision
+
+    def condition(self, type_: str) -> tuple[str, str] | None:
+        """Reason and message of a condition that is True."""
+        for condition in self.endpoint.status.conditions:
+            if condition.type == type_ and condition.status == "True":
+                return condition.reason, condition.message
+        return None
+
+    def _put(self, manifest: Manifest, verb: str) -> None:
+        name = manifest["metadata"]["name"]
+        store = {"Deployment": self.deployments, "Service": self.services}[manifest["kind"]]
+        if name not in store:
+            self.log.append(f"{verb} {manifest['kind']} {name}")
+            metadata = {**manifest["metadata"], "uid": f"uid-of-{name}", "generation": 1}
+            store[name] = {**manifest, "metadata": metadata}
+
+    def _merge(self, manifest: Manifest) -> None:
+        name = manifest["metadata"]["name"]
+        store = {"Deployment": self.deployments, "Service": self.services}[manifest["kind"]]
+        assert manifest["metadata"]["uid"] == store[name]["metadata"]["uid"]
+        self.log.append(f"apply {manifest['kind']} {name}")
+        store[name] = {**store[name], "spec": {**store[name]["spec"], **manifest["spec"]}}

@@ -1,0 +1,286 @@
+"""Endpoints: what is brought up, when the Service moves, what happens when a revision cannot start."""
+
+from typing import Any
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from tests.unit.operator.endpoints import Cluster, checkpoint, digest, profile
+
+
+def failed_pod(revision: str, exit_code: int, message: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": f"{revision}-pod", "labels": {"finetune.dev/revision": revision}},
+        "status": {
+            "initContainerStatuses": [
+                {
+                    "name": "fetch",
+                    "image": "registry.example/trainer:1",
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                    "lastState": {"terminated": {"exitCode": exit_code, "message": message}},
+                }
+            ]
+        },
+    }
+
+
+def serving_cluster() -> tuple[Cluster, str]:
+    """An endpoint that serves checkpoint `first`, and its revision."""
+    cluster = Cluster(checkpoint("first", "1"))
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    assert cluster.condition("Ready") is not None
+    return cluster, revision
+
+
+def promote_second(cluster: Cluster, old: str, **spec: Any) -> str:
+    """A second checkpoint becomes the champion; the name of its revision."""
+    cluster.checkpoints.put(checkpoint("second", "2", promoted=10, **spec))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    return new
+
+
+def test_without_a_promoted_checkpoint_nothing_is_created_and_the_condition_names_the_line() -> None:
+    cluster = Cluster(checkpoint("unpromoted", "1", promoted=None))
+    cluster.settle()
+    assert not cluster.deployments
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "WaitingForCheckpoint"
+    assert "tickets" in message
+
+
+def test_the_first_checkpoint_gets_a_deployment_and_the_endpoint_is_ready_only_with_it() -> None:
+    cluster = Cluster(checkpoint("first", "1"))
+    cluster.settle()
+    (revision,) = cluster.deployments
+    assert cluster.points_at == revision
+    assert cluster.condition("Ready") is None
+    cluster.make_ready(revision)
+    cluster.settle()
+    assert cluster.condition("Ready") is not None
+    (served,) = cluster.endpoint.status.models
+    assert (served.checkpoint, served.digest) == ("first", digest("1"))
+    assert cluster.endpoint.status.url == "http://desk.team.svc/v1"
+
+
+def test_a_new_champion_serves_only_once_it_is_ready_and_only_then_the_old_revision_goes() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    assert cluster.points_at == old
+    assert cluster.endpoint.status.models[0].checkpoint == "first"
+    cluster.make_ready(new)
+    cluster.log.clear()
+    cluster.settle()
+    assert cluster.points_at == new
+    assert list(cluster.deployments) == [new]
+    assert cluster.log.index("apply Service desk") < cluster.log.index(f"delete {old}")
+    assert {r.name: r.state for r in cluster.endpoint.status.revisions} == {new: "Live", old: "Retired"}
+
+
+def test_a_revision_past_its_deadline_is_removed_and_the_old_one_keeps_serving() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.miss_deadline(new)
+    cluster.settle()
+    assert cluster.points_at == old
+    assert list(cluster.deployments) == [old]
+    reason, message = cluster.condition("Stalled") or ("", "")
+    assert reason == "RolloutFailed"
+    assert f"{old} keeps serving" in message
+    assert cluster.endpoint.status.models[0].checkpoint == "first"
+
+
+def test_a_corrupt_artifact_fails_the_rollout_at_once_with_the_pods_own_words() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.pods["pod"] = failed_pod(new, 10, "ArtifactCorrupt: adapter_model.safetensors has another digest")
+    cluster.settle()
+    assert cluster.points_at == old
+    reason, message = cluster.condition("Stalled") or ("", "")
+    assert reason == "RolloutFailed"
+    assert "adapter_model.safetensors" in message
+
+
+def test_a_passing_trouble_does_not_fail_the_rollout() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.pods["pod"] = failed_pod(new, 12, "StoreUnavailable: input/output error")
+    cluster.settle()
+    assert set(cluster.deployments) == {old, new}
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "PodNotStarting"
+    assert "input/output error" in message
+
+
+def test_a_failed_revision_is_tried_again_after_an_edit_and_not_before() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.miss_deadline(new)
+    cluster.settle()
+    cluster.settle()
+    assert new not in cluster.deployments
+    cluster.edit(strategy={"progressDeadlineSeconds": 1200})
+    cluster.settle()
+    assert new in cluster.deployments
+    assert cluster.condition("Stalled") is None
+
+
+def test_a_failed_rollout_is_reported_once() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.miss_deadline(new)
+    cluster.log.clear()
+    cluster.settle()
+    cluster.settle()
+    messages = {c.message for c in cluster.endpoint.status.conditions if c.type == "Stalled"}
+    assert len(messages) == 1
+    assert cluster.log.count(f"delete {new}") == 1
+
+
+def test_the_only_revision_of_an_endpoint_keeps_trying_after_its_deadline() -> None:
+    cluster = Cluster(checkpoint("first", "1"))
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.miss_deadline(revision)
+    cluster.settle()
+    assert list(cluster.deployments) == [revision]
+    assert cluster.condition("Stalled") is not None
+    cluster.make_ready(revision)
+    cluster.settle()
+    assert cluster.condition("Ready") is not None
+    assert cluster.condition("Stalled") is None
+
+
+def test_a_rollout_overtaken_by_a_newer_champion_is_given_up() -> None:
+    cluster, old = serving_cluster()
+    overtaken = promote_second(cluster, old)
+    cluster.checkpoints.put(checkpoint("third", "3", promoted=20))
+    cluster.settle()
+    assert overtaken not in cluster.deployments
+    assert old in cluster.deployments
+    assert len(cluster.deployments) == 2
+
+
+def test_a_rejected_champion_rolls_back_to_the_one_before() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.make_ready(new)
+    cluster.settle()
+    cluster.checkpoints.put(checkpoint("second", "2", promoted=10, approval={"state": "Rejected"}))
+    cluster.settle()
+    assert set(cluster.deployments) == {old, new}
+    cluster.make_ready(old)
+    cluster.settle()
+    assert cluster.points_at == old
+
+
+def test_when_every_checkpoint_is_rejected_what_serves_keeps_serving() -> None:
+    cluster, old = serving_cluster()
+    cluster.checkpoints.put(checkpoint("first", "1", approval={"state": "Rejected"}))
+    cluster.settle()
+    assert list(cluster.deployments) == [old]
+    assert cluster.points_at == old
+
+
+def test_a_checkpoint_of_another_base_model_is_not_rolled_out() -> None:
+    cluster, old = serving_cluster()
+    second = checkpoint("second", "2", promoted=10).to_dict()
+    second["spec"]["lineage"]["baseModel"]["digest"] = digest("c")
+    cluster.checkpoints.put(type(checkpoint("x", "1")).model_validate(second))
+    cluster.settle()
+    assert list(cluster.deployments) == [old]
+    reason, message = cluster.condition("Stalled") or ("", "")
+    assert reason == "BaseModelMismatch"
+    assert "second" in message
+
+
+def test_a_follower_that_needs_approval_waits_for_it() -> None:
+    follow = {"model": "tickets", "requireApproval": True}
+    cluster = Cluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
+    cluster.settle()
+    assert not cluster.deployments
+    assert "not approved" in (cluster.condition("Reconciling") or ("", ""))[1]
+    cluster.checkpoints.put(checkpoint("first", "1", approval={"state": "Approved"}))
+    cluster.settle()
+    assert len(cluster.deployments) == 1
+
+
+def test_a_follower_refuses_scores_below_its_own_bar() -> None:
+    follow = {"model": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
+    cluster = Cluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
+    cluster.settle()
+    assert "exact_match was not measured" in (cluster.condition("Reconciling") or ("", ""))[1]
+
+
+def test_a_pinned_checkpoint_is_served_whatever_the_champion_is() -> None:
+    cluster = Cluster(
+        checkpoint("first", "1", promoted=None),
+        checkpoint("second", "2"),
+        models=[{"name": "router", "pin": {"checkpoint": "first"}}],
+    )
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    assert cluster.endpoint.status.models[0].checkpoint == "first"
+
+
+def test_a_pin_on_a_missing_checkpoint_says_so() -> None:
+    cluster = Cluster(models=[{"name": "router", "pin": {"checkpoint": "gone"}}])
+    cluster.settle()
+    assert cluster.condition("Reconciling") == (
+        "CheckpointNotFound",
+        "model router pins checkpoint gone, which does not exist in this namespace",
+    )
+
+
+def test_scaling_changes_the_replicas_and_nothing_else() -> None:
+    cluster, revision = serving_cluster()
+    cluster.log.clear()
+    cluster.edit(replicas=3)
+    cluster.reconcile()
+    assert cluster.deployments[revision]["spec"]["replicas"] == 3
+    assert cluster.log == [f"apply Deployment {revision}"]
+
+
+def test_another_default_image_of_the_operator_restarts_no_endpoint() -> None:
+    cluster, revision = serving_cluster()
+    cluster.profiles = {"standard": profile(images={"trainer": "registry.example/other:2"})}
+    cluster.settle()
+    assert len(cluster.deployments) == 2, "an image that the profile names is the user's choice"
+    cluster.profiles = {"standard": profile()}
+    cluster.settle()
+    assert list(cluster.deployments) == [revision]
+
+
+def test_a_fully_trained_model_takes_the_place_of_the_base_model() -> None:
+    cluster = Cluster(checkpoint("first", "1", type="Full"))
+    cluster.settle()
+    (deployment,) = cluster.deployments.values()
+    pod = deployment["spec"]["template"]["spec"]
+    (config,) = (v["value"] for v in pod["initContainers"][0]["env"] if v["name"] == "FINETUNE_CONFIG")
+    assert '"kind":"models"' not in config
+
+
+def test_a_fully_trained_model_cannot_share_an_endpoint() -> None:
+    cluster = Cluster(
+        checkpoint("first", "1", type="Full"),
+        models=[
+            {"name": "one", "pin": {"checkpoint": "first"}},
+            {"name": "two", "follow": {"model": "other"}},
+        ],
+    )
+    cluster.settle()
+    assert not cluster.deployments
+    assert "InferenceDeployment of its own" in (cluster.condition("Reconciling") or ("", ""))[1]
+
+
+def test_an_endpoint_being_deleted_is_left_alone() -> None:
+    cluster = Cluster(checkpoint("first", "1"))
+    raw = cluster.endpoint.to_dict()
+    raw["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+    cluster.endpoint = InferenceDeployment.model_validate(raw)
+    plan = cluster.reconcile()
+    assert plan.create == ()
+    assert plan.status is None
