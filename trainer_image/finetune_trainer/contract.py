@@ -7,6 +7,7 @@ On the way: reports POSTed to the operator; the chain completes without them.
 Nothing here imports torch, and nothing ever may.
 """
 
+import json
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -46,11 +47,19 @@ class Contract(BaseModel):
 
     def to_json(self) -> str:
         """The wire form, without fields at their default."""
-        return self.model_dump_json(by_alias=True, exclude_defaults=True)
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form as JSON types, without fields at their default."""
-        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        """The wire form as JSON types, without fields at their default.
+
+        `contract` and `stage` are always there: they decide how the reader takes the rest, and its defaults
+        may be another version's.
+        """
+        message = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        leading: dict[str, Any] = {
+            name: getattr(self, name) for name in ("contract", "stage") if name in type(self).model_fields
+        }
+        return {**leading, **message}
 
 
 class ExitCode(IntEnum):

@@ -1,0 +1,97 @@
+"""A source, a store and a stage `prepare` over them."""
+
+import json
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import (
+    ArtifactRef,
+    Owner,
+    PrepareConfig,
+    PrepareResult,
+    StoreConfig,
+)
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.prepare import stage
+from finetune_trainer.report import Reporter
+from finetune_trainer.store import Store
+
+OWNER = Owner(kind="Dataset", namespace="team", name="tickets", uid="0f0f")
+RUN = "0f0f-1"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Folders of one test, and what happens in them."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        return Store(self.store_config)
+
+    @property
+    def store_config(self) -> StoreConfig:
+        return StoreConfig(uri="pvc://artifacts", path=str(self.root / "store"))
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.root / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def config(self, source: Path, **settings: Any) -> PrepareConfig:
+        return PrepareConfig(
+            owner=OWNER,
+            run=RUN,
+            store=self.store_config,
+            source_uri=f"configmap://rows/{source.name}",
+            source_path=str(source),
+            **settings,
+        )
+
+    def run(self, source: Path, **settings: Any) -> PrepareResult:
+        reporter = Reporter(None, OWNER, "prepare")
+        context = StageContext(store=self.store, reporter=reporter, stop=threading.Event())
+        return stage.run(self.config(source, **settings), context)
+
+    def failure(self, source: Path, **settings: Any) -> StageFailure:
+        with pytest.raises(StageFailure) as caught:
+            self.run(source, **settings)
+        return caught.value
+
+    def problems(self, source: Path, **settings: Any) -> list[str]:
+        """The problems in the result of a failure."""
+        result = self.failure(source, **settings).prepare
+        assert result is not None
+        return list(result.problems)
+
+    def rows(self, result: PrepareResult, split: str) -> list[dict[str, Any]]:
+        assert result.dataset is not None
+        folder = self.store.artifact(ArtifactRef(kind="datasets", digest=result.dataset), verify=True)
+        return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+
+    def all_rows(self, result: PrepareResult) -> list[dict[str, Any]]:
+        return [row for split in ("train", "validation", "test") for row in self.rows(result, split)]
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    return [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(count)]
+
+
+def chat(*turns: str, roles: tuple[str, ...] = ("user", "assistant")) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": roles[index % len(roles)], "content": content} for index, content in enumerate(turns)
+        ]
+    }

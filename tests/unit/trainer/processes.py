@@ -1,0 +1,59 @@
+"""`python -m finetune_trainer` as a pod runs it, and what it leaves."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult
+
+TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit code and logs of a process."""
+
+    code: int
+    logs: list[dict[str, str]]
+
+    @property
+    def termination_message(self) -> str:
+        """The last words; outside a pod they are in the log."""
+        prefix = "termination message: "
+        messages = [line["message"] for line in self.logs if line["message"].startswith(prefix)]
+        assert len(messages) == 1, self.logs
+        return messages[0].removeprefix(prefix)
+
+    @property
+    def result(self) -> StageResult:
+        result = StageResult.parse(self.termination_message)
+        assert result is not None, self.termination_message
+        return result
+
+
+def start(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> subprocess.Popen[str]:
+    """Start a trainer process with a config in its environment."""
+    text = config if isinstance(config, str) else config.to_json()
+    process = subprocess.Popen(
+        [sys.executable, *(arguments or ("-m", "finetune_trainer"))],
+        env={**os.environ, CONFIG_ENV: text},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if memory_bytes is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    return process
+
+
+def finish(process: subprocess.Popen[str], read: str = "") -> Ended:
+    """Wait for the end; `read` is what was taken from its output already."""
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    return Ended(process.returncode, [json.loads(line) for line in (read + output).splitlines()])
+
+
+def run(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> Ended:
+    """A trainer process from start to end."""
+    return finish(start(config, *arguments, memory_bytes=memory_bytes))

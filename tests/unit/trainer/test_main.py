@@ -1,0 +1,251 @@
+"""Trainer processes from config to exit code and last words."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer import termination
+from finetune_trainer.contract import (
+    TERMINATION_MESSAGE_LIMIT,
+    CollectConfig,
+    ExitCode,
+    FailureReason,
+    PrepareResult,
+    StageResult,
+)
+from tests.unit.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
+from tests.unit.trainer.processes import finish, run, start
+
+NO_TORCH = """
+import sys
+from finetune_trainer.__main__ import main
+code = main()
+heavy = sorted({"torch", "transformers", "numpy", "pyarrow"} & sys.modules.keys())
+sys.exit(f"imported: {heavy}" if heavy else code)
+"""
+
+
+@pytest.fixture
+def preparation(tmp_path: Path) -> Preparation:
+    return Preparation(tmp_path)
+
+
+def test_a_stage_leaves_its_result_in_the_store_and_as_last_words(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl", json_lines(pairs(50)))
+
+    ended = run(preparation.config(source))
+
+    assert ended.code == ExitCode.OK
+    assert ended.result.outcome == "Succeeded"
+    assert ended.result.prepare is not None
+    assert len(preparation.all_rows(ended.result.prepare)) == 50
+    assert preparation.store.read_result(RUN, "prepare") == ended.result
+
+
+def test_a_run_that_is_done_says_so_again_without_doing_it_again(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl", json_lines(pairs(50)))
+    first = run(preparation.config(source))
+    source.unlink()
+
+    second = run(preparation.config(source))
+
+    assert second.code == ExitCode.OK
+    assert second.termination_message == first.termination_message
+
+
+def test_preparing_imports_no_machine_learning(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl", json_lines(pairs(50)))
+
+    assert run(preparation.config(source), "-c", NO_TORCH).code == ExitCode.OK
+
+
+def test_a_failure_leaves_its_reason_and_a_later_try_replaces_it(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl", json_lines([*pairs(50), {"prompt": "?"}]))
+
+    failed = run(preparation.config(source))
+    stored = preparation.store.read_result(RUN, "prepare")
+    source.write_text(json_lines(pairs(50)))
+    mended = run(preparation.config(source))
+
+    assert failed.code == ExitCode.BAD_DATA
+    assert (failed.result.outcome, failed.result.reason) == ("Failed", FailureReason.INVALID_DATA)
+    assert failed.result.prepare is not None
+    assert failed.result.prepare.problems[0].startswith('row 51: "completion" is missing')
+    assert stored == failed.result
+    assert (mended.code, mended.result.outcome) == (ExitCode.OK, "Succeeded")
+
+
+BASE = {
+    "contract": 1,
+    "stage": "prepare",
+    "owner": {"kind": "Dataset", "namespace": "team", "name": "tickets", "uid": "0f0f"},
+    "run": RUN,
+    "store": {"uri": "pvc://artifacts", "path": "/nowhere"},
+    "sourceUri": "pvc://rows",
+    "sourcePath": "/nowhere",
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason", "message"),
+    [
+        ({**BASE, "contract": 2}, FailureReason.CONTRACT_MISMATCH, "the operator speaks version 2 and this"),
+        ({**BASE, "news": 1}, FailureReason.CONTRACT_MISMATCH, "news: Extra inputs are not permitted"),
+        ({**BASE, "store": {}}, FailureReason.INVALID_CONFIG, "store.uri: Field required"),
+        ({**BASE, "sourceUri": 7}, FailureReason.INVALID_CONFIG, "sourceUri: Input should be a valid string"),
+        (
+            {**BASE, "split": {"seed": "1"}},
+            FailureReason.INVALID_CONFIG,
+            "split.seed: Input should be a valid",
+        ),
+        ({**BASE, "run": "a/b"}, FailureReason.INVALID_CONFIG, "run: 'a/b' is no folder name"),
+        ({**BASE, "x": "y" * 70_000}, FailureReason.INVALID_CONFIG, "bytes; at most 65536 are taken"),
+    ],
+)
+def test_a_config_that_cannot_be_used_names_the_field(
+    config: dict[str, object], reason: FailureReason, message: str
+) -> None:
+    ended = run(json.dumps(config))
+
+    assert ended.code == ExitCode.BAD_CONFIG
+    # One that is too long is not read, so its stage is not known.
+    assert f"{reason}" in ended.termination_message
+    assert message in ended.termination_message
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "InvalidConfig: the config is not valid JSON: Expecting property name"),
+        ("[]", "InvalidConfig: the config is a JSON list, not an object"),
+        ('{"stage": "bake"}', "InvalidConfig: stage: Input tag 'bake' found using 'stage' does not match"),
+    ],
+)
+def test_a_config_without_a_stage_is_refused_in_words(config: str, message: str) -> None:
+    ended = run(config)
+
+    assert ended.code == ExitCode.BAD_CONFIG
+    assert ended.termination_message.startswith(message)
+
+
+def test_a_config_can_come_from_a_file(preparation: Preparation, tmp_path: Path) -> None:
+    source = preparation.write("rows.jsonl", json_lines(pairs(50)))
+    file = tmp_path / "config.json"
+    file.write_text(preparation.config(source).to_json())
+
+    assert run("", "-m", "finetune_trainer", "--config", str(file)).code == ExitCode.OK
+    missing = run("", "-m", "finetune_trainer", "--config", str(tmp_path / "none.json"))
+    assert missing.code == ExitCode.BAD_CONFIG
+    assert "none.json" in missing.termination_message
+
+
+def test_a_signal_ends_a_stage_with_its_own_exit_code(preparation: Preparation, tmp_path: Path) -> None:
+    process = start(preparation.config(tmp_path / "late.jsonl"))
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "waiting up to 60 s" in line
+    process.send_signal(signal.SIGTERM)
+
+    ended = finish(process, line)
+
+    assert ended.code == ExitCode.PREEMPTED_SAVED
+    assert "stopped by a signal" in ended.logs[-1]["message"]
+
+
+def test_a_store_that_cannot_be_written_is_worth_another_try(
+    preparation: Preparation, tmp_path: Path
+) -> None:
+    (tmp_path / "store").write_text("not a folder")
+    source = preparation.write("rows.jsonl", json_lines(pairs(50)))
+
+    ended = run(preparation.config(source))
+
+    assert ended.code == ExitCode.STORE_UNAVAILABLE
+    assert (ended.result.outcome, ended.result.reason) == ("Failed", FailureReason.STORE_UNAVAILABLE)
+    assert "check that the claim is mounted" in ended.result.message
+
+
+def test_memory_that_is_used_up_is_told_with_advice(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl", '{"a":[' + "[]," * 5_000_000 + "0]}")
+
+    ended = run(preparation.config(source), memory_bytes=384 << 20)
+
+    assert ended.code == ExitCode.INTERNAL
+    assert ended.result.reason == FailureReason.INTERNAL
+    assert "the pod's memory is used up; give the stage more" in ended.result.message
+    assert any("Traceback" in line.get("exception", "") for line in ended.logs)
+    assert preparation.store.read_result(RUN, "prepare") is None
+
+
+def collecting(preparation: Preparation) -> CollectConfig:
+    return CollectConfig(owner=OWNER, run=RUN, store=preparation.store_config, of="prepare")
+
+
+def test_the_result_of_a_pod_that_is_gone_can_be_collected(preparation: Preparation) -> None:
+    first = run(preparation.config(preparation.write("rows.jsonl", json_lines(pairs(50)))))
+
+    collected = run(collecting(preparation))
+
+    assert collected.code == ExitCode.OK
+    assert collected.termination_message == first.termination_message
+
+
+def test_collecting_nothing_is_a_failure_of_that_stage(preparation: Preparation) -> None:
+    ended = run(collecting(preparation))
+
+    assert ended.code == ExitCode.BAD_CONFIG
+    assert (ended.result.stage, ended.result.reason) == ("prepare", FailureReason.ARTIFACT_NOT_FOUND)
+    assert preparation.store.read_result(RUN, "prepare") is None
+
+
+def test_last_words_drop_problems_before_anything_else() -> None:
+    result = StageResult(
+        stage="prepare",
+        run=RUN,
+        outcome="Failed",
+        reason=FailureReason.INVALID_DATA,
+        message="ü" * 600,
+        prepare=PrepareResult(problem_count=10, problems=tuple("ä" * 200 for _ in range(10))),
+    )
+
+    text = termination.bounded(result)
+
+    assert len(text.encode()) <= TERMINATION_MESSAGE_LIMIT
+    parsed = StageResult.parse(text)
+    assert parsed is not None
+    assert parsed.message == result.message
+    assert parsed.prepare is not None
+    assert parsed.prepare.problem_count == 10
+    assert 1 <= len(parsed.prepare.problems) < 10
+
+
+def test_last_words_shorten_a_long_message() -> None:
+    result = StageResult(stage="train", run=RUN, outcome="Failed", reason="Internal", message="ü" * 9000)
+
+    parsed = StageResult.parse(termination.bounded(result))
+
+    assert parsed is not None
+    assert parsed.message.endswith("ü…")
+
+
+def test_last_words_go_where_the_kubelet_looks_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "termination-log"
+    termination.write("early", path)
+    assert not path.exists()
+    path.touch()
+
+    termination.write("ü" * 3000, path)
+
+    assert path.read_text() == "ü" * (TERMINATION_MESSAGE_LIMIT // 2)
+
+
+def test_the_command_explains_itself() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer", "--help"], capture_output=True, text=True, check=True
+    )
+
+    assert "FINETUNE_CONFIG" in ended.stdout

@@ -1,0 +1,33 @@
+"""Threads for the processors that a pod may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.model.device import available_processors
+
+ALLOWED = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "processors"),
+    [
+        ("max 100000", ALLOWED),
+        ("50000 100000", 1),
+        ("100000 100000", 1),
+        ("150000 100000", min(2, ALLOWED)),
+        ("6400000 100000", min(64, ALLOWED)),
+    ],
+)
+def test_a_pods_cpu_limit_is_rounded_up_to_whole_processors(
+    tmp_path: Path, limit: str, processors: int
+) -> None:
+    path = tmp_path / "cpu.max"
+    path.write_text(f"{limit}\n")
+
+    assert available_processors(path) == processors
+
+
+def test_without_a_limit_every_processor_is_used(tmp_path: Path) -> None:
+    assert available_processors(tmp_path / "absent") == ALLOWED

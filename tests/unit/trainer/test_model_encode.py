@@ -1,0 +1,156 @@
+"""Which tokens of a row are learned."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from finetune_trainer.model.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.model.template import load_tokenizer
+from finetune_trainer.rows import Message, Row
+from hack.models import tiny
+
+PAIR = Row.pair("Where is it?", "shipping")
+CHAT = Row(
+    (
+        Message("system", "Name the team."),
+        Message("user", "Where is it?"),
+        Message("assistant", "shipping"),
+        Message("user", "And my money?"),
+        Message("assistant", "billing"),
+    )
+)
+
+MakeTokenizer = Callable[[str], PreTrainedTokenizerBase]
+
+
+@pytest.fixture
+def with_template(tmp_path: Path) -> MakeTokenizer:
+    def make(template: str) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(tiny())
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path)
+        return load_tokenizer(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(tiny())
+
+
+def learned(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> str:
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        assert label in (token, IGNORED)
+    return str(tokenizer.decode([label for label in row.labels if label != IGNORED]))
+
+
+def test_the_completion_and_its_end_are_learned_and_nothing_else(tokenizer: PreTrainedTokenizerBase) -> None:
+    row = RowEncoder(tokenizer).encode(PAIR)
+
+    assert tokenizer.decode(row.input_ids) == "<s><user>Where is it?</s><assistant>shipping</s>"
+    assert learned(tokenizer, row) == "shipping</s>"
+
+
+def test_every_turn_of_the_assistant_is_learned(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert learned(tokenizer, RowEncoder(tokenizer).encode(CHAT)) == "shipping</s>billing</s>"
+
+
+@pytest.mark.parametrize("row", [PAIR, CHAT])
+def test_training_begins_with_exactly_the_tokens_that_serving_sees(
+    tokenizer: PreTrainedTokenizerBase, row: Row
+) -> None:
+    encoder = RowEncoder(tokenizer)
+    served = tokenizer.apply_chat_template(
+        [message.to_dict() for message in row.input], add_generation_prompt=True, return_dict=False
+    )
+
+    assert encoder.encode_prompt(row) == served
+    assert encoder.encode(row).input_ids[: len(served)] == served
+
+
+def test_the_beginning_of_the_sequence_is_there_once(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert RowEncoder(tokenizer).encode(PAIR).input_ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_prompt_whose_end_would_melt_into_the_answer_stays_as_it_is_served(
+    with_template: MakeTokenizer,
+) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    row = Row.pair("is", "LICENSE of the work")
+    tokenizer.chat_template = "{{ messages[0]['content'] }} LIC{% if not add_generation_prompt %}{{ messages[1]['content'] }}{% endif %}"
+    prompt = tokenizer("is LIC", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("is LICENSE of the work", add_special_tokens=False)["input_ids"]
+    assert whole[: len(prompt)] != prompt
+
+    encoded = RowEncoder(tokenizer).encode(Row.pair(row.messages[0].content, "ENSE of the work"))
+
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert learned(tokenizer, encoded) == "ENSE of the work</s>"
+
+
+def test_the_model_learns_to_stop_where_the_template_writes_no_end(with_template: MakeTokenizer) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+
+    assert learned(tokenizer, RowEncoder(tokenizer).encode(PAIR)).endswith("</s>")
+
+
+def test_what_the_template_writes_after_the_last_end_is_left_out(with_template: MakeTokenizer) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>\n\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+
+    row = RowEncoder(tokenizer).encode(CHAT)
+
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert learned(tokenizer, row) == "shipping</s>billing</s>"
+
+
+def test_turns_that_a_reasoning_template_rewrites_later_are_context_only(
+    with_template: MakeTokenizer,
+) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{% if m['role'] == 'assistant' and loop.last %}(thought){% endif %}{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+
+    assert learned(tokenizer, RowEncoder(tokenizer).encode(CHAT)) == "(thought)billing</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{{ raise_exception('System role not supported') if messages[0]['role'] == 'system' }}x", "System role"),
+        ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+         "{% if add_generation_prompt %}<assistant>(thought){% endif %}", "otherwise than it asks"),
+        ("<user>{% if not add_generation_prompt %}<assistant></s>{% endif %}", "leaves the answer out"),
+    ],
+)  # fmt: skip
+def test_a_row_that_the_template_cannot_write_is_refused_with_the_reason(
+    with_template: MakeTokenizer, template: str, complaint: str
+) -> None:
+    encoder = RowEncoder(with_template(template))
+
+    with pytest.raises(RowNotEncodable, match=complaint):
+        encoder.encode(CHAT)
+
+
+def test_a_cut_row_keeps_its_beginning(tokenizer: PreTrainedTokenizerBase) -> None:
+    row = RowEncoder(tokenizer).encode(PAIR)
+    length = len(row.input_ids)
+
+    assert row.cut(length) == row
+    assert not row.truncated
+    assert row.cut(length - 1).truncated
+    assert row.cut(length - 1).input_ids == row.input_ids[:-1]
+    assert learned(tokenizer, row.cut(row.prompt_length)) == ""

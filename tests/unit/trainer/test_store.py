@@ -1,0 +1,216 @@
+"""The store on a mounted file system."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.contract import (
+    ArtifactRef,
+    ExitCode,
+    FailureReason,
+    PrepareResult,
+    StageResult,
+    StoreConfig,
+)
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.manifest import Manifest, digest_of
+from finetune_trainer.store import STAGING, STALE_STAGING_SECONDS, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(StoreConfig(uri="pvc://artifacts/team", path=str(tmp_path)))
+
+
+def publish(store: Store, files: dict[str, str]) -> ArtifactRef:
+    with store.staging() as staging:
+        for name, content in files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).write_text(content)
+        return ArtifactRef(kind="models", digest=store.publish("models", staging))
+
+
+def test_a_published_folder_is_found_by_the_digest_of_its_content(store: Store) -> None:
+    ref = publish(store, {"config.json": "{}", "weights/part": "abc"})
+
+    folder = store.artifact(ref, verify=True)
+
+    assert store.has(ref)
+    assert (folder / "weights" / "part").read_text() == "abc"
+    assert store.uri(ref) == f"pvc://artifacts/team/models/{ref.digest.removeprefix('sha256:')}"
+    assert digest_of((folder / "manifest.json").read_bytes()) == ref.digest
+
+
+def test_a_manifest_is_canonical_json_without_times(store: Store) -> None:
+    folder = store.artifact(publish(store, {"b": "2", "a": "1"}))
+
+    assert (folder / "manifest.json").read_text() == (
+        '{"files":['
+        '{"bytes":1,"path":"a","sha256":"6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"},'
+        '{"bytes":1,"path":"b","sha256":"d4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35"}'
+        '],"version":1}'
+    )
+
+
+def test_equal_content_is_kept_once(store: Store, tmp_path: Path) -> None:
+    first = publish(store, {"a": "1"})
+    before = (store.artifact(first) / "a").stat()
+
+    second = publish(store, {"a": "1"})
+
+    assert second == first
+    assert (store.artifact(first) / "a").stat().st_ino == before.st_ino
+    assert list((tmp_path / STAGING).iterdir()) == []
+
+
+def test_an_incomplete_leftover_is_replaced(store: Store) -> None:
+    ref = publish(store, {"a": "1"})
+    folder = store.artifact(ref)
+    (folder / "manifest.json").unlink()
+    (folder / "a").write_text("half")
+    assert not store.has(ref)
+
+    publish(store, {"a": "1"})
+
+    assert (store.artifact(ref, verify=True) / "a").read_text() == "1"
+
+
+def test_what_was_not_published_is_removed(store: Store, tmp_path: Path) -> None:
+    with store.staging() as staging:
+        (staging / "a").write_text("1")
+
+    assert list((tmp_path / STAGING).iterdir()) == []
+
+
+def test_staging_of_a_pod_that_was_killed_is_removed_after_a_week(store: Store, tmp_path: Path) -> None:
+    old, fresh = tmp_path / STAGING / "old", tmp_path / STAGING / "fresh"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    week_ago = fresh.stat().st_mtime - STALE_STAGING_SECONDS - 60
+    os.utime(old, (week_ago, week_ago))
+
+    with store.staging():
+        pass
+
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_an_artifact_that_is_not_there_is_named_with_what_to_check(store: Store) -> None:
+    ref = ArtifactRef(kind="datasets", digest="sha256:" + "a" * 64)
+
+    with pytest.raises(StageFailure, match=f"no complete {store.uri(ref)}") as caught:
+        store.artifact(ref)
+
+    assert caught.value.reason is FailureReason.ARTIFACT_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "a").write_text("2"), "a was changed or damaged: its sha256 is"),
+        (lambda folder: (folder / "a").write_text("12"), "a was changed or damaged: it has 2 bytes, not 1"),
+        (lambda folder: (folder / "a").unlink(), "a was changed or damaged: it is missing"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json was changed or damaged"),
+    ],
+)
+def test_a_damaged_artifact_names_the_file(store: Store, damage: object, message: str) -> None:
+    ref = publish(store, {"a": "1"})
+    assert callable(damage)
+    damage(store.artifact(ref))
+
+    with pytest.raises(StageFailure, match=message) as caught:
+        store.artifact(ref, verify=True)
+
+    assert caught.value.reason is FailureReason.ARTIFACT_CORRUPT
+
+
+def test_a_file_changed_together_with_its_manifest_is_found_by_the_digest(store: Store) -> None:
+    ref = publish(store, {"a": "1"})
+    folder = store.artifact(ref)
+    (folder / "a").write_text("2")
+    (folder / "manifest.json").write_bytes(Manifest.of(folder).to_bytes())
+
+    with pytest.raises(StageFailure, match=r"manifest\.json was changed or damaged: its digest is") as caught:
+        store.artifact(ref)
+
+    assert caught.value.reason is FailureReason.ARTIFACT_CORRUPT
+
+
+def test_a_manifest_that_reaches_outside_its_folder_is_refused(store: Store, tmp_path: Path) -> None:
+    content = b'{"files":[{"bytes":1,"path":"../a","sha256":"' + b"0" * 64 + b'"}],"version":1}'
+    ref = ArtifactRef(kind="models", digest=digest_of(content))
+    folder = tmp_path / "models" / ref.digest.removeprefix("sha256:")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_bytes(content)
+
+    with pytest.raises(StageFailure, match="stay inside the folder"):
+        store.artifact(ref)
+
+
+def test_a_symbolic_link_is_never_published(store: Store) -> None:
+    with store.staging() as staging:
+        (staging / "a").symlink_to("/etc/hostname")
+        with pytest.raises(StageFailure, match="is a symbolic link"):
+            store.publish("models", staging)
+
+
+def test_the_digest_of_a_folder_can_be_known_before_it_is_copied(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "base"
+    source.mkdir()
+    for name in ("config.json", "notes.txt"):
+        (source / name).write_text(name)
+    seen: list[int] = []
+
+    manifest = Manifest.of(source, ["config.json"], seen.append)
+
+    assert manifest.digest == publish(store, {"config.json": "config.json"}).digest
+    assert sum(seen) == manifest.total_bytes == len("config.json")
+
+
+def test_a_result_is_read_back(store: Store) -> None:
+    result = StageResult(
+        stage="prepare", run="uid-1", outcome="Succeeded", prepare=PrepareResult(problem_count=2)
+    )
+    assert store.read_result("uid-1", "prepare") is None
+
+    store.write_result(result)
+
+    assert store.read_result("uid-1", "prepare") == result
+    assert [path.name for path in store.run_dir("uid-1", "prepare").iterdir()] == ["result.json"]
+
+
+def test_a_result_of_another_version_counts_as_none(store: Store) -> None:
+    (store.run_dir("uid-1", "prepare") / "result.json").write_text('{"contract":1,"news":true}')
+
+    assert store.read_result("uid-1", "prepare") is None
+
+
+def test_a_run_is_one_folder_name(store: Store) -> None:
+    with pytest.raises(StageFailure, match=r"run: '\.\./x' is no folder name"):
+        store.run_dir("../x", "prepare")
+
+
+def test_a_store_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "file")))
+
+    with pytest.raises(StageFailure, match=r"file/runs.*Not a directory; check that the claim") as caught:
+        store.run_dir("uid-1", "prepare")
+
+    assert caught.value.reason is FailureReason.STORE_UNAVAILABLE
+    assert caught.value.exit_code is ExitCode.STORE_UNAVAILABLE
+
+
+def test_a_full_disk_while_staging_is_the_stores_failure(store: Store) -> None:
+    with pytest.raises(StageFailure, match="No space left on device") as caught, store.staging():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert caught.value.reason is FailureReason.STORE_UNAVAILABLE
+
+
+def test_a_file_elsewhere_while_staging_is_not_the_stores_failure(store: Store) -> None:
+    with pytest.raises(FileNotFoundError), store.staging():
+        Path("/nowhere/base-model").read_bytes()

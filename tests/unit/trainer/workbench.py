@@ -1,0 +1,211 @@
+"""A store with the tiny model and a few rows in it, and the stages that need a model over them."""
+
+import functools
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import (
+    ArtifactRef,
+    CheckpointResult,
+    Digest,
+    EvaluateConfig,
+    EvaluateResult,
+    Hyperparameters,
+    LoRA,
+    Method,
+    Owner,
+    PreflightConfig,
+    PreflightResult,
+    Progress,
+    RequestedHyperparameters,
+    StageConfig,
+    StoreConfig,
+    TrainConfig,
+    TrainResult,
+)
+from finetune_trainer.evaluate import stage as evaluate
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.model.template import load_tokenizer
+from finetune_trainer.preflight import stage as preflight
+from finetune_trainer.report import Reporter
+from finetune_trainer.rows import Row
+from finetune_trainer.store import Store
+from finetune_trainer.train import stage as train
+from finetune_trainer.train.schedule import steps_per_epoch
+from hack.models import tiny
+
+OWNER: Final = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="1f1f")
+RUN: Final = "1f1f"
+URI: Final = "pvc://models/tiny"
+
+TEAMS: Final = ("billing", "sales", "support", "shipping")
+ROWS: Final = tuple(
+    Row.pair(f"{subject} {verb}?", TEAMS[index % len(TEAMS)])
+    for index, (verb, subject) in enumerate(
+        (verb, subject)
+        for verb in ("late", "lost", "paid")
+        for subject in ("order", "invoice", "card", "box")
+    )
+)
+"""Twelve short questions, each with the name of a team."""
+
+
+@functools.cache
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(tiny())
+
+
+@dataclass
+class Sheet(Reporter):
+    """Keeps all progress; sets `stop` when a step is reported that is in `stop_at`."""
+
+    stop_at: frozenset[int] = frozenset()
+    stop: threading.Event = field(default_factory=threading.Event)
+    seen: list[Progress] = field(default_factory=list)
+
+    def progress(self, progress: Progress) -> None:
+        self.seen.append(progress)
+        if progress.step in self.stop_at:
+            self.stop.set()
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Folders of one test, and what happens in them."""
+
+    root: Path
+
+    @property
+    def store_config(self) -> StoreConfig:
+        return StoreConfig(uri="pvc://artifacts", path=str(self.root / "store"))
+
+    @property
+    def store(self) -> Store:
+        (self.root / "store").mkdir(exist_ok=True)
+        return Store(self.store_config)
+
+    def context(self, sheet: Sheet | None = None) -> StageContext:
+        sheet = sheet or Sheet()
+        return StageContext(store=self.store, reporter=sheet, stop=sheet.stop)
+
+    def model(self, source: Path | None = None) -> Digest:
+        """A folder published as a base model; the tiny one if not said otherwise."""
+        with self.store.staging() as staging:
+            shutil.copytree(source or tiny(), staging, dirs_exist_ok=True)
+            return self.store.publish("models", staging)
+
+    def dataset(
+        self, train: Sequence[Row] = ROWS, validation: Sequence[Row] = (), test: Sequence[Row] = ()
+    ) -> Digest:
+        with self.store.staging() as staging:
+            for split, rows in (("train", train), ("validation", validation), ("test", test)):
+                (staging / f"{split}.jsonl").write_text("".join(f"{row.to_line()}\n" for row in rows))
+            return self.store.publish("datasets", staging)
+
+    def preflight_config(self, source: Path, dataset: Digest, **settings: Any) -> PreflightConfig:
+        wanted = settings.pop("hyperparameters", {})
+        return PreflightConfig(
+            **self._common(),
+            base_model_uri=URI,
+            base_model_path=str(source),
+            dataset=dataset,
+            hyperparameters=RequestedHyperparameters(**wanted),
+            **settings,
+        )
+
+    def preflight(
+        self, source: Path | None = None, dataset: Digest | None = None, **settings: Any
+    ) -> PreflightResult:
+        config = self.preflight_config(source or tiny(), dataset or self.dataset(), **settings)
+        return preflight.run(config, self.context())
+
+    def preflight_failure(
+        self, source: Path | None = None, dataset: Digest | None = None, **settings: Any
+    ) -> StageFailure:
+        with pytest.raises(StageFailure) as caught:
+            self.preflight(source, dataset, **settings)
+        return caught.value
+
+    def train_config(
+        self,
+        base_model: Digest | None = None,
+        dataset: Digest | None = None,
+        *,
+        method: Method | None = None,
+        rows: int = len(ROWS),
+        **settings: Any,
+    ) -> TrainConfig:
+        """A short run with dropout and accumulation: 2 epochs of 3 steps, each of 2 batches of 2 rows."""
+        chosen: dict[str, Any] = {
+            "epochs": 2,
+            "learning_rate": 5e-3,
+            "per_device_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "max_sequence_length": 64,
+            "seed": 7,
+            "save_every_steps": 2,
+        } | settings
+        steps = steps_per_epoch(rows, chosen["per_device_batch_size"], chosen["gradient_accumulation_steps"])
+        return TrainConfig(
+            **self._common(),
+            base_model=base_model or self.model(),
+            dataset=dataset or self.dataset(),
+            method=method or Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
+            hyperparameters=Hyperparameters(total_steps=chosen["epochs"] * steps, **chosen),
+        )
+
+    def train(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
+        return train.run(config, self.context(sheet))
+
+    def train_failure(self, config: TrainConfig) -> StageFailure:
+        with pytest.raises(StageFailure) as caught:
+            self.train(config)
+        return caught.value
+
+    def checkpoint(self, result: CheckpointResult) -> Path:
+        return self.store.artifact(ArtifactRef(kind="checkpoints", digest=result.digest), verify=True)
+
+    def evaluate(
+        self, base_model: Digest, dataset: Digest, result: CheckpointResult, **settings: Any
+    ) -> EvaluateResult:
+        config = EvaluateConfig(
+            **self._common(),
+            base_model=base_model,
+            dataset=dataset,
+            checkpoint=result.digest,
+            checkpoint_type=result.type,
+            max_sequence_length=64,
+            **settings,
+        )
+        return evaluate.run(config, self.context())
+
+    def states(self, config: StageConfig) -> list[str]:
+        """Names of the resume states of a run."""
+        folder = self.store.run_dir(config.run, "train") / "state"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def _common(self) -> dict[str, Any]:
+        return {"owner": OWNER, "run": RUN, "store": self.store_config}
+
+
+def elsewhere(bench: Workbench, name: str) -> Workbench:
+    """The same kind of bench with a store of its own."""
+    root = bench.root / name
+    root.mkdir()
+    return Workbench(root)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)

@@ -1,0 +1,14 @@
+"""One spelling for equal JSON values, so that equal values have equal bytes and equal hashes."""
+
+import json
+from typing import Any
+
+
+def text(value: Any) -> str:
+    """JSON with sorted keys and no spaces. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def encode(value: Any) -> bytes:
+    """The same in UTF-8. Raises UnicodeEncodeError for an unpaired surrogate."""
+    return text(value).encode()

@@ -1,0 +1,20 @@
+"""The result of a stage whose pod, and with it the termination message, is gone."""
+
+from finetune_trainer.contract import CollectConfig, FailureReason, StageResult
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.store import Store
+
+
+def collect(config: CollectConfig, store: Store) -> StageResult:
+    """The stored result of stage `config.of` of the same run.
+
+    Raises StageFailure (ARTIFACT_NOT_FOUND) where the stage left none.
+    """
+    result = store.read_result(config.run, config.of)
+    if result is None:
+        raise StageFailure(
+            FailureReason.ARTIFACT_NOT_FOUND,
+            f"stage {config.of} of run {config.run} left no result in the store; it ended before it could"
+            " write one: look at its pod's log, then make a new resource to run it again",
+        )
+    return result

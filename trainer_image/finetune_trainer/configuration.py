@@ -1,0 +1,67 @@
+"""From the text of a config to its model; every refusal names the field and what to do."""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_trainer.contract import (
+    CONFIG_ADAPTER,
+    CONFIG_ENV,
+    CONFIG_LIMIT,
+    CONTRACT_VERSION,
+    AnyConfig,
+    FailureReason,
+)
+from finetune_trainer.failure import StageFailure
+
+SAME_RELEASE = "set spec.images.trainer of the ComputeProfile to the image of the operator's release"
+
+
+def parse(text: str | None) -> AnyConfig:
+    """The config in `text`. Raises StageFailure: INVALID_CONFIG or CONTRACT_MISMATCH."""
+    raw = decode(text)
+    contract = raw.get("contract", CONTRACT_VERSION)
+    if contract != CONTRACT_VERSION:
+        raise StageFailure(
+            FailureReason.CONTRACT_MISMATCH,
+            f"contract: the operator speaks version {contract} and this trainer image version"
+            f" {CONTRACT_VERSION}; {SAME_RELEASE}",
+        )
+    try:
+        return CONFIG_ADAPTER.validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        unknown = any(problem["type"] == "extra_forbidden" for problem in problems)
+        listed = "; ".join(f"{_field(problem['loc'])}: {problem['msg']}" for problem in problems)
+        raise StageFailure(
+            FailureReason.CONTRACT_MISMATCH if unknown else FailureReason.INVALID_CONFIG,
+            f"{listed}; {SAME_RELEASE}",
+        ) from error
+
+
+def decode(text: str | None) -> dict[str, Any]:
+    """The config as JSON types, not yet checked. Raises StageFailure (INVALID_CONFIG)."""
+    if text is None:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG, f"no config: set {CONFIG_ENV}, or give --config with a file"
+        )
+    size = len(text.encode(errors="surrogateescape"))
+    if size > CONFIG_LIMIT:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG, f"the config has {size} bytes; at most {CONFIG_LIMIT} are taken"
+        )
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise StageFailure(FailureReason.INVALID_CONFIG, f"the config is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG, f"the config is a JSON {type(raw).__name__}, not an object"
+        )
+    return raw
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    # The first part is the stage, which decided what the config is checked against.
+    return ".".join(str(part) for part in location[1:]) or "stage"

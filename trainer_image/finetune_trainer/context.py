@@ -1,0 +1,16 @@
+"""What a stage gets beside its config."""
+
+import threading
+from dataclasses import dataclass
+
+from finetune_trainer.report import Reporter
+from finetune_trainer.store import Store
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The surroundings of one stage; `stop` is set by SIGTERM and SIGINT."""
+
+    store: Store
+    reporter: Reporter
+    stop: threading.Event

@@ -1,0 +1,105 @@
+"""The list of a folder's files with their sizes and hashes, whose own hash names the folder's content."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from finetune_trainer import canonical
+from finetune_trainer.contract import Digest
+
+MANIFEST_NAME: Final = "manifest.json"
+CHUNK_BYTES: Final = 1 << 20
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes of each chunk that was read."""
+
+
+def nothing(_: int) -> None:
+    """An `OnBytes` for whoever shows no progress."""
+
+
+def hash_file(path: Path, on_bytes: OnBytes = nothing) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            content.update(chunk)
+            on_bytes(len(chunk))
+    return content.hexdigest()
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or str(PurePosixPath(path)) != path:
+        raise ValueError("a file's path must be relative and stay inside the folder")
+    if path == MANIFEST_NAME:
+        raise ValueError("a manifest does not list itself")
+    return path
+
+
+class FileEntry(BaseModel):
+    """One file: its path with `/` below the folder, its size, its SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Annotated[str, AfterValidator(_inside)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """A folder's files, sorted by path; no times and no owners, so equal content has an equal digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    files: tuple[FileEntry, ...]
+
+    @classmethod
+    def of(cls, folder: Path, paths: Iterable[str] | None = None, on_bytes: OnBytes = nothing) -> Self:
+        """Hash the named files of a folder, or all of them but the manifest itself. Raises OSError."""
+        names = sorted(_files_below(folder) if paths is None else set(paths))
+        return cls(
+            files=tuple(
+                FileEntry(
+                    path=name,
+                    bytes=(folder / name).stat().st_size,
+                    sha256=hash_file(folder / name, on_bytes),
+                )
+                for name in names
+            )
+        )
+
+    def to_bytes(self) -> bytes:
+        """The content of `manifest.json`."""
+        return canonical.encode(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> Digest:
+        """What the folder is called: the SHA-256 of the manifest's bytes."""
+        return digest_of(self.to_bytes())
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.bytes for file in self.files)
+
+
+def digest_of(content: bytes) -> Digest:
+    """`sha256:` and 64 hexadecimal digits."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _files_below(folder: Path) -> Iterable[str]:
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if Path(root, name).is_symlink():
+                raise OSError(f"{Path(root, name)} is a symbolic link; an artifact consists of plain files")
+        for name in files:
+            path = Path(root, name).relative_to(folder).as_posix()
+            if path != MANIFEST_NAME:
+                yield path

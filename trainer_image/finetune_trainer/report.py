@@ -1,0 +1,147 @@
+"""Progress on its way to the operator. A stage never waits for it and never fails because of it."""
+
+import logging
+import ssl
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from finetune_trainer.contract import (
+    REPORT_PATH,
+    REPORT_TOKEN_PATH,
+    Owner,
+    Progress,
+    Report,
+    ReportTarget,
+    Stage,
+)
+
+INTERVAL_SECONDS: Final = 2.0
+"""Shortest time between two reports; the operator shows one every 10 seconds."""
+FIRST_RETRY_SECONDS: Final = 1.0
+LONGEST_RETRY_SECONDS: Final = 30.0
+REQUEST_TIMEOUT_SECONDS: Final = 10.0
+COMPLAINT_SECONDS: Final = 60.0
+"""Shortest time between two log lines about an endpoint that cannot be reached."""
+
+REFUSED: Final = frozenset({400, 413, 422})
+"""Answers about the report itself: sending it again cannot help."""
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Sends the newest progress from a thread of its own; older progress that was not sent is dropped.
+
+    Without a target it does nothing.
+    """
+
+    def __init__(
+        self,
+        target: ReportTarget | None,
+        owner: Owner,
+        stage: Stage,
+        token_path: Path = Path(REPORT_TOKEN_PATH),
+    ) -> None:
+        self._owner = owner
+        self._stage = stage
+        self._token_path = token_path
+        self._changed = threading.Condition()
+        self._newest: Progress | None = None
+        self._closing = False
+        self._sequence = 0
+        self._complained_at: float | None = None
+        self._thread: threading.Thread | None = None
+        if target is not None:
+            self._thread = threading.Thread(target=self._run, args=(target,), name="reporter", daemon=True)
+            self._thread.start()
+
+    def progress(self, progress: Progress) -> None:
+        """Take over the newest progress; returns at once."""
+        if self._thread is None:
+            return
+        with self._changed:
+            self._newest = progress
+            self._changed.notify()
+
+    def close(self, timeout: float) -> None:
+        """Give the newest progress up to `timeout` seconds to arrive; the process may end after that."""
+        if self._thread is None:
+            return
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _run(self, target: ReportTarget) -> None:
+        url = target.url.rstrip("/") + REPORT_PATH
+        retry_seconds = FIRST_RETRY_SECONDS
+        try:
+            context = ssl.create_default_context(cadata=target.ca_pem)
+        except ssl.SSLError as error:
+            logger.warning("report.caPem is no certificate (%s); progress is not reported", error)
+            return
+        # The cluster's proxy settings are for the way out, not for the operator beside us.
+        with httpx.Client(verify=context, timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False) as client:
+            while (progress := self._next()) is not None:
+                problem = self._send(client, url, progress)
+                if problem is None:
+                    retry_seconds = FIRST_RETRY_SECONDS
+                    self._pause(INTERVAL_SECONDS)
+                    continue
+                self._complain(url, problem)
+                with self._changed:
+                    if self._newest is None:
+                        self._newest = progress
+                self._pause(retry_seconds)
+                retry_seconds = min(2 * retry_seconds, LONGEST_RETRY_SECONDS)
+
+    def _next(self) -> Progress | None:
+        """The newest progress when there is some; None when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._closing)
+            progress, self._newest = self._newest, None
+            return progress
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, though not longer than a second when closing: then every try counts."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._closing, seconds):
+                return
+        time.sleep(min(seconds, FIRST_RETRY_SECONDS) if self._newest is not None else 0)
+
+    def _send(self, client: httpx.Client, url: str, progress: Progress) -> str | None:
+        """What went wrong, or None when there is nothing left to do about this report."""
+        # Grows across the pods of a run too, so that a new pod's reports are newer than the old one's.
+        self._sequence = max(self._sequence + 1, time.time_ns() // 1_000_000)
+        report = Report(owner=self._owner, stage=self._stage, sequence=self._sequence, progress=progress)
+        try:
+            token = self._token_path.read_text().strip()
+            answer = client.post(
+                url,
+                content=report.to_json(),
+                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            )
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+            return f"{type(error).__name__}: {error}"
+        if answer.is_success:
+            return None
+        problem = f"status {answer.status_code}: {answer.text[:200]}"
+        if answer.status_code in REFUSED:
+            logger.warning("the operator refused a progress report: %s", problem)
+            return None
+        return problem
+
+    def _complain(self, url: str, problem: str) -> None:
+        now = time.monotonic()
+        if self._complained_at is None or now - self._complained_at >= COMPLAINT_SECONDS:
+            self._complained_at = now
+            logger.warning(
+                "progress does not reach the operator at %s (%s); the stage goes on without, and it is tried"
+                " again",
+                url,
+                problem,
+            )

@@ -1,0 +1,53 @@
+"""The pod's last words: the kubelet puts this file's content into the container's status."""
+
+import logging
+from pathlib import Path
+
+from finetune_trainer.contract import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, StageResult
+
+MESSAGE_CHARACTERS = 1000
+"""What is left of a failure's message where the result is too long."""
+
+logger = logging.getLogger(__name__)
+
+
+def bounded(result: StageResult) -> str:
+    """The result as JSON of at most `TERMINATION_MESSAGE_LIMIT` bytes.
+
+    Problems are left out first, from the last (their count stays), then the end of the message, then the
+    stage's facts; the store's `result.json` has all of it.
+    """
+    while not _fits(result) and result.prepare is not None and result.prepare.problems:
+        prepare = result.prepare.model_copy(update={"problems": result.prepare.problems[:-1]})
+        result = result.model_copy(update={"prepare": prepare})
+    if not _fits(result):
+        result = result.model_copy(update={"message": _cut(result.message)})
+    if not _fits(result):
+        logger.warning("the result is too long for a termination message; result.json in the store has it")
+        result = StageResult(
+            stage=result.stage,
+            run=result.run,
+            outcome=result.outcome,
+            reason=result.reason,
+            message=result.message,
+        )
+    return result.to_json()
+
+
+def write(text: str, path: Path = Path(TERMINATION_MESSAGE_PATH)) -> None:
+    """Leave `text`, cut to the limit, as the termination message; outside a pod it is logged only.
+
+    The kubelet creates the file before the container starts, so where it is absent nobody reads it.
+    """
+    logger.info("termination message: %s", text)
+    if path.exists():
+        content = text.encode()[:TERMINATION_MESSAGE_LIMIT].decode(errors="ignore")
+        path.write_text(content, encoding="utf-8")
+
+
+def _fits(result: StageResult) -> bool:
+    return len(result.to_json().encode()) <= TERMINATION_MESSAGE_LIMIT
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MESSAGE_CHARACTERS else message[: MESSAGE_CHARACTERS - 1] + "…"
