@@ -1,0 +1,49 @@
+"""Which volume a claim of the StorageClass `local` gets, and when its data goes."""
+
+from pathlib import Path
+from typing import Any, Final
+
+PROVISIONER: Final = "finetune.dev/local"
+STORAGE_CLASS: Final = "local"
+_PROVISIONED_BY: Final = "pv.kubernetes.io/provisioned-by"
+
+
+def volume_for(claim: dict[str, Any], parent: Path) -> dict[str, Any] | None:
+    """The PersistentVolume for `claim`, its data below `parent`; None if it waits for none of ours.
+
+    Any access mode is granted, ReadWriteMany included, since all pods run on the one node.
+    """
+    metadata, spec = claim["metadata"], claim["spec"]
+    waits = not spec.get("volumeName") and "deletionTimestamp" not in metadata
+    ours = spec.get("storageClassName") == STORAGE_CLASS and spec.get("volumeMode") != "Block"
+    if not waits or not ours:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        # The annotation keeps the controller manager from deleting the volume itself.
+        "metadata": {"name": f"pvc-{metadata['uid']}", "annotations": {_PROVISIONED_BY: PROVISIONER}},
+        "spec": {
+            "capacity": {"storage": spec["resources"]["requests"]["storage"]},
+            "accessModes": spec["accessModes"],
+            "storageClassName": STORAGE_CLASS,
+            "persistentVolumeReclaimPolicy": "Delete",
+            "hostPath": {"path": str(parent / metadata["uid"]), "type": "Directory"},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+        },
+    }
+
+
+def folder_to_remove(volume: dict[str, Any], parent: Path) -> Path | None:
+    """The data of a volume whose claim is gone; None if the volume is in use or not ours."""
+    annotations = volume["metadata"].get("annotations") or {}
+    if annotations.get(_PROVISIONED_BY) != PROVISIONER or volume["status"].get("phase") != "Released":
+        return None
+    folder = Path(volume["spec"]["hostPath"]["path"])
+    return folder if folder.parent == parent else None

@@ -1,0 +1,75 @@
+"""Stop a cluster and undo everything that it did to the machine, in whatever state it was left."""
+
+import logging
+import shutil
+import signal
+from typing import Final
+
+from hack.cluster import cgroups, namespace, network
+from hack.cluster.containerd import Containerd
+from hack.cluster.errors import ClusterError
+from hack.cluster.host import Host
+from hack.cluster.layout import Layout
+from hack.cluster.processes import Processes, send, start_time
+from hack.cluster.waiting import becomes_true
+
+LOG: Final = logging.getLogger(__name__)
+# Stopped first and politely, so that they do not undo what follows.
+_AGENTS: Final = ("kubelet", "kube-proxy", "provisioner")
+_KILLED_WITHIN_SECONDS: Final = 10
+_NODE: Final = ("containerd", namespace.HOLDER)
+
+
+def tear_down(layout: Layout, processes: Processes) -> None:
+    """Leave of the cluster only its logs and its image store.
+
+    Raises:
+        ClusterError: something could not be removed; running it again goes on from there.
+    """
+    names = processes.names()
+    processes.stop([name for name in _AGENTS if name in names], signal.SIGTERM, seconds=5)
+    # Nothing of the control plane is kept, so it need not close its files.
+    control_plane = [name for name in names if name not in (*_AGENTS, *_NODE)]
+    processes.stop(control_plane, signal.SIGKILL, seconds=5)
+    if layout.host_record.exists() or network.exists(layout):
+        _remove_node(layout, processes)
+    # The records of processes go last, so that a failure before leaves them to the next attempt.
+    for folder in (
+        layout.etcd,
+        layout.volumes,
+        layout.kubelet,
+        layout.config,
+        layout.pki,
+        layout.clients,
+        layout.run,
+    ):
+        if folder.exists():
+            shutil.rmtree(folder)
+    layout.kubeconfig.unlink(missing_ok=True)
+
+
+def _remove_node(layout: Layout, processes: Processes) -> None:
+    _kill(cgroups.processes(layout.pods_cgroup))
+    if processes.pid("containerd") is not None:
+        try:
+            Containerd(layout).remove_containers()
+        except ClusterError as error:
+            # The next `up` removes what containerd still remembers.
+            LOG.warning("containerd did not forget all containers: %s", error)
+    processes.stop(["containerd"], signal.SIGTERM, seconds=2)
+    # What is left, known or not: shims, and the holder of the mount namespace.
+    becomes_true(lambda: not _kill(cgroups.processes(layout.cgroup)), _KILLED_WITHIN_SECONDS)
+    processes.stop([namespace.HOLDER], signal.SIGKILL, seconds=1)
+    network.remove(layout)
+    cgroups.remove(layout.cgroup)
+    if layout.host_record.exists():
+        Host.read(layout.host_record).restore()
+        layout.host_record.unlink()
+
+
+def _kill(pids: set[int]) -> set[int]:
+    """Kill those that run, and return them; zombies stay in their cgroup until they are reaped."""
+    running = {pid for pid in pids if start_time(pid) is not None}
+    for pid in running:
+        send(pid, signal.SIGKILL)
+    return running
