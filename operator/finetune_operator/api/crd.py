@@ -87,6 +87,9 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 def _scalar_keywords(node: Schema) -> Schema:
     out = {k: v for k, v in node.items() if k in KEPT and not (k == "default" and v is None)}
+    if isinstance(out.get("default"), dict):
+        # In a structural default an absent field is left out: null is of no type.
+        out["default"] = {k: v for k, v in out["default"].items() if v is not None}
     if "const" in node:
         out["enum"] = [node["const"]]
     for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):

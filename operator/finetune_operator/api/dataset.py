@@ -205,6 +205,7 @@ class DatasetStatus(Model):
     observed_generation: int = -1
     phase: Annotated[str, Field(max_length=32)] = ""
     latest_version: str | None = None
+    store: Annotated[str | None, Field(description="Store that the latest version was prepared in.")] = None
     format: str | None = None
     rows: int | None = None
     problem_count: int | None = None

@@ -56,7 +56,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind(
         Dataset,
         "datasets",
-        "ds",
+        "dset",
         (
             Column("Latest", ".status.latestVersion"),
             Column("Rows", ".status.rows", "integer"),

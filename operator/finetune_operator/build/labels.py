@@ -23,7 +23,7 @@ PROFILE: Final = f"{GROUP}/profile"
 DEVICES: Final = f"{GROUP}/devices"
 """Devices that a stage's pod was given; device time is counted from it, not from a profile edited since."""
 STORE: Final = f"{GROUP}/store"
-"""Annotation of a DatasetVersion: the store that it was first written to."""
+"""Annotation: the store that a Job works with, or that a DatasetVersion was first written to."""
 
 RUNNER: Final = "finetune-runner"
 """Service account of all pods in the users' namespaces."""

@@ -55,7 +55,7 @@ class Reason(StrEnum):
     STORE_NOT_FOUND = "StoreNotFound"
     STORE_NOT_SHAREABLE = "StoreNotShareable"
     SOURCE_NOT_FOUND = "SourceNotFound"
-    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a secret
+    SECRET_NOT_FOUND = "SecretNotFound"
     DATASET_NOT_FOUND = "DatasetNotFound"
     DATASET_VERSION_NOT_FOUND = "DatasetVersionNotFound"
     DATASET_FAILED = "DatasetFailed"

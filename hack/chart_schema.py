@@ -1,0 +1,95 @@
+"""The schema of the chart's values: closed everywhere, so that Helm refuses a misspelt name."""
+
+import json
+from typing import Any, Final
+
+from finetune_operator.api.computeprofile import ComputeProfileSpec
+from finetune_operator.api.crd import schema_of
+from finetune_operator.api.meta import DNS_LABEL
+from finetune_operator.settings import Settings
+
+Schema = dict[str, Any]
+
+TEXT: Final[Schema] = {"type": "string"}
+FLAG: Final[Schema] = {"type": "boolean"}
+TEXTS: Final[Schema] = {"type": "object", "additionalProperties": TEXT}
+QUANTITIES: Final[Schema] = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number"], "pattern": r"^[0-9.]+(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"},
+}
+NAMES: Final[Schema] = {"type": "array", "items": {"type": "string", "pattern": DNS_LABEL, "maxLength": 63}}
+
+
+def closed(**properties: Schema) -> Schema:
+    """An object with these fields and no other."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def values_schema() -> str:
+    """Text of values.schema.json; what a ComputeProfile holds comes from its model."""
+    image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT)
+    image["required"] = ["repository"]
+    schema = closed(
+        image=image,
+        trainerImage=image,
+        imagePullPolicy=_setting("image_pull_policy"),
+        imagePullSecrets=NAMES,
+        replicas={"type": "integer", "minimum": 1, "maximum": 5},
+        watchNamespaces={**NAMES, "uniqueItems": True},
+        workers=_setting("workers"),
+        leaseDurationSeconds=_setting("lease_duration_seconds"),
+        logLevel=_setting("log_level"),
+        logFormat=_setting("log_format"),
+        report=closed(enabled=FLAG),
+        resources=closed(requests=QUANTITIES, limits=QUANTITIES),
+        nodeSelector=TEXTS,
+        tolerations={
+            "type": "array",
+            "items": closed(
+                key=TEXT, operator=TEXT, value=TEXT, effect=TEXT, tolerationSeconds={"type": "integer"}
+            ),
+        },
+        affinity=closed(
+            nodeAffinity={"type": "object"},
+            podAffinity={"type": "object"},
+            podAntiAffinity={"type": "object"},
+        ),
+        priorityClassName=TEXT,
+        podLabels=TEXTS,
+        podAnnotations=TEXTS,
+        rbac=closed(aggregate=FLAG),
+        defaultProfile=closed(
+            create=FLAG,
+            name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},
+            spec=_plain(schema_of(ComputeProfileSpec)),
+        ),
+        # What a parent chart gives to all its parts.
+        **{"global": {"type": "object"}},
+    )
+    return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **schema}, indent=2) + "\n"
+
+
+def _setting(name: str) -> Schema:
+    """Bounds of a setting of the process, from where it is read."""
+    schema: Schema = Settings.model_json_schema()["properties"][name]
+    return {
+        key: value
+        for key, value in schema.items()
+        if key in {"type", "enum", "minimum", "maximum", "minLength"}
+    }
+
+
+def _plain(node: Schema) -> Schema:
+    """A structural schema as plain JSON Schema: closed, without defaults and Kubernetes' extensions."""
+    out = {key: value for key, value in node.items() if key != "default" and not key.startswith("x-")}
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if out.pop(exclusive, False):
+            out[exclusive] = out.pop(bound)
+    if "properties" in out:
+        out["properties"] = {name: _plain(child) for name, child in out["properties"].items()}
+        out["additionalProperties"] = False
+    elif isinstance(out.get("additionalProperties"), dict):
+        out["additionalProperties"] = _plain(out["additionalProperties"])
+    if "items" in out:
+        out["items"] = _plain(out["items"])
+    return out

@@ -1,0 +1,167 @@
+"""The contract's config for each stage, from the API's types."""
+
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from finetune_operator.api.dataset import Columns, DataPreparation
+from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method, ResolvedHyperparameters
+from finetune_operator.api.meta import Resource
+from finetune_operator.build.locations import parse_location
+from finetune_trainer import contract
+
+DATA_FORMATS: Final = frozenset({"PromptCompletion", "ChatMessages", "CSV"})
+
+
+@dataclass(frozen=True, slots=True)
+class StageInputs:
+    """What the configs of all stages share."""
+
+    owner: Resource
+    run: str
+    store_uri: str
+    report: contract.ReportTarget | None
+
+    @property
+    def contract_owner(self) -> contract.Owner:
+        kind = cast(Literal["FineTuneJob", "Dataset"], self.owner.kind)
+        return contract.Owner(
+            kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid
+        )
+
+    @property
+    def store(self) -> contract.StoreConfig:
+        path = parse_location(self.store_uri).under(contract.STORE_MOUNT)
+        return contract.StoreConfig(uri=self.store_uri, path=path)
+
+
+def prepare_config(inputs: StageInputs, preparation: DataPreparation) -> contract.PrepareConfig:
+    """Rows in, a dataset folder out."""
+    source = preparation.source.uri
+    return contract.PrepareConfig(
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=inputs.store,
+        report=inputs.report,
+        source_uri=source,
+        source_path=parse_location(source).under(contract.SOURCE_MOUNT),
+        format=cast(
+            Literal["PromptCompletion", "ChatMessages", "CSV"] | None,
+            preparation.format if preparation.format in DATA_FORMATS else None,
+        ),
+        columns=_columns(preparation.columns),
+        split=contract.Split(
+            validation=preparation.split.validation,
+            test=preparation.split.test,
+            seed=preparation.split.seed,
+            group_by=preparation.split.group_by,
+        ),
+        on_invalid_rows=preparation.on_invalid_rows,
+        max_invalid_fraction=preparation.max_invalid_fraction,
+    )
+
+
+def _columns(columns: Columns | None) -> contract.Columns:
+    if columns is None:
+        return contract.Columns()
+    return contract.Columns(prompt=columns.prompt, completion=columns.completion, messages=columns.messages)
+
+
+def _method(method: Method) -> contract.Method:
+    lora = method.lora
+    return contract.Method(
+        type="Full" if method.type == "Full" else "LoRA",
+        lora=contract.LoRA()
+        if lora is None
+        else contract.LoRA(
+            r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules
+        ),
+    )
+
+
+def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -> contract.PreflightConfig:
+    """The base model against the data; `dataset` is a digest."""
+    uri = spec.base_model.uri or ""
+    wanted = spec.hyperparameters
+    return contract.PreflightConfig(
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=inputs.store,
+        report=inputs.report,
+        base_model_uri=uri,
+        base_model_path=parse_location(uri).under(contract.BASE_MODEL_MOUNT),
+        base_model_digest=spec.base_model.digest,
+        dataset=dataset,
+        method=_method(spec.method),
+        hyperparameters=contract.RequestedHyperparameters(
+            epochs=wanted.epochs,
+            learning_rate=wanted.learning_rate,
+            per_device_batch_size=wanted.per_device_batch_size,
+            gradient_accumulation_steps=wanted.gradient_accumulation_steps,
+            max_sequence_length=wanted.max_sequence_length,
+            seed=wanted.seed,
+            save_every_steps=spec.checkpoints.every_steps,
+        ),
+        devices=spec.compute.devices,
+    )
+
+
+def train_config(
+    inputs: StageInputs,
+    spec: FineTuneJobSpec,
+    base_model: str,
+    dataset: str,
+    hyperparameters: ResolvedHyperparameters,
+) -> contract.TrainConfig:
+    """Training with everything resolved; `base_model` and `dataset` are digests."""
+    return contract.TrainConfig(
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=inputs.store,
+        report=inputs.report,
+        base_model=base_model,
+        dataset=dataset,
+        method=_method(spec.method),
+        hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
+    )
+
+
+def evaluate_config(
+    inputs: StageInputs,
+    spec: FineTuneJobSpec,
+    evaluation: EvaluationSpec,
+    *,
+    base_model: str,
+    dataset: str,
+    checkpoint: str,
+    hyperparameters: ResolvedHyperparameters,
+) -> contract.EvaluateConfig:
+    """Judging one checkpoint; measures whatever the gates need beside what was asked for."""
+    gated = {gate.metric for gate in evaluation.gates}
+    metrics: tuple[contract.Metric, ...] = ("exact_match", "loss")
+    beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
+    return contract.EvaluateConfig(
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=inputs.store,
+        report=inputs.report,
+        base_model=base_model,
+        dataset=dataset,
+        checkpoint=checkpoint,
+        checkpoint_type=checkpoint_type(spec.method),
+        metrics=tuple(metric for metric in metrics if metric in evaluation.metrics or metric in gated),
+        subjects=("Tuned", "Base") if beside_base else ("Tuned",),
+        max_sequence_length=hyperparameters.max_sequence_length,
+        seed=hyperparameters.seed,
+    )
+
+
+def checkpoint_type(method: Method) -> contract.CheckpointType:
+    """What a method leaves behind."""
+    return "Full" if method.type == "Full" else "Adapter"
+
+
+def collect_config(inputs: StageInputs, stage: contract.Stage) -> contract.CollectConfig:
+    """Read the stored result of a stage whose pod is gone."""
+    return contract.CollectConfig(
+        owner=inputs.contract_owner, run=inputs.run, store=inputs.store, report=inputs.report, of=stage
+    )

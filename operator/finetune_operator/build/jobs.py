@@ -1,0 +1,106 @@
+"""The child Job of one stage."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.meta import Resource
+from finetune_operator.build.labels import DEVICES, PROFILE, STAGE, STORE, child_labels
+from finetune_operator.build.pods import Credentials, JobStage, Storage, build_stage_pod, queue_of
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import ExitCode, StageConfig
+
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+"""Kueue then owns the Job's `suspend`; this operator never writes that field."""
+
+BACKOFF_LIMIT: Final[dict[JobStage, int]] = {
+    "prepare": 2,
+    "preflight": 2,
+    "train": 3,
+    "evaluate": 2,
+    "collect": 2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What decides where and as what a stage runs, beside its config."""
+
+    image: str
+    image_pull_policy: str
+    profile: ComputeProfile | None
+    storage: Storage
+    credentials: Credentials
+    devices: int = 0
+
+
+def owner_reference(owner: Resource) -> Manifest:
+    """Makes a child go with its owner."""
+    return {
+        "apiVersion": owner.api_version,
+        "kind": owner.kind,
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def pod_failure_policy() -> Manifest:
+    """What a pod's end means for its Job.
+
+    The first match wins: an eviction is never the run's fault, whatever code the process ended with. Bad data
+    and bad config fail at once, saved preemptions never count, and the rest counts towards `backoffLimit`.
+    """
+    useless_again = [ExitCode.BAD_CONFIG.value, ExitCode.BAD_DATA.value]
+    no_fault = [ExitCode.PREEMPTED_SAVED.value, ExitCode.PEER_LOST.value]
+    return {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": useless_again}},
+            {"action": "Ignore", "onExitCodes": {"operator": "In", "values": no_fault}},
+        ]
+    }
+
+
+def build_stage_job(
+    owner: Resource, name: str, config: StageConfig, stage: JobStage, placement: Placement
+) -> Manifest:
+    """A Job with one pod that carries out `config` and leaves its result as termination message."""
+    profile = placement.profile
+    marks: dict[str, str] = {STAGE: stage}
+    if profile is not None:
+        marks[PROFILE] = profile.name
+    if placement.devices:
+        marks[DEVICES] = str(placement.devices)
+    labels = child_labels(owner, **marks)
+    queue = getattr(profile.spec.queues, queue_of(stage), None) if profile is not None else None
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": {**labels, QUEUE_LABEL: queue} if queue else labels,
+            "annotations": {STORE: config.store.uri},
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": {
+            "backoffLimit": BACKOFF_LIMIT[stage],
+            "completionMode": "NonIndexed",
+            "podFailurePolicy": pod_failure_policy(),
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": build_stage_pod(
+                    stage,
+                    config,
+                    image=placement.image,
+                    image_pull_policy=placement.image_pull_policy,
+                    profile=profile,
+                    devices=placement.devices,
+                    storage=placement.storage,
+                    credentials=placement.credentials,
+                ),
+            },
+        },
+    }

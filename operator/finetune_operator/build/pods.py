@@ -1,0 +1,225 @@
+"""The pod of one stage: security, storage, resources and placement."""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final, Literal
+
+from finetune_operator.api.computeprofile import ComputeProfile, PodResources
+from finetune_operator.api.meta import SecretReference
+from finetune_operator.build.labels import RUNNER
+from finetune_operator.build.locations import Location
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import (
+    BASE_MODEL_MOUNT,
+    CONFIG_ENV,
+    METRICS_PORT,
+    REPORT_AUDIENCE,
+    REPORT_TOKEN_PATH,
+    SCRATCH_MOUNT,
+    SOURCE_MOUNT,
+    STORE_MOUNT,
+    TERMINATION_MESSAGE_PATH,
+    StageConfig,
+)
+
+JobStage = Literal["prepare", "preflight", "train", "evaluate", "collect"]
+
+CONTAINER: Final = "trainer"
+USER: Final = 65532
+"""uid, gid and fsGroup of every pod."""
+
+TOKEN_SECONDS: Final = 3600
+TRAIN_GRACE_SECONDS: Final = 120
+"""Time to finish a step and save the resume state after SIGTERM."""
+
+CPU: Final = "cpu"
+"""As a profile's device resource it means that a device is a CPU core."""
+
+DEFAULT_RESOURCES: Final[dict[JobStage, PodResources]] = {
+    "prepare": PodResources(cpu="100m", memory="256Mi"),
+    "preflight": PodResources(cpu="500m", memory="3Gi"),
+    "train": PodResources(cpu="1", memory="4Gi"),
+    "evaluate": PodResources(cpu="1", memory="4Gi"),
+    "collect": PodResources(cpu="50m", memory="128Mi"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Volumes of a stage. The store is writable, source and base model are read-only."""
+
+    store: Location
+    source: Location | None = None
+    base_model: Location | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Secrets whose keys become environment variables; a missing one keeps the pod from starting, named."""
+
+    store: SecretReference | None = None
+    source: SecretReference | None = None
+    base_model: SecretReference | None = None
+
+
+def resources_of(stage: JobStage, profile: ComputeProfile | None, devices: int) -> dict[str, dict[str, str]]:
+    """Requests and limits of the container.
+
+    The memory limit is the request, so that a stage is killed for its own use and not for a neighbour's.
+    There is no CPU limit. Where a device is a CPU core, the devices are the CPU request unless the profile
+    says otherwise.
+    """
+    given = None if profile is None or stage == "collect" else getattr(profile.spec.resources, stage)
+    wanted: PodResources = given or DEFAULT_RESOURCES[stage]
+    requests = {"cpu": wanted.cpu, "memory": wanted.memory}
+    limits = {"memory": wanted.memory}
+    if devices and profile is not None:
+        if profile.spec.devices.resource == CPU:
+            requests["cpu"] = given.cpu if given else str(devices)
+        else:
+            limits[profile.spec.devices.resource] = str(devices)
+    return {"requests": requests, "limits": limits}
+
+
+def build_stage_pod(
+    stage: JobStage,
+    config: StageConfig,
+    *,
+    image: str,
+    image_pull_policy: str,
+    profile: ComputeProfile | None,
+    devices: int,
+    storage: Storage,
+    credentials: Credentials,
+) -> Manifest:
+    """The pod's spec. `devices` is 0 for stages that need none; those go on any node."""
+    volumes, mounts = _volumes(stage, config, profile, storage)
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": image,
+        "imagePullPolicy": image_pull_policy,
+        "env": _environment(config, profile, devices),
+        "resources": resources_of(stage, profile, devices),
+        "terminationMessagePath": TERMINATION_MESSAGE_PATH,
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
+    }
+    secrets = _secrets(credentials)
+    if secrets:
+        container["envFrom"] = secrets
+    if stage == "train":
+        container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
+    pod: Manifest = {
+        "serviceAccountName": RUNNER,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "Never",
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": volumes,
+    }
+    if stage == "train":
+        pod["terminationGracePeriodSeconds"] = TRAIN_GRACE_SECONDS
+    return {**pod, **_placement(stage, profile, devices)}
+
+
+def _environment(config: StageConfig, profile: ComputeProfile | None, devices: int) -> list[dict[str, str]]:
+    variables = [
+        {"name": CONFIG_ENV, "value": config.to_json()},
+        {"name": "HOME", "value": SCRATCH_MOUNT},
+    ]
+    if devices and profile is not None and profile.spec.devices.resource == CPU:
+        # Without it OpenMP starts a thread for every core of the node and they take turns.
+        variables.append({"name": "OMP_NUM_THREADS", "value": str(devices)})
+    return variables
+
+
+def _secrets(credentials: Credentials) -> list[Manifest]:
+    named = (
+        ("FINETUNE_STORE_", credentials.store),
+        ("FINETUNE_SOURCE_", credentials.source),
+        ("FINETUNE_BASE_MODEL_", credentials.base_model),
+    )
+    return [
+        {"prefix": prefix, "secretRef": {"name": reference.name}}
+        for prefix, reference in named
+        if reference is not None
+    ]
+
+
+def _volumes(
+    stage: JobStage, config: StageConfig, profile: ComputeProfile | None, storage: Storage
+) -> tuple[list[Manifest], list[Manifest]]:
+    volumes: list[Manifest] = [
+        {"name": "store", "persistentVolumeClaim": {"claimName": storage.store.name}},
+        {"name": "scratch", "emptyDir": {}},
+    ]
+    mounts: list[Manifest] = [
+        {"name": "store", "mountPath": STORE_MOUNT},
+        {"name": "scratch", "mountPath": SCRATCH_MOUNT},
+    ]
+    for name, place, mount in (
+        ("source", storage.source, SOURCE_MOUNT),
+        ("base-model", storage.base_model, BASE_MODEL_MOUNT),
+    ):
+        if place is None:
+            continue
+        if place.scheme == "pvc" and place.name == storage.store.name:
+            # One claim is one volume: some drivers refuse the same claim twice, writable and read-only.
+            mounts.append({"name": "store", "mountPath": mount, "readOnly": True})
+            continue
+        volumes.append({"name": name, **_read_only_volume(place)})
+        mounts.append({"name": name, "mountPath": mount, "readOnly": True})
+    shared_memory = profile.spec.shared_memory if profile is not None else None
+    if stage == "train" and shared_memory:
+        volumes.append(
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}
+        )
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - a volume of the pod
+    if config.report is not None:
+        token = PurePosixPath(REPORT_TOKEN_PATH)
+        source = {"audience": REPORT_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": token.name}
+        volumes.append({"name": "report-token", "projected": {"sources": [{"serviceAccountToken": source}]}})
+        mounts.append({"name": "report-token", "mountPath": str(token.parent), "readOnly": True})
+    return volumes, mounts
+
+
+def _read_only_volume(place: Location) -> dict[str, Any]:
+    if place.scheme == "configmap":
+        # Optional: the pod starts without it and reports in its own words what is missing.
+        return {"configMap": {"name": place.name, "optional": True}}
+    return {"persistentVolumeClaim": {"claimName": place.name, "readOnly": True}}
+
+
+def _placement(stage: JobStage, profile: ComputeProfile | None, devices: int) -> Manifest:
+    if profile is None:
+        return {}
+    placement: Manifest = {}
+    priority = getattr(profile.spec.priority_classes, queue_of(stage), None)
+    if priority:
+        placement["priorityClassName"] = priority
+    if devices:
+        if profile.spec.node_selector:
+            placement["nodeSelector"] = dict(profile.spec.node_selector)
+        if profile.spec.tolerations:
+            placement["tolerations"] = [toleration.to_dict() for toleration in profile.spec.tolerations]
+        if profile.spec.runtime_class_name:
+            placement["runtimeClassName"] = profile.spec.runtime_class_name
+    return placement
+
+
+def queue_of(stage: JobStage) -> Literal["prepare", "train", "evaluate"]:
+    """Under which of a profile's per-stage names a stage queues: all CPU stages go with prepare."""
+    return stage if stage in ("train", "evaluate") else "prepare"

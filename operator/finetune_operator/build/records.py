@@ -1,0 +1,92 @@
+"""DatasetVersion and Checkpoint: immutable records without an owner: pruning a run deletes no live model."""
+
+from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
+from finetune_operator.api.datasetversion import DatasetStatistics, DatasetVersionSpec, SplitRecord
+from finetune_operator.api.finetunejob import FineTuneJob, ResolvedHyperparameters, Score
+from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
+from finetune_operator.build.labels import DATASET, MODEL, STORE, checkpoint_name, child_labels
+from finetune_operator.build.locations import store_folder
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import CheckpointResult, PrepareResult
+
+
+def build_dataset_version(
+    owner: Resource, name: str, result: PrepareResult, store: str | None, deletion_policy: DeletionPolicy
+) -> Manifest:
+    """The record of prepared rows; `owner` is the Dataset, or the FineTuneJob with inline data.
+
+    Raises:
+        ValueError: where the result names no dataset.
+    """
+    if result.dataset is None or result.source is None or result.preparation is None:
+        raise ValueError("the result of prepare names no dataset")
+    spec = DatasetVersionSpec(
+        dataset=owner.name,
+        digest=result.dataset,
+        source_digest=result.source,
+        preparation_digest=result.preparation,
+        format=(result.format or "Unknown")[:32],
+        rows=sum(split.rows for split in result.splits),
+        splits=tuple(SplitRecord(name=s.name, rows=s.rows, digest=s.digest) for s in result.splits),
+        statistics=DatasetStatistics(**result.statistics.model_dump()),
+        deletion_policy=deletion_policy,
+    )
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DatasetVersion",
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": child_labels(owner, **{DATASET: owner.name}),
+            "annotations": {STORE: store} if store else {},
+        },
+        "spec": spec.to_dict(),
+    }
+
+
+def build_checkpoint(
+    job: FineTuneJob,
+    result: CheckpointResult,
+    *,
+    store: str,
+    base_model_digest: str,
+    dataset_version: str,
+    validation_rows: int,
+    hyperparameters: ResolvedHyperparameters,
+    trainer_image: str,
+) -> Manifest:
+    """The record of published weights, with everything they came from."""
+    metrics: tuple[Score, ...] = ()
+    if result.validation_loss is not None:
+        metrics = (Score(metric="loss", subject="Tuned", value=result.validation_loss, rows=validation_rows),)
+    spec = CheckpointSpec(
+        model=job.spec.model,
+        digest=result.digest,
+        type=result.type,
+        step=result.step,
+        epoch=result.epoch,
+        uri=store_folder(store, "checkpoints", result.digest),
+        metrics=metrics,
+        lineage=Lineage(
+            base_model=BaseModelRecord(
+                uri=job.spec.base_model.uri or "",
+                revision=job.spec.base_model.revision,
+                digest=base_model_digest,
+            ),
+            dataset_version=dataset_version,
+            job=JobRecord(name=job.name, uid=job.uid),
+            hyperparameters=hyperparameters,
+            trainer_image=trainer_image,
+        ),
+        deletion_policy=job.spec.deletion_policy,
+    )
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Checkpoint",
+        "metadata": {
+            "name": checkpoint_name(job.name, job.uid, result.step, result.digest),
+            "namespace": job.namespace,
+            "labels": child_labels(job, **{MODEL: job.spec.model}),
+        },
+        "spec": spec.to_dict(),
+    }

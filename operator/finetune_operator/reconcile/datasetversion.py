@@ -1,0 +1,53 @@
+"""DatasetVersion: a record; only where its content can be read is observed."""
+
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.build.labels import STORE
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.world import World
+from finetune_operator.status import conditions
+from finetune_operator.status.reasons import ConditionType, Reason
+
+LOCATIONS_AT_MOST = 5
+
+
+def claims(version: DatasetVersion, world: World) -> frozenset[str]:  # noqa: ARG001 - every kind has one
+    """None: nothing is mounted for a record."""
+    return frozenset()
+
+
+def reconcile(version: DatasetVersion, world: World) -> Plan:
+    """Note the stores that hold the content."""
+    generation = version.metadata.generation
+    locations = _locations(version, world)
+    kept = conditions.without(version.status.conditions, *conditions.STATES)
+    found = bool(locations)
+    missing = f"nobody knows which store holds the content: annotate it with {STORE}: pvc://CLAIM"
+    new = version.status.model_copy(
+        update={
+            "observed_generation": generation,
+            "locations": locations,
+            "conditions": conditions.with_condition(
+                kept,
+                ConditionType.AVAILABLE,
+                "True" if found else "False",
+                Reason.AVAILABLE if found else Reason.STORE_MISSING,
+                f"in {', '.join(locations)}" if found else missing,
+                generation=generation,
+                now=world.now,
+            ),
+        }
+    )
+    return Plan(status=conditions.status_manifest(new))
+
+
+def _locations(version: DatasetVersion, world: World) -> tuple[str, ...]:
+    """Known ones first, then where it was first written, then where its Dataset was last prepared."""
+    found = [*version.status.locations]
+    written_to = version.metadata.annotations.get(STORE)
+    if written_to:
+        found.append(written_to)
+    dataset = world.datasets.get(version.spec.dataset)
+    latest = dataset.status if dataset is not None else None
+    if latest is not None and latest.store is not None and latest.latest_version == version.name:
+        found.append(latest.store)
+    return tuple(dict.fromkeys(found))[:LOCATIONS_AT_MOST]

@@ -1,0 +1,49 @@
+"""What one pass has decided so far."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finetune_operator.build.labels import RUNNER
+from finetune_operator.build.serviceaccount import build_runner_account
+from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import shortened
+from finetune_operator.status.reasons import EventReason
+
+
+@dataclass(slots=True)
+class Draft:
+    """Collects creates, deletes and events of one pass; `plan` adds the status."""
+
+    world: World
+    create: list[Create] = field(default_factory=list)
+    delete: list[Delete] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def start_job(self, job: Manifest) -> None:
+        """Create a stage's Job, and before it the service account it needs."""
+        if RUNNER not in self.world.service_accounts:
+            self.create.append(Create(build_runner_account(job["metadata"]["namespace"]), same="Any"))
+        self.create.append(Create(job))
+
+    def remove(
+        self, manifest: Manifest, propagation: Literal["Foreground", "Background"] = "Foreground"
+    ) -> None:
+        """Delete an object unless it is on its way already."""
+        if "deletionTimestamp" not in manifest["metadata"]:
+            self.delete.append(Delete(manifest, propagation))
+
+    def event(
+        self, reason: EventReason, message: str, type_: Literal["Normal", "Warning"] = "Normal"
+    ) -> None:
+        """Report on the reconciled object; events hold as much text as conditions."""
+        self.events.append(Event(type_, reason, shortened(message)))
+
+    def plan(self, status: Manifest | None, requeue_after: float | None = None) -> Plan:
+        return Plan(
+            create=tuple(self.create),
+            delete=tuple(self.delete),
+            status=status,
+            events=tuple(self.events),
+            requeue_after=requeue_after,
+        )

@@ -1,0 +1,43 @@
+"""FineTuneJob: from a spec and what is there, to what should be done now.
+
+Every pass walks the same chain from the start. A step whose result is in the status, or in a record, lets the
+chain go on; the first step that is not through ends the pass. Nothing remembers where the last pass was.
+"""
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.finetunejob.data import data
+from finetune_operator.reconcile.finetunejob.ended import finished, is_restored, restored, suspend
+from finetune_operator.reconcile.finetunejob.evaluate import evaluate
+from finetune_operator.reconcile.finetunejob.preflight import preflight
+from finetune_operator.reconcile.finetunejob.promote import promote
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.surroundings import begins, claims
+from finetune_operator.reconcile.finetunejob.train import train
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import is_finished
+
+__all__ = ["claims", "reconcile"]
+
+
+def reconcile(job: FineTuneJob, world: World) -> Plan:
+    """What should be done now for one run."""
+    if job.metadata.deletion_timestamp is not None:
+        return Plan()
+    if is_finished(job):
+        return finished(job, world)
+    run = Run(job, world)
+    if is_restored(job, world):
+        return restored(run)
+    if job.spec.suspend:
+        return suspend(run)
+    return run.plan(_chain(run))
+
+
+def _chain(run: Run) -> Halt:
+    for step in (begins, data, preflight, train, evaluate):
+        halt = step(run)
+        if halt is not None:
+            return halt
+    return promote(run)

@@ -1,0 +1,142 @@
+"""Data of a run: a DatasetVersion, of a Dataset or of the run's own inline source."""
+
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import DatasetReference
+from finetune_operator.build.configs import prepare_config
+from finetune_operator.build.labels import inline_version_name
+from finetune_operator.build.records import build_dataset_version
+from finetune_operator.plan import Create
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
+from finetune_operator.status import progress
+from finetune_operator.status.conditions import find, is_true
+from finetune_operator.status.problems import shown_problems
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract import PrepareResult, StageResult
+
+
+def data(run: Run) -> Halt | None:
+    """Freeze the version to train on in `status.resolved`."""
+    if run.status.resolved.dataset_version is not None:
+        return None
+    ref = run.job.spec.dataset.ref
+    return _inline(run) if ref is None else _reference(run, ref)
+
+
+def _reference(run: Run, ref: DatasetReference) -> Halt | None:
+    version = _named_version(run, ref) if ref.version is not None else _latest_version(run, ref.name)
+    if not isinstance(version, DatasetVersion):
+        return version
+    found = surroundings(run)
+    if isinstance(found, Blocked):
+        return found
+    if found.store.uri not in version.status.locations:
+        if not version.status.locations:
+            return Working(
+                Reason.WAITING_FOR_DATASET, f"waiting for the location of DatasetVersion {version.name}"
+            )
+        return Blocked(
+            Reason.DATASET_NOT_IN_STORE,
+            f"DatasetVersion {version.name} is in {', '.join(version.status.locations)}, this run uses"
+            f" {found.store.uri}:"
+            f" set spec.store.uri of Dataset {ref.name} to {found.store.uri}, and it is prepared there too",
+        )
+    rows = {split.name: split.rows for split in version.spec.splits}
+    failed = _test_rows(run, rows.get("test", 0), f"DatasetVersion {version.name}")
+    if failed is not None:
+        return failed
+    keep(run, found)
+    run.resolve(dataset_version=version.name, dataset_digest=version.spec.digest)
+    run.condition(
+        ConditionType.DATASET_READY,
+        Reason.SUCCEEDED,
+        f"DatasetVersion {version.name}, {version.spec.rows} rows",
+    )
+    return None
+
+
+def _named_version(run: Run, ref: DatasetReference) -> DatasetVersion | Blocked:
+    version = run.world.datasetversions.get(ref.version or "")
+    if version is not None and version.spec.dataset == ref.name:
+        return version
+    return Blocked(
+        Reason.DATASET_VERSION_NOT_FOUND,
+        f"DatasetVersion {ref.version} of Dataset {ref.name} does not exist in namespace {run.job.namespace}:"
+        f" kubectl get dsv -n {run.job.namespace} lists those that do",
+    )
+
+
+def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
+    dataset = run.world.datasets.get(name)
+    if dataset is None:
+        return Blocked(
+            Reason.DATASET_NOT_FOUND,
+            f"Dataset {name} does not exist in namespace {run.job.namespace}: create it",
+        )
+    status = dataset.status
+    current = status.observed_generation == dataset.metadata.generation
+    stalled = find(status.conditions, ConditionType.STALLED)
+    if current and stalled is not None:
+        return Blocked(
+            Reason.DATASET_FAILED,
+            f"Dataset {name} failed with {stalled.reason}: {stalled.message}",
+            requeue_after=None,
+        )
+    if not current or not is_true(status.conditions, ConditionType.READY):
+        return Working(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {name} to be prepared")
+    version = run.world.datasetversions.get(status.latest_version or "")
+    return version or Working(
+        Reason.WAITING_FOR_DATASET,
+        f"waiting for DatasetVersion {status.latest_version}; if somebody deleted it, change Dataset {name},"
+        " for example its split.seed, to have it prepared again",
+    )
+
+
+def _inline(run: Run) -> Halt | None:
+    preparation = run.job.spec.dataset.inline
+    if preparation is None:
+        return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and inline")
+    result = run_stage(run, "prepare", lambda inputs: prepare_config(inputs, preparation))
+    if not isinstance(result, StageResult):
+        return result
+    return _record(run, result.prepare)
+
+
+def _record(run: Run, prepared: PrepareResult | None) -> Failed | None:
+    if (
+        prepared is None
+        or prepared.dataset is None
+        or prepared.source is None
+        or prepared.preparation is None
+    ):
+        return without_result("prepare")
+    rows = {split.name: split.rows for split in prepared.splits}
+    name = inline_version_name(run.job.name, prepared.dataset)
+    store = run.status.resolved.store or ""
+    record = build_dataset_version(run.job, name, prepared, store, run.job.spec.deletion_policy)
+    run.draft.create.append(Create(record, same="Digest"))
+    run.draft.event(
+        EventReason.DATASET_VERSION_CREATED, f"DatasetVersion {name} with {sum(rows.values())} rows"
+    )
+    run.update(
+        problems=shown_problems(prepared),
+        progress=progress.completed(run.status.progress, "prepare"),
+    )
+    run.resolve(dataset_version=name, dataset_digest=prepared.dataset)
+    run.condition(
+        ConditionType.DATASET_READY, Reason.SUCCEEDED, f"DatasetVersion {name}, {sum(rows.values())} rows"
+    )
+    return _test_rows(run, rows.get("test", 0), "the inline dataset")
+
+
+def _test_rows(run: Run, rows: int, what: str) -> Failed | None:
+    """An evaluation without held-out rows must not be found out after the training."""
+    if run.job.spec.evaluation is None or rows > 0:
+        return None
+    return Failed(
+        Reason.INVALID_SPEC,
+        f"spec.evaluation needs held-out rows, but the test split of {what} is empty: raise split.test or add"
+        " rows, and make a new FineTuneJob",
+    )

@@ -1,0 +1,83 @@
+"""Runs that have nothing to train: finished, restored from a backup, or suspended."""
+
+from datetime import timedelta
+
+from finetune_operator.api.finetunejob import CheckpointSummary, FineTuneJob
+from finetune_operator.build.labels import STAGE
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stage import count_usage
+from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
+from finetune_operator.reconcile.stages import is_unfinished
+from finetune_operator.reconcile.steps import Done, Working
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import find, status_manifest
+from finetune_operator.status.reasons import ConditionType, Reason
+
+
+def finished(job: FineTuneJob, world: World) -> Plan:
+    """Only what is left to clear away: finished Jobs after `childrenTTLSeconds`, never a record."""
+    draft = Draft(world)
+    requeue_after = None
+    leftover = [child for child in world.jobs.values() if not is_unfinished(child)]
+    end = find(job.status.conditions, ConditionType.READY) or find(
+        job.status.conditions, ConditionType.STALLED
+    )
+    if leftover and end is not None:
+        due = end.last_transition_time + timedelta(seconds=job.spec.children_ttl_seconds)
+        if world.now >= due:
+            for child in leftover:
+                draft.remove(child, "Background")
+        else:
+            requeue_after = (due - world.now).total_seconds()
+    status = None
+    if job.status.observed_generation != job.metadata.generation:
+        # suspend and childrenTTLSeconds may still change; the verdict does not.
+        status = status_manifest(
+            job.status.model_copy(update={"observed_generation": job.metadata.generation})
+        )
+    return draft.plan(status, requeue_after)
+
+
+def is_restored(job: FineTuneJob, world: World) -> bool:
+    """Whether this run's records are there although it has no status, as after a restore from a backup."""
+    return job.status.observed_generation < 0 and bool(world.checkpoints.of_run(job.uid))
+
+
+def restored(run: Run) -> Plan:
+    """Adopt the records instead of training again."""
+    records = sorted(run.world.checkpoints.of_run(run.job.uid), key=lambda c: c.spec.step)
+    lineage = records[-1].spec.lineage
+    run.resolve(
+        base_model_digest=lineage.base_model.digest,
+        dataset_version=lineage.dataset_version,
+        hyperparameters=lineage.hyperparameters,
+        trainer_image=lineage.trainer_image,
+    )
+    run.update(
+        checkpoints=tuple(
+            CheckpointSummary(name=c.name, step=c.spec.step, digest=c.spec.digest)
+            for c in records[-CHECKPOINTS_AT_MOST:]
+        )
+    )
+    run.condition(ConditionType.TRAINED, Reason.RESTORED, f"{len(records)} Checkpoints of this run exist")
+    return run.plan(
+        Done(
+            Reason.RESTORED,
+            f"the status was lost, but Checkpoint {records[-1].name} of this run exists: nothing is repeated",
+        )
+    )
+
+
+def suspend(run: Run) -> Plan:
+    """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
+    running = [child for child in run.world.jobs.values() if is_unfinished(child)]
+    if not running:
+        return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
+    for child in running:
+        stage = child["metadata"].get("labels", {}).get(STAGE)
+        if stage in ("prepare", "preflight", "train", "evaluate"):
+            count_usage(run, stage)
+        run.draft.remove(child)
+    return run.plan(Working(Reason.SUSPENDING, "waiting for the pods to save their state and end"))

@@ -1,0 +1,77 @@
+"""Evaluate: the best checkpoint on held-out rows, and what the gates say about it."""
+
+from finetune_operator.api.finetunejob import EvaluationSpec, EvaluationStatus, Score
+from finetune_operator.build.configs import evaluate_config
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.gates import decide
+from finetune_operator.reconcile.lines import champion_name
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.status import progress
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract import StageResult
+
+SCORES_AT_MOST = 16
+
+
+def evaluate(run: Run) -> Halt | None:
+    """Record scores, gates and verdict; without an evaluation, which checkpoint stands for the run."""
+    if run.status.evaluation is not None:
+        return None
+    chosen = run.best_checkpoint()
+    if chosen is None:
+        return without_result("train")
+    champion = champion_name(run.world.checkpoints, run.job.spec.model)
+    spec = run.job.spec.evaluation
+    if spec is None:
+        run.update(evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion))
+        return None
+    result = _measure(run, spec, chosen.digest)
+    if not isinstance(result, StageResult):
+        return result
+    if result.evaluate is None:
+        return without_result("evaluate")
+    scores = tuple(
+        Score(metric=score.metric, subject=score.subject, value=score.value, rows=score.rows)
+        for score in result.evaluate.scores[:SCORES_AT_MOST]
+    )
+    gates, verdict = decide(spec.gates, scores)
+    run.update(
+        evaluation=EvaluationStatus(
+            checkpoint=chosen.name,
+            split=result.evaluate.split,
+            scores=scores,
+            gates=gates,
+            verdict=verdict,
+            champion=champion,
+        ),
+        progress=progress.completed(run.status.progress, "evaluate"),
+    )
+    said = "; ".join(gate.message for gate in gates) or "no gates"
+    run.condition(ConditionType.EVALUATED, Reason.SUCCEEDED, f"{verdict}: {said}")
+    if verdict == "Passed":
+        run.draft.event(EventReason.GATES_PASSED, said)
+    elif verdict != "NoGates":
+        run.draft.event(EventReason.GATE_FAILED, said, "Warning")
+    return None
+
+
+def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | Halt:
+    resolved = run.status.resolved
+    hyperparameters = resolved.hyperparameters
+    if hyperparameters is None:
+        return without_result("preflight")
+    base_model, dataset = resolved.base_model_digest or "", resolved.dataset_digest or ""
+    return run_stage(
+        run,
+        "evaluate",
+        lambda inputs: evaluate_config(
+            inputs,
+            run.job.spec,
+            spec,
+            base_model=base_model,
+            dataset=dataset,
+            checkpoint=checkpoint,
+            hyperparameters=hyperparameters,
+        ),
+    )

@@ -1,0 +1,37 @@
+"""Preflight: base model and data fit, and the hyperparameters are chosen, before a device is asked for."""
+
+from finetune_operator.api.finetunejob import ResolvedHyperparameters
+from finetune_operator.build.configs import preflight_config
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.status import progress
+from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_trainer.contract import StageResult
+
+
+def preflight(run: Run) -> Halt | None:
+    """Resolve the base model's digest and the hyperparameters."""
+    resolved = run.status.resolved
+    if resolved.base_model_digest is not None and resolved.hyperparameters is not None:
+        return None
+    dataset = resolved.dataset_digest or ""
+    result = run_stage(run, "preflight", lambda inputs: preflight_config(inputs, run.job.spec, dataset))
+    if not isinstance(result, StageResult):
+        return result
+    found = result.preflight
+    if found is None:
+        return without_result("preflight")
+    run.resolve(
+        base_model_digest=found.base_model,
+        hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
+    )
+    run.update(progress=progress.completed(run.status.progress, "preflight"))
+    cut = f", {found.truncated_rows} of them cut to maxSequenceLength" if found.truncated_rows else ""
+    run.condition(
+        ConditionType.PREFLIGHTED,
+        Reason.SUCCEEDED,
+        f"{found.train_rows} training rows with {found.train_tokens} tokens{cut};"
+        f" chat template: {found.chat_template}",
+    )
+    return None

@@ -1,0 +1,166 @@
+"""A stage of a run: its Job from the surroundings, its progress, its times and its end."""
+
+from collections.abc import Callable
+
+from finetune_operator.api.finetunejob import StageName
+from finetune_operator.build.configs import StageInputs, collect_config
+from finetune_operator.build.jobs import Placement, build_stage_job
+from finetune_operator.build.labels import PROFILE, stage_job_name
+from finetune_operator.build.locations import Location, parse_location
+from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
+from finetune_operator.reconcile.stages import Broken, Retry, StageRequest, advance, pods_of
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
+from finetune_operator.status import progress, stagetimes
+from finetune_operator.status.problems import shown_problems
+from finetune_operator.status.reasons import EventReason, Reason
+from finetune_trainer.contract import StageConfig, StageResult
+
+DEVICE_STAGES = frozenset({"train", "evaluate"})
+
+
+def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]) -> StageResult | Halt:
+    """The stage's result, or how the pass ends."""
+    job = run.job
+    request = StageRequest(
+        stage=stage,
+        name=stage_job_name(job, stage),
+        run=job.uid,
+        build=lambda: _build(run, stage, config),
+        collect_name=stage_job_name(job, "collect", stage),
+        build_collect=lambda: _build_collect(run, stage),
+    )
+    outcome = advance(run.draft, request)
+    _follow(run, stage)
+    if isinstance(outcome, StageResult):
+        _finish(run, stage, request.name)
+        run.draft.event(EventReason.STAGE_SUCCEEDED, f"{stage} succeeded")
+        return outcome
+    if isinstance(outcome, Working):
+        run.update(progress=progress.entered(run.status.progress, stage))
+    if isinstance(outcome, Retry):
+        count_usage(run, stage)
+        left = max(1.0, (outcome.due - run.world.now).total_seconds())
+        return Blocked(outcome.reason, f"{outcome.message} (tried again every 5 minutes)", left)
+    if isinstance(outcome, Broken):
+        _finish(run, stage, request.name)
+        prepared = outcome.result.prepare if outcome.result is not None else None
+        if prepared is not None:
+            run.update(problems=shown_problems(prepared))
+        run.draft.event(EventReason.STAGE_FAILED, f"{stage} failed: {outcome.message}", "Warning")
+        return Failed(outcome.reason, outcome.message)
+    return outcome
+
+
+def without_result(stage: StageName) -> Failed:
+    """The end of a run whose stage succeeded without saying what it made."""
+    return Failed(
+        Reason.RESULT_LOST,
+        f"{stage} reports success but not what it made: check that the trainer image belongs to this release",
+    )
+
+
+def _inputs(run: Run, store_uri: str) -> StageInputs:
+    return StageInputs(owner=run.job, run=run.job.uid, store_uri=store_uri, report=run.world.facts.report)
+
+
+def _build(
+    run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]
+) -> Manifest | Blocked | Failed:
+    found = surroundings(run)
+    if isinstance(found, Blocked):
+        return found
+    keep(run, found)
+    return build_stage_job(
+        run.job,
+        stage_job_name(run.job, stage),
+        config(_inputs(run, found.store.uri)),
+        stage,
+        _placement(run, found, stage),
+    )
+
+
+def _build_collect(run: Run, stage: StageName) -> Manifest | Blocked | Failed:
+    found = surroundings(run)
+    if isinstance(found, Blocked):
+        return found
+    return build_stage_job(
+        run.job,
+        stage_job_name(run.job, "collect", stage),
+        collect_config(_inputs(run, found.store.uri), stage),
+        "collect",
+        Placement(
+            image=found.image,
+            image_pull_policy=run.world.facts.image_pull_policy,
+            profile=found.profile,
+            storage=Storage(store=parse_location(found.store.uri)),
+            credentials=Credentials(store=found.store.credentials_secret_ref),
+        ),
+    )
+
+
+def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
+    spec = run.job.spec
+    inline = spec.dataset.inline if stage == "prepare" else None
+    base_model = spec.base_model if stage == "preflight" else None
+    devices = {"train": spec.compute.devices, "evaluate": 1}.get(stage, 0)
+    return Placement(
+        image=found.image,
+        image_pull_policy=run.world.facts.image_pull_policy,
+        profile=found.evaluate_profile if stage == "evaluate" else found.profile,
+        storage=Storage(
+            store=parse_location(found.store.uri),
+            source=parse_location(inline.source.uri) if inline else None,
+            base_model=_place(base_model.uri) if base_model else None,
+        ),
+        credentials=Credentials(
+            store=found.store.credentials_secret_ref,
+            source=inline.source.credentials_secret_ref if inline else None,
+            base_model=base_model.credentials_secret_ref if base_model else None,
+        ),
+        devices=devices,
+    )
+
+
+def _place(uri: str | None) -> Location | None:
+    return None if uri is None else parse_location(uri)
+
+
+def _follow(run: Run, stage: StageName) -> None:
+    """Progress from the newest report, and with it the time used so far; never one without the other, so that
+    a pass in which nothing happened writes nothing."""
+    report = run.world.progress
+    if report is None or report.stage != stage:
+        return
+    new = progress.merged(run.status.progress, stage, report.progress)
+    if new != run.status.progress:
+        run.update(progress=new)
+        count_usage(run, stage)
+
+
+def count_usage(run: Run, stage: StageName) -> None:
+    """Add the time that the stage's pods have run since it was last counted."""
+    job = run.world.jobs.get(stage_job_name(run.job, stage))
+    if job is None:
+        return
+    before = run.status.usage
+    usage = stagetimes.measure(before, stage, job, pods_of(job, run.world), run.world.now)
+    if usage is None:
+        return
+    counted = before.device_seconds if before is not None and before.name == stage else 0
+    profile = run.world.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
+    price = stagetimes.Price(
+        per_device_hour=profile.spec.price_per_device_hour if profile else None,
+        currency=profile.spec.currency if profile else None,
+    )
+    run.update(usage=usage, cost=stagetimes.charged(run.status.cost, usage.device_seconds - counted, price))
+
+
+def _finish(run: Run, stage: StageName, name: str) -> None:
+    """Record the stage's times; they are final."""
+    if name in run.world.jobs:
+        count_usage(run, stage)
+    others = tuple(entry for entry in run.status.stages if entry.name != stage)
+    run.update(stages=(*others, stagetimes.finished(run.status.usage, stage)), usage=None)

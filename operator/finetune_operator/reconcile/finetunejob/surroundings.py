@@ -1,0 +1,136 @@
+"""What a run needs around it before one of its stages may start: profiles, a store, claims."""
+
+from dataclasses import dataclass
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.dataset import StoreReference
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.reconcile import profiles, storage
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.stages import is_stage_running
+from finetune_operator.reconcile.steps import Blocked, Failed
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved import not_implemented
+from finetune_trainer.contract import FailureReason
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Everything is there; the image and the store stay those of the first stage."""
+
+    profile: ComputeProfile
+    evaluate_profile: ComputeProfile
+    store: StoreReference
+    image: str
+
+
+def claims(job: FineTuneJob, world: World) -> frozenset[str]:
+    """Claims to look at: none while a stage runs, because nothing is about to be created."""
+    if job.spec.suspend or is_finished(job) or is_stage_running(world):
+        return frozenset()
+    profile = _profile(job, world)
+    store = None if isinstance(profile, Blocked) else _store(job, profile)
+    store_uri = store.uri if isinstance(store, StoreReference) else job.status.resolved.store
+    return storage.claim_names(store_uri, *(uri for _, uri, _ in _inputs(job)))
+
+
+def _inputs(job: FineTuneJob) -> tuple[tuple[str, str, str], ...]:
+    """What the run has still to read beside its store: field, uri, and the reason when it is not there."""
+    inputs = []
+    inline, base_model = job.spec.dataset.inline, job.spec.base_model.uri
+    if inline is not None and job.status.resolved.dataset_version is None:
+        inputs.append(("spec.dataset.inline.source.uri", inline.source.uri, Reason.SOURCE_NOT_FOUND.value))
+    if base_model is not None and job.status.resolved.base_model_digest is None:
+        inputs.append(("spec.baseModel.uri", base_model, FailureReason.BASE_MODEL_NOT_FOUND.value))
+    return tuple(inputs)
+
+
+def begins(run: Run) -> Failed | Blocked | None:
+    """Before the first stage, tell at once all that is wrong, not only when the stage that minds is due."""
+    if run.status.resolved.store is not None:
+        return None
+    refused = _refused(run)
+    if refused is not None:
+        return refused
+    found = surroundings(run)
+    return found if isinstance(found, Blocked) else None
+
+
+def _refused(run: Run) -> Failed | None:
+    """What this release does not act on, and uris that point nowhere."""
+    spec = run.job.spec
+    messages = not_implemented(spec)
+    if messages:
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
+    store = (("spec.store.uri", spec.store.uri),) if spec.store is not None else ()
+    named = (*store, *((field, uri) for field, uri, _ in _inputs(run.job)))
+    for field, uri in named:
+        place = storage.location(uri, field)
+        if isinstance(place, Failed):
+            return place
+    return None
+
+
+def surroundings(run: Run) -> Surroundings | Blocked:
+    """What a stage that is about to start finds, or what is missing."""
+    job, world = run.job, run.world
+    profile = _profile(job, world)
+    if isinstance(profile, Blocked):
+        return profile
+    too_many = profiles.check_devices(profile, job.spec.compute.devices, "spec.compute.devices")
+    if too_many is not None:
+        return too_many
+    evaluate_profile = _evaluate_profile(job, profile, world)
+    if isinstance(evaluate_profile, Blocked):
+        return evaluate_profile
+    store = _store(job, profile)
+    if isinstance(store, Blocked):
+        return store
+    missing = _missing_claim(job, store, profile, world)
+    if missing is not None:
+        return missing
+    image = job.status.resolved.trainer_image or profile.spec.images.trainer or world.facts.trainer_image
+    return Surroundings(profile, evaluate_profile, store, image)
+
+
+def keep(run: Run, found: Surroundings) -> None:
+    """Record the profile, store and image that the run has begun with; later stages use them too."""
+    run.resolve(
+        profile=found.profile.name,
+        profile_generation=found.profile.metadata.generation,
+        store=found.store.uri,
+        trainer_image=found.image,
+    )
+
+
+def _profile(job: FineTuneJob, world: World) -> ComputeProfile | Blocked:
+    name = job.status.resolved.profile or job.spec.compute.profile
+    return profiles.resolve_profile(name, "spec.compute.profile", job.namespace, world)
+
+
+def _evaluate_profile(job: FineTuneJob, profile: ComputeProfile, world: World) -> ComputeProfile | Blocked:
+    if job.spec.evaluation is None or job.spec.evaluation.profile is None:
+        return profile
+    return profiles.resolve_profile(
+        job.spec.evaluation.profile, "spec.evaluation.profile", job.namespace, world
+    )
+
+
+def _store(job: FineTuneJob, profile: ComputeProfile) -> StoreReference | Blocked:
+    """The store: once resolved, a profile that changes its store moves no run to another one."""
+    store = profiles.resolve_store(job.spec.store, profile)
+    kept = job.status.resolved.store
+    if kept is None or (isinstance(store, StoreReference) and store.uri == kept):
+        return store
+    return StoreReference(uri=kept)
+
+
+def _missing_claim(
+    job: FineTuneJob, store: StoreReference, profile: ComputeProfile, world: World
+) -> Blocked | None:
+    blocked = storage.check_store(store.uri, profile, job.namespace, world)
+    for field, uri, reason in _inputs(job):
+        blocked = blocked or storage.check_claim(uri, field, reason, job.namespace, world)
+    return blocked

@@ -1,0 +1,77 @@
+"""Train: the only stage that needs the run's devices; each kept checkpoint becomes a record."""
+
+from finetune_operator.api.finetunejob import CheckpointSummary, ResolvedHyperparameters
+from finetune_operator.build.configs import train_config
+from finetune_operator.build.labels import checkpoint_name
+from finetune_operator.build.records import build_checkpoint
+from finetune_operator.plan import Create
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.status import progress
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract import StageResult, TrainResult
+
+CHECKPOINTS_AT_MOST = 10
+
+
+def train(run: Run) -> Halt | None:
+    """Train and record the checkpoints."""
+    if run.status.checkpoints:
+        return None
+    resolved = run.status.resolved
+    hyperparameters = resolved.hyperparameters
+    if hyperparameters is None:
+        return without_result("preflight")
+    base_model, dataset = resolved.base_model_digest or "", resolved.dataset_digest or ""
+    result = run_stage(
+        run, "train", lambda inputs: train_config(inputs, run.job.spec, base_model, dataset, hyperparameters)
+    )
+    if not isinstance(result, StageResult):
+        return result
+    if result.train is None or not result.train.checkpoints:
+        return without_result("train")
+    _record(run, result.train, hyperparameters)
+    return None
+
+
+def _record(run: Run, trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> None:
+    job, resolved = run.job, run.status.resolved
+    version = run.world.datasetversions.get(resolved.dataset_version or "")
+    validation = next((s.rows for s in version.spec.splits if s.name == "validation"), 0) if version else 0
+    # Best and final come last in what is kept, should a trainer ever publish more than the status can hold.
+    kept = sorted(trained.checkpoints, key=lambda c: (c.best or c.final, c.step))[-CHECKPOINTS_AT_MOST:]
+    summaries = []
+    for checkpoint in sorted(kept, key=lambda c: c.step):
+        record = build_checkpoint(
+            job,
+            checkpoint,
+            store=resolved.store or "",
+            base_model_digest=resolved.base_model_digest or "",
+            dataset_version=resolved.dataset_version or "",
+            validation_rows=validation,
+            hyperparameters=hyperparameters,
+            trainer_image=resolved.trainer_image or "",
+        )
+        run.draft.create.append(Create(record, same="Digest"))
+        name = checkpoint_name(job.name, job.uid, checkpoint.step, checkpoint.digest)
+        run.draft.event(EventReason.CHECKPOINT_CREATED, f"Checkpoint {name} at step {checkpoint.step}")
+        summaries.append(
+            CheckpointSummary(
+                name=name,
+                step=checkpoint.step,
+                digest=checkpoint.digest,
+                best=checkpoint.best,
+                final=checkpoint.final,
+            )
+        )
+    ended = progress.completed(run.status.progress, "train", trained.steps)
+    if ended.loss is None and trained.train_loss is not None:
+        ended = ended.model_copy(update={"loss": trained.train_loss})
+    run.update(checkpoints=tuple(summaries), progress=ended)
+    restarts = f", {trained.restarts} restarts" if trained.restarts else ""
+    run.condition(
+        ConditionType.TRAINED,
+        Reason.SUCCEEDED,
+        f"{trained.steps} steps, {len(summaries)} checkpoint{'s' if len(summaries) > 1 else ''}{restarts}",
+    )

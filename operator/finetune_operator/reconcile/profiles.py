@@ -1,0 +1,103 @@
+"""Which ComputeProfile and which store an object uses, or what to do where it has none."""
+
+from typing import Final
+
+from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.dataset import StoreReference
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract import CONTRACT_VERSION
+
+NAMED_AT_MOST: Final = 8
+
+
+def _names(world: World, namespace: str) -> str:
+    usable = sorted(name for name, profile in world.profiles.items() if is_allowed(profile, namespace))
+    shown = ", ".join(usable[:NAMED_AT_MOST])
+    return f"; this namespace may use: {shown}" if shown else "; there is none yet"
+
+
+def is_allowed(profile: ComputeProfile, namespace: str) -> bool:
+    """Whether objects of this namespace may use the profile."""
+    allowed = profile.spec.allowed_namespaces
+    return not allowed or namespace in allowed
+
+
+def resolve_profile(name: str | None, field: str, namespace: str, world: World) -> ComputeProfile | Blocked:
+    """The named profile, or the default one.
+
+    `field` is where the name stands in the object's spec, for the message.
+    """
+    if name is None:
+        defaults = sorted(p.name for p in world.profiles.values() if p.is_default)
+        if len(defaults) > 1:
+            return Blocked(
+                Reason.DEFAULT_PROFILE_CONFLICT,
+                f"several ComputeProfiles are marked as the default ({', '.join(defaults[:NAMED_AT_MOST])}):"
+                f" leave {DEFAULT_PROFILE_LABEL} on one of them, or set {field}",
+            )
+        if not defaults:
+            return Blocked(
+                Reason.PROFILE_NOT_FOUND,
+                f"{field} is not set and no ComputeProfile is the default: annotate one with"
+                f' {DEFAULT_PROFILE_LABEL}: "true"{_names(world, namespace)}',
+            )
+        name = defaults[0]
+    profile = world.profiles.get(name)
+    if profile is None:
+        return Blocked(
+            Reason.PROFILE_NOT_FOUND,
+            f"ComputeProfile {name} of {field} does not exist: create it, or name another"
+            f"{_names(world, namespace)}",
+        )
+    if not is_allowed(profile, namespace):
+        return Blocked(
+            Reason.PROFILE_NOT_ALLOWED,
+            f"ComputeProfile {name} may not be used in namespace {namespace}: ask the platform team to add it"
+            f" to the profile's spec.allowedNamespaces, or name another{_names(world, namespace)}",
+        )
+    if profile.spec.trainer_contract != CONTRACT_VERSION:
+        return Blocked(
+            Reason.PROFILE_INVALID,
+            f"ComputeProfile {name} has trainerContract {profile.spec.trainer_contract}, this operator speaks"
+            f" {CONTRACT_VERSION}: use a trainer image of this release and set trainerContract accordingly",
+        )
+    return profile
+
+
+def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked | None:
+    """Whether one pod may ask for so many devices."""
+    if devices <= profile.spec.devices.max:
+        return None
+    return Blocked(
+        Reason.TOO_MANY_DEVICES,
+        f"{field} is {devices}, but ComputeProfile {profile.name} allows {profile.spec.devices.max} a pod:"
+        " ask for fewer, or let the platform team raise the profile's spec.devices.max",
+    )
+
+
+def resolve_store(own: StoreReference | None, profile: ComputeProfile | None) -> StoreReference | Blocked:
+    """The object's own store, or its profile's."""
+    if own is not None:
+        return own
+    if profile is None:
+        return Blocked(
+            Reason.STORE_MISSING,
+            "no store: set spec.store.uri, for example pvc://artifacts, or mark a ComputeProfile that has a"
+            f' store with {DEFAULT_PROFILE_LABEL}: "true"',
+        )
+    store = profile.spec.store
+    if store is None:
+        return Blocked(
+            Reason.STORE_MISSING,
+            f"no store: set spec.store.uri, for example pvc://artifacts, or spec.store of ComputeProfile"
+            f" {profile.name}",
+        )
+    if not store.uri.startswith("pvc://"):
+        return Blocked(
+            Reason.PROFILE_INVALID,
+            f"store {store.uri} of ComputeProfile {profile.name} is not implemented in this release:"
+            " use a pvc:// store there, or set spec.store.uri",
+        )
+    return store

@@ -1,0 +1,230 @@
+"""One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.build.labels import STAGE
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Failed, Working
+from finetune_operator.reconcile.world import World
+from finetune_operator.status import podfailures
+from finetune_operator.status.reasons import EventReason, Reason
+from finetune_operator.status.stagetimes import container_state, instant
+from finetune_trainer.contract import ExitCode, FailureReason, Stage, StageResult
+
+RUNNING: Final[dict[Stage, Reason]] = {
+    "prepare": Reason.PREPARING,
+    "preflight": Reason.PREFLIGHT,
+    "train": Reason.TRAINING,
+    "evaluate": Reason.EVALUATING,
+}
+SETTLING: Final = timedelta(seconds=10)
+"""A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
+
+PASSING: Final = frozenset({FailureReason.SOURCE_NOT_FOUND.value, FailureReason.STORE_UNAVAILABLE.value})
+"""Failures that end when somebody mends the surroundings; the stage is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRequest:
+    """A stage that should have a result."""
+
+    stage: Stage
+    name: str
+    """Of its Job."""
+    run: str
+    build: Callable[[], Manifest | Blocked | Failed]
+    """Makes the Job; called only when there is none."""
+    collect_name: str
+    build_collect: Callable[[], Manifest | Blocked | Failed]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Failed for now; the Job that failed goes and a new one comes at `due`."""
+
+    reason: str
+    message: str
+    due: datetime
+    result: StageResult
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Failed for good."""
+
+    reason: str
+    message: str
+    result: StageResult | None
+
+
+Outcome = StageResult | Working | Blocked | Failed | Retry | Broken
+
+
+def pods_of(job: Manifest, world: World) -> list[Manifest]:
+    """The Job's pods, newest first."""
+    uid = job["metadata"]["uid"]
+    pods = [
+        pod
+        for pod in world.pods.values()
+        if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
+    ]
+    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
+
+
+def has_ended(job: Manifest, how: str) -> bool:
+    """Whether the Job has the condition `Complete` or `Failed`."""
+    return any(
+        condition["type"] == how and condition["status"] == "True"
+        for condition in job.get("status", {}).get("conditions") or ()
+    )
+
+
+def is_unfinished(job: Manifest) -> bool:
+    """Whether the Job may still have, or get, a running pod."""
+    return not has_ended(job, "Complete") and not has_ended(job, "Failed")
+
+
+def is_stage_running(world: World) -> bool:
+    """Whether a stage's Job is under way, so that nothing needs to be created."""
+    return any(
+        is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
+        for job in world.jobs.values()
+    )
+
+
+def advance(draft: Draft, request: StageRequest) -> Outcome:
+    """The stage's result, or how far it is; starts its Job when there is none.
+
+    A Job that disappeared before its result was recorded is created again: the stage then finds its own
+    result in the store, or resumes.
+    """
+    world = draft.world
+    job = world.jobs.get(request.name)
+    if job is None:
+        return _start(draft, request)
+    if "deletionTimestamp" in job["metadata"]:
+        return Working(Reason.QUEUED, f"waiting for the previous {request.stage} pod to end")
+    pods = pods_of(job, world)
+    if has_ended(job, "Complete"):
+        result = _result(pods, request)
+        if result is None:
+            return _settling(job, "Complete", request, world.now) or _collect(draft, request)
+        if result.outcome == "Failed":
+            return Broken(result.reason, result.message, result)
+        return result
+    if has_ended(job, "Failed"):
+        return _failed(draft, job, pods, request)
+    return _under_way(job, pods, request, world.now)
+
+
+def _ended_at(job: Manifest, how: str) -> datetime:
+    return next(
+        instant(condition["lastTransitionTime"])
+        for condition in job["status"]["conditions"]
+        if condition["type"] == how and condition["status"] == "True"
+    )
+
+
+def _settling(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
+    left = SETTLING - (now - _ended_at(job, how))
+    if left <= timedelta():
+        return None
+    return Working(RUNNING[request.stage], f"{request.stage} is finishing", left.total_seconds() + 1)
+
+
+def _start(draft: Draft, request: StageRequest) -> Working | Blocked | Failed:
+    job = request.build()
+    if isinstance(job, Blocked | Failed):
+        return job
+    draft.start_job(job)
+    draft.event(EventReason.STAGE_STARTED, f"{request.stage} started as Job {request.name}")
+    return Working(Reason.QUEUED, f"the {request.stage} pod is being created")
+
+
+def _result(pods: list[Manifest], request: StageRequest) -> StageResult | None:
+    for pod in pods:
+        message = container_state(pod).get("terminated", {}).get("message", "")
+        result = StageResult.parse(message) if message else None
+        if result is not None and (result.run, result.stage) == (request.run, request.stage):
+            return result
+    return None
+
+
+def _collect(draft: Draft, request: StageRequest) -> Outcome:
+    """The result from the store, by a small Job, because the pod that had it is gone."""
+    job = draft.world.jobs.get(request.collect_name)
+    if job is None:
+        built = request.build_collect()
+        if isinstance(built, Blocked | Failed):
+            return built
+        draft.start_job(built)
+    elif not is_unfinished(job):
+        how = "Complete" if has_ended(job, "Complete") else "Failed"
+        result = _result(pods_of(job, draft.world), request)
+        if result is None:
+            settling = _settling(job, how, request, draft.world.now)
+            if settling is not None:
+                return settling
+        elif result.outcome == "Succeeded":
+            return result
+        elif result.reason in PASSING:
+            return _retry(draft, job, result)
+        if result is not None or how == "Failed":
+            said = result.message if result else "its Job failed too"
+            return Broken(
+                Reason.RESULT_LOST,
+                f"{request.stage} completed, but its pod is gone and its result could not be read from the"
+                f" store: {said}",
+                None,
+            )
+        draft.remove(job)
+    return Working(Reason.COLLECTING, f"reading the result of {request.stage} from the store")
+
+
+def _retry(draft: Draft, job: Manifest, result: StageResult) -> Retry:
+    how = "Failed" if has_ended(job, "Failed") else "Complete"
+    due = _ended_at(job, how) + timedelta(seconds=RETRY_SECONDS)
+    if draft.world.now >= due:
+        draft.remove(job)
+    return Retry(result.reason, result.message, due, result)
+
+
+def _failed(
+    draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest
+) -> Retry | Broken | Working:
+    result = _result(pods, request)
+    if result is None or result.outcome != "Failed":
+        if not pods or "terminated" not in container_state(pods[0]):
+            settling = _settling(job, "Failed", request, draft.world.now)
+            if settling is not None:
+                return settling
+        trouble = podfailures.failure(job, pods)
+        return Broken(trouble.reason, trouble.message, None)
+    if result.reason not in PASSING:
+        return Broken(result.reason or Reason.STAGE_FAILED, result.message, result)
+    return _retry(draft, job, result)
+
+
+def _under_way(
+    job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime
+) -> Working | Blocked:
+    newest = pods[0] if pods else None
+    state = container_state(newest) if newest is not None else {}
+    if "running" in state:
+        return Working(RUNNING[request.stage], f"{request.stage} is running")
+    if "terminated" in state:
+        code = state["terminated"].get("exitCode")
+        if code == 0:
+            return Working(RUNNING[request.stage], f"{request.stage} is finishing")
+        saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
+        return Working(
+            Reason.QUEUED, f"the {request.stage} pod ended with exit code {code}{saved}; the next one follows"
+        )
+    trouble = podfailures.waiting(job, newest, now)
+    if trouble.expected:
+        return Working(trouble.reason, trouble.message, trouble.look_again)
+    return Blocked(trouble.reason, trouble.message, None)

@@ -1,0 +1,76 @@
+"""Whether the claims that a stage's pod mounts are there and can be shared."""
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.build.locations import Location, parse_location
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.steps import Blocked, Failed
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.reasons import Reason
+
+
+def location(uri: str, field: str) -> Location | Failed:
+    """The location behind a uri of the spec; `field` names it in the message."""
+    try:
+        return parse_location(uri)
+    except ValueError as error:
+        return Failed(Reason.INVALID_SPEC, f"{field}: {error}")
+
+
+def claim_name(uri: str | None) -> str | None:
+    """The PersistentVolumeClaim that a uri is in, or None where it is in none."""
+    if uri is None or not uri.startswith("pvc://"):
+        return None
+    try:
+        return parse_location(uri).name
+    except ValueError:
+        return None
+
+
+def claim_names(*uris: str | None) -> frozenset[str]:
+    """The PersistentVolumeClaims that these uris are in."""
+    return frozenset(name for name in map(claim_name, uris) if name is not None)
+
+
+def _is_missing(name: str, world: World) -> bool:
+    return name in world.claims and world.claims[name] is None
+
+
+def check_store(uri: str, profile: ComputeProfile | None, namespace: str, world: World) -> Blocked | None:
+    """Whether the store's claim exists and pods on several nodes can use it at once."""
+    name = claim_name(uri)
+    if name is None:
+        return None
+    if _is_missing(name, world):
+        return Blocked(
+            Reason.STORE_NOT_FOUND,
+            f"PersistentVolumeClaim {name} of store {uri} does not exist in namespace {namespace}:"
+            " create it (accessModes: [ReadWriteMany])",
+        )
+    claim = world.claims.get(name)
+    single_node = profile is not None and profile.spec.single_node
+    if claim is None or _is_shareable(claim, single_node):
+        return None
+    modes = ", ".join(claim.get("spec", {}).get("accessModes", ())) or "none"
+    return Blocked(
+        Reason.STORE_NOT_SHAREABLE,
+        f"PersistentVolumeClaim {name} of store {uri} has accessModes {modes}, so a pod on another node could"
+        " not mount it: use a claim with ReadWriteMany, or set singleNode: true in the ComputeProfile if all"
+        " pods run on one node",
+    )
+
+
+def _is_shareable(claim: Manifest, single_node: bool) -> bool:
+    modes = claim.get("spec", {}).get("accessModes", ())
+    return "ReadWriteMany" in modes or (single_node and "ReadWriteOnce" in modes)
+
+
+def check_claim(uri: str, field: str, reason: str, namespace: str, world: World) -> Blocked | None:
+    """Whether the claim of a source or of a base model exists."""
+    name = claim_name(uri)
+    if name is None or not _is_missing(name, world):
+        return None
+    return Blocked(
+        reason,
+        f"PersistentVolumeClaim {name} of {field} ({uri}) does not exist in namespace {namespace}:"
+        " create it with the files in it",
+    )

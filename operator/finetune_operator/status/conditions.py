@@ -1,0 +1,154 @@
+"""Conditions, as kstatus reads them.
+
+An object is in exactly one state: working (`Reconciling`), done (`Ready`), failed (`Stalled`) or suspended
+(`Suspended`). Entering one removes the other three, because a `Ready=False` would read as in progress and a
+left-over `Stalled` as failed. Conditions of a domain (`Trained`, `Evaluated`, …) stay beside it.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.meta import Condition, Model, Resource
+from finetune_operator.plan import Manifest
+from finetune_operator.status.reasons import ConditionType, Reason
+
+MESSAGE_LIMIT: Final = 1024
+"""Characters; longer messages end in an ellipsis."""
+
+BLOCKED: Final = "Blocked"
+FAILED: Final = "Failed"
+
+STATES: Final = (
+    ConditionType.READY,
+    ConditionType.RECONCILING,
+    ConditionType.STALLED,
+    ConditionType.SUSPENDED,
+)
+
+
+def shortened(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """The text, cut to `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def find(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
+    """The condition of this type."""
+    return next((condition for condition in conditions if condition.type == type_), None)
+
+
+def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
+    """Whether the condition is there and True."""
+    condition = find(conditions, type_)
+    return condition is not None and condition.status == "True"
+
+
+def is_finished(job: FineTuneJob) -> bool:
+    """Whether a run has ended, well or badly; a run that has ended never starts again.
+
+    A name conflict is no end: when the foreign object goes away, the run goes on.
+    """
+    stalled = find(job.status.conditions, ConditionType.STALLED)
+    failed = stalled is not None and stalled.status == "True" and stalled.reason != Reason.NAME_CONFLICT
+    return failed or is_true(job.status.conditions, ConditionType.READY)
+
+
+def with_condition(
+    conditions: tuple[Condition, ...],
+    type_: ConditionType,
+    status: Literal["True", "False", "Unknown"],
+    reason: str,
+    message: str,
+    *,
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """The conditions with this one set; its transition time moves only when its status does."""
+    old = find(conditions, type_)
+    moved = old is None or old.status != status
+    new = Condition(
+        type=type_,
+        status=status,
+        reason=reason,
+        message=shortened(message),
+        last_transition_time=now.replace(microsecond=0) if old is None or moved else old.last_transition_time,
+        observed_generation=generation,
+    )
+    if old is None:
+        return (*conditions, new)
+    return tuple(new if condition is old else condition for condition in conditions)
+
+
+def without(conditions: tuple[Condition, ...], *types: ConditionType) -> tuple[Condition, ...]:
+    """The conditions without those of the given types."""
+    return tuple(condition for condition in conditions if condition.type not in types)
+
+
+def enter(
+    conditions: tuple[Condition, ...],
+    state: Literal[
+        ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.SUSPENDED
+    ],
+    reason: str,
+    message: str,
+    *,
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """The conditions of an object that is in this state now, and in no other."""
+    others = without(conditions, *(other for other in STATES if other != state))
+    return with_condition(others, state, "True", reason, message, generation=generation, now=now)
+
+
+def status_manifest(status: Model) -> Manifest:
+    """A status as it is written: camelCase, without empty fields."""
+    return _without_empty(status.to_dict())
+
+
+def _without_empty(node: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        inner = _without_empty(value) if isinstance(value, dict) else value
+        if inner not in ({}, [], ""):
+            kept[key] = inner
+    return kept
+
+
+def blocked(resource: Resource, reason: str, message: str, now: datetime) -> Manifest:
+    """The whole status of an object that waits until somebody acts; a finished run keeps its verdict."""
+    return _in_state(resource, ConditionType.RECONCILING, reason, message, now=now, phase=BLOCKED)
+
+
+def stalled(resource: Resource, reason: str, message: str, now: datetime) -> Manifest:
+    """The whole status of an object that cannot go on; a finished run keeps its verdict."""
+    return _in_state(resource, ConditionType.STALLED, reason, message, now=now, phase=FAILED)
+
+
+def _in_state(
+    resource: Resource,
+    state: Literal[ConditionType.RECONCILING, ConditionType.STALLED],
+    reason: str,
+    message: str,
+    *,
+    now: datetime,
+    phase: str,
+) -> Manifest:
+    if not isinstance(
+        resource, FineTuneJob | Dataset | DatasetVersion | Checkpoint | InferenceDeployment | ComputeProfile
+    ):
+        raise TypeError(f"{type(resource).__name__} has no status")
+    generation = resource.metadata.generation
+    update: dict[str, Any] = {"observed_generation": generation}
+    if not (isinstance(resource, FineTuneJob) and is_finished(resource)):
+        update["conditions"] = enter(
+            resource.status.conditions, state, reason, message, generation=generation, now=now
+        )
+        if isinstance(resource, FineTuneJob | Dataset):
+            update["phase"] = phase
+    return status_manifest(resource.status.model_copy(update=update))

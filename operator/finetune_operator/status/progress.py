@@ -1,0 +1,101 @@
+"""Progress of the running stage, and the text that `kubectl get` shows."""
+
+from typing import Literal
+
+from finetune_operator.api.finetunejob import EvaluationStatus, JobDisplay, ProgressStatus, Score, StageName
+from finetune_trainer.contract import Progress
+
+
+def _percent(step: int, total: int) -> int:
+    return min(100, 100 * step // total) if total > 0 else 0
+
+
+def _same_stage(progress: ProgressStatus | None, stage: StageName) -> ProgressStatus | None:
+    return progress if progress is not None and progress.stage == stage else None
+
+
+def entered(progress: ProgressStatus | None, stage: StageName) -> ProgressStatus:
+    """Progress of a stage that is queued or running, as far as it is known; the training loss stays."""
+    return _same_stage(progress, stage) or ProgressStatus(
+        stage=stage, loss=progress.loss if progress else None
+    )
+
+
+def merged(progress: ProgressStatus | None, stage: StageName, report: Progress) -> ProgressStatus:
+    """Progress after a report; it never goes back, also when a pod resumes from an earlier step."""
+    old = _same_stage(progress, stage)
+    if old is not None and report.step < old.step:
+        return old
+    return ProgressStatus(
+        stage=stage,
+        step=max(0, report.step),
+        total_steps=max(0, report.total_steps),
+        percent=_percent(report.step, report.total_steps),
+        loss=_rounded(report.loss) if report.loss is not None else entered(progress, stage).loss,
+        learning_rate=report.learning_rate,
+        tokens_per_second=_rounded(report.tokens_per_second),
+        eta_seconds=None if report.eta_seconds is None else max(0, round(report.eta_seconds)),
+    )
+
+
+def completed(progress: ProgressStatus | None, stage: StageName, steps: int = 0) -> ProgressStatus:
+    """Progress of a stage that has ended well."""
+    old = entered(progress, stage)
+    total = steps or old.total_steps
+    return old.model_copy(
+        update={
+            "step": total,
+            "total_steps": total,
+            "percent": 100,
+            "eta_seconds": None,
+            "tokens_per_second": None,
+        }
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def display(
+    progress: ProgressStatus | None,
+    evaluation: EvaluationStatus | None,
+    state: Literal["Running", "Resting", "Done"],
+) -> JobDisplay:
+    """Columns PROGRESS, LOSS, SCORE and ETA; the ETA is that of the running stage."""
+    if progress is None:
+        return JobDisplay(score=score_text(evaluation))
+    steps = f" ({progress.step}/{progress.total_steps})" if progress.total_steps else ""
+    eta = progress.eta_seconds
+    return JobDisplay(
+        progress="100%" if state == "Done" else f"{progress.stage} {progress.percent}%{steps}",
+        loss=None if progress.loss is None else f"{progress.loss:.3f}",
+        score=score_text(evaluation),
+        eta=duration_text(eta) if state == "Running" and eta is not None else None,
+    )
+
+
+def score_text(evaluation: EvaluationStatus | None) -> str | None:
+    """The tuned model's first score, and the base model's beside it."""
+    if evaluation is None:
+        return None
+    tuned = next((score for score in evaluation.scores if score.subject == "Tuned"), None)
+    if tuned is None:
+        return None
+    base = find_score(evaluation.scores, tuned.metric, "Base")
+    beside = f" (base {base.value:.2f})" if base is not None else ""
+    return f"{tuned.metric} {tuned.value:.2f}{beside}"
+
+
+def find_score(scores: tuple[Score, ...], metric: str, subject: str) -> Score | None:
+    """One metric of one subject."""
+    return next((score for score in scores if score.metric == metric and score.subject == subject), None)
+
+
+def duration_text(seconds: int) -> str:
+    """Such as `45s`, `1m20s` or `2h05m`."""
+    minutes, rest = divmod(seconds, 60)
+    if minutes == 0:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"

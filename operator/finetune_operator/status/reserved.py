@@ -1,0 +1,72 @@
+"""What a spec uses of the API that this release validates but does not act on.
+
+Nothing is ignored in silence: each such field stalls its object with a message that names it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, get_args
+
+from pydantic.fields import FieldInfo
+
+from finetune_operator.api.dataset import SUPPORTED_SOURCES, DataSource, StoreReference
+from finetune_operator.api.finetunejob import BaseModelReference, Compute
+from finetune_operator.api.inferencedeployment import ServedBaseModel
+from finetune_operator.api.meta import Model, Reserved, ReservedValues
+
+SUPPORTED_URIS: Final[dict[type[Model], tuple[str, ...]]] = {
+    DataSource: SUPPORTED_SOURCES,
+    StoreReference: ("pvc://",),
+    BaseModelReference: ("pvc://",),
+    ServedBaseModel: ("pvc://",),
+}
+
+
+def not_implemented(spec: Model) -> tuple[str, ...]:
+    """One message for every reserved field, value or scheme that the spec uses; empty when there is none."""
+    return tuple(_walk(spec, "spec"))
+
+
+def _walk(model: Model, path: str) -> Iterator[str]:
+    yield from _schemes(model, path)
+    if isinstance(model, Compute) and model.nodes > 1:
+        yield f"{path}.nodes: {model.nodes} is not implemented in this release; use 1"
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        here = f"{path}.{field.alias or name}"
+        yield from _marked(field, value, here)
+        if isinstance(value, Model):
+            yield from _walk(value, here)
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, Model):
+                    yield from _walk(item, f"{here}[{index}]")
+
+
+def _schemes(model: Model, path: str) -> Iterator[str]:
+    supported = SUPPORTED_URIS.get(type(model))
+    uri = getattr(model, "uri", None)
+    if supported and isinstance(uri, str) and not uri.startswith(supported):
+        scheme = f"{uri.partition('://')[0]}://"
+        yield f"{path}.uri: {scheme} is not implemented in this release; use {' or '.join(supported)}"
+
+
+def _marked(field: FieldInfo, value: Any, path: str) -> Iterator[str]:
+    for mark in field.metadata:
+        if isinstance(mark, Reserved) and value is not None:
+            yield f"{path} is not implemented in this release; remove it"
+        elif isinstance(mark, ReservedValues):
+            used = value if isinstance(value, tuple) else (value,)
+            for item in used:
+                if item in mark.values:
+                    others = [other for other in _choices(field.annotation) if other not in mark.values]
+                    advice = f"use {' or '.join(others)}" if others else "remove it"
+                    yield f"{path}: {item} is not implemented in this release; {advice}"
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """The strings of a Literal, also inside a tuple or an optional type."""
+    for argument in get_args(annotation):
+        if isinstance(argument, str):
+            yield argument
+        elif argument is not Ellipsis:
+            yield from _choices(argument)

@@ -1,0 +1,98 @@
+"""How long a stage queued and ran, from the timestamps of its Job and pods."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from finetune_operator.api.finetunejob import Cost, StageName, StageStatus, StageUsage
+from finetune_operator.api.meta import Model
+from finetune_operator.build.labels import DEVICES
+from finetune_operator.plan import Manifest
+
+
+def instant(text: str) -> datetime:
+    """A timestamp of the API server."""
+    return datetime.fromisoformat(text)
+
+
+def container_state(pod: Manifest) -> dict[str, Any]:
+    """The state of the pod's one container: `waiting`, `running`, `terminated`, or nothing yet."""
+    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
+    state: dict[str, Any] = statuses[0].get("state", {})
+    return state
+
+
+def _span(pod: Manifest, now: datetime) -> tuple[datetime, datetime] | None:
+    state = container_state(pod)
+    ended = state.get("terminated", {})
+    started = state.get("running", ended).get("startedAt")
+    if started is None:
+        return None
+    finished = ended.get("finishedAt")
+    return instant(started), instant(finished) if finished else now
+
+
+def measure(
+    previous: StageUsage | None, stage: StageName, job: Manifest, pods: Iterable[Manifest], now: datetime
+) -> StageUsage | None:
+    """What the stage has used until now, in seconds; None as long as no container of it has started.
+
+    Only time after `previous.until` is added, so looking twice counts once, and a pod that has disappeared
+    keeps what was counted of it. Queued is from the Job's creation to its first container's start; device
+    seconds are the devices that the Job asked for times the time its containers ran.
+    """
+    usage = previous if previous is not None and previous.name == stage else None
+    spans = [span for span in (_span(pod, now) for pod in pods) if span is not None]
+    if not spans:
+        return usage
+    until = usage.until if usage is not None else None
+
+    def after(start: datetime, end: datetime) -> float:
+        return max(0.0, (end - (max(start, until) if until else start)).total_seconds())
+
+    queued = after(instant(job["metadata"]["creationTimestamp"]), min(start for start, _ in spans))
+    ran = sum(after(start, end) for start, end in spans)
+    devices = int(job["metadata"].get("labels", {}).get(DEVICES, "0"))
+    return StageUsage(
+        name=stage,
+        queued_seconds=(usage.queued_seconds if usage else 0) + queued,
+        seconds=(usage.seconds if usage else 0) + ran,
+        device_seconds=(usage.device_seconds if usage else 0) + ran * devices,
+        until=max(end for _, end in spans),
+    )
+
+
+def finished(usage: StageUsage | None, stage: StageName) -> StageStatus:
+    """The entry of a finished stage; without times where its pods had gone before anybody looked."""
+    if usage is None or usage.name != stage:
+        return StageStatus(name=stage)
+    return StageStatus(
+        name=stage,
+        queued_seconds=round(usage.queued_seconds, 3),
+        seconds=round(usage.seconds, 3),
+        device_seconds=round(usage.device_seconds, 3),
+    )
+
+
+class Price(Model):
+    """What a profile asks for its devices."""
+
+    per_device_hour: float | None = None
+    currency: str | None = None
+
+
+def charged(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
+    """The cost with so many more device seconds.
+
+    Device time of a profile with another currency, or without a price, is in `deviceSeconds` and not in
+    `amount`.
+    """
+    if device_seconds <= 0:
+        return cost
+    old = cost or Cost(currency=price.currency)
+    amount = old.amount
+    if price.per_device_hour is not None and price.currency == old.currency:
+        amount = round((amount or 0) + device_seconds / 3600 * price.per_device_hour, 6)
+    return Cost(
+        device_seconds=round(old.device_seconds + device_seconds, 3), amount=amount, currency=old.currency
+    )

@@ -1,0 +1,262 @@
+"""A cluster in memory that carries out plans: the pure core at work without an API server."""
+
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.meta import Resource
+from finetune_operator.build.labels import STAGE
+from finetune_operator.plan import Create, Event, Manifest, Plan
+from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
+from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
+from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
+
+NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
+FACTS = OperatorFacts(namespace="finetune-system", trainer_image="registry.example/trainer:1")
+NAMESPACE = "team"
+
+ObjectKey = tuple[str, str]
+
+
+def at(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class NameTaken(Exception):
+    """A create met an object of that name that is not ours."""
+
+
+class MemoryCluster:
+    """Objects by kind and name in one namespace; time moves only when a test says so."""
+
+    def __init__(self, *objects: Manifest, facts: OperatorFacts = FACTS) -> None:
+        self.now = NOW
+        self.facts = facts
+        self.objects: dict[ObjectKey, Manifest] = {}
+        self.events: list[Event] = []
+        self.writes = 0
+        self.progress: RunProgress | None = None
+        self._uids = 0
+        for manifest in objects:
+            self.add(manifest)
+
+    def add(self, manifest: Manifest) -> Manifest:
+        """Store an object as the API server does: with a uid, a generation and a creation time."""
+        stored = deepcopy(manifest)
+        self._uids += 1
+        metadata = stored["metadata"]
+        metadata.setdefault("uid", f"{self._uids:08x}-0000-4000-8000-000000000000")
+        metadata.setdefault("generation", 1)
+        metadata.setdefault("creationTimestamp", at(self.now))
+        if stored["kind"] != "ComputeProfile":
+            metadata.setdefault("namespace", NAMESPACE)
+        if stored["kind"] in KINDS_BY_NAME:
+            stored.setdefault("status", {"observedGeneration": -1})
+        self.objects[stored["kind"], metadata["name"]] = stored
+        return stored
+
+    def change(self, kind: str, name: str, **spec: Any) -> None:
+        """Edit fields of a spec."""
+        manifest = self.objects[kind, name]
+        manifest["spec"].update(spec)
+        manifest["metadata"]["generation"] += 1
+
+    def remove(self, kind: str, name: str) -> None:
+        """Delete an object and what it owns."""
+        gone = self.objects.pop((kind, name))
+        for key, child in list(self.objects.items()):
+            if _controller(child) == gone["metadata"]["uid"]:
+                self.remove(*key)
+
+    def of(self, kind: str) -> dict[str, Manifest]:
+        return {name: manifest for (each, name), manifest in self.objects.items() if each == kind}
+
+    def get(self, kind: str, name: str) -> Resource:
+        return KINDS_BY_NAME[kind].model.model_validate(self.objects[kind, name])
+
+    def job(self, name: str) -> FineTuneJob:
+        return FineTuneJob.model_validate(self.objects["FineTuneJob", name])
+
+    def world(self, resource: Resource) -> World:
+        """What a pass over this object sees."""
+        jobs = {n: m for n, m in self.of("Job").items() if _controller(m) == resource.uid}
+        uids = {job["metadata"]["uid"] for job in jobs.values()}
+        world = World(
+            now=self.now,
+            facts=self.facts,
+            jobs=jobs,
+            pods={n: m for n, m in self.of("Pod").items() if _controller(m) in uids},
+            service_accounts=frozenset(self.of("ServiceAccount")),
+            finetunejobs={n: FineTuneJob.model_validate(m) for n, m in self.of("FineTuneJob").items()},
+            datasets={n: Dataset.model_validate(m) for n, m in self.of("Dataset").items()},
+            datasetversions={
+                n: DatasetVersion.model_validate(m) for n, m in self.of("DatasetVersion").items()
+            },
+            checkpoints=CheckpointIndex(Checkpoint.model_validate(m) for m in self.of("Checkpoint").values()),
+            inferencedeployments={
+                n: InferenceDeployment.model_validate(m) for n, m in self.of("InferenceDeployment").items()
+            },
+            profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
+            progress=self.progress,
+        )
+        claims = self.of("PersistentVolumeClaim")
+        return replace(world, claims={n: claims.get(n) for n in CLAIMS[resource.kind](resource, world)})
+
+    def plan(self, kind: str, name: str) -> Plan:
+        """What a pass over this object would do."""
+        resource = self.get(kind, name)
+        return RECONCILERS[kind](resource, self.world(resource))
+
+    def look(self, kind: str, name: str) -> Plan:
+        """One pass: decide and carry out."""
+        plan = self.plan(kind, name)
+        self.carry_out(kind, name, plan)
+        return plan
+
+    def carry_out(self, kind: str, name: str, plan: Plan, *, crash_before_status: bool = False) -> None:
+        for create in plan.create:
+            self._create(create)
+        for delete in plan.delete:
+            self.writes += 1
+            self.remove(delete.manifest["kind"], delete.manifest["metadata"]["name"])
+        if crash_before_status:
+            return
+        stored = self.objects[kind, name]
+        if plan.status is not None and plan.status != stored["status"]:
+            self.writes += 1
+            stored["status"] = deepcopy(plan.status)
+        self.events.extend(plan.events)
+
+    def _create(self, create: Create) -> None:
+        key = create.manifest["kind"], create.manifest["metadata"]["name"]
+        existing = self.objects.get(key)
+        if existing is None:
+            self.writes += 1
+            self.add(create.manifest)
+        elif create.same != "Any" and _identity(create, existing) != _identity(create, create.manifest):
+            raise NameTaken(key)
+
+    def settle(self) -> None:
+        """Look at everything until nothing changes any more."""
+        for _ in range(50):
+            before = self.writes
+            for kind, name in list(self.objects):
+                if kind in RECONCILERS and (kind, name) in self.objects:
+                    self.look(kind, name)
+            if self.writes == before:
+                return
+        raise AssertionError("the reconcilers do not settle")
+
+    def stage_job(self, stage: str) -> Manifest:
+        """The one Job of this stage."""
+        jobs = [job for job in self.of("Job").values() if job["metadata"]["labels"].get(STAGE) == stage]
+        if len(jobs) != 1:
+            raise AssertionError(f"{len(jobs)} Jobs of stage {stage}")
+        return jobs[0]
+
+    def has_stage_job(self, stage: str) -> bool:
+        return any(job["metadata"]["labels"].get(STAGE) == stage for job in self.of("Job").values())
+
+    def config(self, stage: str) -> Any:
+        """The config that the stage's pod gets, read as the trainer reads it."""
+        container = self.stage_job(stage)["spec"]["template"]["spec"]["containers"][0]
+        text = next(variable["value"] for variable in container["env"] if variable["name"] == CONFIG_ENV)
+        return CONFIG_ADAPTER.validate_json(text)
+
+    def pod(self, stage: str, state: Manifest, **status: Any) -> Manifest:
+        """Put the newest pod of a stage in a container state, as the kubelet does."""
+        job = self.stage_job(stage)
+        name = f"{job['metadata']['name']}-pod"
+        owner = {
+            "kind": "Job",
+            "name": job["metadata"]["name"],
+            "uid": job["metadata"]["uid"],
+            "controller": True,
+        }
+        pod = self.objects.get(("Pod", name)) or self.add(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "labels": job["spec"]["template"]["metadata"]["labels"],
+                    "ownerReferences": [owner],
+                },
+                "spec": job["spec"]["template"]["spec"],
+            }
+        )
+        pod["status"] = {"containerStatuses": [{"name": "trainer", "state": state}], **status}
+        return pod
+
+    def start(self, stage: str, after: int = 0) -> None:
+        """The stage's container runs, so many seconds from now."""
+        self.now += timedelta(seconds=after)
+        self.pod(stage, {"running": {"startedAt": at(self.now)}})
+
+    def end(self, stage: str, message: str, exit_code: int = 0, after: int = 0, reason: str = "") -> None:
+        """The stage's container, and with it its Job, ends so many seconds from now."""
+        started = self.now
+        running = next(
+            (
+                p
+                for p in self.of("Pod").values()
+                if p["metadata"]["labels"].get(STAGE) == stage and "status" in p
+            ),
+            None,
+        )
+        if running is not None:
+            state = running["status"]["containerStatuses"][0]["state"]
+            started = datetime.fromisoformat(state["running"]["startedAt"])
+        self.now += timedelta(seconds=after)
+        terminated = {
+            "exitCode": exit_code,
+            "startedAt": at(started),
+            "finishedAt": at(self.now),
+            "message": message,
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+        }
+        self.pod(stage, {"terminated": terminated})
+        self.end_job(stage, "Failed" if exit_code else "Complete")
+
+    def end_job(self, stage: str, how: str, reason: str = "", message: str = "") -> None:
+        """The Job controller's verdict."""
+        condition = {
+            "type": how,
+            "status": "True",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": at(self.now),
+        }
+        self.stage_job(stage)["status"] = {"conditions": [condition]}
+
+    def succeed(self, stage: str, result: StageResult, after: int = 0) -> None:
+        self.end(stage, result.to_json(), after=after)
+
+    def condition(self, kind: str, name: str, type_: str) -> Manifest | None:
+        conditions = self.objects[kind, name]["status"].get("conditions", ())
+        return next((condition for condition in conditions if condition["type"] == type_), None)
+
+    def states(self, kind: str, name: str) -> dict[str, str]:
+        """The conditions that are True, with their reasons."""
+        conditions = self.objects[kind, name]["status"].get("conditions", ())
+        return {c["type"]: c["reason"] for c in conditions if c["status"] == "True"}
+
+
+def _identity(create: Create, manifest: Manifest) -> str | None:
+    if create.same == "Controller":
+        return _controller(manifest)
+    digest: str = manifest["spec"]["digest"]
+    return digest
+
+
+def _controller(manifest: Manifest) -> str | None:
+    owners = manifest["metadata"].get("ownerReferences", ())
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)

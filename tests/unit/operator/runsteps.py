@@ -1,0 +1,41 @@
+"""Runs that have come so far, for the tests of what follows."""
+
+from collections.abc import Callable
+from typing import Final
+
+from finetune_trainer.contract import StageResult
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    dataset,
+    evaluated,
+    finetunejob,
+    preflighted,
+    prepared,
+    surroundings,
+    trained,
+)
+
+STAGES: Final = ("preflight", "train", "evaluate")
+RESULTS: Final[dict[str, Callable[[], StageResult]]] = {
+    "preflight": preflighted,
+    "train": trained,
+    "evaluate": evaluated,
+}
+
+
+def started() -> MemoryCluster:
+    """A run whose data is ready and whose first stage is under way."""
+    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob())
+    cluster.settle()
+    cluster.succeed("prepare", prepared(), after=5)
+    cluster.settle()
+    return cluster
+
+
+def reached(stage: str) -> MemoryCluster:
+    """A run in which this stage's Job exists and nothing of it has run yet."""
+    cluster = started()
+    for earlier in STAGES[: STAGES.index(stage)]:
+        cluster.succeed(earlier, RESULTS[earlier](), after=10)
+        cluster.settle()
+    return cluster

@@ -1,0 +1,142 @@
+"""Stage Jobs: what a pod may do, mount and ask for."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.build.configs import StageInputs, collect_config
+from finetune_operator.build.jobs import Placement, build_stage_job, pod_failure_policy
+from finetune_operator.build.locations import Location
+from finetune_operator.build.pods import Credentials, JobStage, Storage, resources_of
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import ExitCode
+from tests.unit.operator.runobjects import finetunejob, profile
+
+STAGES: tuple[JobStage, ...] = ("prepare", "preflight", "train", "evaluate", "collect")
+
+
+def profile_of(**spec: Any) -> ComputeProfile:
+    return ComputeProfile.model_validate(profile(**spec))
+
+
+def built(
+    stage: JobStage = "train",
+    uses: ComputeProfile | None = None,
+    devices: int = 0,
+    **storage: Location,
+) -> Manifest:
+    manifest = finetunejob()
+    manifest["metadata"]["namespace"] = "team"
+    job = FineTuneJob.model_validate(manifest)
+    placement = Placement(
+        image="registry.example/trainer:1",
+        image_pull_policy="IfNotPresent",
+        profile=uses,
+        storage=Storage(store=Location("pvc", "artifacts", "team"), **storage),
+        credentials=Credentials(),
+        devices=devices,
+    )
+    config = collect_config(StageInputs(job, job.uid, "pvc://artifacts/team", None), "train")
+    return build_stage_job(job, "tickets-v1-x", config, stage, placement)
+
+
+def pod_of(job: Manifest) -> Manifest:
+    pod: Manifest = job["spec"]["template"]["spec"]
+    return pod
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_pod_is_restricted_and_holds_no_api_token(stage: JobStage) -> None:
+    pod = pod_of(built(stage))
+    container = pod["containers"][0]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["serviceAccountName"] == "finetune-runner"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "report-token" not in [volume["name"] for volume in pod["volumes"]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_suspend_and_parallelism_are_left_to_the_queue(stage: JobStage) -> None:
+    spec = built(stage)["spec"]
+    assert {"suspend", "parallelism", "completions", "activeDeadlineSeconds"}.isdisjoint(spec)
+
+
+def test_an_eviction_comes_before_any_exit_code() -> None:
+    rules = pod_failure_policy()["rules"]
+    assert [rule["action"] for rule in rules] == ["Ignore", "FailJob", "Ignore"]
+    assert "onPodConditions" in rules[0]
+    named = [code for rule in rules[1:] for code in rule["onExitCodes"]["values"]]
+    assert {ExitCode.OK, ExitCode.INTERNAL, ExitCode.STORE_UNAVAILABLE}.isdisjoint(named)
+
+
+@pytest.mark.parametrize(
+    ("stage", "spec", "devices", "requests", "limits"),
+    [
+        ("prepare", {}, 0, {"cpu": "100m", "memory": "256Mi"}, {"memory": "256Mi"}),
+        ("train", {}, 2, {"cpu": "2", "memory": "4Gi"}, {"memory": "4Gi"}),
+        (
+            "train",
+            {"resources": {"train": {"cpu": "500m", "memory": "2Gi"}}},
+            2,
+            {"cpu": "500m", "memory": "2Gi"},
+            {"memory": "2Gi"},
+        ),
+        (
+            "train",
+            {"devices": {"resource": "nvidia.com/gpu"}},
+            2,
+            {"cpu": "1", "memory": "4Gi"},
+            {"memory": "4Gi", "nvidia.com/gpu": "2"},
+        ),
+        (
+            "preflight",
+            {"devices": {"resource": "nvidia.com/gpu"}},
+            0,
+            {"cpu": "500m", "memory": "3Gi"},
+            {"memory": "3Gi"},
+        ),
+    ],
+)
+def test_a_pod_asks_for_its_stages_resources(
+    stage: JobStage, spec: dict[str, Any], devices: int, requests: Manifest, limits: Manifest
+) -> None:
+    assert resources_of(stage, profile_of(**spec), devices) == {"requests": requests, "limits": limits}
+
+
+def test_only_pods_with_devices_are_bound_to_the_profiles_nodes() -> None:
+    uses = profile_of(nodeSelector={"gpu": "a100"}, tolerations=[{"key": "gpu", "operator": "Exists"}])
+    assert pod_of(built("train", uses, devices=1))["nodeSelector"] == {"gpu": "a100"}
+    preflight = pod_of(built("preflight", uses))
+    assert {"nodeSelector", "tolerations"}.isdisjoint(preflight)
+
+
+def test_threads_follow_the_devices_where_a_device_is_a_core() -> None:
+    threads = {"name": "OMP_NUM_THREADS", "value": "3"}
+    assert threads in pod_of(built("train", profile_of(), devices=3))["containers"][0]["env"]
+    gpu = profile_of(devices={"resource": "nvidia.com/gpu"})
+    assert threads not in pod_of(built("train", gpu, devices=3))["containers"][0]["env"]
+
+
+def test_a_source_in_the_stores_own_claim_shares_its_volume_read_only() -> None:
+    pod = pod_of(built("prepare", source=Location("pvc", "artifacts", "rows.csv")))
+    assert [volume["name"] for volume in pod["volumes"]] == ["store", "scratch"]
+    assert {"name": "store", "mountPath": "/mnt/source", "readOnly": True} in pod["containers"][0][
+        "volumeMounts"
+    ]
+
+
+def test_a_config_map_is_optional_so_that_the_pod_reports_a_missing_one() -> None:
+    pod = pod_of(built("prepare", source=Location("configmap", "tickets", "rows.jsonl")))
+    assert {"name": "source", "configMap": {"name": "tickets", "optional": True}} in pod["volumes"]
+
+
+def test_the_stores_folder_is_a_path_and_no_sub_path_of_the_mount() -> None:
+    container = pod_of(built())["containers"][0]
+    assert '"path":"/mnt/store/team"' in container["env"][0]["value"]
+    assert all("subPath" not in mount for mount in container["volumeMounts"])

@@ -1,0 +1,43 @@
+"""Uris of claims and ConfigMaps."""
+
+import pytest
+
+from finetune_operator.build.locations import Location, parse_location, store_folder
+
+
+@pytest.mark.parametrize(
+    ("uri", "location", "path"),
+    [
+        ("pvc://artifacts", Location("pvc", "artifacts", ""), "/mnt"),
+        ("pvc://artifacts/", Location("pvc", "artifacts", ""), "/mnt"),
+        ("pvc://models/gemma//3", Location("pvc", "models", "gemma/3"), "/mnt/gemma/3"),
+        ("configmap://tickets/rows.jsonl", Location("configmap", "tickets", "rows.jsonl"), "/mnt/rows.jsonl"),
+    ],
+)
+def test_a_uri_is_an_object_and_a_path_in_it(uri: str, location: Location, path: str) -> None:
+    assert parse_location(uri) == location
+    assert parse_location(uri).under("/mnt") == path
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("pvc://", "is no name of a Kubernetes object: write pvc://CLAIM"),
+        ("pvc://Upper/x", "is no name of a Kubernetes object"),
+        ("pvc://claim/../etc", "leaves its volume with .."),
+        ("configmap://tickets", "names no key of a ConfigMap: write configmap://NAME/KEY"),
+        ("configmap://tickets/a/b", "names no key of a ConfigMap"),
+        ("configmap://tickets/..", "names no key of a ConfigMap"),
+        ("s3://bucket/rows", "use pvc:// or configmap://"),
+    ],
+)
+def test_a_uri_that_cannot_be_mounted_says_how_it_should_look(uri: str, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + uri.replace(".", r"\.")) as caught:
+        parse_location(uri)
+    assert message in str(caught.value)
+
+
+def test_a_stored_artifact_is_named_by_its_digits() -> None:
+    assert (
+        store_folder("pvc://artifacts/", "checkpoints", "sha256:ab12") == "pvc://artifacts/checkpoints/ab12"
+    )

@@ -1,0 +1,237 @@
+"""What keeps a run from starting: each state says what to mend, and mends itself when it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    JOB,
+    claim,
+    dataset,
+    finetunejob,
+    profile,
+)
+
+
+def cluster_of(*objects: Manifest, **spec: Any) -> MemoryCluster:
+    cluster = MemoryCluster(*objects, dataset(store={"uri": "pvc://artifacts"}), finetunejob(**spec))
+    cluster.settle()
+    return cluster
+
+
+def with_claims(*objects: Manifest) -> tuple[Manifest, ...]:
+    return (*objects, claim("artifacts", "ReadWriteMany"), claim("models"))
+
+
+INLINE = {"inline": {"source": {"uri": "pvc://rows/tickets.csv"}}}
+Mend = Callable[[MemoryCluster], object]
+
+BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] = [
+    (
+        "no profile is the default",
+        with_claims(profile(default=False)),
+        {},
+        "ProfileNotFound",
+        'annotate one with finetune.dev/is-default-profile: "true"; this namespace may use: cpu',
+        lambda c: c.objects["ComputeProfile", "cpu"]["metadata"].update(
+            labels={"finetune.dev/is-default-profile": "true"}
+        ),
+    ),
+    (
+        "two profiles are the default",
+        with_claims(profile(), profile("gpu")),
+        {},
+        "DefaultProfileConflict",
+        "several ComputeProfiles are marked as the default (cpu, gpu)",
+        lambda c: c.remove("ComputeProfile", "gpu"),
+    ),
+    (
+        "the named profile does not exist",
+        with_claims(profile()),
+        {"compute": {"profile": "a100"}},
+        "ProfileNotFound",
+        "of spec.compute.profile does not exist: create it, or name another; this namespace may use: cpu",
+        lambda c: c.add(profile("a100", default=False)),
+    ),
+    (
+        "the evaluation's profile does not exist",
+        with_claims(profile()),
+        {"evaluation": {"profile": "l4"}},
+        "ProfileNotFound",
+        "ComputeProfile l4 of spec.evaluation.profile does not exist",
+        lambda c: c.add(profile("l4", default=False)),
+    ),
+    (
+        "the profile is for others",
+        with_claims(profile(allowedNamespaces=["research"])),
+        {},
+        "ProfileNotAllowed",
+        "ask the platform team to add it to the profile's spec.allowedNamespaces",
+        lambda c: c.change("ComputeProfile", "cpu", allowedNamespaces=["research", "team"]),
+    ),
+    (
+        "the profile's trainer speaks another contract",
+        with_claims(profile(trainerContract=9)),
+        {},
+        "ProfileInvalid",
+        "trainerContract 9, this operator speaks 1",
+        lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
+    ),
+    (
+        "more devices than the profile allows",
+        with_claims(profile()),
+        {"compute": {"devices": 8}},
+        "TooManyDevices",
+        "spec.compute.devices is 8, but ComputeProfile cpu allows 4 a pod",
+        lambda c: c.change("ComputeProfile", "cpu", devices={"resource": "cpu", "max": 8}),
+    ),
+    (
+        "no store anywhere",
+        with_claims(profile(store=None)),
+        {},
+        "StoreMissing",
+        "set spec.store.uri, for example pvc://artifacts, or spec.store of ComputeProfile cpu",
+        lambda c: c.change("ComputeProfile", "cpu", store={"uri": "pvc://artifacts"}),
+    ),
+    (
+        "the profile's store is of a later release",
+        with_claims(profile(store={"uri": "s3://bucket"})),
+        {},
+        "ProfileInvalid",
+        "store s3://bucket of ComputeProfile cpu is not implemented in this release",
+        lambda c: c.change("ComputeProfile", "cpu", store={"uri": "pvc://artifacts"}),
+    ),
+    (
+        "the store's claim does not exist",
+        (profile(), claim("models")),
+        {},
+        "StoreNotFound",
+        "PersistentVolumeClaim artifacts of store pvc://artifacts does not exist in namespace team",
+        lambda c: c.add(claim("artifacts")),
+    ),
+    (
+        "the store's claim can be on one node only",
+        (profile(singleNode=False), claim("artifacts"), claim("models")),
+        {},
+        "StoreNotShareable",
+        "has accessModes ReadWriteOnce, so a pod on another node could not mount it: use a claim with",
+        lambda c: c.change("ComputeProfile", "cpu", singleNode=True),
+    ),
+    (
+        "the source's claim does not exist",
+        with_claims(profile()),
+        {"dataset": INLINE},
+        "SourceNotFound",
+        "rows of spec.dataset.inline.source.uri (pvc://rows/tickets.csv) does not exist",
+        lambda c: c.add(claim("rows")),
+    ),
+    (
+        "the base model's claim does not exist",
+        (profile(), claim("artifacts")),
+        {},
+        "BaseModelNotFound",
+        "PersistentVolumeClaim models of spec.baseModel.uri (pvc://models/gemma) does not exist",
+        lambda c: c.add(claim("models")),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("objects", "spec", "reason", "message", "mend"),
+    [row[1:] for row in BLOCKED],
+    ids=[row[0] for row in BLOCKED],
+)
+def test_a_run_says_what_is_missing_and_goes_on_when_it_is_there(
+    objects: tuple[Manifest, ...], spec: dict[str, Any], reason: str, message: str, mend: Mend
+) -> None:
+    cluster = cluster_of(*objects, **spec)
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["reason"] == reason
+    assert message in condition["message"]
+    assert cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Blocked"
+    assert not any(job.startswith(JOB) for job in cluster.of("Job"))
+    assert cluster.plan("FineTuneJob", JOB).requeue_after is not None
+    mend(cluster)
+    cluster.settle()
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["reason"] in {"Queued", "WaitingForDataset"}
+
+
+def test_a_blocked_run_sends_one_event_for_one_reason() -> None:
+    cluster = cluster_of(profile(), claim("models"))
+    for _ in range(3):
+        cluster.look("FineTuneJob", JOB)
+    sent = [event for event in cluster.events if event.reason == "Blocked" and "artifacts" in event.message]
+    assert len({event.message for event in sent}) == 1
+    assert cluster.plan("FineTuneJob", JOB).events == ()
+
+
+NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"method": {"type": "QLoRA"}},
+        "spec.method.type: QLoRA is not implemented in this release; use LoRA or Full",
+    ),
+    ({"compute": {"nodes": 2}}, "spec.compute.nodes: 2 is not implemented in this release; use 1"),
+    ({"checkpoints": {"keep": 2}}, "spec.checkpoints.keep is not implemented in this release; remove it"),
+    (
+        {"deletionPolicy": "Delete"},
+        "spec.deletionPolicy: Delete is not implemented in this release; use Retain",
+    ),
+    (
+        {"baseModel": {"uri": "hf://google/gemma-3-270m"}},
+        "spec.baseModel.uri: hf:// is not implemented in this release; use pvc://",
+    ),
+    (
+        {"baseModel": {"checkpoint": "earlier"}},
+        "spec.baseModel.checkpoint is not implemented in this release; remove it",
+    ),
+    (
+        {"store": {"uri": "s3://bucket"}},
+        "spec.store.uri: s3:// is not implemented in this release; use pvc://",
+    ),
+    (
+        {"dataset": {"inline": {"source": {"uri": "https://example/rows"}, "format": "Parquet"}}},
+        "Parquet is not implemented in this release; use PromptCompletion or ChatMessages or CSV",
+    ),
+    (
+        {"evaluation": {"compare": ["Base", "Live"]}},
+        "spec.evaluation.compare: Live is not implemented in this release; use Base",
+    ),
+    (
+        {"evaluation": {"gates": [{"metric": "loss", "max": 1, "confidence": 0.95}]}},
+        "spec.evaluation.gates[0].confidence is not implemented in this release; remove it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), NOT_IMPLEMENTED)
+def test_what_this_release_does_not_act_on_stalls_the_run_and_is_named(
+    spec: dict[str, Any], message: str
+) -> None:
+    cluster = cluster_of(*with_claims(profile()), **spec)
+    condition = cluster.condition("FineTuneJob", JOB, "Stalled")
+    assert condition is not None
+    assert condition["reason"] == "NotImplemented"
+    assert message in condition["message"]
+    assert not any(job.startswith(JOB) for job in cluster.of("Job"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"store": {"uri": "pvc://Not_A_Name"}}, "spec.store.uri: pvc://Not_A_Name"),
+        ({"baseModel": {"uri": "pvc://models/../../etc"}}, "leaves its volume with .."),
+        ({"dataset": {"inline": {"source": {"uri": "configmap://rows"}}}}, "names no key of a ConfigMap"),
+    ],
+)
+def test_a_uri_that_points_nowhere_is_an_invalid_spec(spec: dict[str, Any], message: str) -> None:
+    cluster = cluster_of(*with_claims(profile()), **spec)
+    condition = cluster.condition("FineTuneJob", JOB, "Stalled")
+    assert condition is not None
+    assert condition["reason"] == "InvalidSpec"
+    assert message in condition["message"]

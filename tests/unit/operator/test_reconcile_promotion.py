@@ -1,0 +1,240 @@
+"""Gates, promotion and approval: which Checkpoint a model line stands for."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.finetunejob import Gate, Score
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.gates import decide
+from finetune_operator.reconcile.lines import champion, champion_name
+from finetune_operator.reconcile.world import CheckpointIndex
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    CHECKPOINT,
+    JOB,
+    dataset,
+    digest,
+    evaluated,
+    finetunejob,
+    preflighted,
+    prepared,
+    surroundings,
+    trained,
+)
+
+SCORES = (
+    Score(metric="exact_match", subject="Tuned", value=0.95, rows=24),
+    Score(metric="exact_match", subject="Base", value=0.65, rows=24),
+    Score(metric="loss", subject="Tuned", value=0.2, rows=24),
+    Score(metric="loss", subject="Base", value=3.1, rows=24),
+)
+
+GATES: list[tuple[dict[str, Any], str, str]] = [
+    ({"metric": "exact_match", "min": 0.8}, "Passed", "exact_match 0.95 ≥ 0.8"),
+    ({"metric": "exact_match", "min": 0.95}, "Passed", "exact_match 0.95 ≥ 0.95"),
+    ({"metric": "exact_match", "min": 0.96}, "Failed", "exact_match 0.95 < 0.96"),
+    ({"metric": "loss", "max": 0.5}, "Passed", "loss 0.2 ≤ 0.5"),
+    ({"metric": "loss", "max": 0.1}, "Failed", "loss 0.2 > 0.1"),
+    (
+        {"metric": "exact_match", "min_gain": 0.3, "over": "Base"},
+        "Passed",
+        "exact_match gain 0.3 over Base (0.65 → 0.95) ≥ 0.3",
+    ),
+    (
+        {"metric": "exact_match", "min_gain": 0.4, "over": "Base"},
+        "Failed",
+        "exact_match gain 0.3 over Base (0.65 → 0.95) < 0.4",
+    ),
+    ({"metric": "loss", "min_gain": 2, "over": "Base"}, "Passed", "loss gain 2.9 over Base (3.1 → 0.2) ≥ 2"),
+    (
+        {"metric": "loss", "max": 1, "min_gain": 3, "over": "Base"},
+        "Failed",
+        "loss 0.2 ≤ 1, loss gain 2.9 over Base (3.1 → 0.2) < 3",
+    ),
+    (
+        {"metric": "exact_match", "min_gain": 0.1, "over": "Live"},
+        "Undecided",
+        "exact_match of Live was not measured",
+    ),
+]
+
+
+@pytest.mark.parametrize(("gate", "verdict", "message"), GATES)
+def test_a_gate_compares_and_says_with_what(gate: dict[str, Any], verdict: str, message: str) -> None:
+    results, overall = decide((Gate(**gate),), SCORES)
+    assert (results[0].verdict, results[0].message, overall) == (verdict, message, verdict)
+
+
+def test_one_failed_gate_fails_all_and_an_undecided_one_never_passes() -> None:
+    good, bad = Gate(metric="exact_match", min=0.5), Gate(metric="exact_match", min=0.99)
+    unknown = Gate(metric="exact_match", min_gain=0.1, over="Live")
+    assert decide((good, bad, unknown), SCORES)[1] == "Failed"
+    assert decide((good, unknown), SCORES)[1] == "Undecided"
+    assert decide((good,), SCORES)[1] == "Passed"
+    assert decide((), SCORES)[1] == "NoGates"
+    assert decide((good,), ())[1] == "Undecided"
+
+
+def judged(tuned: float = 0.95, **spec: Any) -> MemoryCluster:
+    """A run at its end; `evaluation: None` leaves the evaluation out."""
+    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob(**spec))
+    cluster.settle()
+    results = [("prepare", prepared()), ("preflight", preflighted()), ("train", trained())]
+    if cluster.job(JOB).spec.evaluation is not None:
+        results.append(("evaluate", evaluated(tuned)))
+    for stage, result in results:
+        cluster.succeed(stage, result, after=10)
+        cluster.settle()
+    return cluster
+
+
+def ends(cluster: MemoryCluster) -> tuple[str, str]:
+    """Reasons of the run's end and of the Checkpoint's Promoted condition."""
+    states = cluster.states("FineTuneJob", JOB)
+    promoted = cluster.condition("Checkpoint", CHECKPOINT, "Promoted")
+    assert promoted is not None
+    return states.get("Ready") or states["Stalled"], f"{promoted['status']}/{promoted['reason']}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "run", "checkpoint"),
+    [
+        ({}, "Promoted", "True/Promoted"),
+        ({"promotion": {"mode": "Manual"}}, "AwaitingApproval", "False/AwaitingApproval"),
+        ({"evaluation": None}, "NotPromoted", "False/NotPromoted"),
+        ({"evaluation": {"gates": []}}, "NotPromoted", "False/NotPromoted"),
+        ({"evaluation": None, "promotion": {"withoutEvaluation": True}}, "Promoted", "True/Promoted"),
+        (
+            {"evaluation": {"gates": [{"metric": "exact_match", "min": 0.99}]}},
+            "GateFailed",
+            "False/GateFailed",
+        ),
+    ],
+)
+def test_a_run_ends_as_its_gates_and_its_promotion_mode_say(spec: Any, run: str, checkpoint: str) -> None:
+    assert ends(judged(**spec)) == (run, checkpoint)
+
+
+def approve(cluster: MemoryCluster, state: str = "Approved") -> None:
+    cluster.change("Checkpoint", CHECKPOINT, approval={"state": state, "reason": "checked by hand"})
+    cluster.settle()
+
+
+def test_approving_a_waiting_checkpoint_promotes_it() -> None:
+    cluster = judged(promotion={"mode": "Manual"})
+    approve(cluster)
+    assert ends(cluster) == ("AwaitingApproval", "True/Promoted")
+    assert [event.reason for event in cluster.events if event.reason == "Promoted"] == ["Promoted"]
+
+
+def test_rejecting_withdraws_a_promotion_without_forgetting_when_it_was() -> None:
+    cluster = judged()
+    promoted_at = cluster.objects["Checkpoint", CHECKPOINT]["status"]["promotedAt"]
+    approve(cluster, "Rejected")
+    condition = cluster.condition("Checkpoint", CHECKPOINT, "Promoted")
+    assert condition is not None
+    assert (condition["status"], condition["reason"]) == ("False", "Rejected")
+    assert condition["message"] == "rejected: checked by hand"
+    assert cluster.objects["Checkpoint", CHECKPOINT]["status"]["promotedAt"] == promoted_at
+
+
+def record(name: str, character: str, promoted_at: str | None = None, **metadata: Any) -> Manifest:
+    """Another Checkpoint of the line, of a run that is gone."""
+    cluster = judged()
+    manifest = cluster.objects["Checkpoint", CHECKPOINT]
+    spec = {**manifest["spec"], "digest": digest(character)}
+    spec["lineage"] = {**spec["lineage"], "job": {"name": "gone", "uid": f"gone-{character}"}}
+    return {
+        "apiVersion": manifest["apiVersion"],
+        "kind": "Checkpoint",
+        "metadata": {"name": name, **metadata},
+        "spec": spec,
+        "status": {"observedGeneration": 1, **({"promotedAt": promoted_at} if promoted_at else {})},
+    }
+
+
+def test_a_verdict_reached_against_another_champion_is_renewed_before_promotion() -> None:
+    cluster = judged(promotion={"mode": "Manual"})
+    job = cluster.objects["FineTuneJob", JOB]
+    job["spec"]["promotion"] = {"mode": "Automatic"}
+    job["status"]["conditions"] = [c for c in job["status"]["conditions"] if c["type"] != "Ready"]
+    cluster.add(record("rival", "9", "2030-01-02T03:00:10Z"))
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert ends_promoted(cluster) == ("False", "Promoting")
+    cluster.settle()
+    evaluation = cluster.job(JOB).status.evaluation
+    assert evaluation is not None
+    assert evaluation.champion == "rival"
+    assert ends_promoted(cluster) == ("True", "Promoted")
+    checkpoints = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
+    assert champion_name(checkpoints, "ticket-routing") == CHECKPOINT
+
+
+def ends_promoted(cluster: MemoryCluster) -> tuple[str, str]:
+    condition = cluster.condition("Checkpoint", CHECKPOINT, "Promoted")
+    assert condition is not None
+    return condition["status"], condition["reason"]
+
+
+def test_approving_something_older_than_the_champion_points_to_a_pin() -> None:
+    cluster = judged(promotion={"mode": "Manual"})
+    cluster.add(record("rival", "9", "2030-01-02T04:00:00Z", creationTimestamp="2030-01-02T03:59:00Z"))
+    approve(cluster)
+    condition = cluster.condition("Checkpoint", CHECKPOINT, "Promoted")
+    assert condition is not None
+    assert (condition["status"], condition["reason"]) == ("False", "NotPromoted")
+    assert "pin it in an InferenceDeployment" in condition["message"]
+
+
+def test_a_checkpoint_whose_run_is_gone_is_promoted_by_approval_only() -> None:
+    cluster = judged(promotion={"mode": "Manual"})
+    cluster.remove("FineTuneJob", JOB)
+    cluster.settle()
+    assert ends_promoted(cluster) == ("False", "NotPromoted")
+    approve(cluster)
+    assert ends_promoted(cluster) == ("True", "Promoted")
+
+
+def test_a_promotion_is_newer_than_all_others_although_another_clock_was_ahead() -> None:
+    cluster = judged(promotion={"mode": "Manual"})
+    cluster.add(record("rival", "9", "2031-01-01T00:00:00Z", creationTimestamp="2029-01-01T00:00:00Z"))
+    approve(cluster)
+    index = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
+    assert champion_name(index, "ticket-routing") == CHECKPOINT
+
+
+def test_the_champion_is_the_newest_promoted_that_nobody_rejected() -> None:
+    older = Checkpoint.model_validate(record("older", "1", "2030-01-01T00:00:00Z"))
+    newer = Checkpoint.model_validate(record("newer", "2", "2030-01-02T00:00:00Z"))
+    waiting = Checkpoint.model_validate(record("waiting", "3"))
+    index = CheckpointIndex((newer, older, waiting))
+    assert champion(index, "ticket-routing") == newer
+    withdrawn = record("newer", "2", "2030-01-02T00:00:00Z")
+    withdrawn["spec"]["approval"] = {"state": "Rejected"}
+    index.put(Checkpoint.model_validate(withdrawn))
+    assert champion(index, "ticket-routing") == older
+    assert champion(index, "another-line") is None
+
+
+def test_a_checkpoint_names_the_endpoints_that_serve_it() -> None:
+    cluster = judged()
+    for name in ("desk", "mail", "chat"):
+        cluster.add(
+            {
+                "apiVersion": "finetune.dev/v1alpha1",
+                "kind": "InferenceDeployment",
+                "metadata": {"name": name},
+                "spec": {
+                    "baseModel": {"uri": "pvc://models/gemma"},
+                    "models": [{"name": "router", "follow": {"model": "ticket-routing"}}],
+                },
+                "status": {"models": [{"name": "router", "checkpoint": CHECKPOINT}]},
+            }
+        )
+    cluster.look("Checkpoint", CHECKPOINT)
+    status = Checkpoint.model_validate(cluster.objects["Checkpoint", CHECKPOINT]).status
+    assert status.in_use_by == ("chat", "desk", "mail")
+    assert status.display is not None
+    assert status.display.in_use == "chat, desk +1"

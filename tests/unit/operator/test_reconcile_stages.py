@@ -1,0 +1,281 @@
+"""A stage's pod that waits, dies or disappears, and what the run says about it."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import ExitCode
+from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, finetunejob, trained
+from tests.unit.operator.runsteps import reached
+
+
+def state(cluster: MemoryCluster, type_: str = "Reconciling") -> tuple[str, str]:
+    cluster.settle()
+    condition = cluster.condition("FineTuneJob", JOB, type_)
+    assert condition is not None
+    return condition["reason"], condition["message"]
+
+
+def scheduled(cluster: MemoryCluster) -> Manifest:
+    return {"type": "PodScheduled", "status": "True", "lastTransitionTime": at(cluster.now)}
+
+
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+}
+
+WAITING: list[tuple[str, Manifest, list[Manifest], str, list[str]]] = [
+    (
+        "no node has room",
+        {},
+        [UNSCHEDULABLE],
+        "Unschedulable",
+        ["no node can take the train pod yet: 0/1 nodes are available: 1 Insufficient", "ComputeProfile cpu"],
+    ),
+    (
+        "the image cannot be pulled",
+        {"waiting": {"reason": "ImagePullBackOff", "message": "unauthorized"}},
+        [],
+        "ImageUnavailable",
+        ["image registry.example/trainer:1 of the train pod cannot be pulled", "unauthorized"],
+    ),
+    (
+        "a Secret is missing",
+        {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}},
+        [],
+        "SecretNotFound",
+        ["Secret hub does not exist in namespace team: create it with type finetune.dev/credentials"],
+    ),
+    (
+        "the container's config is wrong in another way",
+        {"waiting": {"reason": "CreateContainerConfigError", "message": "couldn't find key x"}},
+        [],
+        "PodNotStarting",
+        ["does not start. CreateContainerConfigError: couldn't find key x"],
+    ),
+    ("it is new", {"waiting": {"reason": "ContainerCreating"}}, [], "Queued", ["waits for a node"]),
+    (
+        "it ended and the next follows",
+        {"terminated": {"exitCode": ExitCode.PREEMPTED_SAVED.value}},
+        [],
+        "Queued",
+        ["exit code 20 with its state saved; the next one follows"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("container", "conditions", "reason", "messages"),
+    [row[1:] for row in WAITING],
+    ids=[row[0] for row in WAITING],
+)
+def test_a_pod_that_is_not_running_says_why(
+    container: Manifest, conditions: list[Manifest], reason: str, messages: list[str]
+) -> None:
+    cluster = reached("train")
+    cluster.pod("train", container, conditions=conditions)
+    found, message = state(cluster)
+    assert found == reason
+    for part in messages:
+        assert part in message
+
+
+def test_a_running_pod_is_training() -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    assert state(cluster) == ("Training", "train is running")
+    assert cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Training"
+
+
+def test_a_pod_that_has_a_node_and_does_not_start_is_named_after_two_minutes() -> None:
+    cluster = reached("train")
+    pod = cluster.pod("train", {"waiting": {"reason": "ContainerCreating"}}, conditions=[scheduled(cluster)])
+    assert state(cluster) == ("Queued", "the train pod is starting")
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 121
+    cluster.now += timedelta(seconds=121)
+    reason, message = state(cluster)
+    assert reason == "PodNotStarting"
+    assert f"kubectl describe pod {pod['metadata']['name']}" in message
+
+
+def test_a_job_without_a_pod_for_a_minute_points_to_quota_and_admission() -> None:
+    cluster = reached("train")
+    assert state(cluster)[0] == "Queued"
+    cluster.now += timedelta(seconds=61)
+    reason, message = state(cluster)
+    assert reason == "PodNotStarting"
+    assert "a quota or an admission policy may refuse it" in message
+
+
+def test_a_job_that_kueue_holds_back_is_queued_however_long_it_takes() -> None:
+    cluster = reached("train")
+    cluster.stage_job("train")["spec"]["suspend"] = True
+    cluster.now += timedelta(days=1)
+    assert state(cluster) == ("Queued", "the train Job waits in its queue for admission")
+
+
+def test_a_terminating_job_is_waited_for_and_not_replaced() -> None:
+    cluster = reached("train")
+    job = cluster.stage_job("train")
+    job["metadata"]["deletionTimestamp"] = at(cluster.now)
+    assert state(cluster) == ("Queued", "waiting for the previous train pod to end")
+    assert cluster.plan("FineTuneJob", JOB).create == ()
+
+
+ENDED: list[tuple[str, str, int, str, str, list[str]]] = [
+    (
+        "its own words",
+        failed("train", "LossNotFinite", "the loss is NaN at step 12: lower learningRate").to_json(),
+        ExitCode.BAD_CONFIG,
+        "",
+        "LossNotFinite",
+        ["the loss is NaN at step 12"],
+    ),
+    (
+        "out of memory",
+        "",
+        137,
+        "OOMKilled",
+        "OutOfMemory",
+        ["its limit of 4Gi: raise resources.train.memory of ComputeProfile cpu", "perDeviceBatchSize"],
+    ),
+    (
+        "an exit code and a message",
+        "Traceback …",
+        1,
+        "",
+        "StageFailed",
+        ["exit code 1: Traceback …", "kubectl logs"],
+    ),
+    ("an exit code only", "", 2, "", "StageFailed", ["exit code 2: it left no message"]),
+    (
+        "another run's result",
+        failed("train", "LossNotFinite", "NaN", run="other").to_json(),
+        ExitCode.BAD_CONFIG,
+        "",
+        "StageFailed",
+        ["exit code 10"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "container", "reason", "parts"),
+    [row[1:] for row in ENDED],
+    ids=[row[0] for row in ENDED],
+)
+def test_a_failed_stage_stalls_the_run_with_its_reason(
+    message: str, code: int, container: str, reason: str, parts: list[str]
+) -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    cluster.end("train", message, exit_code=code, reason=container, after=5)
+    found, text = state(cluster, "Stalled")
+    assert found == reason
+    for part in parts:
+        assert part in text
+    assert cluster.states("FineTuneJob", JOB)["Preflighted"] == "Succeeded"
+    assert [stage.name for stage in cluster.job(JOB).status.stages] == ["preflight", "train"]
+
+
+def test_an_evicted_pod_is_called_so() -> None:
+    cluster = reached("train")
+    pod = cluster.pod("train", {}, reason="Evicted", message="The node was low on ephemeral-storage")
+    pod["status"]["containerStatuses"] = []
+    cluster.end_job("train", "Failed")
+    cluster.now += timedelta(seconds=11)
+    assert "was evicted: The node was low on ephemeral-storage" in state(cluster, "Stalled")[1]
+
+
+def test_a_failed_job_without_pods_repeats_what_the_job_says() -> None:
+    cluster = reached("train")
+    cluster.end_job("train", "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+    assert state(cluster)[0] == "Training"
+    cluster.now += timedelta(seconds=11)
+    reason, message = state(cluster, "Stalled")
+    assert reason == "StageFailed"
+    assert "BackoffLimitExceeded: Job has reached the specified backoff limit" in message
+
+
+def test_a_stage_whose_store_is_away_goes_on_in_five_minutes() -> None:
+    cluster = reached("train")
+    cluster.end("train", failed("train", "StoreUnavailable", "no space left").to_json(), exit_code=12)
+    reason, message = state(cluster)
+    assert (reason, message) == ("StoreUnavailable", "no space left (tried again every 5 minutes)")
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 300
+    first = cluster.stage_job("train")["metadata"]["uid"]
+    cluster.now += timedelta(seconds=300)
+    cluster.settle()
+    assert cluster.stage_job("train")["metadata"]["uid"] != first
+    assert state(cluster)[0] == "Queued"
+
+
+def lost(cluster: MemoryCluster) -> MemoryCluster:
+    """The train Job is complete and its pod has disappeared with its message."""
+    cluster.end_job("train", "Complete")
+    cluster.now += timedelta(seconds=11)
+    cluster.settle()
+    return cluster
+
+
+def test_a_complete_job_is_given_time_for_its_pods_last_state_to_be_seen() -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    cluster.end_job("train", "Complete")
+    assert state(cluster) == ("Training", "train is finishing")
+    assert not cluster.has_stage_job("collect")
+    cluster.end("train", trained().to_json(), after=1)
+    cluster.settle()
+    assert not cluster.has_stage_job("collect")
+    assert set(cluster.of("Checkpoint")) == {CHECKPOINT}
+
+
+def test_the_result_of_a_pod_that_is_gone_is_read_from_the_store() -> None:
+    cluster = lost(reached("train"))
+    assert state(cluster)[0] == "Collecting"
+    config = cluster.config("collect")
+    assert (config.stage, config.of) == ("collect", "train")
+    cluster.end("collect", trained().to_json())
+    cluster.settle()
+    assert set(cluster.of("Checkpoint")) == {CHECKPOINT}
+
+
+def test_a_collector_whose_message_is_lost_too_is_started_again() -> None:
+    cluster = lost(reached("train"))
+    first = cluster.stage_job("collect")["metadata"]["uid"]
+    cluster.end_job("collect", "Complete")
+    cluster.now += timedelta(seconds=11)
+    cluster.settle()
+    assert cluster.stage_job("collect")["metadata"]["uid"] != first
+
+
+def test_a_result_that_is_nowhere_ends_the_run() -> None:
+    cluster = lost(reached("train"))
+    cluster.end("collect", failed("train", "ArtifactNotFound", "no result.json").to_json(), exit_code=10)
+    reason, message = state(cluster, "Stalled")
+    assert reason == "ResultLost"
+    assert "no result.json" in message
+
+
+def test_a_success_that_does_not_say_what_it_made_ends_the_run() -> None:
+    cluster = reached("train")
+    cluster.succeed("train", trained().model_copy(update={"train": None}))
+    assert state(cluster, "Stalled")[0] == "ResultLost"
+
+
+def test_a_secret_of_the_spec_is_handed_to_the_pod_that_needs_it() -> None:
+    spec: dict[str, Any] = {
+        "baseModel": {"uri": "pvc://models/gemma", "credentialsSecretRef": {"name": "hub"}}
+    }
+    cluster = reached("preflight")
+    cluster.remove("FineTuneJob", JOB)
+    cluster.add(finetunejob(**spec))
+    cluster.settle()
+    container = cluster.stage_job("preflight")["spec"]["template"]["spec"]["containers"][0]
+    assert container["envFrom"] == [{"prefix": "FINETUNE_BASE_MODEL_", "secretRef": {"name": "hub"}}]

@@ -1,0 +1,141 @@
+"""Times, progress and texts of a status."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.computeprofile import ComputeProfileSpec
+from finetune_operator.api.dataset import DatasetSpec
+from finetune_operator.api.finetunejob import Cost, EvaluationStatus, ProgressStatus, Score, StageUsage
+from finetune_operator.api.inferencedeployment import InferenceDeploymentSpec
+from finetune_operator.plan import Manifest
+from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
+from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.stagetimes import Price, charged, finished, measure
+from finetune_trainer.contract import Progress
+
+START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
+
+
+def second(count: int) -> datetime:
+    return START + timedelta(seconds=count)
+
+
+def job(created: int = 0, devices: int = 2) -> Manifest:
+    return {
+        "metadata": {
+            "creationTimestamp": second(created).isoformat(),
+            "labels": {"finetune.dev/devices": str(devices)},
+        }
+    }
+
+
+def pod(started: int, ended: int | None = None) -> Manifest:
+    if ended is None:
+        state: Manifest = {"running": {"startedAt": second(started).isoformat()}}
+    else:
+        times = {"startedAt": second(started).isoformat(), "finishedAt": second(ended).isoformat()}
+        state = {"terminated": times}
+    return {"status": {"containerStatuses": [{"state": state}]}}
+
+
+def test_queued_is_until_the_first_container_starts_and_seconds_count_every_pod() -> None:
+    usage = measure(None, "train", job(), [pod(5, 25), pod(40, 60)], second(70))
+    assert usage is not None
+    assert (usage.queued_seconds, usage.seconds, usage.device_seconds) == (5, 40, 80)
+
+
+def test_looking_twice_counts_once() -> None:
+    usage: StageUsage | None = None
+    for now in (10, 20, 20, 35):
+        usage = measure(usage, "train", job(), [pod(5)], second(now))
+    usage = measure(usage, "train", job(), [pod(5, 45)], second(50))
+    assert usage == measure(usage, "train", job(), [pod(5, 45)], second(99))
+    assert usage is not None
+    assert (usage.queued_seconds, usage.seconds) == (5, 40)
+
+
+def test_what_was_counted_of_a_pod_stays_when_the_pod_is_gone() -> None:
+    usage = measure(None, "train", job(), [pod(5)], second(25))
+    usage = measure(usage, "train", job(created=100), [pod(110, 120)], second(120))
+    assert usage is not None
+    assert (usage.queued_seconds, usage.seconds, usage.device_seconds) == (15, 30, 60)
+
+
+def test_a_stage_whose_container_never_started_has_used_nothing() -> None:
+    pending: Manifest = {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "x"}}}]}}
+    assert measure(None, "train", job(), [pending, {}], second(70)) is None
+    assert finished(None, "train").seconds == 0
+
+
+def test_cost_is_added_as_time_passes_and_only_in_one_currency() -> None:
+    euro, dollar = Price(per_device_hour=2, currency="EUR"), Price(per_device_hour=9, currency="USD")
+    cost = charged(None, 1800, euro)
+    assert cost == Cost(device_seconds=1800, amount=1, currency="EUR")
+    assert charged(cost, 1800, euro) == Cost(device_seconds=3600, amount=2, currency="EUR")
+    assert charged(cost, 60, dollar) == Cost(device_seconds=1860, amount=1, currency="EUR")
+    assert charged(None, 60, Price()) == Cost(device_seconds=60)
+    assert charged(None, 0, euro) is None
+
+
+def test_a_report_of_a_resumed_pod_does_not_move_progress_back() -> None:
+    first = merged(None, "train", Progress(step=30, total_steps=40, loss=0.123456789, eta_seconds=12.6))
+    assert (first.percent, first.loss, first.eta_seconds) == (75, 0.12346, 13)
+    assert merged(first, "train", Progress(step=20, total_steps=40)) == first
+    later = merged(first, "evaluate", Progress(step=6, total_steps=24))
+    assert (later.stage, later.percent, later.loss) == ("evaluate", 25, 0.12346)
+
+
+def test_a_stage_that_has_ended_is_at_a_hundred_percent() -> None:
+    ended = completed(
+        ProgressStatus(stage="train", step=38, total_steps=40, loss=0.1, eta_seconds=4), "train", 40
+    )
+    assert (ended.step, ended.percent, ended.loss, ended.eta_seconds) == (40, 100, 0.1, None)
+
+
+def test_columns_show_stage_loss_score_and_time_left() -> None:
+    progress = ProgressStatus(stage="train", step=18, total_steps=40, percent=45, loss=0.25, eta_seconds=3700)
+    shown = display(progress, None, state="Running")
+    assert (shown.progress, shown.loss, shown.eta) == ("train 45% (18/40)", "0.250", "1h01m")
+    assert display(progress, None, state="Resting").eta is None
+    score = Score(metric="exact_match", subject="Tuned", value=0.953, rows=24)
+    evaluation = EvaluationStatus(checkpoint="c", verdict="Passed", scores=(score,))
+    assert score_text(evaluation) == "exact_match 0.95"
+    assert display(progress, evaluation, state="Done").progress == "100%"
+    assert display(None, evaluation, state="Resting").score == "exact_match 0.95"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59, "59s"), (80, "1m20s"), (7500, "2h05m")])
+def test_durations_read_as_people_write_them(seconds: int, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("spec", "messages"),
+    [
+        (DatasetSpec.model_validate({"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"}), ()),
+        (
+            ComputeProfileSpec.model_validate({"engine": "VLLM", "maxConcurrentRollouts": 1}),
+            (
+                "spec.engine: VLLM is not implemented in this release; use Transformers",
+                "spec.maxConcurrentRollouts is not implemented in this release; remove it",
+            ),
+        ),
+        (
+            InferenceDeploymentSpec.model_validate(
+                {
+                    "baseModel": {"uri": "hf://a/b"},
+                    "models": [{"name": "x", "pin": {"uri": "pvc://a/b", "digest": "sha256:" + "0" * 64}}],
+                }
+            ),
+            (
+                "spec.baseModel.uri: hf:// is not implemented in this release; use pvc://",
+                "spec.models[0].pin.uri is not implemented in this release; remove it",
+                "spec.models[0].pin.digest is not implemented in this release; remove it",
+            ),
+        ),
+    ],
+)
+def test_reserved_fields_are_found_wherever_they_are(spec: Any, messages: tuple[str, ...]) -> None:
+    assert not_implemented(spec) == messages
