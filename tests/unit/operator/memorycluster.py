@@ -87,13 +87,18 @@ class MemoryCluster:
 
     def world(self, resource: Resource) -> World:
         """What a pass over this object sees."""
-        jobs = {n: m for n, m in self.of("Job").items() if _controller(m) == resource.uid}
+        jobs, deployments, services = (
+            {n: m for n, m in self.of(kind).items() if _controller(m) == resource.uid}
+            for kind in ("Job", "Deployment", "Service")
+        )
         uids = {job["metadata"]["uid"] for job in jobs.values()}
         world = World(
             now=self.now,
             facts=self.facts,
             jobs=jobs,
             pods={n: m for n, m in self.of("Pod").items() if _controller(m) in uids},
+            deployments=deployments,
+            services=services,
             service_accounts=frozenset(self.of("ServiceAccount")),
             finetunejobs={n: FineTuneJob.model_validate(m) for n, m in self.of("FineTuneJob").items()},
             datasets={n: Dataset.model_validate(m) for n, m in self.of("Dataset").items()},
