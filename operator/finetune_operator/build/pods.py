@@ -6,8 +6,9 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.build.labels import RUNNER
 from finetune_operator.build.locations import Location
+from finetune_operator.build.placement import device_placement
+from finetune_operator.build.security import container_security, pod_security
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
     BASE_MODEL_MOUNT,
@@ -25,9 +26,6 @@ from finetune_trainer.contract import (
 JobStage = Literal["prepare", "preflight", "train", "evaluate", "collect"]
 
 CONTAINER: Final = "trainer"
-USER: Final = 65532
-"""uid, gid and fsGroup of every pod."""
-
 TOKEN_SECONDS: Final = 3600
 TRAIN_GRACE_SECONDS: Final = 120
 """Time to finish a step and save the resume state after SIGTERM."""
@@ -102,11 +100,7 @@ def build_stage_pod(
         "resources": resources_of(stage, profile, devices),
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": mounts,
     }
     secrets = _secrets(credentials)
@@ -115,18 +109,8 @@ def build_stage_pod(
     if stage == "train":
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     pod: Manifest = {
-        "serviceAccountName": RUNNER,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **pod_security(),
         "restartPolicy": "Never",
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [container],
         "volumes": volumes,
     }
@@ -211,12 +195,7 @@ def _placement(stage: JobStage, profile: ComputeProfile | None, devices: int) ->
     if priority:
         placement["priorityClassName"] = priority
     if devices:
-        if profile.spec.node_selector:
-            placement["nodeSelector"] = dict(profile.spec.node_selector)
-        if profile.spec.tolerations:
-            placement["tolerations"] = [toleration.to_dict() for toleration in profile.spec.tolerations]
-        if profile.spec.runtime_class_name:
-            placement["runtimeClassName"] = profile.spec.runtime_class_name
+        placement.update(device_placement(profile))
     return placement
 
 

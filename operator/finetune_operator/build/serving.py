@@ -8,9 +8,11 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.jobs import owner_reference
-from finetune_operator.build.labels import PROFILE, REVISION, RUN, RUNNER, child_labels, revision_name
+from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels, revision_name
 from finetune_operator.build.locations import parse_location
-from finetune_operator.build.pods import CPU, USER
+from finetune_operator.build.placement import device_placement
+from finetune_operator.build.pods import CPU
+from finetune_operator.build.security import container_security, pod_security
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
     CONFIG_ENV,
@@ -178,11 +180,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         "imagePullPolicy": image_pull_policy,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
     }
     models, scratch = (
         {"name": "models", "mountPath": MODELS_MOUNT},
@@ -190,18 +188,8 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     )
     resources = _resources(endpoint, revision.profile)
     pod: Manifest = {
-        "serviceAccountName": RUNNER,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **pod_security(),
         "terminationGracePeriodSeconds": DRAIN_SECONDS + FINISH_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "initContainers": [
             {
                 "name": FETCH_CONTAINER,
@@ -272,14 +260,5 @@ def _resources(endpoint: InferenceDeployment, profile: ComputeProfile) -> Manife
 
 
 def _placement(profile: ComputeProfile) -> Manifest:
-    spec = profile.spec
-    placement: Manifest = {}
-    if spec.priority_classes and spec.priority_classes.serve:
-        placement["priorityClassName"] = spec.priority_classes.serve
-    if spec.node_selector:
-        placement["nodeSelector"] = dict(spec.node_selector)
-    if spec.tolerations:
-        placement["tolerations"] = [toleration.to_dict() for toleration in spec.tolerations]
-    if spec.runtime_class_name:
-        placement["runtimeClassName"] = spec.runtime_class_name
-    return placement
+    priority = profile.spec.priority_classes.serve if profile.spec.priority_classes else None
+    return {**({"priorityClassName": priority} if priority else {}), **device_placement(profile)}
