@@ -109,8 +109,10 @@ def _strict(node: Schema, bound: str) -> str:
 
 
 def _rules(node: Schema) -> Iterator[str]:
-    for rule in node.get("x-kubernetes-validations", ()):
-        yield rule["message"]
+    """Messages of the rules about objects; those of single values only say a pattern in words."""
+    if node["type"] == "object":
+        for rule in node.get("x-kubernetes-validations", ()):
+            yield rule["message"]
     for child in node.get("properties", {}).values():
         yield from _rules(child)
     if isinstance(node.get("items"), dict):

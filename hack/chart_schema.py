@@ -57,7 +57,7 @@ def values_schema() -> str:
         priorityClassName=TEXT,
         podLabels=TEXTS,
         podAnnotations=TEXTS,
-        rbac=closed(aggregate=FLAG),
+        rbac=closed(aggregate=FLAG, approval=FLAG),
         defaultProfile=closed(
             create=FLAG,
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},

@@ -13,21 +13,52 @@ from finetune_operator.api.meta import (
     ReservedValues,
     Resource,
     Rule,
-    name_rule,
+    name_rules,
+    pattern_advice,
 )
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 """Exactly one ComputeProfile may carry this annotation or label with the value `true`."""
 
+QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
+LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
+CURRENCY: Final = r"^[A-Z]{3}$"
+
 Quantity = Annotated[
-    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
+    str,
+    Field(
+        min_length=1,
+        max_length=32,
+        pattern=QUANTITY,
+        json_schema_extra=pattern_advice(
+            QUANTITY, "write a Kubernetes quantity: a number and a unit, for example 500m, 2 or 16Gi"
+        ),
+    ),
 ]
 ImageName = Annotated[str, Field(min_length=1, max_length=512)]
-LabelValue = Annotated[str, Field(max_length=253)]
+LabelValue = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=LABEL_VALUE,
+        json_schema_extra=pattern_advice(
+            LABEL_VALUE, "a label value has letters, digits, '-', '_' and '.' only, for example NVIDIA-A100"
+        ),
+    ),
+]
 
 
 class Devices(Model):
     """The accelerator that train, evaluate and serve pods ask for."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.resource == 'cpu'"
+            " || self.resource.matches(r'^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$')",
+            "devices.resource is cpu or an extended resource with its domain, for example nvidia.com/gpu",
+            "resource",
+        ),
+    )
 
     resource: Annotated[
         str,
@@ -41,7 +72,25 @@ class Devices(Model):
 
 
 class Toleration(Model):
-    """A `v1.Toleration`."""
+    """A `v1.Toleration` of device pods."""
+
+    # What these rules refuse, the API server would refuse in every pod.
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.key) || self.operator == 'Exists'",
+            "a toleration without a key needs operator: Exists; with Equal give the key",
+        ),
+        Rule(
+            "!has(self.value) || self.operator == 'Equal'",
+            "a toleration with operator: Exists has no value: remove value or choose operator: Equal",
+            "value",
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds needs effect: NoExecute; remove it for other effects",
+            "tolerationSeconds",
+        ),
+    )
 
     key: Annotated[str | None, Field(max_length=253)] = None
     operator: Literal["Exists", "Equal"] = "Equal"
@@ -91,12 +140,22 @@ class StageResources(Model):
 class ComputeProfileSpec(Model):
     """What a platform team offers under one name."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.nodeSelector.all(key,"
+            " key.matches(r'^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$'))",
+            "a key of nodeSelector is a label's name, for example nvidia.com/gpu.product:"
+            " see kubectl get nodes --show-labels",
+            "nodeSelector",
+        ),
+    )
+
     devices: Devices = Devices()
     resources: Annotated[StageResources, Field(description="CPU and memory for each stage's pod.")] = (
         StageResources()
     )
     node_selector: Annotated[dict[str, LabelValue], Field(max_length=32, description="Of device pods.")] = (
-        Field(default_factory=dict)
+        Field(default={})
     )
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, description="Of device pods.")] = ()
     runtime_class_name: Annotated[Name | None, Field(description="RuntimeClass of device pods.")] = None
@@ -121,7 +180,18 @@ class ComputeProfileSpec(Model):
     ] = False
     shared_memory: Annotated[Quantity | None, Field(description="Size of /dev/shm in train pods.")] = None
     price_per_device_hour: Annotated[float | None, Field(ge=0, description="For status.cost.")] = None
-    currency: Annotated[str | None, Field(min_length=3, max_length=3, pattern="^[A-Z]{3}$")] = None
+    currency: Annotated[
+        str | None,
+        Field(
+            min_length=3,
+            max_length=3,
+            pattern=CURRENCY,
+            json_schema_extra=pattern_advice(
+                CURRENCY, "write the three capitals of ISO 4217, for example EUR"
+            ),
+            description="Of pricePerDeviceHour.",
+        ),
+    ] = None
     allowed_namespaces: Annotated[
         tuple[Name, ...], Field(max_length=256, description="Who may use it; empty: every namespace.")
     ] = ()
@@ -146,7 +216,7 @@ class ComputeProfileStatus(Model):
 class ComputeProfile(Resource):
     """The platform team's menu entry."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (name_rule("ComputeProfile"),)
+    rules: ClassVar[tuple[Rule, ...]] = name_rules("ComputeProfile")
 
     kind: str = "ComputeProfile"
     spec: ComputeProfileSpec = ComputeProfileSpec()

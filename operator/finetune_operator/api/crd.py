@@ -12,7 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from finetune_operator.api.kinds import Kind
-from finetune_operator.api.meta import GROUP, VERSION, Model, Reserved, ReservedValues
+from finetune_operator.api.meta import GROUP, VERSION, Model, Reserved, ReservedValues, Rule
 
 Schema = dict[str, Any]
 
@@ -34,15 +34,21 @@ class _WithRules(GenerateJsonSchema):
         model = schema["cls"]
         if issubclass(model, Model):
             if model.rules:
-                result["x-kubernetes-validations"] = [
-                    {"rule": r.rule, "message": r.message} for r in model.rules
-                ]
+                result["x-kubernetes-validations"] = validations(model.rules)
             for name, field in model.model_fields.items():
                 note = reserved_note(field)
                 if note:
                     node = result["properties"][field.alias or name]
                     node["description"] = f"{note} {node.get('description', '')}".strip()
         return result
+
+
+def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
+    """`x-kubernetes-validations` of one type."""
+    return [
+        {"rule": rule.rule, "message": rule.message} | ({"fieldPath": f".{rule.field}"} if rule.field else {})
+        for rule in rules
+    ]
 
 
 def reserved_note(field: FieldInfo) -> str:
@@ -138,7 +144,7 @@ def build_crd(kind: Kind) -> Schema:
         },
     }
     if kind.model.rules:
-        root["x-kubernetes-validations"] = [{"rule": r.rule, "message": r.message} for r in kind.model.rules]
+        root["x-kubernetes-validations"] = validations(kind.model.rules)
     subresources: Schema = {"status": {}}
     if kind.scale:
         subresources["scale"] = {

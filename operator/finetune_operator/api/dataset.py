@@ -17,7 +17,7 @@ from finetune_operator.api.meta import (
     Rule,
     SecretReference,
     Uri,
-    name_rule,
+    name_rules,
 )
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
@@ -28,6 +28,7 @@ SOURCE_RULE = Rule(
     " || self.uri.startsWith('https://')",
     "uri must begin with configmap://, pvc://, hf://, s3://, gs://, abfs:// or https://,"
     " for example configmap://tickets/rows.jsonl or pvc://data/tickets.csv",
+    "uri",
 )
 SUPPORTED_SOURCES = ("configmap://", "pvc://")
 """Schemes that this release reads; the others stall with `NotImplemented`."""
@@ -82,7 +83,7 @@ class Split(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.validation + self.test < 1.0",
-            "split.validation + split.test must stay below 1, so that rows are left to train on",
+            "split.validation + split.test must stay below 1, so that rows are left to train on: lower one",
         ),
     )
 
@@ -108,7 +109,8 @@ class StoreReference(Model):
         Rule(
             "self.uri.startsWith('pvc://') || self.uri.startsWith('s3://') || self.uri.startsWith('gs://')"
             " || self.uri.startsWith('abfs://')",
-            "store.uri must begin with pvc://, s3://, gs:// or abfs://, for example pvc://artifacts",
+            "uri must begin with pvc://, s3://, gs:// or abfs://, for example pvc://artifacts",
+            "uri",
         ),
     )
 
@@ -149,6 +151,7 @@ class DataPreparation(Model):
         Rule(
             "!has(self.maxInvalidFraction) || self.onInvalidRows == 'Drop'",
             "maxInvalidFraction needs onInvalidRows: Drop; with Fail the first invalid row already stops",
+            "maxInvalidFraction",
         ),
     )
 
@@ -217,7 +220,7 @@ class DatasetStatus(Model):
 class Dataset(Resource):
     """A source of training rows and how to prepare it."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (name_rule("Dataset"),)
+    rules: ClassVar[tuple[Rule, ...]] = name_rules("Dataset")
 
     kind: str = "Dataset"
     spec: DatasetSpec

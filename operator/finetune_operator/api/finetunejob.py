@@ -21,10 +21,17 @@ from finetune_operator.api.meta import (
     ShortName,
     Uri,
     immutable_rules,
-    name_rule,
+    name_rules,
 )
 
 ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
+
+BASE_MODEL_SCHEME_RULE: Final = Rule(
+    "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
+    " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
+    "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://, for example pvc://models/gemma-3-270m",
+    "uri",
+)
 
 
 class BaseModelReference(Model):
@@ -33,14 +40,9 @@ class BaseModelReference(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.uri) != has(self.checkpoint)",
-            "baseModel needs exactly one of uri and checkpoint",
+            "baseModel needs exactly one of uri and checkpoint: give one and leave the other out",
         ),
-        Rule(
-            "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
-            " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
-            "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://,"
-            " for example pvc://models/gemma-3-270m",
-        ),
+        BASE_MODEL_SCHEME_RULE,
     )
 
     uri: Annotated[
@@ -81,7 +83,10 @@ class JobDataset(Model):
     """The rows to train on."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("has(self.ref) != has(self.inline)", "dataset needs exactly one of ref and inline"),
+        Rule(
+            "has(self.ref) != has(self.inline)",
+            "dataset needs exactly one of ref and inline: name a Dataset, or describe the rows inline",
+        ),
     )
 
     ref: Annotated[DatasetReference | None, Field(description="A Dataset in the same namespace.")] = None
@@ -113,6 +118,7 @@ class Method(Model):
         Rule(
             "!has(self.lora) || self.type != 'Full'",
             "method.lora has no meaning with type: Full; remove it or choose type: LoRA",
+            "lora",
         ),
     )
 
@@ -174,9 +180,19 @@ class Gate(Model):
     """A bar that the tuned model must clear."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("has(self.min) || has(self.max) || has(self.minGain)", "a gate needs min, max or minGain"),
         Rule(
-            "has(self.minGain) == has(self.over)", "minGain and over belong together, for example over: Base"
+            "has(self.min) || has(self.max) || has(self.minGain)",
+            "a gate needs a bound: add min, max or minGain, for example min: 0.8",
+        ),
+        Rule(
+            "has(self.minGain) == has(self.over)",
+            "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
+        ),
+        Rule(
+            "self.metric != 'exact_match' || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
+            " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
+            " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
+            "exact_match is a fraction between 0 and 1: write 0.8 for 80 %",
         ),
     )
 
@@ -267,6 +283,7 @@ class FineTuneJobSpec(_FineTuneJobFields):
         Rule(
             "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",
             "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
+            "promotion",
         ),
     )
 
@@ -412,7 +429,7 @@ class FineTuneJobStatus(Model):
 class FineTuneJob(Resource):
     """One run: data checked, model trained, judged, and promoted if it clears the bar."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (name_rule("FineTuneJob"),)
+    rules: ClassVar[tuple[Rule, ...]] = name_rules("FineTuneJob")
 
     kind: str = "FineTuneJob"
     spec: FineTuneJobSpec

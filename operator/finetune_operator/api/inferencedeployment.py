@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejob import Metric
+from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, Metric
 from finetune_operator.api.meta import (
     Conditions,
     Digest,
@@ -18,14 +18,22 @@ from finetune_operator.api.meta import (
     SecretReference,
     ShortName,
     Uri,
-    name_rule,
+    name_rules,
 )
 
 
 class ServedBaseModel(Model):
     """The base model that every served adapter must have been trained from."""
 
-    uri: Annotated[Uri, Field(description="The uri of the FineTuneJob's baseModel.")]
+    rules: ClassVar[tuple[Rule, ...]] = (BASE_MODEL_SCHEME_RULE,)
+
+    uri: Annotated[
+        Uri,
+        Field(
+            description="The uri of the FineTuneJob's baseModel, pvc://CLAIM/FOLDER."
+            " The schemes hf, s3, gs and abfs are reserved and refused by this release."
+        ),
+    ]
     revision: Annotated[str | None, Reserved(), Field(max_length=128, description="Revision at the hub.")] = (
         None
     )
@@ -36,6 +44,14 @@ class ServedBaseModel(Model):
 
 class MinScore(Model):
     """A score that a checkpoint must have before this endpoint takes it."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.metric != 'exact_match' || self.min >= 0.0 && self.min <= 1.0",
+            "exact_match is a fraction between 0 and 1: write 0.8 for 80 %",
+            "min",
+        ),
+    )
 
     metric: Metric
     min: float
@@ -57,8 +73,14 @@ class Pin(Model):
     """Serve exactly this."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("has(self.checkpoint) != has(self.uri)", "pin needs exactly one of checkpoint and uri"),
-        Rule("has(self.uri) == has(self.digest)", "pin.uri and pin.digest belong together"),
+        Rule(
+            "has(self.checkpoint) != has(self.uri)",
+            "pin needs exactly one of checkpoint and uri: give one and leave the other out",
+        ),
+        Rule(
+            "has(self.uri) == has(self.digest)",
+            "pin.uri and pin.digest belong together: give both, or name a Checkpoint with pin.checkpoint",
+        ),
     )
 
     checkpoint: Annotated[Name | None, Field(description="A Checkpoint in the same namespace.")] = None
@@ -73,8 +95,13 @@ class ServedModel(Model):
     """One model name of the endpoint."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("has(self.follow) != has(self.pin)", "a model needs exactly one of follow and pin"),
-        Rule("self.name != 'base'", "the name base is taken by the base model itself: choose another"),
+        Rule(
+            "has(self.follow) != has(self.pin)",
+            "a model needs exactly one of follow and pin: follow a model line, or pin one Checkpoint",
+        ),
+        Rule(
+            "self.name != 'base'", "the name base is taken by the base model itself: choose another", "name"
+        ),
     )
 
     name: Annotated[ShortName, Field(description="Model name in the OpenAI API.")]
@@ -164,7 +191,7 @@ class InferenceDeploymentStatus(Model):
 class InferenceDeployment(Resource):
     """An OpenAI-compatible endpoint that serves a base model and its fine-tuned models."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (name_rule("InferenceDeployment"),)
+    rules: ClassVar[tuple[Rule, ...]] = name_rules("InferenceDeployment")
 
     kind: str = "InferenceDeployment"
     spec: InferenceDeploymentSpec

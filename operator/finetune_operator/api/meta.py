@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
 GROUP: Final = "finetune.dev"
@@ -15,7 +15,9 @@ NAME_LIMIT: Final = 40
 """Longest name of a user-made object, so that children's names stay within a Job's 63 characters."""
 
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
 SHA256: Final = r"^sha256:[0-9a-f]{64}$"
+URI: Final = r"^[a-z][a-z0-9]*://[^\s]+$"
 
 
 class Model(BaseModel):
@@ -33,10 +35,14 @@ class Model(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A CEL rule with the message a user reads when it refuses; `message` says what to do."""
+    """A CEL rule with the message a user reads when it refuses; `message` says what to do.
+
+    `field` is the field of the type that the refusal names; empty: the type as a whole.
+    """
 
     rule: str
     message: str
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,42 @@ class ReservedValues:
         return cls(frozenset(values))
 
 
-Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
-ShortName = Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, pattern=DNS_LABEL)]
-Digest = Annotated[str, Field(pattern=SHA256, min_length=71, max_length=71)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[a-z][a-z0-9]*://[^\s]+$")]
+def pattern_advice(pattern: str, message: str) -> dict[str, JsonValue]:
+    """Schema extra of a string with a pattern: the API server alone would answer with the bare expression."""
+    return {"x-kubernetes-validations": [{"rule": f"self.matches(r'{pattern}')", "message": message}]}
+
+
+LABEL_ADVICE: Final = pattern_advice(
+    DNS_LABEL,
+    "use lower-case letters, digits and '-', with a letter or digit at both ends, for example my-model-2",
+)
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL, json_schema_extra=LABEL_ADVICE)]
+ShortName = Annotated[
+    str, Field(min_length=1, max_length=NAME_LIMIT, pattern=DNS_LABEL, json_schema_extra=LABEL_ADVICE)
+]
+Digest = Annotated[
+    str,
+    Field(
+        pattern=SHA256,
+        min_length=71,
+        max_length=71,
+        json_schema_extra=pattern_advice(
+            SHA256, "write sha256: and 64 lower-case hexadecimal digits, as the digest of a record shows"
+        ),
+    ),
+]
+Uri = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1024,
+        pattern=URI,
+        json_schema_extra=pattern_advice(
+            URI, "write SCHEME://PLACE without blanks, for example pvc://models/gemma-3-270m"
+        ),
+    ),
+]
 Message = Annotated[str, Field(max_length=1024)]
 DeletionPolicy = Literal["Retain", "Delete"]
 
@@ -81,7 +119,19 @@ class ObjectMeta(Model):
 class SecretReference(Model):
     """A Secret of type `finetune.dev/credentials` in the same namespace."""
 
-    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the Secret.")]
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=DNS_SUBDOMAIN,
+            description="Name of the Secret.",
+            json_schema_extra=pattern_advice(
+                DNS_SUBDOMAIN,
+                "a Secret's name has lower-case letters, digits, '-' and '.' only: see kubectl get secrets",
+            ),
+        ),
+    ]
 
 
 class Condition(Model):
@@ -121,12 +171,18 @@ class Resource(Model):
         return self.metadata.uid
 
 
-def name_rule(kind: str) -> Rule:
-    """Root rule that keeps user-made names short enough for their children."""
-    return Rule(
-        f"size(self.metadata.name) <= {NAME_LIMIT}",
-        f"the name of a {kind} has at most {NAME_LIMIT} characters, so that its children's names stay valid:"
-        " shorten it",
+def name_rules(kind: str) -> tuple[Rule, ...]:
+    """Root rules that keep user-made names usable in the names of children and in references."""
+    return (
+        Rule(
+            f"size(self.metadata.name) <= {NAME_LIMIT}",
+            f"metadata.name of kind {kind} has at most {NAME_LIMIT} characters, so that its children's names"
+            " stay valid: shorten it",
+        ),
+        Rule(
+            "!self.metadata.name.contains('.')",
+            f"metadata.name of kind {kind} may not have dots, so that other fields can refer to it: use '-'",
+        ),
     )
 
 
@@ -141,13 +197,14 @@ def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> 
         if alias in mutable:
             continue
         if field.is_required():
-            rules.append(Rule(f"self.{alias} == oldSelf.{alias}", f"{alias} is immutable: {advice}"))
+            rules.append(Rule(f"self.{alias} == oldSelf.{alias}", f"{alias} is immutable: {advice}", alias))
         else:
             rules.append(
                 Rule(
                     f"has(self.{alias}) == has(oldSelf.{alias})"
                     f" && (!has(self.{alias}) || self.{alias} == oldSelf.{alias})",
                     f"{alias} is immutable: {advice}",
+                    alias,
                 )
             )
     return tuple(rules)

@@ -1,0 +1,177 @@
+"""What a CRD's schema demands of each field, and values on both sides of each demand."""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator.api.crd import build_crd
+from finetune_operator.api.kinds import Kind
+from tests.integration.api import Object
+from tests.integration.rules.requests import without_indexes
+
+Schema = dict[str, Any]
+Path = tuple[str | int, ...]
+
+FOREIGN_TYPES: dict[str, Any] = {
+    "string": 7,
+    "integer": "auto",
+    "number": "2e-4",
+    "boolean": "yes",
+    "object": "a-name",
+    "array": "a-name",
+}
+STEP = 0.0001
+"""Beside a bound of a fraction."""
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A value that breaks one keyword of a schema, values that just keep it, and the advice on it."""
+
+    keyword: str
+    refused: Any
+    accepted: tuple[Any, ...]
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One keyword of the schema at one field of a valid object."""
+
+    kind: Kind
+    example: Object
+    path: Path
+    breach: Breach
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} {without_indexes(self.field)} {self.breach.keyword}"
+
+    @property
+    def field(self) -> str:
+        """The path as the API server writes it."""
+        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path)
+        return "".join(steps).removeprefix(".")
+
+    def example_with(self, value: Any) -> Object:
+        """The example with another value in this field; None removes it."""
+        changed = copy.deepcopy(self.example)
+        parent: Any = changed
+        for step in self.path[:-1]:
+            parent = parent[step]
+        if value is None:
+            del parent[self.path[-1]]
+        else:
+            parent[self.path[-1]] = value
+        return changed
+
+
+def spec_schema(kind: Kind) -> Schema:
+    """The schema of `spec`."""
+    root = root_schema(kind)
+    schema: Schema = root["properties"]["spec"]
+    return schema
+
+
+def root_schema(kind: Kind) -> Schema:
+    """The schema of the whole object."""
+    schema: Schema = build_crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
+    """Every field below `path` with its schema; items of lists and values of maps as `[*]`."""
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from fields(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from fields(schema[key], f"{path}[*]")
+
+
+def demands(kind: Kind, examples: list[Object]) -> list[Demand]:
+    """Every demand of the schema of `spec` once, at the first example that has the field."""
+    found: dict[str, Demand] = {}
+    schema = spec_schema(kind)
+    for example in examples:
+        for path, breach in _at(schema, example["spec"], ("spec",)):
+            demand = Demand(kind, example, path, breach)
+            found.setdefault(str(demand), demand)
+    return list(found.values())
+
+
+def occurring(schema: Schema, value: Any, path: str) -> Iterator[str]:
+    """Which of `fields` the value has."""
+    yield path
+    if isinstance(value, dict):
+        for name, child in value.items():
+            inner = schema.get("properties", {}).get(name) or schema["additionalProperties"]
+            at = f"{path}.{name}" if "properties" in schema else f"{path}[*]"
+            yield from occurring(inner, child, at)
+    elif isinstance(value, list):
+        for child in value:
+            yield from occurring(schema["items"], child, f"{path}[*]")
+
+
+def _at(schema: Schema, value: Any, path: Path) -> Iterator[tuple[Path, Breach]]:
+    advice = tuple(each["message"] for each in schema.get("x-kubernetes-validations", []))
+    for keyword, refused, accepted in _keywords(schema, value):
+        yield path, Breach(keyword, refused, accepted, advice if keyword == "pattern" else ())
+    for name in schema.get("required", []):
+        yield (*path, name), Breach("required", None, (), ())
+    if isinstance(value, dict):
+        for name, child in value.items():
+            inner = schema.get("properties", {}).get(name) or schema["additionalProperties"]
+            yield from _at(inner, child, (*path, name))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _at(schema["items"], child, (*path, index))
+
+
+def _keywords(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Keyword, a value that breaks it, values that just keep it."""
+    yield "type", FOREIGN_TYPES[schema["type"]], (value,)
+    if "enum" in schema:
+        yield "enum", "Nonsense", tuple(schema["enum"])
+    if "pattern" in schema:
+        yield "pattern", "%" * max(schema.get("minLength", 0), 1), (value,)
+    yield from _numbers(schema)
+    yield from _sizes(schema, value)
+
+
+def _numbers(schema: Schema) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    step = 1 if schema["type"] == "integer" else STEP
+    for keyword, outwards in (("minimum", -step), ("maximum", step)):
+        if keyword in schema:
+            bound = schema[keyword]
+            exclusive = schema.get(f"exclusive{keyword.capitalize()}", False)
+            if exclusive:
+                yield keyword, bound, (bound - outwards,)
+            else:
+                yield keyword, bound + outwards, (bound,)
+
+
+def _sizes(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    if schema.get("minLength"):
+        yield "minLength", value[: schema["minLength"] - 1], ()
+    if "maxLength" in schema:
+        longest = value + "a" * (schema["maxLength"] - len(value))
+        keeps_pattern = re.search(schema.get("pattern", ""), longest)
+        yield "maxLength", longest + "a", (longest,) if keeps_pattern else ()
+    if schema.get("minItems"):
+        yield "minItems", value[: schema["minItems"] - 1], ()
+    if "maxItems" in schema:
+        most = _repeated(value[0], schema["maxItems"] + 1)
+        yield "maxItems", most, (most[:-1],)
+    if "maxProperties" in schema:
+        entries = {f"key-{number}": "x" for number in range(schema["maxProperties"] + 1)}
+        fewer = dict(list(entries.items())[:-1])
+        yield "maxProperties", entries, (fewer,)
+
+
+def _repeated(item: Any, count: int) -> list[Any]:
+    """Copies of one item, with names of their own where they have names."""
+    if isinstance(item, dict) and "name" in item:
+        return [{**item, "name": f"item-{number}"} for number in range(count)]
+    return [item] * count

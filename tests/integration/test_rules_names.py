@@ -1,0 +1,39 @@
+"""Names: short enough for the names of children, and without dots."""
+
+import pytest
+
+from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.meta import NAME_LIMIT
+from tests.integration.api import Api
+from tests.integration.rules import files
+from tests.integration.rules.files import merged
+from tests.integration.rules.requests import Verdict, try_create
+
+USER_MADE = [kind for kind in KINDS if kind.name not in {"DatasetVersion", "Checkpoint"}]
+RECORDS = [kind for kind in KINDS if kind not in USER_MADE]
+
+
+def _named(api: Api, kind: Kind, name: str) -> Verdict:
+    return try_create(api, merged(files.minimal(kind), {"metadata": {"name": name}}))
+
+
+@pytest.mark.parametrize("kind", USER_MADE, ids=lambda kind: kind.name)
+def test_a_name_of_40_characters_is_accepted_and_one_of_41_refused(api: Api, kind: Kind) -> None:
+    assert _named(api, kind, "n" * NAME_LIMIT).accepted
+    refused = _named(api, kind, "n" * (NAME_LIMIT + 1))
+    assert refused.status == 422
+    assert f"metadata.name of kind {kind.name} has at most 40 characters" in refused.message
+    assert "shorten it" in refused.message
+
+
+@pytest.mark.parametrize("kind", USER_MADE, ids=lambda kind: kind.name)
+def test_a_name_with_a_dot_is_refused(api: Api, kind: Kind) -> None:
+    refused = _named(api, kind, "tickets.v2")
+    assert refused.status == 422
+    assert f"metadata.name of kind {kind.name} may not have dots" in refused.message
+    assert _named(api, kind, "tickets-v2").accepted
+
+
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.name)
+def test_a_record_may_have_the_longest_name_that_the_operator_makes(api: Api, kind: Kind) -> None:
+    assert _named(api, kind, "n" * 63).accepted

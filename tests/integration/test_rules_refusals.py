@@ -1,0 +1,40 @@
+"""What the API server refuses, with a message that names the field and says what to do."""
+
+import pytest
+
+from finetune_operator.api.kinds import KINDS, Kind
+from tests.integration.api import Api
+from tests.integration.rules import files
+from tests.integration.rules.files import Refusal
+from tests.integration.rules.requests import try_create, without_indexes
+from tests.integration.rules.schema import fields, root_schema
+
+CASES = [case for kind in KINDS for case in files.refusals(kind)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_mistake_is_refused_with_its_field_and_the_correction_is_accepted(api: Api, case: Refusal) -> None:
+    refused = try_create(api, case.given)
+    assert refused.status == 422
+    assert any(case.refused_with in message for message in refused.messages_of(case.field)), refused.message
+
+    corrected = try_create(api, case.corrected)
+    assert corrected.accepted, corrected.message
+    case.kind.model.model_validate(corrected.obj)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_rule_about_a_type_has_a_case_that_it_refuses(kind: Kind) -> None:
+    cases = files.refusals(kind)
+    untested = [
+        (field, rule["message"])
+        for path, schema in fields(root_schema(kind)["properties"]["spec"], "spec")
+        if schema["type"] == "object"
+        for rule in schema.get("x-kubernetes-validations", [])
+        if "oldSelf" not in rule["rule"]
+        for field in [path + rule.get("fieldPath", "")]
+        if not any(
+            without_indexes(case.field) == field and case.refused_with in rule["message"] for case in cases
+        )
+    ]
+    assert not untested, f"add cases to tests/integration/rules/{kind.name.lower()}/refused-rules.yaml"

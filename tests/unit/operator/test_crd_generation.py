@@ -1,0 +1,75 @@
+"""The generated definitions: fresh, bounded everywhere, and without what the API server would refuse."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from finetune_operator.api.crd import build_crd, schema_of
+from finetune_operator.api.kinds import KINDS, Kind
+from hack.generate import ROOT, generated
+
+by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+BOUNDS = {"string": "maxLength", "array": "maxItems"}
+
+
+def _nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from _nodes(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from _nodes(schema[key], f"{path}[*]")
+
+
+def _root(kind: Kind) -> dict[str, Any]:
+    schema: dict[str, Any] = build_crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+@pytest.mark.parametrize("path", generated(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_generated_file_is_what_the_models_generate(path: Path) -> None:
+    assert path.read_text() == generated()[path], "run `make generate`"
+
+
+@by_kind
+def test_every_value_has_a_type_and_a_bound(kind: Kind) -> None:
+    schema = _root(kind)["properties"]
+    for path, node in (*_nodes(schema["spec"], "spec"), *_nodes(schema["status"], "status")):
+        assert "type" in node, path
+        if node["type"] in BOUNDS and "enum" not in node and node.get("format") != "date-time":
+            assert BOUNDS[node["type"]] in node, path
+        if "additionalProperties" in node:
+            assert "maxProperties" in node, path
+
+
+@by_kind
+def test_no_rule_compares_a_whole_object_with_its_old_self(kind: Kind) -> None:
+    for path, node in _nodes(_root(kind)):
+        for rule in node.get("x-kubernetes-validations", []):
+            assert rule["rule"] != "self == oldSelf", path
+
+
+@by_kind
+def test_a_rule_points_at_a_field_that_exists(kind: Kind) -> None:
+    for path, node in _nodes(_root(kind)):
+        for rule in node.get("x-kubernetes-validations", []):
+            if "fieldPath" in rule:
+                assert rule["fieldPath"].removeprefix(".") in node["properties"], path
+
+
+def test_a_union_is_refused_when_definitions_are_generated() -> None:
+    class Epochs(BaseModel):
+        epochs: int | str
+
+    with pytest.raises(TypeError, match="a union cannot be expressed in a CRD"):
+        schema_of(Epochs)
+
+
+def test_an_exclusive_bound_keeps_its_meaning() -> None:
+    jobs = next(kind for kind in KINDS if kind.name == "FineTuneJob")
+    spec = _root(jobs)["properties"]["spec"]["properties"]
+    rate = spec["hyperparameters"]["properties"]["learningRate"]
+    assert (rate["minimum"], rate["exclusiveMinimum"]) == (0, True)
