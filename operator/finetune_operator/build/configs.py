@@ -20,6 +20,8 @@ class StageInputs:
     run: str
     store_uri: str
     report: contract.ReportTarget | None
+    accelerators: int = 1
+    """Of the train pod. CPU cores count as one: a single process uses them all."""
 
     @property
     def contract_owner(self) -> contract.Owner:
@@ -101,7 +103,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -
             seed=wanted.seed,
             save_every_steps=spec.checkpoints.every_steps,
         ),
-        devices=spec.compute.devices,
+        devices=inputs.accelerators,
     )
 
 

@@ -1,5 +1,6 @@
 """The pod of one stage: security, storage, resources and placement."""
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
@@ -92,12 +93,13 @@ def build_stage_pod(
 ) -> Manifest:
     """The pod's spec. `devices` is 0 for stages that need none; those go on any node."""
     volumes, mounts = _volumes(stage, config, profile, storage)
+    resources = resources_of(stage, profile, devices)
     container: Manifest = {
         "name": CONTAINER,
         "image": image,
         "imagePullPolicy": image_pull_policy,
-        "env": _environment(config, profile, devices),
-        "resources": resources_of(stage, profile, devices),
+        "env": _environment(config, profile, devices, resources["requests"]["cpu"]),
+        "resources": resources,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),
@@ -119,15 +121,23 @@ def build_stage_pod(
     return {**pod, **_placement(stage, profile, devices)}
 
 
-def _environment(config: StageConfig, profile: ComputeProfile | None, devices: int) -> list[dict[str, str]]:
+def _environment(
+    config: StageConfig, profile: ComputeProfile | None, devices: int, cpu: str
+) -> list[dict[str, str]]:
     variables = [
         {"name": CONFIG_ENV, "value": config.to_json()},
         {"name": "HOME", "value": SCRATCH_MOUNT},
     ]
     if devices and profile is not None and profile.spec.devices.resource == CPU:
         # Without it OpenMP starts a thread for every core of the node and they take turns.
-        variables.append({"name": "OMP_NUM_THREADS", "value": str(devices)})
+        variables.append({"name": "OMP_NUM_THREADS", "value": str(max(devices, _cores(cpu)))})
     return variables
+
+
+def _cores(cpu: str) -> int:
+    """Whole cores in a CPU request, rounded up; 0 for one in units that nobody counts cores in."""
+    number, milli = cpu.removesuffix("m"), cpu.endswith("m")
+    return math.ceil(float(number) / (1000 if milli else 1)) if number[-1].isdigit() else 0
 
 
 def _secrets(credentials: Credentials) -> list[Manifest]:

@@ -116,11 +116,22 @@ def test_only_pods_with_devices_are_bound_to_the_profiles_nodes() -> None:
     assert {"nodeSelector", "tolerations"}.isdisjoint(preflight)
 
 
-def test_threads_follow_the_devices_where_a_device_is_a_core() -> None:
-    threads = {"name": "OMP_NUM_THREADS", "value": "3"}
-    assert threads in pod_of(built("train", profile_of(), devices=3))["containers"][0]["env"]
-    gpu = profile_of(devices={"resource": "nvidia.com/gpu"})
-    assert threads not in pod_of(built("train", gpu, devices=3))["containers"][0]["env"]
+@pytest.mark.parametrize(
+    ("spec", "devices", "threads"),
+    [
+        ({}, 3, ["3"]),
+        ({"resources": {"train": {"cpu": "1500m", "memory": "4Gi"}}}, 1, ["2"]),
+        ({"resources": {"train": {"cpu": "4", "memory": "4Gi"}}}, 1, ["4"]),
+        ({"resources": {"train": {"cpu": "100m", "memory": "4Gi"}}}, 1, ["1"]),
+        ({"resources": {"train": {"cpu": "1k", "memory": "4Gi"}}}, 2, ["2"]),
+        ({"devices": {"resource": "nvidia.com/gpu"}}, 3, []),
+    ],
+)
+def test_threads_follow_devices_and_cpu_request_where_a_device_is_a_core(
+    spec: dict[str, Any], devices: int, threads: list[str]
+) -> None:
+    (container,) = pod_of(built("train", profile_of(**spec), devices=devices))["containers"]
+    assert [each["value"] for each in container["env"] if each["name"] == "OMP_NUM_THREADS"] == threads
 
 
 def test_a_source_in_the_stores_own_claim_shares_its_volume_read_only() -> None:

@@ -7,7 +7,7 @@ from finetune_operator.build.configs import StageInputs, collect_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import PROFILE, stage_job_name
 from finetune_operator.build.locations import Location, parse_location
-from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
@@ -62,8 +62,14 @@ def without_result(stage: StageName) -> Failed:
     )
 
 
-def _inputs(run: Run, store_uri: str) -> StageInputs:
-    return StageInputs(owner=run.job, run=run.job.uid, store_uri=store_uri, report=run.world.facts.report)
+def _inputs(run: Run, found: Surroundings) -> StageInputs:
+    return StageInputs(
+        owner=run.job,
+        run=run.job.uid,
+        store_uri=found.store.uri,
+        report=run.world.facts.report,
+        accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
+    )
 
 
 def _build(
@@ -76,7 +82,7 @@ def _build(
     return build_stage_job(
         run.job,
         stage_job_name(run.job, stage),
-        config(_inputs(run, found.store.uri)),
+        config(_inputs(run, found)),
         stage,
         _placement(run, found, stage),
     )
@@ -89,7 +95,7 @@ def _build_collect(run: Run, stage: StageName) -> Manifest | Blocked | Failed:
     return build_stage_job(
         run.job,
         stage_job_name(run.job, "collect", stage),
-        collect_config(_inputs(run, found.store.uri), stage),
+        collect_config(_inputs(run, found), stage),
         "collect",
         Placement(
             image=found.image,

@@ -1,0 +1,133 @@
+"""One pass over one object: see, decide, do, tell."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Final
+
+from finetune_operator import differences
+from finetune_operator.api.meta import Resource
+from finetune_operator.caches import Caches
+from finetune_operator.claims import Claims
+from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected
+from finetune_operator.engine.events import EventRecorder
+from finetune_operator.engine.executor import Executor
+from finetune_operator.metrics import Metrics
+from finetune_operator.plan import Event, Key, Manifest, Plan
+from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
+from finetune_operator.reconcile.world import OperatorFacts, World
+from finetune_operator.report.board import ProgressBoard
+from finetune_operator.status.conditions import blocked, stalled
+from finetune_operator.status.reasons import EventReason, Reason
+from finetune_operator.surroundings import Surroundings
+
+logger = logging.getLogger(__name__)
+
+KNOWN: Final = 600.0
+"""Seconds for which a service account that was seen counts as there."""
+
+
+class Controller:
+    """Looks at objects of all kinds; holds no state that a restart may not lose."""
+
+    def __init__(
+        self,
+        *,
+        caches: Caches,
+        surroundings: Surroundings,
+        executor: Executor,
+        events: EventRecorder,
+        claims: Claims,
+        board: ProgressBoard,
+        metrics: Metrics,
+        facts: Callable[[], OperatorFacts],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._caches = caches
+        self._surroundings = surroundings
+        self._executor = executor
+        self._events = events
+        self._claims = claims
+        self._board = board
+        self._metrics = metrics
+        self._facts = facts
+        self._clock = clock
+        self._service_accounts: dict[str, dict[str, float]] = {}
+
+    async def look(self, key: Key) -> float | None:
+        """Bring the cluster one step nearer to what the object asks for.
+
+        Returns:
+            Seconds until another look is due although nothing may change, or None.
+        """
+        primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
+        if primary is None:
+            raise Gone(key.name)
+        resource = self._surroundings.resource(key)
+        if resource is None:
+            raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "it cannot be read by this version")
+        now = datetime.now(UTC)
+        world = await self._world(resource, now)
+        plan = RECONCILERS[key.kind](resource, world)
+        try:
+            after = await self._executor.carry_out(primary, plan)
+        except NameConflict as error:
+            await self._tell(primary, stalled(resource, Reason.NAME_CONFLICT, str(error), now), str(error))
+            raise
+        except Rejected as error:
+            if "NamespaceTerminating" in error.causes:
+                raise Gone(f"namespace {key.namespace} is going") from error
+            reason = _reason(error)
+            message = f"the API server refuses what this needs: {error.message}"
+            await self._tell(primary, blocked(resource, reason, message, now), message)
+            raise
+        self._note_service_accounts(plan)
+        differences.count(self._metrics, primary, after)
+        return plan.requeue_after
+
+    async def _world(self, resource: Resource, now: datetime) -> World:
+        namespace = resource.namespace
+        world = self._surroundings.world(
+            resource,
+            now=now,
+            facts=self._facts(),
+            service_accounts=self._known_service_accounts(namespace),
+            progress=self._board.progress(resource.uid),
+        )
+        wanted = CLAIMS[resource.kind](resource, world)
+        if not wanted:
+            return world
+        return replace(world, claims={name: await self._claims.get(namespace, name) for name in wanted})
+
+    async def _tell(self, primary: Manifest, status: Manifest, message: str) -> None:
+        """Say on the object what stands in the way; that it could not be said must not hide it."""
+        try:
+            after = await self._executor.write_status(primary, status)
+        except (Conflict, Rejected) as error:
+            logger.warning("%s of %s: %s", message, primary["metadata"]["name"], error)
+            return
+        if after is not primary:
+            await self._events.record(after, Event("Warning", EventReason.BLOCKED, message))
+
+    def _known_service_accounts(self, namespace: str) -> frozenset[str]:
+        now = self._clock()
+        seen = self._service_accounts.get(namespace, {})
+        return frozenset(name for name, at in seen.items() if now - at < KNOWN)
+
+    def _note_service_accounts(self, plan: Plan) -> None:
+        for create in plan.create:
+            if create.manifest["kind"] == "ServiceAccount":
+                metadata = create.manifest["metadata"]
+                self._service_accounts.setdefault(metadata["namespace"], {})[metadata["name"]] = self._clock()
+
+
+def _reason(error: Rejected) -> Reason:
+    if "exceeded quota" in error.message:
+        return Reason.QUOTA_EXCEEDED
+    # A ValidatingAdmissionPolicy refuses with 422, as an invalid object is refused.
+    if error.code == HTTPStatus.FORBIDDEN or "denied request" in error.message:
+        return Reason.FORBIDDEN
+    return Reason.INVALID_SPEC

@@ -1,0 +1,1 @@
+"""Queue, caches, API calls, lease and worker loop; knows nothing about fine-tuning."""

@@ -1,0 +1,170 @@
+"""The API server's verbs on plain dicts; every failure is one of three errors."""
+
+import json
+from collections.abc import AsyncGenerator
+from http import HTTPStatus
+from typing import Final, Literal
+
+import aiohttp
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.engine.errors import Conflict, Rejected, Unavailable
+from finetune_operator.engine.resources import ResourceType, ResourceTypes
+from finetune_operator.engine.transport import REQUEST_TIMEOUT, OnRequest, Request, Transport
+from finetune_operator.plan import Manifest
+
+PAGE: Final = 500
+"""Objects a page of a list."""
+SILENCE: Final = 130.0
+"""Seconds after which a silent watch is given up: bookmarks come about once a minute."""
+APPLY: Final = "application/apply-patch+yaml"
+
+Propagation = Literal["Foreground", "Background"]
+
+
+class Cluster:
+    """The API server, by type, namespace and name.
+
+    Args:
+        configuration: of the client, from `load_configuration`.
+        types: what may be addressed.
+        field_manager: owner of the fields that are applied; also the user agent.
+        on_request: told of every request.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        types: ResourceTypes,
+        field_manager: str,
+        on_request: OnRequest = lambda _verb, _code: None,
+    ) -> None:
+        self.types = types
+        self._manager = {"fieldManager": field_manager}
+        self._transport = Transport(configuration, field_manager, on_request)
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
+        """The object as it is now, or None where there is none."""
+        try:
+            return await self._transport.call(Request("get", "GET", type_.path(namespace, name)))
+        except Rejected as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    async def list(
+        self, type_: ResourceType, namespace: str = "", selector: str = ""
+    ) -> tuple[list[Manifest], str]:
+        """All objects, read page by page, and the resource version that the list is true for.
+
+        Raises:
+            Rejected: 404 where the type is not installed; 410 where reading took so long that the
+                snapshot is gone: start again.
+        """
+        items: list[Manifest] = []
+        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self._transport.call(Request("list", "GET", type_.path(namespace), query))
+            # Items of a list carry neither apiVersion nor kind.
+            items += [{"apiVersion": type_.api_version, "kind": type_.kind, **item} for item in page["items"]]
+            token = page["metadata"].get("continue")
+            if not token:
+                return items, page["metadata"]["resourceVersion"]
+            query = {**query, "continue": token}
+
+    async def watch(
+        self, type_: ResourceType, namespace: str, selector: str, resource_version: str, *, seconds: int
+    ) -> AsyncGenerator[Manifest]:
+        """Watch events after a resource version, bookmarks included, until the server ends the stream.
+
+        A stream that falls silent is given up with Unavailable: it is dead, whatever TCP says.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(seconds),
+        } | ({"labelSelector": selector} if selector else {})
+        limits = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=REQUEST_TIMEOUT, sock_read=SILENCE)
+        request = Request("watch", "GET", type_.path(namespace), query, limits=limits)
+        try:
+            response = await self._transport.open(request)
+            try:
+                async for line in response.content:
+                    yield json.loads(line)
+            finally:
+                response.close()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise Unavailable(f"the stream broke: {type(error).__name__} {error}") from error
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """POST.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        type_ = self.types.of(manifest)
+        path = type_.path(manifest.get("metadata", {}).get("namespace", ""))
+        return await self._transport.call(Request("create", "POST", path, self._manager, manifest))
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """PUT; the manifest carries the resourceVersion that it replaces."""
+        path = self._path(manifest)
+        return await self._transport.call(Request("update", "PUT", path, self._manager, manifest))
+
+    async def apply(self, manifest: Manifest, subresource: str = "", *, force: bool = True) -> Manifest:
+        """Server-side apply.
+
+        With `metadata.uid` it changes exactly that object: where it is missing or another one has its
+        name, this is a Conflict.
+        """
+        query = {**self._manager, "force": str(force).lower()}
+        path = self._path(manifest, subresource)
+        try:
+            return await self._transport.call(Request("apply", "PATCH", path, query, manifest, APPLY))
+        except Rejected as error:
+            # 404: the status of an object that is gone. 422 on the uid: another object has the name.
+            if error.code == HTTPStatus.NOT_FOUND or "metadata.uid" in error.causes:
+                raise Conflict(str(error)) from error
+            raise
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Server-side apply of the status; the manifest holds identity and status only."""
+        return await self.apply(manifest, "status")
+
+    async def delete(self, manifest: Manifest, propagation: Propagation) -> Manifest | None:
+        """Delete exactly the object that was seen.
+
+        Returns:
+            The object as it is being deleted, or None when it is gone already.
+
+        Raises:
+            ValueError: the manifest has no uid or resourceVersion.
+            Conflict: the object changed, was replaced, or is gone already.
+        """
+        metadata = manifest["metadata"]
+        if not metadata.get("uid") or not metadata.get("resourceVersion"):
+            raise ValueError(
+                f"delete of {manifest['kind']} {metadata['name']}: give the uid and resourceVersion seen"
+            )
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+            "preconditions": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
+        }
+        request = Request("delete", "DELETE", self._path(manifest), body=options)
+        try:
+            answer = await self._transport.call(request)
+        except Rejected as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                raise Conflict(str(error)) from error
+            raise
+        return None if answer["kind"] == "Status" else answer
+
+    def _path(self, manifest: Manifest, subresource: str = "") -> str:
+        metadata = manifest["metadata"]
+        return self.types.of(manifest).path(metadata.get("namespace", ""), metadata["name"], subresource)

@@ -1,0 +1,90 @@
+"""Kubernetes events, each said once an hour at most."""
+
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import AlreadyExists, ApiError
+from finetune_operator.engine.resources import EVENT
+from finetune_operator.plan import Event, Manifest
+
+logger = logging.getLogger(__name__)
+
+QUIET: Final = 3600.0
+"""Seconds in which the same words about the same object are not said again."""
+REMEMBERED: Final = 10_000
+MESSAGE_LIMIT: Final = 1024
+CLUSTER_EVENTS: Final = "default"
+"""Namespace of events about objects that have none."""
+
+
+class EventRecorder:
+    """Posts events about objects.
+
+    The name of an event is a hash of what it says, so that not even a restarted process repeats one while
+    the API server keeps the first (an hour by default).
+    """
+
+    def __init__(
+        self, cluster: Cluster, component: str, instance: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cluster = cluster
+        self._component = component
+        self._instance = instance
+        self._clock = clock
+        self._said: OrderedDict[str, float] = OrderedDict()
+
+    async def record(self, about: Manifest, event: Event) -> None:
+        """Post the event; one that cannot be posted is logged and given up, since nothing hangs on it."""
+        metadata = about["metadata"]
+        words = "\0".join((metadata["uid"], event.reason, event.message))
+        name = f"{metadata['name']}.{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+        if not self._news(name):
+            return
+        try:
+            await self._cluster.create(self._manifest(name, about, event))
+        except AlreadyExists:
+            return
+        except ApiError as error:
+            logger.warning("event %s of %s was not posted: %s", event.reason, metadata["name"], error)
+
+    def _news(self, name: str) -> bool:
+        now = self._clock()
+        said = self._said.get(name)
+        if said is not None and now - said < QUIET:
+            return False
+        self._said[name] = now
+        self._said.move_to_end(name)
+        while len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+        return True
+
+    def _manifest(self, name: str, about: Manifest, event: Event) -> Manifest:
+        metadata = about["metadata"]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "apiVersion": EVENT.api_version,
+            "kind": EVENT.kind,
+            "metadata": {"name": name, "namespace": metadata.get("namespace", CLUSTER_EVENTS)},
+            "involvedObject": {
+                "apiVersion": about["apiVersion"],
+                "kind": about["kind"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+                **({"namespace": metadata["namespace"]} if "namespace" in metadata else {}),
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:MESSAGE_LIMIT],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": self._component},
+            "reportingComponent": self._component,
+            "reportingInstance": self._instance,
+        }

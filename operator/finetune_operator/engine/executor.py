@@ -1,0 +1,240 @@
+"""Carries out a plan, in its order, so that a stale view or a crash at any line does no harm."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from finetune_operator.engine.applying import Stamp
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict
+from finetune_operator.engine.events import EventRecorder
+from finetune_operator.engine.resources import ResourceType
+from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.plan import Apply, Create, Delete, Manifest, Plan
+
+logger = logging.getLogger(__name__)
+
+Stores = Mapping[ResourceType, ObjectStore]
+
+SAME: Final[Mapping[str, Callable[[Manifest], object]]] = {
+    "Controller": controller_uid,
+    "Digest": lambda obj: obj.get("spec", {}).get("digest"),
+    "Any": lambda _obj: True,
+}
+"""What two objects have in common when the existing one is what should have been created."""
+
+
+class Executor:
+    """The only place that changes the cluster.
+
+    Args:
+        cluster: where to.
+        stores: caches of the types that have one; answers to writes go there at once, so that the next
+            pass sees them whatever the watch does.
+        events: where events go.
+        stamp: marks what was applied.
+        precious: whether an object's absence is confirmed by a GET before it is created.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        stores: Stores,
+        events: EventRecorder,
+        stamp: Stamp,
+        precious: Callable[[Manifest], bool],
+    ) -> None:
+        self._cluster = cluster
+        self._stores = stores
+        self._events = events
+        self._stamp = stamp
+        self._precious = precious
+
+    async def carry_out(self, primary: Manifest, plan: Plan) -> Manifest:
+        """Do what the plan says.
+
+        Args:
+            primary: the object that was reconciled, in the very state that the plan was made from.
+            plan: what to do.
+
+        Returns:
+            The primary as it is afterwards.
+
+        Raises:
+            Gone: the primary does not exist any more.
+            Conflict: something is not as it was seen; look again.
+            NameConflict: something that should be created is somebody else's.
+            Rejected, Unavailable: from the API server.
+        """
+        creates = tuple(each for each in plan.create if not self._exists(each))
+        applies = tuple(each for each in plan.apply if not self._satisfied(each, primary))
+        deletes = tuple(each for each in plan.delete if not self._going(each))
+        if creates or applies or deletes:
+            await self.confirm(primary)
+        if primary["metadata"].get("deletionTimestamp") and (creates or applies):
+            logger.debug("%s is being deleted: nothing is created for it", primary["metadata"]["name"])
+            creates = applies = ()
+        for create in creates:
+            await self._create(create)
+        for apply in applies:
+            await self._apply(apply, primary)
+        for delete in deletes:
+            await self._delete(delete)
+        if plan.status is not None:
+            primary = await self.write_status(primary, plan.status)
+        for event in plan.events:
+            await self._events.record(primary, event)
+        return primary
+
+    async def write_status(self, primary: Manifest, status: Manifest) -> Manifest:
+        """Write the whole status unless it is what the primary has; the primary as it is afterwards.
+
+        It depends on what was read, so it carries the resource version: a Conflict means to look again.
+        """
+        if primary.get("status") == status:
+            return primary
+        metadata = primary["metadata"]
+        identifying = ("name", "namespace", "uid", "resourceVersion")
+        manifest = {
+            "apiVersion": primary["apiVersion"],
+            "kind": primary["kind"],
+            "metadata": {key: metadata[key] for key in identifying if key in metadata},
+            "status": status,
+        }
+        try:
+            return self._remember(await self._cluster.apply_status(manifest))
+        except Conflict:
+            await self._live(primary)
+            raise
+
+    async def confirm(self, primary: Manifest) -> None:
+        """Make sure that the primary is what was reconciled.
+
+        Raises:
+            Gone: it is not there, or is another object of the same name.
+            Conflict: it changed meanwhile.
+        """
+        metadata = primary["metadata"]
+        live = await self._live(primary)
+        if live is None or live["metadata"]["uid"] != metadata["uid"]:
+            raise Gone(f"{primary['kind']} {metadata['name']}")
+        if live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+            raise Conflict(f"{primary['kind']} {metadata['name']} changed since it was looked at")
+
+    def _exists(self, create: Create) -> bool:
+        """The cache has what should be created: nothing to ask."""
+        cached = self._cached(create.manifest)
+        return cached is not None and _same(create, cached) and not _is_going(cached)
+
+    def _satisfied(self, apply: Apply, primary: Manifest) -> bool:
+        cached = self._cached(apply.manifest)
+        return (
+            cached is not None
+            and controller_uid(cached) in {"", primary["metadata"]["uid"]}
+            and self._stamp.matches(cached, self._stamp.on(apply.manifest))
+        )
+
+    def _going(self, delete: Delete) -> bool:
+        cached = self._cached(delete.manifest)
+        return (
+            cached is not None
+            and cached["metadata"]["uid"] == delete.manifest["metadata"]["uid"]
+            and _is_going(cached)
+        )
+
+    async def _create(self, create: Create) -> None:
+        manifest = create.manifest
+        if create.same == "Any" or self._precious(manifest):
+            existing = await self._live(manifest)
+            if existing is not None:
+                self._accept(create, existing)
+                return
+        try:
+            self._remember(await self._cluster.create(manifest))
+            _log("created", manifest)
+        except AlreadyExists:
+            existing = await self._live(manifest)
+            if existing is None:
+                raise
+            self._accept(create, existing)
+
+    def _accept(self, create: Create, existing: Manifest) -> None:
+        if not _same(create, existing):
+            raise NameConflict(existing)
+        if _is_going(existing):
+            raise Conflict(f"{existing['kind']} {existing['metadata']['name']} is still being deleted")
+
+    async def _apply(self, apply: Apply, primary: Manifest) -> None:
+        """Apply to the very object that exists, or to nothing at all: never to one that is not ours."""
+        manifest = self._stamp.on(apply.manifest)
+        uid = manifest["metadata"].get("uid")
+        if uid is None:
+            existing = self._cached(manifest) or await self._live(manifest)
+            if existing is None:
+                # Without force: should somebody else be quicker, their fields are not taken over.
+                self._remember(await self._cluster.apply(manifest, force=False))
+                _log("created", manifest)
+                return
+            if controller_uid(existing) != primary["metadata"]["uid"]:
+                raise NameConflict(existing)
+            uid = existing["metadata"]["uid"]
+        manifest["metadata"]["uid"] = uid
+        try:
+            self._remember(await self._cluster.apply(manifest))
+            _log("changed", manifest)
+        except Conflict:
+            await self._live(manifest)
+            raise
+
+    async def _delete(self, delete: Delete) -> None:
+        try:
+            left = await self._cluster.delete(delete.manifest, delete.propagation)
+            _log("deleted", delete.manifest)
+        except Conflict:
+            await self._live(delete.manifest)
+            raise
+        if left is not None:
+            self._remember(left)
+        elif (store := self._store(delete.manifest)) is not None:
+            store.remove(delete.manifest)
+
+    async def _live(self, manifest: Manifest) -> Manifest | None:
+        """The object as it is now; the cache learns of it."""
+        metadata = manifest["metadata"]
+        type_ = self._cluster.types.of(manifest)
+        live = await self._cluster.get(type_, metadata.get("namespace", ""), metadata["name"])
+        if live is not None:
+            return self._remember(live)
+        cached = self._cached(manifest)
+        if cached is not None:
+            self._stores[type_].remove(cached)
+        return None
+
+    def _remember(self, obj: Manifest) -> Manifest:
+        store = self._store(obj)
+        if store is not None:
+            store.put(obj)
+        return obj
+
+    def _cached(self, manifest: Manifest) -> Manifest | None:
+        store = self._store(manifest)
+        metadata = manifest["metadata"]
+        return store.get(metadata.get("namespace", ""), metadata["name"]) if store is not None else None
+
+    def _store(self, manifest: Manifest) -> ObjectStore | None:
+        return self._stores.get(self._cluster.types.of(manifest))
+
+
+def _same(create: Create, existing: Manifest) -> bool:
+    trait = SAME[create.same]
+    return trait(create.manifest) == trait(existing)
+
+
+def _log(what: str, manifest: Manifest) -> None:
+    metadata = manifest["metadata"]
+    about = {"kind": manifest["kind"], "namespace": metadata.get("namespace"), "object": metadata["name"]}
+    logger.info("%s %s %s", what, manifest["kind"], metadata["name"], extra=about)
+
+
+def _is_going(obj: Manifest) -> bool:
+    return "deletionTimestamp" in obj["metadata"]

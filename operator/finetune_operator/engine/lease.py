@@ -1,0 +1,176 @@
+"""One active process: a `coordination.k8s.io` Lease, held as client-go's leader election holds it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import ApiError, Conflict
+from finetune_operator.engine.resources import LEASE
+from finetune_operator.plan import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """Seconds; the holder gives up well before another may take over."""
+
+    duration: float = 15.0
+    """How long others wait after the holder's last renewal."""
+    deadline: float = 10.0
+    """How long the holder goes on without a successful renewal."""
+    retry: float = 2.0
+    """Between two attempts, of the holder and of the others."""
+
+    @classmethod
+    def of(cls, duration: float) -> "LeaseTimes":
+        """The usual proportions for another duration."""
+        return cls(duration, duration * 2 / 3, duration * 2 / 15)
+
+
+class Lease:
+    """The right to be the active process.
+
+    Other holders' clocks are never compared with ours: what counts is how long their renewal has not
+    changed by our own monotonic clock.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        *,
+        identity: str,
+        times: LeaseTimes = LeaseTimes(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._times = times
+        self._clock = clock
+        self._seen: Manifest | None = None
+        self._seen_at = 0.0
+        self.held = False
+
+    async def acquire(self) -> None:
+        """Return once this process holds the Lease."""
+        while True:
+            try:
+                if await self._try():
+                    self.held = True
+                    logger.info("this process is active now: it holds the lease %s", self._name)
+                    return
+            except ApiError as error:
+                logger.warning("trying for the lease %s: %s", self._name, error)
+            await asyncio.sleep(self._times.retry)
+
+    async def keep(self) -> None:
+        """Renew; return as soon as the Lease is lost."""
+        renewed = self._clock()
+        while True:
+            await asyncio.sleep(self._times.retry)
+            started = self._clock()
+            left = renewed + self._times.deadline - started
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    if not await self._try():
+                        logger.error("the lease %s is held by %s now", self._name, self._holder() or "nobody")
+                        break
+                # From before the request: the server's clock may have started at any time since.
+                renewed = started
+            except TimeoutError:
+                logger.error(  # noqa: TRY400 - the traceback of a time-out says nothing
+                    "the lease %s could not be renewed for %.0f s", self._name, self._times.deadline
+                )
+                break
+            except ApiError as error:
+                logger.warning("renewing the lease %s: %s", self._name, error)
+        self.held = False
+
+    async def release(self) -> None:
+        """Let another process take over at once; called after the last write."""
+        if not self.held or self._seen is None:
+            return
+        self.held = False
+        spec = {**self._seen["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+        try:
+            async with asyncio.timeout(self._times.retry):
+                await self._cluster.replace({**self._seen, "spec": spec})
+        except (ApiError, TimeoutError) as error:
+            logger.warning("the lease %s runs out by itself: it could not be released: %s", self._name, error)
+
+    async def _try(self) -> bool:
+        """One attempt to take or renew; whether this process holds the Lease now."""
+        current = self._seen if self.held else None
+        if current is None:
+            current = await self._cluster.get(LEASE, self._namespace, self._name)
+        try:
+            if current is None:
+                self._see(await self._cluster.create(self._manifest(transitions=0)))
+                return True
+            self._see(current)
+            if not self._free(current):
+                return False
+            self._see(await self._cluster.replace(self._taken(current)))
+        except Conflict:
+            # Somebody wrote it meanwhile: what they wrote decides.
+            current = await self._cluster.get(LEASE, self._namespace, self._name)
+            if current is None:
+                return False
+            self._see(current)
+            if self._holder() != self._identity:
+                return False
+            self._see(await self._cluster.replace(self._taken(current)))
+        return True
+
+    def _free(self, lease: Manifest) -> bool:
+        holder = lease["spec"].get("holderIdentity")
+        if not holder or holder == self._identity:
+            return True
+        duration = float(lease["spec"].get("leaseDurationSeconds") or self._times.duration)
+        return self._clock() - self._seen_at > duration
+
+    def _see(self, lease: Manifest) -> None:
+        old = self._seen["metadata"]["resourceVersion"] if self._seen else ""
+        if lease["metadata"]["resourceVersion"] != old:
+            self._seen_at = self._clock()
+        self._seen = lease
+
+    def _holder(self) -> str:
+        return str(self._seen["spec"].get("holderIdentity", "")) if self._seen else ""
+
+    def _taken(self, lease: Manifest) -> Manifest:
+        same = lease["spec"].get("holderIdentity") == self._identity
+        transitions = int(lease["spec"].get("leaseTransitions") or 0)
+        mine = self._manifest(transitions if same else transitions + 1)
+        if same and lease["spec"].get("acquireTime"):
+            mine["spec"]["acquireTime"] = lease["spec"]["acquireTime"]
+        return {**mine, "metadata": lease["metadata"]}
+
+    def _manifest(self, transitions: int) -> dict[str, Any]:
+        now = _now()
+        return {
+            "apiVersion": LEASE.api_version,
+            "kind": LEASE.kind,
+            "metadata": {"name": self._name, "namespace": self._namespace},
+            "spec": {
+                "holderIdentity": self._identity,
+                "leaseDurationSeconds": max(1, round(self._times.duration)),
+                "acquireTime": now,
+                "renewTime": now,
+                "leaseTransitions": transitions,
+            },
+        }
+
+
+def _now() -> str:
+    """A `MicroTime`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

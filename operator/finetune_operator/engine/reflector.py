@@ -1,0 +1,93 @@
+"""Keeps a store of one type current: list, then watch, and list again when the watch's history is gone."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import ApiError, Rejected
+from finetune_operator.engine.resources import ResourceType
+from finetune_operator.engine.store import ObjectStore
+from finetune_operator.engine.watches import Watches
+from finetune_operator.plan import Manifest
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS: Final = 300
+RECONNECT: Final = 0.1
+LONGEST_WAIT: Final = 30.0
+
+
+class Reflector:
+    """One type of object in one namespace (or all), restricted by a label selector."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        type_: ResourceType,
+        store: ObjectStore,
+        watches: Watches,
+        *,
+        namespace: str = "",
+        selector: str = "",
+    ) -> None:
+        self.name = f"{type_.plural}/{namespace}" if namespace else type_.plural
+        self._cluster = cluster
+        self._type = type_
+        self._store = store
+        self._watches = watches
+        self._namespace = namespace
+        self._selector = selector
+        watches.expect(self.name)
+
+    async def run(self) -> None:
+        """Never ends by itself; whatever the API server does is waited out."""
+        resource_version = ""
+        wait = RECONNECT
+        while True:
+            try:
+                if not resource_version:
+                    resource_version = await self._list()
+                resource_version = await self._watch(resource_version)
+                wait = RECONNECT
+            except ApiError as error:
+                if isinstance(error, Rejected):
+                    # Most often: the history from this version on is gone.
+                    resource_version = ""
+                logger.warning("watching %s: %s; next try in %.1f s", self.name, error, wait)
+                await asyncio.sleep(wait)
+                wait = min(LONGEST_WAIT, wait * 2)
+
+    async def _list(self) -> str:
+        items, resource_version = await self._cluster.list(self._type, self._namespace, self._selector)
+        self._store.sync(items, resource_version, self._namespace)
+        self._watches.synced(self.name)
+        return resource_version
+
+    async def _watch(self, resource_version: str) -> str:
+        """Watch until the server ends the stream; the version to go on from.
+
+        Raises:
+            Rejected: a list is needed first.
+        """
+        stream = self._cluster.watch(
+            self._type, self._namespace, self._selector, resource_version, seconds=WATCH_SECONDS
+        )
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                self._watches.beat(self.name)
+                obj = event["object"]
+                if event["type"] == "ERROR":
+                    raise Rejected(obj.get("code", 0), obj.get("reason", ""), obj.get("message", ""))
+                resource_version = obj["metadata"]["resourceVersion"]
+                self._take(event["type"], obj)
+        await asyncio.sleep(RECONNECT)
+        return resource_version
+
+    def _take(self, event: str, obj: Manifest) -> None:
+        if event in {"ADDED", "MODIFIED"}:
+            self._store.put(obj)
+        elif event == "DELETED":
+            # An object whose labels stopped matching comes as DELETED too, and is none of ours any more.
+            self._store.remove(obj)

@@ -1,0 +1,74 @@
+"""Where objects of a type live in the API: the paths that every request is built from."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from finetune_operator.plan import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceType:
+    """One type of object as the API server names it."""
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """URL path of the collection or, with a name, of one object; no namespace means all of them."""
+        root = "/apis" if "/" in self.api_version else "/api"
+        scope = f"/namespaces/{quote(namespace)}" if self.namespaced and namespace else ""
+        parts = [f"{root}/{self.api_version}{scope}/{self.plural}"]
+        parts += [quote(part) for part in (name, subresource) if part]
+        return "/".join(parts)
+
+
+JOB: Final = ResourceType("batch/v1", "Job", "jobs")
+POD: Final = ResourceType("v1", "Pod", "pods")
+DEPLOYMENT: Final = ResourceType("apps/v1", "Deployment", "deployments")
+SERVICE: Final = ResourceType("v1", "Service", "services")
+SERVICE_ACCOUNT: Final = ResourceType("v1", "ServiceAccount", "serviceaccounts")
+CLAIM: Final = ResourceType("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+SECRET: Final = ResourceType("v1", "Secret", "secrets")
+EVENT: Final = ResourceType("v1", "Event", "events")
+LEASE: Final = ResourceType("coordination.k8s.io/v1", "Lease", "leases")
+ENDPOINT_SLICE: Final = ResourceType("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+DISRUPTION_BUDGET: Final = ResourceType("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+TOKEN_REVIEW: Final = ResourceType(
+    "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
+)
+
+BUILT_IN: Final = (
+    JOB, POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, CLAIM, SECRET, EVENT, LEASE, ENDPOINT_SLICE,
+    DISRUPTION_BUDGET, TOKEN_REVIEW,
+)  # fmt: skip
+
+
+class ResourceTypes(Mapping[tuple[str, str], ResourceType]):
+    """The types that this process deals with, by apiVersion and kind."""
+
+    def __init__(self, custom: Iterable[ResourceType] = ()) -> None:
+        self._types = {(each.api_version, each.kind): each for each in (*BUILT_IN, *custom)}
+
+    def __getitem__(self, key: tuple[str, str]) -> ResourceType:
+        return self._types[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._types)
+
+    def __len__(self) -> int:
+        return len(self._types)
+
+    def of(self, manifest: Manifest) -> ResourceType:
+        """The type of this object.
+
+        Raises:
+            KeyError: nobody told this process about the type; the message names it.
+        """
+        key = (manifest["apiVersion"], manifest["kind"])
+        if key not in self._types:
+            raise KeyError(f"{key[1]} of {key[0]} is no type that this process was told about: add it here")
+        return self._types[key]

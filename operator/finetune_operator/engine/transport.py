@@ -1,0 +1,129 @@
+"""One HTTP request to the API server: address, authentication, count, and what a failure means."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, load_incluster_config, load_kube_config
+from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
+
+from finetune_operator.engine.errors import AlreadyExists, ApiError, Conflict, Rejected, Unavailable
+from finetune_operator.plan import Manifest
+
+REQUEST_TIMEOUT: Final = 30.0
+JSON: Final = "application/json"
+WHOLE: Final = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
+"""Of a request with a short answer."""
+
+OnRequest = Callable[[str, str], None]
+"""Told verb and status code (`error` without an answer) of every request."""
+
+
+async def load_configuration() -> Configuration:
+    """The kubeconfig that KUBECONFIG names, else the pod's service account, else `~/.kube/config`."""
+    configuration = Configuration()
+    if "KUBECONFIG" not in os.environ and await asyncio.to_thread(Path(SERVICE_TOKEN_FILENAME).exists):
+        load_incluster_config(client_configuration=configuration)
+    else:
+        await load_kube_config(
+            config_file=KUBE_CONFIG_DEFAULT_LOCATION, client_configuration=configuration, persist_config=False
+        )
+    return configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; `verb` is the API server's word for it."""
+
+    verb: str
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Manifest | None = None
+    content_type: str = JSON
+    limits: aiohttp.ClientTimeout = WHOLE
+
+
+class Transport:
+    """The connection to the API server; nothing is retried here."""
+
+    def __init__(self, configuration: Configuration, user_agent: str, on_request: OnRequest) -> None:
+        self._client = ApiClient(configuration)
+        self._client.user_agent = user_agent
+        self._on_request = on_request
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def call(self, request: Request) -> Manifest:
+        """Send, and read the answer as JSON.
+
+        Raises:
+            Conflict, Rejected, Unavailable: see `error_of`.
+        """
+        try:
+            response = await self.open(request)
+            answer: Manifest = json.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"{request.method} {request.path}: {type(error).__name__} {error}") from error
+        return answer
+
+    async def open(self, request: Request) -> aiohttp.ClientResponse:
+        """Send; the answer's body is left to be read, and aiohttp's errors are not translated."""
+        code = "error"
+        try:
+            method, url, headers, body, _ = await self._client.param_serialize(
+                request.method,
+                request.path,
+                query_params=list(request.query.items()),
+                header_params={"Accept": JSON, "Content-Type": request.content_type},
+                body=request.body,
+                auth_settings=["BearerToken"],
+            )
+            wrapped = await self._client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=request.limits
+            )
+            response: aiohttp.ClientResponse = wrapped.response
+            code = str(response.status)
+        finally:
+            self._on_request(request.verb, code)
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise error_of(response.status, response.headers.get("Retry-After"), await response.read())
+        return response
+
+
+def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
+    """The error that an answer stands for.
+
+    Args:
+        code: HTTP status, 400 or more.
+        retry_after: the header of that name.
+        body: a `Status` as JSON; a proxy on the way may have sent something else.
+    """
+    status = _status(body)
+    reason = status.get("reason") or f"HTTP{code}"
+    message = status.get("message") or body.decode(errors="replace")[:500] or f"HTTP status {code}"
+    if code == HTTPStatus.CONFLICT:
+        return AlreadyExists(message) if reason == "AlreadyExists" else Conflict(message)
+    waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+    if code in waits or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+        return Unavailable(message, retry_after=wait)
+    causes = (status.get("details") or {}).get("causes") or []
+    named = {cause.get("reason", "") for cause in causes} | {cause.get("field", "") for cause in causes}
+    return Rejected(code, reason, message, frozenset(named - {""}))
+
+
+def _status(body: bytes) -> dict[str, Any]:
+    try:
+        status = json.loads(body)
+    except ValueError:
+        return {}
+    return status if isinstance(status, dict) else {}

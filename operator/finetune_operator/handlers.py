@@ -1,0 +1,124 @@
+"""Kopf, and nothing else: it watches our six kinds, and every event goes to a sink.
+
+Kopf runs in a thread and an event loop of its own: at its end it cancels every task of its loop that it does
+not know, and in a main thread it would take the signal handlers.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.meta import GROUP, VERSION
+from finetune_operator.plan import Manifest
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[str, Manifest], None]
+"""Takes kind of event (`DELETED`, or anything else for the object's present state) and object; called in
+Kopf's thread."""
+
+PAGE: Final = 500
+STOP_SECONDS: Final = 5.0
+
+
+class KopfWatch:
+    """Kopf's watch of our kinds.
+
+    Args:
+        configuration: how to reach the API server.
+        namespaces: what to watch; empty for all.
+        sink: where events go.
+        ended: called in Kopf's thread when Kopf ended without being asked, with what ended it.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        namespaces: Collection[str],
+        sink: Sink,
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        self._configuration = configuration
+        self._namespaces = namespaces
+        self._sink = sink
+        self._ended = ended
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask Kopf to end, and wait a little; what it still does then harms nobody."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=self._registry(),
+                    settings=_settings(),
+                    standalone=True,
+                    clusterwide=not self._namespaces,
+                    namespaces=tuple(self._namespaces),
+                    stop_flag=self._stop,
+                )
+            )
+        except Exception as caught:
+            logger.exception("kopf failed")
+            error = caught
+        if not self._stop.is_set():
+            self._ended(error)
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        async def login(**_: Any) -> kopf.ConnectionInfo:
+            return await _connection(self._configuration)
+
+        async def changed(event: kopf.RawEvent, **_: Any) -> None:
+            self._sink(event["type"] or "LISTED", dict(event["object"]))
+
+        kopf.on.login(registry=registry)(login)
+        for kind in KINDS:
+            kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(changed)
+        return registry
+
+
+async def _connection(configuration: Configuration) -> kopf.ConnectionInfo:
+    """The same way to the API server that all other requests take; asked for again when it is refused."""
+    token = await configuration.get_api_key_with_prefix("BearerToken")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        scheme="Bearer" if token else None,
+        token=token.partition(" ")[2] if token else None,
+    )
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    # What is watched is known, and so is where.
+    settings.scanning.disabled = True
+    settings.posting.level = logging.WARNING
+    settings.posting.enabled = False
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.watching.chunk_size = PAGE
+    settings.networking.request_timeout = 30
+    settings.persistence.finalizer = f"{GROUP}/kopf"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")
+    return settings

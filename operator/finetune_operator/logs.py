@@ -1,0 +1,29 @@
+"""Logs on standard output: one JSON object a line, or text for people."""
+
+import logging
+import sys
+from typing import Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+
+def configure(level: str, format_: Literal["json", "text"]) -> None:
+    """Send all records of `level` and above to standard output."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        JsonFormatter(
+            "{levelname}{name}{message}",
+            style="{",
+            timestamp="time",
+            rename_fields={"levelname": "level", "name": "logger"},
+        )
+        if format_ == "json"
+        else logging.Formatter("{asctime} {levelname:7} {name}: {message}", style="{")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Kopf says at INFO what it does with each object, and warns of signals that are handled here.
+    logging.getLogger("kopf").setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

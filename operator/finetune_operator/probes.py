@@ -1,0 +1,61 @@
+"""/healthz, /readyz and /metrics."""
+
+import logging
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from finetune_operator.engine.watches import Watches
+
+logger = logging.getLogger(__name__)
+
+OLDEST_WATCH: Final = 1500.0
+"""Seconds: bookmarks come every minute, and lists that stand in for them every ten."""
+
+
+class ProbeServer:
+    """The plain HTTP server of the process.
+
+    Args:
+        watches: all that must be alive.
+        registry: what /metrics shows.
+    """
+
+    def __init__(self, watches: Watches, registry: CollectorRegistry) -> None:
+        self._watches = watches
+        self._registry = registry
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, port: int) -> None:
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, port=port).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        """Alive while every watch is: a frozen one shows by its age alone."""
+        ages = self._watches.ages()
+        frozen = sorted(resource for resource, age in ages.items() if age > OLDEST_WATCH)
+        answer = {"watchAgeSeconds": {resource: round(age, 1) for resource, age in sorted(ages.items())}}
+        if frozen:
+            logger.error("the watches of %s are silent: this process should be restarted", ", ".join(frozen))
+        return web.json_response({**answer, "frozen": frozen}, status=503 if frozen else 200)
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        """Ready when the caches are complete, active or not: a standby is ready to take over."""
+        waiting = self._watches.waiting_for
+        return web.json_response({"waitingFor": waiting}, status=503 if waiting else 200)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )

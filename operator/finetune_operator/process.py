@@ -1,0 +1,260 @@
+"""The running process: who feeds whom, what starts when, and how it ends."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from typing import Any, Final
+
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.api.meta import GROUP
+from finetune_operator.build.labels import OPERATOR, SELECTOR, STAGE
+from finetune_operator.caches import CHILD_TYPES, KIND_TYPES, Caches, key_of
+from finetune_operator.claims import Claims
+from finetune_operator.controller import Controller
+from finetune_operator.engine.applying import Stamp
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.events import EventRecorder
+from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.lease import Lease, LeaseTimes
+from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.reflector import Reflector
+from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.sweeper import Sweeper, Swept
+from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.worker import Workers
+from finetune_operator.handlers import KopfWatch
+from finetune_operator.leadership import Leadership
+from finetune_operator.metrics import Metrics, StateCollector
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.probes import ProbeServer
+from finetune_operator.reconcile.relations import related
+from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.report.authorizer import Authorizer
+from finetune_operator.report.board import ProgressBoard
+from finetune_operator.report.publishing import ReportEndpoint
+from finetune_operator.report.server import ReportServer
+from finetune_operator.settings import Settings
+from finetune_operator.surroundings import Surroundings
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 600.0
+APPLIED: Final = f"{GROUP}/applied"
+"""Annotation of what is applied: a hash of it."""
+
+
+class Process:
+    """One operator process; `run` is its whole life."""
+
+    def __init__(self, settings: Settings, configuration: Configuration) -> None:
+        self._settings = settings
+        self._configuration = configuration
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._metrics = Metrics()
+        self._cluster = Cluster(
+            configuration, ResourceTypes(KIND_TYPES.values()), OPERATOR, self._metrics.requested
+        )
+        self._caches = Caches()
+        self._surroundings = Surroundings(self._caches)
+        self._watches = Watches()
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._board = ProgressBoard(self._queue.add)
+        self._lease = Lease(
+            self._cluster,
+            settings.pod_namespace,
+            settings.lease_name,
+            identity=settings.pod_name,
+            times=LeaseTimes.of(settings.lease_duration_seconds),
+        )
+        self._server = ReportServer(
+            Authorizer(self._cluster, self._caches), self._board, active=lambda: self._lease.held
+        )
+        self._endpoint = ReportEndpoint(
+            self._cluster,
+            self._server,
+            Stamp(APPLIED),
+            service=settings.report_service,
+            namespace=settings.pod_namespace,
+            address=settings.pod_ip,
+            port=settings.report_port,
+        )
+        self._probes = ProbeServer(self._watches, self._metrics.registry)
+        self._metrics.registry.register(
+            StateCollector(
+                self._caches.kinds["FineTuneJob"],
+                depth=lambda: self._queue.depth,
+                ages=self._watches.ages,
+                active=lambda: self._lease.held,
+            )
+        )
+        for kind, store in self._caches.kinds.items():
+            store.subscribe(partial(self._kind_changed, kind))
+        for type_, children in self._caches.children.items():
+            children.subscribe(partial(self._child_changed, type_.kind))
+
+    def stop(self) -> None:
+        """Finish what is under way, give up the Lease, and let `run` return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Live until `stop`.
+
+        Raises:
+            RuntimeError: something that never ends by itself ended; the process should be restarted.
+        """
+        await self._probes.start(self._settings.http_port)
+        sweeper = Sweeper(self._cluster, list(self._swept()), self._watches, SWEEP_SECONDS)
+        reflectors = list(self._reflectors())
+        kopf = KopfWatch(self._configuration, self._settings.watch_namespaces, self._sink, self._kopf_ended)
+        logger.info("filling the caches")
+        tasks = [self._spawn(f"watch {reflector.name}", reflector.run()) for reflector in reflectors]
+        try:
+            if await self._finishes(sweeper.fill()):
+                kopf.start()
+                tasks.append(self._spawn("sweeper", sweeper.run()))
+                if await self._finishes(self._watches.all_synced()):
+                    logger.info(
+                        "the caches are complete; waiting for the lease %s", self._settings.lease_name
+                    )
+                    await self._leadership().run(self._stopping)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(kopf.stop)
+            await self._server.stop()
+            await self._probes.stop()
+            await self._cluster.close()
+        if self._failure is not None:
+            raise RuntimeError("a part of the process ended by itself") from self._failure
+
+    def _swept(self) -> Iterator[Swept]:
+        for kind, type_ in KIND_TYPES.items():
+            namespaces = self._settings.watch_namespaces if type_.namespaced else ()
+            yield Swept(type_, self._caches.kinds[kind], namespaces or ("",))
+
+    def _reflectors(self) -> Iterator[Reflector]:
+        for type_ in CHILD_TYPES:
+            for namespace in self._settings.watch_namespaces or ("",):
+                yield Reflector(
+                    self._cluster,
+                    type_,
+                    self._caches.children[type_],
+                    self._watches,
+                    namespace=namespace,
+                    selector=SELECTOR,
+                )
+
+    def _leadership(self) -> Leadership:
+        events = EventRecorder(self._cluster, OPERATOR, self._settings.pod_name)
+        executor = Executor(
+            self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
+        )
+        controller = Controller(
+            caches=self._caches,
+            surroundings=self._surroundings,
+            executor=executor,
+            events=events,
+            claims=Claims(self._cluster),
+            board=self._board,
+            metrics=self._metrics,
+            facts=self._facts,
+        )
+        workers = Workers(
+            self._queue,
+            controller.look,
+            self._settings.workers,
+            lambda key, seconds, result: self._metrics.reconciled(key.kind, seconds, result),
+        )
+        return Leadership(
+            self._lease,
+            self._queue,
+            workers,
+            keys=self._keys,
+            prepare=self._endpoint.publish_soon,
+            upkeep=self._endpoint.keep,
+        )
+
+    def _keys(self) -> Iterator[Key]:
+        for store in self._caches.kinds.values():
+            yield from map(key_of, store)
+
+    def _facts(self) -> OperatorFacts:
+        return OperatorFacts(
+            namespace=self._settings.pod_namespace,
+            trainer_image=self._settings.trainer_image,
+            image_pull_policy=self._settings.image_pull_policy,
+            report=self._endpoint.target,
+        )
+
+    def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        changed = new or old
+        if changed is None:
+            return
+        if new is None:
+            self._board.forget(changed["metadata"]["uid"])
+        self._queue.add(key_of(changed))
+        self._look_at_related(kind, changed)
+
+    def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        changed = new or old
+        if changed is not None:
+            self._look_at_related(kind, changed)
+
+    def _look_at_related(self, kind: str, changed: Manifest) -> None:
+        try:
+            for key in related(kind, changed, self._surroundings):
+                self._queue.add(key)
+        except Exception:
+            # One strange object must not end the watch of all.
+            logger.exception("what a changed %s concerns could not be told", kind)
+
+    def _sink(self, event: str, obj: Manifest) -> None:
+        self._loop.call_soon_threadsafe(self._take, event, obj)
+
+    def _take(self, event: str, obj: Manifest) -> None:
+        store = self._caches.kinds[obj["kind"]]
+        self._watches.beat(KIND_TYPES[obj["kind"]].plural)
+        if event == "DELETED":
+            store.remove(obj)
+        else:
+            store.put(obj)
+
+    def _kopf_ended(self, error: BaseException | None) -> None:
+        self._loop.call_soon_threadsafe(self._fail, error or RuntimeError("kopf ended"))
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self.stop()
+
+    def _spawn(self, name: str, endless: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(endless, name=name)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                self._fail(task.exception() or RuntimeError(f"{name} ended"))
+
+        task.add_done_callback(ended)
+        return task
+
+    async def _finishes(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether the work was finished before the process had to stop."""
+        task = asyncio.create_task(work)
+        stop = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return False
+        task.result()
+        return True
+
+
+def _holds_devices(manifest: Manifest) -> bool:
+    """Train Jobs: a second one by mistake would cost the most."""
+    return bool(manifest["metadata"].get("labels", {}).get(STAGE) == "train")

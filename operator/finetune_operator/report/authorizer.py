@@ -1,0 +1,127 @@
+"""Who may report for which run: token, pod, Job, and the Job's controller."""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_operator.api.meta import API_VERSION
+from finetune_operator.caches import Caches
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
+from finetune_operator.plan import Manifest
+from finetune_operator.report.rate import TokenBucket
+from finetune_trainer.contract import REPORT_AUDIENCE
+
+POD_NAME: Final = "authentication.kubernetes.io/pod-name"
+POD_UID: Final = "authentication.kubernetes.io/pod-uid"
+
+TRUSTED: Final = 300.0
+"""Seconds for which the answer about a token is not asked for again."""
+DISTRUSTED: Final = 60.0
+REMEMBERED: Final = 10_000
+
+REVIEWS_PER_SECOND: Final = 20
+REVIEWS_AT_ONCE: Final = 100
+"""Requests to the API server that unknown tokens may cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A pod, and the object that its run belongs to."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    pod_uid: str
+
+
+class Refused(Exception):
+    """The token gives no right to report; the message says why."""
+
+
+class TooManyReviews(Exception):
+    """So many unknown tokens came that no more are looked into for a moment."""
+
+
+class Authorizer:
+    """Answers are remembered by the token's hash; the token itself is kept nowhere."""
+
+    def __init__(self, cluster: Cluster, caches: Caches, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._caches = caches
+        self._clock = clock
+        self._answers: OrderedDict[bytes, tuple[float, Caller | Refused]] = OrderedDict()
+        self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEWS_AT_ONCE, clock)
+
+    async def caller(self, token: str) -> Caller:
+        """The caller that the token stands for.
+
+        Raises:
+            Refused: it stands for none.
+            TooManyReviews: ask again later.
+            ApiError: the API server did not say.
+        """
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._answers.get(digest)
+        if known is None or known[0] <= self._clock():
+            if not self._reviews.take():
+                raise TooManyReviews
+            answer = await self._ask(token)
+            keep = DISTRUSTED if isinstance(answer, Refused) else TRUSTED
+            self._answers[digest] = (self._clock() + keep, answer)
+            self._answers.move_to_end(digest)
+            while len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
+        else:
+            answer = known[1]
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    async def _ask(self, token: str) -> Caller | Refused:
+        review = await self._cluster.create(
+            {
+                "apiVersion": TOKEN_REVIEW.api_version,
+                "kind": TOKEN_REVIEW.kind,
+                "spec": {"token": token, "audiences": [REPORT_AUDIENCE]},
+            }
+        )
+        status = review.get("status", {})
+        if not status.get("authenticated") or REPORT_AUDIENCE not in status.get("audiences", ()):
+            return Refused(f"the token is not valid for audience {REPORT_AUDIENCE}")
+        user = status["user"]
+        extra: dict[str, list[str]] = user.get("extra") or {}
+        # system:serviceaccount:NAMESPACE:NAME
+        namespace = user["username"].removeprefix("system:serviceaccount:").partition(":")[0]
+        name, uid = (extra.get(POD_NAME) or [""])[0], (extra.get(POD_UID) or [""])[0]
+        if not name or not uid:
+            return Refused("the token is not bound to a pod")
+        return await self._owner(namespace, name, uid)
+
+    async def _owner(self, namespace: str, name: str, uid: str) -> Caller | Refused:
+        pod = self._caches.pods.get(namespace, name)
+        if pod is None or pod["metadata"]["uid"] != uid:
+            pod = await self._cluster.get(POD, namespace, name)
+        if pod is None or pod["metadata"]["uid"] != uid:
+            return Refused(f"pod {name} is gone")
+        reference = _controller(pod)
+        if reference.get("kind") != JOB.kind:
+            return Refused(f"pod {name} belongs to no Job")
+        job = self._caches.jobs.get(namespace, reference["name"])
+        if job is None or job["metadata"]["uid"] != reference["uid"]:
+            job = await self._cluster.get(JOB, namespace, reference["name"])
+        if job is None or job["metadata"]["uid"] != reference["uid"]:
+            return Refused(f"Job {reference['name']} is gone")
+        owner = _controller(job)
+        if owner.get("apiVersion") != API_VERSION:
+            return Refused(f"Job {reference['name']} belongs to no run")
+        return Caller(owner["kind"], namespace, owner["name"], owner["uid"], uid)
+
+
+def _controller(obj: Manifest) -> dict[str, Any]:
+    references = obj["metadata"].get("ownerReferences") or []
+    return next((reference for reference in references if reference.get("controller")), {})

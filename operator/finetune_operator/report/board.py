@@ -1,0 +1,79 @@
+"""The newest report of each run, and how much of the news goes on to the status."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.plan import Key
+from finetune_operator.reconcile.world import RunProgress
+from finetune_operator.report.authorizer import Caller
+from finetune_trainer.contract import Progress, Report
+
+RUN_INTERVAL: Final = 10.0
+"""Seconds between two status writes that a run's progress causes."""
+LEAST_PERCENT: Final = 1
+WRITES_PER_SECOND: Final = 20.0
+"""Status writes that all runs' progress together causes."""
+
+Announce = Callable[[Key, float], None]
+"""Have this object looked at in so many seconds."""
+
+
+@dataclass(slots=True)
+class _Run:
+    newest: RunProgress
+    sequence: int
+    told: RunProgress | None = None
+    told_at: float = float("-inf")
+
+
+class ProgressBoard:
+    """Holds one entry a run until the run's object is gone."""
+
+    def __init__(self, announce: Announce, clock: Callable[[], float] = time.monotonic) -> None:
+        self._announce = announce
+        self._clock = clock
+        self._runs: dict[str, _Run] = {}
+        self._next_slot = float("-inf")
+
+    def accept(self, caller: Caller, report: Report) -> None:
+        """Take a report from a pod that may give it; one with an older sequence number is no news."""
+        newest = RunProgress(report.stage, report.progress)
+        run = self._runs.get(caller.uid)
+        if run is None:
+            run = self._runs[caller.uid] = _Run(newest, report.sequence)
+        elif report.sequence <= run.sequence:
+            return
+        run.newest, run.sequence = newest, report.sequence
+        if not _is_news(run.told, newest):
+            return
+        now = self._clock()
+        if run.told_at > now:
+            # A look is due already; it will see this report.
+            return
+        another_stage = run.told is None or run.told.stage != newest.stage
+        due = now if another_stage else max(now, run.told_at + RUN_INTERVAL)
+        due = max(due, self._next_slot)
+        self._next_slot = due + 1 / WRITES_PER_SECOND
+        run.told, run.told_at = newest, due
+        self._announce(Key(caller.kind, caller.namespace, caller.name), due - now)
+
+    def progress(self, uid: str) -> RunProgress | None:
+        """The newest report of the run with this uid."""
+        run = self._runs.get(uid)
+        return None if run is None else run.newest
+
+    def forget(self, uid: str) -> None:
+        self._runs.pop(uid, None)
+
+
+def percent(progress: Progress) -> int:
+    """Whole percent of the stage's steps; 0 while their number is not known."""
+    return 100 * progress.step // progress.total_steps if progress.total_steps else 0
+
+
+def _is_news(told: RunProgress | None, newest: RunProgress) -> bool:
+    if told is None or told.stage != newest.stage:
+        return True
+    return abs(percent(newest.progress) - percent(told.progress)) >= LEAST_PERCENT

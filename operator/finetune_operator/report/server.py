@@ -1,0 +1,94 @@
+"""The HTTPS endpoint `POST /v1/reports`.
+
+Nothing depends on it: a chain whose reports are all lost ends the same, only less is seen on the way.
+"""
+
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from finetune_operator.engine.errors import ApiError
+from finetune_operator.report.authorizer import Authorizer, Caller, Refused, TooManyReviews
+from finetune_operator.report.board import ProgressBoard
+from finetune_operator.report.rate import Buckets
+from finetune_trainer.contract import CONTRACT_VERSION, REPORT_PATH, Report
+
+logger = logging.getLogger(__name__)
+
+BODY_LIMIT: Final = 16 * 1024
+REPORTS_PER_SECOND: Final = 2.0
+REPORTS_AT_ONCE: Final = 20.0
+PODS_REMEMBERED: Final = 10_000
+
+
+class ReportServer:
+    """Takes reports while `active` says so, and answers 503 otherwise.
+
+    Args:
+        authorizer: who a token stands for.
+        board: where accepted reports go.
+        active: whether this process is the active one.
+    """
+
+    def __init__(self, authorizer: Authorizer, board: ProgressBoard, active: Callable[[], bool]) -> None:
+        self._authorizer = authorizer
+        self._board = board
+        self._active = active
+        self._buckets = Buckets(REPORTS_PER_SECOND, REPORTS_AT_ONCE, PODS_REMEMBERED)
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, port: int, context: ssl.SSLContext) -> None:
+        app = web.Application(client_max_size=BODY_LIMIT)
+        app.router.add_post(REPORT_PATH, self._report)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
+        logger.info("the report endpoint listens on port %d", port)
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _report(self, request: web.Request) -> web.Response:
+        if not self._active():
+            return _refusal(503, "another process is the active one", retry=True)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            return _refusal(401, "send the projected token as Authorization: Bearer")
+        try:
+            caller = await self._authorizer.caller(token)
+        except Refused as error:
+            return _refusal(401, str(error))
+        except TooManyReviews:
+            return _refusal(429, "too many unknown tokens", retry=True)
+        except ApiError as error:
+            logger.warning("a report could not be checked: %s", error)
+            return _refusal(503, "the API server could not be asked about the token", retry=True)
+        if not self._buckets.take(caller.pod_uid):
+            return _refusal(429, f"more than {REPORTS_PER_SECOND:.0f} reports a second", retry=True)
+        return await self._accept(caller, request)
+
+    async def _accept(self, caller: Caller, request: web.Request) -> web.Response:
+        try:
+            report = Report.model_validate_json(await request.read())
+        except web.HTTPRequestEntityTooLarge:
+            return _refusal(413, f"a report has at most {BODY_LIMIT} bytes")
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            return _refusal(400, f"no report of contract {CONTRACT_VERSION}: {where}: {problem['msg']}")
+        if report.owner.uid != caller.uid:
+            return _refusal(
+                403, f"this pod works for {caller.kind} {caller.name}, not for {report.owner.name}"
+            )
+        self._board.accept(caller, report)
+        return web.Response(status=204)
+
+
+def _refusal(status: int, message: str, *, retry: bool = False) -> web.Response:
+    headers = {"Retry-After": "5"} if retry else {}
+    return web.json_response({"error": message}, status=status, headers=headers)

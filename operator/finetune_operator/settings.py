@@ -1,0 +1,86 @@
+"""Settings of the process, each from one environment variable of the same name in capitals."""
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+
+class SettingsError(Exception):
+    """An environment variable is missing or wrong; the message names it."""
+
+
+class Settings(BaseModel):
+    """Everything that a deployment may decide."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    pod_namespace: Annotated[
+        str,
+        Field(min_length=1, description="Namespace of the Lease, the report certificate and the Service."),
+    ]
+    pod_name: Annotated[
+        str, Field(min_length=1, description="This process's identity as a holder of the Lease.")
+    ] = f"{socket.gethostname()}-{os.getpid()}"
+    pod_ip: Annotated[
+        str, Field(description="Address that the report Service leads to; empty: no report endpoint.")
+    ] = ""
+    trainer_image: Annotated[
+        str, Field(min_length=1, description="Image of all stages, unless a ComputeProfile names another.")
+    ]
+    image_pull_policy: Annotated[
+        Literal["Always", "IfNotPresent", "Never"], Field(description="Pull policy of the trainer image.")
+    ] = "IfNotPresent"
+    watch_namespaces: Annotated[
+        tuple[str, ...], Field(description="Comma-separated; empty: all namespaces.")
+    ] = ()
+    workers: Annotated[int, Field(ge=1, le=64, description="Objects looked at at the same time.")] = 8
+    lease_name: Annotated[
+        str, Field(min_length=1, description="Of two processes with the same Lease one is active.")
+    ] = "finetune-operator"
+    lease_duration_seconds: Annotated[
+        float, Field(ge=3, le=300, description="How long after its last sign of life a process is replaced.")
+    ] = 15.0
+    report_service: Annotated[
+        str, Field(min_length=1, description="Selector-less Service that pods report to.")
+    ] = "finetune-operator-report"
+    report_port: Annotated[int, Field(ge=1, le=65535, description="HTTPS port of the report endpoint.")] = (
+        8443
+    )
+    http_port: Annotated[
+        int, Field(ge=1, le=65535, description="Port of /healthz, /readyz and /metrics.")
+    ] = 8080
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severe record that is logged.")
+    ] = "INFO"
+    log_format: Annotated[
+        Literal["json", "text"], Field(description="json: one object a line; text: for people.")
+    ] = "json"
+
+    @field_validator("watch_namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings; empty variables count as absent.
+
+        Raises:
+            SettingsError: names every variable that is missing or wrong.
+        """
+        given = {
+            name: environment[name.upper()] for name in cls.model_fields if environment.get(name.upper())
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise SettingsError(f"set these environment variables right: {problems}") from error

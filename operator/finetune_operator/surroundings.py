@@ -1,0 +1,131 @@
+"""What a pass sees: the world of one object, put together from the caches at the cost of its children."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.meta import Resource
+from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
+from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.models import Models
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
+
+R = TypeVar("R", bound=Resource)
+
+
+class Surroundings:
+    """Reads the caches for passes; also what `relations.related` looks things up in."""
+
+    def __init__(self, caches: Caches) -> None:
+        self._caches = caches
+        kinds = caches.kinds
+        self._finetunejobs = Models(kinds["FineTuneJob"], FineTuneJob)
+        self._datasets = Models(kinds["Dataset"], Dataset)
+        self._datasetversions = Models(kinds["DatasetVersion"], DatasetVersion)
+        self._checkpoints = Models(kinds["Checkpoint"], Checkpoint)
+        self._inferencedeployments = Models(kinds["InferenceDeployment"], InferenceDeployment)
+        self._profiles = Models(kinds["ComputeProfile"], ComputeProfile)
+        self._models: dict[str, Models[Any]] = {
+            "FineTuneJob": self._finetunejobs,
+            "Dataset": self._datasets,
+            "DatasetVersion": self._datasetversions,
+            "Checkpoint": self._checkpoints,
+            "InferenceDeployment": self._inferencedeployments,
+            "ComputeProfile": self._profiles,
+        }
+        self._lines: dict[str, CheckpointIndex] = {}
+        kinds["Checkpoint"].subscribe(self._index)
+
+    def resource(self, key: Key) -> Resource | None:
+        """The object as a model; None where it does not exist or cannot be read."""
+        return self._models[key.kind].get(key.namespace, key.name)
+
+    def world(
+        self,
+        resource: Resource,
+        *,
+        now: datetime,
+        facts: OperatorFacts,
+        service_accounts: frozenset[str],
+        progress: RunProgress | None,
+    ) -> World:
+        """Everything but the claims, which need requests."""
+        namespace = resource.namespace
+        jobs = _children(self._caches.jobs, resource.uid)
+        deployments = _children(self._caches.deployments, resource.uid)
+        return World(
+            now=now,
+            facts=facts,
+            jobs=jobs,
+            pods=self._pods(resource.uid, jobs, deployments),
+            deployments=deployments,
+            services=_children(self._caches.services, resource.uid),
+            service_accounts=service_accounts,
+            finetunejobs=self._finetunejobs.named(namespace),
+            datasets=self._datasets.named(namespace),
+            datasetversions=self._datasetversions.named(namespace),
+            checkpoints=self.checkpoints(namespace),
+            inferencedeployments=self._inferencedeployments.named(namespace),
+            profiles=self._profiles.named(""),
+            progress=progress,
+        )
+
+    def finetunejobs(self, namespace: str | None) -> Iterable[FineTuneJob]:
+        return _listed(self._finetunejobs, namespace)
+
+    def datasets(self, namespace: str | None) -> Iterable[Dataset]:
+        return _listed(self._datasets, namespace)
+
+    def inferencedeployments(self, namespace: str | None) -> Iterable[InferenceDeployment]:
+        return _listed(self._inferencedeployments, namespace)
+
+    def computeprofiles(self) -> Iterable[ComputeProfile]:
+        return self._profiles.all()
+
+    def checkpoints(self, namespace: str) -> CheckpointIndex:
+        return self._lines.get(namespace, CheckpointIndex())
+
+    def _index(self, old: Manifest | None, new: Manifest | None) -> None:
+        metadata = (new or old or {})["metadata"]
+        line = self._lines.setdefault(metadata["namespace"], CheckpointIndex())
+        checkpoint = self._checkpoints.parse(new) if new is not None else None
+        if checkpoint is not None:
+            line.put(checkpoint)
+        else:
+            line.remove(metadata["name"])
+
+    def _pods(
+        self, uid: str, jobs: Mapping[str, Manifest], deployments: Mapping[str, Manifest]
+    ) -> dict[str, Manifest]:
+        """Pods of these Jobs and Deployments; anybody may put our labels on a pod of their own."""
+        job_uids = {job["metadata"]["uid"] for job in jobs.values()}
+        pods: dict[str, Manifest] = {}
+        for pod in self._caches.pods.indexed(BY_RUN, uid).values():
+            controller = _controller(pod)
+            # ReplicaSets are not watched; they carry their Deployment's name and a hash.
+            replica_set = controller.get("kind") == "ReplicaSet" and (
+                str(controller["name"]).rpartition("-")[0] in deployments
+            )
+            if controller_uid(pod) in job_uids or replica_set:
+                pods[pod["metadata"]["name"]] = pod
+        return pods
+
+
+def _listed(models: Models[R], namespace: str | None) -> Iterable[R]:
+    return models.all() if namespace is None else models.named(namespace).values()
+
+
+def _children(store: ObjectStore, uid: str) -> dict[str, Manifest]:
+    return {child["metadata"]["name"]: child for child in store.indexed(BY_CONTROLLER, uid).values()}
+
+
+def _controller(obj: Manifest) -> Manifest:
+    references = obj["metadata"].get("ownerReferences") or []
+    return next((reference for reference in references if reference.get("controller")), {})
