@@ -1,0 +1,77 @@
+# `make help` lists the targets. Each one does its own set-up; KUBE_CONTEXT and IMAGE_REGISTRY name an
+# existing cluster and a registry that it pulls from, to be used instead of the local cluster.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest
+
+.PHONY: help demo test unit verify cluster cluster-down images generate golden format constraints clean \
+	python packages-environment packages .venv
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
+	@$(RUN) -m hack.demo
+
+test: packages .venv cluster images ## Every test: unit, API server, end to end on a real node
+	$(PYTEST) tests/unit
+	$(PYTEST) tests/integration
+	$(PYTEST) tests/e2e
+
+unit: packages-environment .venv ## The tests that need no cluster, in seconds
+	$(PYTEST) tests/unit
+
+verify: packages-environment .venv ## Generated files, lint, types, import rules, charts
+	$(RUN) -m hack.generate --check
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports
+	$(RUN) -m hack.charts
+
+cluster: packages .venv ## A local Kubernetes, left running
+	@if [ -n "$${KUBE_CONTEXT:-}" ]; then echo "Using the cluster of context $$KUBE_CONTEXT."; \
+	else $(RUN) -m hack.cluster up; fi
+
+cluster-down: packages-environment .venv ## Stop the local Kubernetes and everything in it
+	@$(RUN) -m hack.cluster down
+
+images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
+	@$(RUN) -m hack.images build
+
+generate: packages-environment .venv ## Write the files that are generated from the code
+	$(RUN) -m hack.generate
+
+golden: packages-environment .venv ## Write the expected outputs of the golden tests anew, for review
+	UPDATE_GOLDEN=1 $(PYTEST) tests/unit/operator/test_reconcile_golden.py
+
+format: packages-environment .venv ## Format the code and apply safe lint fixes
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+constraints: python packages-environment ## Pin the newest dependencies that pyproject.toml and constraints/uv.in allow
+	$(PYTHON) -m hack.bootstrap.constraints --upgrade
+
+clean: cluster-down ## Remove the virtual environment, the cluster's state and what tools left here
+	@$(RUN) -m hack.cluster purge
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+
+.venv: python
+	@$(PYTHON) -m hack.bootstrap.venv
+
+packages-environment: python
+	@$(PYTHON) -m hack.bootstrap.packages environment
+
+packages: python
+	@$(PYTHON) -m hack.bootstrap.packages environment images cluster
+
+python:
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed (package python3 of the distribution)." >&2; exit 1; }

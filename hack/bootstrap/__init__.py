@@ -1,0 +1,1 @@
+"""What must run before the virtual environment exists: the standard library only."""

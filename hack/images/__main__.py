@@ -1,0 +1,49 @@
+"""python -m hack.images build|refs"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from hack.cluster.errors import ClusterError
+from hack.images.build import build, references
+from hack.images.errors import ImageError
+from hack.images.references import Variant
+
+app = typer.Typer(
+    help="Container images of the operator and the trainer.", no_args_is_help=True, add_completion=False
+)
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Turn what a user can mend into a message and exit code 1."""
+    try:
+        yield
+    except (ImageError, ClusterError, subprocess.CalledProcessError) as error:
+        print(f"images: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@app.command(name="build")
+def build_command(variant: Variant = Variant.CPU) -> None:
+    """Build both images and hand them to the local cluster, or push them to the registry IMAGE_REGISTRY.
+
+    Prints their names as JSON. Does nothing for images that are there already.
+    """
+    with failures_told():
+        print(json.dumps(build(variant)._asdict()))
+
+
+@app.command()
+def refs(variant: Variant = Variant.CPU) -> None:
+    """Print the names that the images of the present sources have, as JSON: {"operator": …, "trainer": …}."""
+    with failures_told():
+        print(json.dumps(references(variant)._asdict()))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,99 @@
+"""The base image: the one that the Dockerfiles name, or one of our own where no registry is reached."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from hack.bootstrap.cache import cache_directory
+from hack.bootstrap.uv import ROOT
+from hack.images.buildah import Buildah
+from hack.images.errors import ImageError
+
+DEFAULT: Final = re.compile(r"^ARG BASE_IMAGE=(\S+)$", re.MULTILINE)
+SUITE: Final = "bookworm"
+BOOTSTRAP: Final = (
+    *("mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"),
+    *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
+    *("--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/info/*"),
+    *("--format=tar", SUITE),
+)
+SUBSTITUTE: Final = f"localhost/finetune-base:{hashlib.sha256(repr(BOOTSTRAP).encode()).hexdigest()[:12]}"
+
+
+def base_image(buildah: Buildah) -> str:
+    """Name of the base image; it may have to be made yet (`ensure`).
+
+    BASE_IMAGE of the environment decides. Without it, whether a registry was reached the first time that
+    this machine was asked: the answer is kept, so that tags do not change with the network.
+
+    Raises:
+        ImageError: the Dockerfile names no base image.
+    """
+    if chosen := os.environ.get("BASE_IMAGE"):
+        return chosen
+    record = cache_directory() / "images" / "base"
+    if record.exists():
+        return record.read_text()
+    default = DEFAULT.search((ROOT / "operator" / "Dockerfile").read_text())
+    if default is None:
+        raise ImageError("operator/Dockerfile has no line ARG BASE_IMAGE=…: put it back")
+    chosen = default[1]
+    try:
+        pull(buildah, chosen)
+    except ImageError as error:
+        reason = str(error).splitlines()[-1]
+        print(
+            f"{chosen} cannot be pulled ({reason}).\n"
+            f"A base image is made here instead; to try again later, remove {record}.",
+            file=sys.stderr,
+        )
+        chosen = SUBSTITUTE
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(chosen)
+    return chosen
+
+
+def pull(buildah: Buildah, image: str) -> str:
+    """Pull `image` and return the id that it has in buildah's store.
+
+    Raises:
+        ImageError: no registry was reached, or it has no such image.
+    """
+    return buildah.run("pull", "--quiet", f"docker://{image}")
+
+
+def ensure(buildah: Buildah, image: str) -> str:
+    """Have the base `image` in buildah's store, and return the name or id by which it is found there.
+
+    Raises:
+        ImageError: it can neither be pulled nor made.
+    """
+    if image != SUBSTITUTE:
+        return pull(buildah, image)
+    if not buildah.has(image):
+        print("Making the base image with mmdebstrap (about a minute) …", file=sys.stderr, flush=True)
+        archive = cache_directory() / "images" / "base.tar"
+        try:
+            subprocess.run([*BOOTSTRAP, archive, *_mirrors()], stdin=subprocess.DEVNULL, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ImageError(
+                f"{error}: mmdebstrap needs a mirror of Debian {SUITE}; or set BASE_IMAGE"
+            ) from error
+        container = buildah.run("from", "scratch")
+        buildah.run("add", "--quiet", container, archive, "/")
+        buildah.run("commit", "--quiet", "--rm", container, image)
+        archive.unlink()
+    return image
+
+
+def _mirrors() -> list[Path]:
+    """This machine's own package sources where it is of the same suite; mmdebstrap's default otherwise."""
+    if f"VERSION_CODENAME={SUITE}" not in Path("/etc/os-release").read_text():
+        return []
+    folder = Path("/etc/apt")
+    candidates = [folder / "sources.list", folder / "sources.list.d" / "debian.sources"]
+    return [path for path in candidates if path.exists() and path.stat().st_size]

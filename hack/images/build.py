@@ -1,0 +1,142 @@
+"""From the sources to images that the cluster can run, doing only what has not been done."""
+
+import fcntl
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from hack.bootstrap.cache import cache_directory
+from hack.bootstrap.uv import ROOT
+from hack.images import base
+from hack.images.archive import Image, marker_layer, read_docker_archive
+from hack.images.buildah import Buildah
+from hack.images.dependencies import Dependencies, cpu_dependencies
+from hack.images.errors import ImageError, SourcesChangedError
+from hack.images.node import Node
+from hack.images.references import TRIMMING_FILES, References, Variant, content_key, image_references
+
+OPERATOR: Final = ROOT / "operator" / "Dockerfile"
+TRAINER: Final = ROOT / "trainer_image" / "Dockerfile"
+CODE: Final = "-code"
+
+
+def references(variant: Variant) -> References:
+    """Names of the images of the present sources, whether they are built or not."""
+    return image_references(base.base_image(Buildah()), variant)
+
+
+def build(variant: Variant) -> References:
+    """Build both images and hand them to the registry of IMAGE_REGISTRY, or to the local cluster's node.
+
+    One process at a time; another waits and then finds the work done.
+
+    Raises:
+        ImageError: a build failed, or there is nobody to hand the result to.
+        ClusterError: the node did not take an image.
+        subprocess.CalledProcessError: a tool failed; its own message is on the terminal.
+    """
+    if os.environ.get("KUBE_CONTEXT") and not os.environ.get("IMAGE_REGISTRY"):
+        raise ImageError(
+            "KUBE_CONTEXT names a cluster that does not see this machine's images: "
+            "set IMAGE_REGISTRY to a registry that it pulls from"
+        )
+    buildah = Buildah()
+    folder = cache_directory() / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            builder = Builder(buildah, variant)
+            try:
+                if os.environ.get("IMAGE_REGISTRY"):
+                    builder.push()
+                else:
+                    builder.load(Node())
+            except SourcesChangedError as error:
+                _say(f"{error} Again …")
+            else:
+                return builder.names
+
+
+class Builder:
+    """Builds the images of the present sources, each at most once."""
+
+    def __init__(self, buildah: Buildah, variant: Variant) -> None:
+        self._buildah = buildah
+        self._variant = variant
+        self._base = base.base_image(buildah)
+        self.names = image_references(self._base, variant)
+
+    def push(self) -> None:
+        """Push what the Dockerfiles make; the packages of the CPU variant are copied into a layer."""
+        parent = base.ensure(self._buildah, self._base)
+        self._build(OPERATOR, self.names.operator, parent)
+        if self._variant is Variant.CPU:
+            python, packages = self._cpu_packages(parent)
+            dependencies = f"localhost/{packages.folder.name}:dependencies"
+            if not self._buildah.has(dependencies):
+                self._buildah.add_layer(python, packages.folder, str(packages.destination), dependencies)
+            self._build(TRAINER, self.names.trainer, parent, dependencies)
+        else:
+            self._build(TRAINER, self.names.trainer, parent)
+        for name in self.names:
+            _say(f"Pushing {name} …")
+            # As for Docker: a registry on this machine has no certificate.
+            local = name.partition("/")[0].partition(":")[0] in {"localhost", "127.0.0.1"}
+            self._buildah.run("push", *(("--tls-verify=false",) if local else ()), name, f"docker://{name}")
+
+    def load(self, node: Node) -> None:
+        """Hand to `node` what it does not have."""
+        missing = {name for name in self.names if not node.has(name)}
+        if not missing:
+            return
+        parent = base.ensure(self._buildah, self._base)
+        if self.names.operator in missing:
+            self._build(OPERATOR, self.names.operator, parent)
+            with self._exported(self.names.operator) as image:
+                node.add(self.names.operator, image)
+        if self.names.trainer not in missing:
+            return
+        if self._variant is Variant.CPU:
+            python, packages = self._cpu_packages(parent)
+            code = f"{self.names.trainer}{CODE}"
+            self._build(TRAINER, code, parent, dependencies=python)
+            parents = self._buildah.layers(python)
+            with tempfile.TemporaryDirectory() as folder, self._exported(code) as image:
+                marker = marker_layer(Path(folder) / "marker.tar", f".{packages.folder.name}")
+                node.link(packages, parents, marker, supply=lambda: self._exported(python))
+                node.add(self.names.trainer, image.with_layer(len(parents), marker))
+        else:
+            self._build(TRAINER, self.names.trainer, parent)
+            with self._exported(self.names.trainer) as image:
+                node.add(self.names.trainer, image)
+
+    def _cpu_packages(self, parent: str) -> tuple[str, Dependencies]:
+        """The image of the trainer's stage `python`, and the packages that belong upon it."""
+        python = f"localhost/finetune-trainer-python:{content_key(('trainer_image/Dockerfile',), self._base)}"
+        if not self._buildah.has(python):
+            self._buildah.build(TRAINER, python, base=parent, target="python")
+        return python, cpu_dependencies(self._buildah, python, content_key(TRIMMING_FILES, self._base))
+
+    def _build(self, dockerfile: Path, name: str, parent: str, dependencies: str | None = None) -> None:
+        if not self._buildah.has(name):
+            _say(f"Building {name} …")
+            self._buildah.build(dockerfile, name, base=parent, dependencies=dependencies)
+            if name.removesuffix(CODE) not in image_references(self._base, self._variant):
+                self._buildah.run("rmi", name)
+                raise SourcesChangedError("The sources changed while they were built.")
+
+    @contextmanager
+    def _exported(self, name: str) -> Iterator[Image]:
+        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+            archive = Path(folder) / "image.tar"
+            self._buildah.run("push", name, f"docker-archive:{archive}")
+            yield read_docker_archive(archive)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,9 @@
+"""What the user is told when an image cannot be made."""
+
+
+class ImageError(Exception):
+    """Says what failed and what to do next."""
+
+
+class SourcesChangedError(ImageError):
+    """What was built may not be what its tag says, and was dropped."""

@@ -1,0 +1,21 @@
+"""Trees that share their files."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Make `target` the same file as `source`; a copy where they are on different file systems."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in {errno.EXDEV, errno.EMLINK}:
+            raise
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make the folder `target`, which may exist, hold every file of the folder `source`."""
+    shutil.copytree(source, target, symlinks=True, copy_function=link, dirs_exist_ok=True)
