@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
 from finetune_operator.api.meta import NAME_LIMIT
 from tests.integration.api import Api
 from tests.integration.rules import files
@@ -32,6 +32,14 @@ def test_a_name_with_a_dot_is_refused(api: Api, kind: Kind) -> None:
     assert refused.status == 422
     assert f"metadata.name of kind {kind.name} may not have dots" in refused.message
     assert _named(api, kind, "tickets-v2").accepted
+
+
+def test_an_endpoint_is_named_as_a_service_may_be(api: Api) -> None:
+    kind = KINDS_BY_NAME["InferenceDeployment"]
+    refused = _named(api, kind, "2-desks")
+    assert not refused.accepted
+    assert "begins with a letter, because its Service has the same name" in refused.message
+    assert _named(api, kind, "desks-2").accepted
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.name)

@@ -31,7 +31,7 @@ MODELS_MOUNT: Final = "/mnt/models"
 """Where a serving pod's init container puts what it fetched, and the server reads it."""
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
-REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"  # noqa: S105 - a path, not a token
+REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"
 REPORT_AUDIENCE: Final = "finetune-report"
 REPORT_PATH: Final = "/v1/reports"
 
@@ -41,9 +41,18 @@ METRICS_PORT: Final = 9090
 
 
 class Contract(BaseModel):
-    """Base of all messages: frozen, camelCase on the wire, unknown fields refused."""
+    """Base of all messages: frozen, camelCase on the wire, unknown fields refused.
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="forbid")
+    Numbers are finite: NaN and Infinity are no JSON, and the API server would refuse a status with them.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
 
     def to_json(self) -> str:
         """The wire form, without fields at their default."""

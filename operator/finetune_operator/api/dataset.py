@@ -16,6 +16,7 @@ from finetune_operator.api.meta import (
     Resource,
     Rule,
     SecretReference,
+    StoreUri,
     Uri,
     name_rules,
 )
@@ -115,7 +116,7 @@ class StoreReference(Model):
     )
 
     uri: Annotated[
-        Uri,
+        StoreUri,
         Field(
             description="pvc://CLAIM or pvc://CLAIM/FOLDER in the same namespace."
             " The schemes s3, gs and abfs are reserved and refused by this release."

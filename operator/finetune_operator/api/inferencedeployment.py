@@ -149,6 +149,9 @@ class RevisionStatus(Model):
 
     name: Name
     state: Literal["RollingOut", "Live", "Retired", "Failed"]
+    spec_hash: Annotated[
+        str, Field(max_length=16, description="Of the spec, replicas left out, when it was last tried.")
+    ] = ""
     reason: Annotated[str, Field(max_length=64)] = ""
     message: Message = ""
     since: datetime | None = None
@@ -191,7 +194,14 @@ class InferenceDeploymentStatus(Model):
 class InferenceDeployment(Resource):
     """An OpenAI-compatible endpoint that serves a base model and its fine-tuned models."""
 
-    rules: ClassVar[tuple[Rule, ...]] = name_rules("InferenceDeployment")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *name_rules("InferenceDeployment"),
+        Rule(
+            "!self.metadata.name.matches('^[0-9]')",
+            "metadata.name of kind InferenceDeployment begins with a letter, because its Service has the same"
+            " name: put a letter in front",
+        ),
+    )
 
     kind: str = "InferenceDeployment"
     spec: InferenceDeploymentSpec

@@ -86,17 +86,12 @@ Digest = Annotated[
         ),
     ),
 ]
-Uri = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=1024,
-        pattern=URI,
-        json_schema_extra=pattern_advice(
-            URI, "write SCHEME://PLACE without blanks, for example pvc://models/gemma-3-270m"
-        ),
-    ),
-]
+URI_ADVICE: Final = pattern_advice(
+    URI, "write SCHEME://PLACE without blanks, for example pvc://models/gemma-3-270m"
+)
+Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
+StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
+"""Shorter, so that the uri of an artifact in the store is a Uri."""
 Message = Annotated[str, Field(max_length=1024)]
 DeletionPolicy = Literal["Retain", "Delete"]
 

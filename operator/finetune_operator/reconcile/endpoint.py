@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
 from finetune_operator.build.labels import REVISION
-from finetune_operator.build.serving import endpoint_url
+from finetune_operator.build.serving import build_replicas, endpoint_url
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status.conditions import enter, status_manifest
+from finetune_operator.status.conditions import enter, shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+
+NAMES_SHOWN: Final = 200
+"""Characters of model names in `kubectl get`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Observed:
             return ""
         name: str = self.service["spec"].get("selector", {}).get(REVISION, "")
         return name
+
+    def scaling(self, *revisions: str) -> tuple[Apply, ...]:
+        """What gives these revisions' Deployments the replicas that the spec asks for."""
+        wanted = self.endpoint.spec.replicas
+        return tuple(
+            Apply(build_replicas(deployment, wanted))
+            for name, deployment in self.world.deployments.items()
+            if name in revisions and deployment["spec"].get("replicas", 1) != wanted
+        )
 
     def plan(
         self,
@@ -70,7 +82,7 @@ class Observed:
                 now=now,
             ),
             "display": EndpointDisplay(
-                models=",".join(model.name for model in endpoint.spec.models),
+                models=shortened(",".join(model.name for model in endpoint.spec.models), NAMES_SHOWN),
                 ready=f"{ready}/{endpoint.spec.replicas}",
             ),
             **(update or {}),

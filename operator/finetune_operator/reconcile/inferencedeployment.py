@@ -30,7 +30,8 @@ def reconcile(endpoint: InferenceDeployment, world: World) -> Plan:
     revision = _revision(endpoint, targets, world)
     if isinstance(revision, Revision):
         return Rollout(endpoint, world, targets, revision).plan()
-    return Observed(endpoint, world).plan(revision)
+    observed = Observed(endpoint, world)
+    return observed.plan(revision, apply=observed.scaling(observed.serving))
 
 
 def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> Revision | Halt:
@@ -44,6 +45,9 @@ def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> 
     usable = _check_profile(profile, compute.devices)
     if usable is not None:
         return usable
+    lost = [target.problem for target in targets.models if target.is_lost]
+    if lost:
+        return Blocked(Reason.CHECKPOINT_NOT_FOUND, "; ".join(lost), requeue_after=None)
     if not targets.resolved or targets.base_digest is None:
         first = targets.problems[0]
         message = "; ".join(problem.problem for problem in targets.problems)

@@ -1,11 +1,12 @@
 """What the Deployment of a revision says about itself, and the endpoint's list of revisions."""
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final, Literal
 
-from finetune_operator.api.inferencedeployment import RevisionStatus
-from finetune_operator.build.labels import REVISION
+from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
+from finetune_operator.build.labels import REVISION, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.servingpods import ServingTrouble, serving_trouble
@@ -48,6 +49,12 @@ def failure_of(deployment: Manifest, pods: Mapping[str, Manifest]) -> str | None
     return None
 
 
+def spec_hash(endpoint: InferenceDeployment) -> str:
+    """Tells edits of an endpoint apart; scaling is none."""
+    spec = endpoint.spec.model_dump(mode="json", exclude={"replicas"})
+    return short_hash(json.dumps(spec, sort_keys=True), length=16)
+
+
 def state_of(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:
     """The entry of one revision."""
     return next((revision for revision in revisions if revision.name == name), None)
@@ -61,13 +68,19 @@ def with_state(
     now: datetime,
     reason: str = "",
     message: str = "",
+    spec_hash: str = "",
 ) -> tuple[RevisionStatus, ...]:
     """The list, newest first, with this revision in this state; `since` moves only when the state does."""
     old = state_of(revisions, name)
-    if old is not None and old.state == state:
+    if old is not None and (old.state, old.spec_hash) == (state, spec_hash):
         return revisions
     entry = RevisionStatus(
-        name=name, state=state, reason=reason, message=shortened(message), since=now.replace(microsecond=0)
+        name=name,
+        state=state,
+        spec_hash=spec_hash,
+        reason=reason,
+        message=shortened(message),
+        since=now.replace(microsecond=0),
     )
     if old is not None:
         return tuple(entry if revision.name == name else revision for revision in revisions)

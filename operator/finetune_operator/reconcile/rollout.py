@@ -14,7 +14,6 @@ from finetune_operator.build.serviceaccount import build_runner_account
 from finetune_operator.build.serving import (
     Revision,
     build_deployment,
-    build_replicas,
     build_service,
     endpoint_url,
 )
@@ -24,6 +23,7 @@ from finetune_operator.reconcile.revisions import (
     RevisionState,
     failure_of,
     is_ready,
+    spec_hash,
     state_of,
     trouble_of,
     with_state,
@@ -45,6 +45,7 @@ class Rollout:
         self.targets = targets
         self.wanted = wanted
         self.observed = Observed(endpoint, world)
+        self.spec_hash = spec_hash(endpoint)
         self.revisions: tuple[RevisionStatus, ...] = endpoint.status.revisions
 
     def plan(self) -> Plan:
@@ -55,16 +56,22 @@ class Rollout:
             return self._start()
         if is_ready(deployment, self.endpoint.spec.replicas):
             return self._finish()
+        if self._is_live():
+            return self._degraded(deployment)
         failure = failure_of(deployment, self.world.pods)
         if failure is not None:
             return self._fail(failure)
         return self._wait()
 
     def _has_failed(self) -> bool:
-        """A failed revision is tried again only after somebody has edited the spec."""
+        """A failed revision is tried again only after somebody has edited more than the replicas."""
         entry = state_of(self.revisions, self.wanted.name)
-        edited = self.endpoint.status.observed_generation != self.endpoint.metadata.generation
-        return entry is not None and entry.state == "Failed" and not edited and not self._only_one
+        failed = entry is not None and (entry.state, entry.spec_hash) == ("Failed", self.spec_hash)
+        return failed and not self._only_one
+
+    def _is_live(self) -> bool:
+        entry = state_of(self.revisions, self.wanted.name)
+        return entry is not None and entry.state == "Live" and self.observed.serving == self.wanted.name
 
     @property
     def _only_one(self) -> bool:
@@ -97,6 +104,15 @@ class Rollout:
         return self._result(
             Working(trouble.reason, f"revision {self.wanted.name} is not ready: {trouble.message}")
         )
+
+    def _degraded(self, deployment: Manifest) -> Plan:
+        """Replicas restart or are added; the rollout itself is long over."""
+        ready = deployment.get("status", {}).get("readyReplicas", 0)
+        trouble = trouble_of(self.wanted.name, self.world.pods)
+        why = f": {trouble.message}" if trouble is not None else ""
+        reason = trouble.reason if trouble is not None else Reason.SCALING
+        message = f"{ready} of {self.endpoint.spec.replicas} replicas of {self.wanted.name} are ready{why}"
+        return self._result(Working(reason, message), keep=(self.wanted.name,))
 
     def _finish(self) -> Plan:
         entry = state_of(self.revisions, self.wanted.name)
@@ -169,7 +185,13 @@ class Rollout:
 
     def _mark(self, name: str, state: RevisionState, reason: str = "", message: str = "") -> None:
         self.revisions = with_state(
-            self.revisions, name, state, now=self.world.now, reason=reason, message=message
+            self.revisions,
+            name,
+            state,
+            now=self.world.now,
+            reason=reason,
+            message=message,
+            spec_hash=self.spec_hash if state in ("RollingOut", "Failed") else "",
         )
 
     def _result(
@@ -185,12 +207,11 @@ class Rollout:
     ) -> Plan:
         """The plan, which also scales what serves and removes Deployments that nobody needs any more."""
         keep = keep or (self.wanted.name, self.observed.serving)
+        apply = (*apply, *self.observed.scaling(*keep))
         for name, deployment in self.world.deployments.items():
             if name not in keep and not any(d.manifest is deployment for d in delete):
                 delete = (*delete, Delete(deployment, "Background"))
                 self._retire(name)
-            elif name in keep and deployment["spec"].get("replicas", 1) != self.endpoint.spec.replicas:
-                apply = (*apply, Apply(build_replicas(deployment, self.endpoint.spec.replicas)))
         return self.observed.plan(
             halt,
             create=create,

@@ -17,6 +17,8 @@ class Target:
     checkpoint: Checkpoint | None = None
     reason: Reason | None = None
     problem: str = ""
+    is_lost: bool = False
+    """It is being served, but the record of what serves was deleted, so no new revision can be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +41,64 @@ class Targets:
 
 def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targets:
     """Resolve every model of the endpoint; a name that cannot be resolved keeps what it serves now."""
-    base = endpoint.spec.base_model.digest or endpoint.status.base_model_digest
+    base = endpoint.spec.base_model.digest or _served_base(endpoint, checkpoints)
     serving = {model.name: model.checkpoint for model in endpoint.status.models if model.checkpoint}
     targets: list[Target] = []
     for model in endpoint.spec.models:
         target = _wanted(model, checkpoints)
         if target.checkpoint is not None:
-            trained_from = target.checkpoint.spec.lineage.base_model.digest
-            base = base or trained_from
-            if trained_from != base:
-                target = Target(
-                    model.name,
-                    None,
-                    Reason.BASE_MODEL_MISMATCH,
-                    f"checkpoint {target.checkpoint.name} was trained from base model {trained_from},"
-                    f" but this endpoint serves {base}: serve it from another InferenceDeployment",
-                )
-        if target.checkpoint is None and model.name in serving:
-            target = Target(model.name, checkpoints.get(serving[model.name]), target.reason, target.problem)
+            target = _of_same_base(endpoint, target, target.checkpoint, base)
+        if target.checkpoint is not None:
+            base = base or target.checkpoint.spec.lineage.base_model.digest
+        elif model.name in serving:
+            target = _as_served(target, serving[model.name], checkpoints)
         targets.append(target)
     targets = _one_full_model_only(targets)
     return Targets(base, tuple(targets))
+
+
+def _served_base(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> str | None:
+    """The digest that `spec.baseModel.uri` has stood for since the first revision with this uri."""
+    for model in endpoint.status.models:
+        served = checkpoints.get(model.checkpoint or "")
+        if served is not None:
+            base = served.spec.lineage.base_model
+            return base.digest if base.uri == endpoint.spec.base_model.uri else None
+    return endpoint.status.base_model_digest
+
+
+def _of_same_base(
+    endpoint: InferenceDeployment, target: Target, checkpoint: Checkpoint, base: str | None
+) -> Target:
+    trained_from = checkpoint.spec.lineage.base_model
+    uri = endpoint.spec.base_model.uri
+    if trained_from.uri != uri:
+        problem = (
+            f"checkpoint {checkpoint.name} was trained from base model {trained_from.uri}, but"
+            f" spec.baseModel.uri is {uri}: set it to the model that the line is trained from"
+        )
+    elif base is not None and trained_from.digest != base:
+        problem = (
+            f"checkpoint {checkpoint.name} was trained from base model {trained_from.digest}, but this"
+            f" endpoint serves {base}: serve it from another InferenceDeployment"
+        )
+    else:
+        return target
+    return Target(target.name, None, Reason.BASE_MODEL_MISMATCH, problem)
+
+
+def _as_served(target: Target, serving: str, checkpoints: CheckpointIndex) -> Target:
+    record = checkpoints.get(serving)
+    if record is not None:
+        return Target(target.name, record, target.reason, target.problem)
+    return Target(
+        target.name,
+        None,
+        Reason.CHECKPOINT_NOT_FOUND,
+        f"model {target.name} serves checkpoint {serving}, whose record was deleted; it keeps serving, but"
+        f" nothing can be rolled out until there is another one for it ({target.problem})",
+        is_lost=True,
+    )
 
 
 def _wanted(model: ServedModel, checkpoints: CheckpointIndex) -> Target:
@@ -98,7 +137,7 @@ def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
         return ""
     scores = {
         score.metric: score.value
-        for evaluation in checkpoint.status.evaluations
+        for evaluation in reversed(checkpoint.status.evaluations)  # the newest comes first, and decides
         for score in evaluation.scores
         if score.subject == "Tuned"
     }

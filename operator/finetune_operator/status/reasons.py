@@ -30,6 +30,7 @@ class Reason(StrEnum):
     PROMOTING = "Promoting"
     COLLECTING = "Collecting"
     ROLLING_OUT = "RollingOut"
+    SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
     SUSPENDING = "Suspending"

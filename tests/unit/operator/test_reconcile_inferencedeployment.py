@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from tests.unit.operator.endpoints import Cluster, checkpoint, digest, profile
 
@@ -126,6 +127,93 @@ def test_a_failed_revision_is_tried_again_after_an_edit_and_not_before() -> None
     assert cluster.condition("Stalled") is None
 
 
+def test_scaling_does_not_start_a_failed_revision_again() -> None:
+    cluster, old = serving_cluster()
+    new = promote_second(cluster, old)
+    cluster.miss_deadline(new)
+    cluster.settle()
+    cluster.edit(replicas=2)
+    cluster.settle()
+    assert list(cluster.deployments) == [old]
+    assert cluster.deployments[old]["spec"]["replicas"] == 2
+
+
+def test_a_restarting_replica_is_no_rollout() -> None:
+    cluster, revision = serving_cluster()
+    live = cluster.deployments[revision]
+    cluster.deployments[revision] = {**live, "status": {**live["status"], "readyReplicas": 0}}
+    cluster.log.clear()
+    cluster.settle()
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert (reason, message) == ("Scaling", f"0 of 1 replicas of {revision} are ready")
+    assert [r.state for r in cluster.endpoint.status.revisions] == ["Live"]
+    cluster.deployments[revision] = live
+    cluster.settle()
+    assert cluster.condition("Ready") is not None
+    assert cluster.log == []
+
+
+def test_an_endpoint_that_waits_for_its_profile_can_still_be_scaled() -> None:
+    cluster, revision = serving_cluster()
+    cluster.profiles = {}
+    cluster.edit(replicas=2)
+    cluster.settle()
+    assert cluster.deployments[revision]["spec"]["replicas"] == 2
+    assert (cluster.condition("Reconciling") or ("", ""))[0] == "ProfileNotFound"
+
+
+def test_a_model_whose_record_was_deleted_keeps_being_served() -> None:
+    models = [
+        {"name": "router", "follow": {"model": "tickets"}},
+        {"name": "writer", "pin": {"checkpoint": "pinned"}},
+    ]
+    cluster = Cluster(checkpoint("first", "1"), checkpoint("pinned", "9", promoted=None), models=models)
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    cluster.checkpoints.remove("pinned")
+    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    assert list(cluster.deployments) == [revision]
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "CheckpointNotFound"
+    assert "model writer serves checkpoint pinned, whose record was deleted" in message
+
+
+def test_an_endpoint_for_another_base_model_uri_takes_no_checkpoint() -> None:
+    cluster = Cluster(checkpoint("first", "1"), baseModel={"uri": "pvc://models/other"})
+    cluster.settle()
+    assert not cluster.deployments
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "BaseModelMismatch"
+    assert "spec.baseModel.uri is pvc://models/other" in message
+
+
+def test_many_long_model_names_fit_into_the_columns() -> None:
+    models = [{"name": f"{'m' * 37}-{n:02}", "follow": {"model": "tickets"}} for n in range(32)]
+    cluster = Cluster(checkpoint("first", "1"), models=models)
+    cluster.settle()
+    assert cluster.endpoint.status.display is not None
+    assert len(cluster.endpoint.status.display.models or "") <= 200
+
+
+def test_the_newest_evaluation_decides_on_the_score() -> None:
+    follow = {"model": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
+    judged = checkpoint("first", "1").to_dict()
+    judged["status"]["evaluations"] = [
+        {
+            "checkpoint": "first",
+            "verdict": "Passed",
+            "scores": [{"metric": "exact_match", "subject": "Tuned", "value": value, "rows": 20}],
+        }
+        for value in (0.95, 0.1)
+    ]
+    cluster = Cluster(Checkpoint.model_validate(judged), models=[{"name": "router", "follow": follow}])
+    cluster.settle()
+    assert len(cluster.deployments) == 1
+
+
 def test_a_failed_rollout_is_reported_once() -> None:
     cluster, old = serving_cluster()
     new = promote_second(cluster, old)
@@ -187,7 +275,7 @@ def test_a_checkpoint_of_another_base_model_is_not_rolled_out() -> None:
     cluster, old = serving_cluster()
     second = checkpoint("second", "2", promoted=10).to_dict()
     second["spec"]["lineage"]["baseModel"]["digest"] = digest("c")
-    cluster.checkpoints.put(type(checkpoint("x", "1")).model_validate(second))
+    cluster.checkpoints.put(Checkpoint.model_validate(second))
     cluster.settle()
     assert list(cluster.deployments) == [old]
     reason, message = cluster.condition("Stalled") or ("", "")
