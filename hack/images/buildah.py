@@ -86,7 +86,16 @@ class Buildah:
                 "[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
             )
             self.run(
-                *("build", "--isolation", "chroot", "--network", "host", "--layers", "--pull-never"),
+                *(
+                    "build",
+                    "--isolation",
+                    "chroot",
+                    "--network",
+                    "host",
+                    "--layers",
+                    "--pull-never",
+                    "--force-rm",
+                ),
                 *("--volume", f"{pip_configuration}:/etc/pip.conf:ro"),
                 *("--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"),
                 *("--build-arg", f"BASE_IMAGE={base}"),
