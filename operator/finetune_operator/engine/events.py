@@ -51,6 +51,7 @@ class EventRecorder:
         except AlreadyExists:
             return
         except ApiError as error:
+            del self._said[name]
             logger.warning("event %s of %s was not posted: %s", event.reason, metadata["name"], error)
 
     def _news(self, name: str) -> bool:

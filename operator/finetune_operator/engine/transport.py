@@ -71,7 +71,8 @@ class Transport:
         try:
             response = await self.open(request)
             answer: Manifest = json.loads(await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            # ValueError: a proxy in between answered with something that is no JSON.
             raise Unavailable(f"{request.method} {request.path}: {type(error).__name__} {error}") from error
         return answer
 

@@ -18,6 +18,8 @@ from finetune_trainer.contract import REPORT_AUDIENCE
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 
+RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset"})
+
 TRUSTED: Final = 300.0
 """Seconds for which the answer about a token is not asked for again."""
 DISTRUSTED: Final = 60.0
@@ -117,9 +119,16 @@ class Authorizer:
         if job is None or job["metadata"]["uid"] != reference["uid"]:
             return Refused(f"Job {reference['name']} is gone")
         owner = _controller(job)
-        if owner.get("apiVersion") != API_VERSION:
+        # Whoever may create Jobs may write any owner into one: only a run that exists counts.
+        if owner.get("apiVersion") != API_VERSION or not self._is_run(namespace, owner):
             return Refused(f"Job {reference['name']} belongs to no run")
         return Caller(owner["kind"], namespace, owner["name"], owner["uid"], uid)
+
+    def _is_run(self, namespace: str, owner: Manifest) -> bool:
+        if owner["kind"] not in RUN_KINDS:
+            return False
+        run = self._caches.kinds[owner["kind"]].get(namespace, owner["name"])
+        return run is not None and run["metadata"]["uid"] == owner["uid"]
 
 
 def _controller(obj: Manifest) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""The API server as a user sees it, by path, over one HTTPS connection."""
+
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+from kubernetes import client, config
+
+Object = dict[str, Any]
+
+GROUP = "/apis/finetune.dev/v1alpha1"
+PLURALS = {
+    "FineTuneJob": "finetunejobs",
+    "Dataset": "datasets",
+    "DatasetVersion": "datasetversions",
+    "Checkpoint": "checkpoints",
+    "InferenceDeployment": "inferencedeployments",
+    "ComputeProfile": "computeprofiles",
+}
+
+
+def path_of(kind: str, namespace: str, name: str = "") -> str:
+    """Path of an object or collection of the kinds that the tests deal with."""
+    built_in = {
+        "Job": "/apis/batch/v1/namespaces/{}/jobs",
+        "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+        "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+        "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
+    }
+    if kind == "ComputeProfile":
+        collection = f"{GROUP}/computeprofiles"
+    elif kind in PLURALS:
+        collection = f"{GROUP}/namespaces/{namespace}/{PLURALS[kind]}"
+    elif kind in built_in:
+        collection = built_in[kind].format(namespace)
+    else:
+        collection = f"/api/v1/namespaces/{namespace}/{kind.lower()}s"
+    return f"{collection}/{name}" if name else collection
+
+
+class Api:
+    """Requests as the user of a kubeconfig."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        configuration = client.Configuration()
+        config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        context.load_cert_chain(str(configuration.cert_file), configuration.key_file)
+        self._http = httpx.Client(base_url=configuration.host, verify=context, timeout=30, trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, body: Object | None = None, **headers: str) -> httpx.Response:
+        content = None if body is None else json.dumps(body)
+        sent = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        return self._http.request(method, path, content=content, headers=sent)
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The object, or None where there is none."""
+        answer = self.request("GET", path_of(kind, namespace, name))
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        return _read(answer)
+
+    def list(self, kind: str, namespace: str) -> list[Object]:
+        items: list[Object] = _read(self.request("GET", path_of(kind, namespace)))["items"]
+        return items
+
+    def create(self, manifest: Object) -> Object:
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata.get("namespace", ""))
+        return _read(self.request("POST", path, manifest))
+
+    def apply(self, manifest: Object) -> Object:
+        """Server-side apply, as `kubectl apply --server-side` sends it."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
+        query = "?fieldManager=user&force=true"
+        return _read(
+            self.request("PATCH", path + query, manifest, Content_Type="application/apply-patch+yaml")
+        )
+
+    def patch(self, kind: str, namespace: str, name: str, body: Object, subresource: str = "") -> Object:
+        """JSON merge patch."""
+        path = path_of(kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        return _read(self.request("PATCH", path, body, Content_Type="application/merge-patch+json"))
+
+    def delete(self, kind: str, namespace: str, name: str, propagation: str = "Background") -> None:
+        path = f"{path_of(kind, namespace, name)}?propagationPolicy={propagation}"
+        _read(self.request("DELETE", path))
+
+
+def _read(answer: httpx.Response) -> Object:
+    if answer.is_error:
+        raise AssertionError(
+            f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text}"
+        )
+    read: Object = answer.json()
+    return read

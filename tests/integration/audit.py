@@ -1,0 +1,72 @@
+"""The API server's audit log: what the operator really asked for."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+READS = frozenset({"get", "list", "watch"})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answered request."""
+
+    user: str
+    verb: str
+    resource: str
+    namespace: str
+    name: str
+    code: int
+    at: datetime
+
+
+APART = frozenset({"leases", "tokenreviews"})
+"""Resources whose writes say nothing about what an operator changes."""
+
+
+class AuditLog:
+    """Reads the log from a mark on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def mark(self) -> int:
+        """Where the log ends now."""
+        return self._path.stat().st_size
+
+    def since(self, mark: int) -> Iterator[Asked]:
+        """Requests that were answered after the mark."""
+        with self._path.open("rb") as log:
+            log.seek(mark)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    return
+                event = json.loads(line)
+                if event["stage"] != "ResponseComplete":
+                    continue
+                about = event.get("objectRef", {})
+                subresource = f"/{about['subresource']}" if "subresource" in about else ""
+                yield Asked(
+                    user=event["user"]["username"],
+                    verb=event["verb"],
+                    resource=about.get("resource", event["requestURI"]) + subresource,
+                    namespace=about.get("namespace", ""),
+                    name=about.get("name", ""),
+                    code=event["responseStatus"].get("code", 0),
+                    at=datetime.fromisoformat(event["stageTimestamp"]),
+                )
+
+    def writes(self, mark: int, user: str) -> list[Asked]:
+        """The user's writes after the mark, leases and token reviews apart."""
+        return [
+            asked
+            for asked in self.since(mark)
+            if asked.user == user and asked.verb not in READS and asked.resource not in APART
+        ]
+
+    def seconds_since_write(self, user: str) -> float:
+        """How long ago the user last wrote anything but leases."""
+        last = max((asked.at for asked in self.writes(0, user)), default=datetime.fromtimestamp(0, UTC))
+        return (datetime.now(UTC) - last).total_seconds()

@@ -1,0 +1,83 @@
+"""What a user and a platform team apply in the engine's tests."""
+
+from typing import Any
+
+from tests.integration.api import Api, Object
+
+API_VERSION = "finetune.dev/v1alpha1"
+GATES = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0.3, "over": "Base"}]
+
+
+def of(kind: str, namespace: str, name: str, spec: Object) -> Object:
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def profile(name: str) -> Object:
+    """A profile on CPU; a device is a core."""
+    return of("ComputeProfile", "", name, {"devices": {"resource": "cpu", "max": 4}})
+
+
+def claim(namespace: str, name: str) -> Object:
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def dataset(namespace: str, name: str = "tickets") -> Object:
+    source = {"uri": f"configmap://{name}/rows.jsonl"}
+    return of("Dataset", namespace, name, {"source": source, "store": {"uri": "pvc://artifacts"}})
+
+
+def finetunejob(namespace: str, name: str = "routing", **spec: Any) -> Object:
+    """A run that trains, is judged and is promoted."""
+    return of(
+        "FineTuneJob",
+        namespace,
+        name,
+        {
+            "model": "ticket-routing",
+            "baseModel": {"uri": "pvc://models/tiny"},
+            "dataset": {"ref": {"name": "tickets"}},
+            "compute": {"profile": profile_name(namespace)},
+            "store": {"uri": "pvc://artifacts"},
+            "evaluation": {"gates": GATES},
+            **spec,
+        },
+    )
+
+
+def inferencedeployment(namespace: str, name: str = "support") -> Object:
+    return of(
+        "InferenceDeployment",
+        namespace,
+        name,
+        {
+            "baseModel": {"uri": "pvc://models/tiny"},
+            "models": [{"name": "routing", "follow": {"model": "ticket-routing"}}],
+            "compute": {"profile": profile_name(namespace)},
+        },
+    )
+
+
+def profile_name(namespace: str) -> str:
+    """Profiles are cluster-scoped: each test has its own."""
+    return f"cpu-{namespace}"
+
+
+def prepare_namespace(api: Api, namespace: str) -> None:
+    """What a platform team makes before anybody trains."""
+    api.create(profile(profile_name(namespace)))
+    for name in ("artifacts", "models"):
+        api.create(claim(namespace, name))
+
+
+def condition(obj: Object | None, type_: str) -> Object:
+    """The condition, or an empty object."""
+    conditions = ((obj or {}).get("status") or {}).get("conditions", [])
+    found: Object = next((each for each in conditions if each["type"] == type_), {})
+    return found
+
+
+def is_true(obj: Object | None, type_: str) -> bool:
+    return condition(obj, type_).get("status") == "True"

@@ -1,0 +1,110 @@
+"""Operator processes as they run in a cluster: `python -m finetune_operator` with an environment."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from hack.cluster import ControlPlane
+from tests.ports import free_port
+from tests.waiting import eventually
+
+LEASE_SECONDS = 3
+"""Short, so that a takeover does not take a test's whole time."""
+IMAGE = "registry.example/trainer:1"
+
+
+class Operator:
+    """One process."""
+
+    def __init__(self, name: str, kubeconfig: Path, log: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self.http_port = free_port()
+        self.report_port = free_port()
+        self._log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_operator"],
+                env={
+                    "PATH": os.environ["PATH"],
+                    "KUBECONFIG": str(kubeconfig),
+                    "POD_NAME": name,
+                    "HTTP_PORT": str(self.http_port),
+                    "REPORT_PORT": str(self.report_port),
+                    "LOG_FORMAT": "text",
+                    **environment,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def status_of(self, probe: str) -> int:
+        """HTTP status of /healthz or /readyz; 0 while nothing listens."""
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.http_port}/{probe}", trust_env=False).status_code
+        except httpx.TransportError:
+            return 0
+
+    def metric(self, line: str) -> float | None:
+        """Value of the sample that is written as `line` in the text format."""
+        text = httpx.get(f"http://127.0.0.1:{self.http_port}/metrics", trust_env=False).text
+        values = [row.rpartition(" ")[2] for row in text.splitlines() if row.rpartition(" ")[0] == line]
+        return float(values[0]) if values else None
+
+    def is_active(self) -> bool:
+        return self.status_of("readyz") == httpx.codes.OK and self.metric("finetune_active") == 1
+
+    def wait_ready(self) -> "Operator":
+        eventually(
+            "the operator is ready", lambda: self.status_of("readyz") == 200, describe=lambda: self.log
+        )
+        return self
+
+    def wait_active(self) -> "Operator":
+        eventually("the operator is active", self.is_active, describe=lambda: self.log)
+        return self
+
+    def terminate(self) -> int:
+        """Ask it to stop, as the kubelet does; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Operators:
+    """Starts processes of one release: one user, one Lease, one namespace."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str, folder: Path) -> None:
+        self.user = f"operator-{namespace}"
+        self._kubeconfig = control_plane.client(self.user)
+        self._namespace = namespace
+        self._folder = folder
+        self._started: list[Operator] = []
+
+    def start(self, name: str = "operator-0", **environment: str) -> Operator:
+        """A new process; a name that was used before is a pod that was started again."""
+        given = {
+            "POD_NAMESPACE": self._namespace,
+            "WATCH_NAMESPACES": self._namespace,
+            "TRAINER_IMAGE": IMAGE,
+            "LEASE_DURATION_SECONDS": str(LEASE_SECONDS),
+            **environment,
+        }
+        operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", given)
+        self._started.append(operator)
+        return operator
+
+    def stop_all(self) -> None:
+        for operator in self._started:
+            operator.kill()

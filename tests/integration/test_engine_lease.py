@@ -1,0 +1,97 @@
+"""Who is active: the Lease on a real API server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import load_kube_config
+
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.lease import Lease, LeaseTimes
+from finetune_operator.engine.resources import ResourceTypes
+from hack.cluster import ControlPlane
+from tests.integration.api import Api
+
+TIMES = LeaseTimes(duration=2.0, deadline=1.2, retry=0.2)
+
+
+@pytest.fixture
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    configuration = Configuration()
+    await load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
+    opened = Cluster(configuration, ResourceTypes(), "lease-test")
+    yield opened
+    await opened.close()
+
+
+def lease(cluster: Cluster, namespace: str, identity: str) -> Lease:
+    return Lease(cluster, namespace, "active", identity=identity, times=TIMES)
+
+
+async def acquired(candidate: Lease, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(candidate.acquire(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_the_second_waits_while_the_first_renews(cluster: Cluster, namespace: str) -> None:
+    first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
+    await first.acquire()
+    keeping = asyncio.create_task(first.keep())
+    assert not await acquired(second, 2 * TIMES.duration)
+    assert first.held
+    assert not second.held
+    keeping.cancel()
+
+
+async def test_a_released_lease_is_taken_at_once(cluster: Cluster, namespace: str) -> None:
+    first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
+    await first.acquire()
+    waiting = asyncio.create_task(second.acquire())
+    await asyncio.sleep(TIMES.retry)
+    assert not waiting.done()
+    await first.release()
+    await asyncio.wait_for(waiting, TIMES.duration)
+    assert second.held
+    assert not first.held
+
+
+async def test_a_lease_that_nobody_renews_runs_out(cluster: Cluster, namespace: str, api: Api) -> None:
+    first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
+    await first.acquire()
+    assert not await acquired(second, TIMES.duration / 2)
+    assert await acquired(second, 3 * TIMES.duration)
+    found = api.get("Lease", namespace, "active")
+    assert found is not None
+    assert found["spec"]["holderIdentity"] == "second"
+    assert found["spec"]["leaseTransitions"] == 1
+
+
+async def test_the_old_holder_notices_that_it_was_replaced(cluster: Cluster, namespace: str) -> None:
+    first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
+    await first.acquire()
+    assert await acquired(second, 3 * TIMES.duration)
+    await asyncio.wait_for(first.keep(), TIMES.duration)
+    assert not first.held
+
+
+async def test_a_holder_that_cannot_renew_gives_up_before_another_may_take_over(
+    cluster: Cluster, namespace: str
+) -> None:
+    first = lease(cluster, namespace, "first")
+    await first.acquire()
+    await cluster.close()
+    unreachable = Configuration()
+    unreachable.host = "https://127.0.0.1:1"
+    first._cluster = Cluster(unreachable, ResourceTypes(), "lease-test")
+    # Another may take over after `duration`; this holder must have given up before.
+    await asyncio.wait_for(first.keep(), TIMES.duration)
+    assert not first.held
+
+
+async def test_a_restarted_process_of_the_same_name_goes_on_at_once(cluster: Cluster, namespace: str) -> None:
+    await lease(cluster, namespace, "pod-0").acquire()
+    assert await acquired(lease(cluster, namespace, "pod-0"), TIMES.duration / 2)

@@ -1,0 +1,446 @@
+"""Operator processes on a real API server: what survives restarts, rivals, strangers and repetition."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
+from tests.integration.api import Api, Object, path_of
+from tests.integration.audit import AuditLog
+from tests.integration.chain import (
+    jobs_of_stage,
+    until_all_looked_at,
+    until_condition,
+    until_settled,
+)
+from tests.integration.manifests import condition
+from tests.integration.operators import LEASE_SECONDS, Operator, Operators
+from tests.waiting import eventually
+
+FIRST_STAGE_REQUESTS = 10
+"""Requests that one run may cost until its first stage's Job exists."""
+
+
+@pytest.fixture
+def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
+    manifests.prepare_namespace(api, namespace)
+    started = FakeKubelet(api, namespace)
+    yield started
+    started.close()
+
+
+def created_jobs(audit: AuditLog, mark: int, namespace: str) -> list[str]:
+    return [
+        asked.name
+        for asked in audit.since(mark)
+        if (asked.verb, asked.resource, asked.namespace, asked.code) == ("create", "jobs", namespace, 201)
+    ]
+
+
+def test_rows_become_a_promoted_checkpoint_and_an_endpoint_that_serves_it(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    api.create(manifests.inferencedeployment(namespace))
+    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    assert kubelet.started[:4] == ["prepare", "preflight", "train", "evaluate"]
+    assert [stage["name"] for stage in job["status"]["stages"]] == ["preflight", "train", "evaluate"]
+    assert job["status"]["evaluation"]["verdict"] == "Passed"
+    checkpoint = job["status"]["checkpoints"][0]["name"]
+    promoted = until_condition(api, (namespace, "Checkpoint", checkpoint), "Promoted", operator)
+    assert promoted["spec"]["lineage"]["job"]["uid"] == job["metadata"]["uid"]
+    endpoint = until_condition(api, (namespace, "InferenceDeployment", "support"), "Ready", operator)
+    assert endpoint["status"]["models"][0]["checkpoint"] == checkpoint
+    assert operator.metric('finetune_promotions_total{result="promoted"}') == 1
+    assert operator.metric('finetune_stage_seconds_count{outcome="succeeded",stage="train"}') == 1
+    assert operator.metric(f'finetune_jobs{{namespace="{namespace}",phase="{job["status"]["phase"]}"}}') == 1
+
+
+def test_a_restart_with_everything_in_place_writes_nothing(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    api.create(manifests.inferencedeployment(namespace))
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    until_condition(api, (namespace, "InferenceDeployment", "support"), "Ready", operator)
+    until_settled(audit, operators.user)
+    assert operator.terminate() == 0
+    mark = audit.mark()
+    again = operators.start("operator-1").wait_active()
+    until_all_looked_at(api, namespace, again)
+    assert audit.writes(mark, operators.user) == []
+
+
+def test_a_pass_that_changes_nothing_asks_nothing(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    until_settled(audit, operators.user)
+    mark = audit.mark()
+    looked = 'finetune_reconcile_seconds_count{kind="FineTuneJob",result="ok"}'
+    before = operator.metric(looked) or 0
+    api.patch("FineTuneJob", namespace, "routing", {"metadata": {"annotations": {"note": "seen"}}})
+    eventually("the run was looked at again", lambda: (operator.metric(looked) or 0) > before)
+    asked = [each for each in audit.since(mark) if each.user == operators.user and each.resource != "leases"]
+    assert [each for each in asked if each.verb != "watch"] == []
+
+
+def test_a_run_costs_few_requests_until_its_first_stage(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operators.start().wait_active()
+    until_settled(audit, operators.user)
+    mark = audit.mark()
+    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    kubelet.held.add("prepare")
+    api.create(manifests.finetunejob(namespace, dataset=inline))
+    eventually("the first stage runs", lambda: kubelet.started == ["prepare"])
+    until_settled(audit, operators.user)
+    asked = [
+        each
+        for each in audit.since(mark)
+        if each.user == operators.user and each.resource != "leases" and each.verb != "watch"
+    ]
+    assert len(asked) <= FIRST_STAGE_REQUESTS, asked
+
+
+def test_the_same_manifest_a_hundred_times_is_one_train_job(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    mark = audit.mark()
+    api.apply(manifests.dataset(namespace))
+    for _ in range(100):
+        api.apply(manifests.finetunejob(namespace))
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    until_settled(audit, operators.user)
+    assert len(jobs_of_stage(api, namespace, "train")) == 1
+    assert kubelet.started.count("train") == 1
+    assert len([name for name in created_jobs(audit, mark, namespace) if "-train-" in name]) == 1
+
+
+def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    kubelet.held.add("preflight")
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    ours = eventually("the preflight Job exists", lambda: jobs_of_stage(api, namespace, "preflight"))[0]
+    # Somebody takes the name while the operator is away.
+    assert operator.terminate() == 0
+    name = ours["metadata"]["name"]
+    api.delete("Job", namespace, name)
+    eventually("the Job is gone", lambda: api.get("Job", namespace, name) is None)
+    api.create(stranger(namespace, name))
+    again = operators.start().wait_active()
+    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Stalled", again)
+    assert condition(job, "Stalled")["reason"] == "NameConflict"
+    assert name in condition(job, "Stalled")["message"]
+    found = api.get("Job", namespace, name)
+    assert found is not None
+    assert "ownerReferences" not in found["metadata"]
+    # Once the name is free the run goes on by itself.
+    kubelet.held.clear()
+    api.delete("Job", namespace, name)
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", again)
+
+
+def stranger(namespace: str, name: str) -> Object:
+    container = {"name": "theirs", "image": "registry.example/theirs:1"}
+    spec = {"suspend": True, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def test_a_run_that_was_deleted_and_made_again_does_not_adopt_the_old_runs_job(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    kubelet.held.add("train")
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    old = eventually("the first train Job exists", lambda: jobs_of_stage(api, namespace, "train"), 60)[0]
+    api.delete("FineTuneJob", namespace, "routing")
+    api.create(manifests.finetunejob(namespace))
+
+    def successor() -> Object | None:
+        uid = old["metadata"]["uid"]
+        return next((j for j in jobs_of_stage(api, namespace, "train") if j["metadata"]["uid"] != uid), None)
+
+    new = eventually("the second run has a train Job of its own", successor, 60, lambda: operator.log)
+    assert new["metadata"]["name"] != old["metadata"]["name"]
+    kubelet.held.clear()
+    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    assert new["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    eventually(
+        "the old run's Job is gone", lambda: api.get("Job", namespace, old["metadata"]["name"]) is None
+    )
+    assert kubelet.started.count("train") == 2
+
+
+def test_finished_is_sticky(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    until_settled(audit, operators.user)
+    started = list(kubelet.started)
+    mark = audit.mark()
+    for job in api.list("Job", namespace):
+        api.delete("Job", namespace, job["metadata"]["name"])
+    eventually("all children are gone", lambda: not api.list("Job", namespace))
+    operator.kill()
+    again = operators.start("operator-1").wait_active()
+    until_all_looked_at(api, namespace, again)
+    until_settled(audit, operators.user)
+    assert created_jobs(audit, mark, namespace) == []
+    assert kubelet.started == started
+
+
+def test_a_run_restored_without_its_status_does_not_train_again(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    until_settled(audit, operators.user)
+    assert operator.terminate() == 0
+    for job in api.list("Job", namespace):
+        api.delete("Job", namespace, job["metadata"]["name"])
+    lost = dict.fromkeys((api.get("FineTuneJob", namespace, "routing") or {})["status"])
+    fresh = {**lost, "observedGeneration": -1}
+    api.patch("FineTuneJob", namespace, "routing", {"status": fresh}, "status")
+    mark = audit.mark()
+    again = operators.start().wait_active()
+    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", again)
+    assert condition(job, "Ready")["reason"] == "Restored"
+    assert created_jobs(audit, mark, namespace) == []
+
+
+def test_of_two_operators_one_works_and_the_other_takes_over_when_it_is_killed(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    kubelet.held.add("train")
+    first = operators.start("operator-0").wait_active()
+    second = operators.start("operator-1").wait_ready()
+    mark = audit.mark()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    until_started(kubelet, "train", first)
+    assert second.metric("finetune_active") == 0
+    passes = second.metric('finetune_reconcile_seconds_count{kind="FineTuneJob",result="ok"}')
+    assert passes is None, "the standby has worked"
+    first.kill()
+    kubelet.held.clear()
+    eventually("the standby is active", second.is_active, 10 * LEASE_SECONDS, lambda: second.log)
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", second)
+    assert len([name for name in created_jobs(audit, mark, namespace) if "-train-" in name]) == 1
+
+
+def test_a_graceful_end_hands_over_at_once(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    first = operators.start("operator-0", LEASE_DURATION_SECONDS="300").wait_active()
+    second = operators.start("operator-1", LEASE_DURATION_SECONDS="15").wait_ready()
+    assert first.terminate() == 0
+    # Were the Lease not released, it would run out after five minutes.
+    second.wait_active()
+
+
+def until_started(kubelet: FakeKubelet, stage: str, operator: Operator) -> None:
+    eventually(f"{stage} runs", lambda: stage in kubelet.started, 60, lambda: operator.log)
+
+
+def test_an_operator_that_is_killed_in_every_stage_doubles_and_loses_nothing(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    mark = audit.mark()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    for stage in ("prepare", "preflight", "train", "evaluate"):
+        kubelet.held.add(stage)
+        operator = operators.start().wait_active()
+        until_started(kubelet, stage, operator)
+        operator.kill()
+        kubelet.held.clear()
+    operator = operators.start().wait_active()
+    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    assert sorted(kubelet.started) == ["evaluate", "preflight", "prepare", "train"]
+    assert len(created_jobs(audit, mark, namespace)) == 4
+    assert len(api.list("Checkpoint", namespace)) == len(job["status"]["checkpoints"]) == 1
+
+
+def test_an_operator_whose_lease_is_taken_away_stops_working_until_it_has_it_again(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    intruder = {"holderIdentity": "intruder", "leaseDurationSeconds": 4}
+    api.patch("Lease", namespace, "finetune-operator", {"spec": intruder})
+    eventually(
+        "it has noticed", lambda: operator.metric("finetune_active") == 0, describe=lambda: operator.log
+    )
+    mark = audit.mark()
+    api.create(manifests.dataset(namespace))
+    api.patch("Lease", namespace, "finetune-operator", {"spec": {"leaseDurationSeconds": 5}})
+    eventually("the intruder's lease ran out", operator.is_active, describe=lambda: operator.log)
+    lease = api.get("Lease", namespace, "finetune-operator")
+    assert lease is not None
+    taken = datetime.fromisoformat(lease["spec"]["acquireTime"])
+    assert [asked for asked in audit.writes(mark, operators.user) if asked.at < taken] == []
+    until_condition(api, (namespace, "Dataset", "tickets"), "Ready", operator)
+
+
+def test_without_a_restriction_every_namespace_is_served(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    other = f"{namespace}-other"
+    api.request("POST", "/api/v1/namespaces", {"metadata": {"name": other}}).raise_for_status()
+    for where in (namespace, other):
+        api.create(manifests.dataset(where))
+    api.create(manifests.claim(other, "artifacts"))
+    operators.start(WATCH_NAMESPACES="").wait_active()
+    for where in (namespace, other):
+        eventually(f"{where} is served", lambda where=where: jobs_of_stage(api, where, "prepare"))  # type: ignore[misc]
+
+
+def test_an_operator_that_comes_late_catches_up(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    operator = operators.start().wait_active()
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+
+
+def test_deleting_a_run_frees_its_pods_and_keeps_its_records(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    kubelet.held.add("train")
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    until_started(kubelet, "train", operator)
+    mark = audit.mark()
+    api.delete("FineTuneJob", namespace, "routing")
+    eventually("all pods are gone", lambda: not owned_pods(api, namespace))
+    until_settled(audit, operators.user)
+    assert created_jobs(audit, mark, namespace) == []
+    assert api.list("DatasetVersion", namespace)
+
+
+def owned_pods(api: Api, namespace: str) -> list[Object]:
+    pods = api.list("Pod", namespace)
+    return [pod for pod in pods if pod["metadata"]["labels"].get("finetune.dev/owner-kind") == "FineTuneJob"]
+
+
+def test_a_quota_is_shown_as_what_stands_in_the_way_and_raising_it_helps(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none", "namespace": namespace},
+        "spec": {"hard": {"count/jobs.batch": "0"}},
+    }
+    api.create(quota)
+    eventually(
+        "the quota is in force",
+        lambda: (api.get("ResourceQuota", namespace, "none") or {}).get("status", {}).get("hard"),
+    )
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+
+    def blocked() -> Object | None:
+        found = api.get("Dataset", namespace, "tickets")
+        return found if condition(found, "Reconciling").get("reason") == "QuotaExceeded" else None
+
+    found = eventually("the Dataset names the quota", blocked, describe=lambda: operator.log)
+    assert "exceeded quota" in condition(found, "Reconciling")["message"]
+    api.delete("ResourceQuota", namespace, "none")
+    until_condition(api, (namespace, "Dataset", "tickets"), "Ready", operator)
+
+
+POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+
+
+def forbid_training(api: Api, namespace: str) -> Object:
+    """A policy of the platform's; returns a train Job that it refuses."""
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    allowed = (
+        "!has(object.metadata.labels) || object.metadata.labels[?'finetune.dev/stage'].orValue('') != 'train'"
+    )
+    policy = {
+        "metadata": {"name": namespace},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule], "namespaceSelector": selector},
+            "validations": [{"expression": allowed, "message": "no training on Sundays"}],
+        },
+    }
+    binding = {
+        "metadata": {"name": namespace},
+        "spec": {"policyName": namespace, "validationActions": ["Deny"]},
+    }
+    api.request("POST", f"{POLICIES}ies", policy).raise_for_status()
+    api.request("POST", f"{POLICIES}ybindings", binding).raise_for_status()
+    probe = stranger(namespace, "probe")
+    probe["metadata"]["labels"] = {"finetune.dev/stage": "train"}
+    return probe
+
+
+def test_what_a_policy_refuses_is_told_and_the_run_goes_on_when_it_is_lifted(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    probe = forbid_training(api, namespace)
+    jobs = path_of("Job", namespace)
+    eventually("the policy is in force", lambda: api.request("POST", f"{jobs}?dryRun=All", probe).is_error)
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+
+    def refused() -> Object | None:
+        found = api.get("FineTuneJob", namespace, "routing")
+        return (
+            found if "no training on Sundays" in condition(found, "Reconciling").get("message", "") else None
+        )
+
+    found = eventually("the run tells what is refused", refused, 60, lambda: operator.log)
+    assert condition(found, "Reconciling")["reason"] == "Forbidden"
+    api.request("DELETE", f"{POLICIES}ybindings/{namespace}").raise_for_status()
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+
+
+def test_a_namespace_with_a_running_job_can_be_deleted(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    kubelet.held.add("preflight")
+    elsewhere = {"POD_NAMESPACE": "default", "LEASE_NAME": f"lease-{namespace}"}
+    operator = operators.start(**elsewhere).wait_active()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    until_started(kubelet, "preflight", operator)
+    api.request("DELETE", f"/api/v1/namespaces/{namespace}").raise_for_status()
+    kinds = ("FineTuneJob", "Job", "Pod", "DatasetVersion")
+    eventually("all that was in it is gone", lambda: not any(api.list(kind, namespace) for kind in kinds), 90)
+    for result in ("error", "rejected"):
+        labels = f'{{kind="FineTuneJob",result="{result}"}}'
+        assert operator.metric(f"finetune_reconcile_errors_total{labels}") is None, operator.log
+
+
+def test_a_wrong_setting_is_named_before_anything_starts(operators: Operators) -> None:
+    operator = operators.start(WORKERS="many")
+    assert operator.process.wait(30) == 1
+    assert "WORKERS" in operator.log
