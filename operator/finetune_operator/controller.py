@@ -78,7 +78,7 @@ class Controller:
             await self._tell(primary, stalled(resource, Reason.NAME_CONFLICT, str(error), now), str(error))
             raise
         except Rejected as error:
-            if "NamespaceTerminating" in error.causes:
+            if error.is_for_terminating_namespace:
                 raise Gone(f"namespace {key.namespace} is going") from error
             reason = _reason(error)
             message = f"the API server refuses what this needs: {error.message}"

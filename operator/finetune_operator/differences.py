@@ -1,5 +1,6 @@
 """What happened between two statuses of one object, for the counters."""
 
+from collections import defaultdict
 from typing import Any, Final
 
 from finetune_operator.metrics import Metrics
@@ -34,10 +35,11 @@ def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dic
             succeeded = _condition(new, STAGE_CONDITIONS[stage["name"]]).get("status") == "True"
             outcome = "succeeded" if succeeded else "failed"
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
-    used = _device_seconds(new) - _device_seconds(old)
-    if used > 0:
-        profile = new.get("resolved", {}).get("profile", "")
-        metrics.device_seconds.labels(namespace, profile).inc(used)
+    before = _device_seconds(old)
+    for profile, seconds in _device_seconds(new).items():
+        used = seconds - before[profile]
+        if used > 0:
+            metrics.device_seconds.labels(namespace, profile).inc(used)
     verdict = (new.get("evaluation") or {}).get("verdict")
     if verdict != (old.get("evaluation") or {}).get("verdict") and verdict in {"Failed", "Undecided"}:
         metrics.promotions.labels("gate_failed" if verdict == "Failed" else "undecided").inc()
@@ -59,8 +61,12 @@ def _inferencedeployment(metrics: Metrics, old: dict[str, Any], new: dict[str, A
             metrics.rollouts.labels("succeeded" if state == "Live" else "failed").inc()
 
 
-def _device_seconds(status: dict[str, Any]) -> float:
-    return float((status.get("cost") or {}).get("deviceSeconds", 0.0))
+def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:
+    """By profile: those of the stages that have finished, and those of the one that has not."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for used in (*status.get("stages", ()), status.get("usage") or {}):
+        seconds[used.get("profile", "")] += used.get("deviceSeconds", 0.0)
+    return seconds
 
 
 def _condition(status: dict[str, Any], type_: str) -> dict[str, Any]:

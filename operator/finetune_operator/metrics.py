@@ -40,7 +40,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.stage_seconds = Histogram(
             "finetune_stage_seconds",
-            "Duration of finished stages of FineTuneJobs.",
+            "Duration of finished stages of FineTuneJobs; a Dataset's own prepare is not among them.",
             ("stage", "outcome"),
             buckets=STAGE_BUCKETS,
             registry=self.registry,

@@ -60,11 +60,13 @@ class Surroundings:
         namespace = resource.namespace
         jobs = _children(self._caches.jobs, resource.uid)
         deployments = _children(self._caches.deployments, resource.uid)
+        pods, orphans = self._pods(resource.uid, jobs, deployments)
         return World(
             now=now,
             facts=facts,
             jobs=jobs,
-            pods=self._pods(resource.uid, jobs, deployments),
+            pods=pods,
+            orphans=orphans,
             deployments=deployments,
             services=_children(self._caches.services, resource.uid),
             service_accounts=service_accounts,
@@ -103,10 +105,12 @@ class Surroundings:
 
     def _pods(
         self, uid: str, jobs: Mapping[str, Manifest], deployments: Mapping[str, Manifest]
-    ) -> dict[str, Manifest]:
-        """Pods of these Jobs and Deployments; anybody may put our labels on a pod of their own."""
+    ) -> tuple[dict[str, Manifest], dict[str, tuple[Manifest, ...]]]:
+        """Pods of these Jobs and Deployments, because anybody may put our labels on a pod of their own; and
+        those of other Jobs, by the Job's name."""
         job_uids = {job["metadata"]["uid"] for job in jobs.values()}
         pods: dict[str, Manifest] = {}
+        orphans: dict[str, tuple[Manifest, ...]] = {}
         for pod in self._caches.pods.indexed(BY_RUN, uid).values():
             controller = _controller(pod)
             # ReplicaSets are not watched; they carry their Deployment's name and a hash.
@@ -115,7 +119,9 @@ class Surroundings:
             )
             if controller_uid(pod) in job_uids or replica_set:
                 pods[pod["metadata"]["name"]] = pod
-        return pods
+            elif controller.get("kind") == "Job":
+                orphans[controller["name"]] = (*orphans.get(controller["name"], ()), pod)
+        return pods, orphans
 
 
 def _listed(models: Models[R], namespace: str | None) -> Iterable[R]:

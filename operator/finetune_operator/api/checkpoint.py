@@ -43,7 +43,9 @@ class Lineage(Model):
     base_model: BaseModelRecord
     dataset_version: Name
     job: JobRecord
-    parent_checkpoint: Name | None = None
+    parent_checkpoint: Annotated[
+        Name | None, Field(description="Not written by this release. The Checkpoint it was continued from.")
+    ] = None
     hyperparameters: ResolvedHyperparameters
     trainer_image: Annotated[str, Field(max_length=512)]
 
@@ -65,7 +67,10 @@ class _CheckpointFields(Model):
     metrics: Annotated[tuple[Score, ...], Field(max_length=16, description="Losses at this step.")] = ()
     probe: Annotated[
         str | None,
-        Field(max_length=512, description="What the weights answer to a fixed prompt, as a fingerprint."),
+        Field(
+            max_length=512,
+            description="Not written by this release. What the weights answer to a fixed prompt.",
+        ),
     ] = None
     lineage: Lineage
     approval: Annotated[Approval | None, Field(description="MUTABLE. Approve or reject by hand.")] = None

@@ -305,7 +305,7 @@ class Resolved(Model):
     """What open choices became; chosen once, never again."""
 
     base_model_digest: str | None = None
-    base_model_revision: str | None = None
+    base_model_revision: Annotated[str | None, Field(description="Not written by this release.")] = None
     dataset_version: str | None = None
     dataset_digest: str | None = None
     hyperparameters: ResolvedHyperparameters | None = None
@@ -335,6 +335,7 @@ class StageStatus(Model):
     """Times of one finished stage."""
 
     name: StageName
+    profile: Annotated[Name | None, Field(description="ComputeProfile that it ran on.")] = None
     queued_seconds: float = 0
     seconds: float = 0
     device_seconds: float = 0
@@ -344,6 +345,7 @@ class StageUsage(Model):
     """Time used by a stage that has not finished, over all its pods, also those of before a suspension."""
 
     name: StageName
+    profile: Annotated[Name | None, Field(description="ComputeProfile that it runs on.")] = None
     queued_seconds: float = 0
     seconds: float = 0
     device_seconds: float = 0

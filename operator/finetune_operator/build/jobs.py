@@ -6,7 +6,7 @@ from typing import Final
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import DEVICES, PROFILE, STAGE, STORE, child_labels
-from finetune_operator.build.pods import Credentials, JobStage, Storage, build_stage_pod, queue_of
+from finetune_operator.build.pods import CONTAINER, Credentials, JobStage, Storage, build_stage_pod, queue_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import ExitCode, StageConfig
 
@@ -20,6 +20,11 @@ BACKOFF_LIMIT: Final[dict[JobStage, int]] = {
     "evaluate": 2,
     "collect": 2,
 }
+
+USELESS_AGAIN: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
+"""Ends after which the Job fails at once."""
+NO_FAULT: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
+"""Ends that never count towards `backoffLimit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,18 @@ def pod_failure_policy() -> Manifest:
     The first match wins: an eviction is never the run's fault, whatever code the process ended with. Bad data
     and bad config fail at once, saved preemptions never count, and the rest counts towards `backoffLimit`.
     """
-    useless_again = [ExitCode.BAD_CONFIG.value, ExitCode.BAD_DATA.value]
-    no_fault = [ExitCode.PREEMPTED_SAVED.value, ExitCode.PEER_LOST.value]
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": useless_again}},
-            {"action": "Ignore", "onExitCodes": {"operator": "In", "values": no_fault}},
+            {"action": "FailJob", "onExitCodes": _exit_codes(USELESS_AGAIN)},
+            {"action": "Ignore", "onExitCodes": _exit_codes(NO_FAULT)},
         ]
     }
+
+
+def _exit_codes(codes: tuple[ExitCode, ...]) -> Manifest:
+    # Named, because an injected sidecar's exit code means something else.
+    return {"containerName": CONTAINER, "operator": "In", "values": [code.value for code in codes]}
 
 
 def build_stage_job(

@@ -32,6 +32,11 @@ class Rejected(ApiError):
         self.message = message
         self.causes = causes
 
+    @property
+    def is_for_terminating_namespace(self) -> bool:
+        """Whether it was refused only because the whole namespace is being deleted."""
+        return "NamespaceTerminating" in self.causes
+
 
 class Unavailable(ApiError):
     """The API server cannot answer now, or could not be reached: wait and try again.

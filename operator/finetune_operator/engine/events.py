@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.errors import AlreadyExists, ApiError
+from finetune_operator.engine.errors import AlreadyExists, ApiError, Rejected
 from finetune_operator.engine.resources import EVENT
 from finetune_operator.plan import Event, Manifest
 
@@ -52,7 +52,9 @@ class EventRecorder:
             return
         except ApiError as error:
             del self._said[name]
-            logger.warning("event %s of %s was not posted: %s", event.reason, metadata["name"], error)
+            going = isinstance(error, Rejected) and error.is_for_terminating_namespace
+            level = logging.DEBUG if going else logging.WARNING
+            logger.log(level, "event %s of %s was not posted: %s", event.reason, metadata["name"], error)
 
     def _news(self, name: str) -> bool:
         now = self._clock()

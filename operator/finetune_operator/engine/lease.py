@@ -64,11 +64,12 @@ class Lease:
         """Return once this process holds the Lease."""
         while True:
             try:
-                if await self._try():
-                    self.held = True
-                    logger.info("this process is active now: it holds the lease %s", self._name)
-                    return
-            except ApiError as error:
+                async with asyncio.timeout(self._times.deadline):
+                    if await self._try():
+                        self.held = True
+                        logger.info("this process is active now: it holds the lease %s", self._name)
+                        return
+            except (ApiError, TimeoutError) as error:
                 logger.warning("trying for the lease %s: %s", self._name, error)
             await asyncio.sleep(self._times.retry)
 

@@ -18,10 +18,14 @@ from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.records import record_conditions
 
 EVALUATIONS_AT_MOST: Final = 5
 USERS_AT_MOST: Final = 10
 USERS_SHOWN: Final = 2
+
+BY_VERDICT: Final = frozenset({Reason.PROMOTED, Reason.PROMOTING})
+"""The run's verdict is in favor; nobody's approval is needed."""
 
 
 def claims(checkpoint: Checkpoint, world: World) -> frozenset[str]:  # noqa: ARG001 - every kind has one
@@ -30,7 +34,7 @@ def claims(checkpoint: Checkpoint, world: World) -> frozenset[str]:  # noqa: ARG
 
 
 def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
-    """Decide the promotion, and note evaluations and users."""
+    """Decide the promotion, and note evaluations, users and what this release does not act on."""
     if checkpoint.metadata.deletion_timestamp is not None:
         return Plan()
     job = _job(checkpoint, world)
@@ -49,7 +53,7 @@ def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
                 score=score_text(evaluations[0] if evaluations else None), in_use=_users_text(in_use_by)
             ),
             "conditions": conditions.with_condition(
-                conditions.without(checkpoint.status.conditions, *conditions.STATES),
+                record_conditions(checkpoint, world.now),
                 ConditionType.PROMOTED,
                 "True" if promoted else "False",
                 reason,
@@ -80,28 +84,37 @@ def _promotion(
         return at, Reason.REJECTED, f"rejected: {spec.approval.reason or 'no reason given'}"
     if at is not None:
         return at, Reason.PROMOTED, f"promoted in model line {spec.model}"
-    best = champion(index, spec.model)
-    if is_approved(checkpoint):
-        if best is not None and is_older(checkpoint, best):
-            message = (
-                f"approved, but {best.name}, made later, is the champion of {spec.model}: to serve this one,"
-                " pin it in an InferenceDeployment"
-            )
-            return None, Reason.NOT_PROMOTED, message
-        return _now(checkpoint, world), Reason.PROMOTED, f"approved, and promoted in model line {spec.model}"
-    if job is None:
-        message = f"its FineTuneJob {spec.lineage.job.name} is gone: approve it (spec.approval) to promote it"
-        return None, Reason.NOT_PROMOTED, message
     reason, message = _verdict(checkpoint, job, champion_name(index, spec.model))
+    if is_approved(checkpoint) and reason not in BY_VERDICT:
+        # Where the run itself promotes it or is about to, its approval must not stand in the way.
+        reason, message = _approval(checkpoint, champion(index, spec.model))
     return _now(checkpoint, world) if reason == Reason.PROMOTED else None, reason, message
+
+
+def _approval(checkpoint: Checkpoint, best: Checkpoint | None) -> tuple[Reason, str]:
+    """What a person's approval comes to."""
+    model = checkpoint.spec.model
+    if best is None or not is_older(checkpoint, best):
+        return Reason.PROMOTED, f"approved, and promoted in model line {model}"
+    message = (
+        f"approved, but {best.name}, made later, is the champion of {model}: to serve this one,"
+        " pin it in an InferenceDeployment"
+    )
+    return Reason.NOT_PROMOTED, message
 
 
 def _now(checkpoint: Checkpoint, world: World) -> datetime:
     return promotion_time(world.checkpoints, checkpoint.spec.model, world.now)
 
 
-def _verdict(checkpoint: Checkpoint, job: FineTuneJob, current_champion: str | None) -> tuple[Reason, str]:
+def _verdict(
+    checkpoint: Checkpoint, job: FineTuneJob | None, current_champion: str | None
+) -> tuple[Reason, str]:
     """What the run says about this checkpoint; `Promoted` when nothing is in the way."""
+    if job is None:
+        gone = checkpoint.spec.lineage.job.name
+        message = f"its FineTuneJob {gone} is gone: approve it (spec.approval) to promote it"
+        return Reason.NOT_PROMOTED, message
     evaluation = job.status.evaluation
     if evaluation is None:
         if conditions.is_finished(job):
@@ -119,6 +132,9 @@ def _verdict(checkpoint: Checkpoint, job: FineTuneJob, current_champion: str | N
     if evaluation.verdict == "NoGates" and not job.spec.promotion.without_evaluation:
         return Reason.NOT_PROMOTED, "the run has no gates: set spec.approval.state to Approved to promote it"
     if evaluation.champion != current_champion:
+        if conditions.is_finished(job):
+            message = f"the champion has changed since FineTuneJob {job.name} ended: approve it by hand"
+            return Reason.NOT_PROMOTED, message
         return Reason.PROMOTING, f"to be judged against the champion, {current_champion or 'none'}, first"
     return Reason.PROMOTED, f"promoted in model line {checkpoint.spec.model}: {said or 'without evaluation'}"
 

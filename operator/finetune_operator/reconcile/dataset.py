@@ -260,16 +260,16 @@ def _clear_away(dataset: Dataset, draft: Draft) -> float | None:
     end = conditions.find(dataset.status.conditions, ConditionType.READY) or conditions.find(
         dataset.status.conditions, ConditionType.STALLED
     )
+    due = None if end is None else end.last_transition_time + CHILDREN_TTL
     next_due: float | None = None
     for name, job in draft.world.jobs.items():
         if STAGE not in job["metadata"].get("labels", {}):
             continue
         if name not in current:
             draft.remove(job)
-        elif settled and end is not None and not is_unfinished(job):
-            left = (end.last_transition_time + CHILDREN_TTL - now).total_seconds()
-            if left <= 0:
+        elif settled and due is not None and not is_unfinished(job):
+            if now >= due:
                 draft.remove(job, "Background")
             else:
-                next_due = left
+                next_due = (due - now).total_seconds()
     return next_due

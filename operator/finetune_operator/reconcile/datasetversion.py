@@ -6,6 +6,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.status.records import record_conditions
 
 LOCATIONS_AT_MOST = 5
 
@@ -16,10 +17,9 @@ def claims(version: DatasetVersion, world: World) -> frozenset[str]:  # noqa: AR
 
 
 def reconcile(version: DatasetVersion, world: World) -> Plan:
-    """Note the stores that hold the content."""
+    """Note the stores that hold the content, and what of the spec this release does not act on."""
     generation = version.metadata.generation
     locations = _locations(version, world)
-    kept = conditions.without(version.status.conditions, *conditions.STATES)
     found = bool(locations)
     missing = f"nobody knows which store holds the content: annotate it with {STORE}: pvc://CLAIM"
     new = version.status.model_copy(
@@ -27,7 +27,7 @@ def reconcile(version: DatasetVersion, world: World) -> Plan:
             "observed_generation": generation,
             "locations": locations,
             "conditions": conditions.with_condition(
-                kept,
+                record_conditions(version, world.now),
                 ConditionType.AVAILABLE,
                 "True" if found else "False",
                 Reason.AVAILABLE if found else Reason.STORE_MISSING,

@@ -175,7 +175,7 @@ class Rollout:
         served = []
         for name, checkpoint in self.wanted.models:
             old = before.get(name)
-            if old is None or old.digest != checkpoint.spec.digest:
+            if old is None or (old.checkpoint, old.digest) != (checkpoint.name, checkpoint.spec.digest):
                 since = self.world.now.replace(microsecond=0)
                 old = ServedModelStatus(
                     name=name, checkpoint=checkpoint.name, digest=checkpoint.spec.digest, since=since

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.build.jobs import NO_FAULT, USELESS_AGAIN
 from finetune_operator.build.labels import STAGE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
@@ -96,26 +97,42 @@ def is_stage_running(world: World) -> bool:
     )
 
 
+def left_behind(world: World, job: str) -> Manifest | None:
+    """A pod that still runs although its Job of this name was deleted: beside it a second one must not."""
+    return next(
+        (
+            pod
+            for pod in world.orphans.get(job, ())
+            if pod.get("status", {}).get("phase") not in {"Succeeded", "Failed"}
+        ),
+        None,
+    )
+
+
 def advance(draft: Draft, request: StageRequest) -> Outcome:
     """The stage's result, or how far it is; starts its Job when there is none.
 
-    A Job that disappeared before its result was recorded is created again: the stage then finds its own
-    result in the store, or resumes.
+    A Job that disappeared before its result was recorded is created again, once its pod has ended: the stage
+    then finds its own result in the store, or resumes.
     """
     world = draft.world
     job = world.jobs.get(request.name)
     if job is None:
+        pod = left_behind(world, request.name)
+        if pod is not None:
+            name = pod["metadata"]["name"]
+            return Working(
+                Reason.QUEUED,
+                f"waiting for pod {name} of a deleted {request.stage} Job to end; if its node is lost:"
+                f" kubectl delete pod {name} --force",
+            )
         return _start(draft, request)
     if "deletionTimestamp" in job["metadata"]:
         return Working(Reason.QUEUED, f"waiting for the previous {request.stage} pod to end")
     pods = pods_of(job, world)
     if has_ended(job, "Complete"):
-        result = _result(pods, request)
-        if result is None:
-            return _settling(job, "Complete", request, world.now) or _collect(draft, request)
-        if result.outcome == "Failed":
-            return Broken(result.reason, result.message, result)
-        return result
+        result = _success(pods, request)
+        return result or _settling(job, "Complete", request, world.now) or _collect(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     return _under_way(job, pods, request, world.now)
@@ -145,13 +162,25 @@ def _start(draft: Draft, request: StageRequest) -> Working | Blocked | Failed:
     return Working(Reason.QUEUED, f"the {request.stage} pod is being created")
 
 
-def _result(pods: list[Manifest], request: StageRequest) -> StageResult | None:
-    for pod in pods:
-        message = container_state(pod).get("terminated", {}).get("message", "")
-        result = StageResult.parse(message) if message else None
-        if result is not None and (result.run, result.stage) == (request.run, request.stage):
-            return result
+def _result(pod: Manifest, request: StageRequest) -> StageResult | None:
+    """What the pod left as its termination message, if that is a result of this very stage."""
+    message = container_state(pod).get("terminated", {}).get("message", "")
+    result = StageResult.parse(message) if message else None
+    if result is not None and (result.run, result.stage) == (request.run, request.stage):
+        return result
     return None
+
+
+def _success(pods: list[Manifest], request: StageRequest) -> StageResult | None:
+    """Of a Job that completed, what the pod that succeeded says; an earlier one may have failed."""
+    results = (_result(pod, request) for pod in pods)
+    return next((result for result in results if result and result.outcome == "Succeeded"), None)
+
+
+def _last_word(pods: list[Manifest], request: StageRequest) -> StageResult | None:
+    """What the last pod that ended says; an earlier one may have failed for another reason."""
+    pod = podfailures.last_ended(pods)
+    return None if pod is None else _result(pod, request)
 
 
 def _collect(draft: Draft, request: StageRequest) -> Outcome:
@@ -164,7 +193,8 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
         draft.start_job(built)
     elif not is_unfinished(job):
         how = "Complete" if has_ended(job, "Complete") else "Failed"
-        result = _result(pods_of(job, draft.world), request)
+        pods = pods_of(job, draft.world)
+        result = _success(pods, request) or _last_word(pods, request)
         if result is None:
             settling = _settling(job, how, request, draft.world.now)
             if settling is not None:
@@ -196,12 +226,12 @@ def _retry(draft: Draft, job: Manifest, result: StageResult) -> Retry:
 def _failed(
     draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest
 ) -> Retry | Broken | Working:
-    result = _result(pods, request)
+    if not pods or "terminated" not in container_state(pods[0]):
+        settling = _settling(job, "Failed", request, draft.world.now)
+        if settling is not None:
+            return settling
+    result = _last_word(pods, request)
     if result is None or result.outcome != "Failed":
-        if not pods or "terminated" not in container_state(pods[0]):
-            settling = _settling(job, "Failed", request, draft.world.now)
-            if settling is not None:
-                return settling
         trouble = podfailures.failure(job, pods)
         return Broken(trouble.reason, trouble.message, None)
     if result.reason not in PASSING:
@@ -216,15 +246,28 @@ def _under_way(
     state = container_state(newest) if newest is not None else {}
     if "running" in state:
         return Working(RUNNING[request.stage], f"{request.stage} is running")
-    if "terminated" in state:
-        code = state["terminated"].get("exitCode")
-        if code == 0:
-            return Working(RUNNING[request.stage], f"{request.stage} is finishing")
-        saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
-        return Working(
-            Reason.QUEUED, f"the {request.stage} pod ended with exit code {code}{saved}; the next one follows"
-        )
+    if newest is not None and "terminated" in state:
+        return _between_pods(job, newest, request)
     trouble = podfailures.waiting(job, newest, now)
     if trouble.expected:
         return Working(trouble.reason, trouble.message, trouble.look_again)
     return Blocked(trouble.reason, trouble.message, None)
+
+
+def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working:
+    """The newest pod has ended and the Job has not: its end is being counted, or another pod follows."""
+    stage, code = request.stage, container_state(pod)["terminated"].get("exitCode")
+    failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
+    if code == ExitCode.OK or code in USELESS_AGAIN or failed >= attempts:
+        return Working(RUNNING[stage], f"{stage} is finishing")
+    if code in NO_FAULT or podfailures.is_disrupted(pod):
+        saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
+        return Working(
+            Reason.QUEUED, f"the {stage} pod ended with exit code {code}{saved}; the next one follows"
+        )
+    trouble = _result(pod, request) or podfailures.failure(job, (pod,))
+    return Working(
+        Reason.QUEUED,
+        f"attempt {max(1, failed)} of {attempts} at {stage} failed with {trouble.reason} and is tried again:"
+        f" {trouble.message}",
+    )

@@ -83,6 +83,9 @@ class World:
     facts: OperatorFacts
     jobs: Mapping[str, Manifest] = field(default_factory=dict)
     pods: Mapping[str, Manifest] = field(default_factory=dict)
+    orphans: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
+    """Pods that carry the object's labels and name as their controller a Job that is not among `jobs`, by
+    that Job's name. Anybody may make such a pod: it may hold its object up, and is believed nothing else."""
     deployments: Mapping[str, Manifest] = field(default_factory=dict)
     services: Mapping[str, Manifest] = field(default_factory=dict)
     claims: Mapping[str, Manifest | None] = field(default_factory=dict)

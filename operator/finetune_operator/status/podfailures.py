@@ -1,12 +1,13 @@
 """Why a stage's pod does not start, or how it ended, in words that say what to do."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator.build.labels import PROFILE, STAGE
+from finetune_operator.build.pods import CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import Reason
@@ -45,7 +46,7 @@ def waiting(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
     state = container_state(pod).get("waiting", {})
     reason, message = state.get("reason", ""), shortened(state.get("message", ""), QUOTED_TEXT)
     if reason in IMAGE_REASONS:
-        image = pod["spec"]["containers"][0]["image"]
+        image = _container(pod).get("image")
         return Trouble(
             Reason.IMAGE_UNAVAILABLE,
             f"image {image} of the {stage} pod cannot be pulled: check its name and registry, and that the"
@@ -116,41 +117,65 @@ def _unschedulable(job: Manifest, condition: dict[str, Any]) -> Trouble:
     )
 
 
-def failure(job: Manifest, pods: Sequence[Manifest]) -> Trouble:
-    """Why a Job failed whose pods left no result of their own; newest pod first."""
+def last_ended(pods: Iterable[Manifest]) -> Manifest | None:
+    """Of pods, newest first, the newest that has ended: it decides what is said of its Job."""
+    return next(
+        (
+            pod
+            for pod in pods
+            if "terminated" in container_state(pod) or pod.get("status", {}).get("phase") == "Failed"
+        ),
+        None,
+    )
+
+
+def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
+    """Why a Job failed whose last pod left no result of its own; newest pod first."""
     stage = _stage(job)
     failed = _condition(job, "Failed") or {}
-    for pod in pods:
-        ended = container_state(pod).get("terminated")
-        if ended and ended.get("reason") == "OOMKilled":
-            return _out_of_memory(stage, pod)
-        if pod.get("status", {}).get("reason") == "Evicted":
-            return Trouble(
-                Reason.STAGE_FAILED,
-                f"the {stage} pod was evicted: {shortened(pod['status'].get('message', ''), QUOTED_TEXT)}",
-            )
-        if ended and ended.get("exitCode"):
-            said = shortened(ended.get("message", "").strip(), QUOTED_TEXT)
-            return Trouble(
-                Reason.STAGE_FAILED,
-                f"the {stage} pod ended with exit code {ended['exitCode']}: {said or 'it left no message'}"
-                f" (kubectl logs {pod['metadata']['name']})",
-            )
     if failed.get("reason") == "DeadlineExceeded":
         return Trouble(
             Reason.STAGE_FAILED,
             f"the {stage} Job ran past an activeDeadlineSeconds that was set on it from outside:"
             " remove what sets it",
         )
-    return Trouble(
+    pod = last_ended(pods)
+    trouble = _end(stage, pod) if pod is not None else None
+    return trouble or Trouble(
         Reason.STAGE_FAILED,
         f"the {stage} Job failed and its pods are gone. {failed.get('reason', '')}:"
         f" {shortened(failed.get('message', ''), QUOTED_TEXT)}",
     )
 
 
+def _end(stage: str, pod: Manifest) -> Trouble | None:
+    """How a pod ended badly, if it says so."""
+    status, ended = pod["status"], container_state(pod).get("terminated", {})
+    if ended.get("reason") == "OOMKilled":
+        return _out_of_memory(stage, pod)
+    if status.get("reason") == "Evicted":
+        return Trouble(
+            Reason.STAGE_FAILED,
+            f"the {stage} pod was evicted: {shortened(status.get('message', ''), QUOTED_TEXT)}",
+        )
+    if not ended.get("exitCode"):
+        return None
+    said = shortened(ended.get("message", "").strip(), QUOTED_TEXT)
+    return Trouble(
+        Reason.STAGE_FAILED,
+        f"the {stage} pod ended with exit code {ended['exitCode']}: {said or 'it left no message'}"
+        f" (kubectl logs {pod['metadata']['name']})",
+    )
+
+
+def is_disrupted(pod: Manifest) -> bool:
+    """Whether the cluster took the pod away, which is never the run's fault and never counts."""
+    disrupted = _condition(pod, "DisruptionTarget")
+    return disrupted is not None and disrupted.get("status") == "True"
+
+
 def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
-    limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "unknown")
+    limit = _container(pod).get("resources", {}).get("limits", {}).get("memory", "unknown")
     profile = pod["metadata"].get("labels", {}).get(PROFILE)
     where = f"resources.{stage}.memory of ComputeProfile {profile}" if profile else "its memory limit"
     smaller = (
@@ -162,6 +187,12 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
         Reason.OUT_OF_MEMORY,
         f"the {stage} pod was killed for using more memory than its limit of {limit}: raise {where}{smaller}",
     )
+
+
+def _container(pod: Manifest) -> dict[str, Any]:
+    containers = pod["spec"]["containers"]
+    found: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
+    return found
 
 
 def _stage(job: Manifest) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from finetune_operator.api.finetunejob import Cost, StageName, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
-from finetune_operator.build.labels import DEVICES
+from finetune_operator.build.labels import DEVICES, PROFILE
+from finetune_operator.build.pods import CONTAINER
 from finetune_operator.plan import Manifest
 
 
@@ -16,9 +17,12 @@ def instant(text: str) -> datetime:
 
 
 def container_state(pod: Manifest) -> dict[str, Any]:
-    """The state of the pod's one container: `waiting`, `running`, `terminated`, or nothing yet."""
-    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
-    state: dict[str, Any] = statuses[0].get("state", {})
+    """The state of the trainer's container, whatever a platform injects beside it.
+
+    Holds `waiting`, `running` or `terminated`, or nothing yet.
+    """
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    state: dict[str, Any] = next((s.get("state", {}) for s in statuses if s["name"] == CONTAINER), {})
     return state
 
 
@@ -52,9 +56,11 @@ def measure(
 
     queued = after(instant(job["metadata"]["creationTimestamp"]), min(start for start, _ in spans))
     ran = sum(after(start, end) for start, end in spans)
-    devices = int(job["metadata"].get("labels", {}).get(DEVICES, "0"))
+    labels = job["metadata"].get("labels", {})
+    devices = int(labels.get(DEVICES, "0"))
     return StageUsage(
         name=stage,
+        profile=labels.get(PROFILE),
         queued_seconds=(usage.queued_seconds if usage else 0) + queued,
         seconds=(usage.seconds if usage else 0) + ran,
         device_seconds=(usage.device_seconds if usage else 0) + ran * devices,
@@ -68,6 +74,7 @@ def finished(usage: StageUsage | None, stage: StageName) -> StageStatus:
         return StageStatus(name=stage)
     return StageStatus(
         name=stage,
+        profile=usage.profile,
         queued_seconds=round(usage.queued_seconds, 3),
         seconds=round(usage.seconds, 3),
         device_seconds=round(usage.device_seconds, 3),

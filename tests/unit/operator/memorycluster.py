@@ -13,7 +13,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.labels import STAGE
+from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
@@ -92,11 +92,18 @@ class MemoryCluster:
             for kind in ("Job", "Deployment", "Service")
         )
         uids = {job["metadata"]["uid"] for job in jobs.values()}
+        orphans: dict[str, tuple[Manifest, ...]] = {}
+        for pod in self.of("Pod").values():
+            labelled = pod["metadata"].get("labels", {}).get(RUN) == resource.uid
+            if labelled and _controller(pod) not in uids:
+                job_name = pod["metadata"]["ownerReferences"][0]["name"]
+                orphans[job_name] = (*orphans.get(job_name, ()), pod)
         world = World(
             now=self.now,
             facts=self.facts,
             jobs=jobs,
             pods={n: m for n, m in self.of("Pod").items() if _controller(m) in uids},
+            orphans=orphans,
             deployments=deployments,
             services=services,
             service_accounts=frozenset(self.of("ServiceAccount")),
@@ -176,10 +183,10 @@ class MemoryCluster:
         text = next(variable["value"] for variable in container["env"] if variable["name"] == CONFIG_ENV)
         return CONFIG_ADAPTER.validate_json(text)
 
-    def pod(self, stage: str, state: Manifest, **status: Any) -> Manifest:
-        """Put the newest pod of a stage in a container state, as the kubelet does."""
+    def pod(self, stage: str, state: Manifest, which: str = "pod", **status: Any) -> Manifest:
+        """Put a pod of a stage in a container state, as the kubelet does; `which` tells several apart."""
         job = self.stage_job(stage)
-        name = f"{job['metadata']['name']}-pod"
+        name = f"{job['metadata']['name']}-{which}"
         owner = {
             "kind": "Job",
             "name": job["metadata"]["name"],

@@ -75,6 +75,11 @@ def test_an_eviction_comes_before_any_exit_code() -> None:
     assert {ExitCode.OK, ExitCode.INTERNAL, ExitCode.STORE_UNAVAILABLE}.isdisjoint(named)
 
 
+def test_the_exit_code_of_an_injected_container_decides_nothing() -> None:
+    rules = pod_failure_policy()["rules"]
+    assert [rule["onExitCodes"]["containerName"] for rule in rules[1:]] == ["trainer", "trainer"]
+
+
 @pytest.mark.parametrize(
     ("stage", "spec", "devices", "requests", "limits"),
     [

@@ -163,53 +163,16 @@ def test_a_run_without_status_whose_checkpoints_exist_is_restored_and_not_traine
     assert [checkpoint.name for checkpoint in cluster.job(JOB).status.checkpoints] == [CHECKPOINT]
 
 
-def test_suspending_deletes_the_running_job_in_the_foreground_and_resuming_creates_it_anew() -> None:
-    cluster = reached("train")
-    cluster.start("train", after=3)
-    cluster.now += timedelta(seconds=60)
-    cluster.change("FineTuneJob", JOB, suspend=True)
-    plan = cluster.look("FineTuneJob", JOB)
-    assert [delete.propagation for delete in plan.delete] == ["Foreground"]
-    assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "Suspending"
+def test_each_stage_notes_the_profile_that_it_ran_on() -> None:
+    cluster = MemoryCluster(*surroundings(), profile("l4", default=False), dataset())
+    cluster.add(finetunejob(evaluation={"profile": "l4", "gates": [{"metric": "exact_match", "min": 0.8}]}))
     cluster.settle()
-    states = cluster.states("FineTuneJob", JOB)
-    assert states["Suspended"] == "Suspended"
-    assert {"Ready", "Reconciling", "Stalled"}.isdisjoint(states)
-    assert not cluster.has_stage_job("train")
-    cluster.change("FineTuneJob", JOB, suspend=False)
-    cluster.settle()
-    assert cluster.has_stage_job("train")
-    assert "Suspended" not in cluster.states("FineTuneJob", JOB)
-    assert [event.reason for event in cluster.events if event.reason in {"Suspended", "Resumed"}] == [
-        "Suspended",
-        "Resumed",
-    ]
-
-
-def test_device_seconds_cover_the_time_before_and_after_a_suspension() -> None:
-    cluster = MemoryCluster(*surroundings()[1:], profile(pricePerDeviceHour=3.6, currency="EUR"), dataset())
-    cluster.add(finetunejob(compute={"devices": 2}))
-    cluster.settle()
-    cluster.succeed("prepare", prepared())
-    cluster.settle()
-    cluster.succeed("preflight", preflighted())
-    cluster.settle()
-    cluster.start("train", after=3)
-    cluster.now += timedelta(seconds=60)
-    cluster.change("FineTuneJob", JOB, suspend=True)
-    cluster.settle()
-    cluster.now += timedelta(hours=1)
-    cluster.change("FineTuneJob", JOB, suspend=False)
-    cluster.settle()
-    cluster.start("train", after=4)
-    cluster.settle()
-    cluster.succeed("train", trained(), after=40)
-    cluster.settle()
-    status = cluster.job(JOB).status
-    train = next(stage for stage in status.stages if stage.name == "train")
-    assert (train.queued_seconds, train.seconds, train.device_seconds) == (7, 100, 200)
-    assert status.cost is not None
-    assert (status.cost.device_seconds, status.cost.amount, status.cost.currency) == (200, 0.2, "EUR")
+    for stage, result in (("prepare", prepared()), *((name, RESULTS[name]()) for name in STAGES)):
+        cluster.start(stage)
+        cluster.succeed(stage, result, after=10)
+        cluster.settle()
+    stages = {stage.name: stage.profile for stage in cluster.job(JOB).status.stages}
+    assert stages == {"preflight": "cpu", "train": "cpu", "evaluate": "l4"}
 
 
 def test_nothing_is_created_for_a_run_that_is_being_deleted() -> None:
@@ -240,26 +203,6 @@ def test_a_profile_edited_during_the_run_changes_neither_image_nor_store() -> No
     assert cluster.config("evaluate").store.uri == "pvc://artifacts"
     resolved = cluster.job(JOB).status.resolved
     assert (resolved.store, resolved.profile_generation) == ("pvc://artifacts", 1)
-
-
-def test_a_job_that_is_terminating_under_suspension_is_waited_for() -> None:
-    cluster = reached("train")
-    cluster.change("FineTuneJob", JOB, suspend=True)
-    cluster.stage_job("train")["metadata"]["deletionTimestamp"] = "2030-01-02T03:01:00Z"
-    plan = cluster.look("FineTuneJob", JOB)
-    assert plan.delete == ()
-    assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "Suspending"
-
-
-def test_a_stray_job_under_suspension_is_deleted_without_a_word_of_resuming() -> None:
-    cluster = reached("train")
-    stray = cluster.stage_job("train")
-    cluster.change("FineTuneJob", JOB, suspend=True)
-    cluster.settle()
-    cluster.add(stray)
-    cluster.settle()
-    assert not cluster.has_stage_job("train")
-    assert "Resumed" not in [event.reason for event in cluster.events]
 
 
 def test_progress_shows_in_status_and_never_goes_back() -> None:

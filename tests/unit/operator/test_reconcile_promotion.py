@@ -172,6 +172,32 @@ def test_a_verdict_reached_against_another_champion_is_renewed_before_promotion(
     assert champion_name(checkpoints, "ticket-routing") == CHECKPOINT
 
 
+def waiting_for_promotion() -> MemoryCluster:
+    """A run that passed its gates, in whose line a Checkpoint made later is the champion meanwhile."""
+    cluster = judged(promotion={"mode": "Manual"})
+    job = cluster.objects["FineTuneJob", JOB]
+    job["spec"]["promotion"] = {"mode": "Automatic"}
+    job["status"]["conditions"] = [c for c in job["status"]["conditions"] if c["type"] != "Ready"]
+    cluster.add(record("rival", "9", "2030-01-02T04:00:00Z", creationTimestamp="2030-01-02T03:59:00Z"))
+    return cluster
+
+
+def test_an_approval_does_not_stand_in_the_way_of_a_promotion_that_the_gates_grant() -> None:
+    cluster = waiting_for_promotion()
+    approve(cluster)
+    assert ends(cluster) == ("Promoted", "True/Promoted")
+
+
+def test_a_rejection_that_is_taken_back_after_the_run_has_ended_leaves_the_promotion_to_a_person() -> None:
+    cluster = waiting_for_promotion()
+    approve(cluster, "Rejected")
+    assert ends(cluster) == ("Rejected", "False/Rejected")
+    del cluster.objects["Checkpoint", CHECKPOINT]["spec"]["approval"]
+    cluster.add(record("newest", "8", "2030-01-02T05:00:00Z"))
+    cluster.settle()
+    assert ends_promoted(cluster) == ("False", "NotPromoted")
+
+
 def ends_promoted(cluster: MemoryCluster) -> tuple[str, str]:
     condition = cluster.condition("Checkpoint", CHECKPOINT, "Promoted")
     assert condition is not None

@@ -186,7 +186,9 @@ def test_a_failed_stage_stalls_the_run_with_its_reason(
 
 def test_an_evicted_pod_is_called_so() -> None:
     cluster = reached("train")
-    pod = cluster.pod("train", {}, reason="Evicted", message="The node was low on ephemeral-storage")
+    pod = cluster.pod(
+        "train", {}, phase="Failed", reason="Evicted", message="The node was low on ephemeral-storage"
+    )
     pod["status"]["containerStatuses"] = []
     cluster.end_job("train", "Failed")
     cluster.now += timedelta(seconds=11)

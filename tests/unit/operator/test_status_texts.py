@@ -37,7 +37,7 @@ def pod(started: int, ended: int | None = None) -> Manifest:
     else:
         times = {"startedAt": second(started).isoformat(), "finishedAt": second(ended).isoformat()}
         state = {"terminated": times}
-    return {"status": {"containerStatuses": [{"state": state}]}}
+    return {"status": {"containerStatuses": [{"name": "trainer", "state": state}]}}
 
 
 def test_queued_is_until_the_first_container_starts_and_seconds_count_every_pod() -> None:
@@ -64,7 +64,8 @@ def test_what_was_counted_of_a_pod_stays_when_the_pod_is_gone() -> None:
 
 
 def test_a_stage_whose_container_never_started_has_used_nothing() -> None:
-    pending: Manifest = {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "x"}}}]}}
+    waiting = {"waiting": {"reason": "x"}}
+    pending: Manifest = {"status": {"containerStatuses": [{"name": "trainer", "state": waiting}]}}
     assert measure(None, "train", job(), [pending, {}], second(70)) is None
     assert finished(None, "train").seconds == 0
 

@@ -1,19 +1,21 @@
 """Runs that have nothing to train: finished, restored from a backup, or suspended."""
 
 from datetime import timedelta
+from typing import get_args
 
-from finetune_operator.api.finetunejob import CheckpointSummary, FineTuneJob
-from finetune_operator.build.labels import STAGE
-from finetune_operator.plan import Plan
+from finetune_operator.api.finetunejob import CheckpointSummary, FineTuneJob, StageName
+from finetune_operator.build.labels import STAGE, stage_job_name
+from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage
 from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
-from finetune_operator.reconcile.stages import is_unfinished
+from finetune_operator.reconcile.stages import is_unfinished, left_behind, pods_of
 from finetune_operator.reconcile.steps import Done, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.status.stagetimes import container_state
 
 
 def finished(job: FineTuneJob, world: World) -> Plan:
@@ -73,11 +75,20 @@ def restored(run: Run) -> Plan:
 def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
     running = [child for child in run.world.jobs.values() if is_unfinished(child)]
-    if not running:
+    left = any(left_behind(run.world, stage_job_name(run.job, stage)) for stage in get_args(StageName))
+    if not running and not left:
         return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
     for child in running:
         stage = child["metadata"].get("labels", {}).get(STAGE)
-        if stage in ("prepare", "preflight", "train", "evaluate"):
+        if stage in get_args(StageName) and not _saves(child, run.world):
             count_usage(run, stage)
         run.draft.remove(child)
     return run.plan(Working(Reason.SUSPENDING, "waiting for the pods to save their state and end"))
+
+
+def _saves(child: Manifest, world: World) -> bool:
+    """Whether the Job is on its way and a pod of it still runs: that time is counted once the pod has ended,
+    because counting it in each pass would make each pass write, and so cause the next."""
+    return "deletionTimestamp" in child["metadata"] and any(
+        "running" in container_state(pod) for pod in pods_of(child, world)
+    )

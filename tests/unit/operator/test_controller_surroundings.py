@@ -1,0 +1,183 @@
+"""What a pass sees of the caches."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_operator.build.labels import RUN
+from finetune_operator.caches import Caches
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.world import OperatorFacts, World
+from finetune_operator.surroundings import Surroundings
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1")
+OWNER = "uid-run"
+
+
+def obj(kind: str, name: str, *, uid: str = "", version: int = 1, **more: Any) -> Manifest:
+    metadata = {
+        "name": name,
+        "namespace": "team",
+        "uid": uid or f"uid-{name}",
+        "resourceVersion": str(version),
+    }
+    return {"apiVersion": "finetune.dev/v1alpha1", "kind": kind, "metadata": metadata, **more}
+
+
+def run() -> Manifest:
+    spec = {
+        "model": "line",
+        "baseModel": {"uri": "pvc://models/tiny"},
+        "dataset": {"ref": {"name": "tickets"}},
+    }
+    return obj("FineTuneJob", "run", uid=OWNER, spec=spec)
+
+
+def child(kind: str, name: str, controller: tuple[str, str, str], run: str = OWNER) -> Manifest:
+    made = obj(kind, name)
+    owner_kind, owner_name, owner_uid = controller
+    reference = {"kind": owner_kind, "name": owner_name, "uid": owner_uid, "controller": True}
+    made["metadata"] |= {"ownerReferences": [reference], "labels": {RUN: run}}
+    return made
+
+
+def checkpoint(name: str, model: str = "line", version: int = 1) -> Manifest:
+    digest = "sha256:" + "a" * 64
+    hyperparameters = {
+        "epochs": 1,
+        "learningRate": 0.001,
+        "perDeviceBatchSize": 1,
+        "gradientAccumulationSteps": 1,
+        "maxSequenceLength": 64,
+        "seed": 0,
+        "totalSteps": 1,
+        "saveEverySteps": 1,
+    }
+    lineage = {
+        "baseModel": {"uri": "pvc://models/tiny", "digest": digest},
+        "datasetVersion": "tickets-1",
+        "job": {"name": "run", "uid": OWNER},
+        "hyperparameters": hyperparameters,
+        "trainerImage": "trainer:1",
+    }
+    spec = {
+        "model": model,
+        "digest": digest,
+        "type": "Adapter",
+        "step": 1,
+        "epoch": 1,
+        "uri": "pvc://artifacts/checkpoints/a",
+        "lineage": lineage,
+    }
+    return obj("Checkpoint", name, version=version, spec=spec)
+
+
+class Scene:
+    """Caches with one run in them."""
+
+    def __init__(self) -> None:
+        self.caches = Caches()
+        self.surroundings = Surroundings(self.caches)
+        self.caches.kinds["FineTuneJob"].put(run())
+
+    def world(self) -> World:
+        resource = self.surroundings.resource(Key("FineTuneJob", "team", "run"))
+        assert resource is not None
+        return self.surroundings.world(
+            resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
+        )
+
+
+def test_only_children_by_uid_are_seen() -> None:
+    scene = Scene()
+    scene.caches.jobs.put(child("Job", "ours", ("FineTuneJob", "run", OWNER)))
+    scene.caches.jobs.put(child("Job", "predecessors", ("FineTuneJob", "run", "uid-earlier")))
+    assert set(scene.world().jobs) == {"ours"}
+
+
+def test_a_pod_belongs_to_its_jobs_owner() -> None:
+    scene = Scene()
+    scene.caches.jobs.put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
+    scene.caches.pods.put(child("Pod", "train-abc", ("Job", "train", "uid-train")))
+    assert set(scene.world().pods) == {"train-abc"}
+
+
+def test_a_pod_that_only_carries_our_labels_is_not_believed() -> None:
+    scene = Scene()
+    scene.caches.jobs.put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
+    scene.caches.pods.put(child("Pod", "forged", ("Job", "train", "uid-of-another-job")))
+    loner = child("Pod", "loner", ("Job", "train", "uid-train"))
+    loner["metadata"]["ownerReferences"] = []
+    scene.caches.pods.put(loner)
+    assert set(scene.world().pods) == set()
+
+
+def test_pods_of_a_job_that_is_gone_are_known_by_its_name_and_not_among_the_children() -> None:
+    scene = Scene()
+    for name in ("train-a", "train-b"):
+        scene.caches.pods.put(child("Pod", name, ("Job", "train", "uid-of-a-deleted-job")))
+    scene.caches.pods.put(
+        child("Pod", "other-run", ("Job", "train", "uid-of-a-deleted-job"), run="uid-other")
+    )
+    world = scene.world()
+    assert set(world.pods) == set()
+    assert {pod["metadata"]["name"] for pod in world.orphans["train"]} == {"train-a", "train-b"}
+
+
+def test_a_pod_of_a_deployment_belongs_to_the_deployments_owner() -> None:
+    scene = Scene()
+    scene.caches.deployments.put(child("Deployment", "endpoint-1a2b", ("FineTuneJob", "run", OWNER)))
+    scene.caches.pods.put(child("Pod", "p", ("ReplicaSet", "endpoint-1a2b-7f8d", "uid-rs")))
+    scene.caches.pods.put(child("Pod", "q", ("ReplicaSet", "other-7f8d", "uid-other")))
+    assert set(scene.world().pods) == {"p"}
+
+
+def test_objects_of_other_namespaces_are_not_seen() -> None:
+    scene = Scene()
+    elsewhere = run()
+    elsewhere["metadata"] |= {"namespace": "elsewhere", "name": "other"}
+    scene.caches.kinds["FineTuneJob"].put(elsewhere)
+    assert set(scene.world().finetunejobs) == {"run"}
+
+
+def test_checkpoints_are_found_by_line_and_run_as_they_come_change_and_go() -> None:
+    scene = Scene()
+    store = scene.caches.kinds["Checkpoint"]
+    store.put(checkpoint("c1"))
+    store.put(checkpoint("c2", model="other"))
+    assert [each.name for each in scene.world().checkpoints.of_model("line")] == ["c1"]
+    assert {each.name for each in scene.world().checkpoints.of_run(OWNER)} == {"c1", "c2"}
+    promoted = checkpoint("c1", version=2)
+    promoted["status"] = {"promotedAt": "2026-01-01T00:00:00Z"}
+    store.put(promoted)
+    found = scene.world().checkpoints.get("c1")
+    assert found is not None
+    assert found.status.promoted_at is not None
+    store.remove(promoted)
+    assert scene.world().checkpoints.of_model("line") == ()
+
+
+def test_an_object_that_cannot_be_read_is_left_out_and_hinders_no_other() -> None:
+    scene = Scene()
+    strange = checkpoint("strange")
+    strange["spec"]["lineage"] = "none"
+    scene.caches.kinds["Checkpoint"].put(strange)
+    scene.caches.kinds["Checkpoint"].put(checkpoint("fine"))
+    scene.caches.kinds["FineTuneJob"].put(obj("FineTuneJob", "strange", spec={"model": 7}))
+    world = scene.world()
+    assert [each.name for each in world.checkpoints.of_model("line")] == ["fine"]
+    assert set(world.finetunejobs) == {"run"}
+    assert world.finetunejobs.get("strange") is None
+    assert scene.surroundings.resource(Key("FineTuneJob", "team", "strange")) is None
+
+
+def test_a_model_is_parsed_once_for_each_state() -> None:
+    scene = Scene()
+    key = Key("FineTuneJob", "team", "run")
+    first = scene.surroundings.resource(key)
+    assert scene.surroundings.resource(key) is first
+    changed = run()
+    changed["metadata"]["resourceVersion"] = "2"
+    changed["spec"]["suspend"] = True
+    scene.caches.kinds["FineTuneJob"].put(changed)
+    assert scene.surroundings.resource(key) is not first

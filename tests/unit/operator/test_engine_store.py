@@ -1,0 +1,119 @@
+"""The store only moves forward, whatever order news comes in."""
+
+from typing import Any
+
+from finetune_operator.engine.store import ObjectStore
+from finetune_operator.plan import Manifest
+
+
+def obj(name: str, version: int, *, uid: str = "", namespace: str = "ns", **more: Any) -> Manifest:
+    metadata = {
+        "name": name,
+        "namespace": namespace,
+        "uid": uid or f"uid-{name}",
+        "resourceVersion": str(version),
+    }
+    return {"apiVersion": "v1", "kind": "Thing", "metadata": {**metadata, **more}}
+
+
+def named(store: ObjectStore) -> dict[str, str]:
+    return {each["metadata"]["name"]: each["metadata"]["resourceVersion"] for each in store}
+
+
+def test_older_news_is_ignored() -> None:
+    store = ObjectStore()
+    assert store.put(obj("a", 5))
+    assert not store.put(obj("a", 4))
+    assert not store.put(obj("a", 5))
+    assert named(store) == {"a": "5"}
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 9))
+    assert store.put(obj("a", 10))
+
+
+def test_an_object_of_the_same_name_and_another_uid_replaces_the_old_one() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 5, uid="old"))
+    store.put(obj("a", 8, uid="new"))
+    assert not store.remove(obj("a", 6, uid="old"))
+    assert not store.put(obj("a", 5, uid="old"))
+    assert store.get("ns", "a") == obj("a", 8, uid="new")
+
+
+def test_a_late_event_does_not_bring_a_deleted_object_back() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 5))
+    assert store.remove(obj("a", 7))
+    assert not store.put(obj("a", 6))
+    assert len(store) == 0
+
+
+def test_an_object_whose_labels_match_again_comes_back() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 5))
+    store.remove(obj("a", 7))
+    assert store.put(obj("a", 9))
+
+
+def test_a_list_removes_what_is_gone_and_counts_what_was_missed() -> None:
+    store = ObjectStore()
+    for name in ("kept", "changed", "gone"):
+        store.put(obj(name, 5))
+    missed = store.sync([obj("kept", 5), obj("changed", 8), obj("new", 9)], "10")
+    assert missed == 3
+    assert named(store) == {"kept": "5", "changed": "8", "new": "9"}
+    assert store.sync([obj("kept", 5), obj("changed", 8), obj("new", 9)], "11") == 0
+
+
+def test_a_list_does_not_remove_what_was_created_after_it() -> None:
+    store = ObjectStore()
+    store.put(obj("younger", 12))
+    store.sync([], "10")
+    assert named(store) == {"younger": "12"}
+
+
+def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 5, namespace="one"))
+    store.put(obj("b", 5, namespace="two"))
+    store.sync([], "10", namespace="one")
+    assert named(store) == {"b": "5"}
+
+
+def test_indexes_follow_changes_and_deletions() -> None:
+    store = ObjectStore({"team": lambda each: [each["metadata"].get("team", "none")]})
+    store.put(obj("a", 1, team="red"))
+    store.put(obj("b", 2, team="red"))
+    store.put(obj("a", 3, team="blue"))
+    assert set(store.indexed("team", "red")) == {"ns/b"}
+    assert set(store.indexed("team", "blue")) == {"ns/a"}
+    store.remove(obj("b", 4))
+    assert not store.indexed("team", "red")
+
+
+def test_listeners_hear_old_and_new_state_of_every_change_and_of_nothing_else() -> None:
+    heard: list[tuple[str | None, str | None]] = []
+
+    def version(state: Manifest | None) -> str | None:
+        return state["metadata"]["resourceVersion"] if state else None
+
+    store = ObjectStore()
+    store.subscribe(lambda old, new: heard.append((version(old), version(new))))
+    store.put(obj("a", 1))
+    store.put(obj("a", 1))
+    store.put(obj("a", 2))
+    store.remove(obj("a", 3))
+    assert heard == [(None, "1"), ("1", "2"), ("2", None)]
+
+
+def test_managed_fields_are_not_kept() -> None:
+    store = ObjectStore()
+    given = obj("a", 1, managedFields=[{"manager": "x"}])
+    store.put(given)
+    kept = store.get("ns", "a")
+    assert kept is not None
+    assert "managedFields" not in kept["metadata"]
+    assert "managedFields" in given["metadata"]

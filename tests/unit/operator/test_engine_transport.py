@@ -1,0 +1,62 @@
+"""What an answer of the API server means to the operator."""
+
+import json
+
+import pytest
+
+from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable
+from finetune_operator.engine.resources import JOB, TOKEN_REVIEW, ResourceType, ResourceTypes
+from finetune_operator.engine.transport import error_of
+
+
+def status(**fields: object) -> bytes:
+    return json.dumps({"kind": "Status", "status": "Failure", **fields}).encode()
+
+
+def test_a_taken_name_is_told_from_other_conflicts() -> None:
+    assert type(error_of(409, None, status(reason="AlreadyExists"))) is AlreadyExists
+    assert type(error_of(409, None, status(reason="Conflict"))) is Conflict
+
+
+@pytest.mark.parametrize("code", [401, 408, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_waited_for(code: int) -> None:
+    assert isinstance(error_of(code, None, status(message="not now")), Unavailable)
+
+
+def test_the_servers_wish_for_a_pause_is_kept() -> None:
+    error = error_of(429, "7", status(message="slow down"))
+    assert isinstance(error, Unavailable)
+    assert error.retry_after == 7
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 410, 413, 422])
+def test_other_refusals_carry_reason_and_message_for_the_user(code: int) -> None:
+    error = error_of(code, None, status(reason="Forbidden", message="exceeded quota: gpus"))
+    assert isinstance(error, Rejected)
+    assert (error.code, error.reason, error.message) == (code, "Forbidden", "exceeded quota: gpus")
+
+
+def test_causes_name_reasons_and_fields() -> None:
+    causes = [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]
+    error = error_of(403, None, status(reason="Forbidden", message="no", details={"causes": causes}))
+    assert isinstance(error, Rejected)
+    assert error.causes == {"NamespaceTerminating", "metadata.namespace"}
+
+
+def test_an_answer_that_is_no_status_still_says_what_it_says() -> None:
+    error = error_of(502, None, b"<html>bad gateway</html>")
+    assert isinstance(error, Unavailable)
+    assert "bad gateway" in str(error)
+
+
+def test_paths_are_those_of_the_api() -> None:
+    custom = ResourceType("finetune.dev/v1alpha1", "ComputeProfile", "computeprofiles", namespaced=False)
+    assert JOB.path("team-a", "train", "status") == "/apis/batch/v1/namespaces/team-a/jobs/train/status"
+    assert JOB.path() == "/apis/batch/v1/jobs"
+    assert custom.path("ignored", "gpu") == "/apis/finetune.dev/v1alpha1/computeprofiles/gpu"
+    assert TOKEN_REVIEW.path() == "/apis/authentication.k8s.io/v1/tokenreviews"
+
+
+def test_an_unknown_type_is_named() -> None:
+    with pytest.raises(KeyError, match=r"Widget of example\.com/v1"):
+        ResourceTypes().of({"apiVersion": "example.com/v1", "kind": "Widget"})

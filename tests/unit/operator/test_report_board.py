@@ -1,0 +1,105 @@
+"""How much of the runs' progress becomes status writes."""
+
+import itertools
+
+from finetune_operator.plan import Key
+from finetune_operator.report.authorizer import Caller
+from finetune_operator.report.board import ProgressBoard
+from finetune_trainer.contract import Owner, Progress, Report, Stage
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Runs:
+    """A board, its clock, and when it had which run looked at."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.looks: list[tuple[str, float]] = []
+        self.board = ProgressBoard(self._announce, self.clock)
+        self._sequence = 0
+
+    def _announce(self, key: Key, delay: float) -> None:
+        self.looks.append((key.name, self.clock.now + delay))
+
+    def report(
+        self, step: int, *, run: str = "job", stage: Stage = "train", sequence: int | None = None
+    ) -> None:
+        self._sequence += 1
+        owner = Owner(kind="FineTuneJob", namespace="ns", name=run, uid=f"uid-{run}")
+        report = Report(
+            owner=owner,
+            stage=stage,
+            sequence=self._sequence if sequence is None else sequence,
+            progress=Progress(step=step, total_steps=1000),
+        )
+        self.board.accept(Caller("FineTuneJob", "ns", run, f"uid-{run}", "pod"), report)
+
+    def step(self, run: str = "job") -> int | None:
+        newest = self.board.progress(f"uid-{run}")
+        return newest.progress.step if newest else None
+
+
+def test_the_first_report_is_told_at_once() -> None:
+    runs = Runs()
+    runs.report(0)
+    assert runs.looks == [("job", 1000.0)]
+
+
+def test_less_than_one_percent_is_kept_but_not_told() -> None:
+    runs = Runs()
+    runs.report(0)
+    runs.clock.now += 60
+    runs.report(9)
+    assert len(runs.looks) == 1
+    assert runs.step() == 9
+
+
+def test_a_run_is_looked_at_every_ten_seconds_at_most_and_then_sees_the_newest() -> None:
+    runs = Runs()
+    runs.report(0)
+    for second in range(1, 41):
+        runs.clock.now = 1000.0 + second
+        runs.report(second * 20)
+    assert [at for _, at in runs.looks] == [1000.0, 1010.0, 1020.0, 1030.0, 1040.0, 1050.0]
+    assert runs.step() == 800
+
+
+def test_another_stage_is_told_at_once() -> None:
+    runs = Runs()
+    runs.report(0, stage="preflight")
+    runs.clock.now += 1
+    runs.report(0, stage="train")
+    assert runs.looks[-1] == ("job", 1001.0)
+
+
+def test_an_older_report_that_comes_late_is_no_news() -> None:
+    runs = Runs()
+    runs.report(500, sequence=10)
+    runs.clock.now += 60
+    runs.report(100, sequence=9)
+    assert runs.step() == 500
+    assert len(runs.looks) == 1
+
+
+def test_all_runs_together_cause_twenty_looks_a_second_at_most() -> None:
+    runs = Runs()
+    for number in range(100):
+        runs.report(0, run=f"job-{number}")
+    times = [at for _, at in runs.looks]
+    assert len(times) == 100
+    assert max(times) - min(times) > 4.9
+    assert all(later - earlier >= 0.0499 for earlier, later in itertools.pairwise(times))
+
+
+def test_a_run_that_is_gone_is_forgotten() -> None:
+    runs = Runs()
+    runs.report(1)
+    runs.board.forget("uid-job")
+    assert runs.step() is None

@@ -1,0 +1,81 @@
+"""What the report endpoint answers before it asks anybody; the rest is tested with a real API server."""
+
+import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.caches import Caches
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import Unavailable
+from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.report import certificate
+from finetune_operator.report.authorizer import REVIEWS_AT_ONCE, Authorizer, TooManyReviews
+from finetune_operator.report.board import ProgressBoard
+from finetune_operator.report.server import ReportServer
+from finetune_trainer.contract import REPORT_PATH
+from tests.ports import free_port
+
+
+class Endpoint:
+    """A server on a port of its own, whose API server cannot be reached."""
+
+    def __init__(self) -> None:
+        self.active = True
+        unreachable = Configuration()
+        unreachable.host = "https://127.0.0.1:1"
+        self.cluster = Cluster(unreachable, ResourceTypes(), "test")
+        board = ProgressBoard(lambda _key, _delay: None)
+        self.server = ReportServer(Authorizer(self.cluster, Caches()), board, lambda: self.active)
+        self.certificate = certificate.make("localhost", "x", datetime.now(UTC))
+        self.port = free_port()
+        context = ssl.create_default_context(cadata=self.certificate.ca)
+        self.client = httpx.AsyncClient(verify=context, trust_env=False, timeout=30)
+
+    async def post(self, **headers: str) -> httpx.Response:
+        return await self.client.post(
+            f"https://127.0.0.1:{self.port}{REPORT_PATH}",
+            headers=headers,
+            content="{}",
+            extensions={"sni_hostname": "localhost.x.svc"},
+        )
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    made = Endpoint()
+    await made.server.start(made.port, made.certificate.context())
+    yield made
+    await made.client.aclose()
+    await made.server.stop()
+    await made.cluster.close()
+
+
+async def test_a_process_that_is_not_active_says_so(endpoint: Endpoint) -> None:
+    endpoint.active = False
+    answer = await endpoint.post(Authorization="Bearer token")
+    assert answer.status_code == 503
+    assert "Retry-After" in answer.headers
+
+
+async def test_a_token_is_asked_for(endpoint: Endpoint) -> None:
+    for headers in ({}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer"}):
+        assert (await endpoint.post(**headers)).status_code == 401
+
+
+async def test_a_token_that_cannot_be_checked_now_may_come_again(endpoint: Endpoint) -> None:
+    answer = await endpoint.post(Authorization="Bearer token")
+    assert answer.status_code == 503
+    assert "API server" in answer.json()["error"]
+
+
+async def test_a_flood_of_unknown_tokens_is_not_passed_on(endpoint: Endpoint) -> None:
+    authorizer = Authorizer(endpoint.cluster, Caches(), clock=lambda: 0.0)
+    for number in range(REVIEWS_AT_ONCE):
+        with pytest.raises(Unavailable):
+            await authorizer.caller(f"token {number}")
+    with pytest.raises(TooManyReviews):
+        await authorizer.caller("one more")
