@@ -1,0 +1,32 @@
+"""Models are made once, and one server answers all tests of the API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.trainer.serve.endpoint import Endpoint, serve_config, served_here
+from tests.unit.trainer.serve.models import Oracle, make_endless, make_gemma, make_llama
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with all models."""
+    folder = tmp_path_factory.mktemp("models")
+    make_llama(folder)
+    make_gemma(folder)
+    make_endless(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle(root: Path) -> Oracle:
+    """The Llama's right answers."""
+    return Oracle(root, "llama")
+
+
+@pytest.fixture(scope="session")
+def endpoint(root: Path) -> Iterator[Endpoint]:
+    """A server of the Llama and its adapters, with places for four requests."""
+    with served_here(serve_config(root, max_batch_size=4)) as served:
+        yield served

@@ -1,0 +1,120 @@
+"""A server as its clients meet it: on a port of its own, in this process or in another."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from finetune_trainer.contract import CONFIG_ENV, Owner, ServeConfig, ServedModel
+from finetune_trainer.serve.app import application
+from finetune_trainer.serve.server import DrainingServer, listen
+from finetune_trainer.serve.service import Service
+from tests.unit.trainer.serve.models import ADAPTERS
+
+DEADLINE_SECONDS = 300.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {DEADLINE_SECONDS:.0f} seconds"
+        time.sleep(0.02)
+
+
+def serve_config(root: Path, port: int = 0, kind: str = "llama", **settings: Any) -> ServeConfig:
+    """A base model and its two adapters."""
+    defaults: dict[str, Any] = {
+        "owner": Owner(kind="InferenceDeployment", namespace="team", name="tickets", uid="1"),
+        "base_folder": kind,
+        "models": tuple(ServedModel(name=name, folder=f"{kind}-{name}") for name in ADAPTERS),
+        "models_path": str(root),
+        "port": port,
+        "drain_seconds": 0,
+    }
+    return ServeConfig(**{**defaults, **settings})
+
+
+class Endpoint:
+    """Clients of one server."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS)
+        self.openai = self.sdk(max_retries=0)
+
+    def sdk(self, **settings: Any) -> openai.OpenAI:
+        """The client that users have."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=DEADLINE_SECONDS, **settings)
+
+    def health(self) -> int | None:
+        """Status of /health; None while nobody listens."""
+        try:
+            return self.http.get("/health").status_code
+        except httpx.TransportError:
+            return None
+
+    def metric(self, sample: str) -> float:
+        """The value of one sample line, 0 where there is none."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample + " ")), 0.0)
+
+
+@contextmanager
+def served_here(config: ServeConfig) -> Iterator[Endpoint]:
+    """The server in a thread of this process, ready; signals are left to the tests of the process."""
+    service = Service(config)
+    server = DrainingServer(application(service), service.drain, lambda: service.broken)
+    with listen(0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        endpoint = Endpoint(listener.getsockname()[1])
+        try:
+            wait_until(lambda: endpoint.health() == 200 or not thread.is_alive())
+            yield endpoint
+        finally:
+            endpoint.http.close()
+            server.should_exit = True
+            thread.join()
+    service.raise_failure()
+
+
+class ServerProcess(Endpoint):
+    """The server as a pod runs it."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        port = settings.pop("port", None) or free_port()
+        super().__init__(port)
+        config = serve_config(root, port, **settings).to_json()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_trainer"],
+            env={**os.environ, CONFIG_ENV: config, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and log, once it ends."""
+        log, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
+        return self.process.returncode, log
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -1,0 +1,229 @@
+"""The model thread, driven pass by pass: who gets a place, who waits, who leaves, who fails."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer.serve.engine import Engine
+from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Sampling, Token
+from finetune_trainer.serve.loading import Served, load
+from tests.unit.trainer.serve.endpoint import DEADLINE_SECONDS, serve_config, wait_until
+
+
+class Gate(torch.nn.Module):
+    """A model that makes a pass only when it is let, and breaks when it is told to."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.passes = threading.Semaphore(0)
+        self.batch_sizes: list[int] = []
+        self.broken_by: int | None = None
+        """A token id whose presence in the input fails the pass."""
+        self.overflow_by: int | None = None
+        """A token id after which a row's logits are no numbers."""
+
+    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        assert self.passes.acquire(timeout=DEADLINE_SECONDS)
+        self.batch_sizes.append(len(input_ids))
+        if self.broken_by is not None and (input_ids == self.broken_by).any():
+            raise RuntimeError("out of memory")
+        output = self.model(input_ids=input_ids, **inputs)
+        if self.overflow_by is not None:
+            output.logits[(input_ids == self.overflow_by).any(dim=-1)] = float("nan")
+        return output
+
+
+class Asked:
+    """One request and its events."""
+
+    def __init__(self, engine: Engine, prompt: list[int], max_tokens: int, temperature: float = 0) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.generation = Generation("base", prompt, Sampling(max_tokens, temperature), self.events.put)
+        self.accepted = engine.submit(self.generation)
+
+    def next(self) -> Event:
+        return self.events.get(timeout=DEADLINE_SECONDS)
+
+    def tokens(self) -> int:
+        return sum(isinstance(event, Token) for event in list(self.events.queue))
+
+
+class Rig:
+    """An engine with two places and room for two that wait."""
+
+    def __init__(self, engine: Engine, gate: Gate) -> None:
+        self.engine = engine
+        self.gate = gate
+
+    def ask(self, max_tokens: int, token: int = 10) -> Asked:
+        return Asked(self.engine, [token] * 3, max_tokens)
+
+    def let(self, passes: int) -> None:
+        before = len(self.gate.batch_sizes)
+        self.gate.passes.release(passes)
+        wait_until(lambda: len(self.gate.batch_sizes) == before + passes)
+
+
+@pytest.fixture(scope="module")
+def served(root: Path) -> Served:
+    return load(serve_config(root, models=()))
+
+
+@pytest.fixture
+def rig(served: Served) -> Iterator[Rig]:
+    gate = Gate(served.model)
+    # No stop token: only lengths end these answers.
+    engine = Engine(
+        Served(
+            gate, served.adapters, served.tokenizer, frozenset(), served.context_length, served.vocabulary
+        ),
+        max_batch_size=2,
+        max_queue=2,
+    )
+    engine.start()
+    with released_at_the_end(engine, gate):
+        yield Rig(engine, gate)
+
+
+@contextmanager
+def released_at_the_end(engine: Engine, gate: Gate) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        gate.passes.release(1000)
+        engine.stop()
+
+
+def test_a_short_request_joins_and_leaves_while_a_long_one_runs(rig: Rig) -> None:
+    long = rig.ask(max_tokens=100)
+    rig.let(5)
+    short = rig.ask(max_tokens=3)
+    # A pass of the long one alone may have begun; then the prompt is read, and two steps bring the rest.
+    rig.let(4)
+
+    assert isinstance(short.next(), Token)
+    assert isinstance(short.next(), Token)
+    end = short.next()
+    assert isinstance(end, Finished)
+    assert (end.reason, end.completion_tokens) == ("length", 3)
+    wait_until(lambda: rig.engine.running == 1)
+    assert long.tokens() < 20
+
+
+def test_requests_that_wait_together_are_read_in_one_pass_and_share_every_step(rig: Rig) -> None:
+    blocker = rig.ask(max_tokens=1)
+    wait_until(lambda: rig.engine.waiting == 0)
+    first, second = rig.ask(max_tokens=2), rig.ask(max_tokens=2)
+    rig.let(3)
+
+    assert isinstance(blocker.next(), Finished)
+    assert rig.gate.batch_sizes == [1, 2, 2]
+    for asked in (first, second):
+        assert isinstance(asked.next(), Token)
+        assert isinstance(asked.next(), Finished)
+
+
+def test_a_long_prompt_is_read_alone(rig: Rig) -> None:
+    rig.ask(max_tokens=1)
+    wait_until(lambda: rig.engine.waiting == 0)
+    short = rig.ask(max_tokens=2)
+    long = Asked(rig.engine, [10] * 1000, max_tokens=1)
+    rig.let(4)
+
+    assert rig.gate.batch_sizes == [1, 1, 1, 1]
+    assert isinstance(short.next(), Token)
+    assert isinstance(short.next(), Finished)
+    assert isinstance(long.next(), Finished)
+
+
+def test_more_than_the_queue_holds_is_refused_and_a_place_that_frees_is_given_away(rig: Rig) -> None:
+    running = [rig.ask(max_tokens=2)]
+    wait_until(lambda: rig.engine.waiting == 0)
+    waiting = [rig.ask(max_tokens=2), rig.ask(max_tokens=2)]
+
+    assert not rig.ask(max_tokens=2).accepted
+    rig.engine.cancel(waiting[0].generation)
+    replacement = rig.ask(max_tokens=2)
+    assert replacement.accepted
+    rig.gate.passes.release(100)
+    for asked in (*running, waiting[1], replacement):
+        assert isinstance(asked.next(), Token)
+        assert isinstance(asked.next(), Finished)
+    assert waiting[0].events.empty()
+
+
+def test_a_cancelled_request_leaves_the_batch_at_the_next_pass(rig: Rig) -> None:
+    leaving, staying = rig.ask(max_tokens=100), rig.ask(max_tokens=100)
+    rig.let(4)
+    rig.engine.cancel(leaving.generation)
+    rig.let(3)
+
+    assert rig.gate.batch_sizes[-1] == 1
+    assert rig.engine.running == 1
+    wait_until(lambda: staying.tokens() > leaving.tokens())
+
+
+def test_a_prompt_that_breaks_the_model_fails_alone(rig: Rig) -> None:
+    rig.gate.broken_by = 77
+    healthy = rig.ask(max_tokens=50)
+    rig.let(2)
+    poison = rig.ask(max_tokens=50, token=77)
+    rig.let(3)
+
+    assert poison.next() == Failed()
+    wait_until(lambda: healthy.tokens() >= 3)
+    assert rig.engine.running == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_row_whose_logits_are_no_numbers_fails_alone(rig: Rig, temperature: float) -> None:
+    rig.gate.overflow_by = 77
+    healthy = rig.ask(max_tokens=50)
+    rig.let(2)
+    overflowing = Asked(rig.engine, [77] * 3, max_tokens=50, temperature=temperature)
+    rig.let(3)
+
+    assert overflowing.next() == Failed()
+    wait_until(lambda: healthy.tokens() >= 3)
+    assert rig.engine.running == 1
+
+
+def test_a_pass_that_fails_ends_its_requests_and_the_engine_goes_on(rig: Rig, served: Served) -> None:
+    first = rig.ask(max_tokens=50)
+    rig.let(1)
+    assert isinstance(first.next(), Token)
+    rig.gate.broken_by = first_token(served)
+    rig.let(1)
+    assert first.next() == Failed()
+
+    rig.gate.broken_by = None
+    second = rig.ask(max_tokens=1)
+    rig.let(1)
+    assert isinstance(second.next(), Finished)
+
+
+def first_token(served: Served) -> int:
+    with torch.inference_mode():
+        return int(served.model(input_ids=torch.tensor([[10] * 3])).logits[0, -1].argmax())
+
+
+def test_stopping_fails_what_is_left_instead_of_leaving_it_without_an_answer(rig: Rig) -> None:
+    running = rig.ask(max_tokens=100)
+    rig.let(1)
+    stopping = threading.Thread(target=rig.engine.stop)
+    stopping.start()
+    rig.gate.passes.release(10)
+    stopping.join()
+
+    events = [running.next()]
+    while not isinstance(events[-1], Failed):
+        events.append(running.next())
+    assert not rig.engine.alive
+    assert rig.ask(max_tokens=1).next() == Failed()

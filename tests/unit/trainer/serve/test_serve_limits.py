@@ -1,0 +1,113 @@
+"""More requests than places: who waits, who is told to come again, and what the metrics say."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.unit.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
+
+LONG: dict[str, Any] = {"model": "base", "prompt": "The licence", "max_tokens": 300, "temperature": 0}
+ENDLESS: dict[str, Any] = {**LONG, "max_tokens": 900_000}
+
+
+@pytest.fixture(scope="module")
+def narrow(root: Path) -> Iterator[Endpoint]:
+    """One place, and one request may wait for it."""
+    config = serve_config(
+        root, kind="endless", models=(), max_batch_size=1, max_queue=1, max_model_length=1_000_000
+    )
+    with served_here(config) as endpoint:
+        yield endpoint
+
+
+def test_over_the_queue_a_request_is_refused_with_429_and_a_time_to_come_again(narrow: Endpoint) -> None:
+    together = threading.Barrier(8)
+
+    def ask(_: int) -> openai.RateLimitError | None:
+        together.wait()
+        try:
+            narrow.openai.completions.create(**LONG)
+        except openai.RateLimitError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(ask, range(8)))
+
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert 1 <= len(refused) <= 7
+    for error in refused:
+        assert error.response.headers["retry-after"] == "1"
+        assert error.type == "rate_limit_error"
+        assert error.code == "rate_limit_exceeded"
+    assert narrow.metric('finetune_serve_requests_total{code="429",model="base"}') == len(refused)
+
+
+def test_the_sdk_comes_again_by_itself_until_it_is_answered(narrow: Endpoint) -> None:
+    patient = narrow.sdk(max_retries=50)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: patient.completions.create(**LONG), range(4)))
+
+    assert len({answer.choices[0].text for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place(narrow: Endpoint, *, stream: bool) -> None:
+    sample = 'finetune_serve_requests_total{code="499",model="base"}'
+    before = narrow.metric(sample)
+
+    if stream:
+        with narrow.openai.completions.create(**ENDLESS, stream=True) as chunks:
+            next(iter(chunks))
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            narrow.openai.with_options(timeout=0.5).completions.create(**ENDLESS)
+
+    wait_until(lambda: narrow.metric("finetune_serve_running_requests") == 0)
+    wait_until(lambda: narrow.metric(sample) == before + 1)
+    assert narrow.openai.completions.create(model="base", prompt="a").usage is not None
+
+
+def test_metrics_count_requests_and_tokens_by_model_and_time_them(endpoint: Endpoint) -> None:
+    def values() -> list[float]:
+        return [
+            endpoint.metric(sample)
+            for sample in (
+                'finetune_serve_requests_total{code="200",model="summaries"}',
+                'finetune_serve_tokens_total{kind="prompt",model="summaries"}',
+                'finetune_serve_tokens_total{kind="completion",model="summaries"}',
+                'finetune_serve_time_to_first_token_seconds_count{model="summaries"}',
+                'finetune_serve_request_duration_seconds_count{model="summaries"}',
+            )
+        ]
+
+    before = values()
+    answer = endpoint.openai.completions.create(model="summaries", prompt="The licence", max_tokens=4)
+
+    assert answer.usage is not None
+    wait_until(lambda: values()[0] == before[0] + 1)
+    assert [after - start for after, start in zip(values(), before, strict=True)] == [
+        1,
+        answer.usage.prompt_tokens,
+        answer.usage.completion_tokens,
+        1,
+        1,
+    ]
+
+
+def test_names_that_are_not_served_share_one_label(endpoint: Endpoint) -> None:
+    sample = 'finetune_serve_requests_total{code="404",model="unknown"}'
+    before = endpoint.metric(sample)
+
+    for name in ("gpt-4", "x" * 100):
+        with pytest.raises(openai.NotFoundError):
+            endpoint.openai.completions.create(model=name, prompt="a")
+
+    assert endpoint.metric(sample) == before + 2
+    assert "gpt-4" not in endpoint.http.get("/metrics").text

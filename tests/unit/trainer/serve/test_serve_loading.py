@@ -1,0 +1,177 @@
+"""Models that cannot be served end the server with the reason; those that can are served as what they are."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
+
+from finetune_trainer.contract import FailureReason, ServeConfig, ServedModel
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.serve.loading import load
+from finetune_trainer.serve.names import served_names
+from finetune_trainer.serve.prompts import Prompts
+from finetune_trainer.serve.selftest import generate_one_token_each
+from tests.unit.trainer.serve.endpoint import serve_config, served_here
+from tests.unit.trainer.serve.models import Oracle
+
+ADAPTER = "llama-tickets.v1"
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Path:
+    """Copies of the Llama and of one adapter, to be broken."""
+    for name in ("llama", ADAPTER):
+        shutil.copytree(root / name, tmp_path / name)
+    return tmp_path
+
+
+def start(config: ServeConfig) -> None:
+    served = load(config)
+    generate_one_token_each(served, Prompts(served.tokenizer, served.context_length, served.vocabulary))
+
+
+def failure(root: Path, **settings: Any) -> StageFailure:
+    """How loading ends; without other settings, with the one adapter."""
+    models = (ServedModel(name="tickets", folder=ADAPTER),)
+    with pytest.raises(StageFailure) as failed:
+        start(serve_config(root, **{"models": models, **settings}))
+    return failed.value
+
+
+def test_a_full_model_takes_the_place_of_the_base(root: Path, own: Path) -> None:
+    weights = load_file(own / "llama" / "model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()},
+        own / "llama" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    shutil.move(own / "llama", own / "tuned")
+    tuned = AutoModelForCausalLM.from_pretrained(own / "tuned")
+    oracle = Oracle(root, "llama")
+    prompt = oracle.chat("Hello")
+    expected = tuned.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+
+    full = (ServedModel(name="tickets", folder="tuned", type="Full"),)
+    with served_here(serve_config(own, models=full)) as endpoint:
+        answer = endpoint.openai.chat.completions.create(
+            model="tickets", messages=[{"role": "user", "content": "Hello"}], temperature=0, max_tokens=12
+        )
+        models = [(card.id, card.model_extra) for card in endpoint.openai.models.list()]
+
+    assert answer.choices[0].message.content == oracle.text(expected.tolist())
+    assert [name for name, _ in models] == ["tickets"]
+    assert models[0][1] is not None
+    assert models[0][1]["parent"] is None
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([("base", "Adapter")], "'base' is the base model's own name"),
+        ([("a", "Adapter"), ("a", "Adapter")], "'a' is given twice"),
+        ([("a", "Full"), ("b", "Adapter")], "serve it alone"),
+    ],
+)
+def test_names_that_cannot_be_served_together_are_refused(
+    tmp_path: Path, models: list[tuple[str, Any]], message: str
+) -> None:
+    config = serve_config(
+        tmp_path, models=tuple(ServedModel(name=name, folder=name, type=kind) for name, kind in models)
+    )
+
+    with pytest.raises(StageFailure, match=message) as failed:
+        served_names(config)
+
+    assert failed.value.reason == FailureReason.INVALID_CONFIG
+
+
+def test_a_missing_base_model_is_named(tmp_path: Path) -> None:
+    failed = failure(tmp_path, models=())
+
+    assert failed.reason == FailureReason.BASE_MODEL_NOT_FOUND
+    assert str(tmp_path / "llama") in failed.message
+
+
+def test_a_file_that_an_adapter_lacks_is_named(own: Path) -> None:
+    (own / ADAPTER / "adapter_model.safetensors").rename(own / ADAPTER / "adapter_model.bin")
+
+    failed = failure(own)
+
+    assert failed.reason == FailureReason.ARTIFACT_NOT_FOUND
+    assert "adapter_model.safetensors is missing" in failed.message
+    assert "'tickets'" in failed.message
+
+
+def test_an_adapter_of_another_base_model_does_not_fit(root: Path) -> None:
+    failed = failure(root, models=(ServedModel(name="tickets", folder="gemma-summaries"),))
+
+    assert failed.reason == FailureReason.ARTIFACT_CORRUPT
+    assert "'tickets'" in failed.message
+    assert "size mismatch" in failed.message
+
+
+def test_an_adapter_with_weights_that_would_do_nothing_does_not_fit(own: Path) -> None:
+    path = own / ADAPTER / "adapter_model.safetensors"
+    weights = load_file(path)
+    save_file({name.replace("self_attn", "attention"): tensor for name, tensor in weights.items()}, path)
+
+    failed = failure(own)
+
+    assert failed.reason == FailureReason.ARTIFACT_CORRUPT
+    assert "layers.0.attention.k_proj" in failed.message
+
+
+def test_a_cut_adapter_file_does_not_fit(own: Path) -> None:
+    path = own / ADAPTER / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+    assert failure(own).reason == FailureReason.ARTIFACT_CORRUPT
+
+
+def test_a_method_whose_rows_cannot_share_a_batch_is_refused(own: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(own / "llama")
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
+    get_peft_model(base, config).save_pretrained(str(own / ADAPTER))
+
+    failed = failure(own)
+
+    assert failed.reason == FailureReason.INVALID_CONFIG
+    assert "serve that as Full" in failed.message
+
+
+def test_a_model_without_keys_and_values_is_refused(root: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(root / "llama")
+    config = MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+
+    failed = failure(tmp_path, models=())
+
+    assert failed.reason == FailureReason.BASE_MODEL_INVALID
+    assert "VLLM" in failed.message
+
+
+def test_weights_that_give_no_numbers_are_found_before_the_first_request(own: Path) -> None:
+    path = own / "llama" / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+    failed = failure(own)
+
+    assert failed.reason == FailureReason.BASE_MODEL_INVALID
+    assert "not finite" in failed.message
+
+
+def test_the_context_is_the_smaller_of_the_config_s_and_the_model_s(own: Path) -> None:
+    assert load(serve_config(own, models=())).context_length == 512
+    assert load(serve_config(own, models=(), max_model_length=100)).context_length == 100
+    config = own / "llama" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 64}))
+    assert load(serve_config(own, models=())).context_length == 64

@@ -1,0 +1,1 @@
+"""The Transformers engine: an OpenAI-compatible server for CPUs, small models and development clusters."""

@@ -1,0 +1,69 @@
+"""The answer to one request while the engine makes it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, ApiError
+from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Sampling, Token
+from finetune_trainer.serve.metrics import Measurement
+
+if TYPE_CHECKING:
+    from finetune_trainer.serve.engine import Engine
+
+
+class Answer:
+    """Takes the engine's events to the event loop; to be closed when nobody reads them any more."""
+
+    def __init__(
+        self, engine: "Engine", model: str, prompt: list[int], sampling: Sampling, measurement: Measurement
+    ) -> None:
+        """Queue the request; raises ApiError (429) when too many wait."""
+        loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def send(event: Event) -> None:
+            loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        self.model = model
+        self.prompt_tokens = len(prompt)
+        self._engine = engine
+        self._measurement = measurement
+        self._generation = Generation(model, prompt, sampling, send)
+        if not engine.submit(self._generation):
+            raise ApiError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "Too many requests wait already: try again in a moment, or serve more replicas.",
+                code=RATE_LIMIT_EXCEEDED,
+                headers={"Retry-After": "1"},
+            )
+        measurement.prompt(self.prompt_tokens)
+
+    async def events(self) -> AsyncIterator[Token | Finished]:
+        """A Token each until Finished; raises ApiError (500) when the engine fails."""
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Failed):
+                self._measurement.failed = True
+                raise ApiError(
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                    "The model failed on this request; the server's log has the cause.",
+                )
+            self._measurement.token()
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    async def complete(self) -> tuple[str, Finished]:
+        """The whole text and how it ended."""
+        texts = []
+        async for event in self.events():
+            texts.append(event.text)
+            if isinstance(event, Finished):
+                return "".join(texts), event
+        raise AssertionError("events end with Finished")
+
+    def close(self) -> None:
+        """Free the place in the engine."""
+        self._engine.cancel(self._generation)

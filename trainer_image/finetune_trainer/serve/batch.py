@@ -1,0 +1,128 @@
+"""The tensors of the running requests: one forward pass gives each of them a token.
+
+Rows are padded on the left, so that all of them end in the same column: column `width - 1` holds the newest
+token of every row. Requests join and leave between passes. Padding is masked, and position ids count real
+tokens only, so a row's logits do not depend on its neighbours (up to rounding).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
+from transformers import DynamicCache
+
+BASE_ADAPTER = "__base__"
+"""PEFT's name for a row without adapter in a mixed batch."""
+
+
+class Batch:
+    """Rows that are generated together, in the order in which they joined."""
+
+    def __init__(self, model: torch.nn.Module, *, mixed: bool) -> None:
+        """`mixed`: the model is a PEFT model that takes one adapter name a row."""
+        self._model = model
+        self._mixed = mixed
+        self._device = next(model.parameters()).device
+        self._adapters: list[str] = []
+        self._mask = torch.empty(0, 0, dtype=torch.long, device=self._device)
+        self._cache = DynamicCache()
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    def join(self, prompts: Sequence[Sequence[int]], adapters: Sequence[str]) -> torch.Tensor:
+        """Append rows and read their prompts; returns their logits, shape (new rows, vocabulary)."""
+        width = max(len(prompt) for prompt in prompts)
+        padding = [width - len(prompt) for prompt in prompts]
+        # Any id does for padding: the mask hides it.
+        ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=self._device)
+        # Without a config every layer keeps all its keys, also those with a sliding window: the mask does
+        # the windowing, and rows of different lengths can be put side by side.
+        cache = DynamicCache()
+        logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache, adapters)
+        if self._adapters:
+            self._append(cache, mask)
+        else:
+            self._cache, self._mask = cache, mask
+        self._adapters.extend(adapters)
+        return logits
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Read the newest token of each row; returns the logits after it, shape (rows, vocabulary)."""
+        self._mask = F.pad(self._mask, (0, 1), value=1)
+        positions = self._mask.sum(-1, keepdim=True) - 1
+        ids = torch.tensor(tokens).unsqueeze(-1)
+        return self._forward(ids, self._mask, positions, self._cache, self._adapters)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these, and the columns that then hold nothing but padding."""
+        if len(rows) == len(self._adapters):
+            return
+        if not rows:
+            self.clear()
+            return
+        index = torch.tensor(rows, device=self._device)
+        self._adapters = [self._adapters[row] for row in rows]
+        mask = self._mask[index]
+        unused = mask.shape[1] - int(mask.sum(-1).max())
+        self._mask = mask[:, unused:]
+        self._cache = DynamicCache(
+            [(keys[index, :, unused:], values[index, :, unused:]) for keys, values in _states(self._cache)]
+        )
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self._adapters = []
+        self._mask = torch.empty(0, 0, dtype=torch.long, device=self._device)
+        self._cache = DynamicCache()
+
+    def _append(self, cache: DynamicCache, mask: torch.Tensor) -> None:
+        width = max(self._mask.shape[1], mask.shape[1])
+        self._mask = torch.cat([_pad_columns(self._mask, width), _pad_columns(mask, width)])
+        self._cache = DynamicCache(
+            [
+                (
+                    torch.cat([_pad_states(old_keys, width), _pad_states(new_keys, width)]),
+                    torch.cat([_pad_states(old_values, width), _pad_states(new_values, width)]),
+                )
+                for (old_keys, old_values), (new_keys, new_values) in zip(
+                    _states(self._cache), _states(cache), strict=True
+                )
+            ]
+        )
+
+    @torch.inference_mode()
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: DynamicCache,
+        adapters: Sequence[str],
+    ) -> torch.Tensor:
+        mixed = {"adapter_names": list(adapters)} if self._mixed else {}
+        output = self._model(
+            input_ids=ids.to(self._device),
+            attention_mask=mask,
+            position_ids=positions,
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **mixed,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1].float().cpu()
+
+
+def _pad_columns(mask: torch.Tensor, width: int) -> torch.Tensor:
+    return F.pad(mask, (width - mask.shape[1], 0))
+
+
+def _states(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, shape (rows, heads, columns, head size)."""
+    return [(keys, values) for keys, values, _ in cache]
+
+
+def _pad_states(states: torch.Tensor, width: int) -> torch.Tensor:
+    return F.pad(states, (0, 0, width - states.shape[2], 0))

@@ -1,0 +1,166 @@
+"""The model thread: admits waiting requests into the batch and gives every running one a token a pass.
+
+A request joins at the next pass where there is a place and leaves when it is complete, so that a long answer
+never holds up short ones. Rows of different adapters share one pass.
+"""
+
+import logging
+import threading
+from collections import deque
+from typing import Final
+
+import torch
+
+from finetune_trainer.serve.batch import Batch
+from finetune_trainer.serve.generation import Failed, Generation
+from finetune_trainer.serve.loading import Served
+from finetune_trainer.serve.sequence import Sequence
+
+_PREFILL_TOKENS: Final = 1024
+"""Prompts read in one pass, padding included: bounds how long the running answers pause for new ones."""
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Generates for all served models; `submit` and `cancel` may be called from any thread."""
+
+    def __init__(self, served: Served, max_batch_size: int, max_queue: int) -> None:
+        self._served = served
+        self._max_batch_size = max_batch_size
+        self._max_queue = max_queue
+        self._batch = Batch(served.model, mixed=served.mixed)
+        self._running: list[Sequence] = []
+        self._waiting: deque[Generation] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        # A daemon, so that an error elsewhere ends the process all the same.
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Begin to generate."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the model thread after its current pass; what still runs or waits, or comes later, fails."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model thread works."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no place in the batch yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len(self._running)
+
+    def submit(self, generation: Generation) -> bool:
+        """Queue a request; False when so many wait already that it is refused."""
+        with self._changed:
+            if self._stopping:
+                generation.send(Failed())
+                return True
+            if len(self._waiting) >= self._max_queue:
+                return False
+            self._waiting.append(generation)
+            self._changed.notify()
+            return True
+
+    def cancel(self, generation: Generation) -> None:
+        """Free the request's place, since nobody waits for its answer; harmless when it is complete."""
+        with self._changed:
+            generation.cancelled = True
+            if generation in self._waiting:
+                self._waiting.remove(generation)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._drop([row for row in self._running if row.generation.cancelled])
+                self._join()
+                if self._running:
+                    self._step()
+        finally:
+            with self._changed:
+                self._stopping = True
+                left = [*(row.generation for row in self._running), *self._waiting]
+                self._waiting.clear()
+            for generation in left:
+                generation.send(Failed())
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._running or self._waiting)
+            return not self._stopping
+
+    def _admit(self) -> list[Sequence]:
+        """Take waiting requests in order, as many as there are places and prompt tokens for one pass."""
+        admitted: list[Generation] = []
+        width = 0
+        with self._changed:
+            while self._waiting and len(self._running) + len(admitted) < self._max_batch_size:
+                width = max(width, len(self._waiting[0].prompt))
+                if admitted and width * (len(admitted) + 1) > _PREFILL_TOKENS:
+                    break
+                admitted.append(self._waiting.popleft())
+        return [
+            Sequence(generation, self._served.tokenizer, self._served.stop_ids) for generation in admitted
+        ]
+
+    def _join(self) -> None:
+        new = self._admit()
+        if not new:
+            return
+        try:
+            logits = self._batch.join(
+                [row.generation.prompt for row in new],
+                [self._served.adapters[row.generation.model] for row in new],
+            )
+        except Exception:
+            # The running rows are untouched: only the new ones fail.
+            logger.exception("Reading %d prompts failed.", len(new))
+            for row in new:
+                row.generation.send(Failed())
+            return
+        self._running.extend(new)
+        self._accept(new, logits)
+
+    def _step(self) -> None:
+        try:
+            logits = self._batch.step([row.last_token for row in self._running])
+        except Exception:
+            logger.exception("A pass over %d requests failed.", len(self._running))
+            for row in self._running:
+                row.generation.send(Failed())
+            self._running = []
+            self._batch.clear()
+            return
+        self._accept(self._running, logits)
+
+    def _accept(self, rows: list[Sequence], logits: torch.Tensor) -> None:
+        done = []
+        for row, row_logits in zip(rows, logits, strict=True):
+            try:
+                row.accept(row_logits)
+            except Exception:
+                logger.exception("Choosing a token failed.")
+                row.generation.send(Failed())
+                done.append(row)
+            else:
+                if row.complete:
+                    done.append(row)
+        self._drop(done)
+
+    def _drop(self, rows: list[Sequence]) -> None:
+        kept = [index for index, row in enumerate(self._running) if row not in rows]
+        self._batch.keep(kept)
+        self._running = [self._running[index] for index in kept]

@@ -1,0 +1,107 @@
+"""Every error of the server in the shape of the OpenAI API, so that its clients understand it."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from finetune_trainer.serve.metrics import CLIENT_CLOSED_REQUEST
+from finetune_trainer.serve.requests import UNSUPPORTED
+
+MODEL_NOT_FOUND = "model_not_found"
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+MODEL_NOT_READY = "model_not_ready"
+
+_PROBLEMS_SHOWN = 3
+
+
+class ApiError(Exception):
+    """Ends a request with an answer that says what to change; `code` is for programs."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    @classmethod
+    def invalid(cls, message: str, param: str | None = None, code: str | None = None) -> "ApiError":
+        """A request that cannot be answered as it is."""
+        return cls(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
+
+    @classmethod
+    def unreadable(cls, error: ValidationError) -> "ApiError":
+        """The body is no JSON or does not fit the API; names the fields at fault."""
+        problems = error.errors(include_url=False, include_input=False)
+        texts = []
+        for problem in problems[:_PROBLEMS_SHOWN]:
+            field = _field(problem)
+            message = "unknown field" if problem["type"] == "extra_forbidden" else problem["msg"]
+            texts.append(f"{field}: {message}" if field else message)
+        if len(problems) > _PROBLEMS_SHOWN:
+            texts.append(f"and {len(problems) - _PROBLEMS_SHOWN} more problems")
+        return cls.invalid("; ".join(texts), param=_field(problems[0]) or None)
+
+    def body(self) -> dict[str, object]:
+        """The JSON of the answer."""
+        error = {"message": self.message, "type": _type(self.status), "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def install(app: FastAPI) -> None:
+    """Answer all errors of the application, also those of the framework, in this shape."""
+
+    async def of_server(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)  # noqa: S101 - registered for this type
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    async def of_framework(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
+        status = HTTPStatus(error.status_code)
+        message = f"{request.method} {request.url.path}: {error.detail}."
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            message += " There are POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
+        return JSONResponse(ApiError(status, message).body(), status, error.headers)
+
+    async def client_gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        return JSONResponse(ApiError(status, "The server failed; its log has the cause.").body(), status)
+
+    app.add_exception_handler(ApiError, of_server)
+    app.add_exception_handler(HTTPException, of_framework)
+    app.add_exception_handler(ClientDisconnect, client_gone)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def _type(status: HTTPStatus) -> str:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "server_error"
+    return "rate_limit_error" if status == HTTPStatus.TOO_MANY_REQUESTS else "invalid_request_error"
+
+
+def _field(problem: ErrorDetails) -> str:
+    """`messages[0].role` for ("messages", 0, "role"); empty where the whole body is at fault."""
+    location = problem["loc"]
+    if problem["type"] == UNSUPPORTED:
+        location = (*location, problem["ctx"]["name"])
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".")

@@ -1,0 +1,138 @@
+"""Prometheus metrics of the server, by served model; requests for no such model share the label `unknown`."""
+
+import time
+from http import HTTPStatus
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+UNKNOWN_MODEL: Final = "unknown"
+CLIENT_CLOSED_REQUEST: Final = 499
+"""The client went away before the answer was complete."""
+
+_MEASURED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_RECORD: Final = "measurement"
+_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = Counter(
+            "finetune_serve_requests",
+            "Answered generation requests; code 499: the client went away",
+            ["model", "code"],
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "finetune_serve_tokens",
+            "Tokens read (prompt) and generated (completion)",
+            ["model", "kind"],
+            registry=self.registry,
+        )
+        self.time_to_first_token = Histogram(
+            "finetune_serve_time_to_first_token_seconds",
+            "From the request to its first generated token",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "finetune_serve_request_duration_seconds",
+            "From the request to the end of its answer, for complete answers",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "finetune_serve_queue_depth",
+            "Requests that wait for a place in the batch",
+            registry=self.registry,
+        )
+        self.running = Gauge(
+            "finetune_serve_running_requests", "Requests in the batch", registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class Measurement:
+    """One generation request as it is counted; the routes fill it in."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = time.monotonic()
+        self._first_token_seen = False
+        self.model = UNKNOWN_MODEL
+        self.code: int = CLIENT_CLOSED_REQUEST
+        self.failed = False
+        """Set when a stream broke off after its status was sent."""
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Measurement":
+        """The measurement of the request with this scope."""
+        measurement = scope[_RECORD]
+        assert isinstance(measurement, cls)  # noqa: S101 - set by MeasureRequests
+        return measurement
+
+    def token(self) -> None:
+        """A token was generated."""
+        if not self._first_token_seen:
+            self._first_token_seen = True
+            self._metrics.time_to_first_token.labels(self.model).observe(time.monotonic() - self._start)
+        self._metrics.tokens.labels(self.model, "completion").inc()
+
+    def prompt(self, tokens: int) -> None:
+        """The prompt was accepted."""
+        self._metrics.tokens.labels(self.model, "prompt").inc(tokens)
+
+    def end(self) -> None:
+        """The request is over."""
+        code = HTTPStatus.INTERNAL_SERVER_ERROR if self.failed else self.code
+        self._metrics.requests.labels(self.model, str(int(code))).inc()
+        if code == HTTPStatus.OK:
+            self._metrics.duration.labels(self.model).observe(time.monotonic() - self._start)
+
+
+class MeasureRequests:
+    """ASGI middleware: counts generation requests, whatever way they end."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection's request."""
+        if scope["type"] != "http" or scope["path"] not in _MEASURED_PATHS:
+            await self._app(scope, receive, send)
+            return
+        measurement = scope[_RECORD] = Measurement(self._metrics)
+        status = CLIENT_CLOSED_REQUEST
+
+        async def send_measured(message: Message) -> None:
+            nonlocal status
+            await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif not message.get("more_body", False):
+                measurement.code = status
+
+        try:
+            await self._app(scope, receive, send_measured)
+        finally:
+            measurement.end()

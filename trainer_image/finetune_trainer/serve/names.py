@@ -1,0 +1,30 @@
+"""Which model names an endpoint answers to."""
+
+from typing import Final
+
+from finetune_trainer.contract import FailureReason, ServeConfig
+from finetune_trainer.failure import StageFailure
+
+BASE_NAME: Final = "base"
+
+
+def served_names(config: ServeConfig) -> tuple[str, ...]:
+    """`base` and the adapters, or the one full model that takes the base's place.
+
+    Raises StageFailure (INVALID_CONFIG) for names that cannot be served together.
+    """
+    names = [model.name for model in config.models]
+    for name in names:
+        if name == BASE_NAME:
+            raise _invalid(f"{BASE_NAME!r} is the base model's own name: give the model another one")
+        if names.count(name) > 1:
+            raise _invalid(f"{name!r} is given twice: give each model its own name")
+    if all(model.type == "Adapter" for model in config.models):
+        return (BASE_NAME, *names)
+    if len(names) > 1:
+        raise _invalid("a model of type Full takes the place of the base model: serve it alone")
+    return tuple(names)
+
+
+def _invalid(message: str) -> StageFailure:
+    return StageFailure(FailureReason.INVALID_CONFIG, f"models: {message}")

@@ -1,0 +1,70 @@
+"""From the messages or the text of a request to token ids, and whether they fit into the context."""
+
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.model.template import render
+from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, ApiError
+from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
+
+
+class Prompts:
+    """Reads prompts; not to be used by two threads at once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int, vocabulary: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self.context_length = context_length
+        """Tokens of prompt and answer together."""
+
+    def of_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The conversation through the chat template, as in training, up to where the answer starts."""
+        turns = tuple(
+            {"role": "system" if message.role == "developer" else message.role, "content": message.content}
+            for message in messages
+        )
+        try:
+            text = render(self._tokenizer, turns, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ApiError.invalid(
+                f"The model's chat template does not take these messages: {error}", "messages"
+            ) from error
+        return self._ids(text, add_special_tokens=False)
+
+    def of_text(self, prompt: str | list[int]) -> list[int]:
+        """The text as it is, after the tokenizer's beginning-of-text token; token ids unchanged."""
+        if isinstance(prompt, str):
+            ids = self._ids(prompt, add_special_tokens=True)
+            if not ids:
+                raise ApiError.invalid("The prompt is empty: give at least one token.", "prompt")
+            return ids
+        unknown = next((token for token in prompt if token >= self._vocabulary), None)
+        if unknown is not None:
+            raise ApiError.invalid(
+                f"Token id {unknown} is not in the vocabulary: ids are below {self._vocabulary}.", "prompt"
+            )
+        return prompt
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
+    def answer_tokens(self, prompt: list[int], request: GenerationRequest) -> int:
+        """How many tokens the answer may have; raises ApiError when prompt or answer do not fit."""
+        left = self.context_length - len(prompt)
+        field = request.PROMPT_FIELD
+        context = f"the context of this model is {self.context_length} tokens, and {field} has {len(prompt)}"
+        if left < 1:
+            raise ApiError.invalid(
+                f"There is no room for an answer: {context}. Shorten {field}.", field, CONTEXT_LENGTH_EXCEEDED
+            )
+        name, wanted = request.limit
+        if wanted is None:
+            return min(left, request.DEFAULT_TOKENS or left)
+        if wanted > left:
+            raise ApiError.invalid(
+                f"{name} is {wanted}, but {context}: at most {left} are left.", name, CONTEXT_LENGTH_EXCEEDED
+            )
+        return wanted

@@ -1,0 +1,91 @@
+"""From an answer in the making to an HTTP response, whole or as server-sent events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from finetune_trainer.serve.answer import Answer
+from finetune_trainer.serve.errors import ApiError
+from finetune_trainer.serve.formats import Format
+from finetune_trainer.serve.generation import Finished
+from finetune_trainer.serve.metrics import CLIENT_CLOSED_REQUEST
+from finetune_trainer.serve.responses import Usage
+
+
+async def whole(request: Request, answer: Answer, form: Format) -> Response:
+    """The answer in one piece; given up when the client goes away."""
+    with closing(answer):
+        complete = asyncio.create_task(answer.complete())
+        gone = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({complete, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not complete.done():
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            text, end = complete.result()
+        finally:
+            complete.cancel()
+            gone.cancel()
+    body = form.whole(text, end.reason, _usage(answer, end)).model_dump_json()
+    return Response(body, media_type="application/json")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """The answer as it comes; frees its place in the engine whatever way it ends."""
+
+    def __init__(self, answer: Answer, form: Format, *, include_usage: bool) -> None:
+        super().__init__(
+            _events(answer, form, include_usage=include_usage),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache"},
+        )
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream until it ends or the client goes away."""
+        with closing(self._answer):
+            await super().__call__(scope, receive, send)
+
+
+async def _events(answer: Answer, form: Format, *, include_usage: bool) -> AsyncIterator[str]:
+    start = form.start()
+    if start is not None:
+        yield _event(start.model_dump_json())
+    try:
+        async for event in answer.events():
+            if event.text:
+                yield _event(form.part(event.text).model_dump_json())
+            if isinstance(event, Finished):
+                yield _event(form.end(event.reason).model_dump_json())
+                if include_usage:
+                    yield _event(form.usage(_usage(answer, event)).model_dump_json())
+    except ApiError as error:
+        # The status is sent already; clients of the API look for an error in the events.
+        yield _event(_json(error.body()))
+        return
+    yield _event("[DONE]")
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"
+
+
+def _json(body: Mapping[str, object]) -> str:
+    return json.dumps(body, ensure_ascii=False)
+
+
+def _usage(answer: Answer, end: Finished) -> Usage:
+    return Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=end.completion_tokens,
+        total_tokens=answer.prompt_tokens + end.completion_tokens,
+    )

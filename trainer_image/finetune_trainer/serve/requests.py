@@ -1,0 +1,218 @@
+"""Requests of the OpenAI API as far as this server answers them; the rest is refused by name."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+UNSUPPORTED: Final = "unsupported"
+"""Type of the validation error about a field that is not implemented; its context has the name."""
+
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Fields that would change the answer and are not implemented, with the values that ask for nothing."""
+
+_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+"""Fields of the API that never change the text of an answer."""
+
+_NEUTRAL_IN_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+"""An assistant message of an earlier answer may be sent back as it came."""
+
+
+def _supported(body: object, neutral: Mapping[str, tuple[object, ...]], ignored: frozenset[str]) -> object:
+    """The fields that this server knows; null means the default, as in the OpenAI API."""
+    if not isinstance(body, dict):
+        return body
+    for name, values in neutral.items():
+        value = body.get(name)
+        if value is not None and value not in values:
+            instead = f" or give {values[0]!r}" if values else ""
+            raise PydanticCustomError(
+                UNSUPPORTED,
+                "{value} is not supported by this server: leave the field out{instead}",
+                {
+                    "name": name,
+                    "value": _brief(value),
+                    "instead": instead,
+                },
+            )
+    return {
+        name: value
+        for name, value in body.items()
+        if value is not None and name not in neutral and name not in ignored
+    }
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _text_of(content: object) -> object:
+    """The text of a message that is given in parts."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "unsupported_content",
+                "A content part of type {kind} is not supported: this server reads text only",
+                {"kind": repr(kind)},
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _one_prompt(prompt: object) -> object:
+    tokens = prompt if isinstance(prompt, list) else []
+    ids = bool(tokens) and all(type(token) is int and token >= 0 for token in tokens)
+    if not isinstance(prompt, str) and not ids:
+        raise PydanticCustomError(
+            "prompt", "Expected one text, or one list of token ids; send several prompts as several requests"
+        )
+    return prompt
+
+
+def _as_list(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ChatMessage(_Strict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text_of)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported_fields(cls, body: Any) -> object:
+        return _supported(body, _NEUTRAL_IN_MESSAGE, frozenset())
+
+
+class StreamOptions(_Strict):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Accepted for the SDKs' sake: no padding is ever sent."""
+
+
+class GenerationRequest(_Strict):
+    """What both generation routes take."""
+
+    PROMPT_FIELD: ClassVar[str]
+    DEFAULT_TOKENS: ClassVar[int | None] = None
+    """Length of an answer without a limit; None: what the context holds."""
+
+    model: str
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=1, ge=0, le=2)
+    top_p: float = Field(default=1, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]],
+        BeforeValidator(_as_list),
+        Field(max_length=4),
+    ] = []
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported_fields(cls, body: Any) -> object:
+        return _supported(body, _NEUTRAL, _WITHOUT_EFFECT)
+
+    @model_validator(mode="after")
+    def _options_with_stream(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("stream_options", "stream_options is only allowed with stream=true")
+        return self
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """Name and value of the field that limits the answer's tokens."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    PROMPT_FIELD = "messages"
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """Name and value of the field that limits the answer's tokens."""
+        if self.max_completion_tokens is None:
+            return super().limit
+        return "max_completion_tokens", self.max_completion_tokens
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatCompletionRequest":
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise PydanticCustomError(
+                "two_limits", "max_tokens and max_completion_tokens differ: give max_completion_tokens only"
+            )
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions; the prompt is text or token ids."""
+
+    PROMPT_FIELD = "prompt"
+    DEFAULT_TOKENS = 16
+
+    prompt: Annotated[str | list[int], BeforeValidator(_one_prompt)]

@@ -1,0 +1,102 @@
+"""Answers of the OpenAI API."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from finetune_trainer.serve.generation import FinishReason
+
+
+class Usage(BaseModel):
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    """The answer of a chat."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """The only choice of a chat."""
+
+    index: Literal[0] = 0
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatChunkChoice(BaseModel):
+    """The only choice of a chunk."""
+
+    index: Literal[0] = 0
+    delta: dict[Literal["role", "content"], str]
+    """What the chunk adds to the message."""
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class TextChoice(BaseModel):
+    """The only choice of a completion or of its chunks."""
+
+    index: Literal[0] = 0
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(BaseModel):
+    """Answer to POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: tuple[ChatChoice]
+    usage: Usage
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of a streamed chat; the last one with token counts has no choice."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: tuple[ChatChunkChoice, ...]
+    usage: Usage | None = None
+
+
+class Completion(BaseModel):
+    """Answer to POST /v1/completions, and one event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[TextChoice, ...]
+    usage: Usage | None = None
+
+
+class ModelCard(BaseModel):
+    """A model name that can be asked; `parent` is the base model of an adapter."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["finetune-operator"] = "finetune-operator"
+    parent: str | None
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """Answer to GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: tuple[ModelCard, ...]

@@ -1,0 +1,123 @@
+"""The routes of the server."""
+
+import asyncio
+import time
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from starlette.responses import JSONResponse, Response
+
+from finetune_trainer.serve import replies
+from finetune_trainer.serve.answer import Answer
+from finetune_trainer.serve.errors import MODEL_NOT_READY, ApiError
+from finetune_trainer.serve.formats import ChatFormat, CompletionFormat, Format
+from finetune_trainer.serve.generation import Sampling
+from finetune_trainer.serve.metrics import Measurement
+from finetune_trainer.serve.names import BASE_NAME
+from finetune_trainer.serve.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from finetune_trainer.serve.responses import ModelCard, ModelList
+from finetune_trainer.serve.service import Loaded, Service
+
+_BODY_BYTES: Final = 1024 * 1024
+
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
+
+
+def routes(service: Service) -> APIRouter:
+    """All routes of one server."""
+    router = APIRouter()
+    created = int(time.time())
+
+    def cards() -> tuple[ModelCard, ...]:
+        length = service.loaded().prompts.context_length
+        return tuple(
+            ModelCard(
+                id=name,
+                created=created,
+                parent=BASE_NAME if name != BASE_NAME and BASE_NAME in service.names else None,
+                max_model_len=length,
+            )
+            for name in service.names
+        )
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(data=cards())
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> ModelCard:
+        service.check_model(name)
+        return next(card for card in cards() if card.id == name)
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        body = await _read(request, ChatCompletionRequest)
+        loaded = _begin(service, request, body)
+        prompt = await service.tokenize(loaded.prompts.of_chat, body.messages)
+        return await _generate(request, loaded, body, prompt, ChatFormat(body.model))
+
+    @router.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = await _read(request, CompletionRequest)
+        loaded = _begin(service, request, body)
+        prompt = await service.tokenize(loaded.prompts.of_text, body.prompt)
+        return await _generate(request, loaded, body, prompt, CompletionFormat(body.model))
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        if service.ready and not service.drain.active:
+            return JSONResponse({"status": "ok"})
+        reason = "The server is draining." if service.ready else "The model is still loading."
+        error = ApiError(HTTPStatus.SERVICE_UNAVAILABLE, reason, code=MODEL_NOT_READY)
+        return JSONResponse(error.body(), error.status)
+
+    @router.get("/drain")
+    async def drain() -> dict[str, str]:
+        service.drain.begin()
+        await asyncio.sleep(service.drain.remaining)
+        return {"status": "drained"}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _read(request: Request, kind: type[RequestT]) -> RequestT:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > _BODY_BYTES:
+            raise ApiError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request is larger than {_BODY_BYTES} bytes."
+            )
+    try:
+        return kind.model_validate_json(bytes(content))
+    except ValidationError as error:
+        raise ApiError.unreadable(error) from error
+
+
+def _begin(service: Service, request: Request, body: GenerationRequest) -> Loaded:
+    service.check_model(body.model)
+    Measurement.of(request.scope).model = body.model
+    return service.loaded()
+
+
+async def _generate(
+    request: Request, loaded: Loaded, body: GenerationRequest, prompt: list[int], form: Format
+) -> Response:
+    sampling = Sampling(
+        max_tokens=loaded.prompts.answer_tokens(prompt, body),
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=body.seed,
+        stop=tuple(body.stop),
+    )
+    answer = Answer(loaded.engine, body.model, prompt, sampling, Measurement.of(request.scope))
+    if body.stream:
+        return replies.EventStream(answer, form, include_usage=body.include_usage)
+    return await replies.whole(request, answer, form)

@@ -1,0 +1,48 @@
+"""One running request: chooses its tokens, turns them into text, knows when it is complete."""
+
+from collections.abc import Set as AbstractSet
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.serve.generation import Finished, FinishReason, Generation, Token
+from finetune_trainer.serve.sampling import Sampler
+from finetune_trainer.serve.text import TextStream
+
+
+class Sequence:
+    """State of one row of the batch; used by the model thread only."""
+
+    def __init__(
+        self, generation: Generation, tokenizer: PreTrainedTokenizerBase, stop_ids: AbstractSet[int]
+    ) -> None:
+        sampling = generation.sampling
+        self.generation = generation
+        self.complete = False
+        self.last_token = generation.prompt[-1]
+        self._stop_ids = stop_ids
+        self._sampler = Sampler(sampling.temperature, sampling.top_p, sampling.seed)
+        self._text = TextStream(tokenizer, sampling.stop)
+        self._tokens = 0
+
+    def accept(self, logits: torch.Tensor) -> None:
+        """Choose the next token from its logits, shape (vocabulary,), and send what follows from it."""
+        self.last_token = self._sampler.choose(logits)
+        self._tokens += 1
+        if self.last_token in self._stop_ids:
+            self._finish(self._text.finish(), "stop")
+            return
+        text = self._text.push(self.last_token)
+        last = self._tokens == self.generation.sampling.max_tokens
+        if last:
+            text += self._text.finish()
+        if self._text.stopped:
+            self._finish(text, "stop")
+        elif last:
+            self._finish(text, "length")
+        else:
+            self.generation.send(Token(text))
+
+    def _finish(self, text: str, reason: FinishReason) -> None:
+        self.complete = True
+        self.generation.send(Finished(text, reason, self._tokens))

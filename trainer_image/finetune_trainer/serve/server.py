@@ -1,0 +1,66 @@
+"""The HTTP server's process side: its socket and its signals."""
+
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.serve.drain import Drain
+
+_KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than clients keep idle connections, so that it is the client who closes one, never in its hands."""
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on all addresses, of IPv6 too where there is any. Raises StageFailure: the port is taken."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+    except OSError as error:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG, f"port: cannot listen on port {port}: {error.strerror}."
+        ) from error
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends with exit code 0 on SIGTERM, after the drain and the requests in flight.
+
+    SIGINT skips the drain, and a second one also what is in flight.
+    """
+
+    def __init__(self, app: ASGIApp, drain: Drain, broken: Callable[[], bool]) -> None:
+        """`broken`: whether to end without a signal, because nothing can be served any more."""
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )
+        super().__init__(config)
+        self._drain = drain
+        self._broken = broken
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Take a signal. Uvicorn's own method would raise it again at the end: no exit code 0."""
+        if sig == signal.SIGTERM:
+            self._drain.terminate()
+        elif self.should_exit:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop."""
+        if self._drain.over or self._broken():
+            self.should_exit = True
+        return await super().on_tick(counter)
