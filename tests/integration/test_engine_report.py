@@ -197,7 +197,9 @@ def test_the_service_leads_to_the_active_process_and_the_certificate_stays(
         found = api.get("EndpointSlice", namespace, "finetune-operator-report-ipv4")
         return [] if found is None else found["endpoints"][0]["addresses"]
 
-    assert slice_addresses() == [POD_IP]
+    eventually(
+        "the Service leads to it", lambda: slice_addresses() == [POD_IP], describe=lambda: operator.log
+    )
     secret = api.get("Secret", namespace, "finetune-operator-report-tls")
     assert secret is not None
     assert base64.b64decode(secret["data"]["ca.crt"]).startswith(b"-----BEGIN CERTIFICATE-----")
