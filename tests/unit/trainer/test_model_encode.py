@@ -79,19 +79,16 @@ def test_a_prompt_whose_end_would_melt_into_the_answer_stays_as_it_is_served(
     with_template: MakeTokenizer,
 ) -> None:
     tokenizer = with_template(
-        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
+        "{{ messages[0]['content'] }} LIC"
+        "{% if not add_generation_prompt %}{{ messages[1]['content'] }}{% endif %}"
     )
-    row = Row.pair("is", "LICENSE of the work")
-    tokenizer.chat_template = "{{ messages[0]['content'] }} LIC{% if not add_generation_prompt %}{{ messages[1]['content'] }}{% endif %}"
     prompt = tokenizer("is LIC", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("is LICENSE of the work", add_special_tokens=False)["input_ids"]
-    assert whole[: len(prompt)] != prompt
+    assert tokenizer("is LICENSE of", add_special_tokens=False)["input_ids"][: len(prompt)] != prompt
 
-    encoded = RowEncoder(tokenizer).encode(Row.pair(row.messages[0].content, "ENSE of the work"))
+    row = RowEncoder(tokenizer).encode(Row.pair("is", "ENSE of"))
 
-    assert encoded.input_ids[: len(prompt)] == prompt
-    assert learned(tokenizer, encoded) == "ENSE of the work</s>"
+    assert row.input_ids[: len(prompt)] == prompt
+    assert learned(tokenizer, row) == "ENSE of</s>"
 
 
 def test_the_model_learns_to_stop_where_the_template_writes_no_end(with_template: MakeTokenizer) -> None:
@@ -120,22 +117,30 @@ def test_turns_that_a_reasoning_template_rewrites_later_are_context_only(
 ) -> None:
     tokenizer = with_template(
         "{% for m in messages %}<{{ m['role'] }}>"
-        "{% if m['role'] == 'assistant' and loop.last %}(thought){% endif %}{{ m['content'] }}</s>{% endfor %}"
+        "{% if m['role'] == 'assistant' and loop.last %}(thought){% endif %}"
+        "{{ m['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
 
     assert learned(tokenizer, RowEncoder(tokenizer).encode(CHAT)) == "(thought)billing</s>"
 
 
+REFUSING = "{{ raise_exception('No system role') if messages[0]['role'] == 'system' }}<assistant>"
+ASKING_OTHERWISE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>(thought){% endif %}"
+)
+FORGETFUL = "<user>{% if not add_generation_prompt %}<assistant></s>{% endif %}"
+
+
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("{{ raise_exception('System role not supported') if messages[0]['role'] == 'system' }}x", "System role"),
-        ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
-         "{% if add_generation_prompt %}<assistant>(thought){% endif %}", "otherwise than it asks"),
-        ("<user>{% if not add_generation_prompt %}<assistant></s>{% endif %}", "leaves the answer out"),
+        (REFUSING, "No system role"),
+        (ASKING_OTHERWISE, "otherwise than it asks"),
+        (FORGETFUL, "leaves the answer out"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_the_template_cannot_write_is_refused_with_the_reason(
     with_template: MakeTokenizer, template: str, complaint: str
 ) -> None:

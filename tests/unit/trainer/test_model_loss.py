@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from finetune_trainer.model.batch import Collator, left_padded
+from finetune_trainer.model.batch import Padding, left_padded, pack
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.loss import completion_loss, mean_completion_loss
@@ -19,16 +19,16 @@ ROWS = [
         Row.pair("Refund?", "billing, and then the sales team"),
     )
 ]
-COLLATOR = Collator(tiny_tokenizer().pad_token_id)
+PADDED = Padding(tiny_tokenizer().pad_token_id)
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return load_base(tiny(), torch.float32, "cpu").eval()
+    return load_base(tiny(), torch.float32, "cpu")
 
 
 def test_the_loss_is_that_of_transformers_over_the_labelled_tokens(model: PreTrainedModel) -> None:
-    batch = COLLATOR(ROWS)
+    batch = PADDED(ROWS)
 
     nats, tokens = completion_loss(model, batch)
 
@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_transformers_over_the_labelled_tokens(model: PreTra
 
 
 def test_the_gradient_is_that_of_transformers(model: PreTrainedModel) -> None:
-    batch = COLLATOR(ROWS)
+    batch = PADDED(ROWS)
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.nn.Parameter)
     nats, tokens = completion_loss(model, batch)
@@ -50,15 +50,23 @@ def test_the_gradient_is_that_of_transformers(model: PreTrainedModel) -> None:
 
 
 def test_padding_changes_nothing(model: PreTrainedModel) -> None:
-    together, _ = completion_loss(model, COLLATOR(ROWS))
-    alone = sum(completion_loss(model, COLLATOR([row]))[0] for row in ROWS)
+    together, _ = completion_loss(model, PADDED(ROWS))
+    alone = sum(completion_loss(model, PADDED([row]))[0] for row in ROWS)
 
     torch.testing.assert_close(together, alone)
 
 
+def test_packing_changes_nothing(model: PreTrainedModel) -> None:
+    padded, padded_tokens = completion_loss(model, PADDED(ROWS))
+    packed, packed_tokens = completion_loss(model, pack(ROWS))
+
+    torch.testing.assert_close(packed, padded)
+    assert packed_tokens == padded_tokens
+
+
 def test_every_token_counts_the_same_in_whatever_batch_it_is(model: PreTrainedModel) -> None:
-    together = mean_completion_loss(model, [COLLATOR(ROWS)])
-    apart = mean_completion_loss(model, [COLLATOR([row]) for row in ROWS])
+    together = mean_completion_loss(model, [PADDED(ROWS)])
+    apart = mean_completion_loss(model, [PADDED([row]) for row in ROWS])
 
     assert together == pytest.approx(apart, rel=1e-6)
 

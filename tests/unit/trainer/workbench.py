@@ -175,7 +175,13 @@ class Workbench:
         return self.store.artifact(ArtifactRef(kind="checkpoints", digest=result.digest), verify=True)
 
     def evaluate(
-        self, base_model: Digest, dataset: Digest, result: CheckpointResult, **settings: Any
+        self,
+        base_model: Digest,
+        dataset: Digest,
+        result: CheckpointResult,
+        *,
+        sheet: Sheet | None = None,
+        **settings: Any,
     ) -> EvaluateResult:
         config = EvaluateConfig(
             **self._common(),
@@ -186,7 +192,7 @@ class Workbench:
             max_sequence_length=64,
             **settings,
         )
-        return evaluate.run(config, self.context())
+        return evaluate.run(config, self.context(sheet))
 
     def states(self, config: StageConfig) -> list[str]:
         """Names of the resume states of a run."""

@@ -1,0 +1,129 @@
+"""A checkpoint beside its base model."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import (
+    CheckpointResult,
+    Digest,
+    EvaluateResult,
+    FailureReason,
+    LoRA,
+    Method,
+)
+from finetune_trainer.evaluate.examples import encode_examples
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.rows import Row
+from tests.unit.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
+
+METHODS = {"LoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0)), "Full": Method(type="Full")}
+
+
+class Trained:
+    """One checkpoint that knows `ROWS` by heart, and what is needed to judge it."""
+
+    def __init__(self, bench: Workbench, method: str) -> None:
+        self.bench = bench
+        self.base: Digest = bench.model()
+        self.dataset = bench.dataset(ROWS, (), (*ROWS[:5], Row.pair("order late?", "nobody knows")))
+        config = bench.train_config(
+            self.base,
+            self.dataset,
+            method=METHODS[method],
+            epochs=25,
+            learning_rate=1e-2,
+            per_device_batch_size=4,
+            gradient_accumulation_steps=1,
+        )
+        (self.checkpoint,) = bench.train(config).checkpoints
+
+    def evaluate(self, dataset: Digest | None = None, **settings: Any) -> EvaluateResult:
+        return self.bench.evaluate(self.base, dataset or self.dataset, self.checkpoint, **settings)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(Workbench(tmp_path_factory.mktemp("evaluate")), request.param)
+
+
+def values(result: EvaluateResult) -> dict[tuple[str, str], float]:
+    return {(score.subject, score.metric): score.value for score in result.scores}
+
+
+def test_what_was_learned_by_heart_is_right_and_the_base_model_knows_nothing(trained: Trained) -> None:
+    result = trained.evaluate()
+
+    assert result.checkpoint == trained.checkpoint.digest
+    assert result.split == "test"
+    assert {score.rows for score in result.scores} == {6}
+    scores = values(result)
+    assert scores["Tuned", "exact_match"] == pytest.approx(5 / 6)
+    assert scores["Base", "exact_match"] == 0
+    assert scores["Tuned", "loss"] < scores["Base", "loss"]
+
+
+def test_scores_are_the_same_each_time_and_in_batches_of_any_size(trained: Trained) -> None:
+    first = trained.evaluate(batch_size=4)
+
+    assert trained.evaluate(batch_size=4) == first
+    assert values(trained.evaluate(batch_size=1)) == pytest.approx(values(first), rel=1e-5)
+
+
+def test_only_what_is_asked_for_is_measured(trained: Trained) -> None:
+    result = trained.evaluate(metrics=("loss",), subjects=("Tuned",))
+
+    assert set(values(result)) == {("Tuned", "loss")}
+
+
+def test_an_answer_that_needs_more_tokens_than_allowed_is_wrong(trained: Trained) -> None:
+    assert values(trained.evaluate(max_new_tokens=1))["Tuned", "exact_match"] == 0
+
+
+def test_a_dataset_without_test_rows_says_what_to_raise(trained: Trained) -> None:
+    with pytest.raises(StageFailure, match=r"no test rows .* raise split\.test") as caught:
+        trained.evaluate(trained.bench.dataset(ROWS))
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG
+
+
+def test_an_adapter_that_does_not_fit_its_base_model_is_refused(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    config = bench.train_config(method=METHODS["LoRA"], epochs=1)
+    folder = bench.checkpoint(bench.train(config).checkpoints[0])
+    with bench.store.staging() as staging:
+        shutil.copyfile(folder / "adapter_model.safetensors", staging / "adapter_model.safetensors")
+        settings = (folder / "adapter_config.json").read_text()
+        (staging / "adapter_config.json").write_text(settings.replace('"r": 8', '"r": 4'))
+        digest = bench.store.publish("checkpoints", staging)
+    stranger = CheckpointResult(digest=digest, type="Adapter", step=1, epoch=1)
+
+    with pytest.raises(StageFailure, match="does not fit the base model") as caught:
+        bench.evaluate(config.base_model, bench.dataset(ROWS, (), ROWS[:1]), stranger)
+
+    assert caught.value.reason == FailureReason.ARTIFACT_CORRUPT
+
+
+def test_a_signal_ends_it(trained: Trained) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    with pytest.raises(Preempted):
+        trained.evaluate(sheet=Sheet(stop=stop))
+
+
+def test_progress_counts_rows_of_all_measurements(trained: Trained) -> None:
+    sheet = Sheet()
+
+    trained.evaluate(sheet=sheet)
+
+    assert sheet.seen[-1].step == sheet.seen[-1].total_steps == 6 * 2 * 2
+
+
+def test_white_space_around_an_answer_does_not_count() -> None:
+    (example,) = encode_examples([Row.pair("order late?", " billing\n")], tiny_tokenizer(), 64, "test")
+
+    assert example.accepted == {"billing"}

@@ -1,0 +1,122 @@
+"""What is chosen where the user left it open."""
+
+from typing import Any, Literal
+
+import pytest
+
+from finetune_trainer.contract import FailureReason, Hyperparameters, RequestedHyperparameters
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.preflight.hyperparameters import choose
+
+
+def chosen(
+    method: Literal["LoRA", "Full"] = "LoRA",
+    *,
+    rows: int = 200,
+    longest: int = 90,
+    hidden_size: int = 640,
+    context_length: int | None = 32768,
+    **wanted: Any,
+) -> Hyperparameters:
+    return choose(
+        RequestedHyperparameters(**wanted),
+        method,
+        train_rows=rows,
+        longest_row_tokens=longest,
+        hidden_size=hidden_size,
+        context_length=context_length,
+    )
+
+
+def test_everything_is_chosen_for_a_small_dataset_and_a_small_model() -> None:
+    assert chosen() == Hyperparameters(
+        epochs=3,
+        learning_rate=1.2e-3,
+        per_device_batch_size=8,
+        gradient_accumulation_steps=1,
+        max_sequence_length=128,
+        seed=42,
+        total_steps=75,
+        save_every_steps=10,
+    )
+
+
+def test_what_the_user_gives_is_kept() -> None:
+    wanted: dict[str, Any] = {
+        "epochs": 5,
+        "learning_rate": 1e-5,
+        "per_device_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "max_sequence_length": 50,
+        "seed": 0,
+        "save_every_steps": 4,
+    }
+
+    given = chosen(rows=20, **wanted)
+
+    assert given.model_dump() == wanted | {"total_steps": 5 * 4}
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs"),
+    [(1, 25), (4, 25), (5, 20), (20, 5), (33, 3), (34, 3), (8333, 3), (8334, 2), (25_000, 1), (10**6, 1)],
+)
+def test_few_rows_are_seen_more_often_and_many_less(rows: int, epochs: int) -> None:
+    assert chosen(rows=rows).epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("method", "hidden_size", "rate"),
+    [
+        ("LoRA", 64, 7.4e-3),
+        ("LoRA", 640, 1.2e-3),
+        ("LoRA", 4096, 2.9e-4),
+        ("LoRA", 8, 1e-2),
+        ("Full", 640, 1.2e-4),
+        ("Full", 4096, 2.9e-5),
+        ("Full", 8, 1e-3),
+    ],
+)
+def test_the_learning_rate_falls_with_the_models_width(
+    method: Literal["LoRA", "Full"], hidden_size: int, rate: float
+) -> None:
+    assert chosen(method, hidden_size=hidden_size).learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("longest", "context_length", "length"),
+    [
+        (1, 32768, 64),
+        (64, 32768, 64),
+        (65, 32768, 128),
+        (3000, 32768, 2048),
+        (3000, 512, 512),
+        (90, None, 128),
+    ],
+)
+def test_the_length_holds_the_longest_row_within_what_the_model_can_read(
+    longest: int, context_length: int | None, length: int
+) -> None:
+    assert chosen(longest=longest, context_length=context_length).max_sequence_length == length
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "accumulation"), [(64, 8, 1), (1024, 8, 1), (1100, 4, 2), (2048, 4, 2), (8192, 1, 8)]
+)
+def test_eight_rows_make_a_step_of_which_fewer_are_in_memory_when_they_are_long(
+    length: int, batch: int, accumulation: int
+) -> None:
+    given = chosen(max_sequence_length=length)
+
+    assert (given.per_device_batch_size, given.gradient_accumulation_steps) == (batch, accumulation)
+
+
+def test_a_tenth_of_a_long_run_is_saved_at_a_time() -> None:
+    assert chosen(rows=8000).save_every_steps == 300
+
+
+def test_a_length_beyond_the_models_is_refused() -> None:
+    with pytest.raises(StageFailure, match="maxSequenceLength: 1024 is more than the 512 tokens") as caught:
+        chosen(context_length=512, max_sequence_length=1024)
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG

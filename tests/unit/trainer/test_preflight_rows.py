@@ -1,0 +1,96 @@
+"""The rows through the base model's tokenizer."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.model.encode import RowEncoder
+from finetune_trainer.rows import Message, Row
+from hack.models import tiny
+from tests.unit.trainer.workbench import ROWS, Workbench, tiny_tokenizer
+
+LONG_PROMPT = Row.pair("where " * 200, "sales")
+LONG_ANSWER = Row.pair("where?", "sales " * 100)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def tokens(*rows: Row) -> list[int]:
+    encoder = RowEncoder(tiny_tokenizer())
+    return [len(encoder.encode(row).input_ids) for row in rows]
+
+
+def test_rows_and_tokens_are_counted(bench: Workbench) -> None:
+    result = bench.preflight(dataset=bench.dataset(ROWS, ROWS[:1], ROWS[1:2]))
+
+    assert result.train_rows == len(ROWS)
+    assert result.train_tokens == sum(tokens(*ROWS))
+    assert result.longest_row_tokens == max(tokens(*ROWS))
+    assert result.truncated_rows == 0
+
+
+def test_the_longest_row_of_any_split_decides_the_length(bench: Workbench) -> None:
+    result = bench.preflight(dataset=bench.dataset(ROWS, (), (LONG_ANSWER,)))
+
+    (longest,) = tokens(LONG_ANSWER)
+    assert result.longest_row_tokens == longest
+    assert result.hyperparameters.max_sequence_length == -(-longest // 64) * 64
+
+
+def test_rows_that_lose_their_end_are_counted(bench: Workbench) -> None:
+    result = bench.preflight(
+        dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters={"max_sequence_length": 64}
+    )
+
+    assert result.truncated_rows == 1
+    assert result.train_tokens == sum(tokens(*ROWS)) + 64
+
+
+def test_rows_that_would_lose_the_whole_answer_are_named_with_the_length_they_need(bench: Workbench) -> None:
+    dataset = bench.dataset((*ROWS, LONG_PROMPT), (ROWS[0],), (LONG_PROMPT,))
+
+    failure = bench.preflight_failure(dataset=dataset, hyperparameters={"max_sequence_length": 64})
+
+    assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
+    assert failure.exit_code == ExitCode.BAD_DATA
+    assert "2 rows" in failure.message
+    assert "train row 13, test row 1" in failure.message
+    assert f"maxSequenceLength to {tokens(LONG_PROMPT)[0]}" in failure.message
+
+
+def test_a_prompt_beyond_the_models_context_can_only_be_shortened(bench: Workbench) -> None:
+    endless = Row.pair("where " * 600, "sales")
+
+    failure = bench.preflight_failure(dataset=bench.dataset((*ROWS, endless)))
+
+    assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
+    assert "reads at most 512 tokens: shorten the prompts" in failure.message
+
+
+def test_rows_that_the_chat_template_refuses_are_named(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ raise_exception('no system turns') if m['role'] == 'system' }}"
+        "<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    ruled = Row((Message("system", "Be brief."), Message("user", "Where?"), Message("assistant", "here")))
+
+    failure = bench.preflight_failure(source, bench.dataset((ROWS[0], ruled, ROWS[1], ruled)))
+
+    assert failure.reason == FailureReason.INVALID_DATA
+    assert failure.exit_code == ExitCode.BAD_DATA
+    assert "2 rows" in failure.message
+    assert "train row 2, train row 4" in failure.message
+    assert "no system turns" in failure.message
+
+
+def test_a_dataset_without_training_rows_is_refused(bench: Workbench) -> None:
+    failure = bench.preflight_failure(dataset=bench.dataset((), ROWS))
+
+    assert failure.reason == FailureReason.NO_TRAINING_ROWS

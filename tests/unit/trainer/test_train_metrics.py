@@ -1,0 +1,44 @@
+"""The figures of a training pod."""
+
+import pytest
+
+from finetune_trainer.contract import Progress
+from finetune_trainer.train.metrics import Metrics
+from finetune_trainer.train.pace import STEPS, Pace
+
+
+def test_progress_is_shown_under_its_prometheus_names() -> None:
+    metrics = Metrics()
+
+    metrics.show(Progress(step=3, total_steps=9, epoch=0.5, loss=1.25, learning_rate=1e-3, eta_seconds=6))
+
+    shown = {sample.name: sample.value for family in metrics.registry.collect() for sample in family.samples}
+    assert shown["finetune_trainer_step"] == 3
+    assert shown["finetune_trainer_total_steps"] == 9
+    assert shown["finetune_trainer_epoch"] == 0.5
+    assert shown["finetune_trainer_loss"] == 1.25
+    assert shown["finetune_trainer_learning_rate"] == 1e-3
+    assert shown["finetune_trainer_eta_seconds"] == 6
+
+
+def test_the_loss_shown_is_the_token_mean_of_the_last_steps() -> None:
+    pace = Pace(total_steps=100)
+    pace.begin_step()
+    pace.end_step(nats=1000, labels=10, tokens=10)
+    for _ in range(STEPS - 1):
+        pace.end_step(nats=2, labels=2, tokens=10)
+    pace.end_step(nats=30, labels=10, tokens=10)
+
+    progress = pace.progress(step=21, epoch=1, learning_rate=1e-3)
+
+    assert progress.loss == pytest.approx((2 * (STEPS - 1) + 30) / (2 * (STEPS - 1) + 10))
+    assert progress.step == 21
+    assert progress.total_steps == 100
+
+
+def test_nothing_is_left_to_wait_for_after_the_last_step() -> None:
+    pace = Pace(total_steps=1)
+    pace.begin_step()
+    pace.end_step(nats=1, labels=1, tokens=1)
+
+    assert pace.progress(step=1, epoch=1, learning_rate=0).eta_seconds == 0

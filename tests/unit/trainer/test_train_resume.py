@@ -1,0 +1,210 @@
+"""A run that is interrupted ends exactly as one that is not."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
+from finetune_trainer.failure import Preempted
+from tests.unit.trainer.processes import TIMEOUT_SECONDS, finish, start
+from tests.unit.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+
+METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def config_for(bench: Workbench, method: str = "LoRA", **settings: Any) -> TrainConfig:
+    dataset = bench.dataset(ROWS, ROWS[:5])
+    return bench.train_config(dataset=dataset, method=METHODS[method], **settings)
+
+
+def uninterrupted(bench: Workbench, method: str = "LoRA", **settings: Any) -> TrainResult:
+    other = elsewhere(bench, "uninterrupted")
+    return other.train(config_for(other, method, **settings))
+
+
+def preempted(bench: Workbench, config: TrainConfig, *steps: int) -> None:
+    with pytest.raises(Preempted):
+        bench.train(config, Sheet(stop_at=frozenset(steps)))
+
+
+def wait_for_state(bench: Workbench, config: TrainConfig, name: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while name not in bench.states(config):
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_at_every_step_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
+    config = config_for(bench, method)
+    steps = config.hyperparameters.total_steps
+
+    for step in range(1, steps + 1):
+        preempted(bench, config, step)
+        assert f"step-{step}" in bench.states(config)
+
+    assert bench.train(config) == uninterrupted(bench, method).model_copy(update={"restarts": steps})
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench) -> None:
+    config = config_for(bench, epochs=20)
+    process = start(config)
+    try:
+        wait_for_state(bench, config, "step-4")
+    finally:
+        process.kill()
+        process.communicate()
+
+    result = bench.train(config)
+
+    assert process.returncode == -signal.SIGKILL
+    assert result == uninterrupted(bench, epochs=20).model_copy(update={"restarts": 1})
+
+
+def test_a_signal_saves_and_ends_with_the_code_that_never_counts(bench: Workbench) -> None:
+    config = config_for(bench, "Full", epochs=20, save_every_steps=100)
+    process = start(config)
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if "step 1 of 60" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+
+    ended = finish(process, read)
+
+    assert ended.code == ExitCode.PREEMPTED_SAVED, ended.logs
+    (state,) = bench.states(config)
+    assert 1 <= int(state.removeprefix("step-")) < 60
+    result = bench.train(config)
+    expected = uninterrupted(bench, "Full", epochs=20, save_every_steps=100)
+    assert result == expected.model_copy(update={"restarts": 1})
+
+
+def test_a_stop_before_the_first_step_is_no_start_without_progress(bench: Workbench) -> None:
+    config = config_for(bench)
+
+    for _ in range(5):
+        sheet = Sheet()
+        sheet.stop.set()
+        with pytest.raises(Preempted):
+            bench.train(config, sheet)
+
+    assert bench.train(config).restarts == 5
+
+
+def test_the_last_two_states_are_kept(bench: Workbench) -> None:
+    config = config_for(bench, save_every_steps=1)
+
+    bench.train(config)
+
+    assert bench.states(config) == ["step-5", "step-6"]
+
+
+def test_the_best_weights_survive_a_restart(bench: Workbench) -> None:
+    """Although only the resume state of a later step is left."""
+    settings: dict[str, Any] = {"epochs": 4, "save_every_steps": 1}
+    config = config_for(bench, **settings)
+    preempted(bench, config, 8)
+
+    assert bench.train(config).checkpoints == uninterrupted(bench, **settings).checkpoints
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "ledger.json", "manifest.json"]
+)
+def test_the_newest_state_that_is_whole_wins(
+    bench: Workbench, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_for(bench, save_every_steps=1)
+    expected = uninterrupted(bench, save_every_steps=1)
+    preempted(bench, config, 4)
+    newest = bench.store.run_dir(config.run, "train") / "state" / "step-4"
+    (newest / name).write_bytes((newest / name).read_bytes()[:-1])
+
+    sheet = Sheet()
+    result = bench.train(config, sheet)
+
+    assert sheet.seen[0].step == 4
+    assert "step-4 is not used" in caplog.text
+    assert result.checkpoints == expected.checkpoints
+
+
+def test_what_a_killed_save_left_is_no_state(bench: Workbench) -> None:
+    config = config_for(bench)
+    preempted(bench, config, 3)
+    states = bench.store.run_dir(config.run, "train") / "state"
+    (states / "step-3").rename(states / ".step-3.unfinished")
+
+    result = bench.train(config)
+
+    assert result.checkpoints == uninterrupted(bench).checkpoints
+    assert not (states / ".step-3.unfinished").exists()
+
+
+def test_a_state_of_another_config_is_refused_with_what_differs(bench: Workbench) -> None:
+    config = config_for(bench)
+    preempted(bench, config, 2)
+    changed = config.hyperparameters.model_copy(update={"learning_rate": 1e-4})
+
+    failure = bench.train_failure(config.model_copy(update={"hyperparameters": changed}))
+
+    assert failure.reason == FailureReason.FINGERPRINT_MISMATCH
+    assert "0.0001" in failure.message
+
+
+def test_a_state_of_other_data_is_refused(bench: Workbench) -> None:
+    config = config_for(bench)
+    preempted(bench, config, 2)
+    other = bench.dataset(ROWS[::-1])
+
+    failure = bench.train_failure(config.model_copy(update={"dataset": other}))
+
+    assert failure.reason == FailureReason.FINGERPRINT_MISMATCH
+    assert other in failure.message
+
+
+class PulledPlug(BaseException):
+    """The pod is gone from one moment to the next."""
+
+
+class PlugPuller(Sheet):
+    """Ends the process where a step would be reported."""
+
+    def progress(self, _: object) -> None:
+        raise PulledPlug
+
+
+def test_three_starts_without_a_new_state_end_the_run(bench: Workbench) -> None:
+    config = config_for(bench)
+    preempted(bench, config, 2)
+
+    for _ in range(3):
+        with pytest.raises(PulledPlug):
+            bench.train(config, PlugPuller())
+
+    failure = bench.train_failure(config)
+    assert failure.reason == FailureReason.RESTARTED_WITHOUT_PROGRESS
+    assert failure.exit_code == ExitCode.BAD_CONFIG
+    assert "3 times from step 2" in failure.message
+
+
+def test_a_new_state_makes_restarts_count_anew(bench: Workbench) -> None:
+    config = config_for(bench, save_every_steps=1)
+
+    for step in (1, 2):
+        for _ in range(2):
+            with pytest.raises(PulledPlug):
+                bench.train(config, PlugPuller())
+        preempted(bench, config, step)
+
+    assert bench.train(config).restarts == 6

@@ -1,0 +1,1 @@
+"""A checkpoint beside its base model on rows that neither has seen."""

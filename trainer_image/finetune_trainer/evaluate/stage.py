@@ -1,0 +1,86 @@
+"""The stage itself: each subject through each metric on the held-out split."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, set_seed
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import (
+    ArtifactRef,
+    EvaluateConfig,
+    EvaluateResult,
+    FailureReason,
+    Score,
+    Subject,
+)
+from finetune_trainer.evaluate.examples import encode_examples
+from finetune_trainer.evaluate.measure import Measure
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.meter import Meter
+from finetune_trainer.model.device import choose_device
+from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.template import load_tokenizer, stop_token_ids
+from finetune_trainer.rows import SPLIT_FILES, load_rows
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
+    """Measure each subject; the same config gives the same scores.
+
+    Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
+    INVALID_DATA, STORE_UNAVAILABLE), Preempted.
+    """
+    store = context.store
+    data = store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
+    rows = load_rows(data / SPLIT_FILES[config.split])
+    if not rows:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"the dataset has no {config.split} rows to evaluate on; raise split.{config.split}",
+        )
+    checkpoint = store.artifact(ArtifactRef(kind="checkpoints", digest=config.checkpoint), verify=True)
+    base = store.artifact(ArtifactRef(kind="models", digest=config.base_model))
+    device = choose_device()
+    set_seed(config.seed)
+    tokenizer = load_tokenizer(base)
+    examples = encode_examples(rows, tokenizer, config.max_sequence_length, config.split)
+    meter = Meter(context, len(rows) * len(config.subjects) * len(config.metrics))
+    scores: list[Score] = []
+    for subject, model in _subjects(config, base, checkpoint, device):
+        measure = Measure(
+            examples,
+            tokenizer,
+            stop_token_ids(tokenizer, model.generation_config),
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            meter=meter,
+        )
+        for metric in config.metrics:
+            meter.begin(f"{metric} of {subject} on {len(rows)} {config.split} rows")
+            value = measure.value(metric, model)
+            logger.info("%s of %s: %.4f", metric, subject, value)
+            scores.append(Score(metric=metric, subject=subject, value=value, rows=len(rows)))
+    return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=tuple(scores))
+
+
+def _subjects(
+    config: EvaluateConfig, base: Path, checkpoint: Path, device: torch.device
+) -> Iterator[tuple[Subject, PreTrainedModel | PeftModel]]:
+    """The models in turn; each is to be used before the next is asked for."""
+    if config.checkpoint_type == "Full":
+        folders: dict[Subject, Path] = {"Tuned": checkpoint, "Base": base}
+        for subject in config.subjects:
+            yield subject, load_base(folders[subject], "auto", device)
+        return
+    model = load_adapter(load_base(base, "auto", device), checkpoint)
+    for subject in config.subjects:
+        if subject == "Tuned":
+            yield subject, model
+        else:
+            with model.disable_adapter():
+                yield subject, model

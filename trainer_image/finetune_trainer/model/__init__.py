@@ -1,0 +1,1 @@
+"""Tokenizer, chat template, tokens of rows, and weights: what preflight, train, evaluate and serve share."""

@@ -1,0 +1,60 @@
+"""Weights of base models and adapters; only safetensors, and never code that came with a model."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+
+
+def load_base(folder: Path, dtype: torch.dtype | str, device: torch.device | str) -> PreTrainedModel:
+    """The causal language model in `folder`; `dtype` `auto` keeps the stored one.
+
+    Raises StageFailure (BASE_MODEL_INVALID) with the reader's own words.
+    """
+    _quiet()
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"base model in {folder}: its weights cannot be loaded: {type(error).__name__}: {error}",
+        ) from error
+    model.to(device)  # type: ignore[arg-type] # its stub knows only one of the overloads
+    return model
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The base model with the adapter in `folder`, for inference.
+
+    Raises StageFailure (ARTIFACT_CORRUPT) where the adapter does not fit.
+    """
+    try:
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
+        raise StageFailure(
+            FailureReason.ARTIFACT_CORRUPT,
+            f"adapter in {folder}: it does not fit the base model: {type(error).__name__}: {error}",
+        ) from error
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Most tokens that the model can read at once; None where its config does not say."""
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
+def _quiet() -> None:
+    """Keep out of the log what is for people who watch a terminal, or who develop PEFT."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+    )

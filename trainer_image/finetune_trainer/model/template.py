@@ -1,0 +1,128 @@
+"""The tokenizer of a base model, always with a chat template, and the tokens that end an answer.
+
+Prompts and completions are trained and served as a chat, so that a request with the prompt as its user
+message sees exactly the tokens of training. A model that brings a chat template is used with it. For one that
+brings none, as most base models, the trainer supplies one by this rule:
+
+1. `gemma`, where the vocabulary has `<start_of_turn>` and `<end_of_turn>`: the format that Gemma 1 to 3 were
+   built for, <https://ai.google.dev/gemma/docs/core/prompt-structure>, with the system turn before the first
+   user turn;
+2. `chatml`, where it has `<|im_start|>` and `<|im_end|>`, as in the base models of Qwen and others;
+3. `plain` for all others: a heading for each turn, and the end-of-sequence token after each answer.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, cast
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+
+MODEL_TEMPLATE: Final = "model"
+"""Name of a template that the model brought."""
+
+CONTROL_TOKENS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"gemma": ("<start_of_turn>", "<end_of_turn>"), "chatml": ("<|im_start|>", "<|im_end|>"), "plain": ()}
+)
+"""The supplied templates in the order in which they are tried, each with the tokens that it is made of."""
+
+PAD_TOKENS: Final = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
+"""Tokens that models keep for padding without saying so."""
+
+PROBE: Final = (
+    {"role": "user", "content": "ping"},
+    {"role": "assistant", "content": "pong"},
+)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, with a chat template and a padding token.
+
+    Raises StageFailure (BASE_MODEL_INVALID) where it cannot be read or used for chats.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    # Its readers raise nearly everything on a damaged file, a bare Exception from Rust among it.
+    except Exception as error:
+        raise _invalid(folder, f"its tokenizer cannot be read: {type(error).__name__}: {error}") from error
+    if not tokenizer.is_fast:
+        raise _invalid(folder, "it has no tokenizer.json; save the tokenizer again with a newer transformers")
+    if tokenizer.eos_token_id is None:
+        raise _invalid(folder, "its tokenizer_config.json names no end-of-sequence token (eos_token)")
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _supplied(_choose(vocabulary))
+    if not isinstance(tokenizer.chat_template, str) and "default" not in tokenizer.chat_template:
+        raise _invalid(folder, "none of its chat templates is called default")
+    if tokenizer.pad_token is None:
+        # Labels never hang on the padding token: as the last choice, the end-of-sequence token does no harm.
+        candidates = [token for token in PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token]
+        tokenizer.pad_token = (candidates or [tokenizer.unk_token or tokenizer.eos_token])[0]
+    try:
+        render(tokenizer, PROBE)
+    except TemplateError as error:
+        raise _invalid(
+            folder, f"its chat template cannot write a question and its answer: {error}"
+        ) from error
+    return tokenizer
+
+
+def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`model` for a template that the model brought, else the name of the supplied one."""
+    for name in CONTROL_TOKENS:
+        if tokenizer.chat_template == _supplied(name):
+            return name
+    return MODEL_TEMPLATE
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None
+) -> list[int]:
+    """Ids that end an answer, sorted: end of sequence, those of the generation config, end of turn."""
+    found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
+    configured = None if generation_config is None else generation_config.eos_token_id
+    found.update(configured if isinstance(configured, list) else [configured])
+    return sorted(token for token in found if token is not None)
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The control token that the chat template puts after an answer; None where it puts none."""
+    before = render(tokenizer, PROBE[:1], add_generation_prompt=True)
+    after = render(tokenizer, PROBE).removeprefix(before)
+    control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return next((token for token in reversed(ids) if token in control), None)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: tuple[Mapping[str, str], ...],
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    """The conversation as text. Raises jinja2.TemplateError for messages that the template refuses."""
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return cast(str, text)
+
+
+def _choose(vocabulary: Mapping[str, int]) -> str:
+    return next(
+        name for name, tokens in CONTROL_TOKENS.items() if all(token in vocabulary for token in tokens)
+    )
+
+
+def _supplied(name: str) -> str:
+    return (resources.files(__package__) / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _invalid(folder: Path, what: str) -> StageFailure:
+    return StageFailure(FailureReason.BASE_MODEL_INVALID, f"base model in {folder}: {what}")

@@ -1,0 +1,96 @@
+"""Which files of a base model's folder are the model."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from safetensors import SafetensorError, safe_open
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+NEEDED: Final = ("config.json", "tokenizer.json")
+KEPT: Final = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+)
+"""Taken along where they are there; subfolders and other formats of the weights are not."""
+LICENSE_NAMES: Final = ("license", "licence", "notice", "use_policy")
+PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def invalid(uri: str, what: str) -> StageFailure:
+    """The failure for a base model that cannot be trained."""
+    return StageFailure(FailureReason.BASE_MODEL_INVALID, f"baseModel {uri}: {what}")
+
+
+def model_files(folder: Path, uri: str) -> tuple[str, ...]:
+    """Names of the model's files in `folder`, sorted.
+
+    Raises StageFailure: BASE_MODEL_NOT_FOUND; BASE_MODEL_INVALID where something is missing, or the weights
+    are no whole safetensors files. Raises OSError.
+    """
+    if not folder.is_dir():
+        raise StageFailure(
+            FailureReason.BASE_MODEL_NOT_FOUND,
+            f"baseModel {uri}: there is no such folder; check the claim's name and the path in it",
+        )
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    if "adapter_config.json" in present and "config.json" not in present:
+        raise invalid(uri, "this is an adapter, not a whole model; name the model that it was trained on")
+    weights = _weights(folder, uri, present)
+    for name in NEEDED:
+        if name not in present:
+            raise invalid(uri, f"{name} is missing; download the model again, completely")
+    for name in weights:
+        _check_whole(folder / name, uri)
+    licenses = (name for name in present if name.lower().startswith(LICENSE_NAMES))
+    return tuple(sorted({*NEEDED, *weights, *present.intersection(KEPT), *licenses}))
+
+
+def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:
+    if INDEX not in present:
+        if SINGLE in present:
+            return [SINGLE]
+        pickled = sorted(name for name in present if name.endswith(PICKLED))
+        if pickled:
+            raise invalid(
+                uri,
+                f"its weights are pickled ({pickled[0]}), which can run code when they are read; convert them"
+                " with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+            )
+        if any(name.endswith(".gguf") for name in present):
+            raise invalid(
+                uri, "its weights are in GGUF, which cannot be trained; use the safetensors version"
+            )
+        raise invalid(uri, f"no weights: there is neither {SINGLE} nor {INDEX}")
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise invalid(uri, f"{INDEX} is damaged: {error}; download the model again") from error
+    missing = [name for name in names if name not in present]
+    if missing or not names:
+        raise invalid(
+            uri, f"{INDEX} names files that are missing: {', '.join(missing)}; download the model again"
+        )
+    return [*names, INDEX]
+
+
+def _check_whole(path: Path, uri: str) -> None:
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise invalid(uri, f"{path.name} is damaged ({error}); download the model again") from error

@@ -1,0 +1,106 @@
+"""The hyperparameters that the user left open, chosen once by these rules and then recorded.
+
+epochs
+    OpenAI's rule for fine-tuning jobs: 3; but for fewer than 34 rows as many as make 100 row visits, at most
+    25, and for more than 8,333 rows as many as make 25,000 row visits, at least 1.
+learningRate
+    5e-5 for Full and ten times that for LoRA, times (2000 / hidden size) ^ 0.781: the fit over models of the
+    Llama family from J. Schulman et al., "LoRA Without Regret", 2025, with the constants of its authors'
+    tinker-cookbook. For LoRA it gives 2.9e-4 at a hidden size of 4,096 (8 billion parameters) and 1.2e-3 at
+    640 (270 million). At most 1e-2 for LoRA and 1e-3 for Full.
+maxSequenceLength
+    The smallest multiple of 64 that holds the longest row, at most 2,048 and what the model can read.
+perDeviceBatchSize, gradientAccumulationSteps
+    8 rows an optimizer step in all. As many of them at once as fit into 8,192 tokens, rounded down to a power
+    of two; the rest is accumulated.
+seed
+    42.
+saveEverySteps
+    A tenth of all steps, at least 10: a pod that is killed repeats at most so many.
+"""
+
+from typing import Final, Literal
+
+from finetune_trainer.contract import FailureReason, Hyperparameters, RequestedHyperparameters
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.train.schedule import steps_per_epoch
+
+DEFAULT_EPOCHS: Final = 3
+FEWEST_VISITS: Final = 100
+MOST_VISITS: Final = 25_000
+MOST_EPOCHS: Final = 25
+
+BASE_RATE: Final = {"LoRA": 5e-4, "Full": 5e-5}
+HIGHEST_RATE: Final = {"LoRA": 1e-2, "Full": 1e-3}
+REFERENCE_HIDDEN_SIZE: Final = 2000
+HIDDEN_SIZE_EXPONENT: Final = 0.781
+
+LENGTH_MULTIPLE: Final = 64
+LONGEST_SEQUENCE: Final = 2048
+
+ROWS_PER_STEP: Final = 8
+TOKENS_AT_ONCE: Final = 8192
+
+SEED: Final = 42
+FEWEST_STEPS_BETWEEN_SAVES: Final = 10
+
+
+def choose(
+    wanted: RequestedHyperparameters,
+    method: Literal["LoRA", "Full"],
+    *,
+    train_rows: int,
+    longest_row_tokens: int,
+    hidden_size: int,
+    context_length: int | None,
+) -> Hyperparameters:
+    """Everything a run needs: what the user gave, and the rules' choice for the rest.
+
+    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read.
+    """
+    length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
+    batch = wanted.per_device_batch_size or _batch_size(length)
+    accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // batch)
+    epochs = wanted.epochs or _epochs(train_rows)
+    total = epochs * steps_per_epoch(train_rows, batch, accumulation)
+    return Hyperparameters(
+        epochs=epochs,
+        learning_rate=wanted.learning_rate or _learning_rate(method, hidden_size),
+        per_device_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_sequence_length=length,
+        seed=SEED if wanted.seed is None else wanted.seed,
+        total_steps=total,
+        save_every_steps=wanted.save_every_steps or max(FEWEST_STEPS_BETWEEN_SAVES, total // 10),
+    )
+
+
+def _epochs(rows: int) -> int:
+    if rows * DEFAULT_EPOCHS < FEWEST_VISITS:
+        return min(MOST_EPOCHS, FEWEST_VISITS // rows)
+    if rows * DEFAULT_EPOCHS > MOST_VISITS:
+        return max(1, MOST_VISITS // rows)
+    return DEFAULT_EPOCHS
+
+
+def _learning_rate(method: Literal["LoRA", "Full"], hidden_size: int) -> float:
+    rate = BASE_RATE[method] * (REFERENCE_HIDDEN_SIZE / hidden_size) ** HIDDEN_SIZE_EXPONENT
+    return float(f"{min(rate, HIGHEST_RATE[method]):.1e}")
+
+
+def _sequence_length(wanted: int | None, longest: int, context_length: int | None) -> int:
+    if wanted is not None:
+        if context_length is not None and wanted > context_length:
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG,
+                f"hyperparameters.maxSequenceLength: {wanted} is more than the {context_length} tokens that"
+                " the base model can read; lower it, or leave it out",
+            )
+        return wanted
+    rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return min(rounded, LONGEST_SEQUENCE, context_length or LONGEST_SEQUENCE)
+
+
+def _batch_size(length: int) -> int:
+    fitting = max(1, min(ROWS_PER_STEP, TOKENS_AT_ONCE // length))
+    return 1 << (fitting.bit_length() - 1)

@@ -1,0 +1,105 @@
+"""The stage itself: base model into the store, rows through its tokenizer, hyperparameters chosen."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import (
+    ArtifactRef,
+    FailureReason,
+    PreflightConfig,
+    PreflightResult,
+)
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.manifest import Manifest
+from finetune_trainer.meter import Meter
+from finetune_trainer.model.encode import RowEncoder
+from finetune_trainer.model.load import context_length
+from finetune_trainer.model.template import load_tokenizer, template_name
+from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
+from finetune_trainer.preflight.basemodel import check_digest, store_model
+from finetune_trainer.preflight.files import model_files
+from finetune_trainer.preflight.hyperparameters import choose
+from finetune_trainer.preflight.lengths import check_answers, measure
+from finetune_trainer.rows import SPLIT_FILES, load_rows
+
+MEBIBYTE: Final = 1 << 20
+ROW_COST: Final = 1 << 18
+"""What one row through the tokenizer counts beside bytes read: they take about as long."""
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
+    """Publish the base model, and decide everything that training needs to know.
+
+    Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH, INVALID_CONFIG,
+    INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT,
+    STORE_UNAVAILABLE), Preempted.
+    """
+    if config.devices > 1:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"compute.devices: {config.devices} devices are not implemented in this release; use 1",
+        )
+    data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
+    splits = {split: load_rows(data / file) for split, file in SPLIT_FILES.items()}
+    if not splits["train"]:
+        raise StageFailure(
+            FailureReason.NO_TRAINING_ROWS,
+            "the dataset has no training rows; add rows, or lower split.validation and split.test",
+        )
+    uri, source = config.base_model_uri, Path(config.base_model_path)
+    with _readable(uri):
+        files = model_files(source, uri)
+        total = 2 * sum((source / name).stat().st_size for name in files)
+        meter = Meter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
+        model_config = load_config(source, uri)
+        model = without_weights(model_config, uri)
+        check_target_modules(model, config.method)
+        tokenizer = load_tokenizer(source)
+        meter.begin("hashing the base model")
+        manifest = Manifest.of(source, files, meter.add)
+        check_digest(uri, manifest.digest, config.base_model_digest)
+    meter.begin("reading the rows with the base model's tokenizer")
+    lengths = measure(splits, RowEncoder(tokenizer), meter, ROW_COST)
+    longest = max(split.longest for split in lengths.values())
+    limit = context_length(model_config)
+    chosen = choose(
+        config.hyperparameters,
+        config.method.type,
+        train_rows=len(splits["train"]),
+        longest_row_tokens=longest,
+        hidden_size=model_config.get_text_config().hidden_size,
+        context_length=limit,
+    )
+    check_answers(lengths, chosen.max_sequence_length, limit)
+    truncated = sum(split.cut(chosen.max_sequence_length) for split in lengths.values())
+    if truncated:
+        logger.warning("rows cut to %d tokens: %d", chosen.max_sequence_length, truncated)
+    with _readable(uri):
+        store_model(uri, source, manifest, context, meter)
+    logger.info("hyperparameters: %s", chosen.to_json())
+    return PreflightResult(
+        base_model=manifest.digest,
+        hyperparameters=chosen,
+        chat_template=template_name(tokenizer),
+        train_rows=len(splits["train"]),
+        train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
+        longest_row_tokens=longest,
+        truncated_rows=truncated,
+    )
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"baseModel {uri}: {error}; check that uid 65532 may read the files",
+        ) from error

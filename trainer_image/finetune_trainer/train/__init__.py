@@ -1,0 +1,1 @@
+"""Training: the loop, its resume state, and the checkpoints it publishes."""

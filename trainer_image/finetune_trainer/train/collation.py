@@ -1,0 +1,61 @@
+"""Whether the rows of a batch are padded or packed."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from finetune_trainer.model.batch import Collate, Padding, pack
+from finetune_trainer.model.encode import EncodedRow
+from finetune_trainer.train.method import Trainable
+
+MOST_PACKED_TOKENS: Final = 1024
+"""Attention grows with the square of a packed sequence; above this, padding costs less."""
+LARGEST_DIFFERENCE: Final = 0.05
+"""Of a row's logits alone and packed, relative. Measured: 0.004 in bfloat16, and 0.5 where rows mix."""
+
+logger = logging.getLogger(__name__)
+
+
+def choose_collation(
+    model: Trainable, rows: Sequence[EncodedRow], batch_size: int, pad_token_id: int
+) -> Collate:
+    """Packing for batches of short rows, if this model keeps packed rows apart; else padding.
+
+    Packing saves the padding, about 40 % of a step with texts of one to five lines. Draws no random numbers,
+    and depends on nothing that changes in training.
+    """
+    mean = sum(len(row.input_ids) for row in rows) / len(rows)
+    if batch_size == 1 or batch_size * mean > MOST_PACKED_TOKENS:
+        return Padding(pad_token_id)
+    if not keeps_rows_apart(model, *_two_shortest(rows)):
+        logger.info("this model does not keep packed rows apart: batches are padded")
+        return Padding(pad_token_id)
+    return pack
+
+
+def keeps_rows_apart(model: Trainable, first: EncodedRow, second: EncodedRow) -> bool:
+    """Whether the second row's logits are the same alone and behind the first in one sequence."""
+    model.eval()
+    with torch.inference_mode():
+        alone = _logits(model, [second])
+        behind = _logits(model, [first, second])[len(first.input_ids) :]
+    return bool((behind - alone).norm() <= LARGEST_DIFFERENCE * alone.norm())
+
+
+def _logits(model: Trainable, rows: Sequence[EncodedRow]) -> torch.Tensor:
+    """Of shape (tokens, vocabulary)."""
+    batch = pack(rows)
+    output = model(
+        input_ids=batch["input_ids"].to(model.device),
+        position_ids=batch["position_ids"].to(model.device),
+        use_cache=False,
+    )
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
+def _two_shortest(rows: Sequence[EncodedRow]) -> tuple[EncodedRow, EncodedRow]:
+    shortest = sorted(rows, key=lambda row: len(row.input_ids))[:2]
+    return shortest[0], shortest[-1]

@@ -1,0 +1,70 @@
+"""What a run has to remember from one pod to the next beside weights, optimizer and random numbers."""
+
+from pydantic import BaseModel, ConfigDict
+
+from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
+
+
+class Fingerprint(BaseModel):
+    """What must be equal for a state to be gone on from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_model: Digest
+    dataset: Digest
+    method: Method
+    hyperparameters: Hyperparameters
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Fingerprint":
+        """The run's own."""
+        return cls(
+            base_model=config.base_model,
+            dataset=config.dataset,
+            method=config.method,
+            hyperparameters=config.hyperparameters,
+        )
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """Names of the fields that differ, with both values."""
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return [f"{field} {theirs[field]} → {mine[field]}" for field in mine if mine[field] != theirs[field]]
+
+
+class Best(BaseModel):
+    """The weights with the lowest validation loss so far; losses in nats a token."""
+
+    step: int
+    epoch: float
+    train_loss: float
+    validation_loss: float
+
+
+class Ledger(BaseModel):
+    """The run's own figures, exact to the last bit across restarts."""
+
+    fingerprint: Fingerprint
+    tokens: int = 0
+    """Tokens read in training, padding not counted."""
+    epoch_nats: float = 0
+    """Summed loss of the current epoch."""
+    epoch_labels: int = 0
+    """Labelled tokens of the current epoch."""
+    train_loss: float | None = None
+    """Token mean of the last complete epoch."""
+    validation_loss: float | None = None
+    """After the last complete epoch."""
+    evaluated_step: int = 0
+    """The step after which validation ran last."""
+    best: Best | None = None
+
+    def add_step(self, nats: float, labels: int, tokens: int) -> None:
+        """Count one optimizer step."""
+        self.epoch_nats += nats
+        self.epoch_labels += labels
+        self.tokens += tokens
+
+    def end_epoch(self) -> None:
+        """Turn the current epoch's sums into its mean."""
+        self.train_loss = self.epoch_nats / self.epoch_labels
+        self.epoch_nats, self.epoch_labels = 0.0, 0

@@ -1,0 +1,7 @@
+"""How many optimizer steps a run has."""
+
+
+def steps_per_epoch(rows: int, per_device_batch_size: int, gradient_accumulation_steps: int) -> int:
+    """Optimizer steps of one pass; the last may have fewer batches, and its last batch fewer rows."""
+    batches = -(-rows // per_device_batch_size)
+    return -(-batches // gradient_accumulation_steps)

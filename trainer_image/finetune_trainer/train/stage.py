@@ -1,0 +1,165 @@
+"""The stage itself: go on from the newest state or begin, train to the last step, publish."""
+
+import logging
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import (
+    ArtifactRef,
+    ExitCode,
+    FailureReason,
+    TrainConfig,
+    TrainResult,
+)
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.model.device import choose_device
+from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.model.template import load_tokenizer
+from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
+from finetune_trainer.train.collation import choose_collation
+from finetune_trainer.train.ledger import Fingerprint, Ledger
+from finetune_trainer.train.loop import Loop
+from finetune_trainer.train.method import Trainable, trainable_model
+from finetune_trainer.train.metrics import Metrics
+from finetune_trainer.train.publish import publish_checkpoints
+from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.starts import Starts
+from finetune_trainer.train.states import State, States
+from finetune_trainer.train.trainer import CompletionTrainer
+from finetune_trainer.train.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig, context: StageContext) -> TrainResult:
+    """Train, or go on with it, and publish the checkpoints.
+
+    On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
+    Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
+    INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, STORE_UNAVAILABLE),
+    Preempted.
+    """
+    folder = context.store.run_dir(config.run, config.stage)
+    states = States(folder)
+    fingerprint = Fingerprint.of(config)
+    state = states.newest(fingerprint)
+    starts = Starts(folder)
+    restarts = starts.begin(state.step if state else 0)
+    if state:
+        logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
+    try:
+        return _train(config, context, folder=folder, states=states, state=state, restarts=restarts)
+    except Preempted:
+        starts.forgive()
+        raise
+
+
+def _train(
+    config: TrainConfig,
+    context: StageContext,
+    *,
+    folder: Path,
+    states: States,
+    state: State | None,
+    restarts: int,
+) -> TrainResult:
+    hyperparameters = config.hyperparameters
+    base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
+    data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
+    device = choose_device()
+    tokenizer = load_tokenizer(base)
+    rows = _encode(data, "train", tokenizer, config, context)
+    validation = _encode(data, "validation", tokenizer, config, context)
+    epoch_steps = _check_steps(len(rows), config)
+    size = hyperparameters.per_device_batch_size
+    set_seed(hyperparameters.seed)
+    model = trainable_model(base, config.method, device)
+    weights = Weights(model, config.base_model, base, tokenizer)
+    ledger = state.ledger if state else Ledger(fingerprint=Fingerprint.of(config))
+    collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
+    trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder)
+
+    metrics = Metrics()
+    trainer.add_callback(
+        Loop(
+            trainer=trainer,
+            model=model,
+            validation=[
+                {name: tensor.to(device) for name, tensor in collate(validation[at : at + size]).items()}
+                for at in range(0, len(validation), size)
+            ],
+            states=states,
+            ledger=ledger,
+            hyperparameters=hyperparameters,
+            steps_per_epoch=epoch_steps,
+            context=context,
+            metrics=metrics,
+            weights=weights,
+        )
+    )
+    _log_size(model, len(rows), len(validation), config)
+    with metrics.served():
+        trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        train_loss=ledger.train_loss,
+        tokens=ledger.tokens,
+        restarts=restarts,
+        checkpoints=publish_checkpoints(
+            context.store,
+            states,
+            ledger,
+            weights,
+            step=trainer.state.global_step,
+            epoch=float(hyperparameters.epochs),
+        ),
+    )
+
+
+def _encode(
+    data: Path,
+    split: SplitName,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    context: StageContext,
+) -> list[EncodedRow]:
+    encoder = RowEncoder(tokenizer)
+    encoded: list[EncodedRow] = []
+    for number, row in enumerate(load_rows(data / SPLIT_FILES[split]), 1):
+        if context.stop.is_set():
+            raise Preempted
+        try:
+            encoded.append(encoder.encode(row).cut(config.hyperparameters.max_sequence_length))
+        except RowNotEncodable as error:
+            raise StageFailure(
+                FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
+            ) from error
+    return encoded
+
+
+def _check_steps(rows: int, config: TrainConfig) -> int:
+    """Steps an epoch. Raises StageFailure (INVALID_CONFIG) where the config counts otherwise."""
+    chosen = config.hyperparameters
+    steps = steps_per_epoch(rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps)
+    if steps == 0 or steps * chosen.epochs != chosen.total_steps:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"hyperparameters.totalSteps: {chosen.total_steps}, but {rows} training rows make"
+            f" {steps * chosen.epochs} steps; these hyperparameters belong to another dataset",
+        )
+    return steps
+
+
+def _log_size(model: Trainable, rows: int, validation_rows: int, config: TrainConfig) -> None:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(
+        "%s: %d parameters are trained on %d rows, %d rows validate, %d steps on %s",
+        config.method.type,
+        trained,
+        rows,
+        validation_rows,
+        config.hyperparameters.total_steps,
+        model.device,
+    )

@@ -1,0 +1,76 @@
+"""How often this run was started, so that one that gets nowhere comes to an end.
+
+Kubernetes does not count pods that were disrupted, and starts them again for ever.
+"""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+
+from finetune_trainer import durable
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.store import reachable
+
+MOST_WITHOUT_PROGRESS: Final = 3
+FILE: Final = "starts.json"
+
+logger = logging.getLogger(__name__)
+
+
+class _Record(BaseModel):
+    total: int = 0
+    without_progress: int = 0
+    """Starts in a row from the same step, this one among them."""
+    step: int = 0
+
+
+class Starts:
+    """The count in a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._record = _Record()
+
+    def begin(self, step: int) -> int:
+        """Count a start from `step`; returns how many there were before.
+
+        Raises StageFailure: RESTARTED_WITHOUT_PROGRESS after three starts from this step; STORE_UNAVAILABLE.
+        """
+        record = self._read()
+        if step != record.step:
+            record = _Record(total=record.total, step=step)
+        if record.without_progress >= MOST_WITHOUT_PROGRESS:
+            raise StageFailure(
+                FailureReason.RESTARTED_WITHOUT_PROGRESS,
+                f"training was started {record.without_progress} times from step {step} and never reached the"
+                " next saved state; look at how the last pod ended (out of memory?), then make a new run with"
+                " more memory, or a smaller hyperparameters.perDeviceBatchSize or checkpoints.everySteps",
+            )
+        record.total += 1
+        record.without_progress += 1
+        self._record = record
+        self._write()
+        return record.total - 1
+
+    def forgive(self) -> None:
+        """Not hold this start against the run: it was asked to stop. Raises StageFailure."""
+        self._record.without_progress -= 1
+        self._write()
+
+    def _read(self) -> _Record:
+        with reachable(self._path):
+            if not self._path.exists():
+                return _Record()
+            content = self._path.read_bytes()
+        try:
+            return _Record.model_validate_json(content)
+        except ValidationError as error:
+            logger.warning("%s is damaged, and counting begins anew: %s", self._path, error)
+            return _Record()
+
+    def _write(self) -> None:
+        with reachable(self._path):
+            durable.write_file(self._path, self._record.model_dump_json().encode())

@@ -1,0 +1,110 @@
+"""transformers' Trainer with our loss, and with its state written where we say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from typing_extensions import override
+
+from finetune_trainer.contract import Hyperparameters
+from finetune_trainer.model.batch import Collate, token_count
+from finetune_trainer.model.encode import EncodedRow
+from finetune_trainer.model.loss import completion_loss
+from finetune_trainer.train.method import Trainable
+
+WARMUP: Final = 0.05
+"""Part of all steps in which the learning rate rises; from there it falls linearly to 0."""
+LARGEST_GRADIENT_NORM: Final = 1.0
+
+TRAINER_STATE: Final = "trainer_state.json"
+
+
+class StepSums:
+    """Sums over the batches of the optimizer step in progress."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, nats: Tensor, labels: Tensor, tokens: Tensor) -> None:
+        """Count one batch; stays on the device, so that it waits for nothing."""
+        self._sums += torch.stack(
+            [value.detach().double().to(self._sums.device) for value in (nats, labels, tokens)]
+        )
+
+    @property
+    def nats(self) -> float:
+        """Summed loss."""
+        return float(self._sums[0])
+
+    def take(self) -> tuple[float, int, int]:
+        """Summed loss, labelled tokens, and tokens read without padding; begins the next step."""
+        nats, labels, tokens = self._sums.tolist()
+        self._sums.zero_()
+        return nats, int(labels), int(tokens)
+
+
+class CompletionTrainer(Trainer):
+    """Learns completion tokens; each token counts the same, in whatever batch of a step it is."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Trainable,
+        rows: Sequence[EncodedRow],
+        collate: Collate,
+        hyperparameters: Hyperparameters,
+        folder: Path,
+    ) -> None:
+        on_gpu = model.device.type == "cuda"
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=hyperparameters.epochs,
+            learning_rate=hyperparameters.learning_rate,
+            per_device_train_batch_size=hyperparameters.per_device_batch_size,
+            gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps,
+            seed=hyperparameters.seed,
+            data_seed=hyperparameters.seed,
+            lr_scheduler_type="linear",
+            warmup_steps=WARMUP,
+            weight_decay=0,
+            max_grad_norm=LARGEST_GRADIENT_NORM,
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+            remove_unused_columns=False,
+            logging_strategy="no",
+            eval_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
+        )
+        super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=rows)
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
+        self.sums = StepSums(model.device)
+
+    @override
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The batch's share of the step's mean loss a token."""
+        if num_items_in_batch is None:
+            raise ValueError("the Trainer did not count the labelled tokens of the step")
+        nats, labels = completion_loss(model, inputs)
+        self.sums.add(nats, labels, token_count(inputs))
+        return nats / num_items_in_batch
+
+    def write_state(self, folder: Path) -> None:
+        """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE))

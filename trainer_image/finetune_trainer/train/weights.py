@@ -1,0 +1,105 @@
+"""Weights as files, in the form in which checkpoints are published: equal weights make equal bytes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_trainer.contract import CheckpointType, Digest
+from finetune_trainer.model.template import stop_token_ids
+from finetune_trainer.train.method import Trainable
+
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+CHAT_TEMPLATE: Final = "chat_template.jinja"
+
+
+class Weights:
+    """The weights of a model in training, on their way to disk."""
+
+    def __init__(
+        self, model: Trainable, base_model: Digest, base: Path, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._model = model
+        self._base_model = base_model
+        self._base = base
+        self._tokenizer = tokenizer
+
+    @property
+    def type(self) -> CheckpointType:
+        """What is written."""
+        return "Adapter" if isinstance(self._model, PeftModel) else "Full"
+
+    def write(self, folder: Path) -> None:
+        """The weights as they are published."""
+        if isinstance(self._model, PeftModel):
+            _write_adapter(self._model, self._base_model, folder)
+        else:
+            _write_full(self._model, self._base, self._tokenizer, folder)
+
+    def write_resume(self, folder: Path) -> None:
+        """The weights in the precision in which they are trained, as Trainer resumes from them."""
+        if isinstance(self._model, PeftModel):
+            _write_adapter(self._model, self._base_model, folder)
+        else:
+            self._model.save_pretrained(folder)
+
+
+def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
+    """`adapter_model.safetensors` and `adapter_config.json`, which names its base model by digest."""
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
+    }
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.active_peft_config.to_dict()
+    config["base_model_name_or_path"] = base_model
+    config["inference_mode"] = True
+    _write_json(folder / "adapter_config.json", config)
+
+
+def _write_full(model: PreTrainedModel, base: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A whole model in the precision of the base model in `base`, with its tokenizer and chat template."""
+    dtype = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
+    # One copy for all names of a tensor: transformers knows tied weights by their memory.
+    copies: dict[int, Tensor] = {}
+    weights = {
+        name: copies.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        for name, tensor in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=weights)
+    # The architecture is the base model's; transformers would write its own version and settings into it.
+    for name in (CONFIG, *TOKENIZER_FILES):
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
+    (folder / CHAT_TEMPLATE).write_text(tokenizer.get_chat_template(), encoding="utf-8")
+    generation = _read_json(base / GENERATION_CONFIG)
+    generation["eos_token_id"] = stop_token_ids(tokenizer, GenerationConfig.from_dict(generation))
+    _write_json(folder / GENERATION_CONFIG, generation)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    # PEFT keeps module names in sets, whose order differs from process to process.
+    text = json.dumps(value, indent=2, sort_keys=True, default=sorted)
+    path.write_text(text + "\n", encoding="utf-8")
