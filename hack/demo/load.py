@@ -1,0 +1,73 @@
+"""A steady load on the endpoint, with every request counted."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, Self
+
+from openai import OpenAI, OpenAIError
+
+from hack.demo.questions import ask
+
+REQUESTS_A_SECOND: Final = 2.0
+WORKERS: Final = 64
+"""Enough that slow answers do not hold up the next question."""
+
+
+class SteadyLoad:
+    """Asks the prompts in turn, at a fixed rate, whatever becomes of the answers.
+
+    Attributes:
+        sent, answered, failed: requests so far.
+        failures: what went wrong, each kind once.
+    """
+
+    def __init__(self, client: OpenAI, model: str, prompts: Sequence[str]) -> None:
+        self._client = client
+        self._model = model
+        self._prompts = prompts
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="load")
+        self.sent = self.answered = self.failed = 0
+        self.failures: dict[str, int] = {}
+        self.slowest = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Send no more, and wait for the answers that are due."""
+        self._stop.set()
+        self._thread.join()
+
+    def line(self) -> str:
+        """The counts in words."""
+        return f"load: {self.sent} requests sent, {self.answered} answered, {self.failed} failed"
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="request") as pool:
+            while not self._stop.is_set():
+                pool.submit(self._ask, self._prompts[self.sent % len(self._prompts)])
+                self.sent += 1
+                self._stop.wait(max(0.0, started + self.sent / REQUESTS_A_SECOND - time.monotonic()))
+
+    def _ask(self, prompt: str) -> None:
+        began = time.monotonic()
+        try:
+            ask(self._client, self._model, prompt)
+        except OpenAIError as error:
+            with self._lock:
+                self.failed += 1
+                name = f"{type(error).__name__}: {error}"
+                self.failures[name] = self.failures.get(name, 0) + 1
+        else:
+            with self._lock:
+                self.answered += 1
+                self.slowest = max(self.slowest, time.monotonic() - began)

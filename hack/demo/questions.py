@@ -1,0 +1,63 @@
+"""Questions that training has never seen, asked of the base model and of the tuned one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from openai import OpenAI
+
+from finetune_trainer.contract import Split
+from finetune_trainer.prepare.split import split_of
+from finetune_trainer.rows import Row, load_rows
+
+COUNT: Final = 3
+SHORT: Final = 160
+"""Characters of a question that fits into a table."""
+ANSWER_TOKENS: Final = 16
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question with what was expected and what came."""
+
+    prompt: str
+    expected: str
+    base: str
+    tuned: str
+
+
+def held_out(rows: Path, split: Split) -> list[Row]:
+    """Three short rows of the test split with three different answers, always the same.
+
+    The rule that puts them there is the one by which `prepare` did.
+    """
+    chosen: dict[str, Row] = {}
+    for row in load_rows(rows):
+        short = len(row.input[-1].content) <= SHORT
+        if short and len(chosen) < COUNT and split_of(row, None, split) == "test":
+            chosen.setdefault(row.output, row)
+    return list(chosen.values())
+
+
+def ask(client: OpenAI, model: str, prompt: str) -> str:
+    """The answer without any randomness, on one line."""
+    completion = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=ANSWER_TOKENS,
+        temperature=0,
+    )
+    return " ".join((completion.choices[0].message.content or "").split())
+
+
+def compare(client: OpenAI, tuned: str, rows: list[Row]) -> list[Answered]:
+    """Each question answered by `base` and by the tuned model, under the same conditions."""
+    return [
+        Answered(
+            prompt=row.input[0].content,
+            expected=row.output,
+            base=ask(client, "base", row.input[0].content),
+            tuned=ask(client, tuned, row.input[0].content),
+        )
+        for row in rows
+    ]

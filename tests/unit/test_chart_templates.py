@@ -1,0 +1,156 @@
+"""The chart as the real Helm renders it; skipped where `make cluster` or `make verify` has not built Helm."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.kinds import KINDS
+from finetune_operator.settings import Settings
+from hack.cluster.toolchain import program
+
+CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
+
+pytestmark = pytest.mark.skipif(not program("helm").exists(), reason="helm is not built: run `make cluster`")
+
+Manifest = dict[str, Any]
+
+
+def helm(*settings: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(program("helm")),
+        "template",
+        "finetune-operator",
+        str(CHART),
+        "--namespace=finetune-system",
+    ]
+    command += [f"--set={setting}" for setting in settings]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rendered(*settings: str) -> list[Manifest]:
+    done = helm(*settings)
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+def named(manifests: list[Manifest], kind: str, name: str = "finetune-operator") -> Manifest:
+    return next(m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name))
+
+
+def rules(manifests: list[Manifest]) -> list[Manifest]:
+    return [rule for m in manifests if m["kind"] in {"ClusterRole", "Role"} for rule in m["rules"]]
+
+
+@pytest.fixture(scope="module")
+def manifests() -> list[Manifest]:
+    return rendered()
+
+
+def test_no_role_has_a_wildcard(manifests: list[Manifest]) -> None:
+    for rule in rules(manifests):
+        assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
+
+
+def test_the_operator_reads_no_secret_but_its_own(manifests: list[Manifest]) -> None:
+    secrets = [rule for rule in rules(manifests) if "secrets" in rule["resources"]]
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in secrets] == [
+        (["get"], ["finetune-operator-report-tls"]),
+        (["create"], None),
+    ]
+    for name in ("finetune-operator", "finetune-operator-cluster"):
+        assert not any(
+            "secrets" in rule["resources"] for rule in named(manifests, "ClusterRole", name)["rules"]
+        )
+
+
+def test_people_and_the_operator_have_rights_on_every_kind(manifests: list[Manifest]) -> None:
+    plurals = {kind.plural for kind in KINDS}
+    operator = {
+        resource
+        for name in ("finetune-operator", "finetune-operator-cluster")
+        for rule in named(manifests, "ClusterRole", name)["rules"]
+        if rule["apiGroups"] == ["finetune.dev"] and "watch" in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    people = {
+        resource
+        for rule in named(manifests, "ClusterRole", "finetune-operator-view")["rules"]
+        if "watch" in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    assert operator == people == plurals
+
+
+def test_the_pod_satisfies_the_restricted_policy_with_a_read_only_root(manifests: list[Manifest]) -> None:
+    pod = named(manifests, "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_every_variable_of_the_pod_is_a_setting_that_the_process_reads(manifests: list[Manifest]) -> None:
+    (container,) = named(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable.get("value", "10.0.0.1") for variable in container["env"]}
+    assert {name.lower() for name in environment} <= set(Settings.model_fields)
+    settings = Settings.from_environment(environment)
+    assert settings.trainer_image == "finetune-trainer:0.1.0"
+    assert settings.report_service == "finetune-operator-report"
+
+
+def test_the_report_service_selects_nothing_because_the_active_process_leads_it(
+    manifests: list[Manifest],
+) -> None:
+    assert "selector" not in named(manifests, "Service", "finetune-operator-report")["spec"]
+
+
+def test_without_reports_nothing_of_them_is_left() -> None:
+    manifests = rendered("report.enabled=false")
+    assert [m["metadata"]["name"] for m in manifests if m["kind"] == "Service"] == [
+        "finetune-operator-metrics"
+    ]
+    granted = {resource for rule in rules(manifests) for resource in rule["resources"]}
+    assert granted.isdisjoint({"secrets", "endpointslices", "tokenreviews"})
+    (container,) = named(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {"POD_IP", "REPORT_SERVICE"}.isdisjoint(variable["name"] for variable in container["env"])
+
+
+def test_watching_two_namespaces_gives_rights_in_these_two_only() -> None:
+    manifests = rendered("watchNamespaces={team-a,team-b}")
+    bindings = [
+        (m["kind"], m["metadata"].get("namespace"))
+        for m in manifests
+        if m["kind"].endswith("RoleBinding") and m["roleRef"]["name"] == "finetune-operator"
+    ]
+    assert bindings == [("RoleBinding", "team-a"), ("RoleBinding", "team-b")]
+
+
+def test_the_default_profile_is_one_and_readable_by_the_operator(manifests: list[Manifest]) -> None:
+    profiles = [ComputeProfile.model_validate(m) for m in manifests if m["kind"] == "ComputeProfile"]
+    assert [(profile.name, profile.is_default) for profile in profiles] == [("default", True)]
+    assert profiles[0].spec.store is not None
+    assert profiles[0].spec.store.uri == "pvc://artifacts"
+    assert not any(m["kind"] == "ComputeProfile" for m in rendered("defaultProfile.create=false"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "misspelt"),
+    [("imagge.tag=1", "imagge"), ("image.tagg=1", "tagg"), ("defaultProfile.spec.devices.most=2", "most")],
+)
+def test_helm_refuses_a_misspelt_value_by_its_name(setting: str, misspelt: str) -> None:
+    done = helm(setting)
+    assert done.returncode != 0
+    assert misspelt in done.stderr
+
+
+def test_the_chart_carries_the_crds_of_this_release() -> None:
+    for crd in sorted((CHART.parents[1] / "crds").iterdir()):
+        assert (CHART / "crds" / crd.name).read_text() == crd.read_text()

@@ -1,0 +1,225 @@
+"""What the demo shows of objects, and how it counts."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from finetune_trainer.contract import Split
+from finetune_trainer.prepare.split import split_of
+from hack.demo.endpoint import Endpoint
+from hack.demo.load import SteadyLoad
+from hack.demo.progress import Snapshot
+from hack.demo.questions import compare, held_out
+from hack.demo.view import LineView, render
+from tests.waiting import eventually
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+ROWS = Path(__file__).parents[2] / "examples" / "ticket-routing" / "data" / "tickets.jsonl"
+
+
+def condition(type_: str, reason: str = "Succeeded", message: str = "") -> dict[str, Any]:
+    return {
+        "type": type_,
+        "status": "True",
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": NOW.isoformat(),
+    }
+
+
+def job(*conditions: dict[str, Any], **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "routing", "uid": "u", "creationTimestamp": NOW.isoformat()},
+        "spec": {
+            "model": "routing",
+            "baseModel": {"uri": "pvc://models/m"},
+            "dataset": {"ref": {"name": "tickets"}},
+        },
+        "status": {"conditions": list(conditions), **status},
+    }
+
+
+def endpoint(checkpoint: str, *conditions: dict[str, Any], **status: Any) -> dict[str, Any]:
+    served = [{"name": "routing", "checkpoint": checkpoint}] if checkpoint else []
+    return {
+        "metadata": {"name": "routing", "uid": "e"},
+        "spec": {
+            "baseModel": {"uri": "pvc://models/m"},
+            "models": [{"name": "routing", "follow": {"model": "routing"}}],
+        },
+        "status": {"conditions": list(conditions), "models": served, **status},
+    }
+
+
+def event(
+    reason: str, message: str, at: datetime = NOW, api: str = "finetune.dev/v1alpha1"
+) -> dict[str, Any]:
+    return {
+        "metadata": {"uid": f"{reason}{at}", "resourceVersion": "7"},
+        "involvedObject": {"apiVersion": api, "kind": "FineTuneJob", "name": "routing"},
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": at.isoformat(),
+    }
+
+
+def snapshot(
+    job: dict[str, Any], endpoint: dict[str, Any] | None = None, *events: dict[str, Any]
+) -> Snapshot:
+    return Snapshot.of(job, endpoint, events, NOW + timedelta(seconds=90))
+
+
+def states(shown: Snapshot) -> list[str]:
+    return [f"{stage.name} {stage.state}" for stage in shown.stages]
+
+
+def test_a_new_run_is_preparing_and_waits_with_all_else() -> None:
+    assert states(snapshot(job())) == [
+        "prepare running",
+        "preflight waiting",
+        "train waiting",
+        "evaluate waiting",
+        "promote waiting",
+        "serve waiting",
+    ]
+
+
+def test_the_running_stage_shows_step_loss_and_time_left() -> None:
+    progress = {"stage": "train", "step": 30, "totalSteps": 96, "loss": 0.4123, "etaSeconds": 75}
+    done = (condition("DatasetReady"), condition("Preflighted"))
+    shown = snapshot(job(*done, progress=progress, stages=[{"name": "preflight", "seconds": 12.0}]))
+    train = next(stage for stage in shown.stages if stage.state == "running")
+    assert (train.name, train.detail) == ("train", "step 30/96  loss 0.412  ETA 1:15")
+    assert [stage.seconds for stage in shown.stages][:2] == [None, 12.0]
+
+
+EVALUATED = {"checkpoint": "routing-abc", "verdict": "Passed", "scores": [], "gates": []}
+ENDED = tuple(condition(type_) for type_ in ("DatasetReady", "Preflighted", "Trained", "Evaluated", "Ready"))
+
+
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        (endpoint("", condition("Reconciling", "WaitingForCheckpoint")), False),
+        (endpoint("routing-of-before", condition("Ready", "Serving")), False),
+        (endpoint("routing-abc", condition("Reconciling", "RollingOut")), False),
+        (endpoint("routing-abc", condition("Ready", "Serving")), True),
+    ],
+    ids=["nothing", "the one before", "not ready", "its own"],
+)
+def test_a_run_is_served_when_the_endpoint_is_ready_with_its_own_checkpoint(
+    served: dict[str, Any], expected: bool
+) -> None:
+    shown = snapshot(job(*ENDED, evaluation=EVALUATED), served)
+    assert shown.serves_own is expected
+    assert states(shown)[-2:] == ["promote done", "serve done" if expected else "serve running"]
+
+
+def test_events_of_other_objects_and_of_an_earlier_demo_are_left_out() -> None:
+    shown = snapshot(
+        job(),
+        None,
+        event("StageStarted", "mine"),
+        event("StageStarted", "of before", NOW - timedelta(minutes=5)),
+        event("Scheduled", "of a pod", api="v1"),
+    )
+    assert [happening.message for happening in shown.happenings] == ["mine"]
+
+
+def test_the_picture_names_the_run_what_it_does_and_the_newest_event() -> None:
+    working = condition("Reconciling", "Training", "step 3 of [96]")
+    out = io.StringIO()
+    shown = snapshot(job(working), None, event("StageStarted", "train started"))
+    Console(file=out, width=100).print(render(shown, "load: 3 requests sent"))
+    for text in (
+        "FineTuneJob routing",
+        "1:30",
+        "Training: step 3 of [96]",
+        "train started",
+        "load: 3 requests",
+    ):
+        assert text in out.getvalue()
+
+
+def test_without_a_terminal_each_change_is_one_line_said_once() -> None:
+    out = io.StringIO()
+    view = LineView(Console(file=out, width=100), lambda: "")
+    started = event("StageStarted", "train started")
+    for _ in range(3):
+        view.show(snapshot(job(condition("DatasetReady")), None, started))
+    assert [line.strip() for line in out.getvalue().splitlines()] == [
+        "FineTuneJob routing StageStarted train started",
+        "✔ prepare",
+        "▶ preflight",
+    ]
+
+
+def test_the_questions_are_held_out_rows_with_three_different_answers() -> None:
+    split = Split(validation=0.1, test=0.15)
+    questions = held_out(ROWS, split)
+    assert len({question.output for question in questions}) == 3
+    assert {split_of(question, None, split) for question in questions} == {"test"}
+
+
+class OpenAIServer(BaseHTTPRequestHandler):
+    """Answers with the model's name, and to every second request of the model `flaky` with an error."""
+
+    asked = 0
+    lock = threading.Lock()
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.lock:
+            type(self).asked += 1
+            broken = body["model"] == "flaky" and self.asked % 2 == 0
+        message = {"role": "assistant", "content": f"{body['model']}\n answers"}
+        answer = {
+            "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        }  # fmt: skip
+        content = json.dumps({"error": {"message": "no"}} if broken else answer).encode()
+        self.send_response(500 if broken else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Nothing: the terminal belongs to pytest."""
+
+
+@pytest.fixture
+def served() -> Iterator[Endpoint]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OpenAIServer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "the loopback")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_base_and_tuned_model_are_asked_the_same_and_answer_on_one_line(served: Endpoint) -> None:
+    questions = held_out(ROWS, Split(validation=0.1, test=0.15))
+    with served.client() as client:
+        answered = compare(client, "routing", questions)
+    assert [each.prompt for each in answered] == [question.input[0].content for question in questions]
+    assert {(each.base, each.tuned) for each in answered} == {("base answers", "routing answers")}
+
+
+def test_every_request_of_the_load_is_counted_once_as_answered_or_failed(served: Endpoint) -> None:
+    with served.client() as client, SteadyLoad(client, "flaky", ["a", "b"]) as load:
+        eventually("four requests sent", lambda: load.sent >= 4)
+    assert load.answered + load.failed == load.sent
+    assert load.failed == load.sent // 2
+    assert sum(load.failures.values()) == load.failed
