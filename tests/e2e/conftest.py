@@ -1,0 +1,87 @@
+"""The operator installed by its chart on a cluster with a node, and a namespace with a base model in it.
+
+The cluster is the local one, or that of the context KUBE_CONTEXT. Everything is shared by all tests, because
+each pod that imports torch costs the two cores seconds.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from hack.demo.access import Access, Object
+from hack.demo.install import images, install
+from hack.images.references import References
+from hack.models import tiny
+from tests.e2e import manifests, pods
+from tests.e2e.pods import Keeper
+from tests.e2e.team import Team, new_namespace
+
+
+@pytest.fixture(scope="session")
+def access() -> Access:
+    """The cluster, with all rights."""
+    return Access.from_environment()
+
+
+@pytest.fixture(scope="session")
+def refs(access: Access) -> References:
+    """The images of these sources, with the operator installed from them."""
+    refs = images()
+    install(access, refs)
+    return refs
+
+
+@pytest.fixture(scope="session")
+def profiles(refs: References, access: Access) -> Iterator[None]:
+    """What the platform team offers."""
+    made = [manifests.profile(manifests.CPU), manifests.profile(manifests.GPU, "nvidia.com/gpu")]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
+    access.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", text=text)
+    yield
+    access.kubectl("delete", "computeprofiles", manifests.CPU, manifests.GPU)
+
+
+@pytest.fixture(scope="session")
+def team(access: Access, profiles: None) -> Iterator[Team]:
+    """A namespace that takes restricted pods only, with the claims that a team makes."""
+    with new_namespace(access, "team", "restricted") as team:
+        team.apply(manifests.claim("artifacts"), manifests.claim("models"))
+        yield team
+
+
+@pytest.fixture(scope="session")
+def keeper(team: Team, refs: References) -> Keeper:
+    """Access to the claims, with the tiny model in `models`."""
+    team.apply(pods.keeper(refs.operator))
+    team.kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=120s")
+    keeper = Keeper(team)
+    keeper.copy(tiny(), "/models/tiny")
+    return keeper
+
+
+@pytest.fixture(scope="session")
+def tickets(team: Team, keeper: Keeper) -> Object:
+    """The Dataset that most runs train on, prepared; every answer in it is `billing`."""
+    team.apply(
+        manifests.configmap("tickets", manifests.jsonl("billing")), manifests.dataset("tickets", "tickets")
+    )
+    return team.until("Dataset", "tickets", "Ready")
+
+
+@pytest.fixture(scope="session")
+def routing(team: Team, tickets: Object) -> Object:
+    """A run on a GPU that has cleared its bar, at its end; an endpoint has waited for it."""
+    team.apply(
+        manifests.endpoint("support", "routing"),
+        manifests.finetunejob(
+            "routing", compute={"profile": manifests.GPU}, **manifests.judged(*manifests.BAR)
+        ),
+    )
+    return team.until("FineTuneJob", "routing", "Ready")
+
+
+@pytest.fixture(scope="session")
+def support(team: Team, routing: Object) -> Object:
+    """The endpoint that follows the line of `routing`, serving it."""
+    return team.until("InferenceDeployment", "support", "Ready")

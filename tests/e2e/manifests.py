@@ -1,0 +1,142 @@
+"""What the tests apply: rows, and the kinds that a team and its platform team write."""
+
+import json
+import uuid
+from collections.abc import Iterable
+from typing import Any, Final
+
+from finetune_operator.api.meta import API_VERSION
+from hack.demo.access import Object
+
+MODEL_URI: Final = "pvc://models/tiny"
+PROMPTS: Final = tuple(
+    f"{subject} {what}?"
+    for what in ("late", "lost", "paid")
+    for subject in ("order", "invoice", "card", "box", "ticket", "password", "parcel", "refund")
+)
+"""With the split of `dataset`: 18 to train on, 3 to validate, 3 to test. Three steps of 8 rows an epoch."""
+
+SHORT: Final = {"epochs": 15, "learningRate": 0.01}
+"""45 steps: enough to give every prompt of one answer that answer, also prompts that were held out."""
+LONG: Final = {"epochs": 80, "learningRate": 0.01}
+"""240 steps: seconds of training, so that something can happen in the middle of it."""
+SAVED: Final = {"everySteps": 5}
+
+OWN: Final = uuid.uuid4().hex[:5]
+"""In the names of what is outside a team's namespace, so that two suites on one cluster do not meet."""
+CPU: Final = f"e2e-cpu-{OWN}"
+"""Profile whose devices are CPU cores."""
+GPU: Final = f"e2e-gpu-{OWN}"
+"""Profile whose devices are the node's GPUs."""
+
+SMALL: Final = {
+    "prepare": {"cpu": "20m", "memory": "256Mi"},
+    "preflight": {"cpu": "150m", "memory": "2Gi"},
+    "train": {"cpu": "200m", "memory": "2Gi"},
+    "evaluate": {"cpu": "200m", "memory": "2Gi"},
+    "serve": {"cpu": "150m", "memory": "2Gi"},
+}
+"""Requests with which many pods share two cores."""
+
+
+def of(kind: str, name: str, spec: Object) -> Object:
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def jsonl(answer: str, prompts: Iterable[str] = PROMPTS) -> str:
+    """One row a prompt, all with the same answer, which is all that the tiny model has to learn."""
+    return "".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt in prompts)
+
+
+def configmap(name: str, rows: str) -> Object:
+    """Rows under the key `rows.jsonl`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name},
+        "data": {"rows.jsonl": rows},
+    }
+
+
+def claim(name: str) -> Object:
+    """One that any cluster of one node can give; the profiles say `singleNode`."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+def credentials(name: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "finetune.dev/credentials",
+        "metadata": {"name": name},
+        "stringData": {"endpoint": "https://rows.example", "token": "of-no-use"},
+    }
+
+
+def profile(name: str, resource: str = "cpu") -> Object:
+    return of(
+        "ComputeProfile",
+        name,
+        {
+            "devices": {"resource": resource, "max": 2},
+            "resources": SMALL,
+            "store": {"uri": "pvc://artifacts"},
+            "singleNode": True,
+        },
+    )
+
+
+def source(configmap_name: str) -> Object:
+    """A source with a split in which every part gets some of PROMPTS."""
+    return {
+        "source": {"uri": f"configmap://{configmap_name}/rows.jsonl"},
+        "split": {"validation": 0.1, "test": 0.2},
+    }
+
+
+def dataset(name: str, configmap_name: str, **spec: Any) -> Object:
+    return of("Dataset", name, {**source(configmap_name), **spec})
+
+
+def finetunejob(name: str, **spec: Any) -> Object:
+    """A short LoRA run on the Dataset `tickets`, promoted without an evaluation in a line of its own."""
+    return of(
+        "FineTuneJob",
+        name,
+        {
+            "model": name,
+            "baseModel": {"uri": MODEL_URI},
+            "dataset": {"ref": {"name": "tickets"}},
+            "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0}},
+            "hyperparameters": SHORT,
+            "compute": {"profile": CPU},
+            "promotion": {"withoutEvaluation": True},
+            **spec,
+        },
+    )
+
+
+def judged(*gates: Object) -> Object:
+    """The part of a FineTuneJob's spec that has it promoted only if it passes these gates."""
+    return {"evaluation": {"gates": list(gates)}, "promotion": {"mode": "Automatic"}}
+
+
+BAR: Final = (
+    {"metric": "exact_match", "min": 0.8},
+    {"metric": "exact_match", "minGain": 0.3, "over": "Base"},
+)
+"""Gates that a model passes which has learned the one answer."""
+
+
+def endpoint(name: str, line: str) -> Object:
+    """Serves the champion of a line under the model name `tuned`."""
+    return of(
+        "InferenceDeployment",
+        name,
+        {
+            "baseModel": {"uri": MODEL_URI},
+            "models": [{"name": "tuned", "follow": {"model": line}}],
+            "compute": {"profile": CPU},
+        },
+    )

@@ -1,0 +1,200 @@
+"""A namespace as a team works in it: applies, looks, waits."""
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from finetune_operator.build.labels import RUN, STAGE
+from hack.demo.access import Access, Object
+from hack.demo.install import RELEASE, SYSTEM
+from tests.e2e.manifests import OWN
+from tests.waiting import eventually
+
+PAUSE: Final = 0.5
+PATIENCE: Final = 420.0
+"""Seconds that anything may take before a test gives up; a run takes a minute on two idle cores."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """One namespace."""
+
+    access: Access
+    namespace: str
+
+    def apply(self, *manifests: Object) -> None:
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        self.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", text=text)
+
+    def kubectl(self, *arguments: str, text: str | None = None) -> str:
+        return self.access.kubectl(f"--namespace={self.namespace}", *arguments, text=text)
+
+    def get(self, kind: str, name: str) -> Object:
+        """One of our kinds; AssertionError where there is none."""
+        found = self.access.object(kind, self.namespace, name)
+        assert found is not None, f"{kind} {name} does not exist"
+        return found
+
+    def patch(self, kind: str, name: str, spec: Object) -> None:
+        self.kubectl("patch", kind, name, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
+
+    def children(self, kind: str, uid: str, stage: str | None = None) -> list[Object]:
+        """Objects of a built-in kind that carry the label of this run or endpoint."""
+        selector = f"{RUN}={uid}" + (f",{STAGE}={stage}" if stage else "")
+        return cast(
+            "list[Object]",
+            json.loads(self.kubectl("get", kind, f"--selector={selector}", "--output=json"))["items"],
+        )
+
+    def until(self, kind: str, name: str, type_: str, reason: str | None = None) -> Object:
+        """The object, once its condition is True, and for this reason if one is given.
+
+        Raises:
+            AssertionError: not in time, or the object has stalled and nobody waits for that.
+        """
+
+        def reached() -> Object | None:
+            found = self.get(kind, name)
+            condition = condition_of(found, type_)
+            if condition.get("status") == "True" and reason in (None, condition.get("reason")):
+                return found
+            stalled = condition_of(found, "Stalled")
+            assert type_ == "Stalled" or not stalled, f"{kind} {name} stalled\n{self.describe(kind, name)}"
+            return None
+
+        wanted = f"{type_} with reason {reason}" if reason else type_
+        return eventually(
+            f"{kind} {name} is {wanted}",
+            reached,
+            PATIENCE,
+            describe=lambda: self.describe(kind, name),
+            pause=PAUSE,
+        )
+
+    def checkpoint_of(self, run: Object) -> Object:
+        """The Checkpoint that stands for a run that was judged."""
+        return self.get("Checkpoint", run["status"]["evaluation"]["checkpoint"])
+
+    def until_gone(self, kind: str, uid: str) -> None:
+        """Wait until no object of a built-in kind carries the label of this run or endpoint."""
+        eventually(
+            f"no {kind} of {uid} is left",
+            lambda: not self.children(kind, uid),
+            PATIENCE,
+            describe=lambda: self.kubectl("describe", kind, f"--selector={RUN}={uid}"),
+            pause=PAUSE,
+        )
+
+    def pod(self, uid: str, stage: str, other_than: tuple[str, ...] = ()) -> Object:
+        """The pod of a run's stage, once its container runs."""
+
+        def running() -> Object | None:
+            pods = self.access.pods(self.namespace, f"{RUN}={uid},{STAGE}={stage}")
+            return next((pod for pod in pods if name_of(pod) not in other_than and is_running(pod)), None)
+
+        return eventually(
+            f"a {stage} pod runs, other than {other_than}",
+            running,
+            PATIENCE,
+            describe=lambda: self._describe_run(uid),
+            pause=PAUSE,
+        )
+
+    def until_logged(self, pod: Object, text: str) -> str:
+        """The first line of a pod's log with this text in it.
+
+        Raises:
+            AssertionError: the pod ended, or the time did, without one.
+        """
+        name = name_of(pod)
+        command = self.access.kubectl_command(
+            "logs", "--follow", f"--namespace={self.namespace}", f"pod/{name}"
+        )
+        seen = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as logs:
+            timer = threading.Timer(PATIENCE, logs.terminate)
+            timer.start()
+            try:
+                for line in logs.stdout or ():
+                    seen.append(line)
+                    if text in line:
+                        return line
+            finally:
+                timer.cancel()
+                logs.terminate()
+        raise AssertionError(f"pod {name} never logged {text!r}:\n{''.join(seen)}")
+
+    def log(self, pod: Object) -> str:
+        return self.kubectl("logs", f"pod/{name_of(pod)}", "--all-containers")
+
+    def describe(self, kind: str, name: str) -> str:
+        """Everything that tells why an object is where it is."""
+        found = self.access.object(kind, self.namespace, name)
+        if found is None:
+            return f"{kind} {name} does not exist"
+        status = found.get("status", {})
+        conditions = "\n".join(
+            f"  {each['type']}={each['status']} {each['reason']}: {each.get('message', '')}"
+            for each in status.get("conditions", ())
+        )
+        rest = json.dumps({key: value for key, value in status.items() if key != "conditions"})
+        return f"{kind} {name}\n{conditions}\n  {rest}\n{self._describe_run(found['metadata']['uid'])}"
+
+    def _describe_run(self, uid: str) -> str:
+        selector = f"--selector={RUN}={uid}"
+        objects = self.kubectl("get", "jobs,deployments,services,pods", selector, "--output=wide")
+        logs = self.kubectl("logs", selector, "--all-containers", "--prefix", "--tail=25", "--ignore-errors")
+        events = self.kubectl("get", "events", "--sort-by=.lastTimestamp").splitlines()[-25:]
+        operator = self.access.kubectl("logs", f"--namespace={SYSTEM}", f"deployment/{RELEASE}", "--tail=15")
+        return "\n".join((objects, logs, *events, operator))
+
+
+@contextmanager
+def new_namespace(access: Access, purpose: str, level: str) -> Iterator[Team]:
+    """A namespace under a Pod Security level; goes at the end with everything in it."""
+    name = f"e2e-{purpose}-{OWN}"
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    access.kubectl("create", "--filename=-", text=json.dumps(manifest))
+    team = Team(access, name)
+    try:
+        eventually(
+            f"the default service account of {name}",
+            lambda: team.kubectl("get", "serviceaccounts", "default", "--ignore-not-found"),
+            pause=PAUSE,
+        )
+        yield team
+    finally:
+        access.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def name_of(obj: Object) -> str:
+    name: str = obj["metadata"]["name"]
+    return name
+
+
+def uid_of(obj: Object) -> str:
+    uid: str = obj["metadata"]["uid"]
+    return uid
+
+
+def condition_of(obj: Object, type_: str) -> Object:
+    """The condition, or an empty object."""
+    conditions = obj.get("status", {}).get("conditions", ())
+    found: dict[str, Any] = next((each for each in conditions if each["type"] == type_), {})
+    return found
+
+
+def is_running(pod: Object) -> bool:
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    return "deletionTimestamp" not in pod["metadata"] and any("running" in each["state"] for each in statuses)
+
+
+def exit_code(pod: Object) -> int | None:
+    """How the pod's one container ended, or None while it has not."""
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    return next((each["state"].get("terminated", {}).get("exitCode") for each in statuses), None)

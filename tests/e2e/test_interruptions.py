@@ -1,0 +1,163 @@
+"""Runs that something happens to in the middle of training. All at once: they mostly wait for the cluster."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import pytest
+
+from hack.demo.access import Access, Object
+from hack.demo.install import RELEASE, SYSTEM
+from hack.images.references import References
+from tests.e2e import manifests, pods
+from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, exit_code, name_of, new_namespace, uid_of
+from tests.waiting import eventually
+
+RESUMED: Final = "going on after step"
+SAVED: Final = "saved the state after step"
+STEPS: Final = 240
+
+Story = Callable[[Team, Team], None]
+
+
+@pytest.fixture(scope="module")
+def node(access: Access, refs: References) -> Iterator[Team]:
+    """A namespace with a pod in it that may kill processes of the node."""
+    with new_namespace(access, "node", "privileged") as team:
+        team.apply(pods.killer(refs.operator))
+        team.kubectl("wait", "--for=condition=Ready", "pod/killer", "--timeout=120s")
+        yield team
+
+
+@pytest.fixture(scope="module")
+def told(team: Team, node: Team, tickets: Object) -> Iterator[Mapping[str, Future[None]]]:
+    """All stories, each in a thread of its own."""
+    with ThreadPoolExecutor(len(STORIES)) as pool:
+        yield {story.__name__: pool.submit(story, team, node) for story in STORIES}
+
+
+def until_saved(team: Team, name: str, **spec: object) -> tuple[Object, Object]:
+    """A run and its train pod, once that has saved its state and has more steps to go."""
+    team.apply(
+        manifests.finetunejob(
+            name, hyperparameters=manifests.LONG, checkpoints=manifests.SAVED, **spec
+        )
+    )  # fmt: skip
+    run = team.get("FineTuneJob", name)
+    pod = team.pod(uid_of(run), "train")
+    team.until_logged(pod, SAVED)
+    return run, pod
+
+
+def step_in(line: str, after: str) -> int:
+    """The number that follows these words in a line of a log."""
+    return int(line.partition(after)[2].split()[0])
+
+
+def train_job(team: Team, run: Object) -> str:
+    """uid of the run's one train Job."""
+    (job,) = team.children("jobs", uid_of(run), "train")
+    return uid_of(job)
+
+
+def assert_complete(team: Team, name: str) -> Object:
+    """Wait for the run's end; it has trained every step and left one Checkpoint."""
+    ended = team.until("FineTuneJob", name, "Ready", "Promoted")
+    (checkpoint,) = (each for each in ended["status"]["checkpoints"] if each.get("final"))
+    assert checkpoint["step"] == STEPS
+    return ended
+
+
+def a_pod_that_is_deleted_and_one_that_is_killed_are_followed_by_one_that_goes_on(
+    team: Team, node: Team
+) -> None:
+    run, first = until_saved(team, "killed")
+    job = train_job(team, run)
+
+    team.kubectl("delete", "pod", name_of(first), "--wait=false")
+    second = team.pod(uid_of(run), "train", other_than=(name_of(first),))
+    resumed_at = step_in(team.until_logged(second, RESUMED), RESUMED)
+    assert 0 < resumed_at < STEPS
+    saved_at = step_in(team.until_logged(second, SAVED), SAVED)
+    assert saved_at > resumed_at
+
+    assert "killed" in node.kubectl("exec", "killer", "--", "python3", "-c", pods.KILL, uid_of(second))
+    third = team.pod(uid_of(run), "train", other_than=(name_of(first), name_of(second)))
+    assert exit_code(get_pod(team, name_of(second))) == 137
+    assert saved_at <= step_in(team.until_logged(third, RESUMED), RESUMED) < STEPS
+
+    ended = assert_complete(team, "killed")
+    assert "2 restarts" in condition_of(ended, "Trained")["message"]
+    assert train_job(team, run) == job
+
+
+def get_pod(team: Team, name: str) -> Object:
+    (pod,) = (each for each in team.access.pods(team.namespace, "") if name_of(each) == name)
+    return pod
+
+
+def an_operator_that_is_killed_goes_on_where_it_was_and_trains_nothing_twice(team: Team, node: Team) -> None:
+    run, pod = until_saved(team, "unattended")
+    job = train_job(team, run)
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    before = {name_of(each) for each in team.access.pods(SYSTEM, selector)}
+    team.access.kubectl("delete", "pods", *before, f"--namespace={SYSTEM}", "--force", "--grace-period=0")
+
+    assert_complete(team, "unattended")
+
+    assert train_job(team, run) == job
+    assert [name_of(each) for each in team.children("pods", uid_of(run), "train")] == [name_of(pod)]
+    assert before.isdisjoint(name_of(each) for each in team.access.pods(SYSTEM, selector))
+
+
+def a_suspended_run_holds_no_device_and_goes_on_when_it_is_resumed(team: Team, node: Team) -> None:
+    run, _ = until_saved(team, "suspended")
+    job = train_job(team, run)
+
+    team.patch("finetunejob", "suspended", {"suspend": True})
+    suspended = team.until("FineTuneJob", "suspended", "Suspended")
+    assert [each["type"] for each in suspended["status"]["conditions"]] == [
+        "DatasetReady", "Preflighted", "Suspended",
+    ]  # fmt: skip
+    assert team.children("jobs", uid_of(run), "train") == []
+    assert team.children("pods", uid_of(run), "train") == []
+
+    team.patch("finetunejob", "suspended", {"suspend": False})
+    again = team.pod(uid_of(run), "train")
+    assert 0 < step_in(team.until_logged(again, RESUMED), RESUMED) < STEPS
+    ended = assert_complete(team, "suspended")
+    assert train_job(team, run) != job
+    (train,) = (stage for stage in ended["status"]["stages"] if stage["name"] == "train")
+    used = suspended["status"]["usage"]["deviceSeconds"]
+    assert train["deviceSeconds"] > used > 0
+
+
+def a_run_that_is_deleted_takes_its_pods_with_it_and_leaves_its_records(team: Team, node: Team) -> None:
+    inline = manifests.source("tickets")
+    run, _ = until_saved(team, "deleted", dataset={"inline": inline})
+    version = team.get("FineTuneJob", "deleted")["status"]["resolved"]["datasetVersion"]
+
+    team.kubectl("delete", "finetunejob", "deleted", "--wait=false")
+
+    eventually(
+        "the run is gone",
+        lambda: team.access.object("FineTuneJob", team.namespace, "deleted") is None,
+        PATIENCE,
+        pause=PAUSE,
+    )
+    for kind in ("pods", "jobs", "services", "configmaps", "secrets"):
+        team.until_gone(kind, uid_of(run))
+    assert "ownerReferences" not in team.get("DatasetVersion", version)["metadata"]
+
+
+STORIES: Final[tuple[Story, ...]] = (
+    a_pod_that_is_deleted_and_one_that_is_killed_are_followed_by_one_that_goes_on,
+    a_suspended_run_holds_no_device_and_goes_on_when_it_is_resumed,
+    an_operator_that_is_killed_goes_on_where_it_was_and_trains_nothing_twice,
+    a_run_that_is_deleted_takes_its_pods_with_it_and_leaves_its_records,
+)
+
+
+@pytest.mark.parametrize("story", [story.__name__ for story in STORIES])
+def test_interrupted_training(told: Mapping[str, Future[None]], story: str) -> None:
+    told[story].result()

@@ -1,0 +1,137 @@
+"""What cannot work stops before a device is asked for and says what to fix; what can mend itself does."""
+
+import json
+
+import pytest
+
+from hack.demo.access import Object
+from tests.e2e import manifests
+from tests.e2e.pods import Keeper
+from tests.e2e.team import PAUSE, Team, condition_of, uid_of
+from tests.waiting import eventually
+
+LATE = f"e2e-late-{manifests.OWN}"
+"""A profile, a claim and a Secret of this name come into being in the middle of a test."""
+OTHER_DIGEST = f"sha256:{'0' * 64}"
+
+BAD_ROWS = "\n".join(
+    (
+        '{"prompt": "order late?", "completion": "billing"}',
+        '{"prompt": "order lost?"}',
+        "{not JSON",
+        '{"prompt": "card lost?", "completion": ""}',
+        "",
+    )
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asked_for(team: Team, keeper: Keeper, tickets: Object) -> None:
+    """Everything that the tests of this module wait for, all at once."""
+    bad = manifests.source("bad-rows")
+    team.apply(
+        manifests.configmap("bad-rows", BAD_ROWS),
+        manifests.finetunejob("bad-rows", dataset={"inline": bad}),
+        manifests.dataset("bad-rows", "bad-rows"),
+        manifests.finetunejob("on-bad-rows", dataset={"ref": {"name": "bad-rows"}}),
+        manifests.dataset("no-rows", "no-such-rows"),
+        manifests.of(
+            "Dataset",
+            "needy",
+            {
+                **manifests.source("tickets"),
+                "source": {
+                    "uri": "configmap://tickets/rows.jsonl",
+                    "credentialsSecretRef": {"name": LATE},
+                },
+                "store": {"uri": f"pvc://{LATE}"},
+            },
+        ),
+        manifests.finetunejob(
+            "no-profile", compute={"profile": LATE}, baseModel={"uri": "pvc://models/no-such-model"}
+        ),
+        manifests.finetunejob("no-model-claim", baseModel={"uri": "pvc://no-such-claim/tiny"}),
+        manifests.finetunejob(
+            "other-model", baseModel={"uri": manifests.MODEL_URI, "digest": OTHER_DIGEST}
+        ),
+    )  # fmt: skip
+
+
+def stages_started(team: Team, name: str) -> list[str]:
+    """Stages of which this run ever had a Job: its Jobs stay for a day."""
+    jobs = team.children("jobs", uid_of(team.get("FineTuneJob", name)))
+    return sorted(job["metadata"]["labels"]["finetune.dev/stage"] for job in jobs)
+
+
+def message(obj: Object, type_: str) -> str:
+    text: str = condition_of(obj, type_)["message"]
+    return text
+
+
+def assert_names_the_bad_rows(problems: list[str]) -> None:
+    for row in (2, 3, 4):
+        assert any(f"row {row}" in problem for problem in problems), problems
+    assert not any("row 1:" in problem for problem in problems), problems
+
+
+def test_bad_rows_of_a_run_are_named_and_nothing_is_trained(team: Team) -> None:
+    run = team.until("FineTuneJob", "bad-rows", "Stalled", "InvalidData")
+    assert_names_the_bad_rows(run["status"]["problems"])
+    assert stages_started(team, "bad-rows") == ["prepare"]
+
+
+def test_bad_rows_of_a_dataset_are_named_and_runs_on_it_wait(team: Team) -> None:
+    dataset = team.until("Dataset", "bad-rows", "Stalled", "InvalidData")
+    assert_names_the_bad_rows(dataset["status"]["problems"])
+    run = team.until("FineTuneJob", "on-bad-rows", "Reconciling", "DatasetFailed")
+    assert "Dataset bad-rows failed" in message(run, "Reconciling")
+    assert stages_started(team, "on-bad-rows") == []
+
+
+def test_a_dataset_without_its_source_names_it(team: Team) -> None:
+    dataset = team.until("Dataset", "no-rows", "Stalled", "SourceNotFound")
+    assert "no-such-rows" in message(dataset, "Stalled")
+
+
+def test_a_missing_claim_and_a_missing_secret_are_named_and_made_up_for(team: Team) -> None:
+    needy = team.until("Dataset", "needy", "Reconciling", "StoreNotFound")
+    assert f"PersistentVolumeClaim {LATE}" in message(needy, "Reconciling")
+    team.apply(manifests.claim(LATE))
+
+    needy = team.until("Dataset", "needy", "Reconciling", "SecretNotFound")
+    assert f"Secret {LATE} does not exist" in message(needy, "Reconciling")
+    team.apply(manifests.credentials(LATE))
+
+    team.until("Dataset", "needy", "Ready")
+
+
+def test_a_missing_profile_is_named_and_the_run_goes_on_when_it_exists(team: Team) -> None:
+    run = team.until("FineTuneJob", "no-profile", "Reconciling", "ProfileNotFound")
+    assert f"ComputeProfile {LATE}" in message(run, "Reconciling")
+    team.access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(manifests.profile(LATE)))
+    try:
+        eventually(
+            "the run goes on",
+            lambda: "preflight" in stages_started(team, "no-profile"),
+            60,
+            describe=lambda: team.describe("FineTuneJob", "no-profile"),
+            pause=PAUSE,
+        )
+    finally:
+        team.access.kubectl("delete", "computeprofile", LATE)
+
+
+def test_a_base_model_that_is_not_there_is_named(team: Team) -> None:
+    run = team.until("FineTuneJob", "no-profile", "Stalled", "BaseModelNotFound")
+    assert "pvc://models/no-such-model" in message(run, "Stalled")
+    assert stages_started(team, "no-profile") == ["preflight"]
+
+    run = team.until("FineTuneJob", "no-model-claim", "Reconciling", "BaseModelNotFound")
+    assert "PersistentVolumeClaim no-such-claim" in message(run, "Reconciling")
+    assert stages_started(team, "no-model-claim") == []
+
+
+def test_a_base_model_with_another_digest_is_refused(team: Team) -> None:
+    run = team.until("FineTuneJob", "other-model", "Stalled", "BaseModelDigestMismatch")
+    assert OTHER_DIGEST in message(run, "Stalled")
+    assert stages_started(team, "other-model") == ["preflight"]

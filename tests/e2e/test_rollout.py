@@ -1,0 +1,136 @@
+"""An endpoint rolls to its line's champion without losing a request, and stays where that cannot serve."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from finetune_operator.build.labels import REVISION
+from hack.demo.access import Object
+from hack.demo.endpoint import Endpoint, reached
+from hack.demo.load import SteadyLoad
+from hack.demo.questions import ask
+from tests.e2e import manifests
+from tests.e2e.pods import Keeper
+from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
+from tests.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was seen of it; the load ran from before the second run until the last old pod had gone."""
+
+    load: SteadyLoad
+    before: str
+    after: Object
+    champion: Object
+
+
+@pytest.fixture(scope="module")
+def endpoint(team: Team, support: Object) -> Iterator[Endpoint]:
+    with reached(team.access, "support", team.namespace) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
+    """A second run, whose answers are others, is promoted under two requests a second.
+
+    When it is trained, the run for the last test begins: its checkpoint must be the younger one.
+    """
+    before = support["status"]["revision"]
+    with endpoint.client() as client, SteadyLoad(client, "tuned", manifests.PROMPTS) as load:
+        team.apply(
+            manifests.configmap("tickets-v2", manifests.jsonl("shipping")),
+            manifests.dataset("tickets-v2", "tickets-v2"),
+            manifests.finetunejob(
+                "routing-v2",
+                model="routing",
+                dataset={"ref": {"name": "tickets-v2"}},
+                **manifests.judged(*manifests.BAR),
+            ),
+        )
+        team.until("FineTuneJob", "routing-v2", "Trained")
+        team.apply(
+            manifests.finetunejob(
+                "routing-v3",
+                model="routing",
+                hyperparameters={**manifests.SHORT, "seed": 3},
+                promotion={"mode": "Manual"},
+            )
+        )
+        champion = team.checkpoint_of(team.until("FineTuneJob", "routing-v2", "Ready"))
+        after = eventually(
+            f"the endpoint serves {name_of(champion)}",
+            lambda: serving(team, name_of(champion)),
+            PATIENCE,
+            describe=lambda: team.describe("InferenceDeployment", "support"),
+            pause=PAUSE,
+        )
+        eventually(
+            f"no pod of revision {before} is left",
+            lambda: not team.access.pods(team.namespace, f"{REVISION}={before}"),
+            PATIENCE,
+            describe=lambda: team.describe("InferenceDeployment", "support"),
+            pause=PAUSE,
+        )
+    return Rollout(load, before, after, champion)
+
+
+def serving(team: Team, checkpoint: str) -> Object | None:
+    found = team.get("InferenceDeployment", "support")
+    served = [model["checkpoint"] for model in found["status"]["models"]]
+    return found if served == [checkpoint] and condition_of(found, "Ready") else None
+
+
+def revision_behind_service(team: Team) -> str:
+    return team.kubectl("get", "service", "support", rf"--output=jsonpath={{.spec.selector.{escaped()}}}")
+
+
+def escaped() -> str:
+    return REVISION.replace(".", r"\.")
+
+
+def test_no_request_fails_while_a_new_champion_is_rolled_in(rollout: Rollout) -> None:
+    load = rollout.load
+    assert load.sent >= 20
+    assert (load.failed, load.failures) == (0, {})
+    assert load.answered == load.sent
+
+
+def test_the_service_points_at_the_new_revision_and_the_old_one_is_gone(
+    team: Team, support: Object, rollout: Rollout
+) -> None:
+    after = rollout.after["status"]["revision"]
+    assert after != rollout.before
+    assert revision_behind_service(team) == after
+    assert [name_of(each) for each in team.children("deployments", uid_of(support))] == [after]
+    states = {each["name"]: each["state"] for each in rollout.after["status"]["revisions"]}
+    assert states == {after: "Live", rollout.before: "Retired"}
+
+
+def test_answers_come_from_the_new_champion(endpoint: Endpoint, rollout: Rollout) -> None:
+    with endpoint.client() as client:
+        assert ask(client, "tuned", "order late?") == "shipping"
+
+
+def test_a_champion_that_cannot_start_leaves_the_old_one_serving_and_says_why(
+    team: Team, keeper: Keeper, endpoint: Endpoint, rollout: Rollout
+) -> None:
+    run = team.until("FineTuneJob", "routing-v3", "Ready", "AwaitingApproval")
+    checkpoint = team.checkpoint_of(run)
+    folder = f"/store/checkpoints/{checkpoint['spec']['digest'].removeprefix('sha256:')}"
+    keeper.run(f"chmod u+w {folder}/adapter_model.safetensors; echo x >> {folder}/adapter_model.safetensors")
+    team.patch("checkpoint", name_of(checkpoint), {"approval": {"state": "Approved", "reason": "by hand"}})
+
+    stalled = team.until("InferenceDeployment", "support", "Stalled", "RolloutFailed")
+
+    message = condition_of(stalled, "Stalled")["message"]
+    assert name_of(checkpoint) in message
+    assert "adapter_model.safetensors" in message
+    old = rollout.after["status"]["revision"]
+    assert f"{old} keeps serving" in message
+    assert revision_behind_service(team) == old
+    with endpoint.client() as client:
+        assert ask(client, "tuned", "order late?") == "shipping"
+    assert stalled["status"]["models"] == rollout.after["status"]["models"]
