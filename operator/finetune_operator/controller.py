@@ -26,8 +26,9 @@ from finetune_operator.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
-KNOWN: Final = 600.0
-"""Seconds for which a service account that was seen counts as there."""
+KNOWN: Final = 5.0
+"""Seconds for which a service account that was seen counts as there: enough that a burst of runs does not ask
+for it again and again, and less than a namespace takes to go and come again."""
 
 
 class Controller:

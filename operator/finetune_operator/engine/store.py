@@ -153,7 +153,7 @@ class ObjectStore:
 
 
 def _compact(value: Any) -> Any:
-    """A copy whose keys are shared with all other objects': it takes two thirds of the memory."""
+    """A copy whose keys are shared with all other objects': names of fields take much of the memory."""
     if isinstance(value, dict):
         return {sys.intern(key): _compact(inner) for key, inner in value.items()}
     if isinstance(value, list):
