@@ -140,7 +140,11 @@ class Snapshot:
             return ""
         status = self.endpoint.status
         new = next((each.name for each in status.revisions if each.state == "RollingOut"), None)
-        return f"{status.revision} → {new}" if new and new != status.revision else status.revision
+        return (
+            f"{status.revision} → {new}"
+            if new and status.revision not in ("", new)
+            else new or status.revision
+        )
 
 
 def true_condition(conditions: Sequence[Condition], type_: str) -> Condition | None:

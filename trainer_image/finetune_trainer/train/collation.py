@@ -13,7 +13,7 @@ from finetune_trainer.train.method import Trainable
 MOST_PACKED_TOKENS: Final = 1024
 """Attention grows with the square of a packed sequence; above this, padding costs less."""
 LARGEST_DIFFERENCE: Final = 0.05
-"""Of a row's logits alone and packed, relative: far above rounding in bfloat16, far below what mixing makes."""
+"""Of a row's logits alone and packed, relative: far above rounding, far below what mixed rows give."""
 
 logger = logging.getLogger(__name__)
 
