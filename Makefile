@@ -23,8 +23,9 @@ help: ## List the targets
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m hack.demo
 
-test: packages .venv cluster images ## Every test: unit, API server, end to end on a real node
+test: packages .venv cluster images ## Every test: unit, trainer, API server, end to end on a real node
 	$(PYTEST) tests/unit
+	$(PYTEST) tests/trainer
 	$(PYTEST) tests/integration
 	$(PYTEST) tests/e2e
 

@@ -88,11 +88,6 @@ def test_bad_rows_of_a_dataset_are_named_and_runs_on_it_wait(team: Team) -> None
     assert stages_started(team, "on-bad-rows") == []
 
 
-def test_a_dataset_without_its_source_names_it(team: Team) -> None:
-    dataset = team.until("Dataset", "no-rows", "Stalled", "SourceNotFound")
-    assert "no-such-rows" in message(dataset, "Stalled")
-
-
 def test_a_missing_claim_and_a_missing_secret_are_named_and_made_up_for(team: Team) -> None:
     needy = team.until("Dataset", "needy", "Reconciling", "StoreNotFound")
     assert f"PersistentVolumeClaim {LATE}" in message(needy, "Reconciling")
@@ -135,3 +130,9 @@ def test_a_base_model_with_another_digest_is_refused(team: Team) -> None:
     run = team.until("FineTuneJob", "other-model", "Stalled", "BaseModelDigestMismatch")
     assert OTHER_DIGEST in message(run, "Stalled")
     assert stages_started(team, "other-model") == ["preflight"]
+
+
+def test_a_dataset_without_its_source_names_it(team: Team) -> None:
+    # The last test, because the pod gives a late ConfigMap a minute to appear.
+    dataset = team.until("Dataset", "no-rows", "Stalled", "SourceNotFound")
+    assert "no-such-rows" in message(dataset, "Stalled")

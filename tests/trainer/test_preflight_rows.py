@@ -9,7 +9,7 @@ from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.rows import Message, Row
 from hack.models import tiny
-from tests.unit.trainer.workbench import ROWS, Workbench, tiny_tokenizer
+from tests.trainer.workbench import ROWS, Workbench, tiny_tokenizer
 
 LONG_PROMPT = Row.pair("where " * 200, "sales")
 LONG_ANSWER = Row.pair("where?", "sales " * 100)

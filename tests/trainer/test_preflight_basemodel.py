@@ -13,7 +13,7 @@ from finetune_trainer.failure import Preempted
 from finetune_trainer.model.load import load_base
 from finetune_trainer.preflight import stage
 from hack.models import tiny
-from tests.unit.trainer.workbench import URI, Sheet, Workbench
+from tests.trainer.workbench import URI, Sheet, Workbench
 
 Change = Callable[[Path], object]
 

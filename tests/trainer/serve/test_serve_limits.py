@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.unit.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
+from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
 
 LONG: dict[str, Any] = {"model": "base", "prompt": "The licence", "max_tokens": 300, "temperature": 0}
 ENDLESS: dict[str, Any] = {**LONG, "max_tokens": 900_000}

@@ -10,7 +10,7 @@ from finetune_trainer.model.load import load_base
 from finetune_trainer.model.loss import completion_loss, mean_completion_loss
 from finetune_trainer.rows import Row
 from hack.models import tiny
-from tests.unit.trainer.workbench import tiny_tokenizer
+from tests.trainer.workbench import tiny_tokenizer
 
 ROWS = [
     RowEncoder(tiny_tokenizer()).encode(row)

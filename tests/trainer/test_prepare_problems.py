@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract import Columns, ExitCode, FailureReason, Split
 from finetune_trainer.prepare.source import MAX_ROW_BYTES
-from tests.unit.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
+from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from finetune_trainer.serve.engine import Engine
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Sampling, Token
 from finetune_trainer.serve.loading import Served, load
-from tests.unit.trainer.serve.endpoint import DEADLINE_SECONDS, serve_config, wait_until
+from tests.trainer.serve.endpoint import DEADLINE_SECONDS, serve_config, wait_until
 
 
 class Gate(torch.nn.Module):

@@ -17,8 +17,8 @@ from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.selftest import generate_one_token_each
-from tests.unit.trainer.serve.endpoint import serve_config, served_here
-from tests.unit.trainer.serve.models import Oracle
+from tests.trainer.serve.endpoint import serve_config, served_here
+from tests.trainer.serve.models import Oracle
 
 ADAPTER = "llama-tickets.v1"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract import Columns, FailureReason, Split
-from tests.unit.trainer.preparing import Preparation, chat, json_lines, pairs
+from tests.trainer.preparing import Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)
 

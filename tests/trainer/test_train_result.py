@@ -16,7 +16,7 @@ from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.rows import Row
 from hack.models import tiny
-from tests.unit.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 
 FULL = Method(type="Full")
 WITHOUT_DROPOUT = Method(lora=LoRA(r=4, alpha=8, dropout=0))

@@ -17,8 +17,8 @@ from finetune_trainer.contract import (
     PrepareResult,
     StageResult,
 )
-from tests.unit.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
-from tests.unit.trainer.processes import finish, run, start
+from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
+from tests.trainer.processes import finish, run, start
 
 NO_TORCH = """
 import sys

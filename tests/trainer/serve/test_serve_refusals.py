@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.unit.trainer.serve.endpoint import Endpoint
+from tests.trainer.serve.endpoint import Endpoint
 
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {}}}

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from finetune_trainer.contract import ExitCode, ServedModel
-from tests.unit.trainer.serve.endpoint import DEADLINE_SECONDS, ServerProcess, wait_until
+from tests.trainer.serve.endpoint import DEADLINE_SECONDS, ServerProcess, wait_until
 
 CHAT: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 

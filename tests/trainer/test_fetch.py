@@ -8,7 +8,7 @@ from finetune_trainer.contract import ArtifactRef, ExitCode, FetchConfig, FetchI
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.fetch import run as fetch
 from finetune_trainer.store import Store
-from tests.unit.trainer.processes import run
+from tests.trainer.processes import run
 
 OWNER = Owner(kind="InferenceDeployment", namespace="team", name="routing", uid="0f0f")
 

@@ -9,8 +9,8 @@ import pytest
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.failure import Preempted
-from tests.unit.trainer.processes import TIMEOUT_SECONDS, finish, start
-from tests.unit.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.trainer.processes import TIMEOUT_SECONDS, finish, start
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
 METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.trainer.serve.endpoint import Endpoint, serve_config, served_here
-from tests.unit.trainer.serve.models import Oracle, make_endless, make_gemma, make_llama
+from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
+from tests.trainer.serve.models import Oracle, make_endless, make_gemma, make_llama
 
 
 @pytest.fixture(scope="session")

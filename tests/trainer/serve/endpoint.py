@@ -18,7 +18,7 @@ from finetune_trainer.contract import CONFIG_ENV, Owner, ServeConfig, ServedMode
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.server import DrainingServer, listen
 from finetune_trainer.serve.service import Service
-from tests.unit.trainer.serve.models import ADAPTERS
+from tests.trainer.serve.models import ADAPTERS
 
 DEADLINE_SECONDS = 300.0
 

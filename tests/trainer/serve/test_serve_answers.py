@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openai.types import CompletionUsage
 
-from tests.unit.trainer.serve.endpoint import Endpoint, serve_config, served_here
-from tests.unit.trainer.serve.models import ADAPTERS, Oracle
+from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
+from tests.trainer.serve.models import ADAPTERS, Oracle
 
 MODELS = ("base", *ADAPTERS)
 

@@ -18,7 +18,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.rows import Row
-from tests.unit.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
+from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
 
 METHODS = {"LoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0)), "Full": Method(type="Full")}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_trainer.contract import Split
 from finetune_trainer.prepare.split import fraction_of, split_of
 from finetune_trainer.rows import Message, Row
-from tests.unit.trainer.preparing import Preparation, json_lines
+from tests.trainer.preparing import Preparation, json_lines
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda text: text.strip())
 PROMPTS = st.lists(TEXT, min_size=1, max_size=30)
