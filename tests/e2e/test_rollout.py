@@ -1,5 +1,6 @@
 """An endpoint rolls to its line's champion without losing a request, and stays where that cannot serve."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,9 +61,9 @@ def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
             )
         )
         champion = team.checkpoint_of(team.until("FineTuneJob", "routing-v2", "Ready"))
-        after = eventually(
+        eventually(
             f"the endpoint serves {name_of(champion)}",
-            lambda: serving(team, name_of(champion)),
+            lambda: is_serving(team, name_of(champion)),
             PATIENCE,
             describe=lambda: team.describe("InferenceDeployment", "support"),
             pause=PAUSE,
@@ -74,21 +75,19 @@ def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
             describe=lambda: team.describe("InferenceDeployment", "support"),
             pause=PAUSE,
         )
-    return Rollout(load, before, after, champion)
+    return Rollout(load, before, team.get("InferenceDeployment", "support"), champion)
 
 
-def serving(team: Team, checkpoint: str) -> Object | None:
+def is_serving(team: Team, checkpoint: str) -> bool:
     found = team.get("InferenceDeployment", "support")
     served = [model["checkpoint"] for model in found["status"]["models"]]
-    return found if served == [checkpoint] and condition_of(found, "Ready") else None
+    return served == [checkpoint] and condition_of(found, "Ready") != {}
 
 
 def revision_behind_service(team: Team) -> str:
-    return team.kubectl("get", "service", "support", rf"--output=jsonpath={{.spec.selector.{escaped()}}}")
-
-
-def escaped() -> str:
-    return REVISION.replace(".", r"\.")
+    selector = json.loads(team.kubectl("get", "service", "support", "--output=json"))["spec"]["selector"]
+    revision: str = selector[REVISION]
+    return revision
 
 
 def test_no_request_fails_while_a_new_champion_is_rolled_in(rollout: Rollout) -> None:
