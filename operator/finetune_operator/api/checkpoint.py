@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejob import EvaluationStatus, ResolvedHyperparameters, Score
+from finetune_operator.api.finetunejobstatus import EvaluationStatus, ResolvedHyperparameters, Score
 from finetune_operator.api.meta import (
     Conditions,
     DeletionPolicy,

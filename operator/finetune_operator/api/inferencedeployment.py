@@ -5,11 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, Metric
+from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE
 from finetune_operator.api.meta import (
     Conditions,
     Digest,
     Message,
+    Metric,
     Model,
     Name,
     Reserved,

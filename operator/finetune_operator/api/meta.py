@@ -94,6 +94,7 @@ StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_
 """Shorter, so that the uri of an artifact in the store is a Uri."""
 Message = Annotated[str, Field(max_length=1024)]
 DeletionPolicy = Literal["Retain", "Delete"]
+Metric = Literal["exact_match", "loss"]
 
 
 class ObjectMeta(Model):

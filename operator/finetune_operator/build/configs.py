@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from finetune_operator.api.dataset import Columns, DataPreparation
-from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method, ResolvedHyperparameters
+from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
+from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.locations import parse_location
 from finetune_trainer import contract

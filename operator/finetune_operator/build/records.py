@@ -2,7 +2,8 @@
 
 from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
 from finetune_operator.api.datasetversion import DatasetStatistics, DatasetVersionSpec, SplitRecord
-from finetune_operator.api.finetunejob import FineTuneJob, ResolvedHyperparameters, Score
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, Score
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
 from finetune_operator.build.labels import DATASET, MODEL, STORE, checkpoint_name, child_labels
 from finetune_operator.build.locations import store_folder

@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint, CheckpointDisplay
-from finetune_operator.api.finetunejob import EvaluationStatus, FineTuneJob
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.lines import (
     champion,

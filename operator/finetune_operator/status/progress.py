@@ -2,7 +2,13 @@
 
 from typing import Literal
 
-from finetune_operator.api.finetunejob import EvaluationStatus, JobDisplay, ProgressStatus, Score, StageName
+from finetune_operator.api.finetunejobstatus import (
+    EvaluationStatus,
+    JobDisplay,
+    ProgressStatus,
+    Score,
+    StageName,
+)
 from finetune_trainer.contract import Progress
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.finetunejob import Cost, StageName, StageStatus, StageUsage
+from finetune_operator.api.finetunejobstatus import Cost, StageName, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
 from finetune_operator.build.labels import DEVICES, PROFILE
 from finetune_operator.build.pods import CONTAINER

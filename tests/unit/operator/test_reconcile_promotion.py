@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import Gate, Score
+from finetune_operator.api.finetunejob import Gate
+from finetune_operator.api.finetunejobstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.gates import decide
 from finetune_operator.reconcile.lines import champion, champion_name

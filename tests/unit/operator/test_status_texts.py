@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
-from finetune_operator.api.finetunejob import Cost, EvaluationStatus, ProgressStatus, Score, StageUsage
+from finetune_operator.api.finetunejobstatus import Cost, EvaluationStatus, ProgressStatus, Score, StageUsage
 from finetune_operator.api.inferencedeployment import InferenceDeploymentSpec
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text

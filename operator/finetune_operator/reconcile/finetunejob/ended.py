@@ -3,7 +3,8 @@
 from datetime import timedelta
 from typing import get_args
 
-from finetune_operator.api.finetunejob import CheckpointSummary, FineTuneJob, StageName
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import CheckpointSummary, StageName
 from finetune_operator.build.labels import STAGE, stage_job_name
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft

@@ -1,6 +1,7 @@
 """Evaluate: the best checkpoint on held-out rows, and what the gates say about it."""
 
-from finetune_operator.api.finetunejob import EvaluationSpec, EvaluationStatus, Score
+from finetune_operator.api.finetunejob import EvaluationSpec
+from finetune_operator.api.finetunejobstatus import EvaluationStatus, Score
 from finetune_operator.build.configs import evaluate_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

@@ -1,6 +1,6 @@
 """Preflight: base model and data fit, and the hyperparameters are chosen, before a device is asked for."""
 
-from finetune_operator.api.finetunejob import ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
 from finetune_operator.build.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

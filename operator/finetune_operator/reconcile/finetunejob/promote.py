@@ -1,6 +1,6 @@
 """How a run ends: promoted, waiting for a person's word, or below its bar."""
 
-from finetune_operator.api.finetunejob import EvaluationStatus
+from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines import champion_name, is_rejected
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working

@@ -2,7 +2,8 @@
 
 from typing import Any, Literal
 
-from finetune_operator.api.finetunejob import CheckpointSummary, FineTuneJob
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt

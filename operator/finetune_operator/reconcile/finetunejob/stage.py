@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from finetune_operator.api.finetunejob import StageName
+from finetune_operator.api.finetunejobstatus import StageName
 from finetune_operator.build.configs import StageInputs, collect_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import PROFILE, stage_job_name

@@ -1,6 +1,6 @@
 """Train: the only stage that needs the run's devices; each kept checkpoint becomes a record."""
 
-from finetune_operator.api.finetunejob import CheckpointSummary, ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import CheckpointSummary, ResolvedHyperparameters
 from finetune_operator.build.configs import train_config
 from finetune_operator.build.labels import checkpoint_name
 from finetune_operator.build.records import build_checkpoint

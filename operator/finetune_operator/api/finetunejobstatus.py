@@ -1,0 +1,148 @@
+"""What is seen of a run: the status of a FineTuneJob."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.meta import Conditions, Digest, Message, Metric, Model, Name
+
+
+class ResolvedHyperparameters(Model):
+    """The hyperparameters a run really uses."""
+
+    epochs: int
+    learning_rate: float
+    per_device_batch_size: int
+    gradient_accumulation_steps: int
+    max_sequence_length: int
+    seed: int
+    total_steps: int
+    save_every_steps: int
+
+
+class Resolved(Model):
+    """What open choices became; chosen once, never again."""
+
+    base_model_digest: str | None = None
+    base_model_revision: Annotated[str | None, Field(description="Not written by this release.")] = None
+    dataset_version: str | None = None
+    dataset_digest: str | None = None
+    hyperparameters: ResolvedHyperparameters | None = None
+    profile: str | None = None
+    profile_generation: int | None = None
+    store: str | None = None
+    trainer_image: str | None = None
+
+
+StageName = Literal["prepare", "preflight", "train", "evaluate"]
+
+
+class ProgressStatus(Model):
+    """How far the running stage is."""
+
+    stage: StageName
+    step: int = 0
+    total_steps: int = 0
+    percent: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: int | None = None
+
+
+class StageStatus(Model):
+    """Times of one finished stage."""
+
+    name: StageName
+    profile: Annotated[Name | None, Field(description="ComputeProfile that it ran on.")] = None
+    queued_seconds: float = 0
+    seconds: float = 0
+    device_seconds: float = 0
+
+
+class StageUsage(Model):
+    """Time used by a stage that has not finished, over all its pods, also those of before a suspension."""
+
+    name: StageName
+    profile: Annotated[Name | None, Field(description="ComputeProfile that it runs on.")] = None
+    queued_seconds: float = 0
+    seconds: float = 0
+    device_seconds: float = 0
+    until: Annotated[datetime, Field(description="What came after this moment is not counted yet.")]
+
+
+class CheckpointSummary(Model):
+    """A checkpoint of this run."""
+
+    name: Name
+    step: int
+    digest: Digest
+    best: bool = False
+    final: bool = False
+
+
+class Score(Model):
+    """One metric of one subject on the held-out split."""
+
+    metric: Metric
+    subject: Literal["Tuned", "Base"]
+    value: float
+    rows: int
+
+
+class GateResult(Model):
+    """The verdict on one gate."""
+
+    metric: Metric
+    verdict: Literal["Passed", "Failed", "Undecided"]
+    message: Message
+
+
+class EvaluationStatus(Model):
+    """What evaluation found."""
+
+    checkpoint: Name
+    split: str = "test"
+    scores: Annotated[tuple[Score, ...], Field(max_length=16)] = ()
+    gates: Annotated[tuple[GateResult, ...], Field(max_length=16)] = ()
+    verdict: Literal["Passed", "Failed", "Undecided", "NoGates"]
+    champion: Annotated[
+        Name | None, Field(description="The line's champion when the verdict was reached.")
+    ] = None
+
+
+class Cost(Model):
+    """What the run has used."""
+
+    device_seconds: float = 0
+    amount: float | None = None
+    currency: str | None = None
+
+
+class JobDisplay(Model):
+    """Text for `kubectl get`; for eyes only, no code reads it."""
+
+    progress: str | None = None
+    loss: str | None = None
+    score: str | None = None
+    eta: str | None = None
+
+
+class FineTuneJobStatus(Model):
+    """Observed state of a run."""
+
+    observed_generation: int = -1
+    phase: Annotated[str, Field(max_length=32, description="For eyes only.")] = ""
+    resolved: Resolved = Resolved()
+    progress: ProgressStatus | None = None
+    stages: Annotated[tuple[StageStatus, ...], Field(max_length=8)] = ()
+    usage: StageUsage | None = None
+    checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=10)] = ()
+    problems: Annotated[
+        tuple[Message, ...], Field(max_length=10, description="Rows that inline data failed on.")
+    ] = ()
+    evaluation: EvaluationStatus | None = None
+    cost: Cost | None = None
+    display: JobDisplay | None = None
+    conditions: Conditions = ()
