@@ -154,7 +154,15 @@ class Compute(Model):
     profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
         None
     )
-    devices: Annotated[int, Field(ge=1, le=64, description="Devices a node for the train stage.")] = 1
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Devices a node for the train stage. Several CPU cores work; more than 1 accelerator is not"
+            " implemented in this release, and the preflight stage refuses it.",
+        ),
+    ] = 1
     nodes: Annotated[
         int, Field(ge=1, le=64, description="Pods that train together. More than 1 is reserved.")
     ] = 1
