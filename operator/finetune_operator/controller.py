@@ -30,6 +30,13 @@ KNOWN: Final = 5.0
 """Seconds for which a service account that was seen counts as there: enough that a burst of runs does not ask
 for it again and again, and less than a namespace takes to go and come again."""
 
+UNDECLARED: Final = "field not declared in schema"
+"""What the API server says to an apply with a field that the installed definition lacks."""
+OLD_DEFINITIONS: Final = (
+    "the CustomResourceDefinitions in this cluster are older than this operator, so no status can be written:"
+    " kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade leaves them as they are)"
+)
+
 
 class Controller:
     """Looks at objects of all kinds; holds no state that a restart may not lose."""
@@ -81,6 +88,8 @@ class Controller:
         except Rejected as error:
             if error.is_for_terminating_namespace:
                 raise Gone(f"namespace {key.namespace} is going") from error
+            if UNDECLARED in error.message:
+                logger.warning(OLD_DEFINITIONS)
             reason = _reason(error)
             message = f"the API server refuses what this needs: {error.message}"
             await self._tell(primary, blocked(resource, reason, message, now), message)

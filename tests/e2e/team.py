@@ -126,7 +126,7 @@ class Team:
             finally:
                 timer.cancel()
                 logs.terminate()
-        raise AssertionError(f"pod {name} never logged {text!r}:\n{''.join(seen)}")
+        raise AssertionError(f"pod {name} never logged {text!r}:\n{''.join(seen[-25:])}")
 
     def log(self, pod: Object) -> str:
         return self.kubectl("logs", f"pod/{name_of(pod)}", "--all-containers")

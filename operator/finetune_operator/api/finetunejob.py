@@ -159,8 +159,8 @@ class Compute(Model):
         Field(
             ge=1,
             le=64,
-            description="Devices a node for the train stage. Several CPU cores work; more than 1 accelerator is not"
-            " implemented in this release, and the preflight stage refuses it.",
+            description="Devices a node for the train stage. Several CPU cores work; several accelerators"
+            " are not implemented in this release, and the preflight stage refuses it.",
         ),
     ] = 1
     nodes: Annotated[

@@ -125,6 +125,8 @@ class Rollout:
                     f"revision {self.wanted.name}: {self._described()}",
                 ),
             )
+        if self.observed.serving != self.wanted.name:
+            self._retire(self.observed.serving)
         self._mark(self.wanted.name, "Live")
         update = {
             "revision": self.wanted.name,

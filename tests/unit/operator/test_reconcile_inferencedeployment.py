@@ -72,6 +72,8 @@ def test_a_new_champion_serves_only_once_it_is_ready_and_only_then_the_old_revis
     assert cluster.endpoint.status.models[0].checkpoint == "first"
     cluster.make_ready(new)
     cluster.log.clear()
+    cluster.reconcile()
+    assert {r.name: r.state for r in cluster.endpoint.status.revisions} == {new: "Live", old: "Retired"}
     cluster.settle()
     assert cluster.points_at == new
     assert list(cluster.deployments) == [new]
