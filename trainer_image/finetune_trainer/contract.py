@@ -1,6 +1,7 @@
 """The contract between operator and trainer; the one module that both sides import.
 
-In: one JSON config in the environment variable `FINETUNE_CONFIG`; fields at their default are left out.
+In: one JSON config in the environment variable `FINETUNE_CONFIG`; fields at their default are left out,
+but for `contract` and `stage`.
 Out: `result.json` in the run's folder of the store, written last, and the same in the termination message.
 On the way: reports POSTed to the operator; the chain completes without them.
 
@@ -55,7 +56,7 @@ class Contract(BaseModel):
     )
 
     def to_json(self) -> str:
-        """The wire form, without fields at their default."""
+        """The wire form of `to_dict`."""
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:

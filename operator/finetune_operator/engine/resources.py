@@ -36,14 +36,13 @@ SECRET: Final = ResourceType("v1", "Secret", "secrets")
 EVENT: Final = ResourceType("v1", "Event", "events")
 LEASE: Final = ResourceType("coordination.k8s.io/v1", "Lease", "leases")
 ENDPOINT_SLICE: Final = ResourceType("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
-DISRUPTION_BUDGET: Final = ResourceType("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 TOKEN_REVIEW: Final = ResourceType(
     "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
 )
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, CLAIM, SECRET, EVENT, LEASE, ENDPOINT_SLICE,
-    DISRUPTION_BUDGET, TOKEN_REVIEW,
+    TOKEN_REVIEW,
 )  # fmt: skip
 
 

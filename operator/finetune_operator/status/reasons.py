@@ -44,8 +44,6 @@ class Reason(StrEnum):
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
     REJECTED = "Rejected"
-    GATES_PASSED = "GatesPassed"
-    NO_GATES = "NoGates"
     # blocked, but may mend itself when somebody acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
