@@ -25,8 +25,10 @@ demo: packages .venv cluster images ## From rows to a served model on a real Kub
 
 test: packages .venv cluster images ## Every test: unit, trainer, API server, end to end on a real node
 	$(PYTEST) tests/unit
-	$(PYTEST) tests/trainer
-	$(PYTEST) tests/integration
+	@# These two wait more than they compute, so each has the core that the other leaves idle.
+	@$(PYTEST) tests/trainer | sed -u 's/^/trainer      /' & trainer=$$!; status=0; \
+	$(PYTEST) tests/integration | sed -u 's/^/integration  /' || status=$$?; \
+	wait $$trainer || status=$$?; exit $$status
 	$(PYTEST) tests/e2e
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
