@@ -55,7 +55,7 @@ def test_rows_become_a_promoted_checkpoint_and_an_endpoint_that_serves_it(
     assert promoted["spec"]["lineage"]["job"]["uid"] == job["metadata"]["uid"]
     endpoint = until_condition(api, (namespace, "InferenceDeployment", "support"), "Ready", operator)
     assert endpoint["status"]["models"][0]["checkpoint"] == checkpoint
-    assert operator.metric('finetune_promotions_total{result="promoted"}') == 1
+    assert operator.metric(f'finetune_promotions_total{{namespace="{namespace}",result="promoted"}}') == 1
     assert operator.metric('finetune_stage_seconds_count{outcome="succeeded",stage="train"}') == 1
     assert operator.metric(f'finetune_jobs{{namespace="{namespace}",phase="{job["status"]["phase"]}"}}') == 1
 
@@ -170,6 +170,7 @@ def test_a_run_that_was_deleted_and_made_again_does_not_adopt_the_old_runs_job(
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     old = eventually("the first train Job exists", lambda: jobs_of_stage(api, namespace, "train"), 60)[0]
+    eventually("its pod runs", lambda: "train" in kubelet.started)
     api.delete("FineTuneJob", namespace, "routing")
     api.create(manifests.finetunejob(namespace))
 

@@ -1,6 +1,8 @@
 """Small models for the serving tests: a Llama and a Gemma 3 with a short window, two random adapters each."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,15 +103,27 @@ class Oracle:
             "max_new_tokens": max_tokens,
             "do_sample": False,
         }
-        if model == "base":
-            with self._model.disable_adapter():
-                output = self._model.generate(**arguments)
-        else:
-            self._model.set_adapter(str(ADAPTERS.index(model)))
+        with self._serving(model):
             output = self._model.generate(**arguments)
         ids: list[int] = output[0, len(prompt) :].tolist()
         return ids
 
+    def lead(self, model: str, prompt: list[int], answer: list[int]) -> float:
+        """By how much the score of the greedy answer's tokens exceeds the runner-up's where it is closest."""
+        with self._serving(model), torch.no_grad():
+            logits = self._model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        best, second = logits.topk(2).values.unbind(-1)
+        return float((best - second).min())
+
     def text(self, ids: list[int]) -> str:
         """The text of an answer."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @contextmanager
+    def _serving(self, model: str) -> Iterator[None]:
+        if model == "base":
+            with self._model.disable_adapter():
+                yield
+        else:
+            self._model.set_adapter(str(ADAPTERS.index(model)))
+            yield
