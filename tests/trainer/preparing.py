@@ -20,7 +20,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
 from finetune_trainer.report import Reporter
-from finetune_trainer.store import Store
+from finetune_trainer.store import Store, open_store
 
 OWNER = Owner(kind="Dataset", namespace="team", name="tickets", uid="0f0f")
 RUN = "0f0f-1"
@@ -34,7 +34,7 @@ class Preparation:
 
     @property
     def store(self) -> Store:
-        return Store(self.store_config)
+        return open_store(self.store_config)
 
     @property
     def store_config(self) -> StoreConfig:

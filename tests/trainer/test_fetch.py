@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract import ArtifactRef, ExitCode, FetchConfig, FetchItem, Owner, StoreConfig
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.fetch import run as fetch
-from finetune_trainer.store import Store
+from finetune_trainer.store import Store, open_store
 from tests.trainer.processes import run
 
 OWNER = Owner(kind="InferenceDeployment", namespace="team", name="routing", uid="0f0f")
@@ -15,7 +15,7 @@ OWNER = Owner(kind="InferenceDeployment", namespace="team", name="routing", uid=
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "store")))
+    return open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "store")))
 
 
 def publish(store: Store, **files: str) -> ArtifactRef:
@@ -134,7 +134,7 @@ def test_a_destination_that_cannot_be_written_is_the_pods_own_trouble(store: Sto
     ended = run(config(tmp_path, base=base))
 
     assert ended.code == ExitCode.INTERNAL
-    assert "the pod's own volume cannot hold the model" in ended.termination_message
+    assert "the pod's own volume cannot hold the files" in ended.termination_message
 
 
 def test_a_folder_outside_the_destination_is_refused(store: Store, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(prepa
     assert failure.prepare.problem_count == failure.prepare.statistics.invalid_rows == 30
     assert len(failure.prepare.problems) == 10
     assert all(len(problem) <= 200 for problem in failure.prepare.problems)
-    log = preparation.store.run_dir(RUN, "prepare") / "problems.jsonl"
+    log = preparation.store.run_folder(RUN, "prepare").path / "problems.jsonl"
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     assert [problem["row"] for problem in logged] == list(range(4, 34))
     assert logged[0] == {
@@ -199,7 +199,7 @@ def test_problems_of_an_earlier_try_are_gone_after_a_good_one(preparation: Prepa
 
     preparation.run(source, split=Split(validation=0, test=0))
 
-    assert list(preparation.store.run_dir(RUN, "prepare").iterdir()) == []
+    assert list(preparation.store.run_folder(RUN, "prepare").path.iterdir()) == []
 
 
 def test_dropped_rows_are_left_out_and_told(preparation: Preparation) -> None:

@@ -16,12 +16,13 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest, digest_of
-from finetune_trainer.store import STAGING, STALE_STAGING_SECONDS, Store
+from finetune_trainer.store import Store, open_store
+from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreConfig(uri="pvc://artifacts/team", path=str(tmp_path)))
+    return open_store(StoreConfig(uri="pvc://artifacts/team", path=str(tmp_path)))
 
 
 def publish(store: Store, files: dict[str, str]) -> ArtifactRef:
@@ -179,26 +180,26 @@ def test_a_result_is_read_back(store: Store) -> None:
     store.write_result(result)
 
     assert store.read_result("uid-1", "prepare") == result
-    assert [path.name for path in store.run_dir("uid-1", "prepare").iterdir()] == ["result.json"]
+    assert [path.name for path in store.run_folder("uid-1", "prepare").path.iterdir()] == ["result.json"]
 
 
 def test_a_result_of_another_version_counts_as_none(store: Store) -> None:
-    (store.run_dir("uid-1", "prepare") / "result.json").write_text('{"contract":1,"news":true}')
+    (store.run_folder("uid-1", "prepare").path / "result.json").write_text('{"contract":1,"news":true}')
 
     assert store.read_result("uid-1", "prepare") is None
 
 
 def test_a_run_is_one_folder_name(store: Store) -> None:
     with pytest.raises(StageFailure, match=r"run: '\.\./x' is no folder name"):
-        store.run_dir("../x", "prepare")
+        store.run_folder("../x", "prepare")
 
 
 def test_a_store_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    store = Store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "file")))
+    store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "file")))
 
     with pytest.raises(StageFailure, match=r"file/runs.*Not a directory; check that the claim") as caught:
-        store.run_dir("uid-1", "prepare")
+        store.run_folder("uid-1", "prepare")
 
     assert caught.value.reason is FailureReason.STORE_UNAVAILABLE
     assert caught.value.exit_code is ExitCode.STORE_UNAVAILABLE

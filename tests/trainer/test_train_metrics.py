@@ -1,10 +1,12 @@
 """The figures of a training pod."""
 
+import httpx
 import pytest
 
 from finetune_trainer.contract import Progress
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import STEPS, Pace
+from tests.ports import free_port
 
 
 def test_progress_is_shown_under_its_prometheus_names() -> None:
@@ -19,6 +21,36 @@ def test_progress_is_shown_under_its_prometheus_names() -> None:
     assert shown["finetune_trainer_loss"] == 1.25
     assert shown["finetune_trainer_learning_rate"] == 1e-3
     assert shown["finetune_trainer_eta_seconds"] == 6
+
+
+def test_the_age_of_the_checkpoint_begins_with_the_pod_and_anew_with_every_save() -> None:
+    now = 100.0
+    metrics = Metrics(clock=lambda: now)
+
+    def age() -> float | None:
+        return metrics.registry.get_sample_value("finetune_trainer_checkpoint_age_seconds")
+
+    assert age() == 0
+    now = 160.0
+    assert age() == 60
+    metrics.saved()
+    assert age() == 0
+
+
+def test_memory_of_a_device_is_shown_on_a_gpu_only() -> None:
+    samples = [sample.name for family in Metrics().registry.collect() for sample in family.samples]
+    assert "process_resident_memory_bytes" in samples
+    assert not any("device_memory" in name for name in samples)
+
+
+def test_training_goes_on_without_metrics_where_the_port_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with Metrics().served(port):
+        assert "finetune_trainer_step" in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        with Metrics().served(port):
+            assert f"port {port} cannot be used" in caplog.text
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
 
 
 def test_the_loss_shown_is_the_token_mean_of_the_last_steps() -> None:

@@ -128,7 +128,7 @@ def test_the_newest_state_that_is_whole_wins(
     config = config_for(bench, save_every_steps=1)
     expected = uninterrupted(bench, save_every_steps=1)
     preempted(bench, config, 4)
-    newest = bench.store.run_dir(config.run, "train") / "state" / "step-4"
+    newest = bench.store.run_folder(config.run, "train").path / "state" / "step-4"
     (newest / name).write_bytes((newest / name).read_bytes()[:-1])
 
     sheet = Sheet()
@@ -142,7 +142,7 @@ def test_the_newest_state_that_is_whole_wins(
 def test_what_a_killed_save_left_is_no_state(bench: Workbench) -> None:
     config = config_for(bench)
     preempted(bench, config, 3)
-    states = bench.store.run_dir(config.run, "train") / "state"
+    states = bench.store.run_folder(config.run, "train").path / "state"
     (states / "step-3").rename(states / ".step-3.unfinished")
 
     result = bench.train(config)

@@ -38,7 +38,7 @@ from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.report import Reporter
 from finetune_trainer.rows import Row
-from finetune_trainer.store import Store
+from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import steps_per_epoch
 from hack.models import tiny
@@ -91,7 +91,7 @@ class Workbench:
     @property
     def store(self) -> Store:
         (self.root / "store").mkdir(exist_ok=True)
-        return Store(self.store_config)
+        return open_store(self.store_config)
 
     def context(self, sheet: Sheet | None = None) -> StageContext:
         sheet = sheet or Sheet()
@@ -196,8 +196,7 @@ class Workbench:
 
     def states(self, config: StageConfig) -> list[str]:
         """Names of the resume states of a run."""
-        folder = self.store.run_dir(config.run, "train") / "state"
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        return sorted(self.store.run_folder(config.run, "train").names("state"))
 
     def _common(self) -> dict[str, Any]:
         return {"owner": OWNER, "run": RUN, "store": self.store_config}

@@ -30,6 +30,8 @@ SOURCE_MOUNT: Final = "/mnt/source"
 BASE_MODEL_MOUNT: Final = "/mnt/base-model"
 MODELS_MOUNT: Final = "/mnt/models"
 """Where a serving pod's init container puts what it fetched, and the server reads it."""
+CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
+"""Holds a folder for each Secret of type `finetune.dev/credentials` that the pod has, one file a key."""
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
 REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"
@@ -96,11 +98,17 @@ class FailureReason(StrEnum):
     INVALID_CONFIG = "InvalidConfig"
     CONTRACT_MISMATCH = "ContractMismatch"
     SOURCE_NOT_FOUND = "SourceNotFound"
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    SOURCE_TOO_LARGE = "SourceTooLarge"
+    ACCESS_DENIED = "AccessDenied"
+    ADDRESS_REFUSED = "AddressRefused"
+    INVALID_CREDENTIALS = "InvalidCredentials"
     INVALID_DATA = "InvalidData"
     NO_TRAINING_ROWS = "NoTrainingRows"
     BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
     BASE_MODEL_INVALID = "BaseModelInvalid"
     BASE_MODEL_DIGEST_MISMATCH = "BaseModelDigestMismatch"
+    BASE_MODEL_MISMATCH = "BaseModelMismatch"
     SEQUENCE_TOO_LONG = "SequenceTooLong"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
@@ -122,7 +130,7 @@ Subject = Literal["Tuned", "Base"]
 class Owner(Contract):
     """The custom resource a pod works for."""
 
-    kind: Literal["FineTuneJob", "Dataset", "InferenceDeployment"]
+    kind: Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "InferenceDeployment"]
     namespace: str
     name: str
     uid: str
@@ -135,6 +143,13 @@ class ReportTarget(Contract):
     ca_pem: str
 
 
+class SecretMount(Contract):
+    """A Secret of type `finetune.dev/credentials`, where the pod has it; its name is for messages."""
+
+    name: str
+    path: str
+
+
 class StoreConfig(Contract):
     """The store: its uri for records, and where it is mounted.
 
@@ -144,6 +159,8 @@ class StoreConfig(Contract):
 
     uri: str
     path: str = STORE_MOUNT
+    """Where the store is mounted; of one in a bucket, the pod's own folder for what it reads and writes."""
+    credentials: SecretMount | None = None
 
 
 class Columns(Contract):
@@ -227,8 +244,9 @@ class PrepareConfig(StageConfig):
 
     stage: Literal["prepare"] = "prepare"
     source_uri: str
-    source_path: str
-    """File, or folder of files, under `SOURCE_MOUNT`."""
+    source_path: str | None = None
+    """File, or folder of files, under `SOURCE_MOUNT`; None for a source that is read over the network."""
+    source_credentials: SecretMount | None = None
     format: Literal["PromptCompletion", "ChatMessages", "CSV"] | None = None
     columns: Columns = Columns()
     split: Split = Split()
@@ -241,8 +259,11 @@ class PreflightConfig(StageConfig):
 
     stage: Literal["preflight"] = "preflight"
     base_model_uri: str
-    base_model_path: str
-    """Folder under `BASE_MODEL_MOUNT`."""
+    base_model_path: str | None = None
+    """Folder under `BASE_MODEL_MOUNT`; None for a model that is read over the network."""
+    base_model_revision: str | None = None
+    """Branch, tag or commit at the hub; None for its main branch."""
+    base_model_credentials: SecretMount | None = None
     base_model_digest: Digest | None = None
     dataset: Digest
     method: Method = Method()
@@ -258,6 +279,7 @@ class TrainConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: Hyperparameters
+    metrics_port: int = METRICS_PORT
 
 
 class EvaluateConfig(StageConfig):
@@ -282,6 +304,16 @@ class CollectConfig(StageConfig):
 
     stage: Literal["collect"] = "collect"
     of: Stage
+
+
+class CleanupConfig(Contract):
+    """Remove one folder from the store; that it is gone already is as good."""
+
+    contract: int = CONTRACT_VERSION
+    stage: Literal["cleanup"] = "cleanup"
+    owner: Owner
+    store: StoreConfig
+    artifact: ArtifactRef
 
 
 class FetchItem(Contract):
@@ -336,6 +368,7 @@ AnyConfig = Annotated[
     | TrainConfig
     | EvaluateConfig
     | CollectConfig
+    | CleanupConfig
     | FetchConfig
     | ServeConfig,
     Field(discriminator="stage"),
@@ -369,6 +402,8 @@ class PrepareResult(Contract):
 
     dataset: Digest | None = None
     source: Digest | None = None
+    source_revision: str | None = None
+    """Commit that a source at the hub was read at."""
     preparation: Digest | None = None
     format: str | None = None
     splits: tuple[SplitRecord, ...] = ()
@@ -381,6 +416,8 @@ class PreflightResult(Contract):
     """What preflight decided."""
 
     base_model: Digest
+    base_model_revision: str | None = None
+    """Commit that a model at the hub was read at."""
     hyperparameters: Hyperparameters
     chat_template: str
     """`model`, or the name of the template that the trainer supplied."""

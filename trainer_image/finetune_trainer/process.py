@@ -4,10 +4,12 @@ import logging
 from typing import Final, cast, get_args
 
 from finetune_trainer import configuration, signals, termination
+from finetune_trainer.cleanup import cleanup
 from finetune_trainer.collect import collect
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     AnyConfig,
+    CleanupConfig,
     CollectConfig,
     EvaluateConfig,
     ExitCode,
@@ -22,7 +24,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.report import Reporter
-from finetune_trainer.store import Store
+from finetune_trainer.store import Store, open_store
 
 LAST_REPORT_SECONDS: Final = 5.0
 
@@ -33,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 def run(config: AnyConfig) -> ExitCode:
     """Do what the config says, and leave its result."""
-    if isinstance(config, FetchConfig | ServeConfig):
-        return _run_for_serving(config)
+    if isinstance(config, CleanupConfig | FetchConfig | ServeConfig):
+        return _run_without_result(config)
     if isinstance(config, CollectConfig):
         return _run_collect(config)
     return _run_stage(config)
@@ -68,9 +70,10 @@ def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
 
 def _run_stage(config: StageRunConfig) -> ExitCode:
     stop = signals.stop_event()
-    store = Store(config.store)
     reporter = Reporter(config.report, config.owner, config.stage)
+    store: Store | None = None
     try:
+        store = open_store(config.store, stop)
         result = store.read_result(config.run, config.stage)
         if result is not None and result.outcome == "Succeeded":
             logger.info("this run's %s is done already", config.stage)
@@ -82,7 +85,8 @@ def _run_stage(config: StageRunConfig) -> ExitCode:
         return ExitCode.PREEMPTED_SAVED
     except StageFailure as failure:
         result = failed(config.stage, config.run, failure)
-        _keep(store, result)
+        if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
+            _keep(store, result)
         return _fail(result, failure)
     except Exception as error:
         logger.exception("%s ended with an error that it does not know", config.stage)
@@ -129,24 +133,27 @@ def _execute(config: StageRunConfig, context: StageContext) -> StageResult:
 def _run_collect(config: CollectConfig) -> ExitCode:
     signals.end_at_once()
     try:
-        result = collect(config, Store(config.store))
+        result = collect(config, open_store(config.store))
     except StageFailure as failure:
         return _fail(failed(config.of, config.run, failure), failure)
     termination.write(termination.bounded(result))
     return ExitCode.OK
 
 
-def _run_for_serving(config: FetchConfig | ServeConfig) -> ExitCode:
+def _run_without_result(config: CleanupConfig | FetchConfig | ServeConfig) -> ExitCode:
     signals.end_at_once()
     try:
-        if isinstance(config, FetchConfig):
-            from finetune_trainer import fetch
+        match config:
+            case CleanupConfig():
+                cleanup(config, open_store(config.store))
+            case FetchConfig():
+                from finetune_trainer import fetch
 
-            fetch.run(config)
-        else:
-            from finetune_trainer.serve import app
+                fetch.run(config)
+            case ServeConfig():
+                from finetune_trainer.serve import app
 
-            app.serve(config)
+                app.serve(config)
     except StageFailure as failure:
         return _fail_in_words(failure)
     except Exception as error:

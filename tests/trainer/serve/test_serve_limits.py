@@ -101,6 +101,14 @@ def test_metrics_count_requests_and_tokens_by_model_and_time_them(endpoint: Endp
     ]
 
 
+def test_a_model_that_nobody_has_asked_yet_has_its_series(endpoint: Endpoint) -> None:
+    """A rate over a series that begins with its first request would miss that one."""
+    text = endpoint.http.get("/metrics").text
+    for model in ("base", "summaries", "tickets.v1"):
+        assert f'finetune_serve_requests_total{{code="200",model="{model}"}}' in text
+        assert f'finetune_serve_model_info{{digest="",model="{model}"' in text
+
+
 def test_names_that_are_not_served_share_one_label(endpoint: Endpoint) -> None:
     sample = 'finetune_serve_requests_total{code="404",model="unknown"}'
     before = endpoint.metric(sample)

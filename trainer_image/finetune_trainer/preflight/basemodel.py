@@ -1,14 +1,16 @@
 """The base model on its way into the store, once for all runs that use it."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Final
 
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import ArtifactRef, Digest, FailureReason
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.manifest import Manifest
+from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.meter import Meter
+from finetune_trainer.preflight.fetching import BaseModel
 from finetune_trainer.preflight.files import invalid
 
 CHUNK_BYTES: Final = 1 << 20
@@ -26,8 +28,8 @@ def check_digest(uri: str, found: Digest, expected: Digest | None) -> None:
         )
 
 
-def store_model(uri: str, folder: Path, manifest: Manifest, context: StageContext, meter: Meter) -> Path:
-    """The model's folder in the store, copied there unless the store has it.
+def store_model(uri: str, model: BaseModel, manifest: Manifest, context: StageContext, meter: Meter) -> None:
+    """Have the model in the store; a download is moved there, other files are copied.
 
     Counts the bytes on `meter`. Raises StageFailure: BASE_MODEL_INVALID where the files change meanwhile;
     STORE_UNAVAILABLE. Raises OSError about the source, Preempted.
@@ -36,18 +38,24 @@ def store_model(uri: str, folder: Path, manifest: Manifest, context: StageContex
     if context.store.has(ref):
         meter.begin("the store has this base model already")
         meter.add(manifest.total_bytes)
-        return context.store.artifact(ref)
-    meter.begin("copying the base model into the store")
-    with context.store.staging() as staging:
-        for file in manifest.files:
-            _copy(folder / file.path, staging / file.path, meter)
-        logger.info("checking what was written")
-        if context.store.publish("models", staging) != manifest.digest:
-            raise invalid(uri, "its files were changed while they were copied; run again")
-    return context.store.artifact(ref)
+    else:
+        meter.begin("taking the base model into the store")
+        with context.store.staging() as staging:
+            for file in manifest.files:
+                _take(model, file, staging, meter)
+            logger.info("checking what was written")
+            if context.store.publish("models", staging) != manifest.digest:
+                raise invalid(uri, "its files were changed while they were copied; run again")
+    if model.source is not None:
+        context.store.remember_model(model.source, ref)
 
 
-def _copy(source: Path, target: Path, meter: Meter) -> None:
+def _take(model: BaseModel, file: FileEntry, staging: Path, meter: Meter) -> None:
+    source, target = model.folder / file.path, staging / file.path
+    if model.source is not None:
+        shutil.move(source, target)
+        meter.add(file.bytes)
+        return
     with source.open("rb") as reading, target.open("wb") as writing:
         while chunk := reading.read(CHUNK_BYTES):
             writing.write(chunk)

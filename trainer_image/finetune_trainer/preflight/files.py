@@ -45,17 +45,30 @@ def model_files(folder: Path, uri: str) -> tuple[str, ...]:
             FailureReason.BASE_MODEL_NOT_FOUND,
             f"baseModel {uri}: there is no such folder; check the claim's name and the path in it",
         )
-    present = {path.name for path in folder.iterdir() if path.is_file()}
+    names = choose(folder, uri, {path.name for path in folder.iterdir() if path.is_file()})
+    for name in names:
+        _check_whole(folder / name, uri)
+    return names
+
+
+def choose(folder: Path, uri: str, present: set[str]) -> tuple[str, ...]:
+    """Which of the files that are `present` somewhere are the model, sorted.
+
+    `folder` has those of them that `described_by` names. Raises StageFailure (BASE_MODEL_INVALID), OSError.
+    """
     if "adapter_config.json" in present and "config.json" not in present:
         raise invalid(uri, "this is an adapter, not a whole model; name the model that it was trained on")
     weights = _weights(folder, uri, present)
     for name in NEEDED:
         if name not in present:
             raise invalid(uri, f"{name} is missing; download the model again, completely")
-    for name in weights:
-        _check_whole(folder / name, uri)
-    licenses = (name for name in present if name.lower().startswith(LICENSE_NAMES))
-    return tuple(sorted({*NEEDED, *weights, *present.intersection(KEPT), *licenses}))
+    return tuple(sorted({*weights, *described_by(present)}))
+
+
+def described_by(present: set[str]) -> set[str]:
+    """Everything but the weights, and the list of these."""
+    licenses = {name for name in present if name.lower().startswith(LICENSE_NAMES)}
+    return present.intersection((*NEEDED, *KEPT, INDEX)) | licenses
 
 
 def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:

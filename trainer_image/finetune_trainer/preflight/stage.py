@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 from finetune_trainer.context import StageContext
@@ -21,12 +20,12 @@ from finetune_trainer.model.load import context_length
 from finetune_trainer.model.template import load_tokenizer, template_name
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
 from finetune_trainer.preflight.basemodel import check_digest, store_model
+from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
 from finetune_trainer.preflight.files import model_files
 from finetune_trainer.preflight.hyperparameters import choose
 from finetune_trainer.preflight.lengths import check_answers, measure
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 
-MEBIBYTE: Final = 1 << 20
 ROW_COST: Final = 1 << 18
 """What one row through the tokenizer counts beside bytes read: they take about as long."""
 
@@ -38,7 +37,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
 
     Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH, INVALID_CONFIG,
     INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT,
-    STORE_UNAVAILABLE), Preempted.
+    STORE_UNAVAILABLE, and of a remote base model what `RemoteSource` raises), Preempted.
     """
     if config.devices > 1:
         raise StageFailure(
@@ -52,8 +51,9 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             FailureReason.NO_TRAINING_ROWS,
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
-    uri, source = config.base_model_uri, Path(config.base_model_path)
-    with _readable(uri):
+    uri = config.base_model_uri
+    with _readable(uri), readable_model(config, context) as found:
+        source = found.folder
         files = model_files(source, uri)
         total = 2 * sum((source / name).stat().st_size for name in files)
         meter = Meter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
@@ -61,9 +61,14 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         model = without_weights(model_config, uri)
         check_target_modules(model, config.method)
         tokenizer = load_tokenizer(source)
-        meter.begin("hashing the base model")
-        manifest = Manifest.of(source, files, meter.add)
+        if found.stored is None:
+            meter.begin("hashing the base model")
+            manifest = Manifest.of(source, files, meter.add)
+        else:
+            manifest = context.store.manifest(found.stored)
+            meter.add(manifest.total_bytes)
         check_digest(uri, manifest.digest, config.base_model_digest)
+        store_model(uri, found, manifest, context, meter)
     meter.begin("reading the rows with the base model's tokenizer")
     lengths = measure(splits, RowEncoder(tokenizer), meter, ROW_COST)
     longest = max(split.longest for split in lengths.values())
@@ -80,11 +85,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     truncated = sum(split.cut(chosen.max_sequence_length) for split in lengths.values())
     if truncated:
         logger.warning("rows cut to %d tokens: %d", chosen.max_sequence_length, truncated)
-    with _readable(uri):
-        store_model(uri, source, manifest, context, meter)
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
+        base_model_revision=found.revision,
         hyperparameters=chosen,
         chat_template=template_name(tokenizer),
         train_rows=len(splits["train"]),

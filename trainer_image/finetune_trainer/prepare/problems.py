@@ -2,12 +2,12 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from finetune_trainer import canonical
-from finetune_trainer.store import reachable
+from finetune_trainer.store import RunFolder
+from finetune_trainer.store.failures import reachable
 
 PROBLEMS_NAME: Final = "problems.jsonl"
 SHOWN_PROBLEMS: Final = 10
@@ -60,16 +60,18 @@ class ProblemLog:
     Raises StageFailure (STORE_UNAVAILABLE).
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / PROBLEMS_NAME
+    def __init__(self, folder: RunFolder) -> None:
+        self.uri = f"{folder.uri}/{PROBLEMS_NAME}"
+        self._folder = folder
+        self._path = folder.path / PROBLEMS_NAME
         self.count = 0
         self.shown: list[str] = []
-        self._temporary = run_dir / f".{PROBLEMS_NAME}.part"
+        self._temporary = folder.path / f".{PROBLEMS_NAME}.part"
         self._file: io.TextIOWrapper | None = None
 
     def __enter__(self) -> Self:
-        with reachable(self.path):
-            self.path.unlink(missing_ok=True)
+        self._folder.remove(PROBLEMS_NAME)
+        with reachable(self._path):
             self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
         return self
 
@@ -78,12 +80,14 @@ class ProblemLog:
     ) -> None:
         if self._file is None:
             return
-        with reachable(self.path):
+        with reachable(self._path):
             self._file.close()
             if self.count:
-                self._temporary.replace(self.path)
+                self._temporary.replace(self._path)
             else:
                 self._temporary.unlink()
+        if self.count:
+            self._folder.keep(PROBLEMS_NAME)
 
     def add(self, invalid: Invalid) -> None:
         """Note all issues of one place."""
@@ -101,7 +105,7 @@ class ProblemLog:
                 "expected": issue.expected,
                 "fix": issue.fix,
             }
-            with reachable(self.path):
+            with reachable(self._path):
                 self._file.write(canonical.text(line) + "\n")
 
 

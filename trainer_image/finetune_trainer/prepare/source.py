@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from finetune_trainer import canonical
@@ -91,6 +91,11 @@ def find_files(
     return [SourceFile(file, uri) for file in files]
 
 
+def is_data(name: str) -> bool:
+    """Whether a file of this name is read of a folder."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+
+
 @contextmanager
 def readable(uri: str) -> Iterator[None]:
     """Turn an OSError about the source into StageFailure (SOURCE_NOT_FOUND) that says what to check."""
@@ -118,7 +123,7 @@ def _data_files(path: Path) -> list[Path]:
         return []
     # Names with a leading dot are the kubelet's own, in the volume of a ConfigMap.
     files = [entry for entry in sorted(path.iterdir()) if entry.is_file() and not entry.name.startswith(".")]
-    taken = [file for file in files if file.suffix.lower() in SUFFIXES]
+    taken = [file for file in files if is_data(file.name)]
     if taken and len(taken) < len(files):
         skipped = ", ".join(file.name for file in files if file not in taken)
         logger.warning("not read, because it is none of %s: %s", " ".join(sorted(SUFFIXES)), skipped)

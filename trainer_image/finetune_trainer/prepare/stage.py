@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from finetune_trainer import canonical
 from finetune_trainer.context import StageContext
@@ -19,12 +18,13 @@ from finetune_trainer.contract import (
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.duplicates import Duplicates
+from finetune_trainer.prepare.fetching import readable_source
 from finetune_trainer.prepare.output import SplitWriter
 from finetune_trainer.prepare.pace import Pace
 from finetune_trainer.prepare.problems import Invalid, Issue, Place, ProblemLog
 from finetune_trainer.prepare.reading import Reading
 from finetune_trainer.prepare.records import FieldNames
-from finetune_trainer.prepare.source import find_files, source_digest
+from finetune_trainer.prepare.source import source_digest
 from finetune_trainer.prepare.split import split_of
 from finetune_trainer.prepare.statistics import Statistics
 from finetune_trainer.rows import SPLIT_FILES, SplitName
@@ -37,18 +37,19 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
 
     The kept rows stay in the source's order. Every problem goes to `problems.jsonl` in the run's folder.
     Raises StageFailure (SOURCE_NOT_FOUND, INVALID_DATA, NO_TRAINING_ROWS, INVALID_CONFIG,
-    STORE_UNAVAILABLE), Preempted.
+    STORE_UNAVAILABLE, and of a remote source what `RemoteSource` raises), Preempted.
     """
     names = _names(config)
-    files = find_files(Path(config.source_path), config.source_uri, context.stop)
-    reading = Reading(files, names, config.format)
     counts = _Counts()
     with (
-        ProblemLog(context.store.run_dir(config.run, config.stage)) as problems,
+        context.store.run_folder(config.run, config.stage) as folder,
+        readable_source(config, folder, context.stop) as source,
+        ProblemLog(folder) as problems,
         context.store.staging() as staging,
     ):
+        reading = Reading(source.files, names, config.format)
         with SplitWriter(staging) as writer:
-            pace = Pace(files, context.reporter)
+            pace = Pace(source.files, context.reporter)
             for item in reading:
                 if context.stop.is_set():
                     raise Preempted
@@ -65,7 +66,8 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
                 problems.add(Invalid(Place(), (Issue("no rows", "at least one row", "add rows"),)))
             pace.done()
         result = PrepareResult(
-            source=source_digest(files),
+            source=source_digest(source.files),
+            source_revision=source.revision,
             preparation=_preparation_digest(config, reading.format, names),
             format=reading.format,
             statistics=counts.statistics.record(
@@ -76,8 +78,7 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
             problem_count=problems.count,
             problems=tuple(problems.shown),
         )
-        log_uri = f"{context.store.run_uri(config.run, config.stage)}/{problems.path.name}"
-        _judge(config, counts, result, log_uri)
+        _judge(config, counts, result, problems.uri)
         _require_training_rows(config, counts, writer.rows, result)
         digest = context.store.publish("datasets", staging)
     _say(counts, writer.rows)

@@ -57,7 +57,8 @@ def load(config: ServeConfig) -> Served:
     if not (folder / "config.json").is_file():
         raise StageFailure(
             FailureReason.BASE_MODEL_NOT_FOUND,
-            f"{folder}: there is no config.json and so no model; was it fetched?",
+            f"{folder}: there is no config.json and so no model; was it fetched? An adapter that is pinned by"
+            " uri has pin.type Adapter",
         )
     logger.info("loading the model in %s", folder)
     tokenizer = load_tokenizer(folder)
@@ -102,7 +103,8 @@ def _with_adapters(
             if not (folder / name).is_file():
                 raise StageFailure(
                     FailureReason.ARTIFACT_NOT_FOUND,
-                    f"model {served.name!r}: {folder / name} is missing; is it an adapter, and fetched?",
+                    f"model {served.name!r}: {folder / name} is missing; is it an adapter, and fetched?"
+                    " A whole model that is pinned by uri has pin.type Full",
                 )
         logger.info("loading the adapter in %s as %s", folder, served.name)
         try:

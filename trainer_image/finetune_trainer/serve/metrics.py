@@ -11,6 +11,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,8 @@ class Metrics:
     """All metrics of one server."""
 
     def __init__(self) -> None:
+        # A series a series for when it began, which nobody asks for.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -62,9 +65,24 @@ class Metrics:
             "Requests that wait for a place in the batch",
             registry=self.registry,
         )
+        self.model_info = Gauge(
+            "finetune_serve_model_info",
+            "1; the digest and type of what is served under this name, base for the base model itself",
+            ["model", "digest", "type"],
+            registry=self.registry,
+        )
         self.running = Gauge(
             "finetune_serve_running_requests", "Requests in the batch", registry=self.registry
         )
+
+    def begin(self, model: str, digest: str, type_: str) -> None:
+        """A model is served; what is counted of it begins at 0."""
+        self.model_info.labels(model, digest, type_).set(1)
+        self.requests.labels(model, str(int(HTTPStatus.OK)))
+        self.time_to_first_token.labels(model)
+        self.duration.labels(model)
+        for kind in ("prompt", "completion"):
+            self.tokens.labels(model, kind)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

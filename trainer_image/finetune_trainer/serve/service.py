@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from finetune_trainer.contract import ServeConfig
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiError
+from finetune_trainer.serve.identity import identities
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.names import served_names
 
@@ -110,6 +111,8 @@ class Service:
         loaded = await asyncio.to_thread(self._load_models)
         self.metrics.queue_depth.set_function(lambda: loaded.engine.waiting)
         self.metrics.running.set_function(lambda: loaded.engine.running)
+        for identity in identities(self._config):
+            self.metrics.begin(*identity)
         self._loaded = loaded
         logger.info("ready: %s", ", ".join(self.names))
         return loaded

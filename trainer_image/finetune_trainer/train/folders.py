@@ -13,49 +13,47 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from finetune_trainer import durable
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.store import reachable, verify_files
+from finetune_trainer.store import RunFolder
+from finetune_trainer.store.failures import reachable, verify_files
 
 
-def save_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into an empty folder, then give it the name `target`; replaces what is there.
+def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into an empty folder, then give it its name; replaces what is there.
 
-    Raises StageFailure (STORE_UNAVAILABLE).
+    Raises StageFailure where it cannot be written or kept.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with reachable(target):
+    with folder.writable(name) as target:
+        temporary = _unfinished(target)
+        try:
             temporary.mkdir(parents=True)
-            fill(temporary)
+            _fill(temporary, fill)
             durable.write_file(temporary / MANIFEST_NAME, Manifest.of(temporary).to_bytes())
             if target.exists():
-                replaced = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+                replaced = _unfinished(target)
                 target.rename(replaced)
                 shutil.rmtree(replaced)
             durable.move_folder(temporary, target)
-    except (RuntimeError, SafetensorError) as error:
-        # How PyTorch and safetensors report a write that failed.
-        raise StageFailure(
-            FailureReason.STORE_UNAVAILABLE,
-            f"store: {target}: {error}; check that the claim has free space",
-            ExitCode.STORE_UNAVAILABLE,
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    folder.keep(name)
 
 
 def problem_of(folder: Path) -> str | None:
     """What is wrong with a saved folder, or None. Raises StageFailure (STORE_UNAVAILABLE)."""
     try:
         with reachable(folder):
-            manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
-            verify_files(folder, manifest)
+            try:
+                content = (folder / MANIFEST_NAME).read_bytes()
+            except FileNotFoundError:
+                return f"it has no {MANIFEST_NAME}"
+            verify_files(folder, Manifest.model_validate_json(content))
     except ValidationError:
         return f"its {MANIFEST_NAME} is no manifest"
     except StageFailure as failure:
-        if failure.reason == FailureReason.STORE_UNAVAILABLE and (folder / MANIFEST_NAME).exists():
+        if failure.reason == FailureReason.STORE_UNAVAILABLE:
             raise
         return failure.message
     return None
@@ -70,3 +68,15 @@ def remove_unfinished(parent: Path, prefix: str) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         for leftover in parent.glob(f".{prefix}*"):
             shutil.rmtree(leftover)
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+
+
+def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
+    try:
+        fill(folder)
+    except (RuntimeError, SafetensorError) as error:
+        # How PyTorch and safetensors report a write that failed, most often for want of space.
+        raise OSError(str(error)) from error

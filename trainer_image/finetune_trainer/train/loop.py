@@ -147,8 +147,9 @@ class Loop(TrainerCallback):
             self.weights.write_resume(folder)
             self.trainer.write_state(folder)
 
-        folder = self.states.save(step, self.ledger, fill)
-        logger.info("saved the state after step %d in %s", step, folder)
+        saved = self.states.save(step, self.ledger, fill)
+        self.metrics.saved()
+        logger.info("saved the state after step %d in %s", step, self.states.uri(saved))
 
     def _report(self, progress: Progress) -> None:
         self.context.reporter.progress(progress)
@@ -170,9 +171,10 @@ class Loop(TrainerCallback):
 
     def _not_finite(self, step: int, what: str) -> StageFailure:
         good = self.states.last_good()
+        last = f"step {good.step} in {self.states.uri(good)}" if good else "the base model"
         return StageFailure(
             FailureReason.LOSS_NOT_FINITE,
             f"step {step}: the {what}; make a new run with a hyperparameters.learningRate below"
             f" {self.hyperparameters.learning_rate:g}, and look for rows of extreme length or content. The"
-            f" last good state is {f'step {good.step} in {good.folder}' if good else 'the base model'}",
+            f" last good state is {last}",
         )

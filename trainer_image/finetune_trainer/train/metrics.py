@@ -1,21 +1,32 @@
-"""Prometheus figures of a training pod, on `METRICS_PORT`."""
+"""Prometheus figures of a training pod."""
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector, start_http_server
 
-from finetune_trainer.contract import METRICS_PORT, Progress
+from finetune_trainer.contract import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The newest figures; a pod trains one run, so they have no labels."""
+    """The newest figures; a pod trains one run, so they do not name it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, device: "torch.device | None" = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`device`: what the model is on; a GPU's memory is shown."""
+        self._clock = clock
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
         self._gauges = {
             field: Gauge(f"finetune_trainer_{name}", text, registry=self.registry)
             for field, name, text in (
@@ -33,6 +44,34 @@ class Metrics:
             "Validation loss in nats a token after the last epoch.",
             registry=self.registry,
         )
+        self.checkpoint_age = Gauge(
+            "finetune_trainer_checkpoint_age_seconds",
+            "Training that a kill would lose now: time since the last saved state, or since this pod began."
+            " In a bucket a state counts from when its upload begins.",
+            registry=self.registry,
+        )
+        self.memory_allocated = Gauge(
+            "finetune_trainer_device_memory_allocated_bytes",
+            "GPU memory in use by tensors.",
+            ("device",),
+            registry=self.registry,
+        )
+        self.memory_peak = Gauge(
+            "finetune_trainer_device_memory_peak_bytes",
+            "The most GPU memory that PyTorch has held since the pod began.",
+            ("device",),
+            registry=self.registry,
+        )
+        self.memory_total = Gauge(
+            "finetune_trainer_device_memory_total_bytes",
+            "Memory of the GPU.",
+            ("device",),
+            registry=self.registry,
+        )
+        self.saved()
+        self.checkpoint_age.set_function(lambda: self._clock() - self._saved_at)
+        if device is not None and device.type == "cuda":
+            self._show_memory(device)
 
     def show(self, progress: Progress) -> None:
         """Take over the newest progress."""
@@ -41,13 +80,17 @@ class Metrics:
             if value is not None:
                 gauge.set(value)
 
+    def saved(self) -> None:
+        """A state was saved that a restarted pod would go on from."""
+        self._saved_at = self._clock()
+
     @contextmanager
-    def served(self) -> Iterator[None]:
+    def served(self, port: int) -> Iterator[None]:
         """Answer scrapes meanwhile; training goes on without where the port is taken."""
         try:
-            server, thread = start_http_server(METRICS_PORT, registry=self.registry)
+            server, thread = start_http_server(port, registry=self.registry)
         except OSError as error:
-            logger.warning("metrics are not served, port %d cannot be used: %s", METRICS_PORT, error)
+            logger.warning("metrics are not served, port %d cannot be used: %s", port, error)
             yield
             return
         try:
@@ -56,3 +99,11 @@ class Metrics:
             server.shutdown()
             server.server_close()
             thread.join()
+
+    def _show_memory(self, device: "torch.device") -> None:
+        import torch
+
+        name = str(device)
+        self.memory_allocated.labels(name).set_function(lambda: torch.cuda.memory_allocated(device))
+        self.memory_peak.labels(name).set_function(lambda: torch.cuda.max_memory_reserved(device))
+        self.memory_total.labels(name).set(torch.cuda.get_device_properties(device).total_memory)

@@ -18,6 +18,7 @@ from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
+from finetune_trainer.store import RunFolder
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.loop import Loop
@@ -41,26 +42,25 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, STORE_UNAVAILABLE),
     Preempted.
     """
-    folder = context.store.run_dir(config.run, config.stage)
-    states = States(folder)
-    fingerprint = Fingerprint.of(config)
-    state = states.newest(fingerprint)
-    starts = Starts(folder)
-    restarts = starts.begin(state.step if state else 0)
-    if state:
-        logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
-    try:
-        return _train(config, context, folder=folder, states=states, state=state, restarts=restarts)
-    except Preempted:
-        starts.forgive()
-        raise
+    with context.store.run_folder(config.run, config.stage) as folder:
+        states = States(folder)
+        state = states.newest(Fingerprint.of(config))
+        starts = Starts(folder)
+        restarts = starts.begin(state.step if state else 0)
+        if state:
+            logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
+        try:
+            return _train(config, context, folder=folder, states=states, state=state, restarts=restarts)
+        except Preempted:
+            starts.forgive()
+            raise
 
 
 def _train(
     config: TrainConfig,
     context: StageContext,
     *,
-    folder: Path,
+    folder: RunFolder,
     states: States,
     state: State | None,
     restarts: int,
@@ -79,9 +79,9 @@ def _train(
     weights = Weights(model, config.base_model, base, tokenizer)
     ledger = state.ledger if state else Ledger(fingerprint=Fingerprint.of(config))
     collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-    trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder)
+    trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
 
-    metrics = Metrics()
+    metrics = Metrics(device)
     trainer.add_callback(
         Loop(
             trainer=trainer,
@@ -100,7 +100,7 @@ def _train(
         )
     )
     _log_size(model, len(rows), len(validation), config)
-    with metrics.served():
+    with metrics.served(config.metrics_port):
         trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
     return TrainResult(
         steps=trainer.state.global_step,

@@ -4,15 +4,13 @@ Kubernetes does not count pods that were disrupted, and starts them again for ev
 """
 
 import logging
-from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer import durable
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.store import reachable
+from finetune_trainer.store import RunFolder
 
 MOST_WITHOUT_PROGRESS: Final = 3
 FILE: Final = "starts.json"
@@ -30,8 +28,8 @@ class _Record(BaseModel):
 class Starts:
     """The count in a run's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
         self._record = _Record()
 
     def begin(self, step: int) -> int:
@@ -61,16 +59,14 @@ class Starts:
         self._write()
 
     def _read(self) -> _Record:
-        with reachable(self._path):
-            if not self._path.exists():
-                return _Record()
-            content = self._path.read_bytes()
+        content = self._folder.read(FILE)
+        if content is None:
+            return _Record()
         try:
             return _Record.model_validate_json(content)
         except ValidationError as error:
-            logger.warning("%s is damaged, and counting begins anew: %s", self._path, error)
+            logger.warning("%s/%s is damaged, and counting begins anew: %s", self._folder.uri, FILE, error)
             return _Record()
 
     def _write(self) -> None:
-        with reachable(self._path):
-            durable.write_file(self._path, self._record.model_dump_json().encode())
+        self._folder.write(FILE, self._record.model_dump_json().encode())

@@ -1,7 +1,6 @@
 """Resume states of a run: `step-N` folders, the newest valid one wins, the last two are kept."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.store import reachable
+from finetune_trainer.store import RunFolder
 from finetune_trainer.train.folders import problem_of, remove_unfinished, save_folder
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 
+STATE: Final = "state"
+BEST: Final = "best"
 PREFIX: Final = "step-"
 LEDGER: Final = "ledger.json"
 KEPT: Final = 2
@@ -32,19 +33,18 @@ class State:
 
 
 class States:
-    """The states in one folder, and the weights that they call the best.
+    """The states in a run's folder, and the weights that they call the best.
 
     `state/step-N` has weights, optimizer, scheduler, random numbers and the ledger; `best/step-N` has the
     weights that a ledger's `best` stands for, in the form in which they are published.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._states = folder / "state"
-        self._best = folder / "best"
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
         self._known: list[State] = []
         """Valid states, the newest first."""
-        for parent in (self._states, self._best):
-            remove_unfinished(parent, PREFIX)
+        for parent in (STATE, BEST):
+            remove_unfinished(folder.path / parent, PREFIX)
 
     def newest(self, fingerprint: Fingerprint) -> State | None:
         """The newest valid state; one that is not is logged and left out.
@@ -52,52 +52,56 @@ class States:
         Raises StageFailure: FINGERPRINT_MISMATCH where it is of another run; STORE_UNAVAILABLE.
         """
         self._known = []
-        for step in sorted(_steps(self._states), reverse=True):
+        for step in sorted(self._steps(STATE), reverse=True):
             state = self._read(step)
             if state is not None:
                 differences = fingerprint.differences(state.ledger.fingerprint)
                 if differences:
                     raise StageFailure(
                         FailureReason.FINGERPRINT_MISMATCH,
-                        f"{state.folder} belongs to a run with another config ({'; '.join(differences)}); a"
-                        " changed run needs a new FineTuneJob",
+                        f"{self.uri(state)} belongs to a run with another config ({'; '.join(differences)});"
+                        " a changed run needs a new FineTuneJob",
                     )
                 self._known = [state]
                 return state
         return None
 
-    def save(self, step: int, ledger: Ledger, fill: Callable[[Path], None]) -> Path:
+    def save(self, step: int, ledger: Ledger, fill: Callable[[Path], None]) -> State:
         """Save the state after `step`; older ones and weights that no kept state needs are removed.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
-        folder = self._states / f"{PREFIX}{step}"
         snapshot = ledger.model_copy(deep=True)
 
         def fill_with_ledger(target: Path) -> None:
             fill(target)
             (target / LEDGER).write_text(snapshot.model_dump_json(), encoding="utf-8")
 
-        save_folder(folder, fill_with_ledger)
-        older = [state for state in self._known if state.step != step]
-        self._known = [State(step, folder, snapshot), *older][:KEPT]
+        name = _name(STATE, step)
+        save_folder(self._folder, name, fill_with_ledger)
+        saved = State(step, self._folder.path / name, snapshot)
+        self._known = [saved, *(state for state in self._known if state.step != step)][:KEPT]
         self._forget()
-        return folder
+        return saved
 
     def save_best(self, step: int, fill: Callable[[Path], None]) -> None:
         """Save the weights that the next saved ledger calls the best. Raises StageFailure."""
-        save_folder(self.best_folder(step), fill)
+        save_folder(self._folder, _name(BEST, step), fill)
 
     def best_folder(self, step: int) -> Path:
         """Where the best weights of a ledger are."""
-        return self._best / f"{PREFIX}{step}"
+        return self._folder.path / _name(BEST, step)
+
+    def uri(self, state: State) -> str:
+        """Where a state is kept, for messages."""
+        return f"{self._folder.uri}/{_name(STATE, state.step)}"
 
     def last_good(self) -> State | None:
         """The newest state that this process has read or saved."""
         return self._known[0] if self._known else None
 
     def _read(self, step: int) -> State | None:
-        folder = self._states / f"{PREFIX}{step}"
+        folder = self._folder.load(_name(STATE, step))
         problem = problem_of(folder)
         if problem is None:
             try:
@@ -106,7 +110,7 @@ class States:
                 problem = f"its {LEDGER} cannot be read: {error}"
             else:
                 if ledger.best is not None:
-                    problem = problem_of(self.best_folder(ledger.best.step))
+                    problem = problem_of(self._folder.load(_name(BEST, ledger.best.step)))
         if problem is not None:
             logger.warning("resume state %s is not used: %s", folder, problem)
             return None
@@ -115,16 +119,17 @@ class States:
     def _forget(self) -> None:
         steps = {state.step for state in self._known}
         best = {state.ledger.best.step for state in self._known if state.ledger.best is not None}
-        with reachable(self._states):
-            for parent, needed in ((self._states, steps), (self._best, best)):
-                for step in _steps(parent) - needed:
-                    shutil.rmtree(parent / f"{PREFIX}{step}")
+        for parent, needed in ((STATE, steps), (BEST, best)):
+            for step in self._steps(parent) - needed:
+                self._folder.remove(_name(parent, step))
 
-
-def _steps(parent: Path) -> set[int]:
-    with reachable(parent):
+    def _steps(self, parent: str) -> set[int]:
         return {
             int(number)
-            for path in parent.glob(f"{PREFIX}*")
-            if (number := path.name.removeprefix(PREFIX)).isdecimal()
+            for name in self._folder.names(parent)
+            if name.startswith(PREFIX) and (number := name.removeprefix(PREFIX)).isdecimal()
         }
+
+
+def _name(parent: str, step: int) -> str:
+    return f"{parent}/{PREFIX}{step}"

@@ -1,0 +1,53 @@
+"""What a test reads over the network, and a pod that prepares it."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import FailureReason, PrepareConfig, PrepareResult, SecretMount, StoreConfig
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.prepare import stage
+from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.report import Reporter
+from finetune_trainer.store import open_store
+from tests.trainer.preparing import OWNER, RUN
+
+
+def source(
+    uri: str,
+    credentials: SecretMount | None = None,
+    *,
+    stop: threading.Event | None = None,
+    **wanted: Any,
+) -> RemoteSource:
+    """A source of rows, opened."""
+    settings = {"absent": FailureReason.SOURCE_NOT_FOUND, "limit_bytes": 1 << 30, **wanted}
+    return RemoteSource(
+        Wanted(uri=uri, field="source", credentials=credentials, **settings), stop or threading.Event()
+    )
+
+
+def read(folder: Path, uri: str, credentials: SecretMount | None = None, **wanted: Any) -> dict[str, bytes]:
+    """Contents of a source's files, by name, after they came into `folder`."""
+    found = source(uri, credentials, **wanted)
+    found.download(found.files, folder)
+    return {file.name: (folder / file.name).read_bytes() for file in found.files}
+
+
+def failure(folder: Path, uri: str, credentials: SecretMount | None = None, **wanted: Any) -> StageFailure:
+    with pytest.raises(StageFailure) as caught:
+        read(folder, uri, credentials, **wanted)
+    return caught.value
+
+
+def prepare(root: Path, uri: str, credentials: SecretMount | None = None, **settings: Any) -> PrepareResult:
+    """The stage over a mounted store below `root`."""
+    store = StoreConfig(uri="pvc://artifacts", path=str(root / "store"))
+    config = PrepareConfig(
+        owner=OWNER, run=RUN, store=store, source_uri=uri, source_credentials=credentials, **settings
+    )
+    context = StageContext(open_store(store), Reporter(None, OWNER, "prepare"), threading.Event())
+    return stage.run(config, context)

@@ -1,0 +1,187 @@
+"""`hf://` sources and base models, through the hub's own library, from a server that speaks its language."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import FailureReason, PreflightResult, SecretMount
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.preflight import stage as preflight
+from hack.models import tiny
+from tests.trainer.preparing import json_lines, pairs
+from tests.trainer.remote.hubserver import HubServer, Repository
+from tests.trainer.remote.reading import failure, prepare, read
+from tests.trainer.remote.webserver import WebServer
+from tests.trainer.workbench import Workbench
+
+ROWS = json_lines(pairs(40)).encode()
+MODEL = "hf://team/tiny"
+
+
+@pytest.fixture
+def secret(hub: HubServer, tmp_path: Path) -> SecretMount:
+    return hub.secret(tmp_path / "secret", token="t0ken")
+
+
+@pytest.fixture
+def model(hub: HubServer) -> Repository:
+    """The tiny model, with what hubs have beside it."""
+    repository = hub.repositories["models/team/tiny"] = Repository()
+    repository.commit(
+        {path.name: path.read_bytes() for path in tiny().iterdir()}
+        | {"pytorch_model.bin": b"pickled", "onnx/model.onnx": b"graph", ".gitattributes": b""}
+    )
+    return repository
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def run_preflight(bench: Workbench, secret: SecretMount, **settings: Any) -> PreflightResult:
+    config = bench.preflight_config(tiny(), bench.dataset())
+    remote = {"base_model_uri": MODEL, "base_model_path": None, "base_model_credentials": secret, **settings}
+    return preflight.run(config.model_copy(update=remote), bench.context())
+
+
+def contents(hub: HubServer) -> list[str]:
+    """Names of the files whose content was sent."""
+    return sorted(seen.path.rpartition("/")[2] for seen in hub.seen if "/resolve/" in seen.path)
+
+
+def test_rows_of_a_dataset_at_the_hub_are_read_at_the_commit_that_is_recorded(
+    hub: HubServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    repository = hub.repositories["datasets/team/tickets"] = Repository()
+    first = repository.commit({"data/rows.jsonl": ROWS, "README.md": b"tickets"})
+    repository.commit({"data/rows.jsonl": ROWS * 2})
+    hub.authorization = "Bearer t0ken"
+
+    result = prepare(tmp_path, f"hf://datasets/team/tickets@{first}/data/rows.jsonl", secret)
+
+    assert (result.source_revision, result.statistics.source_rows) == (first, 40)
+
+
+def test_a_folder_of_a_dataset_gives_its_rows_and_nothing_else(
+    hub: HubServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    repository = hub.repositories["datasets/team/tickets"] = Repository()
+    commit = repository.commit({"README.md": b"tickets", "a.jsonl": ROWS, "deeper/b.jsonl": ROWS})
+
+    result = prepare(tmp_path, "hf://datasets/team/tickets", secret)
+
+    assert (result.source_revision, result.statistics.source_rows) == (commit, 40)
+    assert contents(hub) == ["a.jsonl"]
+
+
+def test_a_model_comes_into_the_store_without_what_is_no_part_of_it(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
+) -> None:
+    hub.authorization = "Bearer t0ken"
+
+    result = run_preflight(bench, secret, base_model_revision="main")
+
+    assert result.base_model_revision == model.main
+    assert result.base_model == bench.preflight().base_model
+    assert contents(hub) == sorted(path.name for path in tiny().iterdir() if path.name != "manifest.json")
+    assert not (bench.root / "store" / "runs" / "1f1f" / "preflight" / "base-model").exists()
+
+
+def test_a_model_is_downloaded_once_a_store(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
+) -> None:
+    first = run_preflight(bench, secret)
+    hub.seen.clear()
+
+    assert run_preflight(bench, secret) == first
+
+    assert contents(hub) == []
+    # Another commit is another model.
+    model.commit({**model.commits[model.main], "README.md": b"changed"})
+    assert run_preflight(bench, secret).base_model_revision == model.main
+    assert "model.safetensors" in contents(hub)
+
+
+def test_stages_that_did_not_see_each_others_download_keep_one_model(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
+) -> None:
+    first = run_preflight(bench, secret, run="one")
+    models = bench.root / "store" / "models"
+    shutil.rmtree(models / "by-source")
+
+    assert run_preflight(bench, secret, run="two") == first
+
+    assert [seen.path for seen in hub.seen if "model.safetensors" in seen.path] != []
+    assert len([path for path in models.iterdir() if path.name != "by-source"]) == 1
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_it_keeps_contents(
+    hub: HubServer, model: Repository, secret: SecretMount, web: WebServer, tmp_path: Path
+) -> None:
+    with WebServer() as storage:
+        hub.content_host = storage.endpoint
+        storage.files = {f"/{model.main}/{name}": body for name, body in model.commits[model.main].items()}
+
+        found = read(tmp_path / "model", MODEL, secret)
+
+    assert found["config.json"] == (tiny() / "config.json").read_bytes()
+    assert {seen.authorization for seen in hub.seen} == {"Bearer t0ken"}
+    assert {seen.authorization for seen in storage.seen} == {None}
+
+
+def test_a_token_in_the_environment_is_nobodys(
+    hub: HubServer, model: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "somebody-elses")
+
+    read(tmp_path / "model", MODEL, hub.secret(tmp_path / "secret"))
+
+    assert {seen.authorization for seen in hub.seen} == {None}
+
+
+def test_weights_that_are_not_what_the_hub_says_are_not_taken(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, impatient: None
+) -> None:
+    weights = model.commits[model.main]["model.safetensors"]
+    with WebServer() as storage:
+        hub.content_host = storage.endpoint
+        storage.files = {f"/{model.main}/{name}": body for name, body in model.commits[model.main].items()}
+        storage.files[f"/{model.main}/model.safetensors"] = weights[:-1] + b"!"
+
+        with pytest.raises(StageFailure, match=r"model\.safetensors does not have the sha256") as caught:
+            run_preflight(bench, secret)
+
+    assert caught.value.reason is FailureReason.SOURCE_UNAVAILABLE
+    assert not list((bench.root / "store" / "models").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "message"),
+    [
+        ({"base_model_uri": "hf://team/nothing"}, FailureReason.BASE_MODEL_NOT_FOUND, "check baseModel.uri"),
+        ({"base_model_revision": "v9"}, FailureReason.BASE_MODEL_NOT_FOUND, "check baseModel.uri"),
+        ({"base_model_uri": f"{MODEL}/onnx"}, FailureReason.BASE_MODEL_INVALID, "no weights"),
+    ],
+)
+@pytest.mark.usefixtures("model")
+def test_a_model_that_is_not_there_is_named(
+    secret: SecretMount, bench: Workbench, settings: dict[str, Any], reason: FailureReason, message: str
+) -> None:
+    with pytest.raises(StageFailure, match=message) as caught:
+        run_preflight(bench, secret, **settings)
+
+    assert caught.value.reason is reason
+
+
+def test_a_gated_model_says_which_secret_would_help(
+    hub: HubServer, model: Repository, tmp_path: Path
+) -> None:
+    hub.authorization = "Bearer t0ken"
+
+    found = failure(tmp_path, MODEL, hub.secret(tmp_path / "secret"))
+
+    assert found.reason is FailureReason.ACCESS_DENIED
+    assert "correct Secret credentials; its keys are endpoint, token, caBundle" in found.message

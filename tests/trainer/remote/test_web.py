@@ -1,0 +1,203 @@
+"""`https://` sources, from a server with a certificate authority of its own."""
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.remote.limits import CHUNK_BYTES
+from hack.cluster.pki import Authority
+from tests.trainer.preparing import json_lines, pairs
+from tests.trainer.remote.reading import failure, prepare, read, source
+from tests.trainer.remote.webserver import WebServer
+
+ROWS = json_lines(pairs(40)).encode()
+
+
+@pytest.fixture
+def secret(web: WebServer, authority: Authority, tmp_path: Path) -> SecretMount:
+    return web.secret(tmp_path / "secret", token="t0ken", caBundle=authority.certificate.decode())
+
+
+def uri(web: WebServer, path: str = "/rows.jsonl") -> str:
+    return f"https://{web.host}{path}"
+
+
+def test_rows_on_a_web_server_become_a_dataset(web: WebServer, secret: SecretMount, tmp_path: Path) -> None:
+    web.files["/rows.jsonl"] = ROWS
+    web.authorization = "Bearer t0ken"
+
+    result = prepare(tmp_path, uri(web), secret)
+
+    assert sum(split.rows for split in result.splits) == 40
+    listed = [["rows.jsonl", hashlib.sha256(ROWS).hexdigest()]]
+    content = json.dumps(listed, separators=(",", ":")).encode()
+    assert result.source == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert not list((tmp_path / "store" / "runs").rglob("rows.jsonl"))
+
+
+def test_a_name_with_a_password_is_shown_to_the_endpoint(
+    web: WebServer, authority: Authority, tmp_path: Path
+) -> None:
+    web.files["/rows.jsonl"] = ROWS
+    web.authorization = "Basic bWU6c2VjcmV0"
+    keys = {"username": "me", "password": "secret", "caBundle": authority.certificate.decode()}
+
+    assert read(tmp_path, uri(web), web.secret(tmp_path / "secret", **keys)) == {"rows.jsonl": ROWS}
+
+
+def test_a_redirect_to_another_host_arrives_without_credentials(
+    web: WebServer, elsewhere: WebServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    web.redirects["/rows.jsonl"] = f"{elsewhere.endpoint}/far.jsonl"
+    elsewhere.files["/far.jsonl"] = ROWS
+
+    assert read(tmp_path, uri(web), secret)["rows.jsonl"] == ROWS
+
+    assert {seen.authorization for seen in web.seen} == {"Bearer t0ken"}
+    assert {seen.authorization for seen in elsewhere.seen} == {None}
+
+
+def test_credentials_for_one_server_are_not_shown_to_the_one_that_the_uri_names(
+    web: WebServer, elsewhere: WebServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    elsewhere.files["/rows.jsonl"] = ROWS
+
+    assert read(tmp_path, uri(elsewhere), secret)["rows.jsonl"] == ROWS
+
+    assert web.seen == []
+    assert {seen.authorization for seen in elsewhere.seen} == {None}
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    content = web.files["/rows.jsonl"] = ROWS * 1000
+    opened = source(uri(web), secret)
+    web.faults.extend(["cut", 503])
+
+    opened.download(opened.files, tmp_path)
+
+    assert (tmp_path / "rows.jsonl").read_bytes() == content
+    first, refused, second = web.downloads("/rows.jsonl")
+    assert first is None
+    assert refused == second
+    assert second is not None
+    assert int(second.removeprefix("bytes=").removesuffix("-")) > 0
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_anew(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    web.files["/rows.jsonl"] = b"old" * 1000
+    opened = source(uri(web), secret)
+    web.faults.append("cut")
+
+    def change(_: int) -> None:
+        web.files["/rows.jsonl"] = b"new" * 1000
+
+    with pytest.raises(StageFailure, match=r"rows\.jsonl was changed while it was read") as caught:
+        opened.download(opened.files, tmp_path, change)
+
+    assert caught.value.exit_code is ExitCode.INTERNAL
+    assert list(tmp_path.glob("*.jsonl")) == []
+    assert read(tmp_path, uri(web), secret) == {"rows.jsonl": b"new" * 1000}
+
+
+def test_the_next_pod_goes_on_with_what_one_that_was_stopped_has_left(
+    web: WebServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    web.files["/rows.jsonl"] = content = bytes(range(256)) * (3 * CHUNK_BYTES // 256)
+    stop = threading.Event()
+    opened = source(uri(web), secret, stop=stop)
+    with pytest.raises(Preempted):
+        opened.download(opened.files, tmp_path, lambda count: stop.set() if count else None)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+    assert read(tmp_path, uri(web), secret) == {"rows.jsonl": content}
+
+    begun, resumed = web.downloads("/rows.jsonl")
+    assert begun is None
+    assert resumed is not None
+
+
+def test_a_server_without_ranges_is_read_from_the_beginning(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    web.files["/rows.jsonl"] = ROWS
+    web.knows_ranges = False
+    opened = source(uri(web), secret)
+    web.faults.append("cut")
+
+    opened.download(opened.files, tmp_path)
+
+    assert (tmp_path / "rows.jsonl").read_bytes() == ROWS
+
+
+def test_a_server_that_keeps_failing_is_named(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    web.faults.extend([503] * 20)
+
+    found = failure(tmp_path, uri(web), secret)
+
+    assert (found.reason, found.exit_code) == (FailureReason.SOURCE_UNAVAILABLE, ExitCode.INTERNAL)
+    assert found.message.startswith(f"source {uri(web)}: ")
+    assert "503" in found.message
+
+
+def test_a_refusal_names_the_secret_and_its_keys(web: WebServer, secret: SecretMount, tmp_path: Path) -> None:
+    web.authorization = "Bearer another"
+
+    found = failure(tmp_path, uri(web), secret)
+
+    assert (found.reason, found.exit_code) == (FailureReason.ACCESS_DENIED, ExitCode.BAD_CONFIG)
+    assert "correct Secret credentials; its keys are endpoint, token, username, password" in found.message
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/?export=rows", "rows"), ("/my%20rows%2Fall.csv?v=2", "my%20rows%2Fall.csv")]
+)
+def test_whatever_the_path_the_file_has_a_plain_name(
+    web: WebServer, secret: SecretMount, tmp_path: Path, path: str, name: str
+) -> None:
+    web.files[path.partition("?")[0]] = ROWS
+
+    assert read(tmp_path / "here", uri(web, path), secret) == {name: ROWS}
+
+
+def test_a_file_that_is_not_there_is_not_found(web: WebServer, secret: SecretMount, tmp_path: Path) -> None:
+    assert failure(tmp_path, uri(web), secret).reason is FailureReason.SOURCE_NOT_FOUND
+
+
+def test_an_unknown_authority_is_refused_and_says_where_its_certificate_goes(
+    web: WebServer, tmp_path: Path
+) -> None:
+    found = failure(tmp_path, uri(web), web.secret(tmp_path / "secret"))
+
+    assert "put the authority's certificate as key caBundle into the Secret" in found.message
+    assert web.seen == []
+
+
+def test_a_source_beyond_the_limit_is_refused_before_it_is_read(
+    web: WebServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    web.files["/rows.jsonl"] = ROWS
+
+    found = failure(tmp_path, uri(web), secret, limit_bytes=100)
+
+    assert found.reason is FailureReason.SOURCE_TOO_LARGE
+    assert f"it has {len(ROWS)} bytes" in found.message
+    assert web.downloads("/rows.jsonl") == []
+
+
+def test_a_signature_in_a_url_does_not_appear_in_a_message(
+    web: WebServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    found = failure(tmp_path, uri(web, "/rows.jsonl?signature=s3cret"), secret)
+
+    assert "s3cret" not in found.message

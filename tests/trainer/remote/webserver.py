@@ -1,0 +1,171 @@
+"""A web server over a few files, which keeps what it was asked and can be made to fail."""
+
+import hashlib
+import re
+import ssl
+import threading
+from collections import deque
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from finetune_trainer.contract import SecretMount
+from hack.cluster.pki import Authority
+
+RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")
+
+Fault = int | Literal["cut"]
+"""What happens to a request: this status, or an answer that breaks off in its middle."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it arrived."""
+
+    method: str
+    path: str
+    authorization: str | None
+    range: str | None
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a path stands for."""
+
+    body: bytes = b""
+    status: int = HTTPStatus.OK
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class WebServer:
+    """Serves `files` on a port of the loopback address, with TLS where it is given an authority."""
+
+    def __init__(self, authority: Authority | None = None) -> None:
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.authorization: str | None = None
+        """What the header of this name must be."""
+        self.knows_ranges = True
+        self.faults: deque[Fault] = deque()
+        self.seen: list[Seen] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._scheme = "http" if authority is None else "https"
+        if authority is not None:
+            self._server.socket = _context(authority).wrap_socket(self._server.socket, server_side=True)
+
+    @property
+    def port(self) -> int:
+        return self._server.server_port
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self._scheme}://{self.host}"
+
+    def secret(self, folder: Path, **keys: str) -> SecretMount:
+        """A credentials Secret for this server, as a pod has it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, value in {"endpoint": self.endpoint, **keys}.items():
+            (folder / key).write_text(value)
+        return SecretMount(name="credentials", path=str(folder))
+
+    def downloads(self, path: str) -> list[str | None]:
+        """The ranges that were asked for of a path, but for its first byte."""
+        return [
+            seen.range
+            for seen in self.seen
+            if seen.method == "GET" and seen.path.partition("?")[0] == path and seen.range != "bytes=0-0"
+        ]
+
+    def answer(self, asked: Seen) -> Answer:
+        """What a request asks for, whole."""
+        if asked.path in self.redirects:
+            return Answer(status=HTTPStatus.FOUND, headers=(("Location", self.redirects[asked.path]),))
+        content = self.files.get(asked.path.partition("?")[0])
+        if content is None:
+            return Answer(status=HTTPStatus.NOT_FOUND)
+        return Answer(content, headers=(("ETag", f'"{hashlib.sha256(content).hexdigest()}"'),))
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+                pass
+
+            def do_GET(self) -> None:
+                server._serve(self)
+
+            do_HEAD = do_POST = do_GET  # noqa: N815
+
+        return Handler
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        headers = handler.headers
+        body = handler.rfile.read(int(headers.get("Content-Length") or 0))
+        asked = Seen(
+            handler.command,
+            handler.path,
+            headers.get("Authorization"),
+            headers.get("Range") or headers.get("x-ms-range"),
+            body,
+        )
+        self.seen.append(asked)
+        fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, int):
+            answer = Answer(status=fault)
+        elif self.authorization not in {None, asked.authorization}:
+            answer = Answer(status=HTTPStatus.UNAUTHORIZED)
+        else:
+            answer = self.answer(asked)
+            if answer.status == HTTPStatus.OK and self.knows_ranges:
+                answer = _part(answer, asked.range, headers.get("If-Range"))
+        handler.send_response(answer.status)
+        for name, value in (*answer.headers, ("Content-Length", str(len(answer.body)))):
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(answer.body[: len(answer.body) // 2] if fault == "cut" else answer.body)
+        handler.close_connection = fault == "cut"
+
+
+def _part(answer: Answer, wanted: str | None, only_if: str | None) -> Answer:
+    found = RANGE.fullmatch(wanted or "")
+    if found is None or only_if not in {None, dict(answer.headers).get("ETag")}:
+        return answer
+    total, start = len(answer.body), int(found[1])
+    if start >= total:
+        range_header = ("Content-Range", f"bytes */{total}")
+        return Answer(
+            status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers=(*answer.headers, range_header)
+        )
+    end = min(int(found[2] or total - 1), total - 1)
+    return Answer(
+        answer.body[start : end + 1],
+        HTTPStatus.PARTIAL_CONTENT,
+        (*answer.headers, ("Content-Range", f"bytes {start}-{end}/{total}")),
+    )
+
+
+def _context(authority: Authority) -> ssl.SSLContext:
+    authority.write("web", authority.issue("web", hosts=["127.0.0.1", "localhost"]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.directory / "web.crt", authority.directory / "web.key")
+    return context

@@ -1,0 +1,83 @@
+"""The base model's files, where this pod can read them: on a volume, in the store already, or downloaded."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from finetune_trainer.context import StageContext
+from finetune_trainer.contract import ArtifactRef, FailureReason, PreflightConfig
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.meter import Meter
+from finetune_trainer.preflight.files import choose, described_by
+from finetune_trainer.remote.limits import MODEL_BYTES
+from finetune_trainer.remote.source import RemoteSource, Wanted
+
+DOWNLOAD: Final = "base-model"
+"""Folder in the run's folder; what is left there by a pod that was stopped, the next one goes on with."""
+MEBIBYTE: Final = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """Where the model's files are."""
+
+    folder: Path
+    stored: ArtifactRef | None = None
+    """The artifact that the folder is, where the store has it."""
+    revision: str | None = None
+    """The commit, of a model at the hub."""
+    source: str | None = None
+    """What the store remembers a downloaded model by."""
+
+
+@contextmanager
+def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[BaseModel]:
+    """The config's base model, for as long as the block lasts; downloaded unless the store has it.
+
+    Raises StageFailure: BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, STORE_UNAVAILABLE, and of a remote model
+    all that `RemoteSource` raises; Preempted, OSError.
+    """
+    if config.base_model_path is not None:
+        yield BaseModel(Path(config.base_model_path))
+        return
+    uri = config.base_model_uri
+    remote = RemoteSource(
+        Wanted(
+            uri=uri,
+            field="baseModel",
+            credentials=config.base_model_credentials,
+            absent=FailureReason.BASE_MODEL_NOT_FOUND,
+            limit_bytes=MODEL_BYTES,
+            revision=config.base_model_revision,
+        ),
+        context.stop,
+    )
+    known = None if remote.key is None else context.store.model_from(remote.key)
+    if known is not None:
+        logger.info("the store has %s already", uri)
+        yield BaseModel(context.store.artifact(known), known, remote.revision)
+        return
+    with context.store.run_folder(config.run, config.stage) as run_folder:
+        with run_folder.writable(DOWNLOAD) as here:
+            _download(remote, uri, here, context)
+        try:
+            yield BaseModel(here, None, remote.revision, remote.key)
+        except StageFailure:
+            run_folder.remove(DOWNLOAD)
+            raise
+        run_folder.remove(DOWNLOAD)
+
+
+def _download(remote: RemoteSource, uri: str, here: Path, context: StageContext) -> None:
+    """First what describes the model, because that says which files of weights belong to it."""
+    there = {file.name: file for file in remote.files}
+    remote.download([there[name] for name in sorted(described_by(set(there)))], here)
+    chosen = [there[name] for name in choose(here, uri, set(there))]
+    meter = Meter(context, sum(file.size or 0 for file in chosen), MEBIBYTE)
+    meter.begin(f"downloading {uri}")
+    remote.download(chosen, here, meter.add)

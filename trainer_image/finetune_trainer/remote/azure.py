@@ -1,0 +1,59 @@
+"""`abfs://CONTAINER/PATH`: Azure Blob Storage."""
+
+import os
+from typing import Final
+from urllib.parse import urlsplit
+
+from adlfs import AzureBlobFileSystem
+from azure.core.exceptions import AzureError
+from fsspec import AbstractFileSystem
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.remote.credentials import Credentials, plain
+from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+
+ERRORS: Final = (AzureError,)
+
+
+def open_azure(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
+    """The file system, and the container with its path.
+
+    `abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH` names the account; the short form takes it from the
+    endpoint. Without credentials: the workload identity of the pod where there is one, else nobody's.
+    Raises StageFailure (INVALID_CONFIG) where neither names the account.
+    """
+    container, _, path = place.strip("/").partition("/")
+    container, _, host = container.partition("@")
+    options = {
+        "connection_timeout": CONNECT_SECONDS,
+        "read_timeout": STALL_SECONDS,
+        "skip_instance_cache": True,
+        "use_listings_cache": False,
+    }
+    if credentials is not None:
+        filesystem = AzureBlobFileSystem(connection_string=_connection_string(credentials), **options)
+    elif host:
+        filesystem = AzureBlobFileSystem(
+            account_name=host.partition(".")[0],
+            account_host=host.replace(".dfs.", ".blob."),
+            anon="AZURE_FEDERATED_TOKEN_FILE" not in os.environ,
+            **options,
+        )
+    else:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"abfs://{place} names no account: write abfs://{container}@ACCOUNT.dfs.core.windows.net/PATH, or"
+            " give credentials with the account's endpoint",
+        )
+    return filesystem, f"{container}/{path}".rstrip("/")
+
+
+def _connection_string(credentials: Credentials) -> str:
+    account = credentials.account_name or (urlsplit(credentials.endpoint).hostname or "").partition(".")[0]
+    parts = {"BlobEndpoint": credentials.endpoint, "AccountName": account}
+    if credentials.account_key is not None:
+        parts["AccountKey"] = plain(credentials.account_key) or ""
+    elif credentials.sas_token is not None:
+        parts["SharedAccessSignature"] = (plain(credentials.sas_token) or "").removeprefix("?")
+    return ";".join(f"{name}={value}" for name, value in parts.items())

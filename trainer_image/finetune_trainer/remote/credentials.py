@@ -1,0 +1,146 @@
+"""What a Secret of type `finetune.dev/credentials` says; its files are mounted in the pod, one a key."""
+
+import base64
+import ssl
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.remote.origin import check_endpoint
+
+MAX_KEY_BYTES: Final = 1 << 20
+"""A whole Secret has at most 1 MiB."""
+
+KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "hf": ("endpoint", "token", "caBundle"),
+    "https": ("endpoint", "token", "username", "password", "caBundle"),
+    "s3": ("endpoint", "accessKeyId", "secretAccessKey", "sessionToken", "region", "caBundle"),
+    "gs": ("endpoint", "serviceAccountKey", "token", "caBundle"),
+    "abfs": ("endpoint", "accountName", "accountKey", "sasToken"),
+}
+"""Keys that each scheme understands."""
+
+
+def _is_certificate(text: str) -> str:
+    try:
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError("it must hold certificates in PEM form, from BEGIN to END CERTIFICATE") from error
+    return text
+
+
+class Credentials(BaseModel):
+    """Proof of who asks, and the one endpoint that may see it. Values are never printed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    endpoint: Annotated[str, AfterValidator(check_endpoint)]
+    """Scheme, host and port, such as `https://s3.eu-west-1.amazonaws.com`."""
+    ca_bundle: Annotated[str, AfterValidator(_is_certificate)] | None = None
+    """PEM certificates that the endpoint's certificate may be signed by, beside the usual ones."""
+    token: SecretStr | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+    region: str | None = None
+    service_account_key: SecretStr | None = None
+    """A Google service account's key, the JSON file's content."""
+    account_name: str | None = None
+    account_key: SecretStr | None = None
+    sas_token: SecretStr | None = None
+    secret_name: Annotated[str, Field(alias="secret name")] = ""
+    """For messages; no key of a Secret can have this alias."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        pairs = (
+            ("accessKeyId", self.access_key_id, "secretAccessKey", self.secret_access_key),
+            ("username", self.username, "password", self.password),
+        )
+        for one, first, other, second in pairs:
+            if (first is None) != (second is None):
+                missing, present = (one, other) if first is None else (other, one)
+                raise ValueError(f"key {missing} is missing; {present} needs it")
+        if self.session_token is not None and self.access_key_id is None:
+            raise ValueError("key accessKeyId is missing; sessionToken needs it")
+        return self
+
+    def require_keys_of(self, scheme: str) -> None:
+        """Raises StageFailure (INVALID_CREDENTIALS) naming a key that a uri of this scheme has no use for."""
+        for key in self.model_dump(by_alias=True, exclude_none=True, exclude={"secret_name"}):
+            if key not in KEYS[scheme]:
+                known = ", ".join(KEYS[scheme])
+                raise invalid(
+                    self.secret_name, f"key {key} means nothing to {scheme}://, which takes {known}"
+                )
+
+    @property
+    def authorization(self) -> str | None:
+        """The header of the same name for HTTP: a bearer's token, or a name with a password."""
+        if self.token is not None:
+            return f"Bearer {self.token.get_secret_value()}"
+        if self.username is not None and self.password is not None:
+            pair = f"{self.username}:{self.password.get_secret_value()}"
+            return f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return None
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Trust in the usual certificates and in those of `ca_bundle`."""
+        context = ssl.create_default_context()
+        if self.ca_bundle is not None:
+            context.load_verify_locations(cadata=self.ca_bundle)
+        return context
+
+
+def load_credentials(mount: SecretMount | None) -> Credentials | None:
+    """The credentials in a mounted Secret; None where none was named.
+
+    Raises StageFailure (INVALID_CREDENTIALS) naming the Secret, and the key that is missing or wrong.
+    """
+    if mount is None:
+        return None
+    try:
+        # The kubelet's own files begin with two dots.
+        files = sorted(path for path in Path(mount.path).iterdir() if not path.name.startswith(".."))
+        values = {path.name: path.read_text(encoding="utf-8").strip() for path in files}
+    except FileNotFoundError:
+        values = {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise invalid(mount.name, f"it cannot be read: {error}") from error
+    if not values:
+        raise invalid(mount.name, "it does not exist in this namespace, or is empty")
+    try:
+        return Credentials.model_validate({**values, "secret name": mount.name}, by_alias=True, by_name=False)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise invalid(mount.name, _describe(problem["type"], problem["loc"], problem["msg"])) from None
+
+
+def plain(value: SecretStr | None) -> str | None:
+    """A secret's value, for the library that sends it."""
+    return None if value is None else value.get_secret_value()
+
+
+def invalid(secret: str, what: str) -> StageFailure:
+    """The failure for credentials that cannot be used."""
+    return StageFailure(
+        FailureReason.INVALID_CREDENTIALS,
+        f"Secret {secret}: {what}; correct it, see docs/storage.md for its keys",
+        ExitCode.BAD_CONFIG,
+    )
+
+
+def _describe(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(map(str, location))
+    if kind == "missing":
+        return f"key {key} is missing"
+    if kind == "extra_forbidden":
+        return f"key {key} is unknown"
+    reason = message.removeprefix("Value error, ")
+    return f"key {key}: {reason}" if key else reason

@@ -1,0 +1,108 @@
+"""One remote file on its way to the disk: it has its name only when it is whole."""
+
+import glob
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from finetune_trainer.failure import Preempted
+from finetune_trainer.manifest import OnBytes, hash_file
+from finetune_trainer.remote.files import RemoteFile, open_stream, version_of
+from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.patience import Patience, Unreachable
+from finetune_trainer.remote.problems import Kind, Problem
+
+
+class _Unwritable(Exception):
+    """The disk's error, so that nobody takes it for the network's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Download:
+    """Brings files of one folder here, within a number of bytes and until a moment of `time.monotonic()`."""
+
+    def __init__(
+        self,
+        folder: RemoteFolder,
+        patience: Patience,
+        stop: threading.Event,
+        limit_bytes: int,
+        deadline: float,
+    ) -> None:
+        self._folder = folder
+        self._patience = patience
+        self._stop = stop
+        self._left = limit_bytes
+        self._deadline = deadline
+
+    def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+        """Make `target` the file, with what an earlier attempt has left of the same version.
+
+        Raises Unreachable, Preempted, OSError about the disk.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        version = hashlib.sha256(file.version.encode()).hexdigest()[:16]
+        part = target.with_name(f".{target.name}.{version}.part")
+        whole = part.with_suffix(".whole")
+        for stale in target.parent.glob(f".{glob.escape(target.name)}.{'?' * len(version)}.*"):
+            if stale not in {part, whole} or not file.version:
+                stale.unlink()
+        if whole.exists():
+            on_bytes(target.stat().st_size)
+            return
+        with part.open("ab") as content:
+            on_bytes(content.tell())
+            if file.size is None or content.tell() != file.size:
+                try:
+                    self._patience.ask(lambda: self._go_on(file, content, on_bytes), content.tell)
+                except _Unwritable as failure:
+                    raise failure.error from None
+        self._check(file, part)
+        part.replace(target)
+        whole.touch()
+
+    def _go_on(self, file: RemoteFile, content: IO[bytes], on_bytes: OnBytes) -> None:
+        stream = open_stream(self._folder, file, content.tell() if file.version else 0)
+        if stream.version != file.version:
+            raise _changed(file)
+        content.truncate(stream.start)
+        content.seek(stream.start)
+        for chunk in stream.chunks:
+            if self._stop.is_set():
+                raise Preempted
+            if time.monotonic() > self._deadline:
+                raise Unreachable(Problem(Kind.LIMIT, "the download takes too long"))
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise Unreachable(Problem(Kind.LIMIT, "there is more of it than was allowed"))
+            try:
+                content.write(chunk)
+            except OSError as error:
+                raise _Unwritable(error) from error
+            on_bytes(len(chunk))
+        if file.size is not None and content.tell() < file.size:
+            raise EOFError(f"{file.name} ended after {content.tell()} of {file.size} bytes")
+
+    def _check(self, file: RemoteFile, part: Path) -> None:
+        """Raises Unreachable where it is not the file that was listed; then nothing of it is kept."""
+        size = part.stat().st_size
+        if file.size is not None and size != file.size:
+            wrong = f"{file.name} has {size} bytes here, and {file.size} there"
+        elif file.sha256 is not None and hash_file(part) != file.sha256:
+            wrong = f"{file.name} does not have the sha256 that its server says, {file.sha256}"
+        elif self._patience.ask(lambda: version_of(self._folder, file)) != file.version:
+            part.unlink()
+            raise _changed(file)
+        else:
+            return
+        part.unlink()
+        raise Unreachable(Problem(Kind.PASSING, wrong))
+
+
+def _changed(file: RemoteFile) -> Unreachable:
+    return Unreachable(Problem(Kind.PASSING, f"{file.name} was changed while it was read"))

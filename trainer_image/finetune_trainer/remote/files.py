@@ -1,0 +1,105 @@
+"""The files of a remote folder, and their content from any byte on."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.limits import CHUNK_BYTES, REQUESTS_AHEAD
+
+VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
+"""Under which of these a file system tells one content of a name from another."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file as it was when it was listed."""
+
+    name: str
+    path: str
+    """How the file system calls it."""
+    size: int | None
+    """In bytes; None where the server does not say."""
+    version: str
+    """Changes with the content; empty where the server tells nothing of the kind."""
+    sha256: str | None = None
+    """Where the server knows it, as 64 hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A file's content from byte `start` on, which is 0 where the server cannot begin elsewhere."""
+
+    start: int
+    version: str
+    """Of what is read, as in `RemoteFile`."""
+    chunks: Iterator[bytes]
+
+
+def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
+    """The files in a folder, not those in its subfolders, sorted by name; or the file itself."""
+    if folder.scheme == "https":
+        from finetune_trainer.remote import web
+
+        return (web.look(folder),)
+    info = folder.filesystem.info(folder.path)
+    entries = [info] if info["type"] == "file" else folder.filesystem.ls(folder.path, detail=True)
+    # Object stores have empty objects in place of folders.
+    files = [_file(entry) for entry in entries if entry["type"] == "file" and not entry["name"].endswith("/")]
+    return tuple(sorted(files, key=lambda file: file.name))
+
+
+def version_of(folder: RemoteFolder, file: RemoteFile) -> str:
+    """The version that a file has now."""
+    if folder.scheme == "https":
+        from finetune_trainer.remote import web
+
+        return web.look(folder).version
+    return _file(folder.filesystem.info(file.path)).version
+
+
+def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
+    """The file's content from `offset` on, or from its beginning."""
+    if folder.scheme == "https":
+        from finetune_trainer.remote import web
+
+        return web.open_stream(folder, file, offset)
+    return Stream(offset, version_of(folder, file), _chunks(folder, file, offset))
+
+
+def _chunks(folder: RemoteFolder, file: RemoteFile, offset: int) -> Iterator[bytes]:
+    """A few requests ahead of the reader: one connection alone is slow on a fast network."""
+    size = file.size or 0
+    pool = ThreadPoolExecutor(REQUESTS_AHEAD, thread_name_prefix="download")
+    pending: deque[Future[bytes]] = deque()
+    try:
+        for start in range(offset, size, CHUNK_BYTES):
+            pending.append(pool.submit(_range, folder, file, start, min(start + CHUNK_BYTES, size)))
+            if len(pending) == REQUESTS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _range(folder: RemoteFolder, file: RemoteFile, start: int, end: int) -> bytes:
+    with folder.filesystem.open(file.path, "rb", block_size=CHUNK_BYTES, cache_type="none") as content:
+        content.seek(start)
+        read: bytes = content.read(end - start)
+        return read
+
+
+def _file(entry: dict[str, Any]) -> RemoteFile:
+    version = next((str(entry[key]) for key in VERSION_KEYS if entry.get(key)), "")
+    lfs = entry.get("lfs") or {}
+    return RemoteFile(
+        name=PurePosixPath(entry["name"]).name,
+        path=entry["name"],
+        size=entry["size"],
+        version=version,
+        sha256=lfs.get("sha256"),
+    )

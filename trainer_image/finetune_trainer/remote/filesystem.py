@@ -1,0 +1,79 @@
+"""From a uri and credentials to the fsspec file system behind it, with all rules of this package in force."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from fsspec import AbstractFileSystem
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.remote.addresses import guard_connections
+from finetune_trainer.remote.credentials import Credentials
+
+SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFolder:
+    """A folder or file on a remote file system; `path` is how `filesystem` calls it."""
+
+    filesystem: AbstractFileSystem
+    path: str
+    uri: str
+    errors: tuple[type[Exception], ...]
+    """What its client raises beside OSError."""
+
+    @property
+    def scheme(self) -> str:
+        return self.uri.partition("://")[0]
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a uri is read over the network, not from a mounted volume."""
+    return uri.partition("://")[0] in SCHEMES
+
+
+def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
+    """The place behind a remote uri. Nothing is sent yet.
+
+    Raises StageFailure: INVALID_CONFIG for a uri of another form, INVALID_CREDENTIALS for keys that the
+    scheme has no use for.
+    """
+    scheme, _, place = uri.partition("://")
+    if scheme not in SCHEMES or not place.strip("/"):
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"{uri}: write SCHEME://PLACE with one of {', '.join(f'{name}://' for name in SCHEMES)}",
+        )
+    if credentials is not None:
+        credentials.require_keys_of(scheme)
+    guard_connections()
+    filesystem, path, errors = _open(scheme, place, credentials)
+    return RemoteFolder(filesystem, path, uri, errors)
+
+
+def _open(
+    scheme: str, place: str, credentials: Credentials | None
+) -> tuple[AbstractFileSystem, str, tuple[type[Exception], ...]]:
+    """Each scheme's client is imported only when it is used: together they take seconds."""
+    match scheme:
+        case "hf":
+            from finetune_trainer.remote import hub
+
+            return *hub.open_hub(place, credentials), hub.ERRORS
+        case "https":
+            from finetune_trainer.remote import web
+
+            return *web.open_web(place, credentials), web.ERRORS
+        case "s3":
+            from finetune_trainer.remote import s3
+
+            return *s3.open_s3(place, credentials), s3.ERRORS
+        case "gs":
+            from finetune_trainer.remote import google
+
+            return *google.open_google(place, credentials), google.ERRORS
+        case _:
+            from finetune_trainer.remote import azure
+
+            return *azure.open_azure(place, credentials), azure.ERRORS

@@ -1,0 +1,72 @@
+"""`hf://ORG/NAME` and `hf://datasets/ORG/NAME/PATH`: the Hugging Face hub, or what speaks its language."""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import httpx2
+from fsspec import AbstractFileSystem
+from huggingface_hub import HfApi, HfFileSystem, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
+
+from finetune_trainer.contract import FailureReason
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.remote.credentials import Credentials
+from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.remote.origin import origin_of
+
+ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)
+
+
+def open_hub(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
+    """The file system, and the repository with its path.
+
+    Without credentials: the endpoint of the library, which HF_ENDPOINT changes, and no token, not even one
+    that the environment has.
+    """
+    endpoint = None if credentials is None else credentials.endpoint
+    set_client_factory(_client_factory(credentials))
+    filesystem = HfFileSystem(endpoint=endpoint, token=False, skip_instance_cache=True)
+    return filesystem, place.strip("/")
+
+
+def pinned(folder: RemoteFolder, revision: str | None) -> tuple[RemoteFolder, str]:
+    """The folder at the commit that a revision stands for now, and that commit.
+
+    Raises FileNotFoundError and `ERRORS`; StageFailure (INVALID_CONFIG) for a path that names no repository.
+    """
+    filesystem: HfFileSystem = folder.filesystem
+    try:
+        resolved = filesystem.resolve_path(folder.path, revision=revision)
+    except (ValueError, NotImplementedError) as error:
+        raise StageFailure(FailureReason.INVALID_CONFIG, f"{folder.uri}: {error}") from error
+    if not isinstance(resolved, HfFileSystemResolvedRepositoryPath):
+        raise StageFailure(FailureReason.INVALID_CONFIG, f"{folder.uri} is a bucket, not a repository")
+    api = HfApi(endpoint=filesystem.endpoint, token=False)
+    commit = api.repo_info(resolved.repo_id, repo_type=resolved.repo_type, revision=resolved.revision).sha
+    if commit is None:
+        raise FileNotFoundError(f"{resolved.repo_id} has no revision {resolved.revision}")
+    kind = "" if resolved.repo_type == "model" else f"{resolved.repo_type}s/"
+    path = f"{kind}{resolved.repo_id}@{commit}/{resolved.path_in_repo}".rstrip("/")
+    return replace(folder, path=path), commit
+
+
+def _client_factory(credentials: Credentials | None) -> Callable[[], httpx2.Client]:
+    """Clients that show the token to the endpoint and to nobody else, also not to where it redirects to."""
+    origin = None if credentials is None else origin_of(credentials.endpoint)
+    header = None if credentials is None else credentials.authorization
+    trust: ssl.SSLContext | bool = True if credentials is None else credentials.ssl_context()
+
+    def authorize(request: httpx2.Request) -> None:
+        if header is not None and origin_of(str(request.url)) == origin:
+            request.headers["Authorization"] = header
+
+    return lambda: httpx2.Client(
+        event_hooks={"request": [authorize]},
+        follow_redirects=True,
+        timeout=httpx2.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS),
+        verify=trust,
+    )

@@ -1,0 +1,86 @@
+"""What an error of any client means: five libraries have five families of them."""
+
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from finetune_trainer.remote.addresses import AddressRefused
+
+WORTH_TRYING_AGAIN: Final = frozenset({408, 425, 429})
+"""Client errors of HTTP that pass; all server errors may."""
+
+
+class Kind(Enum):
+    """What can be done about it."""
+
+    ABSENT = "absent"
+    DENIED = "denied"
+    FORBIDDEN_ADDRESS = "forbidden address"
+    UNTRUSTED = "untrusted"
+    LIMIT = "limit"
+    REFUSED = "refused"
+    """Asked again, the server would say the same."""
+    PASSING = "passing"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error's meaning, and the words for it."""
+
+    kind: Kind
+    text: str
+
+
+def problem_of(error: BaseException) -> Problem:
+    """The meaning of an error that a file system or its client raised."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, AddressRefused):
+            return Problem(Kind.FORBIDDEN_ADDRESS, cause.strerror or str(cause))
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Problem(Kind.UNTRUSTED, f"the server's certificate is not trusted: {_first_line(cause)}")
+    status = next((code for code in map(_status, chain) if code is not None), None)
+    text = _words(chain, status)
+    if status in {401, 403} or any(isinstance(cause, PermissionError) for cause in chain):
+        return Problem(Kind.DENIED, text)
+    # fsspec says "not found" also of servers that it could not reach; then something else is underneath.
+    if status in {404, 410} or isinstance(chain[-1], FileNotFoundError):
+        return Problem(Kind.ABSENT, f"not found: {text}")
+    if status is not None and 400 <= status < 500 and status not in WORTH_TRYING_AGAIN:
+        return Problem(Kind.REFUSED, text)
+    return Problem(Kind.PASSING, text)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of the HTTP answer behind an error, which each library keeps in a place of its own."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        code = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return code if isinstance(code, int) else None
+    # aiohttp has a `code` too, of answers that are no HTTP.
+    names = ("code",) if type(error).__module__.startswith("gcsfs.") else ("status", "status_code")
+    for holder in (error, response):
+        for name in names:
+            code = getattr(holder, name, None)
+            if isinstance(code, int) and not isinstance(code, bool) and 100 <= code < 600:
+                return code
+    return None
+
+
+def _words(chain: list[BaseException], status: int | None) -> str:
+    first = next((text for text in (_first_line(cause) for cause in chain) if text), type(chain[0]).__name__)
+    return first if status is None or str(status) in first else f"status {status}: {first}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0].strip(" ,.;")
+    return text if len(text) <= 300 else f"{text[:300]}…"

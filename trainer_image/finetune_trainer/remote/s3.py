@@ -1,0 +1,63 @@
+"""`s3://BUCKET/PATH`: Amazon S3 and what speaks its language."""
+
+import os
+import tempfile
+from typing import Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec import AbstractFileSystem
+from s3fs import S3FileSystem
+
+from finetune_trainer.remote.credentials import Credentials, plain
+from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+
+ERRORS: Final = (BotoCoreError, ClientError)
+DEFAULT_REGION: Final = "us-east-1"
+
+
+def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
+    """The file system, and the bucket with its path.
+
+    Without credentials: the role of the pod's service account where the platform gives it one, else nobody's.
+    """
+    config = {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": STALL_SECONDS,
+        "retries": {"mode": "standard", "max_attempts": 3},
+        # The bucket belongs into the path: credentials are for one host.
+        "s3": {"addressing_style": "path"},
+        # Others than Amazon refuse the checksums that it has invented since.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    if credentials is None:
+        filesystem = S3FileSystem(
+            anon="AWS_WEB_IDENTITY_TOKEN_FILE" not in os.environ,
+            config_kwargs=config,
+            client_kwargs={"region_name": os.environ.get("AWS_REGION", DEFAULT_REGION)},
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+    else:
+        filesystem = S3FileSystem(
+            anon=credentials.access_key_id is None,
+            key=credentials.access_key_id,
+            secret=plain(credentials.secret_access_key),
+            token=plain(credentials.session_token),
+            endpoint_url=credentials.endpoint,
+            config_kwargs=config,
+            client_kwargs={
+                "region_name": credentials.region or DEFAULT_REGION,
+                "verify": None if credentials.ca_bundle is None else _file_of(credentials.ca_bundle),
+            },
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+    return filesystem, place.strip("/")
+
+
+def _file_of(certificates: str) -> str:
+    """botocore takes certificates as a file only."""
+    with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
+        file.write(certificates)
+    return file.name

@@ -1,0 +1,136 @@
+"""A file or folder that a stage reads over the network: what is in it, and how it comes here."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer import canonical
+from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.manifest import OnBytes, digest_of, nothing
+from finetune_trainer.remote.credentials import KEYS, load_credentials
+from finetune_trainer.remote.download import Download
+from finetune_trainer.remote.files import RemoteFile, list_files
+from finetune_trainer.remote.filesystem import open_filesystem
+from finetune_trainer.remote.limits import DOWNLOAD_SECONDS
+from finetune_trainer.remote.patience import Patience, Unreachable
+from finetune_trainer.remote.problems import Kind, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the spec asks for, in its words."""
+
+    uri: str
+    field: str
+    """Of the spec, such as `source`; beside its uri there is its `credentialsSecretRef`."""
+    credentials: SecretMount | None
+    absent: FailureReason
+    """The reason where there is nothing."""
+    limit_bytes: int
+    revision: str | None = None
+    """Branch, tag or commit at the hub."""
+
+
+class RemoteSource:
+    """What a uri stands for at the moment when it is opened.
+
+    Whatever goes wrong is a StageFailure that names the uri: ACCESS_DENIED, ADDRESS_REFUSED,
+    INVALID_CREDENTIALS, SOURCE_TOO_LARGE, SOURCE_UNAVAILABLE, or the `absent` of what is wanted. Everything
+    may raise Preempted.
+    """
+
+    def __init__(self, wanted: Wanted, stop: threading.Event) -> None:
+        self._wanted = wanted
+        self._stop = stop
+        self._deadline = time.monotonic() + DOWNLOAD_SECONDS
+        folder = open_filesystem(wanted.uri, load_credentials(wanted.credentials))
+        self._patience = Patience(folder, stop)
+        self.revision: str | None = None
+        """The commit at the hub; None elsewhere."""
+        with self._explained():
+            if folder.scheme == "hf":
+                from finetune_trainer.remote import hub
+
+                folder, self.revision = self._patience.ask(lambda: hub.pinned(folder, wanted.revision))
+            self._folder = folder
+            self.files = self._patience.ask(lambda: list_files(folder))
+        self.is_file = [file.path for file in self.files] == [folder.path]
+        """Whether the uri names a file, not a folder."""
+
+    @property
+    def key(self) -> str | None:
+        """Names uri and content: equal keys mean equal files; None where the server tells no versions."""
+        if self.revision is None and not all(file.version for file in self.files):
+            return None
+        listed = [[file.name, file.size, file.version] for file in self.files]
+        content = canonical.encode([self._wanted.uri, self.revision or listed])
+        return digest_of(content).removeprefix("sha256:")
+
+    def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = nothing) -> None:
+        """Bring files into a folder; those of them that are there already, whole, are kept.
+
+        Raises OSError about the folder.
+        """
+        wanted = list(files)
+        limit = self._wanted.limit_bytes
+        with self._explained():
+            total = sum(file.size or 0 for file in wanted)
+            if total > limit:
+                raise Unreachable(Problem(Kind.LIMIT, f"it has {total} bytes"))
+            download = Download(self._folder, self._patience, self._stop, limit, self._deadline)
+            for file in wanted:
+                download.fetch(file, folder / file.name, on_bytes)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Unreachable as error:
+            raise _failure(self._wanted, error.problem) from error
+
+
+def _failure(wanted: Wanted, problem: Problem) -> StageFailure:
+    reason, code, advice = (
+        FailureReason.SOURCE_UNAVAILABLE,
+        ExitCode.BAD_CONFIG,
+        f"correct {wanted.field}.uri or its credentials",
+    )
+    match problem.kind:
+        case Kind.ABSENT:
+            reason, advice = wanted.absent, f"check {wanted.field}.uri"
+        case Kind.DENIED:
+            reason, advice = FailureReason.ACCESS_DENIED, _proof(wanted)
+        case Kind.FORBIDDEN_ADDRESS:
+            reason, advice = FailureReason.ADDRESS_REFUSED, "name another server"
+        case Kind.UNTRUSTED:
+            advice = (
+                f"put the authority's certificate as key caBundle into the Secret of"
+                f" {wanted.field}.credentialsSecretRef"
+            )
+        case Kind.LIMIT:
+            reason = FailureReason.SOURCE_TOO_LARGE
+            advice = (
+                f"at most {wanted.limit_bytes} bytes in {DOWNLOAD_SECONDS / 3600:.0f} hours are taken; make"
+                " it smaller, or put it on a volume"
+            )
+        case Kind.PASSING:
+            code, advice = ExitCode.INTERNAL, "check the server and the network, then run again"
+    # What follows the question mark may be a signature, which is a credential.
+    place = wanted.uri.partition("?")[0]
+    text = problem.text.replace(wanted.uri, place)
+    return StageFailure(reason, f"{wanted.field} {place}: {text}; {advice}", code)
+
+
+def _proof(wanted: Wanted) -> str:
+    """What to do about a refusal: for many servers a missing object looks the same."""
+    keys = ", ".join(KEYS[wanted.uri.partition("://")[0]])
+    if wanted.credentials is None:
+        return (
+            f"if it is there, name a Secret in {wanted.field}.credentialsSecretRef that has what its server"
+            f" asks for; the keys are {keys}"
+        )
+    return f"if it is there, correct Secret {wanted.credentials.name}; its keys are {keys}"

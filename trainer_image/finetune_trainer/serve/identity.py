@@ -1,0 +1,29 @@
+"""What stands behind each served name, for whoever reads the metrics."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune_trainer.contract import ServeConfig
+from finetune_trainer.manifest import MANIFEST_NAME, digest_of
+from finetune_trainer.serve.names import BASE_NAME, served_names
+
+
+class Identity(NamedTuple):
+    """The digest is that of the fetched folder, empty without its manifest; the base model's type is Base."""
+
+    name: str
+    digest: str
+    type: str
+
+
+def identities(config: ServeConfig) -> Iterator[Identity]:
+    """One for each served name. Raises StageFailure for names that cannot be served together."""
+    known = {model.name: (model.folder, str(model.type)) for model in config.models}
+    for name in served_names(config):
+        folder, type_ = (config.base_folder, "Base") if name == BASE_NAME else known[name]
+        yield Identity(name, _digest(Path(config.models_path, folder, MANIFEST_NAME)), type_)
+
+
+def _digest(manifest: Path) -> str:
+    return digest_of(manifest.read_bytes()) if manifest.is_file() else ""

@@ -1,0 +1,153 @@
+"""The store in a bucket, through fsspec: the same layout, and a scratch folder in the pod.
+
+Objects cannot be renamed, so an artifact is uploaded to its final place and counts once its manifest, the
+last upload, is there. Stages read it from a verified copy in the scratch folder, made once a pod.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from typing_extensions import override
+
+from finetune_trainer.contract import ArtifactRef, Digest, StoreConfig
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
+from finetune_trainer.store.base import (
+    STAGING,
+    STALE_STAGING_SECONDS,
+    ArtifactKind,
+    Store,
+    key_of,
+    run_key,
+)
+from finetune_trainer.store.bucketrun import BucketRunFolder
+from finetune_trainer.store.copying import copy_artifact
+from finetune_trainer.store.failures import corrupt, no_room, writable
+from finetune_trainer.store.objects import Objects, open_objects
+
+logger = logging.getLogger(__name__)
+
+
+def open_bucket(config: StoreConfig, stop: threading.Event) -> "BucketStore":
+    """The store in a bucket, with the credentials that the config names.
+
+    Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE.
+    """
+    objects = open_objects(config, stop)
+    objects.find(STAGING)  # before any work is done: whether the bucket is there and can be read
+    return BucketStore(config.uri, objects, Path(config.path))
+
+
+class BucketStore(Store):
+    """Artifacts and run folders below one prefix of a bucket; `scratch` is on the pod's own volume."""
+
+    def __init__(self, uri: str, objects: Objects, scratch: Path) -> None:
+        super().__init__(uri)
+        self._objects = objects
+        self._scratch = scratch
+
+    @override
+    def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
+        folder = self._scratch / key_of(ref)
+        if not folder.exists():
+            copy_artifact(self, ref, folder)
+        return folder
+
+    @override
+    def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
+        key = f"{key_of(ref)}/{entry.path}"
+        size = self._objects.size(key)
+        if size is None:
+            raise corrupt(f"{self._uri}/{key}", "it is missing")
+        if size != entry.bytes:
+            raise corrupt(f"{self._uri}/{key}", f"it has {size} bytes, not {entry.bytes}")
+        yield from self._objects.chunks(key, size)
+
+    @override
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        folder = self._scratch / STAGING / uuid.uuid4().hex
+        with writable(folder):
+            folder.mkdir(parents=True)
+        try:
+            yield folder
+        except OSError as error:
+            # A full disk is reported without a file name.
+            if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(self._scratch):
+                raise no_room(error, folder) from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @override
+    def publish(self, kind: ArtifactKind, staging: Path) -> Digest:
+        with writable(staging):
+            manifest = Manifest.of(staging)
+            (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+        ref = ArtifactRef(kind=kind, digest=manifest.digest)
+        if not self.has(ref):
+            self._remove_stale_uploads()
+            with self._upload_noted(ref):
+                self._objects.put_folder(staging, key_of(ref), manifest)
+        self._keep_copy(staging, self._scratch / key_of(ref))
+        return manifest.digest
+
+    @override
+    def delete(self, ref: ArtifactRef) -> None:
+        self._objects.remove(key_of(ref))
+
+    @override
+    def run_folder(self, run: str, stage: str) -> BucketRunFolder:
+        key = run_key(run, stage)
+        return BucketRunFolder(f"{self._uri}/{key}", self._scratch / key, self._objects.below(key))
+
+    @override
+    def _read(self, key: str) -> bytes | None:
+        return self._objects.read(key)
+
+    @override
+    def _write(self, key: str, content: bytes) -> None:
+        self._objects.write(key, content)
+
+    @override
+    def _place(self, ref: ArtifactRef) -> str:
+        return self.uri(ref)
+
+    def _keep_copy(self, staging: Path, copy: Path) -> None:
+        """What was just uploaded need not be downloaded."""
+        if not copy.exists():
+            with writable(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                staging.rename(copy)
+
+    @contextmanager
+    def _upload_noted(self, ref: ArtifactRef) -> Iterator[None]:
+        """Leave a note while objects without a manifest are in the artifact's place."""
+        note = f"{STAGING}/{uuid.uuid4().hex}"
+        self._objects.write(note, key_of(ref).encode())
+        yield
+        self._objects.remove(note)
+
+    def _remove_stale_uploads(self) -> None:
+        """Remove what pods left that were killed while they uploaded, unless another has begun the same."""
+        stale, fresh = {}, set()
+        oldest = datetime.now(UTC) - timedelta(seconds=STALE_STAGING_SECONDS)
+        for note, modified in self._objects.modified(STAGING).items():
+            content = self._objects.read(note)
+            if content is None:  # another pod is done with it
+                continue
+            if modified < oldest:
+                stale[note] = content.decode()
+            else:
+                fresh.add(content.decode())
+        for note, key in stale.items():
+            if key not in fresh and not self._objects.read(f"{key}/{MANIFEST_NAME}"):
+                logger.info("removing the unfinished upload of %s/%s", self._uri, key)
+                self._objects.remove(key)
+            self._objects.remove(note)

@@ -1,0 +1,73 @@
+"""A verified copy of an artifact on the pod's own volume."""
+
+import hashlib
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from finetune_trainer.contract import ArtifactRef
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry
+from finetune_trainer.store.base import Store
+from finetune_trainer.store.failures import corrupt, writable
+
+LOG_SECONDS: Final = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
+    """Make `target` a copy of the artifact, each file verified on the way; replaces what is there.
+
+    `target` gets its name when the copy is complete.
+    Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE, INTERNAL
+    where the pod's volume cannot be written; Preempted.
+    """
+    manifest = store.manifest(ref)
+    temporary = target.with_name(f".{target.name}.part")
+    progress = _Progress(target.name, manifest.total_bytes)
+    # A container that was killed leaves its part behind.
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for entry in manifest.files:
+            _copy_file(store, ref, entry, temporary / entry.path, progress)
+        with writable(target):
+            temporary.mkdir(parents=True, exist_ok=True)
+            (temporary / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info("%s: %d files, %d bytes, all verified", target, len(manifest.files), manifest.total_bytes)
+
+
+def _copy_file(store: Store, ref: ArtifactRef, entry: FileEntry, target: Path, progress: "_Progress") -> None:
+    content = hashlib.sha256()
+    with writable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as copy:
+            for chunk in store.chunks(ref, entry):
+                content.update(chunk)
+                copy.write(chunk)
+                progress.add(len(chunk))
+    if content.hexdigest() != entry.sha256:
+        place = f"{store.uri(ref)}/{entry.path}"
+        raise corrupt(place, f"its sha256 is {content.hexdigest()}, not {entry.sha256}")
+
+
+class _Progress:
+    """Logs how far a copy is, every few seconds."""
+
+    def __init__(self, name: str, total_bytes: int) -> None:
+        self._name = name
+        self._total = total_bytes
+        self._done = 0
+        self._logged_at = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            logger.info("%s: %.0f %% of %d bytes", self._name, 100 * self._done / self._total, self._total)

@@ -1,0 +1,170 @@
+"""Objects below one prefix of a bucket, by relative keys; a failure says what to check."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from finetune_trainer.contract import ExitCode, FailureReason, StoreConfig
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.remote.credentials import load_credentials
+from finetune_trainer.remote.filesystem import RemoteFolder, open_filesystem
+from finetune_trainer.remote.patience import Patience, Unreachable
+from finetune_trainer.remote.problems import Kind
+
+Answer = TypeVar("Answer")
+
+PART_BYTES: Final = 8 << 20
+"""Of one request; a small pod holds a few of them in memory at once."""
+PARTS_AT_ONCE: Final = 4
+MOST_PARTS: Final = 10_000
+"""Of one upload to S3."""
+
+ADVICE: Final = {
+    Kind.ABSENT: "check that the bucket exists; it is never created",
+    Kind.DENIED: "its credentials Secret must hold keys that may list, read, write and delete there",
+    Kind.UNTRUSTED: "put the authority's certificate as key caBundle into its credentials Secret",
+}
+OTHER_ADVICE: Final = "check the endpoint in its credentials Secret, and that pods of this namespace reach it"
+
+
+def open_objects(config: StoreConfig, stop: threading.Event) -> "Objects":
+    """The objects of a store. Raises StageFailure where the credentials cannot be used."""
+    return Objects(open_filesystem(config.uri.rstrip("/"), load_credentials(config.credentials)), stop)
+
+
+class Objects:
+    """Reads and writes below one folder. Reads end with Preempted once `stop` is set; writes are finished.
+
+    All methods raise StageFailure (STORE_UNAVAILABLE), after they have asked often enough.
+    """
+
+    def __init__(self, folder: RemoteFolder, stop: threading.Event) -> None:
+        self._folder = folder
+        self._filesystem = folder.filesystem
+        self._stop = stop
+        self._reading = Patience(folder, stop)
+        self._writing = Patience(folder, threading.Event())
+
+    def below(self, key: str) -> "Objects":
+        """Those of a folder."""
+        folder = replace(self._folder, path=self._path(key), uri=f"{self._folder.uri}/{key}")
+        return Objects(folder, self._stop)
+
+    def read(self, key: str) -> bytes | None:
+        """A small object's content, or None where there is none."""
+        with suppress(FileNotFoundError):
+            content: bytes = self._ask(self._reading, key, self._filesystem.cat_file)
+            return content
+        return None
+
+    def size(self, key: str) -> int | None:
+        """In bytes, or None where there is no such object."""
+        with suppress(FileNotFoundError):
+            size: int = self._ask(self._reading, key, self._filesystem.size)
+            return size
+        return None
+
+    def chunks(self, key: str, size: int) -> Iterator[bytes]:
+        """The first `size` bytes of an object, a few parts ahead of who takes them."""
+        with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="download") as pool:
+            pending: deque[Future[bytes]] = deque()
+            for start in range(0, size, PART_BYTES):
+                read = partial(self._filesystem.cat_file, start=start, end=min(start + PART_BYTES, size))
+                pending.append(pool.submit(self._require, self._reading, key, read))
+                if len(pending) == PARTS_AT_ONCE:
+                    yield self._next(pending)
+            while pending:
+                yield self._next(pending)
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a small object; a reader sees the old content or the new."""
+        self._require(self._writing, key, lambda path: self._filesystem.pipe_file(path, content))
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Upload a file."""
+        settings = self._upload_settings(path.stat().st_size)
+        self._require(
+            self._writing, key, lambda target: self._filesystem.put_file(str(path), target, **settings)
+        )
+
+    def put_folder(self, folder: Path, key: str, manifest: Manifest) -> None:
+        """Upload the manifest's files, and after them the manifest, which makes the folder count."""
+        for entry in manifest.files:
+            self.put_file(folder / entry.path, f"{key}/{entry.path}")
+        self.write(f"{key}/{MANIFEST_NAME}", manifest.to_bytes())
+
+    def folders(self, key: str) -> set[str]:
+        """Names of the folders in a folder."""
+        names = (found.removeprefix(f"{key}/") for found in self.find(key))
+        return {name.partition("/")[0] for name in names if "/" in name}
+
+    def modified(self, key: str) -> dict[str, datetime]:
+        """When each object in a folder was written, by the bucket's clock."""
+        times: dict[str, datetime] = {}
+        for found in self.find(key):
+            with suppress(FileNotFoundError):
+                times[found] = self._ask(self._reading, found, self._filesystem.modified)
+        return times
+
+    def remove(self, key: str) -> None:
+        """Remove an object, or a folder with its manifest first."""
+        manifest = f"{key}/{MANIFEST_NAME}"
+        for found in sorted(self.find(key), key=lambda name: name != manifest):
+            with suppress(FileNotFoundError):
+                self._ask(self._writing, found, self._filesystem.rm_file)
+
+    def find(self, key: str) -> list[str]:
+        """Keys of all objects in a folder, which need not exist; its bucket must."""
+        found: list[str] = self._require(self._reading, key, self._filesystem.find)
+        return [path.removeprefix(f"{self._folder.path}/") for path in found]
+
+    def _path(self, key: str) -> str:
+        return f"{self._folder.path}/{key}"
+
+    def _next(self, parts: deque[Future[bytes]]) -> bytes:
+        if self._stop.is_set():
+            raise Preempted
+        return parts.popleft().result()
+
+    def _ask(self, patience: Patience, key: str, request: Callable[[str], Answer]) -> Answer:
+        """What `request` returns for the path of `key`. Also raises FileNotFoundError."""
+        try:
+            return patience.ask(lambda: request(self._path(key)))
+        except Unreachable as error:
+            if error.problem.kind is Kind.ABSENT:
+                raise FileNotFoundError(error.problem.text) from error
+            raise self._unavailable(key, error.problem.text, error.problem.kind) from error
+
+    def _require(self, patience: Patience, key: str, request: Callable[[str], Answer]) -> Answer:
+        """As `_ask`, where there must be something; what is missing then is most often the bucket."""
+        try:
+            return self._ask(patience, key, request)
+        except FileNotFoundError as error:
+            raise self._unavailable(key, str(error), Kind.ABSENT) from error
+
+    def _unavailable(self, key: str, what: str, kind: Kind) -> StageFailure:
+        return StageFailure(
+            FailureReason.STORE_UNAVAILABLE,
+            f"store {self._folder.uri}/{key}: {what}; {ADVICE.get(kind, OTHER_ADVICE)}",
+            ExitCode.STORE_UNAVAILABLE,
+        )
+
+    def _upload_settings(self, size: int) -> dict[str, Any]:
+        """Small parts, so that an upload fits beside whatever else a pod has in memory."""
+        part_bytes = max(PART_BYTES, math.ceil(size / MOST_PARTS))
+        match self._folder.scheme:
+            case "s3":
+                return {"chunksize": part_bytes, "max_concurrency": PARTS_AT_ONCE}
+            case "gs":
+                return {"chunksize": PART_BYTES}
+            case _:
+                return {"max_concurrency": PARTS_AT_ONCE}

@@ -1,0 +1,24 @@
+"""From a config to the store that it means."""
+
+import threading
+from pathlib import Path
+from typing import Final
+
+from finetune_trainer.contract import StoreConfig
+from finetune_trainer.store.base import Store
+from finetune_trainer.store.mounted import MountedStore
+
+BUCKET_SCHEMES: Final = ("s3://", "gs://", "abfs://")
+
+
+def open_store(config: StoreConfig, stop: threading.Event | None = None) -> Store:
+    """The store of a config; `stop` ends a long download with Preempted.
+
+    Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE; Preempted.
+    """
+    if not config.uri.startswith(BUCKET_SCHEMES):
+        return MountedStore(config.uri, Path(config.path))
+    # The clients of object stores take half a second to import.
+    from finetune_trainer.store.bucket import open_bucket
+
+    return open_bucket(config, stop or threading.Event())
