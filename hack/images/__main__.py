@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
@@ -29,13 +30,19 @@ def failures_told() -> Iterator[None]:
 
 
 @app.command(name="build")
-def build_command(variant: Variant = Variant.CPU) -> None:
+def build_command(
+    variant: Variant = Variant.CPU,
+    release: Annotated[
+        bool, typer.Option("--release", help="Refuse a base image that is not named by its digest.")
+    ] = False,
+) -> None:
     """Build both images and hand them to the local cluster, or push them to the registry IMAGE_REGISTRY.
 
-    Prints their names as JSON. Does nothing for images that are there already.
+    Prints their names as JSON, and writes their bills of materials into build/sbom. Does nothing for images
+    that are there already.
     """
     with failures_told():
-        print(json.dumps(build(variant)._asdict()))
+        print(json.dumps(build(variant, release=release)._asdict()))
 
 
 @app.command()

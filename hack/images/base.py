@@ -13,6 +13,8 @@ from hack.bootstrap.uv import ROOT
 from hack.images.buildah import Buildah
 from hack.images.errors import ImageError
 
+PINNED: Final = re.compile(r"(?P<name>[^@]+?)(?::[\w.-]+)?@(?P<digest>sha256:[0-9a-f]{64})")
+"""A name with a digest; a tag between them is for people."""
 DEFAULT: Final = re.compile(r"^ARG BASE_IMAGE=(\S+)$", re.MULTILINE)
 SUITE: Final = "bookworm"
 BOOTSTRAP: Final = (
@@ -57,13 +59,35 @@ def base_image(buildah: Buildah) -> str:
     return chosen
 
 
+def require_pinned(image: str) -> None:
+    """Refuse a base image that may be another one tomorrow.
+
+    Raises:
+        ImageError: `image` is not named by its digest.
+    """
+    if not PINNED.fullmatch(image):
+        raise ImageError(
+            f"a release is built on a base image that is named by its digest, and {image} is not: set"
+            " BASE_IMAGE=NAME:TAG@sha256:DIGEST, or put that after ARG BASE_IMAGE= in both Dockerfiles"
+        )
+
+
 def pull(buildah: Buildah, image: str) -> str:
     """Pull `image` and return the id that it has in buildah's store.
 
     Raises:
         ImageError: no registry was reached, or it has no such image.
     """
-    return buildah.run("pull", "--quiet", f"docker://{image}")
+    pinned = PINNED.fullmatch(image)
+    # buildah takes a tag or a digest; the digest decides.
+    source = f"{pinned['name']}@{pinned['digest']}" if pinned else image
+    return buildah.run("pull", "--quiet", *plain_http(image), f"docker://{source}")
+
+
+def plain_http(image: str) -> tuple[str, ...]:
+    """The option for a registry on this machine, which, as for Docker, has no certificate."""
+    host = image.partition("/")[0].partition(":")[0]
+    return ("--tls-verify=false",) if host in {"localhost", "127.0.0.1"} else ()
 
 
 def ensure(buildah: Buildah, image: str) -> str:

@@ -1,6 +1,7 @@
 """From the sources to images that the cluster can run, doing only what has not been done."""
 
 import fcntl
+import json
 import os
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from typing import Final
 
 from hack.bootstrap.cache import cache_directory
 from hack.bootstrap.uv import ROOT
-from hack.images import base
+from hack.images import base, bill, budget, inventory
 from hack.images.archive import Image, marker_layer, read_docker_archive
 from hack.images.buildah import Buildah
 from hack.images.dependencies import Dependencies, cpu_dependencies
@@ -22,6 +23,7 @@ from hack.images.references import TRIMMING_FILES, References, Variant, content_
 OPERATOR: Final = ROOT / "operator" / "Dockerfile"
 TRAINER: Final = ROOT / "trainer_image" / "Dockerfile"
 CODE: Final = "-code"
+BILLS: Final = ROOT / "build" / "sbom"
 
 
 def references(variant: Variant) -> References:
@@ -29,13 +31,17 @@ def references(variant: Variant) -> References:
     return image_references(base.base_image(Buildah()), variant)
 
 
-def build(variant: Variant) -> References:
+def build(variant: Variant, *, release: bool = False) -> References:
     """Build both images and hand them to the registry of IMAGE_REGISTRY, or to the local cluster's node.
 
     One process at a time; another waits and then finds the work done.
 
+    Args:
+        variant: of the trainer image.
+        release: whether to refuse a base image that is not named by its digest.
+
     Raises:
-        ImageError: a build failed, or there is nobody to hand the result to.
+        ImageError: a build failed, an image is too large, or there is nobody to hand the result to.
         ClusterError: the node did not take an image.
         subprocess.CalledProcessError: a tool failed; its own message is on the terminal.
     """
@@ -45,6 +51,8 @@ def build(variant: Variant) -> References:
             "set IMAGE_REGISTRY to a registry that it pulls from"
         )
     buildah = Buildah()
+    if release:
+        base.require_pinned(base.base_image(buildah))
     folder = cache_directory() / "images"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -52,6 +60,7 @@ def build(variant: Variant) -> References:
         while True:
             builder = Builder(buildah, variant)
             try:
+                builder.describe()
                 if os.environ.get("IMAGE_REGISTRY"):
                     builder.push()
                 else:
@@ -71,6 +80,24 @@ class Builder:
         self._base = base.base_image(buildah)
         self.names = image_references(self._base, variant)
 
+    def describe(self) -> None:
+        """Write the bill of materials of each image that has none, once its size is within the budget.
+
+        Raises:
+            ImageError: an image is too large.
+        """
+        BILLS.mkdir(parents=True, exist_ok=True)
+        constraints = ROOT / "constraints"
+        for title, image, pins in (
+            ("finetune-operator", self.names.operator, constraints / "operator.txt"),
+            (f"finetune-trainer-{self._variant}", self.names.trainer, constraints / "trainer.txt"),
+        ):
+            file = BILLS / f"{title}.cdx.json"
+            if not bill.describes(file, image):
+                found = self._inventory(image)
+                _say(budget.spent(title, found["bytes"]))
+                file.write_text(bill.bill_of_materials(image, self._base, found, pins))
+
     def push(self) -> None:
         """Push what the Dockerfiles make; the packages of the CPU variant are copied into a layer."""
         parent = base.ensure(self._buildah, self._base)
@@ -85,9 +112,7 @@ class Builder:
             self._build(TRAINER, self.names.trainer, parent)
         for name in self.names:
             _say(f"Pushing {name} …")
-            # As for Docker: a registry on this machine has no certificate.
-            local = name.partition("/")[0].partition(":")[0] in {"localhost", "127.0.0.1"}
-            self._buildah.run("push", *(("--tls-verify=false",) if local else ()), name, f"docker://{name}")
+            self._buildah.run("push", *base.plain_http(name), name, f"docker://{name}")
 
     def load(self, node: Node) -> None:
         """Hand to `node` what it does not have."""
@@ -114,6 +139,26 @@ class Builder:
             self._build(TRAINER, self.names.trainer, parent)
             with self._exported(self.names.trainer) as image:
                 node.add(self.names.trainer, image)
+
+    def _inventory(self, image: str) -> bill.Inventory:
+        """What is in the image, which is built for that if need be."""
+        parent = base.ensure(self._buildah, self._base)
+        packages = None
+        if image == self.names.operator:
+            self._build(OPERATOR, image, parent)
+        elif self._variant is Variant.CPU:
+            # Its packages join it when it is handed out.
+            python, packages = self._cpu_packages(parent)
+            image += CODE
+            self._build(TRAINER, image, parent, dependencies=python)
+        else:
+            self._build(TRAINER, image, parent)
+        volume = (packages.folder, str(packages.destination)) if packages else None
+        source = Path(inventory.__file__).read_text()
+        found: bill.Inventory = json.loads(
+            self._buildah.output(image, "python3", "-c", source, volume=volume)
+        )
+        return found
 
     def _cpu_packages(self, parent: str) -> tuple[str, Dependencies]:
         """The image of the trainer's stage `python`, and the packages that belong upon it."""

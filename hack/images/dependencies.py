@@ -47,7 +47,7 @@ def cpu_dependencies(buildah: Buildah, python_stage: str, key: str) -> Dependenc
     for leftover in (full, part):
         shutil.rmtree(leftover, ignore_errors=True)
     version = dependencies.destination.parent.name.removeprefix("python")
-    install = ("pip", "install", "--quiet", "--require-hashes", "--requirement", CONSTRAINTS)
+    install = ("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--requirement", CONSTRAINTS)
     Uv().run(*install, "--target", full, "--python-version", version)
     trim(full, part)
     shutil.rmtree(full)

@@ -1,0 +1,75 @@
+"""What is in an image: run by the image's own Python, in the image, so it imports nothing but that.
+
+python3 -c "$(cat inventory.py)"
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Final
+
+LICENSE: Final = "License :: "
+APART: Final = frozenset({"/dev", "/proc", "/run", "/sys"})
+"""Not of the image: mounted while it runs."""
+SHORT: Final = 80
+"""Characters; in a longer field stands the text of a license, not its name."""
+
+
+def python_packages() -> Iterator[dict[str, str]]:
+    """Name, version and license of every package that can be imported."""
+    for package in distributions():
+        yield {
+            "name": package.metadata["Name"],
+            "version": package.version,
+            "license": _license(package),
+        }
+
+
+def debian_packages(status: Path) -> Iterator[dict[str, str]]:
+    """Name, version and architecture of every installed package in dpkg's file `status`."""
+    for paragraph in status.read_text().split("\n\n"):
+        pairs = (line.partition(": ") for line in paragraph.splitlines() if not line.startswith(" "))
+        fields = {name: value for name, _, value in pairs}
+        if fields.get("Status", "").endswith(" installed"):
+            yield {
+                "name": fields["Package"],
+                "version": fields["Version"],
+                "architecture": fields["Architecture"],
+            }
+
+
+def total_bytes(root: str) -> int:
+    """Size of all files below `root`, each inode once."""
+    sizes = {}
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        folders[:] = [each for each in folders if str(folder / each) not in APART]
+        for file in files:
+            found = (folder / file).lstat()
+            sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def _license(package: Distribution) -> str:
+    """An SPDX expression where the package has one, else the name that it gives, which may be empty."""
+    metadata = package.metadata
+    classifiers = metadata.get_all("Classifier", [])
+    classified = [name.rpartition(" :: ")[2] for name in classifiers if name.startswith(LICENSE)]
+    stated = metadata["License"] or ""
+    named = stated if len(stated) < SHORT and "\n" not in stated else ""
+    return metadata["License-Expression"] or named or " or ".join(classified)
+
+
+if __name__ == "__main__":
+    release = platform.freedesktop_os_release()
+    inventory = {
+        "bytes": total_bytes("/"),
+        "distribution": f"{release['ID']}-{release.get('VERSION_ID', '')}",
+        "interpreter": platform.python_version(),
+        "python": list(python_packages()),
+        "debian": list(debian_packages(Path("/var/lib/dpkg/status"))),
+    }
+    print(json.dumps(inventory))

@@ -1,0 +1,56 @@
+"""What the images promise: a base that can be pinned, a user that is not root, a size."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hack.bootstrap.uv import ROOT
+from hack.images.base import DEFAULT, PINNED, require_pinned
+from hack.images.budget import BUDGETS, spent
+from hack.images.errors import ImageError
+
+DIGEST = "sha256:" + "0a" * 32
+DOCKERFILES = [ROOT / "operator" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile"]
+
+
+def test_both_images_have_the_same_base() -> None:
+    assert len({DEFAULT.findall(file.read_text())[0] for file in DOCKERFILES}) == 1
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
+def test_an_image_runs_as_a_user_that_kubernetes_can_tell_from_root(file: Path) -> None:
+    users = re.findall(r"^USER (.*)$", file.read_text(), re.MULTILINE)
+    assert re.fullmatch(r"[1-9][0-9]*:[1-9][0-9]*", users[-1])
+
+
+@pytest.mark.parametrize("image", ["python:3.11-slim-bookworm", "localhost/base:1", f"python@{DIGEST[:-1]}"])
+def test_a_release_refuses_a_base_image_that_may_be_another_one_tomorrow(image: str) -> None:
+    with pytest.raises(ImageError, match="named by its digest"):
+        require_pinned(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (f"python:3.11-slim-bookworm@{DIGEST}", "python"),
+        (f"python@{DIGEST}", "python"),
+        (f"registry.example:5000/team/python:3.11@{DIGEST}", "registry.example:5000/team/python"),
+        (f"registry.example:5000/team/python@{DIGEST}", "registry.example:5000/team/python"),
+    ],
+)
+def test_a_base_image_may_be_named_by_its_digest(image: str, name: str) -> None:
+    require_pinned(image)
+    pinned = PINNED.fullmatch(image)
+    assert pinned is not None
+    assert (pinned["name"], pinned["digest"]) == (name, DIGEST)
+
+
+def test_an_image_within_its_budget_says_how_much_of_it_is_used() -> None:
+    assert spent("finetune-operator", 100 << 20).startswith("finetune-operator: 100 MiB of ")
+
+
+@pytest.mark.parametrize("image", BUDGETS)
+def test_an_image_beyond_its_budget_is_an_error_that_says_what_to_do(image: str) -> None:
+    with pytest.raises(ImageError, match="or raise its budget in"):
+        spent(image, BUDGETS[image] + 1)
