@@ -79,13 +79,15 @@ class ControlPlane:
     def kubectl(self) -> Kubectl:
         return Kubectl(self.kubeconfig)
 
-    def client(self, name: str) -> Path:
-        """The kubeconfig of a user called `name` who may do everything, so that audit events tell.
+    def client(self, name: str, *, administrator: bool = True) -> Path:
+        """The kubeconfig of a user called `name`, so that audit events tell.
+
+        An administrator may do everything; anybody else what roles are bound to that name.
 
         Raises:
             ClusterError: the name is not usable.
         """
-        return create_client(self.layout, name)
+        return create_client(self.layout, name, administrator=administrator)
 
     def up(self) -> None:
         """Make it run; one that runs from the same programs is kept, with all that is in it.

@@ -11,6 +11,8 @@ PORTS: Final = ("etcd", "etcd-peer", "kube-apiserver", "kube-controller-manager"
 # With a user for each controller and the default limit of 20 requests a second, start-up takes 5 s longer.
 _CLIENT_LIMITS: Final = ("--kube-api-qps=500", "--kube-api-burst=1000")
 _AUDIT_LOG_MEGABYTES: Final = 1000
+# Some distributions have it on: an owner reference that blocks deletion then takes a right over the owner.
+_STRICT_OWNERS: Final = "OwnerReferencesPermissionEnforcement"
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,16 @@ def api_server(layout: Layout, ports: dict[str, int], endpoint: ApiEndpoint, *, 
     ]
     if not node:
         # The Service `kubernetes` may not point at a loopback address.
-        return [*command, "--authorization-mode=RBAC", "--endpoint-reconciler-type=none"]
+        return [
+            *command,
+            "--authorization-mode=RBAC",
+            f"--enable-admission-plugins={_STRICT_OWNERS}",
+            "--endpoint-reconciler-type=none",
+        ]
     return [
         *command,
         "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
+        f"--enable-admission-plugins=NodeRestriction,{_STRICT_OWNERS}",
         "--kubelet-preferred-address-types=InternalIP",
         f"--kubelet-certificate-authority={pki}/ca.crt",
         f"--kubelet-client-certificate={pki}/kubelet-client.crt",

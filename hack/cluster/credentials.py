@@ -50,8 +50,8 @@ def create_credentials(layout: Layout, endpoint: ApiEndpoint) -> None:
     write_kubeconfig(layout.kubeconfig, layout.name, endpoint.url, authority, administrator)
 
 
-def create_client(layout: Layout, name: str) -> Path:
-    """The kubeconfig of a user `name` who may do everything, so that the audit log tells users apart.
+def create_client(layout: Layout, name: str, *, administrator: bool = True) -> Path:
+    """The kubeconfig of a user `name`, so that the audit log tells users apart.
 
     Raises:
         ClusterError: the name is not one that can be a file, or the cluster does not run.
@@ -62,6 +62,6 @@ def create_client(layout: Layout, name: str) -> Path:
         raise ClusterError(f"the cluster {layout.name} does not run: start it with `up`")
     path = layout.clients / f"{name}.kubeconfig"
     authority = Authority(layout.pki)
-    identity = authority.issue(name, (_ADMINISTRATORS,))
+    identity = authority.issue(name, (_ADMINISTRATORS,) if administrator else ())
     write_kubeconfig(path, layout.name, server_of(layout.kubeconfig), authority, identity)
     return path

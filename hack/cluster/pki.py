@@ -36,7 +36,7 @@ class Authority:
 
     def __init__(self, directory: Path) -> None:
         """Open the authority that `create` made."""
-        self._directory = directory
+        self.directory = directory
         self.certificate = (directory / "ca.crt").read_bytes()
         self._issuer = x509.load_pem_x509_certificate(self.certificate)
         key = load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
@@ -94,8 +94,8 @@ class Authority:
 
     def write(self, file_name: str, identity: Identity) -> None:
         """Keep `identity` as <file_name>.crt and <file_name>.key beside the authority."""
-        _write(self._directory / f"{file_name}.crt", identity.certificate)
-        _write(self._directory / f"{file_name}.key", identity.key)
+        _write(self.directory / f"{file_name}.crt", identity.certificate)
+        _write(self.directory / f"{file_name}.key", identity.key)
 
 
 def _builder(

@@ -105,13 +105,15 @@ HELM: Final = Tool(
     version_variables=("helm.sh/helm/v4/internal/version.version={version}",),
 )
 PAUSE: Final = Tool("pause", ("pause",))
+VERSITYGW: Final = Tool("versitygw", ("versitygw",), module="github.com/versity/versitygw")
+"""A real S3 server over a folder; no part of a cluster, and built by the tests that use it."""
 
 TOOLS: Final = (KUBERNETES, ETCD, CONTAINERD, COREDNS, HELM, PAUSE)
 
 
 def program(name: str) -> Path:
     """The full path of a program that was built, such as `kubectl` or `helm`."""
-    for tool in TOOLS:
+    for tool in (*TOOLS, VERSITYGW):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")

@@ -1,4 +1,4 @@
-"""The API server's audit log: what the operator really asked for."""
+"""The API server's audit log: what was really asked, by whom, and when."""
 
 import json
 from collections.abc import Iterator
@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 READS = frozenset({"get", "list", "watch"})
+APART = frozenset({"leases", "tokenreviews"})
+"""Resources whose writes say nothing about what an operator changes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One answered request."""
 
@@ -21,9 +23,10 @@ class Asked:
     code: int
     at: datetime
 
-
-APART = frozenset({"leases", "tokenreviews"})
-"""Resources whose writes say nothing about what an operator changes."""
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes what an operator is there to change: neither a read, nor apart."""
+        return self.verb not in READS and self.resource not in APART
 
 
 class AuditLog:
@@ -38,17 +41,23 @@ class AuditLog:
 
     def since(self, mark: int) -> Iterator[Asked]:
         """Requests that were answered after the mark."""
+        for asked, _ in self.read(mark):
+            yield asked
+
+    def read(self, mark: int) -> Iterator[tuple[Asked, int]]:
+        """Requests that were answered after the mark, each with the mark that follows it."""
         with self._path.open("rb") as log:
             log.seek(mark)
             for line in log:
                 if not line.endswith(b"\n"):
                     return
+                mark += len(line)
                 event = json.loads(line)
                 if event["stage"] != "ResponseComplete":
                     continue
                 about = event.get("objectRef", {})
                 subresource = f"/{about['subresource']}" if "subresource" in about else ""
-                yield Asked(
+                asked = Asked(
                     user=event["user"]["username"],
                     verb=event["verb"],
                     resource=about.get("resource", event["requestURI"]) + subresource,
@@ -57,14 +66,11 @@ class AuditLog:
                     code=event["responseStatus"].get("code", 0),
                     at=datetime.fromisoformat(event["stageTimestamp"]),
                 )
+                yield asked, mark
 
     def writes(self, mark: int, user: str) -> list[Asked]:
         """The user's writes after the mark, leases and token reviews apart."""
-        return [
-            asked
-            for asked in self.since(mark)
-            if asked.user == user and asked.verb not in READS and asked.resource not in APART
-        ]
+        return [asked for asked in self.since(mark) if asked.user == user and asked.is_write]
 
     def seconds_since_write(self, user: str) -> float:
         """How long ago the user last wrote anything but leases."""

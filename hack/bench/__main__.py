@@ -1,0 +1,49 @@
+"""python -m hack.bench [RUNS…]"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hack.bench.errors import BenchError
+from hack.bench.measurement import measure
+from hack.bench.page import PAGE, write
+from hack.bench.tables import overview, requests
+from hack.bootstrap.uv import ROOT
+from hack.cluster.errors import ClusterError
+
+LOGS = ROOT / "build" / "bench"
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def bench(
+    runs: Annotated[
+        list[int] | None, typer.Argument(help="How many FineTuneJobs; default 100 1000 5000.")
+    ] = None,
+    page: Annotated[bool, typer.Option(help="Whether the tables go into docs/benchmarks.md.")] = True,
+    logs: Annotated[Path, typer.Option(help="Folder for the operator's logs.")] = LOGS,
+) -> None:
+    """Measure the operator on a control plane of its own, with nothing on it but so many FineTuneJobs."""
+    console = Console(highlight=False)
+    logs.mkdir(parents=True, exist_ok=True)
+    measured = []
+    try:
+        for number in runs or [100, 1000, 5000]:
+            console.print(f"{number:,} FineTuneJobs …")
+            measured.append(measure(number, logs))
+            for sheet in (overview(measured), requests(measured[-1])):
+                console.print(sheet.to_terminal())
+        if page:
+            write(PAGE, measured)
+    except (BenchError, ClusterError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,63 @@
+"""Processor time and memory of processes, from /proc."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor time since boot, in seconds, that was spent by groups of processes."""
+
+    operator: float
+    control_plane: float
+    bench: float
+    machine: float
+
+    def __sub__(self, before: "Usage") -> "Usage":
+        return Usage(
+            self.operator - before.operator,
+            self.control_plane - before.control_plane,
+            self.bench - before.bench,
+            self.machine - before.machine,
+        )
+
+    @property
+    def foreign(self) -> float:
+        """What had nothing to do with the measurement; the kernel's own work is in it too."""
+        return max(0.0, self.machine - self.operator - self.control_plane - self.bench)
+
+
+def usage(operator: int | None, control_plane: Iterable[int]) -> Usage:
+    """Usage up to now; arguments are pids of processes that run, None of one that has not started yet."""
+    return Usage(
+        operator=0.0 if operator is None else processor_seconds(operator),
+        control_plane=sum(map(processor_seconds, control_plane)),
+        bench=processor_seconds(os.getpid()),
+        machine=_machine_seconds(),
+    )
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time of a process that runs, its threads included."""
+    # The second field, the name, may hold spaces and parentheses.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process that runs has had resident."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+
+
+def _machine_seconds() -> float:
+    """Time of all processors, but for what they were idle, waited for disks, or were taken away."""
+    user, nice, system, _idle, _iowait, interrupt, soft, *_ = (
+        int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + interrupt + soft) / TICKS

@@ -1,0 +1,60 @@
+"""What is created: runs of one team on one Dataset, each of a model line of its own."""
+
+from typing import Any, Final
+
+from finetune_operator.api.meta import API_VERSION
+
+Object = dict[str, Any]
+
+NAMESPACE: Final = "team"
+PROFILE: Final = "cpu"
+LAST_STAGE: Final = "evaluate"
+
+
+def surroundings() -> list[Object]:
+    """What a platform team and the team itself make before anybody trains."""
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    source = {"uri": "configmap://tickets/rows.jsonl"}
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        _ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
+        *(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "spec": claim,
+            }
+            for name in ("artifacts", "models")
+        ),
+        _ours("Dataset", NAMESPACE, "tickets", {"source": source, "store": {"uri": "pvc://artifacts"}}),
+    ]
+
+
+def finetunejob(number: int) -> Object:
+    """A run that is preflighted, trained, evaluated and promoted."""
+    gates = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0.3, "over": "Base"}]
+    return _ours(
+        "FineTuneJob",
+        NAMESPACE,
+        f"run-{number:05d}",
+        {
+            "model": f"line-{number:05d}",
+            "baseModel": {"uri": "pvc://models/tiny"},
+            "dataset": {"ref": {"name": "tickets"}},
+            "compute": {"profile": PROFILE},
+            "store": {"uri": "pvc://artifacts"},
+            "evaluation": {"gates": gates},
+        },
+    )
+
+
+def is_done(obj: Object) -> bool:
+    """Whether the object's condition Ready is True."""
+    conditions = obj.get("status", {}).get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def _ours(kind: str, namespace: str, name: str, spec: Object) -> Object:
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}

@@ -1,0 +1,151 @@
+"""Pods as kubelet and trainer would leave them, where there is no node: statuses, and what stages report."""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_trainer.contract import (
+    CONFIG_ADAPTER,
+    CONFIG_ENV,
+    AnyConfig,
+    CheckpointResult,
+    DataStatistics,
+    EvaluateConfig,
+    EvaluateResult,
+    Hyperparameters,
+    PreflightConfig,
+    PreflightResult,
+    PrepareConfig,
+    PrepareResult,
+    Score,
+    SplitRecord,
+    StageConfig,
+    StageResult,
+    TrainConfig,
+    TrainResult,
+)
+
+Object = dict[str, Any]
+
+
+def digest(*of: str) -> str:
+    """A digest that is the same for the same words."""
+    return "sha256:" + hashlib.sha256("\0".join(of).encode()).hexdigest()
+
+
+def succeeded(config: StageConfig) -> StageResult:
+    """A plausible result of the stage; the tuned model is always right and the base model never."""
+    common: dict[str, Any] = {"run": config.run, "outcome": "Succeeded"}
+    match config:
+        case PrepareConfig():
+            return StageResult(stage="prepare", prepare=_prepared(config), **common)
+        case PreflightConfig():
+            return StageResult(stage="preflight", preflight=_preflighted(config), **common)
+        case TrainConfig():
+            weights = CheckpointResult(
+                digest=digest("weights", config.run),
+                type="Full" if config.method.type == "Full" else "Adapter",
+                step=40,
+                epoch=2.0,
+                best=True,
+                final=True,
+            )
+            return StageResult(stage="train", train=TrainResult(steps=40, checkpoints=(weights,)), **common)
+        case EvaluateConfig():
+            return StageResult(stage="evaluate", evaluate=_evaluated(config), **common)
+        case _:
+            raise TypeError(f"{type(config).__name__} has no result")
+
+
+def _prepared(config: PrepareConfig) -> PrepareResult:
+    uri = config.source_uri
+    splits = (
+        SplitRecord(name="train", rows=200, digest=digest("train", uri)),
+        SplitRecord(name="validation", rows=20, digest=digest("validation", uri)),
+        SplitRecord(name="test", rows=20, digest=digest("test", uri)),
+    )
+    return PrepareResult(
+        dataset=digest("dataset", uri),
+        source=digest("source", uri),
+        preparation=digest("preparation"),
+        format="PromptCompletion",
+        splits=splits,
+        statistics=DataStatistics(source_rows=240),
+    )
+
+
+def _preflighted(config: PreflightConfig) -> PreflightResult:
+    hyperparameters = Hyperparameters(
+        epochs=2,
+        learning_rate=2e-4,
+        per_device_batch_size=4,
+        gradient_accumulation_steps=1,
+        max_sequence_length=256,
+        seed=0,
+        total_steps=40,
+        save_every_steps=10,
+    )
+    return PreflightResult(
+        base_model=digest("base", config.base_model_uri),
+        hyperparameters=hyperparameters,
+        chat_template="model",
+        train_rows=200,
+        train_tokens=20_000,
+    )
+
+
+def _evaluated(config: EvaluateConfig) -> EvaluateResult:
+    values = {"exact_match": {"Tuned": 1.0, "Base": 0.0}, "loss": {"Tuned": 0.1, "Base": 3.0}}
+    scores = tuple(
+        Score(metric=metric, subject=subject, value=values[metric][subject], rows=20)
+        for metric in config.metrics
+        for subject in config.subjects
+    )
+    return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=scores)
+
+
+def config_of(pod: Object) -> AnyConfig:
+    """What the operator asks of the pod."""
+    variables = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0].get("env", ())}
+    return CONFIG_ADAPTER.validate_json(variables[CONFIG_ENV])
+
+
+def running(pod: Object) -> Object:
+    """The status of a pod whose container has just started and is ready."""
+    return _status(pod, "Running", {"running": {"startedAt": _now()}})
+
+
+def ended(pod: Object, result: StageResult | None) -> Object:
+    """The status of a running pod whose container has just ended with `result`, or well where it has none."""
+    code = 0 if result is None or result.outcome == "Succeeded" else 11
+    terminated = {
+        "exitCode": code,
+        "reason": "Completed" if code == 0 else "Error",
+        "startedAt": pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"],
+        "finishedAt": _now(),
+        "message": result.to_json() if result is not None else "",
+    }
+    return _status(pod, "Failed" if code else "Succeeded", {"terminated": terminated})
+
+
+def _status(pod: Object, phase: str, state: Object) -> Object:
+    container = pod["spec"]["containers"][0]
+    return {
+        "phase": phase,
+        "startTime": pod["status"].get("startTime") or _now(),
+        "conditions": [{"type": "Ready", "status": str("running" in state)}],
+        "containerStatuses": [
+            {
+                "name": container["name"],
+                "image": container["image"],
+                "imageID": "",
+                "restartCount": 0,
+                "ready": "running" in state,
+                "state": state,
+            }
+        ],
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,19 @@
+"""The measurement of the operator, small: it works, and what does not depend on the machine is kept."""
+
+from pathlib import Path
+
+from hack.bench.ledger import OPERATOR
+from hack.bench.measurement import measure
+
+RUNS = 10
+REQUESTS_TO_FIRST_JOB = 10
+WRITES = 20
+"""Of the operator, for one run from creation to promotion; events included, leases apart."""
+
+
+def test_a_run_costs_few_requests_and_a_restart_writes_nothing(tmp_path: Path) -> None:
+    measured = measure(RUNS, tmp_path)
+    assert 0 < measured.first_jobs.last < measured.done.last
+    assert measured.first_requests.of(OPERATOR) <= RUNS * REQUESTS_TO_FIRST_JOB
+    assert measured.chain.writes <= RUNS * WRITES, measured.chain.requests
+    assert measured.restart.writes == 0, measured.restart.requests

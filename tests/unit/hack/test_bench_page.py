@@ -1,0 +1,57 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hack.bench.errors import BenchError
+from hack.bench.ledger import Requests, Spread
+from hack.bench.measurement import Life, Measured
+from hack.bench.page import BEGIN, END, PAGE, write
+from hack.bench.usage import Usage
+
+
+def measured(runs: int) -> Measured:
+    requests = Requests(Counter({("operator", "create"): 10 * runs, ("user", "create"): runs}))
+    life = Life(requests, writes=15 * runs, usage=Usage(9.0, 8.0, 1.0, 20.5), peak_bytes=120 << 20)
+    spread = Spread(p50=1.25, p99=3.5, last=4.0)
+    return Measured(runs, spread, requests, spread, life, life, restart_seconds=2.0)
+
+
+def test_what_was_measured_takes_the_place_of_what_stood_between_the_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+
+    write(page, [measured(100), measured(1000)])
+
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"\n{END}\nafter\n")
+    assert "old" not in text
+    assert "|  | 100 | 1,000 | target |" in text
+    assert "| writes a run of the operator, to the end | 15.00 | 15.00 | ≤ 20 |" in text
+    assert "| other programs: processor time, s | 2.5 | 2.5 |  |" in text
+    assert "| operator | 10.00 | 10.00 |" in text
+
+
+def test_the_requests_of_the_measurement_itself_are_not_counted_as_the_runs(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+
+    write(page, [measured(100)])
+
+    assert "| requests a run of all, to the end | 10.00 |  |" in page.read_text()
+
+
+def test_a_page_without_markers_is_not_touched(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("by hand")
+
+    with pytest.raises(BenchError, match="put them back"):
+        write(page, [measured(100)])
+
+    assert page.read_text() == "by hand"
+
+
+def test_the_page_in_the_documentation_has_the_markers() -> None:
+    assert BEGIN in PAGE.read_text()
+    assert END in PAGE.read_text().partition(BEGIN)[2]
