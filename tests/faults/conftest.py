@@ -1,0 +1,52 @@
+"""A control plane for all chains, what an undisturbed one comes to, and the disturbed ones side by side."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import pytest
+
+from hack.cluster import ControlPlane
+from tests.faults.laboratory import Laboratory, Outcome, Verdicts
+from tests.faults.trials import Trial
+from tests.integration.api import Api
+from tests.integration.conftest import api, control_plane
+
+__all__ = ["api", "control_plane"]
+
+CHAINS_AT_ONCE: Final = 10
+"""More than there are cores: a chain waits most of its time for controllers, or for nothing to happen."""
+
+
+@pytest.fixture(scope="session")
+def laboratory(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    return Laboratory(control_plane, api, tmp_path_factory.mktemp("chains"))
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(CHAINS_AT_ONCE) as started:
+        yield started
+        started.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(laboratory: Laboratory, pool: ThreadPoolExecutor) -> Future[Outcome]:
+    return pool.submit(laboratory.run, Trial())
+
+
+@pytest.fixture(scope="session")
+def verdicts(
+    request: pytest.FixtureRequest,
+    laboratory: Laboratory,
+    pool: ThreadPoolExecutor,
+    undisturbed: Future[Outcome],
+) -> Verdicts:
+    """Runs the trials of all tests that were selected, some at a time, in the order of the tests."""
+    judged = (
+        item.callspec.params["trial"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and {"trial", "verdicts"} <= set(item.fixturenames)
+    )
+    selected = [trial for trial in judged if isinstance(trial, Trial)]
+    return {trial: pool.submit(laboratory.compare, trial, undisturbed) for trial in selected}

@@ -1,0 +1,81 @@
+"""All objects of a namespace in a form in which two namespaces with the same history are equal."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from finetune_trainer.contract import CONFIG_ENV
+from tests.faults.requests import TOKEN, plain
+from tests.integration.api import Api, Object
+
+RECORDED: Final = (
+    "Dataset",
+    "DatasetVersion",
+    "FineTuneJob",
+    "Checkpoint",
+    "InferenceDeployment",
+    "Job",
+    "Pod",
+    "Deployment",
+    "Service",
+    "ServiceAccount",
+)
+OURS: Final = frozenset(RECORDED[:5])
+
+INCIDENTAL: Final = frozenset(
+    {"clusterIP", "clusterIPs", "generation", "managedFields", "resourceVersion", "since"}
+)
+INCIDENTAL_ENDINGS: Final = ("At", "Seconds", "Time", "seconds")
+"""Fields that say when something happened, how long it took, or how often it was tried."""
+
+
+def snapshot(api: Api, namespace: str) -> str:
+    """The objects as JSON.
+
+    Names and uids are numbered in the order in which they are met, so that what refers to what is kept.
+    """
+    found = [_kept(kind, obj) for kind in RECORDED for obj in api.list(kind, namespace)]
+    found.sort(key=lambda each: (each["kind"], plain(each["metadata"]["name"]), each["made"]))
+    for each in found:
+        del each["made"]
+    text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
+    numbers: dict[str, str] = {}
+    return TOKEN.sub(
+        lambda token: numbers.setdefault(token[0], f"<{len(numbers) + 1}>"),
+        text.replace(namespace, "<namespace>"),
+    )
+
+
+def _kept(kind: str, obj: Object) -> Object:
+    metadata = dict(obj["metadata"])
+    made = metadata.pop("creationTimestamp")
+    kept = {"kind": kind, "made": made, "metadata": _plain(metadata), "spec": _plain(obj.get("spec", {}))}
+    if kind in OURS:
+        kept["status"] = _plain(obj.get("status", {}))
+    elif kind == "Pod":
+        kept = {**kept, "spec": {}, "phase": obj["status"]["phase"]}
+    return kept
+
+
+def _plain(node: Any) -> Any:
+    """Without what is incidental. So is whether a Job reports: the endpoint must have been up before it."""
+    if isinstance(node, dict) and node.get("name") == CONFIG_ENV:
+        return {"config": {key: value for key, value in json.loads(node["value"]).items() if key != "report"}}
+    if isinstance(node, dict):
+        return dict(_fields(node))
+    if isinstance(node, list):
+        return [_plain(each) for each in node if not _is_for_reports(each)]
+    return node
+
+
+def _is_for_reports(node: Any) -> bool:
+    return isinstance(node, dict) and node.get("name") == "report-token"
+
+
+def _fields(node: Object) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if key in INCIDENTAL or key.endswith(INCIDENTAL_ENDINGS):
+            continue
+        kept = _plain(value)
+        if kept != {}:
+            yield key, kept

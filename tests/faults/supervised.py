@@ -1,0 +1,50 @@
+"""An operator that is started again whenever it ends, as the kubelet does with its container."""
+
+import threading
+from collections.abc import Callable
+
+from tests.integration.operators import Operator
+
+
+class Supervised:
+    """Runs from `start` until `close`.
+
+    Args:
+        launch: starts a process.
+
+    Attributes:
+        restarts: how often it was started again.
+    """
+
+    def __init__(self, launch: Callable[[], Operator]) -> None:
+        self.restarts = 0
+        self._launch = launch
+        self._closing = False
+        self._current: Operator | None = None
+        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._current = self._launch()
+        self._thread.start()
+
+    @property
+    def log(self) -> str:
+        """Of all its processes."""
+        return self._current.log if self._current is not None else ""
+
+    def kill(self) -> None:
+        if self._current is not None:
+            self._current.kill()
+
+    def close(self) -> None:
+        self._closing = True
+        self.kill()
+        self._thread.join()
+
+    def _supervise(self) -> None:
+        while self._current is not None:
+            self._current.process.wait()
+            if self._closing:
+                return
+            self.restarts += 1
+            self._current = self._launch()
