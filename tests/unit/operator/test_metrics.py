@@ -1,18 +1,42 @@
 """What /metrics says, read as Prometheus reads it."""
 
-import itertools
+import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
-from finetune_operator import differences
-from finetune_operator.metrics import SERIES_LIMIT, Metrics, StateCollector
+import finetune_operator
+from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
+from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_operator.plan import Manifest
+
+ROOT = Path(__file__).parents[3]
+NOW = 1_800_000_000.0
 
 
 def job(name: str = "a", namespace: str = "team", **status: Any) -> Manifest:
-    return {"kind": "FineTuneJob", "metadata": {"name": name, "namespace": namespace}, "status": status}
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}"}
+    return {"kind": "FineTuneJob", "metadata": metadata, "status": status}
+
+
+def dataset(name: str, **status: Any) -> Manifest:
+    return {"kind": "Dataset", "metadata": {"name": name, "namespace": "team"}, "status": status}
+
+
+def pod(started: str | None) -> Manifest:
+    state = {"running": {"startedAt": started}} if started else {"waiting": {}}
+    return {"status": {"containerStatuses": [{"name": "trainer", "state": state}]}}
+
+
+def endpoint(name: str = "e", *, models: int = 1, **status: Any) -> Manifest:
+    metadata = {"name": name, "namespace": "team"}
+    spec = {"models": [{"name": f"m{number}"} for number in range(models)], "replicas": 2}
+    return {"kind": "InferenceDeployment", "metadata": metadata, "spec": spec, "status": status}
 
 
 def running(name: str, step: int, loss: float | None = None) -> Manifest:
@@ -24,10 +48,31 @@ def condition(type_: str, reason: str = "Any", status: str = "True") -> dict[str
     return {"type": type_, "status": status, "reason": reason}
 
 
-def collected(jobs: Iterable[Manifest], *, active: bool = True) -> CollectorRegistry:
+def collected(
+    jobs: Iterable[Manifest] = (),
+    datasets: Iterable[Manifest] = (),
+    endpoints: Iterable[Manifest] = (),
+    *,
+    active: bool = True,
+    pods: Iterable[Manifest] = (),
+    since_progress: float | None = None,
+    report_up: bool | None = True,
+) -> CollectorRegistry:
     registry = CollectorRegistry()
+    kinds = {"FineTuneJob": jobs, "Dataset": datasets, "InferenceDeployment": endpoints}
     registry.register(
-        StateCollector(jobs, depth=lambda: 3, ages=lambda: {"pods": 1.5}, active=lambda: active)
+        ObjectStateCollector(
+            kinds, lambda: active, lambda _uid: pods, lambda _uid: since_progress, clock=lambda: NOW
+        )
+    )
+    registry.register(
+        ProcessStateCollector(
+            depth=lambda: 3,
+            ages=lambda: {"pods": 1.5},
+            active=lambda: active,
+            lease_transitions=lambda: 4,
+            report_up=lambda: report_up,
+        )
     )
     return registry
 
@@ -50,36 +95,111 @@ def test_running_jobs_show_progress_and_loss_and_vanish_at_the_end() -> None:
         "b", progress={"stage": "train", "step": 200, "totalSteps": 200}, conditions=[condition("Ready")]
     )
     registry = collected([running("a", 50, loss=1.25), finished])
-    labels = {"namespace": "team", "job": "a"}
+    labels = {"namespace": "team", "finetunejob": "a"}
     assert registry.get_sample_value("finetune_job_progress_ratio", labels) == 0.25
     assert registry.get_sample_value("finetune_job_loss", labels) == 1.25
-    assert registry.get_sample_value("finetune_job_progress_ratio", {"namespace": "team", "job": "b"}) is None
+    ended = {"namespace": "team", "finetunejob": "b"}
+    assert registry.get_sample_value("finetune_job_progress_ratio", ended) is None
 
 
 def test_a_stage_that_knows_no_steps_yet_is_at_the_beginning() -> None:
     starting = job("a", progress={"stage": "train"}, conditions=[condition("Reconciling")])
     registry = collected([starting])
-    assert registry.get_sample_value("finetune_job_progress_ratio", {"namespace": "team", "job": "a"}) == 0
+    labels = {"namespace": "team", "finetunejob": "a"}
+    assert registry.get_sample_value("finetune_job_progress_ratio", labels) == 0
 
 
-def test_series_of_jobs_are_bounded_and_what_is_left_out_is_counted() -> None:
-    registry = collected([running(f"job-{number}", 1) for number in range(SERIES_LIMIT + 7)])
-    series = [
-        sample
+@pytest.mark.parametrize(
+    ("reported", "written", "moved_at"),
+    [
+        (None, None, NOW - 7200),
+        (60.0, None, NOW - 60),
+        (None, "2027-01-15T07:30:00Z", NOW - 1800),
+        (60.0, "2027-01-15T07:30:00Z", NOW - 60),
+        (9000.0, "2027-01-15T05:30:00Z", NOW - 7200),
+    ],
+    ids=["pod started", "reported", "restarted operator", "reported and written", "pod is younger"],
+)
+def test_a_run_last_moved_when_its_pod_started_or_it_reported_or_as_its_status_remembers(
+    reported: float | None, written: str | None, moved_at: float
+) -> None:
+    job = running("a", 50)
+    if written is not None:
+        job["status"]["usage"] = {"until": written}
+    registry = collected([job], pods=[pod(started="2027-01-15T06:00:00Z")], since_progress=reported)
+    labels = {"namespace": "team", "finetunejob": "a"}
+    assert registry.get_sample_value("finetune_job_progress_timestamp_seconds", labels) == moved_at
+
+
+def test_a_run_without_a_running_pod_is_not_expected_to_move() -> None:
+    registry = collected([running("a", 50)], pods=[pod(started=None)], since_progress=9.0)
+    labels = {"namespace": "team", "finetunejob": "a"}
+    assert registry.get_sample_value("finetune_job_progress_timestamp_seconds", labels) is None
+
+
+def test_a_dataset_shows_its_problems_while_it_has_some() -> None:
+    registry = collected(datasets=[dataset("bad", problemCount=3), dataset("good", problemCount=0)])
+    value = registry.get_sample_value
+    assert value("finetune_dataset_problems", {"namespace": "team", "dataset": "bad"}) == 3
+    assert value("finetune_dataset_problems", {"namespace": "team", "dataset": "good"}) is None
+
+
+def test_an_endpoint_shows_what_it_is_asked_for_and_what_it_serves() -> None:
+    serving = endpoint("up", models=2)
+    serving["status"] = {"models": [{"name": "m0", "digest": "sha256:0"}], "readyReplicas": 1}
+    waiting = endpoint("new", conditions=[condition("Reconciling", "WaitingForCheckpoint")])
+    registry = collected(endpoints=[serving, waiting])
+
+    def shown(name: str) -> list[float | None]:
+        labels = {"namespace": "team", "inferencedeployment": name}
+        families = ("models", "models_served", "replicas", "replicas_ready", "waiting_for_checkpoint")
+        return [registry.get_sample_value(f"finetune_endpoint_{family}", labels) for family in families]
+
+    assert shown("up") == [2, 1, 2, 1, 0]
+    assert shown("new") == [1, 0, 2, 0, 1]
+
+
+def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
+    many = range(SERIES_LIMIT + 7)
+    registry = collected(
+        [running(f"job-{number}", 1) for number in many],
+        [dataset(f"dataset-{number}", problemCount=1) for number in many],
+        [endpoint(f"endpoint-{number}") for number in many],
+    )
+    samples = [sample.name for metric in registry.collect() for sample in metric.samples]
+    for name in ("finetune_job_progress_ratio", "finetune_dataset_problems", "finetune_endpoint_models"):
+        assert samples.count(name) == SERIES_LIMIT
+    for kind in ("FineTuneJob", "Dataset", "InferenceDeployment"):
+        assert registry.get_sample_value("finetune_series_dropped", {"kind": kind}) == 7
+
+
+def test_a_standby_says_nothing_about_objects_so_that_sums_are_right() -> None:
+    registry = collected([running("a", 50)], [dataset("d", problemCount=1)], [endpoint()], active=False)
+    about_objects = [
+        sample.name
         for metric in registry.collect()
         for sample in metric.samples
-        if sample.name == "finetune_job_progress_ratio"
+        if sample.name.startswith(("finetune_job", "finetune_dataset", "finetune_endpoint"))
     ]
-    assert len(series) == SERIES_LIMIT
-    assert registry.get_sample_value("finetune_job_series_dropped") == 7
-
-
-def test_a_standby_says_nothing_about_jobs_so_that_sums_are_right() -> None:
-    registry = collected([running("a", 50)], active=False)
+    assert about_objects == []
     assert registry.get_sample_value("finetune_active") == 0
-    assert registry.get_sample_value("finetune_jobs", {"namespace": "team", "phase": "Training"}) is None
+    assert registry.get_sample_value("finetune_report_up") is None
+    assert registry.get_sample_value("finetune_lease_transitions_total") is None
     assert registry.get_sample_value("finetune_queue_depth") == 3
     assert registry.get_sample_value("finetune_watch_age_seconds", {"resource": "pods"}) == 1.5
+
+
+def test_the_active_process_says_how_often_the_lease_moved_and_whether_reports_arrive() -> None:
+    assert collected().get_sample_value("finetune_lease_transitions_total") == 4
+    assert collected().get_sample_value("finetune_report_up") == 1
+    assert collected(report_up=False).get_sample_value("finetune_report_up") == 0
+    assert collected(report_up=None).get_sample_value("finetune_report_up") is None
+
+
+def test_the_version_shown_is_that_of_the_project_and_of_the_chart() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((ROOT / "charts" / "finetune-operator" / "Chart.yaml").read_text())
+    assert finetune_operator.__version__ == project["version"] == chart["appVersion"]
 
 
 def test_gone_and_conflict_are_no_errors() -> None:
@@ -94,89 +214,3 @@ def test_gone_and_conflict_are_no_errors() -> None:
     assert errors("rejected") == 1
     assert errors("gone") is None
     assert errors("conflict") is None
-
-
-def stage_count(metrics: Metrics, stage: str, outcome: str) -> float | None:
-    labels = {"stage": stage, "outcome": outcome}
-    return metrics.registry.get_sample_value("finetune_stage_seconds_count", labels)
-
-
-def test_a_finished_stage_is_observed_once() -> None:
-    metrics = Metrics()
-    before = job(stages=[])
-    after = job(stages=[{"name": "train", "seconds": 42.0}], conditions=[condition("Trained")])
-    differences.count(metrics, before, after)
-    differences.count(metrics, after, after)
-    assert stage_count(metrics, "train", "succeeded") == 1
-    labels = {"stage": "train", "outcome": "succeeded"}
-    assert metrics.registry.get_sample_value("finetune_stage_seconds_sum", labels) == 42.0
-
-
-def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
-    metrics = Metrics()
-    failed = job(stages=[{"name": "train", "seconds": 1}], conditions=[condition("Stalled", "OutOfMemory")])
-    differences.count(metrics, job(), failed)
-    assert stage_count(metrics, "train", "failed") == 1
-
-
-def test_device_seconds_grow_by_the_difference_so_that_a_restart_never_counts_again() -> None:
-    first = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 100.0})
-    second = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 130.0})
-    restarted = Metrics()
-    differences.count(restarted, first, second)
-    labels = {"namespace": "team", "profile": "a100"}
-    assert restarted.registry.get_sample_value("finetune_device_seconds_total", labels) == 30.0
-
-
-def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
-    metrics = Metrics()
-    train = {"name": "train", "profile": "a100", "deviceSeconds": 100.0}
-    evaluate = {"name": "evaluate", "profile": "l4", "deviceSeconds": 7.0}
-    steps = [job(), job(usage=train), job(stages=[train], usage=evaluate), job(stages=[train, evaluate])]
-    for before, after in itertools.pairwise(steps):
-        differences.count(metrics, before, after)
-    for profile, seconds in (("a100", 100.0), ("l4", 7.0)):
-        labels = {"namespace": "team", "profile": profile}
-        assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == seconds
-
-
-def promotions(metrics: Metrics, result: str) -> float | None:
-    return metrics.registry.get_sample_value("finetune_promotions_total", {"result": result})
-
-
-def test_promotions_and_refusals_are_counted_by_result() -> None:
-    metrics = Metrics()
-    differences.count(metrics, job(), job(evaluation={"verdict": "Failed"}))
-    differences.count(
-        metrics, job(evaluation={"verdict": "Failed"}), job(evaluation={"verdict": "Failed"}, phase="x")
-    )
-    differences.count(metrics, job(), job(evaluation={"verdict": "Passed"}))
-    checkpoint: Manifest = {"kind": "Checkpoint", "metadata": {"name": "c", "namespace": "team"}}
-    promoted = {**checkpoint, "status": {"promotedAt": "2026-01-01T00:00:00Z"}}
-    differences.count(metrics, checkpoint, promoted)
-    rejected = {**checkpoint, "status": {"conditions": [condition("Promoted", "Rejected", "False")]}}
-    differences.count(metrics, checkpoint, rejected)
-    assert promotions(metrics, "gate_failed") == 1
-    assert promotions(metrics, "promoted") == 1
-    assert promotions(metrics, "rejected") == 1
-
-
-def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
-    def endpoint(**states: str) -> Manifest:
-        revisions = [{"name": name, "state": state} for name, state in states.items()]
-        metadata = {"name": "e", "namespace": "team"}
-        return {"kind": "InferenceDeployment", "metadata": metadata, "status": {"revisions": revisions}}
-
-    metrics = Metrics()
-    steps = [
-        endpoint(r1="RollingOut"),
-        endpoint(r1="Live"),
-        endpoint(r1="Live", r2="RollingOut"),
-        endpoint(r1="Live", r2="Failed"),
-        endpoint(r1="Retired", r2="Failed", r3="Live"),
-    ]
-    for before, after in itertools.pairwise(steps):
-        differences.count(metrics, before, after)
-    value = metrics.registry.get_sample_value
-    assert value("finetune_rollouts_total", {"result": "succeeded"}) == 2
-    assert value("finetune_rollouts_total", {"result": "failed"}) == 1

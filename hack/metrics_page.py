@@ -1,0 +1,96 @@
+"""docs/metrics.md from the code: every metric with its type, labels and meaning, the queries, the alerts."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from finetune_operator.metrics.counters import Metrics as OperatorMetrics
+from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
+from finetune_operator.metrics.process import ProcessStateCollector
+from finetune_trainer.contract import METRICS_PORT, SERVE_PORT
+from finetune_trainer.serve.metrics import Metrics as ServeMetrics
+from finetune_trainer.train.metrics import Metrics as TrainMetrics
+from hack.bootstrap.uv import ROOT
+
+QUERIES: Final = ROOT / "docs" / "queries.yaml"
+RULES: Final = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"
+TEMPLATE: Final = Path(__file__).parent / "metrics_page.md"
+
+
+class Family(NamedTuple):
+    """A metric with its series."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+def metrics_page() -> str:
+    """The whole page as Markdown."""
+    parts = {
+        "operator": _table((*_wrapped(OperatorMetrics()), *_computed())),
+        "serving": _table(_wrapped(ServeMetrics())),
+        "training": _table(_wrapped(TrainMetrics())),
+        "queries": "\n".join(_queries()),
+        "alerts": "\n".join(_alerts()),
+        "series_limit": str(SERIES_LIMIT),
+        "serve_port": str(SERVE_PORT),
+        "metrics_port": str(METRICS_PORT),
+    }
+    page = TEMPLATE.read_text()
+    for name, text in parts.items():
+        page = page.replace(f"<<{name}>>", text)
+    return page
+
+
+def _wrapped(metrics: object) -> Iterator[Family]:
+    """What an object has as attributes."""
+    for value in vars(metrics).values():
+        for metric in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(metric, MetricWrapperBase):
+                for family in metric.describe():
+                    yield Family(family.name, family.type, metric._labelnames, family.documentation)
+
+
+def _computed() -> Iterator[Family]:
+    kinds: dict[str, list[Any]] = {"FineTuneJob": [], "Dataset": [], "InferenceDeployment": []}
+    objects = ObjectStateCollector(kinds, lambda: True, lambda _: (), lambda _: None)
+    process = ProcessStateCollector(
+        depth=lambda: 0, ages=dict, active=lambda: True, lease_transitions=lambda: 0, report_up=lambda: True
+    )
+    for family in (*objects.collect(), *process.collect()):
+        labels = family._labelnames  # type: ignore[attr-defined]  # the library keeps them to itself
+        yield Family(family.name, family.type, labels, family.documentation)
+
+
+def _table(families: Iterable[Family]) -> str:
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for family in sorted(families):
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        name = family.name + ("_total" if family.type == "counter" else "")
+        meaning = family.meaning.rstrip(".").replace("|", "&#124;")
+        rows.append(f"| `{name}` | {family.type} | {labels} | {meaning} |")
+    return "\n".join(rows)
+
+
+def _queries() -> Iterator[str]:
+    for section, entries in yaml.safe_load(QUERIES.read_text()).items():
+        yield f"### {section}\n\n```promql"
+        for entry in entries:
+            note = " (nodes with a GPU)" if entry.get("gpu") else ""
+            yield f"# {entry['question']}{note}\n{entry['query']}"
+        yield "```\n"
+
+
+def _alerts() -> Iterator[str]:
+    yield "| alert | severity | fires when |\n|---|---|---|"
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            name = rule["alert"]
+            held = f", for {rule['for']}" if "for" in rule else ""
+            expression = " ".join(rule["expr"].split())
+            yield f"| [{name}](runbooks/{name}.md) | {rule['labels']['severity']} | `{expression}`{held} |"

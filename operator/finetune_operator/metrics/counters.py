@@ -1,0 +1,155 @@
+"""What is counted while it happens, in this process."""
+
+from itertools import product
+from typing import Final, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+import finetune_operator
+from finetune_operator.api.finetunejobstatus import StageName
+from finetune_trainer.contract import CONTRACT_VERSION
+
+STAGE_BUCKETS: Final = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 43_200, 86_400, 259_200)
+RECONCILE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+OUTCOMES: Final = ("succeeded", "failed")
+CAUSES: Final = ("succeeded", "failed", "out_of_memory", "preempted")
+PROMOTION_RESULTS: Final = ("promoted", "rejected", "gate_failed", "undecided")
+ROLLOUT_RESULTS: Final = ("succeeded", "failed", "rolled_back")
+
+
+class Metrics:
+    """All metrics of the process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        # A series a series for when it began, which nobody asks for.
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.stage_seconds = Histogram(
+            "finetune_stage_seconds",
+            "Duration of finished stages of FineTuneJobs, a Dataset's own prepare not among them; outcome:"
+            " succeeded, failed.",
+            ("stage", "outcome"),
+            buckets=STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.stage_queued_seconds = Histogram(
+            "finetune_stage_queued_seconds",
+            "Time that finished stages had waited from their Job's creation to the first container's start.",
+            ("stage", "profile"),
+            buckets=STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.pods_ended = Counter(
+            "finetune_pods_ended",
+            "Pods of stages that were seen to end, by cause: succeeded, failed, out_of_memory, preempted"
+            " (evicted, drained, or stopped with its state saved).",
+            ("stage", "cause"),
+            registry=self.registry,
+        )
+        self.device_seconds = Counter(
+            "finetune_device_seconds",
+            "Devices requested times the time that pods held them.",
+            ("namespace", "profile"),
+            registry=self.registry,
+        )
+        self.cost = Counter(
+            "finetune_cost",
+            "Device time at the price of its ComputeProfile, in the currency's unit.",
+            ("namespace", "currency"),
+            registry=self.registry,
+        )
+        self.checkpoints_recorded = Counter(
+            "finetune_checkpoints_recorded",
+            "Checkpoints that runs have left.",
+            ("namespace",),
+            registry=self.registry,
+        )
+        self.promotions = Counter(
+            "finetune_promotions",
+            "Checkpoints by the decision on them: promoted, rejected, gate_failed, undecided.",
+            ("namespace", "result"),
+            registry=self.registry,
+        )
+        self.rollouts = Counter(
+            "finetune_rollouts",
+            "Revisions of endpoints by how they ended: succeeded, rolled_back (failed, and the one before"
+            " serves on), failed (there was none before).",
+            ("namespace", "result"),
+            registry=self.registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "finetune_reconcile_seconds",
+            "Duration of passes over objects, requests included; result: ok, gone, conflict, unavailable,"
+            " rejected, error.",
+            ("kind", "result"),
+            buckets=RECONCILE_BUCKETS,
+            registry=self.registry,
+        )
+        self.reconcile_errors = Counter(
+            "finetune_reconcile_errors",
+            "Passes that did not succeed.",
+            ("kind", "result"),
+            registry=self.registry,
+        )
+        self.api_requests = Counter(
+            "finetune_api_requests",
+            "Requests to the API server; code is error where no answer came.",
+            ("verb", "code"),
+            registry=self.registry,
+        )
+        self.report_requests = Counter(
+            "finetune_report_requests",
+            "Requests to the report endpoint by the answer's HTTP status.",
+            ("code",),
+            registry=self.registry,
+        )
+        self.build_info = Gauge(
+            "finetune_build_info",
+            "1; the operator's version, and that of its contract with the trainer image.",
+            ("version", "contract"),
+            registry=self.registry,
+        )
+        self.build_info.labels(finetune_operator.__version__, str(CONTRACT_VERSION)).set(1)
+        for stage, outcome in product(get_args(StageName), OUTCOMES):
+            self.stage_seconds.labels(stage, outcome)
+        for stage, cause in product(get_args(StageName), CAUSES):
+            self.pods_ended.labels(stage, cause)
+
+    def begin_namespace(self, namespace: str) -> None:
+        """Begin at 0 what is counted by namespace."""
+        self.checkpoints_recorded.labels(namespace)
+        for result in PROMOTION_RESULTS:
+            self.promotions.labels(namespace, result)
+        for result in ROLLOUT_RESULTS:
+            self.rollouts.labels(namespace, result)
+
+    def begin_profile(self, namespace: str, profile: str) -> None:
+        """Begin at 0 what is counted by profile."""
+        self.device_seconds.labels(namespace, profile)
+        for stage in get_args(StageName):
+            self.stage_queued_seconds.labels(stage, profile)
+
+    def requested(self, verb: str, code: str) -> None:
+        """Count one request to the API server."""
+        self.api_requests.labels(verb, code).inc()
+
+    def reported(self, code: int) -> None:
+        """Count one answer of the report endpoint."""
+        self.report_requests.labels(str(code)).inc()
+
+    def reconciled(self, kind: str, seconds: float, result: str) -> None:
+        """Count one pass; `gone` and `conflict` are no errors."""
+        self.reconcile_seconds.labels(kind, result).observe(seconds)
+        if result in {"unavailable", "rejected", "error"}:
+            self.reconcile_errors.labels(kind, result).inc()

@@ -1,0 +1,177 @@
+"""State of the objects, computed from the caches when it is asked for."""
+
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from finetune_operator.plan import Manifest
+from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.status.stagetimes import container_state, instant
+
+SERIES_LIMIT: Final = 500
+"""Objects of a kind with series of their own."""
+
+
+class ObjectStateCollector(Collector):
+    """What the active process knows of our objects; another says nothing, so that sums over all are right.
+
+    Args:
+        kinds: all objects by kind.
+        active: whether this process is the active one.
+        pods: those of the run with this uid.
+        since_progress: seconds since the run with this uid last reported another step, or None.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        kinds: Mapping[str, Iterable[Manifest]],
+        active: Callable[[], bool],
+        pods: Callable[[str], Iterable[Manifest]],
+        since_progress: Callable[[str], float | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._kinds = kinds
+        self._active = active
+        self._pods = pods
+        self._since_progress = since_progress
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        active = self._active()
+        jobs, datasets, endpoints = (
+            list(self._kinds[kind]) if active else []
+            for kind in ("FineTuneJob", "Dataset", "InferenceDeployment")
+        )
+        yield _phases(jobs)
+        running = [job for job in jobs if _is_running(job)]
+        faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
+        yield from self._running(running[:SERIES_LIMIT])
+        yield _problems(faulty[:SERIES_LIMIT])
+        yield from _endpoints(endpoints[:SERIES_LIMIT])
+        dropped = GaugeMetricFamily(
+            "finetune_series_dropped",
+            f"Objects beyond the {SERIES_LIMIT} of a kind that have series of their own.",
+            labels=("kind",),
+        )
+        if active:
+            for kind, objects in (
+                ("FineTuneJob", running),
+                ("Dataset", faulty),
+                ("InferenceDeployment", endpoints),
+            ):
+                dropped.add_metric((kind,), max(0, len(objects) - SERIES_LIMIT))
+        yield dropped
+
+    def _running(self, jobs: Iterable[Manifest]) -> Iterator[Metric]:
+        # Not `job`, which is Prometheus' own word for what it scrapes.
+        names = ("namespace", "finetunejob")
+        ratio = GaugeMetricFamily(
+            "finetune_job_progress_ratio", "Share of the running stage's steps, 0 to 1.", labels=names
+        )
+        loss = GaugeMetricFamily("finetune_job_loss", "Training loss in nats a token.", labels=names)
+        moved = GaugeMetricFamily(
+            "finetune_job_progress_timestamp_seconds",
+            "Unix time at which the running stage started or last got further; absent while no pod runs.",
+            labels=names,
+        )
+        for job in jobs:
+            labels, progress = _names(job), _status(job)["progress"]
+            total = progress.get("totalSteps", 0)
+            ratio.add_metric(labels, progress.get("step", 0) / total if total else 0.0)
+            if progress.get("loss") is not None:
+                loss.add_metric(labels, progress["loss"])
+            at = self._moved_at(job)
+            if at is not None:
+                moved.add_metric(labels, at)
+        yield from (ratio, loss, moved)
+
+    def _moved_at(self, job: Manifest) -> float | None:
+        """By its pod's start, by the newest report, or by the status, which outlives this process."""
+        uid = job["metadata"]["uid"]
+        running = [container_state(pod).get("running", {}).get("startedAt") for pod in self._pods(uid)]
+        moments = [instant(started).timestamp() for started in running if started]
+        if not moments:
+            return None
+        seconds = self._since_progress(uid)
+        if seconds is not None:
+            moments.append(self._clock() - seconds)
+        usage = _status(job).get("usage")
+        if usage is not None:
+            moments.append(instant(usage["until"]).timestamp())
+        return max(moments)
+
+
+def _phases(jobs: Iterable[Manifest]) -> Metric:
+    phases = Tally((job["metadata"]["namespace"], _status(job).get("phase") or "Pending") for job in jobs)
+    count = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase.", labels=("namespace", "phase"))
+    for labels, number in sorted(phases.items()):
+        count.add_metric(labels, number)
+    return count
+
+
+def _problems(datasets: Iterable[Manifest]) -> Metric:
+    problems = GaugeMetricFamily(
+        "finetune_dataset_problems",
+        "Problems in the rows of the Dataset's source; absent where there are none.",
+        labels=("namespace", "dataset"),
+    )
+    for dataset in datasets:
+        problems.add_metric(_names(dataset), _status(dataset)["problemCount"])
+    return problems
+
+
+def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
+    names = ("namespace", "inferencedeployment")
+    models = GaugeMetricFamily(
+        "finetune_endpoint_models", "Models that the InferenceDeployment asks for.", labels=names
+    )
+    served = GaugeMetricFamily("finetune_endpoint_models_served", "Models that it serves.", labels=names)
+    replicas = GaugeMetricFamily("finetune_endpoint_replicas", "Replicas that it asks for.", labels=names)
+    ready = GaugeMetricFamily(
+        "finetune_endpoint_replicas_ready", "Replicas of the live revision that are ready.", labels=names
+    )
+    waiting = GaugeMetricFamily(
+        "finetune_endpoint_waiting_for_checkpoint",
+        "1 while a model that it follows has no checkpoint that it may serve.",
+        labels=names,
+    )
+    for endpoint in endpoints:
+        labels, spec, status = _names(endpoint), endpoint["spec"], _status(endpoint)
+        models.add_metric(labels, len(spec["models"]))
+        served.add_metric(labels, sum(1 for model in status.get("models", ()) if model.get("digest")))
+        replicas.add_metric(labels, spec.get("replicas", 1))
+        ready.add_metric(labels, status.get("readyReplicas", 0))
+        reason = _reason(status, ConditionType.RECONCILING)
+        waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
+    yield from (models, served, replicas, ready, waiting)
+
+
+def _names(obj: Manifest) -> tuple[str, str]:
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def _status(obj: Manifest) -> dict[str, Any]:
+    status: dict[str, Any] = obj.get("status") or {}
+    return status
+
+
+def _reason(status: dict[str, Any], type_: str) -> str | None:
+    """The reason of a condition that is True."""
+    return next(
+        (
+            condition["reason"]
+            for condition in status.get("conditions", ())
+            if condition["type"] == type_ and condition["status"] == "True"
+        ),
+        None,
+    )
+
+
+def _is_running(job: Manifest) -> bool:
+    status = _status(job)
+    return bool(status.get("progress")) and _reason(status, ConditionType.RECONCILING) is not None

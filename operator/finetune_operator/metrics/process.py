@@ -1,0 +1,53 @@
+"""State of the process itself."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+@dataclass(frozen=True)
+class ProcessStateCollector(Collector):
+    """What the parts of the process say when they are asked."""
+
+    depth: Callable[[], int]
+    """Keys that wait for a worker."""
+    ages: Callable[[], Mapping[str, float]]
+    """Seconds since each watch proved to be alive."""
+    active: Callable[[], bool]
+    """Whether this process is the active one."""
+    lease_transitions: Callable[[], int]
+    """How often the Lease has changed hands."""
+    report_up: Callable[[], bool | None]
+    """Whether pods can reach the report endpoint; None where there is to be none."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("finetune_queue_depth", "Objects that wait for a worker.", value=self.depth())
+        age = GaugeMetricFamily(
+            "finetune_watch_age_seconds", "Time since the watch proved to be alive.", labels=("resource",)
+        )
+        for resource, seconds in self.ages().items():
+            age.add_metric((resource,), seconds)
+        yield age
+        active = self.active()
+        yield GaugeMetricFamily(
+            "finetune_active", "1 for the process that holds the Lease.", value=float(active)
+        )
+        transitions = CounterMetricFamily(
+            "finetune_lease_transitions",
+            "How often the Lease has changed hands, from the active process.",
+            labels=(),
+        )
+        up = GaugeMetricFamily(
+            "finetune_report_up",
+            "1 while the report endpoint is published, from the active process; absent where it is off.",
+            labels=(),
+        )
+        if active:
+            transitions.add_metric((), self.lease_transitions())
+            reachable = self.report_up()
+            if reachable is not None:
+                up.add_metric((), float(reachable))
+        yield transitions
+        yield up

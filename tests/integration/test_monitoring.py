@@ -1,0 +1,245 @@
+"""A real Prometheus scrapes operator, training process and model server, and is asked what users ask."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from finetune_trainer.contract import CONFIG_ENV, FailureReason, PrepareConfig, StageConfig, StageResult
+from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from hack.cluster import ControlPlane
+from hack.fakepods import succeeded
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
+from tests.integration.api import Api
+from tests.integration.chain import until_condition
+from tests.integration.operators import Operator, Operators
+from tests.integration.prometheus import Prometheus, Target
+from tests.integration.trainingpod import TrainingPod
+from tests.ports import free_port
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from tests.trainer.serve.endpoint import ServerProcess
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json"
+QUERIES = [
+    pytest.param(entry["query"], bool(entry.get("gpu")), id=entry["question"])
+    for section in yaml.safe_load((ROOT / "docs" / "queries.yaml").read_text()).values()
+    for entry in section
+]
+PANELS = [
+    pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
+    for panel in json.loads(DASHBOARD.read_text())["panels"]
+    for target in panel.get("targets", ())
+]
+VARIABLES = {"$namespace": ".*", "$job": "finetune-operator", "$__rate_interval": "5m", "$__range": "1h"}
+"""What Grafana would put in the place of each."""
+
+NAMESPACE = "monitored"
+POD_IP = "10.20.30.40"
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that is scraped, and what scrapes it."""
+
+    api: Api
+    prometheus: Prometheus
+    processes: tuple[subprocess.Popen[Any], ...]
+
+    def answers(self, query: str) -> None:
+        """Wait for the scrape that has what is asked for."""
+        ask = self.prometheus
+        eventually(f"an answer to {query}", lambda: ask.has_data(query), 20, lambda: ask.query(query))
+
+    def forgets(self, query: str) -> None:
+        """Wait for the scrape that has it no more."""
+        ask = self.prometheus
+        eventually(f"nothing is left of {query}", lambda: not ask.query(query), 20, lambda: ask.query(query))
+
+
+def outcome(config: StageConfig) -> StageResult:
+    """Every source has three problems, and the run `broken` fails."""
+    result = succeeded(config)
+    if config.owner.name == "broken":
+        failure: dict[str, Any] = {"outcome": "Failed", "reason": FailureReason.BASE_MODEL_INVALID}
+        return StageResult(run=config.run, stage=result.stage, message="no model", **failure)
+    if isinstance(config, PrepareConfig) and result.prepare is not None:
+        prepared = result.prepare.model_copy(update={"problem_count": 3, "problems": ("row 7: empty",)})
+        return result.model_copy(update={"prepare": prepared})
+    return result
+
+
+def start_training(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A run of the tiny model that does not end by itself."""
+    # It imports torch, which the other tests here do without.
+    from tests.trainer.workbench import ROWS, Workbench
+
+    bench = Workbench(folder)
+    config = bench.train_config(dataset=bench.dataset(ROWS, ROWS[:2]), epochs=100_000, save_every_steps=20)
+    config = config.model_copy(update={"metrics_port": port})
+    environment = {**os.environ, CONFIG_ENV: config.to_json(), "OMP_WAIT_POLICY": "PASSIVE"}
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "finetune_trainer"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def start_serving(folder: Path, port: int) -> "ServerProcess":
+    """A tiny model and its adapters, as an init container leaves them."""
+    from tests.trainer.serve.endpoint import ServerProcess
+    from tests.trainer.serve.models import make_llama
+
+    make_llama(folder)
+    for fetched in folder.iterdir():
+        (fetched / MANIFEST_NAME).write_bytes(Manifest.of(fetched).to_bytes())
+    return ServerProcess(folder, port=port)
+
+
+@pytest.fixture(scope="module")
+def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A run that has ended and is served, one that failed, one that trains."""
+    with ExitStack() as stack:
+        api.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}}).raise_for_status()
+        operators = Operators(control_plane, NAMESPACE, tmp_path_factory.mktemp("operator"))
+        stack.callback(operators.stop_all)
+        operator = operators.start(POD_IP=POD_IP)
+        train_port, serve_port = free_port(), free_port()
+        targets = {
+            "finetune-operator": Target(operator.http_port, {"namespace": "system", "pod": operator.name}),
+            "finetune-training": Target(train_port, {"namespace": NAMESPACE, "pod": "train-0"}),
+            "finetune-serving": Target(serve_port, {"namespace": NAMESPACE, "pod": "serve-0"}),
+        }
+        prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), targets)
+        stack.callback(prometheus.close)
+        trainer = start_training(tmp_path_factory.mktemp("train"), train_port)
+        stack.callback(trainer.wait)
+        stack.callback(trainer.kill)
+        server = start_serving(tmp_path_factory.mktemp("serve"), serve_port)
+        stack.callback(server.close)
+        eventually(
+            "the operator is scraped before there is anything to count",
+            lambda: prometheus.query("finetune_active == 1"),
+            describe=lambda: operator.log,
+        )
+        kubelet = FakeKubelet(api, NAMESPACE, outcome)
+        stack.callback(kubelet.close)
+        run_everything(api, operator, kubelet)
+        eventually("the server is ready", lambda: server.health() == 200, 60)
+        eventually("it is scraped", lambda: prometheus.has_data("finetune_serve_model_info"))
+        for model in ("base", "summaries"):
+            server.openai.completions.create(model=model, prompt="The licence", max_tokens=8)
+        yield Site(api, prometheus, (trainer, server.process))
+
+
+def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
+    profile = manifests.profile(manifests.profile_name(NAMESPACE))
+    profile["spec"] |= {"pricePerDeviceHour": 2.5, "currency": "EUR"}
+    api.create(profile)
+    for name in ("artifacts", "models"):
+        api.create(manifests.claim(NAMESPACE, name))
+    api.create(manifests.dataset(NAMESPACE))
+    api.create(manifests.inferencedeployment(NAMESPACE))
+    api.create(manifests.finetunejob(NAMESPACE))
+    api.create(manifests.finetunejob(NAMESPACE, "broken"))
+    until_condition(api, (NAMESPACE, "FineTuneJob", "routing"), "Ready", operator)
+    until_condition(api, (NAMESPACE, "FineTuneJob", "broken"), "Stalled", operator)
+    until_condition(api, (NAMESPACE, "InferenceDeployment", "support"), "Ready", operator)
+    kubelet.held.add("train")
+    api.create(manifests.finetunejob(NAMESPACE, "under-way"))
+    # Somebody else's Service has the endpoint's name: its passes are refused.
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken", "namespace": NAMESPACE}}
+    api.create(service | {"spec": {"ports": [{"port": 80}]}})
+    api.create(manifests.inferencedeployment(NAMESPACE, "taken"))
+    pod = TrainingPod(api, NAMESPACE, operator)
+    for step in (1, 25):
+        assert pod.post(pod.report(step).to_json()).status_code == 204
+    assert pod.post(pod.report(50).to_json(), "not-a-token").status_code == 401
+
+
+@pytest.mark.parametrize(("query", "needs_gpu"), QUERIES)
+def test_prometheus_answers_each_documented_query(site: Site, query: str, *, needs_gpu: bool) -> None:
+    if needs_gpu:
+        assert site.prometheus.query(query) == []
+    else:
+        site.answers(query)
+
+
+@pytest.mark.parametrize("query", PANELS)
+def test_each_panel_of_the_dashboard_shows_something(site: Site, query: str) -> None:
+    for variable, value in VARIABLES.items():
+        query = query.replace(variable, value)
+    assert "$" not in query
+    site.answers(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        ('finetune_job_progress_ratio{finetunejob="under-way"}', 0.25),
+        ("finetune_dataset_problems", 3),
+        ("sum(finetune_checkpoints_recorded_total)", 1),
+        ('sum(finetune_promotions_total{result="promoted"})', 1),
+        ('sum(finetune_rollouts_total{result="succeeded"})', 1),
+        ('finetune_stage_seconds_count{stage="preflight",outcome="failed"}', 1),
+        ('finetune_stage_seconds_count{stage="train",outcome="succeeded"}', 1),
+        ('finetune_pods_ended_total{stage="train",cause="succeeded"}', 1),
+        ('finetune_report_requests_total{code="401"}', 1),
+        ("sum(finetune_report_up)", 1),
+        ('finetune_endpoint_models_served{inferencedeployment="support"}', 1),
+        ('sum(finetune_serve_requests_total{code="200"})', 2),
+        ("max(resets(finetune_trainer_checkpoint_age_seconds[10m])) > bool 0", 1),
+    ],
+)
+def test_the_figures_are_those_of_what_has_happened(site: Site, query: str, value: float) -> None:
+    def values() -> list[float]:
+        return [number for _, number in site.prometheus.query(query)]
+
+    eventually(f"{query} is {value}", lambda: values() == [value], 20, values)
+
+
+def test_what_is_about_a_team_carries_its_namespace_and_what_is_not_the_operators(site: Site) -> None:
+    (used,) = site.prometheus.query("finetune_device_seconds_total")
+    assert used[0]["namespace"] == NAMESPACE
+    assert used[0]["profile"] == manifests.profile_name(NAMESPACE)
+    (depth,) = site.prometheus.query("finetune_queue_depth")
+    assert depth[0]["namespace"] == "system"
+
+
+def test_prometheus_takes_the_alert_rules_as_they_are(site: Site) -> None:
+    def evaluated() -> bool:
+        return all(rule["health"] == "ok" for rule in site.prometheus.rules())
+
+    eventually("all rules were evaluated", evaluated, describe=site.prometheus.rules)
+    assert len(site.prometheus.rules()) > 0
+
+
+def test_series_vanish_with_their_objects_and_processes(site: Site) -> None:
+    """The last test here: nothing is left to be asked after it."""
+    gone = (
+        ("FineTuneJob", "under-way", 'finetune_job_progress_ratio{finetunejob="under-way"}'),
+        ("Dataset", "tickets", 'finetune_dataset_problems{dataset="tickets"}'),
+        ("InferenceDeployment", "support", 'finetune_endpoint_models{inferencedeployment="support"}'),
+    )
+    for kind, name, query in gone:
+        assert site.prometheus.query(query), query
+        site.api.delete(kind, NAMESPACE, name)
+    for process in site.processes:
+        process.kill()
+    for query in (*(query for _, _, query in gone), "finetune_trainer_step", "finetune_serve_model_info"):
+        site.forgets(query)
+    assert site.prometheus.query(f'finetune_jobs{{namespace="{NAMESPACE}"}}')

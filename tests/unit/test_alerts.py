@@ -1,0 +1,57 @@
+"""Every alert has a firing test, a silent test and a runbook; promtool comes from `make prometheus`."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hack.bootstrap.prometheus import program
+
+ROOT = Path(__file__).parents[2]
+RULES_FILE = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"
+TESTS = ROOT / "tests" / "alerts"
+RUNBOOKS = ROOT / "docs" / "runbooks"
+RULES: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule
+    for group in yaml.safe_load(RULES_FILE.read_text())["groups"]
+    for rule in group["rules"]
+}
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    binary = program("promtool")
+    if binary is None:
+        pytest.skip("there is no promtool: run `make prometheus`")
+    return subprocess.run([binary, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_each_alert_has_its_files_and_no_file_is_left_over() -> None:
+    assert {path.stem for path in TESTS.iterdir()} == set(RULES)
+    assert {path.stem for path in RUNBOOKS.iterdir()} == set(RULES)
+
+
+@pytest.mark.parametrize("alert", RULES)
+def test_an_alert_says_how_bad_it_is_what_it_means_and_where_to_read_on(alert: str) -> None:
+    rule = RULES[alert]
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    assert rule["annotations"]["runbook_url"] == f"docs/runbooks/{alert}.md"
+    text = (RUNBOOKS / f"{alert}.md").read_text()
+    for part in (f"# {alert}\n", "**Meaning.**", "**Impact.**", "**Look.**", "**Do.**"):
+        assert part in text
+
+
+@pytest.mark.parametrize("alert", RULES)
+def test_an_alert_fires_when_it_should_and_is_silent_when_it_should_be(alert: str) -> None:
+    cases = yaml.safe_load((TESTS / f"{alert}.yaml").read_text())["tests"]
+    expected = {bool(check.get("exp_alerts")) for case in cases for check in case["alert_rule_test"]}
+    assert expected == {True, False}
+    done = promtool("test", "rules", TESTS / f"{alert}.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_finds_no_fault_in_the_rules() -> None:
+    done = promtool("check", "rules", RULES_FILE)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,193 @@
+"""What is scraped is what is built: the monitors of the chart, and docs/prometheus.yaml without them."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hack.cluster.toolchain import program
+from tests.unit.test_alerts import RULES_FILE, promtool
+from tests.unit.test_chart_templates import Manifest, named, rendered
+
+ROOT = Path(__file__).parents[2]
+SCRAPES = ROOT / "docs" / "prometheus.yaml"
+DASHBOARD = ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json"
+
+pytestmark = pytest.mark.skipif(not program("helm").exists(), reason="helm is not built: run `make cluster`")
+
+OPERATOR = "finetune-operator"
+EXPECTED = {
+    "finetune-operator": {("operator", "http", 8080)},
+    "finetune-training": {("train", "metrics", 9090)},
+    "finetune-serving": {("serve", "http", 8000)},
+}
+"""Ports that each job scrapes: stage, name, number."""
+
+
+@pytest.fixture(scope="module")
+def chart() -> list[Manifest]:
+    return rendered("monitors.enabled=true", "monitors.labels.release=main", "alerts.enabled=true")
+
+
+def pod_templates(chart: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
+    """Every kind of pod: the operator's own, and those of its golden files, by stage."""
+    yield "operator", named(chart, "Deployment")["spec"]["template"]
+    for path in sorted((ROOT / "tests" / "golden" / "output").iterdir()):
+        for create in yaml.safe_load(path.read_text()).get("create", ()):
+            manifest = create["manifest"]
+            if manifest["kind"] in {"Job", "Deployment"}:
+                template = manifest["spec"]["template"]
+                yield template["metadata"]["labels"].get("finetune.dev/stage", "serve"), template
+
+
+def ports(template: Manifest) -> Iterator[tuple[str, int]]:
+    for container in template["spec"]["containers"]:
+        for port in container.get("ports", ()):
+            yield port["name"], port["containerPort"]
+
+
+def is_selected(labels: dict[str, str], selector: Manifest) -> bool:
+    expressions = selector.get("matchExpressions", ())
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        rule["key"] in labels and labels[rule["key"]] in rule.get("values", [labels[rule["key"]]])
+        for rule in expressions
+    )
+
+
+def discovered(template: Manifest, port: str) -> dict[str, str]:
+    """Labels of Prometheus' own service discovery for a port of a pod."""
+    found = {"__meta_kubernetes_pod_container_port_name": port}
+    for key, value in template["metadata"]["labels"].items():
+        name = re.sub(r"[^a-zA-Z0-9_]", "_", key)
+        found[f"__meta_kubernetes_pod_label_{name}"] = value
+        found[f"__meta_kubernetes_pod_labelpresent_{name}"] = "true"
+    return found
+
+
+def is_kept(labels: dict[str, str], relabelings: list[Manifest]) -> bool:
+    return all(
+        re.fullmatch(rule["regex"], ";".join(labels.get(name, "") for name in rule["source_labels"]))
+        for rule in relabelings
+        if rule.get("action") == "keep"
+    )
+
+
+def test_the_monitors_select_the_pods_that_show_metrics_and_no_others(chart: list[Manifest]) -> None:
+    for kind in ("training", "serving"):
+        monitor = named(chart, "PodMonitor", f"{OPERATOR}-{kind}")["spec"]
+        (endpoint,) = monitor["podMetricsEndpoints"]
+        scraped = {
+            (stage, *port)
+            for stage, template in pod_templates(chart)
+            if is_selected(template["metadata"]["labels"], monitor["selector"])
+            for port in ports(template)
+            if port[0] == endpoint["port"]
+        }
+        assert scraped == EXPECTED[f"finetune-{kind}"]
+
+
+def test_the_service_monitor_finds_the_metrics_service_and_leaves_labels_as_they_are(
+    chart: list[Manifest],
+) -> None:
+    monitor = named(chart, "ServiceMonitor")["spec"]
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["honorLabels"] is True
+    scraped = [
+        (service["metadata"]["name"], port["port"])
+        for service in chart
+        if service["kind"] == "Service" and is_selected(service["metadata"]["labels"], monitor["selector"])
+        for port in service["spec"]["ports"]
+        if port["name"] == endpoint["port"]
+    ]
+    assert scraped == [(f"{OPERATOR}-metrics", 8080)]
+
+
+def test_the_plain_scrape_configuration_finds_the_same(chart: list[Manifest]) -> None:
+    jobs = yaml.safe_load(SCRAPES.read_text())["scrape_configs"]
+    assert {job["job_name"] for job in jobs} == set(EXPECTED)
+    for job in jobs:
+        scraped = {
+            (stage, *port)
+            for stage, template in pod_templates(chart)
+            for port in ports(template)
+            if is_kept(discovered(template, port[0]), job["relabel_configs"])
+        }
+        assert scraped == EXPECTED[job["job_name"]]
+
+
+def test_promtool_takes_the_plain_scrape_configuration(tmp_path: Path) -> None:
+    """Except for the discovery itself, which the distribution's build leaves out."""
+    configuration = yaml.safe_load(SCRAPES.read_text())
+    for job in configuration["scrape_configs"]:
+        assert [discovery["role"] for discovery in job.pop("kubernetes_sd_configs")] == ["pod"]
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
+    (rules,) = configuration["rule_files"]
+    (tmp_path / rules).write_text(RULES_FILE.read_text())
+    done = promtool("check", "config", tmp_path / "prometheus.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_prometheus_selects_by_is_on_every_monitor_and_rule() -> None:
+    manifests = rendered(
+        "monitors.enabled=true",
+        "monitors.labels.release=main",
+        "alerts.enabled=true",
+        "alerts.labels.release=main",
+    )
+    of_prometheus = [m for m in manifests if m["apiVersion"].startswith("monitoring.coreos.com/")]
+    kinds = sorted(manifest["kind"] for manifest in of_prometheus)
+    assert kinds == ["PodMonitor", "PodMonitor", "PrometheusRule", "ServiceMonitor"]
+    assert all(manifest["metadata"]["labels"]["release"] == "main" for manifest in of_prometheus)
+
+
+def test_nothing_that_needs_another_operator_is_installed_unasked() -> None:
+    assert not any(m["apiVersion"].startswith("monitoring.coreos.com/") for m in rendered())
+
+
+def test_monitors_watch_the_namespaces_that_the_operator_watches() -> None:
+    monitor = named(
+        rendered("monitors.enabled=true", "watchNamespaces={a,b}"), "PodMonitor", f"{OPERATOR}-training"
+    )
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": ["a", "b"]}
+
+
+def test_the_rules_in_the_cluster_are_those_of_the_file_with_runbooks_where_people_find_them() -> None:
+    (rule,) = [
+        m
+        for m in rendered("alerts.enabled=true", "alerts.runbooks=https://wiki.example/finetune/")
+        if m["kind"] == "PrometheusRule"
+    ]
+    expected = yaml.safe_load(
+        RULES_FILE.read_text().replace("docs/runbooks/FineTune", "https://wiki.example/finetune/FineTune")
+    )
+    assert rule["spec"] == expected
+
+
+def test_the_dashboard_is_for_the_sidecar_as_it_is_in_the_file() -> None:
+    found = named(rendered("dashboard.enabled=true"), "ConfigMap", f"{OPERATOR}-dashboard")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(found["data"]["finetune-operator.json"]) == json.loads(DASHBOARD.read_text())
+
+
+def test_the_dashboard_is_laid_out_without_overlap_and_asks_the_chosen_data_source() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert dashboard["schemaVersion"] >= 39
+    assert [v["name"] for v in dashboard["templating"]["list"]] == ["datasource", "namespace", "job"]
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        for target in panel.get("targets", ()):
+            assert target["datasource"]["uid"] == "${datasource}"
+            variables = set(re.findall(r"\$(\w+)", target["expr"]))
+            assert variables <= {"namespace", "job", "__rate_interval", "__range"}
