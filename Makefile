@@ -14,8 +14,8 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
 
-.PHONY: help demo test unit verify cluster cluster-down images generate golden format constraints clean \
-	python packages-environment packages .venv
+.PHONY: help demo test test-full unit verify cluster cluster-down images bench-operator generate golden format constraints clean \
+	python packages-environment packages prometheus .venv
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,13 +23,17 @@ help: ## List the targets
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m hack.demo
 
-test: packages .venv cluster images ## Every test: unit, trainer, API server, end to end on a real node
+test: packages prometheus .venv cluster images ## Every test: unit, trainer, API server, end to end on a real node
 	$(PYTEST) tests/unit
 	@# These two wait more than they compute, so each has the core that the other leaves idle.
-	@$(PYTEST) tests/trainer | sed -u 's/^/trainer      /' & trainer=$$!; status=0; \
-	$(PYTEST) tests/integration | sed -u 's/^/integration  /' || status=$$?; \
+	@$(PYTEST) --no-header tests/trainer | sed -u 's/^/trainer      /' & trainer=$$!; status=0; \
+	$(PYTEST) --no-header tests/integration | sed -u 's/^/integration  /' || status=$$?; \
 	wait $$trainer || status=$$?; exit $$status
+	$(PYTEST) tests/faults -m "not full"
 	$(PYTEST) tests/e2e
+
+test-full: test ## Every test, and every fault at every write of a chain: half an hour more
+	$(PYTEST) tests/faults -m full --verbose
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
 	$(PYTEST) tests/unit
@@ -51,6 +55,9 @@ cluster-down: packages-environment .venv ## Stop the local Kubernetes and everyt
 
 images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
 	@$(RUN) -m hack.images build
+
+bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" chooses how many FineTuneJobs
+	@$(RUN) -m hack.bench $(SIZES)
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate
@@ -74,6 +81,9 @@ clean: cluster-down ## Remove the virtual environment, the cluster's state and w
 
 packages-environment: python
 	@$(PYTHON) -m hack.bootstrap.packages environment
+
+prometheus: python
+	@$(PYTHON) -m hack.bootstrap.prometheus
 
 packages: python
 	@$(PYTHON) -m hack.bootstrap.packages environment images cluster

@@ -17,6 +17,7 @@ QUANTITIES: Final[Schema] = {
     "type": "object",
     "additionalProperties": {"type": ["string", "number"], "pattern": r"^[0-9.]+(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"},
 }
+DURATION: Final[Schema] = {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h))+$"}
 NAMES: Final[Schema] = {"type": "array", "items": {"type": "string", "pattern": DNS_LABEL, "maxLength": 63}}
 
 
@@ -41,6 +42,9 @@ def values_schema() -> str:
         logLevel=_setting("log_level"),
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
+        monitors=closed(enabled=FLAG, labels=TEXTS, interval=DURATION),
+        alerts=closed(enabled=FLAG, labels=TEXTS, runbooks={"type": "string", "minLength": 1}),
+        dashboard=closed(enabled=FLAG, labels=TEXTS),
         resources=closed(requests=QUANTITIES, limits=QUANTITIES),
         nodeSelector=TEXTS,
         tolerations={

@@ -14,6 +14,10 @@ KIND_TYPES: Final = {
 }
 CHILD_TYPES: Final = (JOB, POD, DEPLOYMENT, SERVICE)
 
+UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
+UNREAD_IN_PODS: Final = frozenset({"securityContext", "tolerations", "volumes"})
+UNREAD_IN_CONTAINERS: Final = frozenset({"args", "command", "env", "securityContext", "volumeMounts"})
+
 BY_CONTROLLER: Final = "controller"
 BY_RUN: Final = "run"
 
@@ -29,8 +33,8 @@ class Caches:
 
     def __init__(self) -> None:
         self.kinds = {name: ObjectStore() for name in KIND_TYPES}
-        self.jobs = ObjectStore({BY_CONTROLLER: _by_controller})
-        self.pods = ObjectStore({BY_RUN: _by_run})
+        self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
+        self.pods = ObjectStore({BY_RUN: _by_run}, _slim_pod)
         self.deployments = ObjectStore({BY_CONTROLLER: _by_controller})
         self.services = ObjectStore({BY_CONTROLLER: _by_controller})
         self.children = {
@@ -40,6 +44,25 @@ class Caches:
             SERVICE: self.services,
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
+
+
+def _slim_job(job: Manifest) -> Manifest:
+    """Without the pod's template, most of a Job: it is written once and never read."""
+    return job | {
+        "spec": {name: value for name, value in job.get("spec", {}).items() if name not in UNREAD_IN_JOBS}
+    }
+
+
+def _slim_pod(pod: Manifest) -> Manifest:
+    """Without what the Job's template says already, most of a pod."""
+    spec = {name: value for name, value in pod.get("spec", {}).items() if name not in UNREAD_IN_PODS}
+    for containers in ("containers", "initContainers"):
+        if containers in spec:
+            spec[containers] = [
+                {name: value for name, value in container.items() if name not in UNREAD_IN_CONTAINERS}
+                for container in spec[containers]
+            ]
+    return pod | {"spec": spec}
 
 
 def _by_controller(obj: Manifest) -> tuple[str, ...]:

@@ -10,12 +10,15 @@ from typing import Final
 
 from finetune_operator import differences
 from finetune_operator.api.meta import Resource
+from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
 from finetune_operator.claims import Claims
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
-from finetune_operator.metrics import Metrics
+from finetune_operator.engine.turns import Turns
+from finetune_operator.metrics.counters import Metrics
+from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import OperatorFacts, World
@@ -49,6 +52,7 @@ class Controller:
         executor: Executor,
         events: EventRecorder,
         claims: Claims,
+        namespaces: Namespaces,
         board: ProgressBoard,
         metrics: Metrics,
         facts: Callable[[], OperatorFacts],
@@ -59,10 +63,12 @@ class Controller:
         self._executor = executor
         self._events = events
         self._claims = claims
+        self._namespaces = namespaces
         self._board = board
         self._metrics = metrics
         self._facts = facts
         self._clock = clock
+        self._turns = Turns()
         self._service_accounts: dict[str, dict[str, float]] = {}
 
     async def look(self, key: Key) -> float | None:
@@ -71,6 +77,10 @@ class Controller:
         Returns:
             Seconds until another look is due although nothing may change, or None.
         """
+        async with self._turns.at(self._surroundings.turn(key)):
+            return await self._look(key)
+
+    async def _look(self, key: Key) -> float | None:
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
             raise Gone(key.name)
@@ -78,20 +88,23 @@ class Controller:
         if resource is None:
             raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "it cannot be read by this version")
         now = datetime.now(UTC)
-        world = await self._world(resource, now)
-        plan = RECONCILERS[key.kind](resource, world)
         try:
+            world = await self._world(resource, now)
+            plan = RECONCILERS[key.kind](resource, world)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
             await self._tell(primary, stalled(resource, Reason.NAME_CONFLICT, str(error), now), str(error))
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:
+                if resource.metadata.deletion_timestamp is not None:
+                    # What has our finalizer must not be dropped: the next look knows that the namespace goes.
+                    raise Conflict(str(error)) from error
                 raise Gone(f"namespace {key.namespace} is going") from error
             if UNDECLARED in error.message:
                 logger.warning(OLD_DEFINITIONS)
             reason = _reason(error)
-            message = f"the API server refuses what this needs: {error.message}"
+            message = f"the API server refuses what this needs: {error.message}{_advice(error)}"
             await self._tell(primary, blocked(resource, reason, message, now), message)
             raise
         self._note_service_accounts(plan)
@@ -107,6 +120,12 @@ class Controller:
             service_accounts=self._known_service_accounts(namespace),
             progress=self._board.progress(resource.uid),
         )
+        metadata = resource.metadata
+        if metadata.deletion_timestamp is not None and FINALIZER in metadata.finalizers:
+            world = replace(world, namespace_terminating=await self._namespaces.is_terminating(namespace))
+            if world.namespace_terminating:
+                # Nothing can be created there any more, and the right to look at claims may be gone already.
+                return world
         wanted = CLAIMS[resource.kind](resource, world)
         if not wanted:
             return world
@@ -132,6 +151,11 @@ class Controller:
             if create.manifest["kind"] == "ServiceAccount":
                 metadata = create.manifest["metadata"]
                 self._service_accounts.setdefault(metadata["namespace"], {})[metadata["name"]] = self._clock()
+
+
+def _advice(error: Rejected) -> str:
+    lacks_a_right = error.code == HTTPStatus.FORBIDDEN and "cannot " in error.message
+    return ": the chart's roles grant that, and helm upgrade puts them back" if lacks_a_right else ""
 
 
 def _reason(error: Rejected) -> Reason:

@@ -1,10 +1,18 @@
-"""What happened between two statuses of one object, for the counters."""
+"""What happened between two states of one object, for the counters.
+
+They increase by the difference, after the second state was written: a restarted process never counts again
+what was counted before.
+"""
 
 from collections import defaultdict
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from finetune_operator.metrics import Metrics
+from finetune_operator.build.labels import STAGE
+from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Manifest
+from finetune_operator.status.pods import has_condition, has_ended
+from finetune_operator.status.stagetimes import container_state
+from finetune_trainer.contract import ExitCode, Stage
 
 STAGE_CONDITIONS: Final = {
     "prepare": "DatasetReady",
@@ -16,49 +24,82 @@ STAGE_CONDITIONS: Final = {
 
 def count(metrics: Metrics, before: Manifest, after: Manifest) -> None:
     """Count what the status of `after` tells beyond that of `before`; both are of the same object."""
+    namespace = after["metadata"].get("namespace", "")
     old, new = before.get("status") or {}, after.get("status") or {}
-    if old == new:
-        return
     match after["kind"]:
         case "FineTuneJob":
-            _finetunejob(metrics, after["metadata"]["namespace"], old, new)
+            _finetunejob(metrics, namespace, old, new)
         case "Checkpoint":
-            _checkpoint(metrics, old, new)
+            _checkpoint(metrics, namespace, old, new)
         case "InferenceDeployment":
-            _inferencedeployment(metrics, old, new)
+            _inferencedeployment(metrics, namespace, old, new)
+
+
+def count_pod(metrics: Metrics, old: Manifest | None, new: Manifest | None) -> None:
+    """Count the end of a stage's pod, if this change is it; an end that nobody watched is not counted."""
+    if old is None or new is None or has_ended(old) or not has_ended(new):
+        return
+    stage = new["metadata"].get("labels", {}).get(STAGE)
+    # Anybody who may create pods may label them.
+    if stage in get_args(Stage):
+        metrics.pods_ended.labels(stage, _cause(new)).inc()
 
 
 def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    metrics.begin_namespace(namespace)
+    profile = (new.get("resolved") or {}).get("profile")
+    if profile is not None:
+        metrics.begin_profile(namespace, profile)
+    _cost(metrics, namespace, old.get("cost") or {}, new.get("cost") or {})
+    if old == new:
+        return
     known = {stage["name"] for stage in old.get("stages", ())}
     for stage in new.get("stages", ()):
         if stage["name"] not in known:
             succeeded = _condition(new, STAGE_CONDITIONS[stage["name"]]).get("status") == "True"
             outcome = "succeeded" if succeeded else "failed"
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
+            if "profile" in stage:
+                queued = metrics.stage_queued_seconds.labels(stage["name"], stage["profile"])
+                queued.observe(stage.get("queuedSeconds", 0.0))
     before = _device_seconds(old)
     for profile, seconds in _device_seconds(new).items():
         used = seconds - before[profile]
         if used > 0:
             metrics.device_seconds.labels(namespace, profile).inc(used)
+    metrics.checkpoints_recorded.labels(namespace).inc(
+        len(_names(new.get("checkpoints", ())) - _names(old.get("checkpoints", ())))
+    )
     verdict = (new.get("evaluation") or {}).get("verdict")
     if verdict != (old.get("evaluation") or {}).get("verdict") and verdict in {"Failed", "Undecided"}:
-        metrics.promotions.labels("gate_failed" if verdict == "Failed" else "undecided").inc()
+        result = "gate_failed" if verdict == "Failed" else "undecided"
+        metrics.promotions.labels(namespace, result).inc()
 
 
-def _checkpoint(metrics: Metrics, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _cost(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    amount = new.get("amount", 0.0) - old.get("amount", 0.0)
+    if "amount" in new and amount >= 0:
+        metrics.cost.labels(namespace, new.get("currency", "")).inc(amount)
+
+
+def _checkpoint(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    metrics.begin_namespace(namespace)
     if new.get("promotedAt") and not old.get("promotedAt"):
-        metrics.promotions.labels("promoted").inc()
+        metrics.promotions.labels(namespace, "promoted").inc()
     reason = _condition(new, "Promoted").get("reason")
     if reason == "Rejected" and _condition(old, "Promoted").get("reason") != reason:
-        metrics.promotions.labels("rejected").inc()
+        metrics.promotions.labels(namespace, "rejected").inc()
 
 
-def _inferencedeployment(metrics: Metrics, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _inferencedeployment(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    metrics.begin_namespace(namespace)
     known = {revision["name"]: revision["state"] for revision in old.get("revisions", ())}
     for revision in new.get("revisions", ()):
-        state = revision["state"]
-        if state != known.get(revision["name"]) and state in {"Live", "Failed"}:
-            metrics.rollouts.labels("succeeded" if state == "Live" else "failed").inc()
+        name, state = revision["name"], revision["state"]
+        if state != known.get(name) and state in {"Live", "Failed"}:
+            others = new.get("revision") not in {None, name}
+            failed = "rolled_back" if others else "failed"
+            metrics.rollouts.labels(namespace, "succeeded" if state == "Live" else failed).inc()
 
 
 def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:
@@ -72,3 +113,16 @@ def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:
 def _condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
     found: dict[str, Any] = next((each for each in status.get("conditions", ()) if each["type"] == type_), {})
     return found
+
+
+def _names(entries: Any) -> set[str]:
+    return {entry["name"] for entry in entries}
+
+
+def _cause(pod: Manifest) -> str:
+    ended = container_state(pod).get("terminated", {})
+    if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") == ExitCode.PREEMPTED_SAVED:
+        return "preempted"
+    if ended.get("reason") == "OOMKilled":
+        return "out_of_memory"
+    return "succeeded" if ended.get("exitCode") == ExitCode.OK else "failed"

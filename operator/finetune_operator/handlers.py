@@ -5,6 +5,7 @@ not know, and in a main thread it would take the signal handlers.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection
@@ -23,8 +24,24 @@ Sink = Callable[[str, Manifest], None]
 """Takes kind of event (`DELETED`, or anything else for the object's present state) and object; called in
 Kopf's thread."""
 
-PAGE: Final = 500
+PAGE: Final = 100
+IDLE_SECONDS: Final = 0.01
+"""For which Kopf keeps a task for an object after its event; ours are handed over at once."""
 STOP_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 5.0
+
+
+class NoDifferences(kopf.DiffBaseStorage):
+    """Kopf compares each object with what it last was, at the cost of copies; nothing here asks for that."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
 
 
 class KopfWatch:
@@ -88,7 +105,13 @@ class KopfWatch:
         async def changed(event: kopf.RawEvent, **_: Any) -> None:
             self._sink(event["type"] or "LISTED", dict(event["object"]))
 
+        async def ending(**_: Any) -> None:
+            # At once: with a watch in trouble, what Kopf does from here on may never come to an end.
+            if not self._stop.is_set():
+                self._ended(None)
+
         kopf.on.login(registry=registry)(login)
+        kopf.on.cleanup(registry=registry)(ending)
         for kind in KINDS:
             kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(changed)
         return registry
@@ -117,8 +140,11 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 310
     settings.watching.chunk_size = PAGE
+    settings.queueing.idle_timeout = IDLE_SECONDS
     settings.networking.request_timeout = 30
+    # By default Kopf gives up after a minute of errors, with one watch all others, and may not even end then.
+    settings.networking.error_backoffs = itertools.repeat(RETRY_SECONDS)
     settings.persistence.finalizer = f"{GROUP}/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")
+    settings.persistence.diffbase_storage = NoDifferences()
     return settings

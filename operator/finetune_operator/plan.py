@@ -53,10 +53,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What should be done now, in this order: create, apply, delete, status, events.
+    """What should be done now, in this order: create, apply, delete, metadata, status, events.
 
     Carrying it out twice is harmless. `status` is the whole new status, or None to leave it;
-    it is written at most once a pass and not at all when nothing changed.
+    it is written at most once a pass and not at all when nothing changed. Of an object that is being deleted
+    the `metadata` comes last, because it is gone with its last finalizer.
     """
 
     create: tuple[Create, ...] = ()
@@ -66,3 +67,6 @@ class Plan:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds until another look is due although nothing may change."""
+    metadata: Manifest | None = None
+    """`finalizers` (all of them) and `annotations` (those to set) of the reconciled object as they should be.
+    Nothing else is ever written to an object that belongs to somebody else."""

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from kubernetes.aio.client import Configuration
 
+from finetune_operator import differences
 from finetune_operator.api.meta import GROUP
 from finetune_operator.build.labels import OPERATOR, SELECTOR, STAGE
-from finetune_operator.caches import CHILD_TYPES, KIND_TYPES, Caches, key_of
+from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches, key_of
 from finetune_operator.claims import Claims
 from finetune_operator.controller import Controller
 from finetune_operator.engine.applying import Stamp
@@ -20,13 +21,16 @@ from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
-from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper, Swept
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import Workers
 from finetune_operator.handlers import KopfWatch
 from finetune_operator.leadership import Leadership
-from finetune_operator.metrics import Metrics, StateCollector
+from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.objects import ObjectStateCollector
+from finetune_operator.metrics.process import ProcessStateCollector
+from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
 from finetune_operator.reconcile.relations import related
@@ -71,7 +75,10 @@ class Process:
             times=LeaseTimes.of(settings.lease_duration_seconds),
         )
         self._server = ReportServer(
-            Authorizer(self._cluster, self._caches), self._board, active=lambda: self._lease.held
+            Authorizer(self._cluster, self._caches),
+            self._board,
+            active=lambda: self._lease.held,
+            answered=self._metrics.reported,
         )
         self._endpoint = ReportEndpoint(
             self._cluster,
@@ -84,11 +91,20 @@ class Process:
         )
         self._probes = ProbeServer(self._watches, self._metrics.registry)
         self._metrics.registry.register(
-            StateCollector(
-                self._caches.kinds["FineTuneJob"],
+            ProcessStateCollector(
                 depth=lambda: self._queue.depth,
                 ages=self._watches.ages,
                 active=lambda: self._lease.held,
+                lease_transitions=lambda: self._lease.transitions,
+                report_up=lambda: self._endpoint.up,
+            )
+        )
+        self._metrics.registry.register(
+            ObjectStateCollector(
+                self._caches.kinds,
+                active=lambda: self._lease.held,
+                pods=lambda uid: self._caches.pods.indexed(BY_RUN, uid).values(),
+                since_progress=self._board.since_progress,
             )
         )
         for kind, store in self._caches.kinds.items():
@@ -160,6 +176,7 @@ class Process:
             executor=executor,
             events=events,
             claims=Claims(self._cluster),
+            namespaces=Namespaces(self._cluster),
             board=self._board,
             metrics=self._metrics,
             facts=self._facts,
@@ -203,6 +220,8 @@ class Process:
     def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
         if changed is not None:
+            if kind == POD.kind and self._lease.held:
+                differences.count_pod(self._metrics, old, new)
             self._look_at_related(kind, changed)
 
     def _look_at_related(self, kind: str, changed: Manifest) -> None:

@@ -15,6 +15,7 @@ from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.models import Models
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.turns import turn
 from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
 
 R = TypeVar("R", bound=Resource)
@@ -47,6 +48,11 @@ class Surroundings:
         """The object as a model; None where it does not exist or cannot be read."""
         return self._models[key.kind].get(key.namespace, key.name)
 
+    def turn(self, key: Key) -> tuple[str, ...] | None:
+        """What a pass over this object decides about together with others, which it must not overlap."""
+        resource = self.resource(key)
+        return None if resource is None else turn(resource, self._profiles.all())
+
     def world(
         self,
         resource: Resource,
@@ -77,6 +83,10 @@ class Surroundings:
             inferencedeployments=self._inferencedeployments.named(namespace),
             profiles=self._profiles.named(""),
             progress=progress,
+            same_content=self._same_content(resource),
+            endpoints_everywhere=(
+                tuple(self._inferencedeployments.all()) if isinstance(resource, InferenceDeployment) else ()
+            ),
         )
 
     def finetunejobs(self, namespace: str | None) -> Iterable[FineTuneJob]:
@@ -102,6 +112,18 @@ class Surroundings:
             line.put(checkpoint)
         else:
             line.remove(metadata["name"])
+
+    def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
+        if resource.metadata.deletion_timestamp is None or not isinstance(
+            resource, Checkpoint | DatasetVersion
+        ):
+            return ()
+        records: Models[Any] = self._models[resource.kind]
+        return tuple(
+            record
+            for record in records.all()
+            if record.spec.digest == resource.spec.digest and record.uid != resource.uid
+        )
 
     def _pods(
         self, uid: str, jobs: Mapping[str, Manifest], deployments: Mapping[str, Manifest]

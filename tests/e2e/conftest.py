@@ -6,9 +6,11 @@ each pod that imports torch costs the two cores seconds.
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from hack.cluster import Cluster
 from hack.demo.access import Access, Object
 from hack.demo.install import images, install
 from hack.images.references import References
@@ -18,6 +20,19 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, new_namespace
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is said of the whole session is tested at its end; all other tests stay in their order."""
+    last = Path(__file__).with_name("test_rights.py")
+    items.sort(key=lambda item: item.path == last)
+
+
+@pytest.fixture(scope="session")
+def requests_from() -> tuple[Path, int]:
+    """The local cluster's audit log, and where in it the session begins."""
+    log = Cluster().audit_log
+    return log, log.stat().st_size if log.exists() else 0
+
+
 @pytest.fixture(scope="session")
 def access() -> Access:
     """The cluster, with all rights."""
@@ -25,7 +40,7 @@ def access() -> Access:
 
 
 @pytest.fixture(scope="session")
-def refs(access: Access) -> References:
+def refs(access: Access, requests_from: tuple[Path, int]) -> References:
     """The images of these sources, with the operator installed from them."""
     refs = images()
     install(access, refs)

@@ -8,7 +8,8 @@ from hack.demo.endpoint import reached
 from hack.demo.questions import ask
 from tests.e2e import manifests
 from tests.e2e.manifests import GPU
-from tests.e2e.team import PAUSE, Team, condition_of, name_of, uid_of
+from tests.e2e.pods import Keeper
+from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 
 
@@ -28,6 +29,7 @@ def others(team: Team, tickets: Object) -> None:
             "unworthy",
             model="routing",
             hyperparameters={"epochs": 5, "learningRate": 0.01},
+            deletionPolicy="Delete",
             **manifests.judged(out_of_reach),
         ),
     )
@@ -172,3 +174,18 @@ def test_a_run_that_misses_its_bar_stalls_and_nothing_is_rolled_out(team: Team, 
     assert "promotedAt" not in checkpoint["status"]
     revisions = team.get("InferenceDeployment", "support")["status"]["revisions"]
     assert [revision["state"] for revision in revisions] == ["Live"]
+
+
+def test_what_it_made_goes_with_it_out_of_the_store_too(team: Team, keeper: Keeper) -> None:
+    checkpoint = team.checkpoint_of(team.until("FineTuneJob", "unworthy", "Stalled", "GateFailed"))
+    folder = checkpoint["spec"]["uri"].removeprefix("pvc://artifacts/")
+    assert "manifest.json" in keeper.run(f"ls /store/{folder}")
+    team.kubectl("delete", "finetunejob", "unworthy")
+    eventually(
+        "its checkpoint is gone",
+        lambda: not team.kubectl("get", "checkpoint", name_of(checkpoint), "--ignore-not-found"),
+        PATIENCE,
+        describe=lambda: team.describe("Checkpoint", name_of(checkpoint)),
+        pause=PAUSE,
+    )
+    assert folder.rpartition("/")[2] not in keeper.run("ls /store/checkpoints")

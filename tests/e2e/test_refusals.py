@@ -1,18 +1,23 @@
 """What cannot work stops before a device is asked for and says what to fix; what can mend itself does."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from hack.demo.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PAUSE, Team, condition_of, uid_of
+from tests.e2e.team import PAUSE, Team, condition_of, exit_code, uid_of
 from tests.waiting import eventually
 
 LATE = f"e2e-late-{manifests.OWN}"
-"""A profile, a claim and a Secret of this name come into being in the middle of a test."""
+"""A profile and a claim of this name come into being in the middle of a test; a Secret of it never does."""
 OTHER_DIGEST = f"sha256:{'0' * 64}"
+NO_IMAGE = f"e2e-no-image-{manifests.OWN}"
+"""A profile with a trainer image that is nowhere."""
+NO_MEMORY = f"e2e-no-memory-{manifests.OWN}"
+"""A profile with so little memory that Python does not even start."""
 
 BAD_ROWS = "\n".join(
     (
@@ -25,10 +30,22 @@ BAD_ROWS = "\n".join(
 )
 
 
+@pytest.fixture(scope="module")
+def poor(team: Team) -> Iterator[None]:
+    """Profiles on which no pod gets anywhere."""
+    no_image, no_memory = manifests.profile(NO_IMAGE), manifests.profile(NO_MEMORY)
+    no_image["spec"]["images"] = {"trainer": "localhost/no-such-image:dev"}
+    no_memory["spec"]["resources"] = {"prepare": {"cpu": "20m", "memory": "12Mi"}}
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [no_image, no_memory]})
+    team.access.kubectl("apply", "--server-side", "--filename=-", text=text)
+    yield
+    team.access.kubectl("delete", "computeprofiles", NO_IMAGE, NO_MEMORY)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def asked_for(team: Team, keeper: Keeper, tickets: Object) -> None:
+def asked_for(team: Team, keeper: Keeper, tickets: Object, poor: None) -> None:
     """Everything that the tests of this module wait for, all at once."""
-    bad = manifests.source("bad-rows")
+    bad, inline = manifests.source("bad-rows"), {"inline": manifests.source("tickets")}
     team.apply(
         manifests.configmap("bad-rows", BAD_ROWS),
         manifests.finetunejob("bad-rows", dataset={"inline": bad}),
@@ -41,7 +58,7 @@ def asked_for(team: Team, keeper: Keeper, tickets: Object) -> None:
             {
                 **manifests.source("tickets"),
                 "source": {
-                    "uri": "configmap://tickets/rows.jsonl",
+                    "uri": "https://rows.example/rows.jsonl",
                     "credentialsSecretRef": {"name": LATE},
                 },
                 "store": {"uri": f"pvc://{LATE}"},
@@ -54,6 +71,8 @@ def asked_for(team: Team, keeper: Keeper, tickets: Object) -> None:
         manifests.finetunejob(
             "other-model", baseModel={"uri": manifests.MODEL_URI, "digest": OTHER_DIGEST}
         ),
+        manifests.finetunejob("no-image", dataset=inline, compute={"profile": NO_IMAGE}),
+        manifests.finetunejob("no-memory", dataset=inline, compute={"profile": NO_MEMORY}),
     )  # fmt: skip
 
 
@@ -88,16 +107,13 @@ def test_bad_rows_of_a_dataset_are_named_and_runs_on_it_wait(team: Team) -> None
     assert stages_started(team, "on-bad-rows") == []
 
 
-def test_a_missing_claim_and_a_missing_secret_are_named_and_made_up_for(team: Team) -> None:
+def test_a_missing_claim_is_named_and_made_up_for_and_then_a_missing_secret_is_named(team: Team) -> None:
     needy = team.until("Dataset", "needy", "Reconciling", "StoreNotFound")
     assert f"PersistentVolumeClaim {LATE}" in message(needy, "Reconciling")
     team.apply(manifests.claim(LATE))
 
-    needy = team.until("Dataset", "needy", "Reconciling", "SecretNotFound")
-    assert f"Secret {LATE} does not exist" in message(needy, "Reconciling")
-    team.apply(manifests.credentials(LATE))
-
-    team.until("Dataset", "needy", "Ready")
+    needy = team.until("Dataset", "needy", "Stalled", "InvalidCredentials")
+    assert f"Secret {LATE}" in message(needy, "Stalled")
 
 
 def test_a_missing_profile_is_named_and_the_run_goes_on_when_it_exists(team: Team) -> None:
@@ -130,6 +146,26 @@ def test_a_base_model_with_another_digest_is_refused(team: Team) -> None:
     run = team.until("FineTuneJob", "other-model", "Stalled", "BaseModelDigestMismatch")
     assert OTHER_DIGEST in message(run, "Stalled")
     assert stages_started(team, "other-model") == ["preflight"]
+
+
+def test_an_image_that_cannot_be_pulled_is_named_and_so_is_a_deadline_that_somebody_sets(team: Team) -> None:
+    run = team.until("FineTuneJob", "no-image", "Reconciling", "ImageUnavailable")
+    assert "image localhost/no-such-image:dev of the prepare pod" in message(run, "Reconciling")
+    (job,) = team.children("jobs", uid_of(run))
+    deadline = json.dumps({"spec": {"activeDeadlineSeconds": 1}})
+    team.kubectl("patch", "job", job["metadata"]["name"], "--type=merge", f"--patch={deadline}")
+    run = team.until("FineTuneJob", "no-image", "Stalled", "DeadlineExceeded")
+    assert "activeDeadlineSeconds" in message(run, "Stalled")
+
+
+def test_a_pod_that_needs_more_memory_than_it_may_have_is_tried_again_and_then_named(team: Team) -> None:
+    run = team.until("FineTuneJob", "no-memory", "Stalled", "OutOfMemory")
+    assert f"limit of 12Mi: raise resources.prepare.memory of ComputeProfile {NO_MEMORY}" in message(
+        run, "Stalled"
+    )
+    pods = team.children("pods", uid_of(run))
+    assert {exit_code(pod) for pod in pods} == {137}
+    assert len(pods) == 3
 
 
 def test_a_dataset_without_its_source_names_it(team: Team) -> None:

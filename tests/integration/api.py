@@ -22,7 +22,7 @@ PLURALS = {
 
 
 def path_of(kind: str, namespace: str, name: str = "") -> str:
-    """Path of an object or collection of the kinds that the tests deal with."""
+    """Path of an object or collection of the kinds that the tests deal with; no namespace: of all."""
     built_in = {
         "Job": "/apis/batch/v1/namespaces/{}/jobs",
         "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
@@ -37,6 +37,7 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
         collection = built_in[kind].format(namespace)
     else:
         collection = f"/api/v1/namespaces/{namespace}/{kind.lower()}s"
+    collection = collection.replace("/namespaces//", "/")
     return f"{collection}/{name}" if name else collection
 
 

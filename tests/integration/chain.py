@@ -1,7 +1,7 @@
 """Waiting for what a run comes to."""
 
+from hack.cluster.audit import AuditLog
 from tests.integration.api import Api, Object
-from tests.integration.audit import AuditLog
 from tests.integration.manifests import is_true
 from tests.integration.operators import Operator
 from tests.waiting import eventually

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hack.cluster import ControlPlane
+from hack.cluster.audit import AuditLog
 from tests.integration.api import Api
-from tests.integration.audit import AuditLog
 from tests.integration.operators import Operators
 from tests.waiting import eventually
 

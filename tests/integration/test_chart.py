@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,34 +17,35 @@ SYSTEM = "finetune-system"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:finetune-operator"
 DIGEST = "sha256:" + "a" * 64
 
+SPEC = {
+    "model": "routing",
+    "digest": DIGEST,
+    "type": "Adapter",
+    "step": 1,
+    "epoch": 1,
+    "uri": "pvc://artifacts/checkpoints/aa",
+    "lineage": {
+        "baseModel": {"uri": "pvc://models/m", "digest": DIGEST},
+        "datasetVersion": "tickets-1a2b3c4d5e6f",
+        "job": {"name": "routing", "uid": "u"},
+        "hyperparameters": {
+            "epochs": 1,
+            "learningRate": 0.001,
+            "perDeviceBatchSize": 1,
+            "gradientAccumulationSteps": 1,
+            "maxSequenceLength": 64,
+            "seed": 0,
+            "totalSteps": 1,
+            "saveEverySteps": 1,
+        },
+        "trainerImage": "finetune-trainer:test",
+    },
+}
 CHECKPOINT = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "Checkpoint",
     "metadata": {"name": "routing-1"},
-    "spec": {
-        "model": "routing",
-        "digest": DIGEST,
-        "type": "Adapter",
-        "step": 1,
-        "epoch": 1,
-        "uri": "pvc://artifacts/checkpoints/aa",
-        "lineage": {
-            "baseModel": {"uri": "pvc://models/m", "digest": DIGEST},
-            "datasetVersion": "tickets-1a2b3c4d5e6f",
-            "job": {"name": "routing", "uid": "u"},
-            "hyperparameters": {
-                "epochs": 1,
-                "learningRate": 0.001,
-                "perDeviceBatchSize": 1,
-                "gradientAccumulationSteps": 1,
-                "maxSequenceLength": 64,
-                "seed": 0,
-                "totalSteps": 1,
-                "saveEverySteps": 1,
-            },
-            "trainerImage": "finetune-trainer:test",
-        },
-    },
+    "spec": SPEC,
 }
 
 
@@ -97,6 +98,8 @@ def test_the_default_profile_is_accepted(installed: ControlPlane) -> None:
         ("watch", "finetunejobs.finetune.dev"),
         ("patch", "checkpoints.finetune.dev/status"),
         ("create", "datasetversions.finetune.dev"),
+        ("delete", "datasetversions.finetune.dev"),
+        ("patch", "finetunejobs.finetune.dev"),
         ("create", "jobs.batch"),
         ("delete", "jobs.batch"),
         ("patch", "deployments.apps"),
@@ -118,8 +121,8 @@ def test_the_operator_may_do_what_it_has_to(installed: ControlPlane, verb: str, 
         ("create", "pods"),
         ("delete", "pods"),
         ("patch", "jobs.batch"),
-        ("patch", "finetunejobs.finetune.dev"),
-        ("delete", "checkpoints.finetune.dev"),
+        ("create", "finetunejobs.finetune.dev"),
+        ("delete", "finetunejobs.finetune.dev"),
         ("delete", "persistentvolumeclaims"),
         ("patch", "serviceaccounts"),
     ],
@@ -145,32 +148,76 @@ def test_editors_run_jobs_and_leave_records_and_profiles_alone(
     assert not can(installed, "editor", "create", "computeprofiles.finetune.dev")
 
 
-def test_an_approval_takes_the_verb_approve_and_any_other_change_does_not(
-    installed: ControlPlane, namespace: str
-) -> None:
-    scope = f"--namespace={namespace}"
-    for user, role in (("editor", "edit"), ("approver", "finetune-operator-approver")):
-        installed.kubectl.run("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", scope)
-    installed.kubectl.run("create", "--filename=-", scope, text=json.dumps(CHECKPOINT))
+class Approvals:
+    """What people try on the namespace's Checkpoint `routing-1`."""
 
-    def approve(user: str, state: str) -> None:
-        patch = json.dumps({"spec": {"approval": {"state": state}}})
-        installed.kubectl.run(
-            "patch", "checkpoint", "routing-1", "--type=merge", f"--patch={patch}", f"--as={user}", scope
-        )
+    def __init__(self, cluster: ControlPlane, namespace: str) -> None:
+        self.kubectl = cluster.kubectl
+        self.scope = f"--namespace={namespace}"
 
-    def refused() -> bool:
-        # The policy holds a moment after it was made; until then the patch changes nothing but this object.
+    def set(self, approval: dict[str, str] | None, *user: str) -> None:
+        patch = json.dumps({"spec": {"approval": approval}})
+        command = ("patch", "checkpoint", "routing-1", "--type=merge", f"--patch={patch}")
+        self.kubectl.run(*command, self.scope, *user)
+
+    def is_refused(self, approval: dict[str, str] | None, user: str) -> bool:
+        return self.is_forbidden(lambda: self.set(approval, f"--as={user}"))
+
+    def is_forbidden(self, attempt: Callable[[], object]) -> bool:
         try:
-            approve("editor", "Rejected")
+            attempt()
         except ClusterError as error:
             return "takes the verb approve on checkpoints.finetune.dev" in str(error)
-        installed.kubectl.run(
-            "patch", "checkpoint", "routing-1", "--type=merge", '--patch={"spec":{"approval":null}}', scope
-        )
         return False
 
-    eventually("the policy refuses an editor's word", refused)
-    installed.kubectl.run("label", "checkpoint", "routing-1", "seen=yes", "--as=editor", scope)
-    approve("approver", "Approved")
-    assert installed.kubectl.get("checkpoint", "routing-1", scope)["spec"]["approval"]["state"] == "Approved"
+    def allow(self, user: str, *role: str) -> None:
+        self.kubectl.run("create", "rolebinding", user, *role, f"--user={user}", self.scope)
+
+
+@pytest.fixture
+def approvals(installed: ControlPlane, namespace: str) -> Approvals:
+    """A Checkpoint, an editor, an approver, and the policy in force."""
+    made = Approvals(installed, namespace)
+    made.allow("editor", "--clusterrole=edit")
+    made.allow("approver", "--clusterrole=finetune-operator-approver")
+    made.kubectl.run("create", "--filename=-", made.scope, text=json.dumps(CHECKPOINT))
+
+    def in_force() -> bool:
+        refused = made.is_refused({"state": "Rejected"}, "editor")
+        if not refused:  # the policy holds a moment after it was made; until then an editor's word is taken
+            made.set(None)
+        return refused
+
+    eventually("the policy refuses an editor's word", in_force)
+    return made
+
+
+def test_an_approval_takes_the_verb_approve_and_any_other_change_does_not(approvals: Approvals) -> None:
+    approvals.kubectl.run("label", "checkpoint", "routing-1", "seen=yes", "--as=editor", approvals.scope)
+    approvals.set({"state": "Approved", "reason": "read 50 answers"}, "--as=approver")
+    assert approvals.is_refused({"state": "Rejected"}, "editor")
+    assert approvals.is_refused({"reason": "nobody read anything"}, "editor")
+    assert approvals.is_refused(None, "editor")
+    kept = approvals.kubectl.get("checkpoint", "routing-1", approvals.scope)["spec"]["approval"]
+    assert kept == {"state": "Approved", "reason": "read 50 answers"}
+    # Who may not approve may still do the rest to a Checkpoint that has been approved.
+    approvals.kubectl.run("label", "checkpoint", "routing-1", "seen-", "--as=editor", approvals.scope)
+
+
+def test_a_checkpoint_cannot_be_created_with_an_approval_by_who_may_not_approve(
+    approvals: Approvals,
+) -> None:
+    rights = ("--verb=create,get", "--resource=checkpoints.finetune.dev")
+    approvals.kubectl.run("create", "role", "restorer", *rights, approvals.scope)
+    approvals.allow("restorer", "--role=restorer")
+
+    def create(name: str, user: str, **spec: object) -> None:
+        made = {**CHECKPOINT, "metadata": {"name": name}, "spec": {**SPEC, **spec}}
+        approvals.kubectl.run(
+            "create", "--filename=-", approvals.scope, f"--as={user}", text=json.dumps(made)
+        )
+
+    approved = {"approval": {"state": "Approved"}}
+    assert approvals.is_forbidden(lambda: create("routing-2", "restorer", **approved))
+    create("routing-2", "restorer")
+    create("routing-3", OPERATOR)

@@ -12,7 +12,7 @@ from kubernetes.aio.config import load_kube_config
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict, Rejected
+from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict, Rejected, Unavailable
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.reflector import Reflector
@@ -22,8 +22,8 @@ from finetune_operator.engine.sweeper import Sweeper, Swept
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from hack.cluster import ControlPlane
+from hack.cluster.audit import AuditLog
 from tests.integration.api import Api
-from tests.integration.audit import AuditLog
 
 RECORD = KIND_TYPES["DatasetVersion"]
 CONFIG_MAP = ResourceType("v1", "ConfigMap", "configmaps")
@@ -360,11 +360,12 @@ async def test_lists_are_read_page_by_page(cluster: Cluster, namespace: str, mon
     monkeypatch.setattr("finetune_operator.engine.cluster.PAGE", 2)
     for number in range(5):
         await cluster.create(config_map(namespace, f"page-{number}"))
-    items, resource_version = await cluster.list(CONFIG_MAP, namespace)
+    pages = [page async for page in cluster.pages(CONFIG_MAP, namespace)]
+    items = [item for page, _ in pages for item in page]
     names = {item["metadata"]["name"] for item in items}
     assert {f"page-{number}" for number in range(5)} <= names
     assert all(item["kind"] == "ConfigMap" and item["apiVersion"] == "v1" for item in items)
-    assert int(resource_version) > 0
+    assert len({resource_version for _, resource_version in pages}) == 1
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -431,6 +432,42 @@ async def test_a_reflector_lists_again_when_the_history_it_would_need_is_gone(
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
+    cluster: Cluster, namespace: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("finetune_operator.engine.reflector.LONGEST_WAIT", 0.2)
+
+    async def break_after_long(*_: Any, **__: Any) -> AsyncGenerator[Manifest]:
+        yield {"type": "BOOKMARK", "object": {}}
+        await asyncio.sleep(0.3)
+        raise Unavailable("the stream broke")
+
+    monkeypatch.setattr(cluster, "watch", break_after_long)
+    task = asyncio.create_task(Reflector(cluster, JOB, ObjectStore(), Watches(), namespace=namespace).run())
+    await until(lambda: len(caplog.messages) >= 3)
+    assert {message.partition("; ")[2] for message in caplog.messages} == {"next try in 0.1 s"}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_reflector_finds_by_a_list_what_no_watch_has_told(
+    cluster: Cluster, owner: Manifest, namespace: str, monkeypatch: Any
+) -> None:
+    store, watches = ObjectStore(), Watches()
+
+    async def tells_nothing(*_: Any, **__: Any) -> AsyncGenerator[Manifest]:
+        return
+        yield
+
+    monkeypatch.setattr(cluster, "watch", tells_nothing)
+    task = asyncio.create_task(Reflector(cluster, JOB, store, watches, namespace=namespace).run())
+    await asyncio.wait_for(watches.all_synced(), 20)
+    await cluster.create(job(owner, "untold"))
+    await until(lambda: set(store.names(namespace)) == {"untold"})
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_less(
     cluster: Cluster, namespace: str, api: Api
 ) -> None:
@@ -450,3 +487,49 @@ async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_l
     await until(lambda: watches.ages()["configmaps"] == 0.0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_metadata_is_merged_into_exactly_the_object_that_was_seen(
+    cluster: Cluster, owner: Manifest, namespace: str
+) -> None:
+    held = {"finalizers": ["example.com/held"], "annotations": {"example.com/mark": "a"}}
+    written = await Setup(cluster).do(owner, Plan(metadata=held))
+    assert written["metadata"]["finalizers"] == ["example.com/held"]
+    assert written["metadata"]["annotations"] == {"example.com/mark": "a"}
+    # The first state is not the newest any more.
+    with pytest.raises(Conflict):
+        await Setup(cluster).do(owner, Plan(metadata={"finalizers": []}))
+    found = await cluster.get(CONFIG_MAP, namespace, "owner")
+    assert found is not None
+    assert found["metadata"]["finalizers"] == ["example.com/held"]
+    await Setup(cluster).do(found, Plan(metadata={"finalizers": []}))
+
+
+async def test_metadata_is_not_written_to_another_object_of_the_name(
+    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+) -> None:
+    api.delete("ConfigMap", namespace, "owner")
+    with pytest.raises(Conflict):
+        await Setup(cluster).do(owner, Plan(metadata={"finalizers": ["example.com/held"]}))
+    successor = await cluster.create(config_map(namespace, "owner"))
+    with pytest.raises(Conflict):
+        await Setup(cluster).do(owner, Plan(metadata={"finalizers": ["example.com/held"]}))
+    stranger = {**owner, "metadata": {**successor["metadata"], "uid": owner["metadata"]["uid"]}}
+    with pytest.raises(Conflict):
+        await Setup(cluster).do(stranger, Plan(metadata={"finalizers": ["example.com/held"]}))
+    found = await cluster.get(CONFIG_MAP, namespace, "owner")
+    assert found == successor
+
+
+async def test_an_object_is_forgotten_when_its_last_finalizer_goes(
+    cluster: Cluster, owner: Manifest, namespace: str
+) -> None:
+    setup = Setup(cluster)
+    held = await setup.do(owner, Plan(metadata={"finalizers": ["example.com/held"]}))
+    going = await cluster.delete(held, "Background")
+    assert going is not None
+    # What it works on until then may need children of its own.
+    await setup.do(going, Plan(create=(Create(job(going)),)))
+    await setup.do(going, Plan(metadata={"finalizers": []}))
+    assert setup.stores[CONFIG_MAP].get(namespace, "owner") is None
+    assert await cluster.get(CONFIG_MAP, namespace, "owner") is None

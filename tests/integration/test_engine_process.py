@@ -5,10 +5,10 @@ from datetime import datetime
 
 import pytest
 
+from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
-from tests.integration.audit import AuditLog
 from tests.integration.chain import (
     jobs_of_stage,
     until_all_looked_at,

@@ -1,89 +1,20 @@
 """The report endpoint of a running operator, asked as a training pod asks it."""
 
 import base64
-import ssl
-import time
 from collections.abc import Iterator
-from typing import Any
 
-import httpx
 import pytest
 
-from finetune_trainer.contract import (
-    CONFIG_ADAPTER,
-    CONFIG_ENV,
-    REPORT_AUDIENCE,
-    REPORT_PATH,
-    Owner,
-    Progress,
-    Report,
-    StageConfig,
-)
+from finetune_trainer.contract import REPORT_AUDIENCE, Owner
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
-from tests.integration.api import Api, Object, path_of
+from tests.integration.api import Api, Object
 from tests.integration.chain import until_condition
 from tests.integration.operators import Operator, Operators
+from tests.integration.trainingpod import TrainingPod
 from tests.waiting import eventually
 
 POD_IP = "10.20.30.40"
-
-
-class TrainingPod:
-    """A pod whose train stage is under way, with what the operator told it."""
-
-    def __init__(self, api: Api, namespace: str, operator: Operator) -> None:
-        self._api = api
-        self._namespace = namespace
-        self._operator = operator
-        self.pod = eventually("a train pod runs", self._find, 60, lambda: operator.log[-4000:])
-        variables = {each["name"]: each.get("value") for each in self.pod["spec"]["containers"][0]["env"]}
-        config = CONFIG_ADAPTER.validate_json(variables[CONFIG_ENV])
-        assert isinstance(config, StageConfig)
-        assert config.report is not None, "the pod was not told where to report"
-        self.config = config
-        self.target = config.report
-        self.token = self.make_token()
-
-    def _find(self) -> Object | None:
-        pods = self._api.list("Pod", self._namespace)
-        running = [pod for pod in pods if pod["status"]["phase"] == "Running"]
-        return next((p for p in running if p["metadata"]["labels"]["finetune.dev/stage"] == "train"), None)
-
-    def make_token(self, audience: str = REPORT_AUDIENCE, *, bound: bool = True) -> str:
-        """A token as the kubelet projects it."""
-        metadata = self.pod["metadata"]
-        reference = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
-        spec: Object = {"audiences": [audience], "expirationSeconds": 600}
-        account = path_of("ServiceAccount", self._namespace, self.pod["spec"]["serviceAccountName"])
-        body = {"spec": spec | ({"boundObjectRef": reference} if bound else {})}
-        answer = self._api.request("POST", f"{account}/token", body).raise_for_status()
-        token: str = answer.json()["status"]["token"]
-        return token
-
-    def report(self, step: int, total_steps: int = 100, **more: Any) -> Report:
-        progress = Progress(step=step, total_steps=total_steps, loss=1.5)
-        sequence = time.time_ns() // 1_000_000
-        fields: dict[str, Any] = {
-            "owner": self.config.owner,
-            "stage": "train",
-            "sequence": sequence,
-            "progress": progress,
-            **more,
-        }
-        return Report(**fields)
-
-    def post(self, body: str, token: str | None = None) -> httpx.Response:
-        """POST as the pod does; only the Service's address is played by this machine's."""
-        context = ssl.create_default_context(cadata=self.target.ca_pem)
-        url = f"https://127.0.0.1:{self._operator.report_port}{REPORT_PATH}"
-        with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
-            return client.post(
-                url,
-                content=body,
-                headers={"Authorization": f"Bearer {self.token if token is None else token}"},
-                extensions={"sni_hostname": httpx.URL(self.target.url).host},
-            )
 
 
 @pytest.fixture
@@ -119,7 +50,7 @@ def test_progress_reaches_status_and_metrics_and_only_the_pods_own_run(
 
     progress = eventually("the progress is in the status", shown, 30, lambda: operator.log)
     assert (progress["stage"], progress["percent"], progress["loss"]) == ("train", 25, 1.5)
-    labels = f'{{job="routing",namespace="{namespace}"}}'
+    labels = f'{{finetunejob="routing",namespace="{namespace}"}}'
     assert operator.metric(f"finetune_job_progress_ratio{labels}") == 0.25
     assert operator.metric(f"finetune_job_loss{labels}") == 1.5
 

@@ -7,12 +7,9 @@ import pytest
 import yaml
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.metrics import Metrics, StateCollector
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.serve import metrics as serve
-from finetune_trainer.train import metrics as train
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,18 +21,24 @@ def test_the_page_on_conditions_explains_every_type_and_reason(name: str) -> Non
     assert re.search(rf"`{name}(=True)?`", (ROOT / "docs" / "conditions.md").read_text())
 
 
-def test_the_page_on_metrics_has_every_metric() -> None:
-    metrics = Metrics()
-    metrics.registry.register(StateCollector([], depth=lambda: 0, ages=dict, active=lambda: True))
-    registries = (metrics.registry, serve.Metrics().registry, train.Metrics().registry)
-    families = [family for registry in registries for family in registry.collect()]
-    named = {
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in families
-        if family.name.startswith("finetune_")
-    }
-    page = (ROOT / "docs" / "metrics.md").read_text()
-    assert set(re.findall(r"`(finetune_\w+)`", page)) >= named
+NO_FAILURE = {
+    *(Reason.PREPARING, Reason.PREFLIGHT, Reason.TRAINING, Reason.EVALUATING, Reason.PROMOTING),
+    *(Reason.SCALING, Reason.ROLLING_OUT, Reason.SUSPENDING, Reason.CLEANING_UP),
+    *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.AWAITING_APPROVAL),
+    *(Reason.SUCCEEDED, Reason.RESTORED, Reason.SUSPENDED, Reason.AVAILABLE, Reason.SERVING),
+    *(Reason.PROMOTED, Reason.NOT_PROMOTED, Reason.REJECTED),
+}
+
+
+def test_the_page_on_failures_has_every_reason_of_one_and_none_that_no_object_ever_has() -> None:
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)`", (ROOT / "docs" / "failures.md").read_text()))
+    known = {str(reason) for reason in (*Reason, *FailureReason)}
+    of_failures = known - NO_FAILURE
+    assert of_failures <= named
+    of_containers = "ErrImagePull ImagePullBackOff InvalidImageName CreateContainerError RunContainerError"
+    of_others = "StartError OutOfcpu UnexpectedAdmissionError Terminating ReadWriteMany"
+    foreign = {*of_containers.split(), *of_others.split()}
+    assert named - known <= foreign, "reasons of Kubernetes apart, every name is one of ours"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,7 +13,6 @@ from finetune_operator.api.meta import (
     Message,
     Model,
     Name,
-    ReservedValues,
     Resource,
     Rule,
     ShortName,
@@ -26,7 +25,7 @@ class BaseModelRecord(Model):
     """The base model a checkpoint was trained from."""
 
     uri: Uri
-    revision: str | None = None
+    revision: Annotated[str | None, Field(description="Commit at the hub.")] = None
     digest: Digest
 
 
@@ -75,7 +74,10 @@ class _CheckpointFields(Model):
     lineage: Lineage
     approval: Annotated[Approval | None, Field(description="MUTABLE. Approve or reject by hand.")] = None
     deletion_policy: Annotated[
-        DeletionPolicy, ReservedValues.of("Delete"), Field(description="MUTABLE. Of the stored weights.")
+        DeletionPolicy,
+        Field(
+            description="MUTABLE. Delete: the stored weights go with this record, once nothing needs them."
+        ),
     ] = "Retain"
 
 

@@ -121,10 +121,23 @@ class Images(Model):
 
 
 class PodResources(Model):
-    """CPU and memory of one pod: requested, and for memory also the limit."""
+    """What one pod requests; but for CPU it is also the limit."""
 
     cpu: Quantity
     memory: Quantity
+    ephemeral_storage: Annotated[
+        Quantity | None,
+        Field(
+            description="Room on the node's disk for models, and for what is read from a bucket or uploaded"
+            " to one; absent: what the namespace's LimitRange says."
+        ),
+    ] = None
+
+    @property
+    def limited(self) -> dict[str, str]:
+        """What is requested and limited alike, by Kubernetes' names."""
+        storage = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
+        return {"memory": self.memory, **storage}
 
 
 class StageResources(Model):
@@ -202,7 +215,13 @@ class ComputeProfileSpec(Model):
         bool | None, Reserved(), Field(description="Allow code shipped with a model.")
     ] = None
     max_concurrent_rollouts: Annotated[
-        int | None, Reserved(), Field(ge=1, le=1000, description="Endpoints that roll at once after an edit.")
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Endpoints on this profile, in all namespaces, that may start a new revision beside"
+            " what they serve at the same time; the others wait. Absent: no limit.",
+        ),
     ] = None
 
 

@@ -31,8 +31,6 @@ SOURCE_RULE = Rule(
     " for example configmap://tickets/rows.jsonl or pvc://data/tickets.csv",
     "uri",
 )
-SUPPORTED_SOURCES = ("configmap://", "pvc://")
-"""Schemes that this release reads; the others stall with `NotImplemented`."""
 
 
 class DataSource(Model):
@@ -43,12 +41,14 @@ class DataSource(Model):
     uri: Annotated[
         Uri,
         Field(
-            description="configmap://NAME/KEY or pvc://CLAIM/PATH in the same namespace."
-            " The schemes hf, s3, gs, abfs and https are reserved and refused by this release."
+            description="configmap://NAME/KEY or pvc://CLAIM/PATH in the same namespace, or over the network:"
+            " hf://datasets/ORG/NAME/PATH (after NAME an @ and a revision, if wanted), s3://BUCKET/PATH,"
+            " gs://BUCKET/PATH, abfs://CONTAINER/PATH, https://HOST/PATH."
         ),
     ]
     credentials_secret_ref: Annotated[
-        SecretReference | None, Field(description="Secret with the source's credentials.")
+        SecretReference | None,
+        Field(description="Secret of type finetune.dev/credentials with what the source's server asks for."),
     ] = None
 
 
@@ -118,8 +118,8 @@ class StoreReference(Model):
     uri: Annotated[
         StoreUri,
         Field(
-            description="pvc://CLAIM or pvc://CLAIM/FOLDER in the same namespace."
-            " The schemes s3, gs and abfs are reserved and refused by this release."
+            description="pvc://CLAIM or pvc://CLAIM/FOLDER in the same namespace, or s3://BUCKET/FOLDER,"
+            " gs://BUCKET/FOLDER, abfs://CONTAINER/FOLDER."
         ),
     ]
     credentials_secret_ref: Annotated[
@@ -190,7 +190,11 @@ class DatasetSpec(DataPreparation):
     ] = None
     refresh: Annotated[Refresh | None, Reserved(), Field(description="Poll the source for changes.")] = None
     deletion_policy: Annotated[
-        DeletionPolicy, ReservedValues.of("Delete"), Field(description="Of its DatasetVersions.")
+        DeletionPolicy,
+        Field(
+            description="Of its DatasetVersions. Delete: those that no run uses go with the Dataset, and"
+            " their stored rows with them."
+        ),
     ] = "Retain"
 
 

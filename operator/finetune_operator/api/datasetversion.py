@@ -10,7 +10,6 @@ from finetune_operator.api.meta import (
     Digest,
     Model,
     Name,
-    ReservedValues,
     Resource,
     Rule,
     ShortName,
@@ -25,6 +24,13 @@ class SplitRecord(Model):
     name: Literal["train", "validation", "test"]
     rows: Annotated[int, Field(ge=0)]
     digest: Digest
+
+
+class SourceRecord(Model):
+    """Where the rows were first read from."""
+
+    uri: Annotated[Uri, Field(description="Without what follows a question mark.")]
+    revision: Annotated[str | None, Field(max_length=64, description="Commit at the hub.")] = None
 
 
 class DatasetStatistics(Model):
@@ -45,13 +51,19 @@ class _DatasetVersionFields(Model):
         ShortName, Field(description="The Dataset, or the FineTuneJob with inline data, it came from.")
     ]
     digest: Annotated[Digest, Field(description="SHA-256 of the version's manifest.")]
+    source: Annotated[
+        SourceRecord | None, Field(description="Equal rows from elsewhere are the same version.")
+    ] = None
     source_digest: Annotated[Digest, Field(description="SHA-256 of the source's bytes.")]
     preparation_digest: Annotated[Digest, Field(description="SHA-256 of the preparation's settings.")]
     format: Annotated[str, Field(max_length=32, description="The format that was detected or given.")]
     rows: Annotated[int, Field(ge=0, description="Rows in all splits.")]
     splits: Annotated[tuple[SplitRecord, ...], Field(max_length=3)]
     statistics: DatasetStatistics = DatasetStatistics()
-    deletion_policy: Annotated[DeletionPolicy, ReservedValues.of("Delete")] = "Retain"
+    deletion_policy: Annotated[
+        DeletionPolicy,
+        Field(description="MUTABLE. Delete: the stored rows go with this record, once nothing needs them."),
+    ] = "Retain"
 
 
 class DatasetVersionSpec(_DatasetVersionFields):
@@ -86,5 +98,6 @@ __all__ = [
     "DatasetVersionSpec",
     "DatasetVersionStatus",
     "Name",
+    "SourceRecord",
     "SplitRecord",
 ]

@@ -33,6 +33,13 @@ BASE_MODEL_SCHEME_RULE: Final = Rule(
 )
 
 
+REVISION_RULE: Final = Rule(
+    "!has(self.revision) || has(self.uri) && self.uri.startsWith('hf://')",
+    "baseModel.revision is for models at the hub: remove it, or name the model with hf://",
+    "revision",
+)
+
+
 class BaseModelReference(Model):
     """The model to start from."""
 
@@ -42,20 +49,24 @@ class BaseModelReference(Model):
             "baseModel needs exactly one of uri and checkpoint: give one and leave the other out",
         ),
         BASE_MODEL_SCHEME_RULE,
+        REVISION_RULE,
     )
 
     uri: Annotated[
         Uri | None,
         Field(
-            description="pvc://CLAIM/FOLDER in the same namespace: config.json, tokenizer and safetensors."
-            " The schemes hf, s3, gs and abfs are reserved and refused by this release."
+            description="Folder with config.json, tokenizer and safetensors: pvc://CLAIM/FOLDER in the same"
+            " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER. A"
+            " model from the network is kept in the store, and downloaded once for all runs."
         ),
     ] = None
     revision: Annotated[
         str | None,
-        Reserved(),
         Field(
-            min_length=1, max_length=128, description="Revision at the hub; what it resolved to is recorded."
+            min_length=1,
+            max_length=128,
+            description="Branch, tag or commit at the hub; absent: its main branch. The commit that it stood"
+            " for is recorded.",
         ),
     ] = None
     digest: Annotated[
@@ -64,7 +75,8 @@ class BaseModelReference(Model):
     ] = None
     checkpoint: Annotated[Name | None, Reserved(), Field(description="Continue from this Checkpoint.")] = None
     credentials_secret_ref: Annotated[
-        SecretReference | None, Field(description="Secret with the model source's credentials.")
+        SecretReference | None,
+        Field(description="Secret of type finetune.dev/credentials with what the model's server asks for."),
     ] = None
 
 
@@ -261,7 +273,11 @@ class _FineTuneJobFields(Model):
     ] = None
     promotion: Promotion = Promotion()
     deletion_policy: Annotated[
-        DeletionPolicy, ReservedValues.of("Delete"), Field(description="Of the records it makes.")
+        DeletionPolicy,
+        Field(
+            description="Of the records it makes. Delete: those that are neither promoted nor in use go with"
+            " the run, and their content in the store with them."
+        ),
     ] = "Retain"
     suspend: Annotated[bool, Field(description="MUTABLE. Stop and free the devices; resume continues.")] = (
         False
@@ -272,7 +288,8 @@ class _FineTuneJobFields(Model):
             alias="childrenTTLSeconds",
             ge=0,
             le=31536000,
-            description="MUTABLE. Seconds after the end until finished Jobs and pods go; records stay.",
+            description="MUTABLE. Seconds after the end until finished Jobs and their pods go, with their"
+            " logs; 0: at once. The run and its records stay.",
         ),
     ] = 86400
 

@@ -25,13 +25,18 @@ class Resolved(Model):
     """What open choices became; chosen once, never again."""
 
     base_model_digest: str | None = None
-    base_model_revision: Annotated[str | None, Field(description="Not written by this release.")] = None
+    base_model_revision: Annotated[
+        str | None, Field(description="Commit at the hub that the base model was read at.")
+    ] = None
     dataset_version: str | None = None
     dataset_digest: str | None = None
     hyperparameters: ResolvedHyperparameters | None = None
     profile: str | None = None
     profile_generation: int | None = None
     store: str | None = None
+    store_credentials: Annotated[str | None, Field(description="Secret that the store is opened with.")] = (
+        None
+    )
     trainer_image: str | None = None
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE
+from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.meta import (
     Conditions,
     Digest,
@@ -13,7 +13,6 @@ from finetune_operator.api.meta import (
     Metric,
     Model,
     Name,
-    Reserved,
     Resource,
     Rule,
     SecretReference,
@@ -26,18 +25,19 @@ from finetune_operator.api.meta import (
 class ServedBaseModel(Model):
     """The base model that every served adapter must have been trained from."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (BASE_MODEL_SCHEME_RULE,)
+    rules: ClassVar[tuple[Rule, ...]] = (BASE_MODEL_SCHEME_RULE, REVISION_RULE)
 
     uri: Annotated[
-        Uri,
-        Field(
-            description="The uri of the FineTuneJob's baseModel, pvc://CLAIM/FOLDER."
-            " The schemes hf, s3, gs and abfs are reserved and refused by this release."
-        ),
+        Uri, Field(description="The uri of the FineTuneJob's baseModel. It is served from the store.")
     ]
-    revision: Annotated[str | None, Reserved(), Field(max_length=128, description="Revision at the hub.")] = (
-        None
-    )
+    revision: Annotated[
+        str | None,
+        Field(
+            max_length=128,
+            description="Commit at the hub, as in spec.lineage of the Checkpoints; absent: any. The name of a"
+            " branch matches none.",
+        ),
+    ] = None
     digest: Annotated[
         Digest | None, Field(description="Absent: that of the first checkpoint served, kept in status.")
     ] = None
@@ -51,6 +51,12 @@ class MinScore(Model):
             "self.metric != 'exact_match' || self.min >= 0.0 && self.min <= 1.0",
             "exact_match is a fraction between 0 and 1: write 0.8 for 80 %",
             "min",
+        ),
+        Rule(
+            "self.metric != 'loss'",
+            "loss is the better the lower it is, so that at least so much of it keeps good models out: use"
+            " exact_match here, and max in a gate of the run",
+            "metric",
         ),
     )
 
@@ -82,13 +88,38 @@ class Pin(Model):
             "has(self.uri) == has(self.digest)",
             "pin.uri and pin.digest belong together: give both, or name a Checkpoint with pin.checkpoint",
         ),
+        Rule(
+            "!has(self.uri) || !has(self.digest)"
+            " || self.uri.endsWith('/checkpoints/' + self.digest.substring(7))",
+            "pin.uri is a folder of weights in a store and ends with /checkpoints/ and the digits of"
+            " pin.digest: copy both from the spec of the Checkpoint",
+            "uri",
+        ),
+        Rule(
+            "!has(self.checkpoint) || !has(self.type)",
+            "pin.type goes with pin.uri: a Checkpoint says itself what it holds",
+            "type",
+        ),
     )
 
     checkpoint: Annotated[Name | None, Field(description="A Checkpoint in the same namespace.")] = None
-    uri: Annotated[Uri | None, Reserved(), Field(description="Weights in a store.")] = None
-    digest: Annotated[Digest | None, Reserved(), Field(description="Digest that they must have.")] = None
+    uri: Annotated[
+        Uri | None,
+        Field(
+            description="Folder of weights in a store: the spec.uri of a Checkpoint, also of one in another"
+            " namespace or cluster. Their base model is in the same store."
+        ),
+    ] = None
+    digest: Annotated[
+        Digest | None, Field(description="The spec.digest of that Checkpoint; what is served must have it.")
+    ] = None
+    type: Annotated[
+        Literal["Adapter", "Full"] | None,
+        Field(description="With uri: the spec.type of that Checkpoint; absent: Adapter."),
+    ] = None
     credentials_secret_ref: Annotated[
-        SecretReference | None, Reserved(), Field(description="Their credentials.")
+        SecretReference | None,
+        Field(description="Opens their store; absent: what the Checkpoint was written with, or nothing."),
     ] = None
 
 
@@ -132,6 +163,15 @@ class Strategy(Model):
 
 class InferenceDeploymentSpec(Model):
     """Desired state of an endpoint."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.baseModel.digest) || self.models.all(m, !has(m.pin) || !has(m.pin.uri))",
+            "baseModel.digest is needed where a model is pinned by uri: copy it from"
+            " spec.lineage.baseModel.digest of the Checkpoint",
+            "baseModel",
+        ),
+    )
 
     base_model: ServedBaseModel
     models: Annotated[

@@ -7,7 +7,8 @@ from finetune_operator.api.dataset import Columns, DataPreparation
 from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
 from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.locations import parse_location
+from finetune_operator.build.credentials import secret_mount
+from finetune_operator.build.locations import parse_source, parse_store
 from finetune_trainer import contract
 
 DATA_FORMATS: Final = frozenset({"PromptCompletion", "ChatMessages", "CSV"})
@@ -21,32 +22,41 @@ class StageInputs:
     run: str
     store_uri: str
     report: contract.ReportTarget | None
+    store_credentials: str | None = None
+    """Name of the Secret that opens the store."""
     accelerators: int = 1
     """Of the train pod. CPU cores count as one: a single process uses them all."""
 
     @property
     def contract_owner(self) -> contract.Owner:
-        kind = cast(Literal["FineTuneJob", "Dataset"], self.owner.kind)
+        kind = cast(Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint"], self.owner.kind)
         return contract.Owner(
             kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid
         )
 
     @property
     def store(self) -> contract.StoreConfig:
-        path = parse_location(self.store_uri).under(contract.STORE_MOUNT)
-        return contract.StoreConfig(uri=self.store_uri, path=path)
+        return store_config(self.store_uri, self.store_credentials)
+
+
+def store_config(uri: str, secret: str | None) -> contract.StoreConfig:
+    """The store as a pod has it; `secret` is the name of the Secret that opens it."""
+    claim = parse_store(uri)
+    path = contract.STORE_MOUNT if claim is None else claim.under(contract.STORE_MOUNT)
+    return contract.StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
 
 
 def prepare_config(inputs: StageInputs, preparation: DataPreparation) -> contract.PrepareConfig:
     """Rows in, a dataset folder out."""
-    source = preparation.source.uri
+    source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
     return contract.PrepareConfig(
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
         report=inputs.report,
         source_uri=source,
-        source_path=parse_location(source).under(contract.SOURCE_MOUNT),
+        source_path=_mounted(source, contract.SOURCE_MOUNT),
+        source_credentials=secret_mount("source", secret.name if secret else None),
         format=cast(
             Literal["PromptCompletion", "ChatMessages", "CSV"] | None,
             preparation.format if preparation.format in DATA_FORMATS else None,
@@ -61,6 +71,12 @@ def prepare_config(inputs: StageInputs, preparation: DataPreparation) -> contrac
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,
     )
+
+
+def _mounted(uri: str, mount: str) -> str | None:
+    """The path in the pod; None for what it reads over the network."""
+    place = parse_source(uri)
+    return None if place is None else place.under(mount)
 
 
 def _columns(columns: Columns | None) -> contract.Columns:
@@ -83,7 +99,7 @@ def _method(method: Method) -> contract.Method:
 
 def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -> contract.PreflightConfig:
     """The base model against the data; `dataset` is a digest."""
-    uri = spec.base_model.uri or ""
+    uri, secret = spec.base_model.uri or "", spec.base_model.credentials_secret_ref
     wanted = spec.hyperparameters
     return contract.PreflightConfig(
         owner=inputs.contract_owner,
@@ -91,7 +107,9 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -
         store=inputs.store,
         report=inputs.report,
         base_model_uri=uri,
-        base_model_path=parse_location(uri).under(contract.BASE_MODEL_MOUNT),
+        base_model_path=_mounted(uri, contract.BASE_MODEL_MOUNT),
+        base_model_revision=spec.base_model.revision,
+        base_model_credentials=secret_mount("base-model", secret.name if secret else None),
         base_model_digest=spec.base_model.digest,
         dataset=dataset,
         method=_method(spec.method),
@@ -161,6 +179,16 @@ def evaluate_config(
 def checkpoint_type(method: Method) -> contract.CheckpointType:
     """What a method leaves behind."""
     return "Full" if method.type == "Full" else "Adapter"
+
+
+def cleanup_config(
+    record: Resource, store_uri: str, secret: str | None, artifact: contract.ArtifactRef
+) -> contract.CleanupConfig:
+    """Remove what a record stands for from one store, which the Secret opens."""
+    inputs = StageInputs(
+        owner=record, run=record.uid, store_uri=store_uri, report=None, store_credentials=secret
+    )
+    return contract.CleanupConfig(owner=inputs.contract_owner, store=inputs.store, artifact=artifact)
 
 
 def collect_config(inputs: StageInputs, stage: contract.Stage) -> contract.CollectConfig:

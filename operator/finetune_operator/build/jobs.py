@@ -5,10 +5,18 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.labels import DEVICES, PROFILE, STAGE, STORE, child_labels
-from finetune_operator.build.pods import CONTAINER, Credentials, JobStage, Storage, build_stage_pod, queue_of
+from finetune_operator.build.labels import DEVICES, PROFILE, STAGE, child_labels, store_annotations
+from finetune_operator.build.pods import (
+    CONTAINER,
+    Credentials,
+    JobConfig,
+    JobStage,
+    Storage,
+    build_stage_pod,
+    queue_of,
+)
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import ExitCode, StageConfig
+from finetune_trainer.contract import ExitCode
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue then owns the Job's `suspend`; this operator never writes that field."""
@@ -19,6 +27,7 @@ BACKOFF_LIMIT: Final[dict[JobStage, int]] = {
     "train": 3,
     "evaluate": 2,
     "collect": 2,
+    "cleanup": 0,
 }
 
 USELESS_AGAIN: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
@@ -39,15 +48,15 @@ class Placement:
     devices: int = 0
 
 
-def owner_reference(owner: Resource) -> Manifest:
-    """Makes a child go with its owner."""
+def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
+    """Makes a child go with its owner; one that `blocks` goes first where that is in the foreground."""
     return {
         "apiVersion": owner.api_version,
         "kind": owner.kind,
         "name": owner.name,
         "uid": owner.uid,
         "controller": True,
-        "blockOwnerDeletion": True,
+        "blockOwnerDeletion": blocks,
     }
 
 
@@ -72,10 +81,14 @@ def _exit_codes(codes: tuple[ExitCode, ...]) -> Manifest:
 
 
 def build_stage_job(
-    owner: Resource, name: str, config: StageConfig, stage: JobStage, placement: Placement
+    owner: Resource,
+    name: str,
+    config: JobConfig,
+    stage: JobStage,
+    placement: Placement,
 ) -> Manifest:
     """A Job with one pod that carries out `config` and leaves its result as termination message."""
-    profile = placement.profile
+    profile, secret = placement.profile, placement.credentials.store
     marks: dict[str, str] = {STAGE: stage}
     if profile is not None:
         marks[PROFILE] = profile.name
@@ -90,8 +103,9 @@ def build_stage_job(
             "name": name,
             "namespace": owner.namespace,
             "labels": {**labels, QUEUE_LABEL: queue} if queue else labels,
-            "annotations": {STORE: config.store.uri},
-            "ownerReferences": [owner_reference(owner)],
+            "annotations": store_annotations(config.store.uri, secret.name if secret else None),
+            # A cleanup works for an owner that is being deleted: that must not wait for it to go first.
+            "ownerReferences": [owner_reference(owner, blocks=stage != "cleanup")],
         },
         "spec": {
             "backoffLimit": BACKOFF_LIMIT[stage],

@@ -24,6 +24,12 @@ DEVICES: Final = f"{GROUP}/devices"
 """Devices that a stage's pod was given; device time is counted from it, not from a profile edited since."""
 STORE: Final = f"{GROUP}/store"
 """Annotation: the store that a Job works with, or that a DatasetVersion was first written to."""
+STORE_CREDENTIALS: Final = f"{GROUP}/store-credentials"
+"""Annotation of a Job or record: the Secret that opens its store. On a record a person may change it."""
+RECORDED_RUN: Final = f"{GROUP}/recorded-run"
+"""Annotation of a FineTuneJob whose Checkpoints are recorded: which run it stands for, restored or not."""
+FINALIZER: Final = f"{GROUP}/cleanup"
+"""On what has `deletionPolicy: Delete`: before it goes, what it stands for is removed."""
 
 RUNNER: Final = "finetune-runner"
 """Service account of all pods in the users' namespaces."""
@@ -43,6 +49,12 @@ def child_labels(owner: Resource, **more: str) -> dict[str, str]:
         RUN: owner.uid,
         **more,
     }
+
+
+def store_annotations(store: str | None, secret: str | None) -> dict[str, str]:
+    """Where something was made, and which Secret opens it there."""
+    marks = {STORE: store, STORE_CREDENTIALS: secret}
+    return {key: value for key, value in marks.items() if value}
 
 
 def stage_job_name(owner: Resource, stage: Stage | str, *distinguish: str) -> str:

@@ -1,4 +1,4 @@
-"""What a `pvc://` or `configmap://` uri points at."""
+"""What a uri points at: a volume in the cluster, or a place that pods reach over the network."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from typing import Final
 
 NAME: Final = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 CONFIGMAP_KEY: Final = re.compile(r"^[-._a-zA-Z0-9]{1,253}$")
+HUB: Final = re.compile(r"^hf://(datasets/)?[-.\w]+/[-.\w]+(@[-./\w]+?)?(/[^?#\s]*)?$")
+WEB: Final = re.compile(r"^https://[^/@?#\s]+/[^#\s]+$")
+BUCKET: Final = re.compile(r"^(s3|gs|abfs)://[A-Za-z0-9][-._A-Za-z0-9@]*(/[^?#\s]*)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,43 @@ def parse_location(uri: str) -> Location:
     if ".." in parts:
         raise ValueError(f"{uri} leaves its volume with ..: write the path without it")
     return Location(scheme, name, "/".join(parts))
+
+
+def parse_source(uri: str) -> Location | None:
+    """The volume and path of a source of rows or of a base model; None for what is read over the network.
+
+    Raises:
+        ValueError: with what is wrong and how it should look.
+    """
+    scheme = uri.partition("://")[0]
+    form, shape = {
+        "hf": (HUB, "hf://ORG/NAME or hf://datasets/ORG/NAME/PATH"),
+        "https": (WEB, "https://HOST/PATH, with the user's name and password in a Secret"),
+        "s3": (BUCKET, "s3://BUCKET/PATH"),
+        "gs": (BUCKET, "gs://BUCKET/PATH"),
+        "abfs": (BUCKET, "abfs://CONTAINER/PATH or abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH"),
+    }.get(scheme, (None, ""))
+    if form is None:
+        return parse_location(uri)
+    if not form.match(uri) or ".." in uri.split("/"):
+        raise ValueError(f"{uri} names no place: write {shape}")
+    return None
+
+
+def parse_store(uri: str) -> Location | None:
+    """The claim and folder of a store; None for a bucket, which pods reach over the network.
+
+    Raises:
+        ValueError: with what is wrong and how it should look.
+    """
+    if uri.startswith("pvc://"):
+        return parse_location(uri)
+    if not BUCKET.match(uri) or ".." in uri.split("/"):
+        raise ValueError(
+            f"{uri} is no store: write pvc://CLAIM/FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or"
+            " abfs://CONTAINER/FOLDER"
+        )
+    return None
 
 
 def store_folder(uri: str, kind: str, digest: str) -> str:

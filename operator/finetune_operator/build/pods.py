@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.build.credentials import Use, secret_mount, secret_volume
 from finetune_operator.build.locations import Location
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.security import container_security, pod_security
@@ -21,10 +22,13 @@ from finetune_trainer.contract import (
     SOURCE_MOUNT,
     STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
+    CleanupConfig,
+    SecretMount,
     StageConfig,
 )
 
-JobStage = Literal["prepare", "preflight", "train", "evaluate", "collect"]
+JobStage = Literal["prepare", "preflight", "train", "evaluate", "collect", "cleanup"]
+JobConfig = StageConfig | CleanupConfig
 
 CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
@@ -35,26 +39,31 @@ CPU: Final = "cpu"
 """As a profile's device resource it means that a device is a CPU core."""
 
 DEFAULT_RESOURCES: Final[dict[JobStage, PodResources]] = {
-    "prepare": PodResources(cpu="100m", memory="256Mi"),
+    "prepare": PodResources(cpu="100m", memory="512Mi"),
     "preflight": PodResources(cpu="500m", memory="3Gi"),
     "train": PodResources(cpu="1", memory="4Gi"),
     "evaluate": PodResources(cpu="1", memory="4Gi"),
-    "collect": PodResources(cpu="50m", memory="128Mi"),
+    "collect": PodResources(cpu="50m", memory="256Mi"),
+    "cleanup": PodResources(cpu="50m", memory="256Mi"),
 }
+
+UNCONFIGURED: Final[frozenset[JobStage]] = frozenset({"collect", "cleanup"})
+"""Stages too small for a profile to say anything about."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Volumes of a stage. The store is writable, source and base model are read-only."""
 
-    store: Location
+    store: Location | None
+    """None for a bucket: then the pod has a folder of its own in the store's place."""
     source: Location | None = None
     base_model: Location | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Secrets whose keys become environment variables; a missing one keeps the pod from starting, named."""
+    """Secrets that the pod has as files."""
 
     store: SecretReference | None = None
     source: SecretReference | None = None
@@ -68,10 +77,10 @@ def resources_of(stage: JobStage, profile: ComputeProfile | None, devices: int) 
     There is no CPU limit. Where a device is a CPU core, the devices are the CPU request unless the profile
     says otherwise.
     """
-    given = None if profile is None or stage == "collect" else getattr(profile.spec.resources, stage)
+    given = None if profile is None or stage in UNCONFIGURED else getattr(profile.spec.resources, stage)
     wanted: PodResources = given or DEFAULT_RESOURCES[stage]
-    requests = {"cpu": wanted.cpu, "memory": wanted.memory}
-    limits = {"memory": wanted.memory}
+    requests = {"cpu": wanted.cpu, **wanted.limited}
+    limits = wanted.limited
     if devices and profile is not None:
         if profile.spec.devices.resource == CPU:
             requests["cpu"] = given.cpu if given else str(devices)
@@ -82,7 +91,7 @@ def resources_of(stage: JobStage, profile: ComputeProfile | None, devices: int) 
 
 def build_stage_pod(
     stage: JobStage,
-    config: StageConfig,
+    config: JobConfig,
     *,
     image: str,
     image_pull_policy: str,
@@ -93,6 +102,10 @@ def build_stage_pod(
 ) -> Manifest:
     """The pod's spec. `devices` is 0 for stages that need none; those go on any node."""
     volumes, mounts = _volumes(stage, config, profile, storage)
+    for mount in _secrets(credentials):
+        volume, volume_mount = secret_volume(mount)
+        volumes.append(volume)
+        mounts.append(volume_mount)
     resources = resources_of(stage, profile, devices)
     container: Manifest = {
         "name": CONTAINER,
@@ -105,9 +118,6 @@ def build_stage_pod(
         "securityContext": container_security(),
         "volumeMounts": mounts,
     }
-    secrets = _secrets(credentials)
-    if secrets:
-        container["envFrom"] = secrets
     if stage == "train":
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     pod: Manifest = {
@@ -122,7 +132,7 @@ def build_stage_pod(
 
 
 def _environment(
-    config: StageConfig, profile: ComputeProfile | None, devices: int, cpu: str
+    config: JobConfig, profile: ComputeProfile | None, devices: int, cpu: str
 ) -> list[dict[str, str]]:
     variables = [
         {"name": CONFIG_ENV, "value": config.to_json()},
@@ -140,24 +150,21 @@ def _cores(cpu: str) -> int:
     return math.ceil(float(number) / (1000 if milli else 1)) if number[-1].isdigit() else 0
 
 
-def _secrets(credentials: Credentials) -> list[Manifest]:
-    named = (
-        ("FINETUNE_STORE_", credentials.store),
-        ("FINETUNE_SOURCE_", credentials.source),
-        ("FINETUNE_BASE_MODEL_", credentials.base_model),
+def _secrets(credentials: Credentials) -> list[SecretMount]:
+    named: tuple[tuple[Use, SecretReference | None], ...] = (
+        ("store", credentials.store),
+        ("source", credentials.source),
+        ("base-model", credentials.base_model),
     )
-    return [
-        {"prefix": prefix, "secretRef": {"name": reference.name}}
-        for prefix, reference in named
-        if reference is not None
-    ]
+    mounts = (secret_mount(use, reference.name if reference else None) for use, reference in named)
+    return [mount for mount in mounts if mount is not None]
 
 
 def _volumes(
-    stage: JobStage, config: StageConfig, profile: ComputeProfile | None, storage: Storage
+    stage: JobStage, config: JobConfig, profile: ComputeProfile | None, storage: Storage
 ) -> tuple[list[Manifest], list[Manifest]]:
     volumes: list[Manifest] = [
-        {"name": "store", "persistentVolumeClaim": {"claimName": storage.store.name}},
+        {"name": "store", **_store_volume(storage.store)},
         {"name": "scratch", "emptyDir": {}},
     ]
     mounts: list[Manifest] = [
@@ -170,7 +177,7 @@ def _volumes(
     ):
         if place is None:
             continue
-        if place.scheme == "pvc" and place.name == storage.store.name:
+        if storage.store is not None and (place.scheme, place.name) == ("pvc", storage.store.name):
             # One claim is one volume: some drivers refuse the same claim twice, writable and read-only.
             mounts.append({"name": "store", "mountPath": mount, "readOnly": True})
             continue
@@ -182,12 +189,17 @@ def _volumes(
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}
         )
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - a volume of the pod
-    if config.report is not None:
+    if isinstance(config, StageConfig) and config.report is not None:
         token = PurePosixPath(REPORT_TOKEN_PATH)
         source = {"audience": REPORT_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": token.name}
         volumes.append({"name": "report-token", "projected": {"sources": [{"serviceAccountToken": source}]}})
         mounts.append({"name": "report-token", "mountPath": str(token.parent), "readOnly": True})
     return volumes, mounts
+
+
+def _store_volume(claim: Location | None) -> dict[str, Any]:
+    """The claim, or room for what a stage reads from a bucket and has still to upload."""
+    return {"emptyDir": {}} if claim is None else {"persistentVolumeClaim": {"claimName": claim.name}}
 
 
 def _read_only_volume(place: Location) -> dict[str, Any]:

@@ -1,20 +1,42 @@
 """DatasetVersion and Checkpoint: immutable records without an owner: pruning a run deletes no live model."""
 
 from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
-from finetune_operator.api.datasetversion import DatasetStatistics, DatasetVersionSpec, SplitRecord
+from finetune_operator.api.datasetversion import (
+    DatasetStatistics,
+    DatasetVersionSpec,
+    SourceRecord,
+    SplitRecord,
+)
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, Score
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
-from finetune_operator.build.labels import DATASET, MODEL, STORE, checkpoint_name, child_labels
+from finetune_operator.build.labels import (
+    DATASET,
+    FINALIZER,
+    MODEL,
+    checkpoint_name,
+    child_labels,
+    store_annotations,
+)
 from finetune_operator.build.locations import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import CheckpointResult, PrepareResult
 
 
 def build_dataset_version(
-    owner: Resource, name: str, result: PrepareResult, store: str | None, deletion_policy: DeletionPolicy
+    owner: Resource,
+    name: str,
+    result: PrepareResult,
+    *,
+    source: str,
+    store: str | None,
+    store_credentials: str | None,
+    deletion_policy: DeletionPolicy,
 ) -> Manifest:
     """The record of prepared rows; `owner` is the Dataset, or the FineTuneJob with inline data.
+
+    `source` is the uri that the rows were read from, `store_credentials` the name of the Secret that opens
+    the store.
 
     Raises:
         ValueError: where the result names no dataset.
@@ -24,6 +46,8 @@ def build_dataset_version(
     spec = DatasetVersionSpec(
         dataset=owner.name,
         digest=result.dataset,
+        # What follows the question mark may be a signature, which is a credential.
+        source=SourceRecord(uri=source.partition("?")[0], revision=result.source_revision),
         source_digest=result.source,
         preparation_digest=result.preparation,
         format=(result.format or "Unknown")[:32],
@@ -39,7 +63,8 @@ def build_dataset_version(
             "name": name,
             "namespace": owner.namespace,
             "labels": child_labels(owner, **{DATASET: owner.name}),
-            "annotations": {STORE: store} if store else {},
+            "annotations": store_annotations(store, store_credentials),
+            **_finalizers(deletion_policy),
         },
         "spec": spec.to_dict(),
     }
@@ -50,7 +75,9 @@ def build_checkpoint(
     result: CheckpointResult,
     *,
     store: str,
+    store_credentials: str | None,
     base_model_digest: str,
+    base_model_revision: str | None,
     dataset_version: str,
     validation_rows: int,
     hyperparameters: ResolvedHyperparameters,
@@ -71,7 +98,7 @@ def build_checkpoint(
         lineage=Lineage(
             base_model=BaseModelRecord(
                 uri=job.spec.base_model.uri or "",
-                revision=job.spec.base_model.revision,
+                revision=base_model_revision,
                 digest=base_model_digest,
             ),
             dataset_version=dataset_version,
@@ -88,6 +115,13 @@ def build_checkpoint(
             "name": checkpoint_name(job.name, job.uid, result.step, result.digest),
             "namespace": job.namespace,
             "labels": child_labels(job, **{MODEL: job.spec.model}),
+            "annotations": store_annotations(None, store_credentials),
+            **_finalizers(job.spec.deletion_policy),
         },
         "spec": spec.to_dict(),
     }
+
+
+def _finalizers(policy: DeletionPolicy) -> Manifest:
+    """From the very first, so that no deletion is too early for it."""
+    return {"finalizers": [FINALIZER]} if policy == "Delete" else {}

@@ -4,15 +4,17 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.build.configs import store_config
+from finetune_operator.build.credentials import secret_volume
 from finetune_operator.build.jobs import owner_reference
 from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels, revision_name
-from finetune_operator.build.locations import parse_location
+from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
 from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
     CONFIG_ENV,
@@ -48,21 +50,23 @@ class Revision:
 
     name: str
     base_digest: str
-    models: tuple[tuple[str, Checkpoint], ...]
+    models: tuple[tuple[str, Weights], ...]
     profile: ComputeProfile
     store: str
     """uri of the store that holds the models."""
+    store_credentials: str | None = None
+    """Name of the Secret that opens it."""
 
     @property
     def is_full(self) -> bool:
         """Whether the one model holds all weights and so takes the base model's place."""
-        return any(checkpoint.spec.type == "Full" for _, checkpoint in self.models)
+        return any(weights.type == "Full" for _, weights in self.models)
 
 
 def build_revision(
     endpoint: InferenceDeployment,
     base_digest: str,
-    models: tuple[tuple[str, Checkpoint], ...],
+    models: tuple[tuple[str, Weights], ...],
     profile: ComputeProfile,
     store: str,
 ) -> Revision:
@@ -76,15 +80,20 @@ def build_revision(
     )
     inputs: dict[str, Any] = {
         "base": base_digest,
-        "models": [(name, checkpoint.spec.digest, checkpoint.spec.type) for name, checkpoint in models],
+        "models": [(name, weights.digest, weights.type) for name, weights in models],
         "image": spec.images.trainer,
         "devices": endpoint.spec.compute.devices,
         "resources": spec.resources.serve.to_dict() if spec.resources.serve else None,
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
         "placement": placement,
     }
+    # Any of them opens the store.
+    secret = next((weights.credentials for _, weights in models if weights.credentials), None)
+    if any(weights.checkpoint is None for _, weights in models):
+        # Of a record the place never changes; a pin may name another one.
+        inputs["store"] = [store, secret]
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
-    return Revision(name, base_digest, models, profile, store)
+    return Revision(name, base_digest, models, profile, store, secret)
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -157,21 +166,21 @@ def build_deployment(
 
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
     spec = revision.profile.spec
-    store = parse_location(revision.store)
+    store = store_config(revision.store, revision.store_credentials)
+    store_volumes, store_mounts = _store_volumes(store)
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
     fetch = FetchConfig(
         owner=owner,
-        store=StoreConfig(uri=revision.store, path=store.under(STORE_MOUNT)),
+        store=store,
         items=_items(revision),
     )
     serve = ServeConfig(
         owner=owner,
         base_folder=_base_folder(revision),
         models=tuple(
-            ServedModel(name=name, folder=name, type=checkpoint.spec.type)
-            for name, checkpoint in revision.models
+            ServedModel(name=name, folder=name, type=weights.type) for name, weights in revision.models
         ),
         drain_seconds=DRAIN_SECONDS,
     )
@@ -196,11 +205,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                 **common,
                 "env": _environment(fetch.to_json()),
                 "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
-                "volumeMounts": [
-                    {"name": "store", "mountPath": STORE_MOUNT, "readOnly": True},
-                    models,
-                    scratch,
-                ],
+                "volumeMounts": [*store_mounts, models, scratch],
             }
         ],
         "containers": [
@@ -220,7 +225,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             }
         ],
         "volumes": [
-            {"name": "store", "persistentVolumeClaim": {"claimName": store.name, "readOnly": True}},
+            *store_volumes,
             {"name": "models", "emptyDir": {}},
             {"name": "scratch", "emptyDir": {}},
         ],
@@ -228,13 +233,30 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     return {**pod, **_placement(revision.profile)}
 
 
+def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
+    """What the init container reads the store with: from a bucket it copies straight to the models."""
+    volumes: list[Manifest] = []
+    mounts: list[Manifest] = []
+    claim = parse_store(store.uri)
+    if claim is not None:
+        volumes.append(
+            {"name": "store", "persistentVolumeClaim": {"claimName": claim.name, "readOnly": True}}
+        )
+        mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
+    if store.credentials is not None:
+        volume, mount = secret_volume(store.credentials)
+        volumes.append(volume)
+        mounts.append(mount)
+    return volumes, mounts
+
+
 def _items(revision: Revision) -> tuple[FetchItem, ...]:
     base = FetchItem(
         artifact=ArtifactRef(kind="models", digest=revision.base_digest), folder=_base_folder(revision)
     )
     models = tuple(
-        FetchItem(artifact=ArtifactRef(kind="checkpoints", digest=checkpoint.spec.digest), folder=name)
-        for name, checkpoint in revision.models
+        FetchItem(artifact=ArtifactRef(kind="checkpoints", digest=weights.digest), folder=name)
+        for name, weights in revision.models
     )
     return models if revision.is_full else (base, *models)
 
@@ -251,7 +273,7 @@ def _environment(config: str) -> list[dict[str, str]]:
 def _resources(endpoint: InferenceDeployment, profile: ComputeProfile) -> Manifest:
     wanted = profile.spec.resources.serve or DEFAULT_RESOURCES
     devices = endpoint.spec.compute.devices
-    requests, limits = {"cpu": wanted.cpu, "memory": wanted.memory}, {"memory": wanted.memory}
+    requests, limits = {"cpu": wanted.cpu, **wanted.limited}, wanted.limited
     if profile.spec.devices.resource != CPU:
         limits[profile.spec.devices.resource] = str(devices)
     elif profile.spec.resources.serve is None:

@@ -13,11 +13,12 @@ from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from finetune_operator.engine.transport import REQUEST_TIMEOUT, OnRequest, Request, Transport
 from finetune_operator.plan import Manifest
 
-PAGE: Final = 500
-"""Objects a page of a list."""
+PAGE: Final = 100
+"""Objects a page of a list; at a restart a page of every type is in memory at the same time."""
 SILENCE: Final = 130.0
 """Seconds after which a silent watch is given up: bookmarks come about once a minute."""
 APPLY: Final = "application/apply-patch+yaml"
+MERGE: Final = "application/merge-patch+json"
 
 Propagation = Literal["Foreground", "Background"]
 
@@ -55,24 +56,24 @@ class Cluster:
                 return None
             raise
 
-    async def list(
+    async def pages(
         self, type_: ResourceType, namespace: str = "", selector: str = ""
-    ) -> tuple[list[Manifest], str]:
-        """All objects, read page by page, and the resource version that the list is true for.
+    ) -> AsyncGenerator[tuple[list[Manifest], str]]:
+        """All objects, page by page, each with the resource version that the whole list is true for.
 
         Raises:
             Rejected: 404 where the type is not installed; 410 where reading took so long that the
                 snapshot is gone: start again.
         """
-        items: list[Manifest] = []
         query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = await self._transport.call(Request("list", "GET", type_.path(namespace), query))
             # Items of a list carry neither apiVersion nor kind.
-            items += [{"apiVersion": type_.api_version, "kind": type_.kind, **item} for item in page["items"]]
+            identity = {"apiVersion": type_.api_version, "kind": type_.kind}
+            yield [identity | item for item in page["items"]], page["metadata"]["resourceVersion"]
             token = page["metadata"].get("continue")
             if not token:
-                return items, page["metadata"]["resourceVersion"]
+                return
             query = {**query, "continue": token}
 
     async def watch(
@@ -134,6 +135,21 @@ class Cluster:
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """Server-side apply of the status; the manifest holds identity and status only."""
         return await self.apply(manifest, "status")
+
+    async def patch_metadata(self, manifest: Manifest, metadata: Manifest) -> Manifest:
+        """Merge fields into the metadata of exactly the object that was seen.
+
+        Raises:
+            Conflict: the object changed, was replaced, or is gone.
+        """
+        seen = {key: manifest["metadata"][key] for key in ("uid", "resourceVersion")}
+        path, body = self._path(manifest), {"metadata": {**metadata, **seen}}
+        try:
+            return await self._transport.call(Request("patch", "PATCH", path, self._manager, body, MERGE))
+        except Rejected as error:
+            if error.code == HTTPStatus.NOT_FOUND or "metadata.uid" in error.causes:
+                raise Conflict(str(error)) from error
+            raise
 
     async def delete(self, manifest: Manifest, propagation: Propagation) -> Manifest | None:
         """Delete exactly the object that was seen.

@@ -71,19 +71,21 @@ class Executor:
         deletes = tuple(each for each in plan.delete if not self._going(each))
         if creates or applies or deletes:
             await self.confirm(primary)
-        if primary["metadata"].get("deletionTimestamp") and (creates or applies):
-            logger.debug("%s is being deleted: nothing is created for it", primary["metadata"]["name"])
-            creates = applies = ()
         for create in creates:
             await self._create(create)
         for apply in applies:
             await self._apply(apply, primary)
         for delete in deletes:
             await self._delete(delete)
+        is_going = _is_going(primary)
+        if plan.metadata is not None and not is_going:
+            primary = await self._write_metadata(primary, plan.metadata)
         if plan.status is not None:
             primary = await self.write_status(primary, plan.status)
         for event in plan.events:
             await self._events.record(primary, event)
+        if plan.metadata is not None and is_going:
+            primary = await self._write_metadata(primary, plan.metadata)
         return primary
 
     async def write_status(self, primary: Manifest, status: Manifest) -> Manifest:
@@ -106,6 +108,17 @@ class Executor:
         except Conflict:
             await self._live(primary)
             raise
+
+    async def _write_metadata(self, primary: Manifest, metadata: Manifest) -> Manifest:
+        try:
+            written = await self._cluster.patch_metadata(primary, metadata)
+        except Conflict:
+            await self._live(primary)
+            raise
+        if _is_going(written) and not written["metadata"].get("finalizers"):
+            self._forget(written)
+            return written
+        return self._remember(written)
 
     async def confirm(self, primary: Manifest) -> None:
         """Make sure that the primary is what was reconciled.
@@ -195,8 +208,8 @@ class Executor:
             raise
         if left is not None:
             self._remember(left)
-        elif (store := self._store(delete.manifest)) is not None:
-            store.remove(delete.manifest)
+        else:
+            self._forget(delete.manifest)
 
     async def _live(self, manifest: Manifest) -> Manifest | None:
         """The object as it is now; the cache learns of it."""
@@ -215,6 +228,11 @@ class Executor:
         if store is not None:
             store.put(obj)
         return obj
+
+    def _forget(self, obj: Manifest) -> None:
+        store = self._store(obj)
+        if store is not None:
+            store.remove(obj)
 
     def _cached(self, manifest: Manifest) -> Manifest | None:
         store = self._store(manifest)

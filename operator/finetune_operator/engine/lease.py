@@ -60,6 +60,11 @@ class Lease:
         self._seen_at = 0.0
         self.held = False
 
+    @property
+    def transitions(self) -> int:
+        """How often the Lease has changed hands, as it was last seen."""
+        return int(self._seen["spec"].get("leaseTransitions") or 0) if self._seen else 0
+
     async def acquire(self) -> None:
         """Return once this process holds the Lease."""
         while True:

@@ -1,4 +1,4 @@
-"""Keeps a store of one type current: list, then watch, and list again when the watch's history is gone."""
+"""Keeps a store of one type current: list, then watch for a while, and list again."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ from typing import Final
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError, Rejected
+from finetune_operator.engine.listing import take_list
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.engine.watches import Watches
@@ -14,7 +15,8 @@ from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS: Final = 300
+WATCH_SECONDS: Final = 600
+"""After which a list makes up for events that never came."""
 RECONNECT: Final = 0.1
 LONGEST_WAIT: Final = 30.0
 
@@ -43,30 +45,34 @@ class Reflector:
 
     async def run(self) -> None:
         """Never ends by itself; whatever the API server does is waited out."""
+        clock = asyncio.get_running_loop().time
         resource_version = ""
         wait = RECONNECT
         while True:
+            began = clock()
             try:
-                if not resource_version:
-                    resource_version = await self._list()
-                resource_version = await self._watch(resource_version)
+                resource_version = resource_version or await self._list()
+                await self._watch(resource_version)
+                # A list finds what no watch has told.
+                resource_version = ""
                 wait = RECONNECT
             except ApiError as error:
                 if isinstance(error, Rejected):
                     # Most often: the history from this version on is gone.
                     resource_version = ""
+                if clock() - began > LONGEST_WAIT:
+                    wait = RECONNECT
                 logger.warning("watching %s: %s; next try in %.1f s", self.name, error, wait)
                 await asyncio.sleep(wait)
                 wait = min(LONGEST_WAIT, wait * 2)
 
     async def _list(self) -> str:
-        items, resource_version = await self._cluster.list(self._type, self._namespace, self._selector)
-        self._store.sync(items, resource_version, self._namespace)
+        listed = await take_list(self._cluster, self._store, self._type, self._namespace, self._selector)
         self._watches.synced(self.name)
-        return resource_version
+        return listed.resource_version
 
-    async def _watch(self, resource_version: str) -> str:
-        """Watch until the server ends the stream; the version to go on from.
+    async def _watch(self, resource_version: str) -> None:
+        """Watch until the server ends the stream.
 
         Raises:
             Rejected: a list is needed first.
@@ -80,10 +86,8 @@ class Reflector:
                 obj = event["object"]
                 if event["type"] == "ERROR":
                     raise Rejected(obj.get("code", 0), obj.get("reason", ""), obj.get("message", ""))
-                resource_version = obj["metadata"]["resourceVersion"]
                 self._take(event["type"], obj)
         await asyncio.sleep(RECONNECT)
-        return resource_version
 
     def _take(self, event: str, obj: Manifest) -> None:
         if event in {"ADDED", "MODIFIED"}:

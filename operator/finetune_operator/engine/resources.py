@@ -30,6 +30,7 @@ JOB: Final = ResourceType("batch/v1", "Job", "jobs")
 POD: Final = ResourceType("v1", "Pod", "pods")
 DEPLOYMENT: Final = ResourceType("apps/v1", "Deployment", "deployments")
 SERVICE: Final = ResourceType("v1", "Service", "services")
+NAMESPACE: Final = ResourceType("v1", "Namespace", "namespaces", namespaced=False)
 SERVICE_ACCOUNT: Final = ResourceType("v1", "ServiceAccount", "serviceaccounts")
 CLAIM: Final = ResourceType("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SECRET: Final = ResourceType("v1", "Secret", "secrets")
@@ -41,7 +42,7 @@ TOKEN_REVIEW: Final = ResourceType(
 )
 
 BUILT_IN: Final = (
-    JOB, POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, CLAIM, SECRET, EVENT, LEASE, ENDPOINT_SLICE,
+    JOB, POD, DEPLOYMENT, SERVICE, NAMESPACE, SERVICE_ACCOUNT, CLAIM, SECRET, EVENT, LEASE, ENDPOINT_SLICE,
     TOKEN_REVIEW,
 )  # fmt: skip
 

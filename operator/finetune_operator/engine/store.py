@@ -2,7 +2,7 @@
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -11,7 +11,12 @@ from finetune_operator.plan import Manifest
 TOMBSTONES: Final = 10_000
 """Deletions that are remembered, so that a list or event from before them cannot bring an object back."""
 
+SHARED: Final = 80
+"""Characters; a longer text is seldom said twice."""
+
 Indexer = Callable[[Manifest], Iterable[str]]
+Transform = Callable[[Manifest], Manifest]
+"""An object less what nobody reads; what is given is not changed."""
 Listener = Callable[[Manifest | None, Manifest | None], None]
 """Told old and new state of every change."""
 
@@ -33,7 +38,7 @@ def controller_uid(obj: Manifest) -> str:
 
 
 class ObjectStore:
-    """Objects of one type by namespace and name, and by what the indexers say.
+    """Objects of one type by namespace and name, and by what the indexers say, as the transform leaves them.
 
     State only moves forward: what is older than what is known, or is of an object known to be deleted, is
     ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote.
@@ -41,9 +46,12 @@ class ObjectStore:
     Stored objects have no `managedFields` and must not be changed by readers.
     """
 
-    def __init__(self, indexers: Mapping[str, Indexer] | None = None) -> None:
+    def __init__(
+        self, indexers: Mapping[str, Indexer] | None = None, transform: Transform = lambda obj: obj
+    ) -> None:
         self._objects: dict[str, dict[str, Manifest]] = {}
         self._indexers = dict(indexers or {})
+        self._transform = transform
         self._indexes: dict[str, dict[str, dict[str, Manifest]]] = {name: {} for name in self._indexers}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._listeners: list[Listener] = []
@@ -77,7 +85,7 @@ class ObjectStore:
         known = max(self._deleted.get(metadata["uid"], 0), version(old) if old is not None else 0)
         if version(obj) <= known:
             return False
-        obj = _compact(obj)
+        obj = _compact(self._transform(obj))
         obj["metadata"].pop("managedFields", None)
         if old is not None and old["metadata"]["uid"] != metadata["uid"]:
             self._bury(old, version(old))
@@ -106,28 +114,24 @@ class ObjectStore:
         self._tell(old, None)
         return True
 
-    def sync(self, listed: Iterable[Manifest], resource_version: str, namespace: str = "") -> int:
-        """Take over a complete list: what is not in it and not newer than it is gone.
+    def prune(self, uids: Collection[str], resource_version: str, namespace: str = "") -> int:
+        """What a complete list does not hold, and is not newer than the list, is gone.
 
         Args:
-            listed: all objects of the namespace, or of all namespaces.
+            uids: of all objects in the list.
             resource_version: of the list.
-            namespace: empty for all.
+            namespace: that was listed; empty for all.
 
         Returns:
-            How many objects the watch had missed until now.
+            How many were gone.
         """
-        missed = 0
-        seen: set[str] = set()
-        for obj in listed:
-            seen.add(obj["metadata"]["uid"])
-            missed += self.put(obj)
+        gone = 0
         known = list(self.names(namespace).values()) if namespace else list(self)
         listed_at = int(resource_version)
         for obj in known:
-            if obj["metadata"]["uid"] not in seen and version(obj) <= listed_at:
-                missed += self.remove(obj, at=listed_at)
-        return missed
+            if obj["metadata"]["uid"] not in uids and version(obj) <= listed_at:
+                gone += self.remove(obj, at=listed_at)
+        return gone
 
     def _bury(self, obj: Manifest, at: int) -> None:
         self._deleted[obj["metadata"]["uid"]] = at
@@ -153,12 +157,12 @@ class ObjectStore:
 
 
 def _compact(value: Any) -> Any:
-    """A copy whose keys are shared with all other objects': names of fields take much of the memory."""
+    """A copy whose strings are shared with all other objects: names of fields, uids, times."""
     if isinstance(value, dict):
         return {sys.intern(key): _compact(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_compact(inner) for inner in value]
-    return value
+    return sys.intern(value) if isinstance(value, str) and len(value) <= SHARED else value
 
 
 def _address(obj: Manifest) -> str:

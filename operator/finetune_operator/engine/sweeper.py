@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError, Rejected
+from finetune_operator.engine.listing import take_list
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.engine.watches import Watches
@@ -43,15 +44,20 @@ class Sweeper:
             watches.expect(each.type.plural)
 
     async def fill(self) -> None:
-        """List every type for the first time, waiting until all are installed."""
-        for each in self._swept:
-            while True:
-                try:
-                    await self._sweep(each)
-                    break
-                except ApiError as error:
-                    logger.warning("%s; trying again", _explained(each.type, error))
-                    await asyncio.sleep(FIRST_RETRY)
+        """List every type for the first time, waiting until all are installed and may be listed."""
+        async with asyncio.TaskGroup() as group:
+            for each in self._swept:
+                group.create_task(self._fill(each))
+
+    async def _fill(self, swept: Swept) -> None:
+        while True:
+            try:
+                await self._sweep(swept)
+            except ApiError as error:
+                logger.warning("%s; trying again", _explained(swept.type, error))
+                await asyncio.sleep(FIRST_RETRY)
+            else:
+                return
 
     async def run(self) -> None:
         """Never ends by itself."""
@@ -66,8 +72,7 @@ class Sweeper:
     async def _sweep(self, swept: Swept) -> None:
         missed = 0
         for namespace in swept.namespaces:
-            items, resource_version = await self._cluster.list(swept.type, namespace)
-            missed += swept.store.sync(items, resource_version, namespace)
+            missed += (await take_list(self._cluster, swept.store, swept.type, namespace)).missed
         if swept.type.plural in self._watches.waiting_for:
             self._watches.synced(swept.type.plural)
         elif missed == 0:

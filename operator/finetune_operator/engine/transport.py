@@ -18,6 +18,7 @@ from finetune_operator.engine.errors import AlreadyExists, ApiError, Conflict, R
 from finetune_operator.plan import Manifest
 
 REQUEST_TIMEOUT: Final = 30.0
+UNLIMITED: Final = 0
 JSON: Final = "application/json"
 WHOLE: Final = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
 """Of a request with a short answer."""
@@ -35,6 +36,8 @@ async def load_configuration() -> Configuration:
         await load_kube_config(
             config_file=KUBE_CONFIG_DEFAULT_LOCATION, client_configuration=configuration, persist_config=False
         )
+    # Every watch keeps a connection: with 25 namespaces, the default of 100 leaves none for requests.
+    configuration.connection_pool_maxsize = UNLIMITED
     return configuration
 
 

@@ -7,6 +7,7 @@ from finetune_operator.api.checkpoint import Checkpoint, CheckpointDisplay
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.plan import Event, Plan
+from finetune_operator.reconcile import recordcleanup
 from finetune_operator.reconcile.lines import (
     champion,
     champion_name,
@@ -15,11 +16,11 @@ from finetune_operator.reconcile.lines import (
     is_rejected,
     promotion_time,
 )
+from finetune_operator.reconcile.ownership import holding
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.records import record_conditions
 
 EVALUATIONS_AT_MOST: Final = 5
 USERS_AT_MOST: Final = 10
@@ -30,14 +31,14 @@ BY_VERDICT: Final = frozenset({Reason.PROMOTED, Reason.PROMOTING})
 
 
 def claims(checkpoint: Checkpoint, world: World) -> frozenset[str]:  # noqa: ARG001 - every kind has one
-    """None: nothing is mounted for a record."""
-    return frozenset()
+    """Those that a cleanup mounts; nothing else is mounted for a record."""
+    return recordcleanup.claims(checkpoint)
 
 
 def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
-    """Decide the promotion, and note evaluations, users and what this release does not act on."""
+    """Decide the promotion, and note evaluations and users."""
     if checkpoint.metadata.deletion_timestamp is not None:
-        return Plan()
+        return recordcleanup.clean_up(checkpoint, world)
     job = _job(checkpoint, world)
     promoted_at, reason, message = _promotion(checkpoint, job, world)
     promoted = promoted_at is not None and not is_rejected(checkpoint)
@@ -54,7 +55,7 @@ def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
                 score=score_text(evaluations[0] if evaluations else None), in_use=_users_text(in_use_by)
             ),
             "conditions": conditions.with_condition(
-                record_conditions(checkpoint, world.now),
+                conditions.without(checkpoint.status.conditions, *conditions.STATES),
                 ConditionType.PROMOTED,
                 "True" if promoted else "False",
                 reason,
@@ -64,9 +65,14 @@ def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
             ),
         }
     )
+    # A new record that waits for its run's verdict has nothing to say yet: one write less for each.
+    waits = reason == Reason.EVALUATING and not checkpoint.status.conditions
     news = promoted_at is not None and checkpoint.status.promoted_at is None
-    events = (Event("Normal", EventReason.PROMOTED, conditions.shortened(message)),) if news else ()
-    return Plan(status=conditions.status_manifest(status), events=events)
+    return Plan(
+        status=None if waits else conditions.status_manifest(status),
+        events=(Event("Normal", EventReason.PROMOTED, conditions.shortened(message)),) if news else (),
+        metadata=holding(checkpoint),
+    )
 
 
 def _job(checkpoint: Checkpoint, world: World) -> FineTuneJob | None:
@@ -84,6 +90,10 @@ def _promotion(
     if spec.approval is not None and is_rejected(checkpoint):
         return at, Reason.REJECTED, f"rejected: {spec.approval.reason or 'no reason given'}"
     if at is not None:
+        # What it was promoted for stays to be read.
+        said = conditions.find(checkpoint.status.conditions, ConditionType.PROMOTED)
+        if said is not None and said.reason == Reason.PROMOTED:
+            return at, Reason.PROMOTED, said.message
         return at, Reason.PROMOTED, f"promoted in model line {spec.model}"
     reason, message = _verdict(checkpoint, job, champion_name(index, spec.model))
     if is_approved(checkpoint) and reason not in BY_VERDICT:

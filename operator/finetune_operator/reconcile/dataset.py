@@ -1,5 +1,6 @@
 """Dataset: each generation is prepared once, and its rows become a DatasetVersion."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, Literal
 
@@ -7,13 +8,20 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, DatasetVersionSummary, StoreReference
 from finetune_operator.build.configs import StageInputs, collect_config, prepare_config
 from finetune_operator.build.jobs import Placement, build_stage_job
-from finetune_operator.build.labels import STAGE, STORE, dataset_version_name, stage_job_name
-from finetune_operator.build.locations import parse_location
+from finetune_operator.build.labels import (
+    STAGE,
+    STORE,
+    STORE_CREDENTIALS,
+    dataset_version_name,
+    stage_job_name,
+)
+from finetune_operator.build.locations import parse_source, parse_store
 from finetune_operator.build.pods import Credentials, Storage
 from finetune_operator.build.records import build_dataset_version
 from finetune_operator.plan import Create, Manifest, Plan
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
 from finetune_operator.reconcile.stages import (
     PASSING,
     Broken,
@@ -62,7 +70,11 @@ def is_settled(dataset: Dataset) -> bool:
 def reconcile(dataset: Dataset, world: World) -> Plan:
     """What should be done now for one Dataset."""
     if dataset.metadata.deletion_timestamp is not None:
-        return Plan()
+        return delete_with(dataset, versions_of(dataset, world), world)
+    return replace(_prepare(dataset, world), metadata=holding(dataset))
+
+
+def _prepare(dataset: Dataset, world: World) -> Plan:
     draft = Draft(world)
     requeue_after = _clear_away(dataset, draft)
     if is_settled(dataset):
@@ -70,13 +82,11 @@ def reconcile(dataset: Dataset, world: World) -> Plan:
     messages = not_implemented(dataset.spec)
     if messages:
         return _plan(dataset, draft, Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages)))
-    for field, uri in (
-        ("spec.source.uri", dataset.spec.source.uri),
-        ("spec.store.uri", dataset.spec.store.uri if dataset.spec.store else None),
-    ):
-        place = storage.location(uri, field) if uri is not None else None
-        if isinstance(place, Failed):
-            return _plan(dataset, draft, place)
+    refused = storage.check_source(dataset.spec.source.uri, "spec.source.uri") or storage.check_form(
+        dataset.spec.store
+    )
+    if refused is not None:
+        return _plan(dataset, draft, refused)
     outcome = advance(draft, _request(dataset, world))
     if isinstance(outcome, StageResult):
         return _record(dataset, draft, outcome.prepare)
@@ -140,7 +150,14 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
     )
     if missing is not None:
         return missing
-    inputs = StageInputs(owner=dataset, run=_run(dataset), store_uri=store.uri, report=world.facts.report)
+    secret = store.credentials_secret_ref
+    inputs = StageInputs(
+        owner=dataset,
+        run=_run(dataset),
+        store_uri=store.uri,
+        store_credentials=secret.name if secret else None,
+        report=world.facts.report,
+    )
     prepares = stage == "prepare"
     name, collect_name = _job_names(dataset)
     image = profile.spec.images.trainer if profile is not None else None
@@ -154,7 +171,7 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
             image_pull_policy=world.facts.image_pull_policy,
             profile=profile,
             storage=Storage(
-                store=parse_location(store.uri), source=parse_location(source.uri) if prepares else None
+                store=parse_store(store.uri), source=parse_source(source.uri) if prepares else None
             ),
             credentials=Credentials(
                 store=store.credentials_secret_ref, source=source.credentials_secret_ref if prepares else None
@@ -175,8 +192,16 @@ def _record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> P
         )
         return _plan(dataset, draft, Failed(Reason.RESULT_LOST, message))
     name = dataset_version_name(dataset.name, prepared.dataset)
-    store = _prepared_in(dataset, draft.world)
-    record = build_dataset_version(dataset, name, prepared, store, dataset.spec.deletion_policy)
+    store, secret = _prepared_in(dataset, draft.world)
+    record = build_dataset_version(
+        dataset,
+        name,
+        prepared,
+        source=dataset.spec.source.uri,
+        store=store,
+        store_credentials=secret,
+        deletion_policy=dataset.spec.deletion_policy,
+    )
     draft.create.append(Create(record, same="Digest"))
     rows = sum(split.rows for split in prepared.splits)
     known = [version for version in dataset.status.versions if version.name != name]
@@ -201,11 +226,10 @@ def _record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> P
     )
 
 
-def _prepared_in(dataset: Dataset, world: World) -> str | None:
-    """The store that the Job worked with, which a profile edited since may no longer name."""
-    job = world.jobs[_job_names(dataset)[0]]
-    store: str | None = job["metadata"].get("annotations", {}).get(STORE)
-    return store
+def _prepared_in(dataset: Dataset, world: World) -> tuple[str | None, str | None]:
+    """The store and Secret that the Job worked with, which a profile edited since may no longer name."""
+    annotations = world.jobs[_job_names(dataset)[0]]["metadata"].get("annotations", {})
+    return annotations.get(STORE), annotations.get(STORE_CREDENTIALS)
 
 
 def _problems(prepared: PrepareResult) -> dict[str, Any]:

@@ -3,21 +3,24 @@
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.build.labels import STORE
 from finetune_operator.plan import Plan
+from finetune_operator.reconcile import recordcleanup
+from finetune_operator.reconcile.ownership import holding
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_operator.status.records import record_conditions
 
 LOCATIONS_AT_MOST = 5
 
 
 def claims(version: DatasetVersion, world: World) -> frozenset[str]:  # noqa: ARG001 - every kind has one
-    """None: nothing is mounted for a record."""
-    return frozenset()
+    """Those that a cleanup mounts; nothing else is mounted for a record."""
+    return recordcleanup.claims(version)
 
 
 def reconcile(version: DatasetVersion, world: World) -> Plan:
-    """Note the stores that hold the content, and what of the spec this release does not act on."""
+    """Note the stores that hold the content."""
+    if version.metadata.deletion_timestamp is not None:
+        return recordcleanup.clean_up(version, world)
     generation = version.metadata.generation
     locations = _locations(version, world)
     found = bool(locations)
@@ -27,7 +30,7 @@ def reconcile(version: DatasetVersion, world: World) -> Plan:
             "observed_generation": generation,
             "locations": locations,
             "conditions": conditions.with_condition(
-                record_conditions(version, world.now),
+                conditions.without(version.status.conditions, *conditions.STATES),
                 ConditionType.AVAILABLE,
                 "True" if found else "False",
                 Reason.AVAILABLE if found else Reason.STORE_MISSING,
@@ -37,7 +40,7 @@ def reconcile(version: DatasetVersion, world: World) -> Plan:
             ),
         }
     )
-    return Plan(status=conditions.status_manifest(new))
+    return Plan(status=conditions.status_manifest(new), metadata=holding(version))
 
 
 def _locations(version: DatasetVersion, world: World) -> tuple[str, ...]:

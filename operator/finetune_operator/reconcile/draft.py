@@ -39,11 +39,17 @@ class Draft:
         """Report on the reconciled object; events hold as much text as conditions."""
         self.events.append(Event(type_, reason, shortened(message)))
 
-    def plan(self, status: Manifest | None, requeue_after: float | None = None) -> Plan:
+    def plan(
+        self,
+        status: Manifest | None,
+        requeue_after: float | None = None,
+        metadata: Manifest | None = None,
+    ) -> Plan:
         return Plan(
             create=tuple(self.create),
             delete=tuple(self.delete),
             status=status,
             events=tuple(self.events),
+            metadata=metadata,
             requeue_after=requeue_after,
         )

@@ -16,10 +16,8 @@ from finetune_operator.status.reserved import not_implemented
 
 
 def claims(endpoint: InferenceDeployment, world: World) -> frozenset[str]:
-    """The claims that hold the checkpoints to be served."""
-    return claim_names(
-        *(checkpoint.spec.uri for _, checkpoint in resolve(endpoint, world.checkpoints).resolved)
-    )
+    """The claims that hold the weights to be served."""
+    return claim_names(*(weights.uri for _, weights in resolve(endpoint, world.checkpoints).resolved))
 
 
 def reconcile(endpoint: InferenceDeployment, world: World) -> Plan:
@@ -54,9 +52,7 @@ def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> 
         if first.reason == Reason.WAITING_FOR_CHECKPOINT:
             return Working(Reason.WAITING_FOR_CHECKPOINT, message)
         return Blocked(first.reason or Reason.WAITING_FOR_CHECKPOINT, message, requeue_after=None)
-    stores = sorted(
-        {checkpoint.spec.uri.rpartition("/checkpoints/")[0] for _, checkpoint in targets.resolved}
-    )
+    stores = sorted({weights.store for _, weights in targets.resolved})
     if len(stores) > 1:
         return Failed(
             Reason.INVALID_SPEC,

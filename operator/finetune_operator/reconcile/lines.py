@@ -16,13 +16,19 @@ def is_approved(checkpoint: Checkpoint) -> bool:
     return checkpoint.spec.approval is not None and checkpoint.spec.approval.state == "Approved"
 
 
+def standing(index: CheckpointIndex, name: str) -> Checkpoint | None:
+    """The Checkpoint of this name, unless it is being deleted: then its weights may be on their way out."""
+    checkpoint = index.get(name)
+    return checkpoint if checkpoint is not None and not _is_going(checkpoint) else None
+
+
 def champion(index: CheckpointIndex, model: str) -> Checkpoint | None:
-    """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected."""
+    """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected or deleted."""
     best: Checkpoint | None = None
     best_key: tuple[datetime, str] | None = None
     for checkpoint in index.of_model(model):
         promoted_at = checkpoint.status.promoted_at
-        if promoted_at is None or is_rejected(checkpoint):
+        if promoted_at is None or is_rejected(checkpoint) or _is_going(checkpoint):
             continue
         key = (promoted_at, checkpoint.name)
         if best_key is None or key > best_key:
@@ -46,3 +52,7 @@ def promotion_time(index: CheckpointIndex, model: str, now: datetime) -> datetim
     """A time for `promotedAt` that is newer than every other of the line, also where clocks disagree."""
     times = [c.status.promoted_at for c in index.of_model(model) if c.status.promoted_at is not None]
     return max([now, *(time + timedelta(milliseconds=1) for time in times)])
+
+
+def _is_going(checkpoint: Checkpoint) -> bool:
+    return checkpoint.metadata.deletion_timestamp is not None

@@ -94,10 +94,4 @@ def resolve_store(own: StoreReference | None, profile: ComputeProfile | None) ->
             f"no store: set spec.store.uri, for example pvc://artifacts, or spec.store of ComputeProfile"
             f" {profile.name}",
         )
-    if not store.uri.startswith("pvc://"):
-        return Blocked(
-            Reason.PROFILE_INVALID,
-            f"store {store.uri} of ComputeProfile {profile.name} is not implemented in this release:"
-            " use a pvc:// store there, or set spec.store.uri",
-        )
     return store

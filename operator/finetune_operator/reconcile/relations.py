@@ -12,7 +12,8 @@ from finetune_operator.build.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.dataset import is_settled
 from finetune_operator.reconcile.world import CheckpointIndex
-from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.reasons import ConditionType, Reason
 
 
 class Lookup(Protocol):
@@ -101,6 +102,11 @@ def _of_inferencedeployment(manifest: Manifest, lookup: Lookup) -> Iterator[Key]
     for checkpoint in lookup.checkpoints(namespace):
         if checkpoint.name in serves or name in checkpoint.status.in_use_by:
             yield Key("Checkpoint", namespace, checkpoint.name)
+    # One that has rolled out makes room for those that wait, wherever they are.
+    for other in lookup.inferencedeployments(None):
+        working = find(other.status.conditions, ConditionType.RECONCILING)
+        if working is not None and working.reason == Reason.QUEUED:
+            yield Key("InferenceDeployment", other.namespace, other.name)
 
 
 def _of_computeprofile(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:

@@ -9,7 +9,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment, Revis
 from finetune_operator.build.labels import REVISION, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
-from finetune_operator.status.servingpods import ServingTrouble, serving_trouble
+from finetune_operator.status.servingpods import ServingTrouble, is_replaced, serving_trouble
 
 KEPT: Final = 10
 """Revisions that an endpoint's status remembers."""
@@ -26,19 +26,19 @@ def is_ready(deployment: Manifest, replicas: int) -> bool:
     return seen >= deployment["metadata"].get("generation", 1) and min(ready, updated) >= replicas
 
 
-def trouble_of(revision: str, pods: Mapping[str, Manifest]) -> ServingTrouble | None:
-    """The first thing that keeps a pod of this revision from running, or None."""
-    for pod in pods.values():
-        if pod["metadata"].get("labels", {}).get(REVISION) == revision:
-            trouble = serving_trouble(pod)
-            if trouble is not None:
-                return trouble
-    return None
+def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> ServingTrouble | None:
+    """The first thing that keeps a pod of this revision from running, or None.
+
+    Pods that have ended, or are to end, have been replaced: they tell why only where no other one does.
+    """
+    own = [pod for pod in pods.values() if pod["metadata"].get("labels", {}).get(REVISION) == revision]
+    troubles = (serving_trouble(pod, now) for pod in sorted(own, key=is_replaced))
+    return next((trouble for trouble in troubles if trouble is not None), None)
 
 
-def failure_of(deployment: Manifest, pods: Mapping[str, Manifest]) -> str | None:
+def failure_of(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
     """Why this revision will not come up, or None while it may."""
-    trouble = trouble_of(deployment["metadata"]["name"], pods)
+    trouble = trouble_of(deployment["metadata"]["name"], pods, now)
     if trouble is not None and trouble.final:
         return trouble.message
     for condition in deployment.get("status", {}).get("conditions", ()):

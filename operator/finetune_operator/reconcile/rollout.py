@@ -28,6 +28,7 @@ from finetune_operator.reconcile.revisions import (
     trouble_of,
     with_state,
 )
+from finetune_operator.reconcile.rolloutlimit import must_wait
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
 from finetune_operator.reconcile.targets import Targets
 from finetune_operator.reconcile.world import World
@@ -53,12 +54,12 @@ class Rollout:
         if self._has_failed():
             return self._keep_serving(deployment)
         if deployment is None:
-            return self._start()
+            return self._queue() if self._must_wait else self._start()
         if is_ready(deployment, self.endpoint.spec.replicas):
             return self._finish()
         if self._is_live():
             return self._degraded(deployment)
-        failure = failure_of(deployment, self.world.pods)
+        failure = failure_of(deployment, self.world.pods, self.world.now)
         if failure is not None:
             return self._fail(failure)
         return self._wait()
@@ -96,9 +97,25 @@ class Rollout:
             events=(Event("Normal", EventReason.ROLLOUT_STARTED, message),),
         )
 
+    @property
+    def _must_wait(self) -> bool:
+        """A first revision never waits: nothing serves beside it."""
+        everywhere = self.world.endpoints_everywhere
+        return not self._only_one and must_wait(self.endpoint, self.wanted.profile, everywhere)
+
+    def _queue(self) -> Plan:
+        profile = self.wanted.profile
+        # Naming the others would make each of their rollouts a write to all that wait.
+        message = (
+            f"revision {self.wanted.name} ({self._described()}) waits until other endpoints have rolled"
+            f" out: ComputeProfile {profile.name} has maxConcurrentRollouts"
+            f" {profile.spec.max_concurrent_rollouts}"
+        )
+        return self._result(Working(Reason.QUEUED, message))
+
     def _wait(self) -> Plan:
         self._mark(self.wanted.name, "RollingOut")
-        trouble = trouble_of(self.wanted.name, self.world.pods)
+        trouble = trouble_of(self.wanted.name, self.world.pods, self.world.now)
         if trouble is None:
             return self._result(Working(Reason.ROLLING_OUT, f"revision {self.wanted.name} is starting"))
         return self._result(
@@ -108,7 +125,7 @@ class Rollout:
     def _degraded(self, deployment: Manifest) -> Plan:
         """Replicas restart or are added; the rollout itself is long over."""
         ready = deployment.get("status", {}).get("readyReplicas", 0)
-        trouble = trouble_of(self.wanted.name, self.world.pods)
+        trouble = trouble_of(self.wanted.name, self.world.pods, self.world.now)
         why = f": {trouble.message}" if trouble is not None else ""
         reason = trouble.reason if trouble is not None else Reason.SCALING
         message = f"{ready} of {self.endpoint.spec.replicas} replicas of {self.wanted.name} are ready{why}"
@@ -164,23 +181,23 @@ class Rollout:
         hard = [p for p in self.targets.problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]
         if hard:
             return Failed(hard[0].reason or Reason.INVALID_SPEC, held_back)
-        if any(problem.checkpoint is None for problem in self.targets.problems):
+        if any(problem.weights is None for problem in self.targets.problems):
             return Working(Reason.WAITING_FOR_CHECKPOINT, held_back)
         serving = f"serving {self._described()} at {endpoint_url(self.endpoint)}"
         return Done(Reason.SERVING, f"{serving}; {held_back}" if held_back else serving)
 
     def _described(self) -> str:
-        return ", ".join(f"{name} = {checkpoint.name}" for name, checkpoint in self.wanted.models)
+        return ", ".join(f"{name} = {weights.label}" for name, weights in self.wanted.models)
 
     def _served_models(self) -> tuple[ServedModelStatus, ...]:
         before = {model.name: model for model in self.endpoint.status.models}
         served = []
-        for name, checkpoint in self.wanted.models:
+        for name, weights in self.wanted.models:
             old = before.get(name)
-            if old is None or (old.checkpoint, old.digest) != (checkpoint.name, checkpoint.spec.digest):
+            if old is None or (old.checkpoint, old.digest) != (weights.checkpoint, weights.digest):
                 since = self.world.now.replace(microsecond=0)
                 old = ServedModelStatus(
-                    name=name, checkpoint=checkpoint.name, digest=checkpoint.spec.digest, since=since
+                    name=name, checkpoint=weights.checkpoint, digest=weights.digest, since=since
                 )
             served.append(old)
         return tuple(served)

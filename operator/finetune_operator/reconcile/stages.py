@@ -1,6 +1,6 @@
 """One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -11,7 +11,9 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Failed, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import podfailures
+from finetune_operator.status import lostnodes, podfailures, podstarts
+from finetune_operator.status.pods import Trouble, stage_of
+from finetune_operator.status.pods import has_ended as has_pod_ended
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.stagetimes import container_state, instant
 from finetune_trainer.contract import ExitCode, FailureReason, Stage, StageResult
@@ -25,7 +27,15 @@ RUNNING: Final[dict[Stage, Reason]] = {
 SETTLING: Final = timedelta(seconds=10)
 """A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
 
-PASSING: Final = frozenset({FailureReason.SOURCE_NOT_FOUND.value, FailureReason.STORE_UNAVAILABLE.value})
+PASSING: Final = frozenset(
+    {
+        FailureReason.ACCESS_DENIED.value,
+        FailureReason.INVALID_CREDENTIALS.value,
+        FailureReason.SOURCE_NOT_FOUND.value,
+        FailureReason.SOURCE_UNAVAILABLE.value,
+        FailureReason.STORE_UNAVAILABLE.value,
+    }
+)
 """Failures that end when somebody mends the surroundings; the stage is tried again."""
 
 
@@ -100,13 +110,21 @@ def is_stage_running(world: World) -> bool:
 def left_behind(world: World, job: str) -> Manifest | None:
     """A pod that still runs although its Job of this name was deleted: beside it a second one must not."""
     return next(
-        (
-            pod
-            for pod in world.orphans.get(job, ())
-            if pod.get("status", {}).get("phase") not in {"Succeeded", "Failed"}
-        ),
+        (pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)),
         None,
     )
+
+
+def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
+    """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
+    overdue: list[float] = []
+    for pod in pods:
+        trouble = lostnodes.lost(pod, f"the {stage_of(pod)} pod", now)
+        if trouble is not None:
+            return Blocked(trouble.reason, trouble.message, None)
+        left = lostnodes.until_overdue(pod, now)
+        overdue += [left] if left is not None else []
+    return Working(reason, message, min(overdue, default=None))
 
 
 def advance(draft: Draft, request: StageRequest) -> Outcome:
@@ -120,16 +138,13 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
     if job is None:
         pod = left_behind(world, request.name)
         if pod is not None:
-            name = pod["metadata"]["name"]
-            return Working(
-                Reason.QUEUED,
-                f"waiting for pod {name} of a deleted {request.stage} Job to end; if its node is lost:"
-                f" kubectl delete pod {name} --force",
-            )
+            waits = f"waiting for pod {pod['metadata']['name']} of a deleted {request.stage} Job to end"
+            return until_ended((pod,), Reason.QUEUED, waits, world.now)
         return _start(draft, request)
-    if "deletionTimestamp" in job["metadata"]:
-        return Working(Reason.QUEUED, f"waiting for the previous {request.stage} pod to end")
     pods = pods_of(job, world)
+    if "deletionTimestamp" in job["metadata"]:
+        waits = f"waiting for the previous {request.stage} pod to end"
+        return until_ended(pods, Reason.QUEUED, waits, world.now)
     if has_ended(job, "Complete"):
         result = _success(pods, request)
         return result or _settling(job, "Complete", request, world.now) or _collect(draft, request)
@@ -138,7 +153,8 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
     return _under_way(job, pods, request, world.now)
 
 
-def _ended_at(job: Manifest, how: str) -> datetime:
+def ended_at(job: Manifest, how: str) -> datetime:
+    """When the Job got the condition `Complete` or `Failed`, which it has."""
     return next(
         instant(condition["lastTransitionTime"])
         for condition in job["status"]["conditions"]
@@ -147,10 +163,10 @@ def _ended_at(job: Manifest, how: str) -> datetime:
 
 
 def _settling(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
-    left = SETTLING - (now - _ended_at(job, how))
+    left = SETTLING - (now - ended_at(job, how))
     if left <= timedelta():
         return None
-    return Working(RUNNING[request.stage], f"{request.stage} is finishing", left.total_seconds() + 1)
+    return Working(RUNNING[request.stage], _running(request.stage), left.total_seconds() + 1)
 
 
 def _start(draft: Draft, request: StageRequest) -> Working | Blocked | Failed:
@@ -217,7 +233,7 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
 
 def _retry(draft: Draft, job: Manifest, result: StageResult) -> Retry:
     how = "Failed" if has_ended(job, "Failed") else "Complete"
-    due = _ended_at(job, how) + timedelta(seconds=RETRY_SECONDS)
+    due = ended_at(job, how) + timedelta(seconds=RETRY_SECONDS)
     if draft.world.now >= due:
         draft.remove(job)
     return Retry(result.reason, result.message, due, result)
@@ -242,13 +258,26 @@ def _failed(
 def _under_way(
     job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime
 ) -> Working | Blocked:
-    newest = pods[0] if pods else None
-    state = container_state(newest) if newest is not None else {}
-    if "running" in state:
-        return Working(RUNNING[request.stage], f"{request.stage} is running")
-    if newest is not None and "terminated" in state:
+    stage = request.stage
+    if not pods:
+        return _waiting(podstarts.waiting(job, None, now))
+    newest, state = pods[0], container_state(pods[0])
+    trouble = lostnodes.lost(newest, f"the {stage} pod", now)
+    if trouble is not None:
+        return _waiting(trouble)
+    if "terminated" in state or has_pod_ended(newest):
         return _between_pods(job, newest, request)
-    trouble = podfailures.waiting(job, newest, now)
+    if "running" in state:
+        return Working(RUNNING[stage], _running(stage), lostnodes.until_overdue(newest, now))
+    return _waiting(podstarts.waiting(job, newest, now))
+
+
+def _running(stage: Stage) -> str:
+    """Also while its end is being counted: that takes a moment and is not worth a status write."""
+    return f"{stage} is running"
+
+
+def _waiting(trouble: Trouble) -> Working | Blocked:
     if trouble.expected:
         return Working(trouble.reason, trouble.message, trouble.look_again)
     return Blocked(trouble.reason, trouble.message, None)
@@ -256,15 +285,15 @@ def _under_way(
 
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working:
     """The newest pod has ended and the Job has not: its end is being counted, or another pod follows."""
-    stage, code = request.stage, container_state(pod)["terminated"].get("exitCode")
+    stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
     if code == ExitCode.OK or code in USELESS_AGAIN or failed >= attempts:
-        return Working(RUNNING[stage], f"{stage} is finishing")
-    if code in NO_FAULT or podfailures.is_disrupted(pod):
+        return Working(RUNNING[stage], _running(stage))
+    disruption = podfailures.disruption(pod)
+    if code in NO_FAULT or disruption is not None:
+        how = disruption or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
-        return Working(
-            Reason.QUEUED, f"the {stage} pod ended with exit code {code}{saved}; the next one follows"
-        )
+        return Working(Reason.QUEUED, f"the {stage} pod {how}{saved}; the next one follows")
     trouble = _result(pod, request) or podfailures.failure(job, (pod,))
     return Working(
         Reason.QUEUED,

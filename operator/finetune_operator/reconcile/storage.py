@@ -1,19 +1,31 @@
 """Whether the claims that a stage's pod mounts are there and can be shared."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.build.locations import Location, parse_location
+from finetune_operator.api.dataset import StoreReference
+from finetune_operator.build.locations import parse_location, parse_source, parse_store
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 
 
-def location(uri: str, field: str) -> Location | Failed:
-    """The location behind a uri of the spec; `field` names it in the message."""
+def check_source(uri: str, field: str) -> Failed | None:
+    """Whether the uri of a source or of a base model means a place; `field` names it in the message."""
     try:
-        return parse_location(uri)
+        parse_source(uri)
     except ValueError as error:
         return Failed(Reason.INVALID_SPEC, f"{field}: {error}")
+    return None
+
+
+def check_form(store: StoreReference | None) -> Failed | None:
+    """Whether the uri of an object's own store means a place."""
+    try:
+        if store is not None:
+            parse_store(store.uri)
+    except ValueError as error:
+        return Failed(Reason.INVALID_SPEC, f"spec.store.uri: {error}")
+    return None
 
 
 def claim_name(uri: str | None) -> str | None:
@@ -36,7 +48,14 @@ def _is_missing(name: str, world: World) -> bool:
 
 
 def check_store(uri: str, profile: ComputeProfile | None, namespace: str, world: World) -> Blocked | None:
-    """Whether the store's claim exists and pods on several nodes can use it at once."""
+    """Whether the store's claim exists and pods on several nodes can use it at once.
+
+    Whether a bucket exists is for the pods to find out.
+    """
+    try:
+        parse_store(uri)
+    except ValueError as error:
+        return Blocked(Reason.PROFILE_INVALID, f"store: {error}")
     name = claim_name(uri)
     if name is None:
         return None

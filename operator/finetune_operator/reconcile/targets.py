@@ -1,10 +1,18 @@
-"""Which checkpoint each model name of an endpoint should serve, and why not where it cannot."""
+"""Which weights each model name of an endpoint should serve, and why not where it cannot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.inferencedeployment import Follow, InferenceDeployment, ServedModel
-from finetune_operator.reconcile.lines import champion, is_approved
+from finetune_operator.api.inferencedeployment import (
+    Follow,
+    InferenceDeployment,
+    Pin,
+    ServedModel,
+    ServedModelStatus,
+)
+from finetune_operator.build.locations import parse_store
+from finetune_operator.build.weights import Weights, short_digest
+from finetune_operator.reconcile.lines import champion, is_approved, is_rejected, standing
 from finetune_operator.reconcile.world import CheckpointIndex
 from finetune_operator.status.reasons import Reason
 
@@ -14,25 +22,23 @@ class Target:
     """What one model name serves; `problem` says why it is not what the spec asks for."""
 
     name: str
-    checkpoint: Checkpoint | None = None
+    weights: Weights | None = None
     reason: Reason | None = None
     problem: str = ""
     is_lost: bool = False
-    """It is being served, but the record of what serves was deleted, so no new revision can be made."""
+    """It is being served, but nothing says any more where from, so no new revision can be made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The whole endpoint's wish: one base model, and a checkpoint for each name that has one."""
+    """The whole endpoint's wish: one base model, and weights for each name that has some."""
 
     base_digest: str | None
     models: tuple[Target, ...]
 
     @property
-    def resolved(self) -> tuple[tuple[str, Checkpoint], ...]:
-        return tuple(
-            (target.name, target.checkpoint) for target in self.models if target.checkpoint is not None
-        )
+    def resolved(self) -> tuple[tuple[str, Weights], ...]:
+        return tuple((target.name, target.weights) for target in self.models if target.weights is not None)
 
     @property
     def problems(self) -> tuple[Target, ...]:
@@ -42,14 +48,14 @@ class Targets:
 def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targets:
     """Resolve every model of the endpoint; a name that cannot be resolved keeps what it serves now."""
     base = endpoint.spec.base_model.digest or _served_base(endpoint, checkpoints)
-    serving = {model.name: model.checkpoint for model in endpoint.status.models if model.checkpoint}
+    serving = {model.name: model for model in endpoint.status.models}
     targets: list[Target] = []
     for model in endpoint.spec.models:
         target = _wanted(model, checkpoints)
-        if target.checkpoint is not None:
-            target = _of_same_base(endpoint, target, target.checkpoint, base)
-        if target.checkpoint is not None:
-            base = base or target.checkpoint.spec.lineage.base_model.digest
+        if target.weights is not None:
+            target = _of_same_base(endpoint, target, target.weights, base)
+        if target.weights is not None:
+            base = base or (target.weights.base_model.digest if target.weights.base_model else None)
         elif model.name in serving:
             target = _as_served(target, serving[model.name], checkpoints)
         targets.append(target)
@@ -68,18 +74,25 @@ def _served_base(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) ->
 
 
 def _of_same_base(
-    endpoint: InferenceDeployment, target: Target, checkpoint: Checkpoint, base: str | None
+    endpoint: InferenceDeployment, target: Target, weights: Weights, base: str | None
 ) -> Target:
-    trained_from = checkpoint.spec.lineage.base_model
+    trained_from = weights.base_model
+    if trained_from is None:
+        return target
     uri = endpoint.spec.base_model.uri
     if trained_from.uri != uri:
         problem = (
-            f"checkpoint {checkpoint.name} was trained from base model {trained_from.uri}, but"
+            f"checkpoint {weights.checkpoint} was trained from base model {trained_from.uri}, but"
             f" spec.baseModel.uri is {uri}: set it to the model that the line is trained from"
+        )
+    elif (revision := endpoint.spec.base_model.revision) not in {None, trained_from.revision}:
+        problem = (
+            f"checkpoint {weights.checkpoint} was trained from revision {trained_from.revision} of {uri}, but"
+            f" spec.baseModel.revision is {revision}: set it to that commit, or remove it"
         )
     elif base is not None and trained_from.digest != base:
         problem = (
-            f"checkpoint {checkpoint.name} was trained from base model {trained_from.digest}, but this"
+            f"checkpoint {weights.checkpoint} was trained from base model {trained_from.digest}, but this"
             f" endpoint serves {base}: serve it from another InferenceDeployment"
         )
     else:
@@ -87,16 +100,21 @@ def _of_same_base(
     return Target(target.name, None, Reason.BASE_MODEL_MISMATCH, problem)
 
 
-def _as_served(target: Target, serving: str, checkpoints: CheckpointIndex) -> Target:
-    record = checkpoints.get(serving)
+def _as_served(target: Target, served: ServedModelStatus, checkpoints: CheckpointIndex) -> Target:
+    record = standing(checkpoints, served.checkpoint or "")
     if record is not None:
-        return Target(target.name, record, target.reason, target.problem)
+        rejected = f"; {record.name} was rejected and keeps serving" if is_rejected(record) else ""
+        return Target(target.name, Weights.of(record), target.reason, f"{target.problem}{rejected}")
+    if served.checkpoint is not None:
+        what = f"checkpoint {served.checkpoint}, whose record was deleted"
+    else:
+        what = f"weights {short_digest(served.digest or '')}, which no pin names any more"
     return Target(
         target.name,
         None,
         Reason.CHECKPOINT_NOT_FOUND,
-        f"model {target.name} serves checkpoint {serving}, whose record was deleted; it keeps serving, but"
-        f" nothing can be rolled out until there is another one for it ({target.problem})",
+        f"model {target.name} serves {what}; it keeps serving, but nothing can be rolled out until there is"
+        f" another one for it ({target.problem})",
         is_lost=True,
     )
 
@@ -104,16 +122,28 @@ def _as_served(target: Target, serving: str, checkpoints: CheckpointIndex) -> Ta
 def _wanted(model: ServedModel, checkpoints: CheckpointIndex) -> Target:
     if model.follow is not None:
         return _followed(model.name, model.follow, checkpoints)
-    name = model.pin.checkpoint if model.pin else None
-    pinned = checkpoints.get(name) if name else None
-    if pinned is None:
-        return Target(
-            model.name,
-            None,
-            Reason.CHECKPOINT_NOT_FOUND,
-            f"model {model.name} pins checkpoint {name}, which does not exist in this namespace",
-        )
-    return Target(model.name, pinned)
+    return _pinned(model.name, model.pin or Pin(), checkpoints)
+
+
+def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> Target:
+    secret = pin.credentials_secret_ref.name if pin.credentials_secret_ref else None
+    if pin.uri is not None and pin.digest is not None:
+        weights = Weights(pin.uri, pin.digest, pin.type or "Adapter", credentials=secret)
+        try:
+            parse_store(weights.store)
+        except ValueError as error:
+            return Target(name, None, Reason.INVALID_SPEC, f"spec.models[{name}].pin.uri: {error}")
+        return Target(name, weights)
+    record = standing(checkpoints, pin.checkpoint or "")
+    if record is not None:
+        recorded = Weights.of(record)
+        return Target(name, replace(recorded, credentials=secret or recorded.credentials))
+    return Target(
+        name,
+        None,
+        Reason.CHECKPOINT_NOT_FOUND,
+        f"model {name} pins checkpoint {pin.checkpoint}, which does not exist in this namespace",
+    )
 
 
 def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> Target:
@@ -127,7 +157,7 @@ def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> Target
     else:
         missed = _missed_score(best, follow)
         if not missed:
-            return Target(name, best)
+            return Target(name, Weights.of(best))
         problem = f"checkpoint {best.name} does not meet spec.models[{name}].follow.minScores: {missed}"
     return Target(name, None, Reason.WAITING_FOR_CHECKPOINT, problem)
 
@@ -159,10 +189,10 @@ def _one_full_model_only(targets: list[Target]) -> list[Target]:
             target.name,
             None,
             Reason.INVALID_SPEC,
-            f"checkpoint {target.checkpoint.name} holds all weights, not an adapter:"
+            f"checkpoint {target.weights.label} holds all weights, not an adapter:"
             " give it an InferenceDeployment of its own",
         )
-        if target.checkpoint is not None and target.checkpoint.spec.type == "Full"
+        if target.weights is not None and target.weights.type == "Full"
         else target
         for target in targets
     ]

@@ -1,6 +1,6 @@
 """What a reconciler may look at besides its own object."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -96,5 +96,11 @@ class World:
     datasetversions: Mapping[str, DatasetVersion] = field(default_factory=dict)
     checkpoints: CheckpointIndex = field(default_factory=CheckpointIndex)
     inferencedeployments: Mapping[str, InferenceDeployment] = field(default_factory=dict)
+    endpoints_everywhere: Sequence[InferenceDeployment] = ()
+    """For an endpoint: the InferenceDeployments of all namespaces, because profiles have none."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     progress: RunProgress | None = None
+    same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
+    """Of a record that is being deleted: the other records of its kind and digest, in any namespace."""
+    namespace_terminating: bool = False
+    """Of what is being deleted and has our finalizer: whether its whole namespace is."""

@@ -24,6 +24,8 @@ Announce = Callable[[Key, float], None]
 class _Run:
     newest: RunProgress
     sequence: int
+    moved_at: float
+    """When the newest report was the first of its step."""
     told: RunProgress | None = None
     told_at: float = float("-inf")
 
@@ -39,16 +41,17 @@ class ProgressBoard:
 
     def accept(self, caller: Caller, report: Report) -> None:
         """Take a report from a pod that may give it; one with an older sequence number is no news."""
-        newest = RunProgress(report.stage, report.progress)
+        newest, now = RunProgress(report.stage, report.progress), self._clock()
         run = self._runs.get(caller.uid)
         if run is None:
-            run = self._runs[caller.uid] = _Run(newest, report.sequence)
+            run = self._runs[caller.uid] = _Run(newest, report.sequence, moved_at=now)
         elif report.sequence <= run.sequence:
             return
+        if _is_further(run.newest, newest):
+            run.moved_at = now
         run.newest, run.sequence = newest, report.sequence
         if not _is_news(run.told, newest):
             return
-        now = self._clock()
         if run.told_at > now:
             # A look is due already; it will see this report.
             return
@@ -64,6 +67,11 @@ class ProgressBoard:
         run = self._runs.get(uid)
         return None if run is None else run.newest
 
+    def since_progress(self, uid: str) -> float | None:
+        """Seconds since the run with this uid reported a step for the first time."""
+        run = self._runs.get(uid)
+        return None if run is None else self._clock() - run.moved_at
+
     def forget(self, uid: str) -> None:
         self._runs.pop(uid, None)
 
@@ -71,6 +79,11 @@ class ProgressBoard:
 def percent(progress: Progress) -> int:
     """Whole percent of the stage's steps; 0 while their number is not known."""
     return 100 * progress.step // progress.total_steps if progress.total_steps else 0
+
+
+def _is_further(old: RunProgress, new: RunProgress) -> bool:
+    """Another stage, or another step: a pod that resumes from an earlier one does get further."""
+    return (old.stage, old.progress.step) != (new.stage, new.progress.step)
 
 
 def _is_news(told: RunProgress | None, newest: RunProgress) -> bool:

@@ -36,6 +36,7 @@ class ReportEndpoint:
 
     Attributes:
         target: what pods are told; None until the endpoint is reachable.
+        up: whether the last attempt to publish it succeeded; None where there is to be no endpoint.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ReportEndpoint:
         self._port = port
         self._started = False
         self.target: ReportTarget | None = None
+        self.up: bool | None = False if address else None
 
     async def publish_soon(self) -> None:
         """Publish, or give up waiting for it after some seconds; `keep` goes on trying."""
@@ -68,6 +70,7 @@ class ReportEndpoint:
             async with asyncio.timeout(FIRST_TRY):
                 await self._publish()
         except TROUBLE as error:
+            self.up = False
             logger.warning("the report endpoint is not reachable yet, progress is not seen: %s", error)
 
     async def keep(self) -> None:
@@ -79,6 +82,7 @@ class ReportEndpoint:
             try:
                 await self._publish()
             except TROUBLE as error:
+                self.up = False
                 logger.warning("the report endpoint could not be published: %s", error)
 
     async def _publish(self) -> None:
@@ -93,3 +97,4 @@ class ReportEndpoint:
         if existing is None or not self._stamp.matches(existing, wanted):
             await self._cluster.apply(wanted)
         self.target = endpoint.target(self._service, self._namespace, self._port, made)
+        self.up = True

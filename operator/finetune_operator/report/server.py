@@ -32,12 +32,20 @@ class ReportServer:
         authorizer: who a token stands for.
         board: where accepted reports go.
         active: whether this process is the active one.
+        answered: told the HTTP status of every answer.
     """
 
-    def __init__(self, authorizer: Authorizer, board: ProgressBoard, active: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        authorizer: Authorizer,
+        board: ProgressBoard,
+        active: Callable[[], bool],
+        answered: Callable[[int], None],
+    ) -> None:
         self._authorizer = authorizer
         self._board = board
         self._active = active
+        self._answered = answered
         self._buckets = Buckets(REPORTS_PER_SECOND, REPORTS_AT_ONCE, PODS_REMEMBERED)
         self._runner: web.AppRunner | None = None
 
@@ -54,6 +62,11 @@ class ReportServer:
             await self._runner.cleanup()
 
     async def _report(self, request: web.Request) -> web.Response:
+        answer = await self._answer(request)
+        self._answered(answer.status)
+        return answer
+
+    async def _answer(self, request: web.Request) -> web.Response:
         if not self._active():
             return _refusal(503, "another process is the active one", retry=True)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

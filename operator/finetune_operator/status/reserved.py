@@ -4,30 +4,20 @@ Nothing is ignored in silence: each such field stalls its object with a message 
 """
 
 from collections.abc import Iterator
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from finetune_operator.api.dataset import SUPPORTED_SOURCES, DataSource, StoreReference
-from finetune_operator.api.finetunejob import BaseModelReference, Compute
-from finetune_operator.api.inferencedeployment import ServedBaseModel
+from finetune_operator.api.finetunejob import Compute
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
-
-SUPPORTED_URIS: Final[dict[type[Model], tuple[str, ...]]] = {
-    DataSource: SUPPORTED_SOURCES,
-    StoreReference: ("pvc://",),
-    BaseModelReference: ("pvc://",),
-    ServedBaseModel: ("pvc://",),
-}
 
 
 def not_implemented(spec: Model) -> tuple[str, ...]:
-    """One message for every reserved field, value or scheme that the spec uses; empty when there is none."""
+    """One message for every reserved field or value that the spec uses; empty when there is none."""
     return tuple(_walk(spec, "spec"))
 
 
 def _walk(model: Model, path: str) -> Iterator[str]:
-    yield from _schemes(model, path)
     if isinstance(model, Compute) and model.nodes > 1:
         yield f"{path}.nodes: {model.nodes} is not implemented in this release; use 1"
     for name, field in type(model).model_fields.items():
@@ -40,14 +30,6 @@ def _walk(model: Model, path: str) -> Iterator[str]:
             for index, item in enumerate(value):
                 if isinstance(item, Model):
                     yield from _walk(item, f"{here}[{index}]")
-
-
-def _schemes(model: Model, path: str) -> Iterator[str]:
-    supported = SUPPORTED_URIS.get(type(model))
-    uri = getattr(model, "uri", None)
-    if supported and isinstance(uri, str) and not uri.startswith(supported):
-        scheme = f"{uri.partition('://')[0]}://"
-        yield f"{path}.uri: {scheme} is not implemented in this release; use {' or '.join(supported)}"
 
 
 def _marked(field: FieldInfo, value: Any, path: str) -> Iterator[str]:

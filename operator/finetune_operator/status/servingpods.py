@@ -1,12 +1,13 @@
 """Why a pod of an endpoint does not serve, in words that say what to do."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from finetune_operator.plan import Manifest
-from finetune_operator.status.conditions import shortened
-from finetune_operator.status.podfailures import IMAGE_REASONS, MISSING_SECRET, QUOTED_TEXT
+from finetune_operator.status.lostnodes import lost
+from finetune_operator.status.pods import condition, has_ended, quoted, statuses
+from finetune_operator.status.podstarts import container_trouble, scheduling_advice
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract import ExitCode
 
@@ -22,66 +23,61 @@ class ServingTrouble:
     final: bool = False
 
 
-def serving_trouble(pod: Manifest) -> ServingTrouble | None:
+def is_replaced(pod: Manifest) -> bool:
+    """Whether the pod has ended or is to end, so that its Deployment has made another one."""
+    return has_ended(pod) or "deletionTimestamp" in pod["metadata"]
+
+
+def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     """What keeps this pod from serving, or None where it serves or is still starting."""
     name = pod["metadata"]["name"]
-    unscheduled = _unscheduled(pod)
-    if unscheduled is not None:
-        return ServingTrouble(Reason.UNSCHEDULABLE, f"no node can take pod {name} yet: {unscheduled}")
-    for status in _containers(pod):
-        trouble = _trouble_of(name, status)
-        if trouble is not None:
-            return trouble
-    return None
-
-
-def _unscheduled(pod: Manifest) -> str | None:
-    for condition in pod.get("status", {}).get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return shortened(condition.get("message", ""), QUOTED_TEXT)
-    return None
-
-
-def _containers(pod: Manifest) -> Iterator[dict[str, Any]]:
-    status = pod.get("status", {})
-    groups: Iterable[str] = ("initContainerStatuses", "containerStatuses")
-    for group in groups:
-        yield from status.get(group) or ()
-
-
-def _trouble_of(pod: str, status: dict[str, Any]) -> ServingTrouble | None:
-    waiting = status.get("state", {}).get("waiting") or {}
-    reason, said = waiting.get("reason", ""), shortened(waiting.get("message", ""), QUOTED_TEXT)
-    if reason in IMAGE_REASONS:
+    silent = lost(pod, "pod", now)
+    if silent is not None:
+        return ServingTrouble(silent.reason, silent.message)
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled is not None and scheduled["status"] == "False":
+        said = quoted(scheduled.get("message"))
         return ServingTrouble(
-            Reason.IMAGE_UNAVAILABLE,
-            f"image {status['image']} of pod {pod} cannot be pulled: check its name and registry."
-            f" {reason}: {said}",
+            Reason.UNSCHEDULABLE, f"no node can take pod {name} yet: {said} ({scheduling_advice(pod, said)})"
         )
-    missing = MISSING_SECRET.search(said)
-    if missing:
-        return ServingTrouble(Reason.SECRET_NOT_FOUND, f"Secret {missing[1]} does not exist: create it")
+    if pod.get("status", {}).get("phase") == "Failed" and pod["status"].get("reason"):
+        return _taken(pod)
+    troubles = (_trouble_of(pod, status) for status in statuses(pod))
+    return next((trouble for trouble in troubles if trouble is not None), None)
+
+
+def _taken(pod: Manifest) -> ServingTrouble:
+    """A pod that its node ended, or would not have."""
+    status = pod["status"]
+    reason = Reason.EVICTED if status["reason"] == "Evicted" else Reason.POD_NOT_STARTING
+    node = pod["spec"].get("nodeName", "")
+    return ServingTrouble(
+        reason,
+        f"node {node} has ended pod {pod['metadata']['name']}. {status['reason']}:"
+        f" {quoted(status.get('message'))} (kubectl describe node {node} shows what it has left)",
+    )
+
+
+def _trouble_of(pod: Manifest, status: dict[str, Any]) -> ServingTrouble | None:
+    name, container = pod["metadata"]["name"], status["name"]
+    waits = container_trouble(
+        pod, f"pod {name}", status.get("image", ""), status.get("state", {}).get("waiting") or {}
+    )
+    if waits is not None and waits.reason != Reason.POD_NOT_STARTING:
+        return ServingTrouble(waits.reason, waits.message)
     ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get("terminated") or {}
     code = ended.get("exitCode", 0)
     if ended.get("reason") == "OOMKilled":
         return ServingTrouble(
             Reason.OUT_OF_MEMORY,
-            f"container {status['name']} of pod {pod} was killed for using more memory than its limit:"
+            f"container {container} of pod {name} was killed for using more memory than its limit:"
             " raise resources.serve.memory of the ComputeProfile",
         )
     if code:
-        words = (
-            shortened(ended.get("message", "").strip(), QUOTED_TEXT)
-            or f"kubectl logs {pod} -c {status['name']}"
-        )
+        words = quoted(ended.get("message")) or f"kubectl logs {name} -c {container}"
         return ServingTrouble(
             Reason.POD_NOT_STARTING,
-            f"container {status['name']} of pod {pod} ended with exit code {code}: {words}",
+            f"container {container} of pod {name} ended with exit code {code}: {words}",
             final=code in USELESS_AGAIN,
         )
-    if reason in {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}:
-        return ServingTrouble(
-            Reason.POD_NOT_STARTING,
-            f"container {status['name']} of pod {pod} does not start. {reason}: {said}",
-        )
-    return None
+    return ServingTrouble(waits.reason, waits.message) if waits is not None else None

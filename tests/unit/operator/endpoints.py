@@ -95,6 +95,7 @@ class Cluster:
     def __init__(self, *checkpoints: Checkpoint, **spec: Any) -> None:
         self.endpoint = endpoint(**spec)
         self.checkpoints = CheckpointIndex(checkpoints)
+        self.others: tuple[InferenceDeployment, ...] = ()
         self.profiles = {"standard": profile()}
         self.deployments: dict[str, Manifest] = {}
         self.services: dict[str, Manifest] = {}
@@ -112,6 +113,7 @@ class Cluster:
             checkpoints=self.checkpoints,
             profiles=self.profiles,
             service_accounts=frozenset({"finetune-runner"}),
+            endpoints_everywhere=(self.endpoint, *self.others),
         )
         plan = reconcile(self.endpoint, world)
         for create in plan.create:

@@ -44,6 +44,7 @@ class MemoryCluster:
         self.events: list[Event] = []
         self.writes = 0
         self.progress: RunProgress | None = None
+        self.is_terminating = False
         self._uids = 0
         for manifest in objects:
             self.add(manifest)
@@ -68,6 +69,14 @@ class MemoryCluster:
         manifest = self.objects[kind, name]
         manifest["spec"].update(spec)
         manifest["metadata"]["generation"] += 1
+
+    def delete(self, kind: str, name: str) -> None:
+        """Ask for an object's end, which waits for its finalizers."""
+        metadata = self.objects[kind, name]["metadata"]
+        if metadata.get("finalizers"):
+            metadata.setdefault("deletionTimestamp", at(self.now))
+        else:
+            self.remove(kind, name)
 
     def remove(self, kind: str, name: str) -> None:
         """Delete an object and what it owns."""
@@ -118,6 +127,8 @@ class MemoryCluster:
             },
             profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
             progress=self.progress,
+            same_content=self._same_content(resource),
+            namespace_terminating=self.is_terminating,
         )
         claims = self.of("PersistentVolumeClaim")
         return replace(world, claims={n: claims.get(n) for n in CLAIMS[resource.kind](resource, world)})
@@ -138,7 +149,7 @@ class MemoryCluster:
             self._create(create)
         for delete in plan.delete:
             self.writes += 1
-            self.remove(delete.manifest["kind"], delete.manifest["metadata"]["name"])
+            self.delete(delete.manifest["kind"], delete.manifest["metadata"]["name"])
         if crash_before_status:
             return
         stored = self.objects[kind, name]
@@ -146,6 +157,27 @@ class MemoryCluster:
             self.writes += 1
             stored["status"] = deepcopy(plan.status)
         self.events.extend(plan.events)
+        if plan.metadata is not None:
+            self.writes += 1
+            self._write_metadata(kind, name, plan.metadata)
+
+    def _write_metadata(self, kind: str, name: str, new: Manifest) -> None:
+        metadata = self.objects[kind, name]["metadata"]
+        metadata["annotations"] = {**metadata.get("annotations", {}), **new.get("annotations", {})}
+        metadata["finalizers"] = new.get("finalizers", metadata.get("finalizers", []))
+        if "deletionTimestamp" in metadata and not metadata["finalizers"]:
+            self.remove(kind, name)
+
+    def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
+        if not isinstance(resource, Checkpoint | DatasetVersion):
+            return ()
+        model = type(resource)
+        records = (model.model_validate(manifest) for manifest in self.of(resource.kind).values())
+        return tuple(
+            record
+            for record in records
+            if record.spec.digest == resource.spec.digest and record.name != resource.name
+        )
 
     def _create(self, create: Create) -> None:
         key = create.manifest["kind"], create.manifest["metadata"]["name"]

@@ -1,8 +1,9 @@
 """Runs that have come so far, for the tests of what follows."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from finetune_operator.plan import Manifest
 from finetune_trainer.contract import StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
@@ -28,6 +29,18 @@ def started() -> MemoryCluster:
     cluster = MemoryCluster(*surroundings(), dataset(), finetunejob())
     cluster.settle()
     cluster.succeed("prepare", prepared(), after=5)
+    cluster.settle()
+    return cluster
+
+
+def ended(data: Manifest | None = None, **spec: Any) -> MemoryCluster:
+    """A run with these fields in its spec that was judged and, if its gates pass, promoted."""
+    cluster = MemoryCluster(*surroundings(), data or dataset(), finetunejob(**spec))
+    cluster.settle()
+    cluster.succeed("prepare", prepared(), after=5)
+    for stage in STAGES:
+        cluster.settle()
+        cluster.succeed(stage, RESULTS[stage](), after=10)
     cluster.settle()
     return cluster
 

@@ -9,7 +9,6 @@ from pydantic.fields import FieldInfo
 from finetune_operator.api.crd import schema_of
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
-from finetune_operator.status.reserved import SUPPORTED_URIS
 
 
 def _models(annotation: Any) -> Iterator[type[Model]]:
@@ -46,8 +45,3 @@ def test_the_description_of_what_is_reserved_says_so(
     assert "NotImplemented" in description
     if isinstance(mark, ReservedValues):
         assert all(value in description for value in mark.values)
-
-
-@pytest.mark.parametrize("model", SUPPORTED_URIS, ids=lambda model: model.__name__)
-def test_the_description_of_a_uri_names_the_reserved_schemes(model: type[Model]) -> None:
-    assert "are reserved and refused by this release" in _description(model, model.model_fields["uri"])

@@ -1,8 +1,10 @@
 """Uris of claims and ConfigMaps."""
 
+import re
+
 import pytest
 
-from finetune_operator.build.locations import Location, parse_location, store_folder
+from finetune_operator.build.locations import Location, parse_location, parse_source, store_folder
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,39 @@ def test_a_uri_that_cannot_be_mounted_says_how_it_should_look(uri: str, message:
     with pytest.raises(ValueError, match="^" + uri.replace(".", r"\.")) as caught:
         parse_location(uri)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "hf://google/gemma-3-270m",
+        "hf://datasets/team/tickets/rows.jsonl",
+        "hf://datasets/team/tickets@refs/pr/1/rows.jsonl",
+        "s3://bucket",
+        "s3://bucket/rows.jsonl",
+        "gs://bucket/rows/",
+        "abfs://rows@account.dfs.core.windows.net/2030",
+        "https://data.example.com:8443/rows.csv?signature=a%2Fb",
+    ],
+)
+def test_what_is_read_over_the_network_needs_no_volume(uri: str) -> None:
+    assert parse_source(uri) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "shape"),
+    [
+        ("hf://gemma", "hf://ORG/NAME"),
+        ("s3:///rows", "s3://BUCKET/PATH"),
+        ("s3://bucket/../other", "s3://BUCKET/PATH"),
+        ("https://data.example.com", "https://HOST/PATH"),
+        ("https://me:secret@data.example.com/rows", "with the user's name and password in a Secret"),
+        ("ftp://data.example.com/rows", "use pvc:// or configmap://"),
+    ],
+)
+def test_a_uri_without_a_place_says_how_it_should_look(uri: str, shape: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(shape)):
+        parse_source(uri)
 
 
 def test_a_stored_artifact_is_named_by_its_digits() -> None:

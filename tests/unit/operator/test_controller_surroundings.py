@@ -181,3 +181,26 @@ def test_a_model_is_parsed_once_for_each_state() -> None:
     changed["spec"]["suspend"] = True
     scene.caches.kinds["FineTuneJob"].put(changed)
     assert scene.surroundings.resource(key) is not first
+
+
+def test_a_record_that_is_being_deleted_sees_others_of_its_content_in_any_namespace() -> None:
+    scene = Scene()
+    store = scene.caches.kinds["Checkpoint"]
+    going, twin, other = checkpoint("going"), checkpoint("twin"), checkpoint("other")
+    twin["metadata"]["namespace"] = "neighbours"
+    other["spec"]["digest"] = "sha256:" + "b" * 64
+    for record in (going, twin, other):
+        store.put(record)
+
+    def seen() -> list[str]:
+        resource = scene.surroundings.resource(Key("Checkpoint", "team", "going"))
+        assert resource is not None
+        world = scene.surroundings.world(
+            resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
+        )
+        return [record.name for record in world.same_content]
+
+    assert seen() == []
+    metadata = {**going["metadata"], "resourceVersion": "2", "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    store.put({**going, "metadata": metadata})
+    assert seen() == ["twin"]

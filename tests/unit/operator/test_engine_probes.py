@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from finetune_operator.engine.watches import Watches
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.counters import Metrics
 from finetune_operator.probes import OLDEST_WATCH, ProbeServer
 from tests.ports import free_port
 

@@ -58,20 +58,19 @@ def test_an_object_whose_labels_match_again_comes_back() -> None:
     assert store.put(obj("a", 9))
 
 
-def test_a_list_removes_what_is_gone_and_counts_what_was_missed() -> None:
+def test_a_list_removes_what_is_gone_and_counts_it() -> None:
     store = ObjectStore()
     for name in ("kept", "changed", "gone"):
         store.put(obj(name, 5))
-    missed = store.sync([obj("kept", 5), obj("changed", 8), obj("new", 9)], "10")
-    assert missed == 3
-    assert named(store) == {"kept": "5", "changed": "8", "new": "9"}
-    assert store.sync([obj("kept", 5), obj("changed", 8), obj("new", 9)], "11") == 0
+    assert store.prune({"uid-kept", "uid-changed"}, "10") == 1
+    assert named(store) == {"kept": "5", "changed": "5"}
+    assert store.prune({"uid-kept", "uid-changed"}, "11") == 0
 
 
 def test_a_list_does_not_remove_what_was_created_after_it() -> None:
     store = ObjectStore()
     store.put(obj("younger", 12))
-    store.sync([], "10")
+    store.prune((), "10")
     assert named(store) == {"younger": "12"}
 
 
@@ -79,7 +78,7 @@ def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
     store = ObjectStore()
     store.put(obj("a", 5, namespace="one"))
     store.put(obj("b", 5, namespace="two"))
-    store.sync([], "10", namespace="one")
+    store.prune((), "10", namespace="one")
     assert named(store) == {"b": "5"}
 
 
@@ -117,3 +116,11 @@ def test_managed_fields_are_not_kept() -> None:
     assert kept is not None
     assert "managedFields" not in kept["metadata"]
     assert "managedFields" in given["metadata"]
+
+
+def test_what_nobody_reads_is_not_kept_and_what_was_given_is_not_changed() -> None:
+    store = ObjectStore(transform=lambda obj: {key: value for key, value in obj.items() if key != "spec"})
+    given = obj("a", 1) | {"spec": {"large": True}}
+    store.put(given)
+    assert "spec" not in (store.get("ns", "a") or {})
+    assert given["spec"] == {"large": True}

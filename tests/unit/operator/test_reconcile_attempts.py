@@ -49,7 +49,7 @@ def test_a_completed_job_waits_for_the_message_of_the_pod_that_succeeded() -> No
     cluster = tried_before(NO_SPACE)
     cluster.pod("train", {"running": {"startedAt": at(cluster.now)}}, "second")
     cluster.end_job("train", "Complete")
-    assert reconciling(cluster) == ("Training", "train is finishing")
+    assert reconciling(cluster) == ("Training", "train is running")
     cluster.pod("train", ended(cluster, 0, trained().to_json()), "second")
     cluster.settle()
     assert not cluster.has_stage_job("collect")
@@ -68,7 +68,7 @@ def test_a_pod_that_never_ran_leaves_the_word_to_the_one_before() -> None:
     cluster = tried_before(failed("train", "LossNotFinite", "NaN at step 12").to_json())
     cluster.pod("train", {"waiting": {"reason": "ContainerCreating"}}, "second")
     cluster.end_job("train", "Failed", "BackoffLimitExceeded")
-    assert reconciling(cluster) == ("Training", "train is finishing")
+    assert reconciling(cluster) == ("Training", "train is running")
     cluster.now += timedelta(seconds=11)
     cluster.settle()
     assert cluster.states("FineTuneJob", JOB)["Stalled"] == "LossNotFinite"
@@ -112,7 +112,8 @@ def test_an_attempt_that_the_cluster_ended_is_not_called_a_failure() -> None:
     cluster = reached("train")
     disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
     cluster.pod("train", ended(cluster, 137), "first", conditions=[disrupted])
-    assert reconciling(cluster) == ("Queued", "the train pod ended with exit code 137; the next one follows")
+    evicted = "the train pod was evicted, as kubectl drain does; the next one follows"
+    assert reconciling(cluster) == ("Queued", evicted)
 
 
 @pytest.mark.parametrize(("code", "failures"), [(ExitCode.BAD_DATA, 0), (1, 4)])
@@ -120,7 +121,7 @@ def test_after_the_last_attempt_no_other_is_announced(code: int, failures: int) 
     cluster = reached("train")
     cluster.pod("train", ended(cluster, code), "first")
     cluster.stage_job("train")["status"] = {"failed": failures}
-    assert reconciling(cluster) == ("Training", "train is finishing")
+    assert reconciling(cluster) == ("Training", "train is running")
 
 
 def left_alone(cluster: MemoryCluster) -> str:

@@ -97,12 +97,12 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         lambda c: c.change("ComputeProfile", "cpu", store={"uri": "pvc://artifacts"}),
     ),
     (
-        "the profile's store is of a later release",
-        with_claims(profile(store={"uri": "s3://bucket"})),
+        "the profile's store is no place",
+        with_claims(profile(store={"uri": "s3:///team"})),
         {},
         "ProfileInvalid",
-        "store s3://bucket of ComputeProfile cpu is not implemented in this release",
-        lambda c: c.change("ComputeProfile", "cpu", store={"uri": "pvc://artifacts"}),
+        "store: s3:///team is no store: write pvc://CLAIM/FOLDER, s3://BUCKET/FOLDER",
+        lambda c: c.change("ComputeProfile", "cpu", store={"uri": "s3://bucket/team"}),
     ),
     (
         "the store's claim does not exist",
@@ -179,20 +179,8 @@ NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
     ({"compute": {"nodes": 2}}, "spec.compute.nodes: 2 is not implemented in this release; use 1"),
     ({"checkpoints": {"keep": 2}}, "spec.checkpoints.keep is not implemented in this release; remove it"),
     (
-        {"deletionPolicy": "Delete"},
-        "spec.deletionPolicy: Delete is not implemented in this release; use Retain",
-    ),
-    (
-        {"baseModel": {"uri": "hf://google/gemma-3-270m"}},
-        "spec.baseModel.uri: hf:// is not implemented in this release; use pvc://",
-    ),
-    (
         {"baseModel": {"checkpoint": "earlier"}},
         "spec.baseModel.checkpoint is not implemented in this release; remove it",
-    ),
-    (
-        {"store": {"uri": "s3://bucket"}},
-        "spec.store.uri: s3:// is not implemented in this release; use pvc://",
     ),
     (
         {"dataset": {"inline": {"source": {"uri": "https://example/rows"}, "format": "Parquet"}}},
@@ -225,7 +213,9 @@ def test_what_this_release_does_not_act_on_stalls_the_run_and_is_named(
     ("spec", "message"),
     [
         ({"store": {"uri": "pvc://Not_A_Name"}}, "spec.store.uri: pvc://Not_A_Name"),
+        ({"store": {"uri": "s3://bucket/../other"}}, "spec.store.uri: s3://bucket/../other is no store"),
         ({"baseModel": {"uri": "pvc://models/../../etc"}}, "leaves its volume with .."),
+        ({"baseModel": {"uri": "hf://gemma"}}, "hf://gemma names no place: write hf://ORG/NAME"),
         ({"dataset": {"inline": {"source": {"uri": "configmap://rows"}}}}, "names no key of a ConfigMap"),
     ],
 )

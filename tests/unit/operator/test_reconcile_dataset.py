@@ -143,10 +143,6 @@ def test_a_blocked_dataset_says_what_is_missing(objects: Any, spec: Any, reason:
     [
         ({"refresh": {"intervalSeconds": 900}}, "spec.refresh is not implemented"),
         ({"cleaning": {"nearDuplicates": "Remove"}}, "spec.cleaning.nearDuplicates is not implemented"),
-        (
-            {"source": {"uri": "hf://a/b"}},
-            "hf:// is not implemented in this release; use configmap:// or pvc://",
-        ),
     ],
 )
 def test_what_this_release_does_not_act_on_stalls_a_dataset(spec: Any, message: str) -> None:

@@ -36,6 +36,7 @@ def as_yaml(plan: Plan) -> str:
         ],
         "status": plan.status,
         "events": [f"{event.type} {event.reason!s}: {event.message}" for event in plan.events],
+        "metadata": plan.metadata,
         "requeueAfter": plan.requeue_after,
     }
     kept = {key: _plain(value) for key, value in document.items() if value not in ([], None)}

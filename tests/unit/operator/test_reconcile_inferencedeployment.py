@@ -10,6 +10,7 @@ from tests.unit.operator.endpoints import Cluster, checkpoint, digest, profile
 def failed_pod(revision: str, exit_code: int, message: str) -> dict[str, Any]:
     return {
         "metadata": {"name": f"{revision}-pod", "labels": {"finetune.dev/revision": revision}},
+        "spec": {"nodeName": "node-1"},
         "status": {
             "initContainerStatuses": [
                 {

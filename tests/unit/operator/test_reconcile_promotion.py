@@ -215,6 +215,43 @@ def test_approving_something_older_than_the_champion_points_to_a_pin() -> None:
     assert "pin it in an InferenceDeployment" in condition["message"]
 
 
+@pytest.mark.parametrize("withdrawn", ["rejected", "deleted", "being deleted"])
+def test_an_approved_checkpoint_takes_the_line_when_the_younger_champion_is_withdrawn(withdrawn: str) -> None:
+    cluster = judged(promotion={"mode": "Manual"})
+    cluster.add(record("rival", "9", "2030-01-02T04:00:00Z", creationTimestamp="2030-01-02T03:59:00Z"))
+    approve(cluster)
+    assert ends_promoted(cluster) == ("False", "NotPromoted")
+    rival = cluster.objects["Checkpoint", "rival"]
+    match withdrawn:
+        case "rejected":
+            rival["spec"]["approval"] = {"state": "Rejected"}
+        case "deleted":
+            cluster.remove("Checkpoint", "rival")
+        case _:
+            rival["metadata"]["deletionTimestamp"] = "2030-01-02T05:00:00Z"
+    cluster.settle()
+    assert ends_promoted(cluster) == ("True", "Promoted")
+
+
+def test_a_rejection_that_is_taken_back_gives_the_checkpoint_its_place_again() -> None:
+    cluster = judged()
+    cluster.add(record("before", "9", "2030-01-02T02:00:00Z"))
+    champions = []
+    for state in ("Rejected", None, "Rejected", "Approved"):
+        approval = {"state": state} if state else None
+        cluster.change("Checkpoint", CHECKPOINT, approval=approval)
+        cluster.settle()
+        index = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
+        champions.append(champion_name(index, "ticket-routing"))
+    assert champions == ["before", CHECKPOINT, "before", CHECKPOINT]
+
+
+def test_a_person_may_promote_what_missed_its_gates() -> None:
+    cluster = judged(evaluation={"gates": [{"metric": "exact_match", "min": 0.99}]})
+    approve(cluster)
+    assert ends(cluster) == ("GateFailed", "True/Promoted")
+
+
 def test_a_checkpoint_whose_run_is_gone_is_promoted_by_approval_only() -> None:
     cluster = judged(promotion={"mode": "Manual"})
     cluster.remove("FineTuneJob", JOB)

@@ -1,14 +1,13 @@
 """A stage's pod that waits, dies or disappears, and what the run says about it."""
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import ExitCode
 from tests.unit.operator.memorycluster import MemoryCluster, at
-from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, finetunejob, trained
+from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, trained
 from tests.unit.operator.runsteps import reached
 
 
@@ -50,7 +49,7 @@ WAITING: list[tuple[str, Manifest, list[Manifest], str, list[str]]] = [
         {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}},
         [],
         "SecretNotFound",
-        ["Secret hub does not exist in namespace team: create it with type finetune.dev/credentials"],
+        ["Secret hub, which the platform adds to the train pod, does not exist in namespace team"],
     ),
     (
         "the container's config is wrong in another way",
@@ -59,7 +58,7 @@ WAITING: list[tuple[str, Manifest, list[Manifest], str, list[str]]] = [
         "PodNotStarting",
         ["does not start. CreateContainerConfigError: couldn't find key x"],
     ),
-    ("it is new", {"waiting": {"reason": "ContainerCreating"}}, [], "Queued", ["waits for a node"]),
+    ("it is new", {"waiting": {"reason": "ContainerCreating"}}, [], "Queued", ["is being created"]),
     (
         "it ended and the next follows",
         {"terminated": {"exitCode": ExitCode.PREEMPTED_SAVED.value}},
@@ -96,7 +95,7 @@ def test_a_running_pod_is_training() -> None:
 def test_a_pod_that_has_a_node_and_does_not_start_is_named_after_two_minutes() -> None:
     cluster = reached("train")
     pod = cluster.pod("train", {"waiting": {"reason": "ContainerCreating"}}, conditions=[scheduled(cluster)])
-    assert state(cluster) == ("Queued", "the train pod is starting")
+    assert state(cluster) == ("Queued", "the train pod is being created")
     assert cluster.plan("FineTuneJob", JOB).requeue_after == 121
     cluster.now += timedelta(seconds=121)
     reason, message = state(cluster)
@@ -110,7 +109,7 @@ def test_a_job_without_a_pod_for_a_minute_points_to_quota_and_admission() -> Non
     cluster.now += timedelta(seconds=61)
     reason, message = state(cluster)
     assert reason == "PodNotStarting"
-    assert "a quota or an admission policy may refuse it" in message
+    assert "Pod Security or another admission policy may refuse it" in message
 
 
 def test_a_job_that_kueue_holds_back_is_queued_however_long_it_takes() -> None:
@@ -230,7 +229,7 @@ def test_a_complete_job_is_given_time_for_its_pods_last_state_to_be_seen() -> No
     cluster = reached("train")
     cluster.start("train")
     cluster.end_job("train", "Complete")
-    assert state(cluster) == ("Training", "train is finishing")
+    assert state(cluster) == ("Training", "train is running")
     assert not cluster.has_stage_job("collect")
     cluster.end("train", trained().to_json(), after=1)
     cluster.settle()
@@ -269,15 +268,3 @@ def test_a_success_that_does_not_say_what_it_made_ends_the_run() -> None:
     cluster = reached("train")
     cluster.succeed("train", trained().model_copy(update={"train": None}))
     assert state(cluster, "Stalled")[0] == "ResultLost"
-
-
-def test_a_secret_of_the_spec_is_handed_to_the_pod_that_needs_it() -> None:
-    spec: dict[str, Any] = {
-        "baseModel": {"uri": "pvc://models/gemma", "credentialsSecretRef": {"name": "hub"}}
-    }
-    cluster = reached("preflight")
-    cluster.remove("FineTuneJob", JOB)
-    cluster.add(finetunejob(**spec))
-    cluster.settle()
-    container = cluster.stage_job("preflight")["spec"]["template"]["spec"]["containers"][0]
-    assert container["envFrom"] == [{"prefix": "FINETUNE_BASE_MODEL_", "secretRef": {"name": "hub"}}]

@@ -103,3 +103,17 @@ def test_a_run_that_is_gone_is_forgotten() -> None:
     runs.report(1)
     runs.board.forget("uid-job")
     assert runs.step() is None
+
+
+def test_a_run_gets_further_with_another_step_and_not_with_the_same_one_again() -> None:
+    runs = Runs()
+    assert runs.board.since_progress("uid-job") is None
+    runs.report(7)
+    runs.clock.now += 60
+    runs.report(7)
+    assert runs.board.since_progress("uid-job") == 60
+    runs.report(8)
+    assert runs.board.since_progress("uid-job") == 0
+    runs.clock.now += 5
+    runs.report(8, stage="evaluate")
+    assert runs.board.since_progress("uid-job") == 0

@@ -12,6 +12,7 @@ from finetune_operator.caches import Caches
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.metrics.counters import Metrics
 from finetune_operator.report import certificate
 from finetune_operator.report.authorizer import REVIEWS_AT_ONCE, Authorizer, TooManyReviews
 from finetune_operator.report.board import ProgressBoard
@@ -28,8 +29,11 @@ class Endpoint:
         unreachable = Configuration()
         unreachable.host = "https://127.0.0.1:1"
         self.cluster = Cluster(unreachable, ResourceTypes(), "test")
+        self.metrics = Metrics()
         board = ProgressBoard(lambda _key, _delay: None)
-        self.server = ReportServer(Authorizer(self.cluster, Caches()), board, lambda: self.active)
+        self.server = ReportServer(
+            Authorizer(self.cluster, Caches()), board, lambda: self.active, self.metrics.reported
+        )
         self.certificate = certificate.make("localhost", "x", datetime.now(UTC))
         self.port = free_port()
         context = ssl.create_default_context(cadata=self.certificate.ca)
@@ -64,6 +68,16 @@ async def test_a_process_that_is_not_active_says_so(endpoint: Endpoint) -> None:
 async def test_a_token_is_asked_for(endpoint: Endpoint) -> None:
     for headers in ({}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer"}):
         assert (await endpoint.post(**headers)).status_code == 401
+
+
+async def test_answers_are_counted_by_their_status(endpoint: Endpoint) -> None:
+    await endpoint.post()
+    await endpoint.post()
+    endpoint.active = False
+    await endpoint.post()
+    for code, number in (("401", 2), ("503", 1)):
+        value = endpoint.metrics.registry.get_sample_value("finetune_report_requests_total", {"code": code})
+        assert value == number
 
 
 async def test_a_token_that_cannot_be_checked_now_may_come_again(endpoint: Endpoint) -> None:

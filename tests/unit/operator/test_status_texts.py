@@ -7,8 +7,8 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
+from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Cost, EvaluationStatus, ProgressStatus, Score, StageUsage
-from finetune_operator.api.inferencedeployment import InferenceDeploymentSpec
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
 from finetune_operator.status.reserved import not_implemented
@@ -117,24 +117,22 @@ def test_durations_read_as_people_write_them(seconds: int, text: str) -> None:
     [
         (DatasetSpec.model_validate({"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"}), ()),
         (
-            ComputeProfileSpec.model_validate({"engine": "VLLM", "maxConcurrentRollouts": 1}),
+            ComputeProfileSpec.model_validate({"engine": "VLLM", "allowRemoteCode": True}),
             (
                 "spec.engine: VLLM is not implemented in this release; use Transformers",
-                "spec.maxConcurrentRollouts is not implemented in this release; remove it",
+                "spec.allowRemoteCode is not implemented in this release; remove it",
             ),
         ),
         (
-            InferenceDeploymentSpec.model_validate(
+            FineTuneJobSpec.model_validate(
                 {
-                    "baseModel": {"uri": "hf://a/b"},
-                    "models": [{"name": "x", "pin": {"uri": "pvc://a/b", "digest": "sha256:" + "0" * 64}}],
+                    "model": "line",
+                    "baseModel": {"uri": "pvc://models/tiny"},
+                    "dataset": {"ref": {"name": "tickets"}},
+                    "evaluation": {"gates": [{"metric": "exact_match", "minGain": 0.1, "over": "Live"}]},
                 }
             ),
-            (
-                "spec.baseModel.uri: hf:// is not implemented in this release; use pvc://",
-                "spec.models[0].pin.uri is not implemented in this release; remove it",
-                "spec.models[0].pin.digest is not implemented in this release; remove it",
-            ),
+            ("spec.evaluation.gates[0].over: Live is not implemented in this release; use Base",),
         ),
     ],
 )

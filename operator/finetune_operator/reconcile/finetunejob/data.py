@@ -101,10 +101,10 @@ def _inline(run: Run) -> Halt | None:
     result = run_stage(run, "prepare", lambda inputs: prepare_config(inputs, preparation))
     if not isinstance(result, StageResult):
         return result
-    return _record(run, result.prepare)
+    return _record(run, result.prepare, preparation.source.uri)
 
 
-def _record(run: Run, prepared: PrepareResult | None) -> Failed | None:
+def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | None:
     if (
         prepared is None
         or prepared.dataset is None
@@ -114,8 +114,16 @@ def _record(run: Run, prepared: PrepareResult | None) -> Failed | None:
         return without_result("prepare")
     rows = {split.name: split.rows for split in prepared.splits}
     name = inline_version_name(run.job.name, prepared.dataset)
-    store = run.status.resolved.store or ""
-    record = build_dataset_version(run.job, name, prepared, store, run.job.spec.deletion_policy)
+    resolved = run.status.resolved
+    record = build_dataset_version(
+        run.job,
+        name,
+        prepared,
+        source=source,
+        store=resolved.store,
+        store_credentials=resolved.store_credentials,
+        deletion_policy=run.job.spec.deletion_policy,
+    )
     run.draft.create.append(Create(record, same="Digest"))
     run.draft.event(
         EventReason.DATASET_VERSION_CREATED, f"DatasetVersion {name} with {sum(rows.values())} rows"

@@ -5,14 +5,15 @@ from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import CheckpointSummary, StageName
-from finetune_operator.build.labels import STAGE, stage_job_name
+from finetune_operator.build.labels import RECORDED_RUN, STAGE, stage_job_name
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage
 from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
-from finetune_operator.reconcile.stages import is_unfinished, left_behind, pods_of
-from finetune_operator.reconcile.steps import Done, Working
+from finetune_operator.reconcile.stages import is_unfinished, left_behind, pods_of, until_ended
+from finetune_operator.reconcile.steps import Blocked, Done
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -43,17 +44,23 @@ def finished(job: FineTuneJob, world: World) -> Plan:
     return draft.plan(status, requeue_after)
 
 
-def is_restored(job: FineTuneJob, world: World) -> bool:
-    """Whether this run's records are there although it has no status, as after a restore from a backup."""
-    return job.status.observed_generation < 0 and bool(world.checkpoints.of_run(job.uid))
-
-
 def restored(run: Run) -> Plan:
-    """Adopt the records instead of training again."""
-    records = sorted(run.world.checkpoints.of_run(run.job.uid), key=lambda c: c.spec.step)
+    """Adopt the records instead of training again; they may be restored after the run."""
+    records = checkpoints(run.job, run.world.checkpoints)
+    if not records:
+        return run.plan(
+            Blocked(
+                Reason.CHECKPOINT_NOT_FOUND,
+                "this run was trained before it was restored from a backup, and its Checkpoints are not here:"
+                " restore them too; or, to train again, remove its annotation: kubectl annotate finetunejob"
+                f" {run.job.name} {RECORDED_RUN}- -n {run.job.namespace}",
+                requeue_after=None,
+            )
+        )
     lineage = records[-1].spec.lineage
     run.resolve(
         base_model_digest=lineage.base_model.digest,
+        base_model_revision=lineage.base_model.revision,
         dataset_version=lineage.dataset_version,
         hyperparameters=lineage.hyperparameters,
         trainer_image=lineage.trainer_image,
@@ -76,7 +83,8 @@ def restored(run: Run) -> Plan:
 def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
     running = [child for child in run.world.jobs.values() if is_unfinished(child)]
-    left = any(left_behind(run.world, stage_job_name(run.job, stage)) for stage in get_args(StageName))
+    names = [stage_job_name(run.job, stage) for stage in get_args(StageName)]
+    left = [pod for name in names if (pod := left_behind(run.world, name)) is not None]
     if not running and not left:
         return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
     for child in running:
@@ -84,7 +92,9 @@ def suspend(run: Run) -> Plan:
         if stage in get_args(StageName) and not _saves(child, run.world):
             count_usage(run, stage)
         run.draft.remove(child)
-    return run.plan(Working(Reason.SUSPENDING, "waiting for the pods to save their state and end"))
+    pods = [*left, *(pod for child in running for pod in pods_of(child, run.world))]
+    waits = "waiting for the pods to save their state and end"
+    return run.plan(until_ended(pods, Reason.SUSPENDING, waits, run.world.now))
 
 
 def _saves(child: Manifest, world: World) -> bool:

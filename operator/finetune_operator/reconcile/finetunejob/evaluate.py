@@ -50,9 +50,7 @@ def evaluate(run: Run) -> Halt | None:
     )
     said = "; ".join(gate.message for gate in gates) or "no gates"
     run.condition(ConditionType.EVALUATED, Reason.SUCCEEDED, f"{verdict}: {said}")
-    if verdict == "Passed":
-        run.draft.event(EventReason.GATES_PASSED, said)
-    elif verdict != "NoGates":
+    if verdict in {"Failed", "Undecided"}:
         run.draft.event(EventReason.GATE_FAILED, said, "Warning")
     return None
 

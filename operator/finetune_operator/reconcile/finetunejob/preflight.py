@@ -24,6 +24,7 @@ def preflight(run: Run) -> Halt | None:
         return without_result("preflight")
     run.resolve(
         base_model_digest=found.base_model,
+        base_model_revision=found.base_model_revision,
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
     )
     run.update(progress=progress.completed(run.status.progress, "preflight"))

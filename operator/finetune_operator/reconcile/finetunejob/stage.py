@@ -6,7 +6,7 @@ from finetune_operator.api.finetunejobstatus import StageName
 from finetune_operator.build.configs import StageInputs, collect_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import PROFILE, stage_job_name
-from finetune_operator.build.locations import Location, parse_location
+from finetune_operator.build.locations import parse_source, parse_store
 from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -36,7 +36,6 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
     _follow(run, stage)
     if isinstance(outcome, StageResult):
         _finish(run, stage, request.name)
-        run.draft.event(EventReason.STAGE_SUCCEEDED, f"{stage} succeeded")
         return outcome
     if isinstance(outcome, Working):
         run.update(progress=progress.entered(run.status.progress, stage))
@@ -63,10 +62,12 @@ def without_result(stage: StageName) -> Failed:
 
 
 def _inputs(run: Run, found: Surroundings) -> StageInputs:
+    secret = found.store.credentials_secret_ref
     return StageInputs(
         owner=run.job,
         run=run.job.uid,
         store_uri=found.store.uri,
+        store_credentials=secret.name if secret else None,
         report=run.world.facts.report,
         accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
     )
@@ -101,7 +102,7 @@ def _build_collect(run: Run, stage: StageName) -> Manifest | Blocked | Failed:
             image=found.image,
             image_pull_policy=run.world.facts.image_pull_policy,
             profile=found.profile,
-            storage=Storage(store=parse_location(found.store.uri)),
+            storage=Storage(store=parse_store(found.store.uri)),
             credentials=Credentials(store=found.store.credentials_secret_ref),
         ),
     )
@@ -117,9 +118,9 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
         image_pull_policy=run.world.facts.image_pull_policy,
         profile=found.evaluate_profile if stage == "evaluate" else found.profile,
         storage=Storage(
-            store=parse_location(found.store.uri),
-            source=parse_location(inline.source.uri) if inline else None,
-            base_model=_place(base_model.uri) if base_model else None,
+            store=parse_store(found.store.uri),
+            source=parse_source(inline.source.uri) if inline else None,
+            base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
         ),
         credentials=Credentials(
             store=found.store.credentials_secret_ref,
@@ -128,10 +129,6 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
         ),
         devices=devices,
     )
-
-
-def _place(uri: str | None) -> Location | None:
-    return None if uri is None else parse_location(uri)
 
 
 def _follow(run: Run, stage: StageName) -> None:

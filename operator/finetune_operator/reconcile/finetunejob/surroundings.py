@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.meta import SecretReference
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages import is_stage_running
@@ -64,13 +65,11 @@ def _refused(run: Run) -> Failed | None:
     messages = not_implemented(spec)
     if messages:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
-    store = (("spec.store.uri", spec.store.uri),) if spec.store is not None else ()
-    named = (*store, *((field, uri) for field, uri, _ in _inputs(run.job)))
-    for field, uri in named:
-        place = storage.location(uri, field)
-        if isinstance(place, Failed):
-            return place
-    return None
+    for field, uri, _ in _inputs(run.job):
+        wrong = storage.check_source(uri, field)
+        if wrong is not None:
+            return wrong
+    return storage.check_form(spec.store)
 
 
 def surroundings(run: Run) -> Surroundings | Blocked:
@@ -97,10 +96,12 @@ def surroundings(run: Run) -> Surroundings | Blocked:
 
 def keep(run: Run, found: Surroundings) -> None:
     """Record the profile, store and image that the run has begun with; later stages use them too."""
+    secret = found.store.credentials_secret_ref
     run.resolve(
         profile=found.profile.name,
         profile_generation=found.profile.metadata.generation,
         store=found.store.uri,
+        store_credentials=secret.name if secret else None,
         trainer_image=found.image,
     )
 
@@ -121,10 +122,10 @@ def _evaluate_profile(job: FineTuneJob, profile: ComputeProfile, world: World) -
 def _store(job: FineTuneJob, profile: ComputeProfile) -> StoreReference | Blocked:
     """The store: once resolved, a profile that changes its store moves no run to another one."""
     store = profiles.resolve_store(job.spec.store, profile)
-    kept = job.status.resolved.store
+    kept, secret = job.status.resolved.store, job.status.resolved.store_credentials
     if kept is None or (isinstance(store, StoreReference) and store.uri == kept):
         return store
-    return StoreReference(uri=kept)
+    return StoreReference(uri=kept, credentials_secret_ref=SecretReference(name=secret) if secret else None)
 
 
 def _missing_claim(

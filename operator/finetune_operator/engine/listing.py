@@ -1,0 +1,41 @@
+"""A complete list into a store, page by page: a page at most is in memory as the API server sends it."""
+
+from typing import NamedTuple
+
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.resources import ResourceType
+from finetune_operator.engine.store import ObjectStore
+
+
+class Listed(NamedTuple):
+    """What a list said."""
+
+    resource_version: str
+    """What it is true for."""
+    missed: int
+    """How many changes the store had not known until now."""
+
+
+async def take_list(
+    cluster: Cluster, store: ObjectStore, type_: ResourceType, namespace: str = "", selector: str = ""
+) -> Listed:
+    """Have the store hold what exists, and nothing that does not any more.
+
+    Args:
+        cluster: where to list.
+        store: of this type, with nothing in it that the selector leaves out.
+        type_: of the objects.
+        namespace: empty for all.
+        selector: by labels.
+
+    Raises:
+        ApiError: there is no complete list; what was read of it is kept.
+    """
+    uids: set[str] = set()
+    missed, resource_version = 0, ""
+    async for page, listed_at in cluster.pages(type_, namespace, selector):
+        resource_version = listed_at
+        for obj in page:
+            uids.add(obj["metadata"]["uid"])
+            missed += store.put(obj)
+    return Listed(resource_version, missed + store.prune(uids, resource_version, namespace))

@@ -1,0 +1,137 @@
+"""What goes with an object that has `deletionPolicy: Delete`, and the finalizer that waits for it."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.build.labels import FINALIZER, OWNER_KIND
+from finetune_operator.plan import Manifest, Plan
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.lines import is_rejected
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.reasons import EventReason
+
+Record = Checkpoint | DatasetVersion
+Owner = FineTuneJob | Dataset
+
+NAMED_AT_MOST: Final = 8
+
+
+def holding(resource: Owner | Record) -> Manifest | None:
+    """Metadata with the finalizer where the policy is Delete, else without; None where nothing changes."""
+    wanted = resource.spec.deletion_policy == "Delete"
+    if is_held(resource) == wanted:
+        return None
+    return {"finalizers": [*_others(resource), FINALIZER]} if wanted else released(resource)
+
+
+def released(resource: Owner | Record) -> Manifest:
+    """Metadata without the finalizer."""
+    return {"finalizers": _others(resource)}
+
+
+def is_held(resource: Owner | Record) -> bool:
+    """Whether the object stays until this operator has let it go."""
+    return FINALIZER in resource.metadata.finalizers
+
+
+def _others(resource: Owner | Record) -> list[str]:
+    return [each for each in resource.metadata.finalizers if each != FINALIZER]
+
+
+def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
+    """The end of an owner that is being deleted: its records go too, but for those that somebody counts on.
+
+    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
+    """
+    if not is_held(owner):
+        return Plan()
+    draft = Draft(world)
+    going, staying = [], []
+    for record in () if world.namespace_terminating else records:
+        reason = _why_it_stays(record, world)
+        if reason:
+            staying.append(f"{record.name} ({reason})")
+        elif record.metadata.deletion_timestamp is None:
+            draft.remove(_seen(record), "Background")
+            going.append(record.name)
+    if going or staying:
+        draft.event(
+            EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
+        )
+    return draft.plan(None, metadata=released(owner))
+
+
+def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:
+    """The DatasetVersions that a Dataset, or a run with inline data, of this name has made."""
+    return tuple(
+        version
+        for version in world.datasetversions.values()
+        if version.spec.dataset == owner.name and version.metadata.labels.get(OWNER_KIND) == owner.kind
+    )
+
+
+def needed_by(record: Record, world: World) -> tuple[str, ...]:
+    """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended."""
+    runs = [
+        f"FineTuneJob {job.name}"
+        for job in world.finetunejobs.values()
+        if job.metadata.deletion_timestamp is None and not is_finished(job) and _reads(job, record)
+    ]
+    if isinstance(record, DatasetVersion):
+        return tuple(sorted(runs))
+    endpoints = [
+        f"InferenceDeployment {endpoint.name}"
+        for endpoint in world.inferencedeployments.values()
+        if endpoint.metadata.deletion_timestamp is None
+        and (
+            any(model.digest == record.spec.digest for model in endpoint.status.models)
+            or any(
+                model.pin is not None
+                and (model.pin.checkpoint == record.name or model.pin.digest == record.spec.digest)
+                for model in endpoint.spec.models
+            )
+        )
+    ]
+    return tuple(sorted(endpoints + runs))
+
+
+def _reads(job: FineTuneJob, record: Record) -> bool:
+    if isinstance(record, DatasetVersion):
+        ref = job.spec.dataset.ref
+        return job.status.resolved.dataset_version == record.name or (
+            ref is not None and ref.name == record.spec.dataset and ref.version == record.name
+        )
+    made = any(checkpoint.name == record.name for checkpoint in job.status.checkpoints)
+    return made or job.spec.base_model.checkpoint == record.name
+
+
+def _why_it_stays(record: Record, world: World) -> str:
+    if record.spec.deletion_policy == "Retain":
+        return "deletionPolicy: Retain"
+    if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
+        return "promoted"
+    return ", ".join(f"in use by {user}" for user in needed_by(record, world)[:NAMED_AT_MOST])
+
+
+def _seen(record: Record) -> Manifest:
+    metadata = record.metadata
+    return {
+        "apiVersion": record.api_version,
+        "kind": record.kind,
+        "metadata": {
+            "name": record.name,
+            "namespace": record.namespace,
+            "uid": record.uid,
+            "resourceVersion": metadata.resource_version,
+        },
+    }
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more if names else "none"

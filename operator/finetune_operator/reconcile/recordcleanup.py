@@ -1,0 +1,233 @@
+"""A record with `deletionPolicy: Delete` that is being deleted: its content in the stores goes first.
+
+It is let go when the content is removed, or when it is plain that the content stays: another record stands
+for it too, the policy is Retain now, the whole namespace goes, or a day has passed.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.meta import SecretReference
+from finetune_operator.build.configs import cleanup_config
+from finetune_operator.build.jobs import Placement, build_stage_job
+from finetune_operator.build.labels import OWNER_KIND, STORE, STORE_CREDENTIALS, stage_job_name
+from finetune_operator.build.locations import parse_store, store_folder
+from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.weights import Weights
+from finetune_operator.plan import Event, Manifest, Plan
+from finetune_operator.reconcile import profiles, storage
+from finetune_operator.reconcile.dataset import is_settled
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.ownership import Record, is_held, needed_by, released
+from finetune_operator.reconcile.stages import ended_at, has_ended, pods_of
+from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
+from finetune_operator.reconcile.world import World
+from finetune_operator.status import conditions, podfailures, podstarts
+from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.reasons import EventReason, Reason
+from finetune_operator.status.stagetimes import container_state
+from finetune_trainer.contract import ArtifactRef
+
+PATIENCE: Final = timedelta(hours=24)
+"""How long a record waits for its users to let go, or for its store to answer."""
+LOOK_AGAIN: Final = 60.0
+"""Seconds; not every change of a user brings its records another look."""
+NAMED_AT_MOST: Final = 4
+
+
+def claims(record: Record) -> frozenset[str]:
+    """The claims that a cleanup will mount."""
+    going = record.metadata.deletion_timestamp is not None
+    return storage.claim_names(*_stores(record)) if going and is_held(record) else frozenset()
+
+
+def clean_up(record: Record, world: World) -> Plan:
+    """One pass over a record that is being deleted."""
+    if not is_held(record):
+        return Plan()
+    stores = tuple(store for store in _stores(record) if not _sharers(store, record, world))
+    stays = _why_it_stays(record, stores, world)
+    if stays is not None:
+        return Plan(events=(stays,), metadata=released(record))
+    users = needed_by(record, world)
+    if users:
+        message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
+        return _wait(record, world, Draft(world), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
+    draft = Draft(world)
+    halts = [halt for store in stores if (halt := _remove(draft, record, store)) is not None]
+    if halts:
+        return _wait(record, world, draft, halts[0])
+    draft.event(EventReason.CONTENT_REMOVED, f"{_folders(record, stores)} is removed")
+    return draft.plan(None, metadata=released(record))
+
+
+def _why_it_stays(record: Record, stores: tuple[str, ...], world: World) -> Event | None:
+    folders = _folders(record, _stores(record))
+    if record.spec.deletion_policy == "Retain":
+        return _kept(f"{folders} stays: deletionPolicy is Retain")
+    if world.namespace_terminating:
+        return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
+    maker = _being_made_again(record, world)
+    if maker:
+        return _kept(f"{folders} stays: {maker} is being prepared and may come to the same rows")
+    if not stores:
+        sharers = sorted({name for store in _stores(record) for name in _sharers(store, record, world)})
+        others = " and ".join(sharers[:NAMED_AT_MOST])
+        return _kept(f"{folders} stays: {f'{others} stands for it too' if others else 'no store is known'}")
+    if world.now >= _deadline(record):
+        return Event(
+            "Warning",
+            EventReason.CONTENT_KEPT,
+            f"{folders} stays: it could not be removed within {PATIENCE // timedelta(hours=1)} hours;"
+            " remove it by hand",
+        )
+    return None
+
+
+def _being_made_again(record: Record, world: World) -> str:
+    """Who prepares rows that may be these ones.
+
+    It finds them in the store, and cannot record them before this record has gone, which has the same name.
+    So it must neither lose them nor be waited for.
+    """
+    if isinstance(record, Checkpoint):
+        return ""
+    maker: Dataset | FineTuneJob | None
+    if record.metadata.labels.get(OWNER_KIND) == "FineTuneJob":
+        maker = world.finetunejobs.get(record.spec.dataset)
+        is_made = maker is None or is_finished(maker) or maker.status.resolved.dataset_version is not None
+    else:
+        maker = world.datasets.get(record.spec.dataset)
+        is_made = maker is None or is_settled(maker)
+    if maker is None or is_made or maker.metadata.deletion_timestamp is not None:
+        return ""
+    return f"{maker.kind} {maker.name}"
+
+
+def _kept(message: str) -> Event:
+    return Event("Normal", EventReason.CONTENT_KEPT, conditions.shortened(message))
+
+
+def _deadline(record: Record) -> datetime:
+    asked = record.metadata.deletion_timestamp
+    if asked is None:
+        raise ValueError(f"{record.kind} {record.name} is not being deleted")
+    return asked + PATIENCE
+
+
+def _stores(record: Record) -> tuple[str, ...]:
+    """uris of the stores that have the record's content."""
+    if isinstance(record, Checkpoint):
+        known: tuple[str, ...] = (Weights.of(record).store,)
+    else:
+        known = record.status.locations or (record.metadata.annotations.get(STORE, ""),)
+    return tuple(filter(_is_place, known))
+
+
+def _is_place(store: str) -> bool:
+    try:
+        parse_store(store)
+    except ValueError:
+        return False
+    return True
+
+
+def _sharers(store: str, record: Record, world: World) -> list[str]:
+    """Other records, not on their way out themselves, that name the same folder."""
+    return [
+        f"{other.namespace}/{other.name}"
+        for other in world.same_content
+        if other.metadata.deletion_timestamp is None
+        and store in _stores(other)
+        # A claim is another one in another namespace, whatever its name; a bucket is the same.
+        and (other.namespace == record.namespace or not store.startswith("pvc://"))
+    ]
+
+
+def _artifact(record: Record) -> ArtifactRef:
+    return ArtifactRef(
+        kind="checkpoints" if isinstance(record, Checkpoint) else "datasets", digest=record.spec.digest
+    )
+
+
+def _folders(record: Record, stores: tuple[str, ...]) -> str:
+    artifact = _artifact(record)
+    return (
+        " and ".join(store_folder(store, artifact.kind, artifact.digest) for store in stores) or "its content"
+    )
+
+
+def _wait(record: Record, world: World, draft: Draft, halt: Working | Blocked) -> Plan:
+    left = max(1.0, (_deadline(record) - world.now).total_seconds())
+    status = conditions.blocked(record, halt.reason, halt.message, world.now)
+    return draft.plan(status, min(halt.requeue_after or left, left))
+
+
+def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | None:
+    """Remove the content from one store by a Job; None once that is done."""
+    world, name = draft.world, stage_job_name(record, "cleanup", store)
+    job = world.jobs.get(name)
+    if job is None:
+        return _start(draft, record, store, name)
+    if "deletionTimestamp" in job["metadata"]:
+        return Working(Reason.CLEANING_UP, "waiting for the previous cleanup pod to end")
+    if has_ended(job, "Complete"):
+        return None
+    pods = pods_of(job, world)
+    if has_ended(job, "Failed"):
+        return _failed(draft, record, job, pods)
+    folder = _folders(record, (store,))
+    if pods and "running" in container_state(pods[0]):
+        return Working(Reason.CLEANING_UP, f"{folder} is being removed")
+    trouble = podstarts.waiting(job, pods[0] if pods else None, world.now)
+    return Working(Reason.CLEANING_UP, f"{folder} is being removed: {trouble.message}", trouble.look_again)
+
+
+def _start(draft: Draft, record: Record, store: str, name: str) -> Working | Blocked:
+    world, claim, folder = draft.world, storage.claim_name(store), _folders(record, (store,))
+    if claim is not None and claim in world.claims and world.claims[claim] is None:
+        return _trouble(
+            draft,
+            Reason.STORE_NOT_FOUND,
+            f"{folder} cannot be removed: PersistentVolumeClaim {claim} does not exist in namespace"
+            f" {record.namespace}",
+            RETRY_SECONDS,
+        )
+    profile = profiles.resolve_profile(None, "spec.compute.profile", record.namespace, world)
+    known = None if isinstance(profile, Blocked) else profile
+    image = known.spec.images.trainer if known is not None else None
+    secret = record.metadata.annotations.get(STORE_CREDENTIALS)
+    draft.start_job(
+        build_stage_job(
+            record,
+            name,
+            cleanup_config(record, store, secret, _artifact(record)),
+            "cleanup",
+            Placement(
+                image=image or world.facts.trainer_image,
+                image_pull_policy=world.facts.image_pull_policy,
+                profile=known,
+                storage=Storage(store=parse_store(store)),
+                credentials=Credentials(store=SecretReference(name=secret) if secret else None),
+            ),
+        )
+    )
+    return Working(Reason.CLEANING_UP, f"{folder} is being removed")
+
+
+def _failed(draft: Draft, record: Record, job: Manifest, pods: list[Manifest]) -> Blocked:
+    """Why, until another try is due; then the Job that failed makes room for it."""
+    left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.world.now
+    if left <= timedelta():
+        draft.remove(job)
+    message = f"{record.name}: {podfailures.failure(job, pods).message}"
+    return _trouble(draft, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
+
+
+def _trouble(draft: Draft, reason: Reason, message: str, look_again: float) -> Blocked:
+    draft.event(EventReason.BLOCKED, message, "Warning")
+    advice = "to let the record go without it, set its spec.deletionPolicy to Retain"
+    return Blocked(reason, f"{message}; tried again every 5 minutes for a day; {advice}", look_again)

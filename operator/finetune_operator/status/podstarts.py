@@ -1,0 +1,165 @@
+"""Why a pod has not started, in words that say what to do."""
+
+import re
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from finetune_operator.build.labels import PROFILE
+from finetune_operator.plan import Manifest
+from finetune_operator.status.pods import Trouble, condition, init_statuses, quoted, stage_of, trainer
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.stagetimes import container_state, instant
+
+STARTING: Final = frozenset({"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"})
+"""What the kubelet says of a container that waits, where nothing is wrong or its last end says what is."""
+IMAGE_REASONS: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+SLOW_START: Final = timedelta(seconds=120)
+"""A scheduled pod that has not started by then is worth a look: usually a volume that cannot be mounted."""
+NO_POD: Final = timedelta(seconds=60)
+"""A Job without a pod by then is usually refused by quota or admission; only its events say so."""
+
+MISSING: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', re.IGNORECASE)
+
+UNSCHEDULABLE: Final = (
+    (
+        re.compile(r"Insufficient|Too many pods"),
+        "it starts when the resources are free; if they never are, check devices and resources of {profile}",
+    ),
+    (re.compile(r"taint"), "check tolerations of {profile}"),
+    (re.compile(r"affinity/selector"), "check nodeSelector of {profile}"),
+    (re.compile(r"were unschedulable"), "it starts when a cordoned node is let in again"),
+    (
+        re.compile(r"persistentvolumeclaim|volume node affinity|persistent volumes", re.IGNORECASE),
+        "kubectl get pvc -n {namespace} shows which claim is not bound, or bound where no node with room is",
+    ),
+)
+"""What the scheduler says, and what helps."""
+
+
+def waiting(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
+    """Why the Job's newest pod, if it has one, is not running yet."""
+    if pod is None:
+        return _without_pod(job, now)
+    whose = f"the {stage_of(job)} pod"
+    troubles = [_init_trouble(pod, status) for status in init_statuses(pod)]
+    image = trainer(pod).get("image", "")
+    troubles.append(container_trouble(pod, whose, image, container_state(pod).get("waiting", {})))
+    trouble = next((trouble for trouble in troubles if trouble is not None), None)
+    if trouble is not None:
+        return trouble
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled is None:
+        return Trouble(Reason.QUEUED, f"{whose} is being created", expected=True)
+    if scheduled.get("status") == "False":
+        return _unschedulable(job, pod, scheduled)
+    return _starting(pod, whose, scheduled, now)
+
+
+def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, Any]) -> Trouble | None:
+    """What the `waiting` state of one container says is wrong, or None where it is only starting."""
+    reason, said = state.get("reason", ""), quoted(state.get("message"))
+    if reason in STARTING:
+        return None
+    namespace = pod["metadata"].get("namespace", "")
+    if reason in IMAGE_REASONS:
+        return Trouble(
+            Reason.IMAGE_UNAVAILABLE,
+            f"image {image} of {whose} cannot be pulled: check its name and registry, and that the nodes may"
+            f" pull it. {reason}: {said}",
+        )
+    missing = MISSING.search(said)
+    if missing:
+        # What the operator itself hands to its pods is optional: the stage says what it misses.
+        kind = "Secret" if missing[1].lower() == "secret" else "ConfigMap"
+        return Trouble(
+            Reason.SECRET_NOT_FOUND if kind == "Secret" else Reason.POD_NOT_STARTING,
+            f"{kind} {missing[2]}, which the platform adds to {whose}, does not exist in namespace"
+            f" {namespace}: create it, or stop what adds it",
+        )
+    describe = f"kubectl describe pod {pod['metadata']['name']} -n {namespace}"
+    return Trouble(
+        Reason.POD_NOT_STARTING,
+        f"{whose} does not start. {reason}: {said} ({describe} shows when it is tried again)",
+    )
+
+
+def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:
+    """Stages have no init containers of their own: one that fails has been injected."""
+    name = status["name"]
+    whose = f"init container {name}, which the platform adds to the pod,"
+    trouble = container_trouble(
+        pod, whose, status.get("image", ""), status.get("state", {}).get("waiting") or {}
+    )
+    ended = status.get("lastState", {}).get("terminated") or {}
+    if trouble is None and ended.get("exitCode"):
+        return Trouble(
+            Reason.POD_NOT_STARTING,
+            f"{whose} ends with exit code {ended['exitCode']}:"
+            f" kubectl logs {pod['metadata']['name']} -c {name} shows why",
+        )
+    return trouble
+
+
+def _starting(pod: Manifest, whose: str, scheduled: dict[str, Any], now: datetime) -> Trouble:
+    since = now - instant(scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"])
+    name = pod["metadata"]["name"]
+    if since >= SLOW_START:
+        return Trouble(
+            Reason.POD_NOT_STARTING,
+            f"{whose} {name} has a node but has not started: a volume may not mount or the image may be"
+            f" large; kubectl describe pod {name} shows why",
+        )
+    left = (SLOW_START - since).total_seconds()
+    return Trouble(Reason.QUEUED, f"{whose} is being created", expected=True, look_again=left + 1)
+
+
+def _without_pod(job: Manifest, now: datetime) -> Trouble:
+    stage, name = stage_of(job), job["metadata"]["name"]
+    if job.get("spec", {}).get("suspend"):
+        return Trouble(Reason.QUEUED, f"the {stage} Job waits in its queue for admission", expected=True)
+    age = now - instant(job["metadata"]["creationTimestamp"])
+    if age >= NO_POD and not job.get("status", {}).get("failed"):
+        return Trouble(
+            Reason.POD_NOT_STARTING,
+            f"Job {name} has no pod: a quota, a limit range, Pod Security or another admission policy may"
+            f" refuse it; kubectl describe job {name} shows why",
+        )
+    return Trouble(
+        Reason.QUEUED,
+        f"the {stage} pod is being created",
+        expected=True,
+        look_again=max(0.0, (NO_POD - age).total_seconds()) + 1,
+    )
+
+
+def _unschedulable(job: Manifest, pod: Manifest, scheduled: dict[str, Any]) -> Trouble:
+    stage, said = stage_of(job), quoted(scheduled.get("message"))
+    if scheduled.get("reason") == "SchedulingGated":
+        return Trouble(Reason.QUEUED, f"the {stage} pod waits for admission: {said}", expected=True)
+    return Trouble(
+        Reason.UNSCHEDULABLE,
+        f"no node can take the {stage} pod yet: {said} ({scheduling_advice(pod, said)})",
+        expected=True,
+    )
+
+
+def scheduling_advice(pod: Manifest, said: str) -> str:
+    """What may help a pod of which the scheduler says this."""
+    metadata = pod["metadata"]
+    profile = metadata.get("labels", {}).get(PROFILE)
+    names = {
+        "profile": f"ComputeProfile {profile}" if profile else "the ComputeProfile",
+        "namespace": metadata.get("namespace", ""),
+    }
+    advice = [text.format_map(names) for pattern, text in UNSCHEDULABLE if pattern.search(said)]
+    return "; ".join(advice) or f"kubectl describe pod {metadata['name']} shows more"

@@ -1,0 +1,58 @@
+"""The operator is uninstalled and installed again: what stays, what waits, and what goes on."""
+
+from hack.demo.access import Access, Object
+from hack.demo.endpoint import reached
+from hack.demo.install import RELEASE, SYSTEM, install
+from hack.demo.questions import ask
+from hack.images.references import References
+from tests.e2e import manifests
+from tests.e2e.pods import Keeper
+from tests.e2e.team import PATIENCE, PAUSE, Team, uid_of
+from tests.waiting import eventually
+
+
+def serving(team: Team, endpoint: Object) -> list[tuple[str, object]]:
+    """uid of each pod with its restarts, and of each Deployment with its generation."""
+    pods = [
+        (uid_of(pod), [each["restartCount"] for each in pod["status"]["containerStatuses"]])
+        for pod in team.children("pods", uid_of(endpoint))
+    ]
+    deployments = team.children("deployments", uid_of(endpoint))
+    return sorted(pods + [(uid_of(each), each["metadata"]["generation"]) for each in deployments])
+
+
+def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_where_it_stopped(
+    team: Team, access: Access, refs: References, keeper: Keeper, support: Object
+) -> None:
+    team.apply(
+        manifests.configmap("passing", manifests.jsonl("passing")),
+        manifests.dataset("passing", "passing", deletionPolicy="Delete"),
+    )
+    version = team.until("Dataset", "passing", "Ready")["status"]["latestVersion"]
+    rows = team.get("DatasetVersion", version)["spec"]["digest"].removeprefix("sha256:")
+    status, running = team.get("InferenceDeployment", "support")["status"], serving(team, support)
+
+    # Stopped first: Helm takes its rights away at once, and test_rights.py counts what is refused.
+    access.kubectl("scale", f"deployment/{RELEASE}", f"--namespace={SYSTEM}", "--replicas=0")
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    eventually("the operator has stopped", lambda: not access.pods(SYSTEM, selector), pause=PAUSE)
+    access.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait")
+
+    with reached(team.access, "support", team.namespace) as endpoint, endpoint.client() as client:
+        assert ask(client, "tuned", "order late?") == "billing"
+    team.kubectl("delete", "dataset", "passing", "--wait=false")
+    assert rows in keeper.run("ls /store/datasets")
+
+    install(access, refs)
+
+    waiting = ("dataset/passing", f"datasetversion/{version}")
+    eventually(
+        "what waited for an operator is gone",
+        lambda: not team.kubectl("get", *waiting, "--ignore-not-found"),
+        PATIENCE,
+        describe=lambda: team.describe("DatasetVersion", version),
+        pause=PAUSE,
+    )
+    assert rows not in keeper.run("ls /store/datasets")
+    assert team.get("InferenceDeployment", "support")["status"] == status
+    assert serving(team, support) == running

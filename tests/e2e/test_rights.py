@@ -1,0 +1,62 @@
+"""The operator's rights are those that it used while all other tests of this folder ran; it runs as the last.
+
+See `pytest_collection_modifyitems` in conftest.py.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from hack.demo.access import CONTEXT
+from hack.demo.install import RELEASE, SYSTEM
+from tests import rights
+from tests.rights import CLUSTER, NAMESPACES, OWN, Usage
+
+HERE: Final = Path(__file__).parent
+OPERATOR: Final = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
+
+UNSEEN: Final = {
+    *(f"update {kind}/finalizers" for kind in ("datasets", "finetunejobs", "inferencedeployments")),
+    "create endpointslices",
+}
+"""Rights that the API server looks for while it answers another request, so that no line names them."""
+
+SELDOM: Final = {
+    # The first start of all: what it makes is kept.
+    "create leases",
+    "create secrets",
+    # A name that is taken, a write that came too late, a pod that is newer than the cache.
+    "get checkpoints",
+    "get computeprofiles",
+    "get datasetversions",
+    "get deployments",
+    "get pods",
+    "get services",
+}
+"""Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""
+
+
+@pytest.fixture(scope="module")
+def operator(request: pytest.FixtureRequest, requests_from: tuple[Path, int]) -> Usage:
+    """What the operator asked for since the session began."""
+    ran = {item.path.name for item in request.session.items}
+    missing = sorted({path.name for path in HERE.glob("test_*.py")} - ran)
+    if missing or request.config.option.keyword:
+        pytest.skip("only the whole suite shows what is used")
+    return rights.usage(*requests_from, OPERATOR)
+
+
+pytestmark = pytest.mark.skipif(bool(CONTEXT), reason="the audit log is the local cluster's")
+
+
+def test_nothing_that_the_operator_asked_for_was_refused_for_want_of_a_right(operator: Usage) -> None:
+    assert operator.refused == frozenset()
+
+
+@pytest.mark.parametrize("role", [NAMESPACES, CLUSTER, OWN])
+def test_the_operator_used_every_right_that_the_chart_grants_it(operator: Usage, role: str) -> None:
+    granted = {right for right in rights.granted(rights.rendered(SYSTEM)) if right.role == role}
+    used = {right for right in operator.used if right.role == role}
+    assert used <= granted
+    assert {str(right) for right in granted - used} <= UNSEEN | SELDOM

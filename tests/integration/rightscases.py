@@ -1,0 +1,328 @@
+"""What a user sees where the operator lacks one right: which object says so, and what brings it about."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from finetune_operator.build.labels import FINALIZER
+from finetune_trainer.contract import REPORT_AUDIENCE, REPORT_PATH
+from hack.fakepods import digest
+from tests.integration import manifests
+from tests.integration.api import Api, Object, path_of
+from tests.integration.manifests import is_true
+from tests.integration.operators import Operator
+from tests.waiting import eventually
+
+LOG: Final = ""
+"""In place of a kind: nobody but the operator's log can say it."""
+PROFILE: Final = "rights"
+ROWS: Final = "tickets-1a2b3c4d5e6f"
+CHECKPOINTS: Final = ("first", "second")
+PATIENCE: Final = 60.0
+
+Begin = Callable[[Api, str], None]
+GoOn = Callable[[Api, str, Operator], None]
+
+
+def nothing(_api: Api, _namespace: str) -> None:
+    """Nothing is needed."""
+
+
+def nothing_more(_api: Api, _namespace: str, _operator: Operator) -> None:
+    """What is there from the start is enough."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One right that is missing in a namespace.
+
+    Attributes:
+        told: kind of the object whose condition says it; LOG: the operator's log does.
+        begin: what is there from the start.
+        go_on: what somebody does later.
+        again: whether that is done until the right is asked for, since it needs a coincidence.
+        says: the words to be found, where they are not the API server's usual ones.
+    """
+
+    told: str
+    begin: Begin = nothing
+    go_on: GoOn = nothing_more
+    again: bool = False
+    says: str = ""
+
+
+def a_run(api: Api, namespace: str) -> None:
+    """Rows and a run on them, which is promoted at its end."""
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace, compute={"profile": PROFILE}))
+
+
+def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
+    """A run whose first stage prepares rows that are nobody else's."""
+    inline = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
+    compute = {"profile": PROFILE}
+    api.create(manifests.finetunejob(namespace, dataset={"inline": inline}, compute=compute))
+
+
+def an_endpoint(api: Api, namespace: str) -> None:
+    """One that is pinned to the first of two Checkpoints."""
+    for name in CHECKPOINTS:
+        api.create(_checkpoint(namespace, name))
+    endpoint = manifests.inferencedeployment(namespace)
+    endpoint["spec"] |= {"models": _pinned_to(CHECKPOINTS[0]), "compute": {"profile": PROFILE}}
+    api.create(endpoint)
+
+
+def a_record_of_rows(api: Api, namespace: str) -> None:
+    """One whose content goes with it."""
+    api.create(_version(namespace, ROWS))
+
+
+def _version(namespace: str, name: str) -> Object:
+    rows = digest("rows", namespace, name)
+    spec = {
+        "dataset": "tickets",
+        "digest": rows,
+        "sourceDigest": rows,
+        "preparationDigest": rows,
+        "format": "PromptCompletion",
+        "rows": 1,
+        "splits": [{"name": "train", "rows": 1, "digest": rows}],
+        "deletionPolicy": "Delete",
+    }
+    return manifests.of("DatasetVersion", namespace, name, spec)
+
+
+def a_record_that_is_going(api: Api, namespace: str) -> None:
+    record = _version(namespace, "going-1a2b3c4d5e6f")
+    record["metadata"]["finalizers"] = [FINALIZER]
+    api.create(record)
+    api.delete("DatasetVersion", namespace, "going-1a2b3c4d5e6f")
+
+
+def a_checkpoint(api: Api, namespace: str) -> None:
+    """One whose content goes with it."""
+    api.create(_with_delete(_checkpoint(namespace, CHECKPOINTS[0])))
+
+
+def rows_with_delete(api: Api, namespace: str) -> None:
+    """Rows whose records go with them."""
+    api.create(_with_delete(manifests.dataset(namespace)))
+
+
+def a_run_with_delete(api: Api, namespace: str) -> None:
+    """A run whose records go with it: none is promoted, because that would stay."""
+    api.create(manifests.dataset(namespace))
+    run = manifests.finetunejob(namespace, compute={"profile": PROFILE}, promotion={"mode": "Manual"})
+    api.create(_with_delete(run))
+
+
+def _with_delete(manifest: Object) -> Object:
+    return {**manifest, "spec": {**manifest["spec"], "deletionPolicy": "Delete"}}
+
+
+def deleted(kind: str, name: str) -> GoOn:
+    """Somebody deletes it when it has ended."""
+
+    def go_on(api: Api, namespace: str, _operator: Operator) -> None:
+        eventually(
+            f"{kind} {name} is Ready", lambda: is_true(api.get(kind, namespace, name), "Ready"), PATIENCE
+        )
+        api.delete(kind, namespace, name)
+
+    return go_on
+
+
+def suspended(api: Api, namespace: str, _operator: Operator) -> None:
+    """A run that is suspended while its first stage is under way."""
+    eventually("the first stage has a Job", lambda: api.list("Job", namespace), PATIENCE)
+    api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": True}})
+
+
+def scaled(api: Api, namespace: str, _operator: Operator) -> None:
+    _until_serving(api, namespace)
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2}})
+
+
+def moved(api: Api, namespace: str, _operator: Operator) -> None:
+    """Another Checkpoint: a new revision comes, the Service moves to it, and the old one goes."""
+    _until_serving(api, namespace)
+    models = _pinned_to(CHECKPOINTS[1])
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"models": models}})
+
+
+def stripped(kind: str) -> GoOn:
+    """Somebody takes the labels off a child, so that the operator's cache loses sight of it."""
+
+    def go_on(api: Api, namespace: str, _operator: Operator) -> None:
+        _until_serving(api, namespace)
+        (child,) = api.list(kind, namespace)
+        labels = dict.fromkeys(child["metadata"].get("labels", ()))
+        api.patch(kind, namespace, child["metadata"]["name"], {"metadata": {"labels": labels}})
+
+    return go_on
+
+
+def edited(kind: str, name: str) -> GoOn:
+    """Several edits at once: one of them overtakes the operator between its look and its word."""
+
+    def go_on(api: Api, namespace: str, _operator: Operator) -> None:
+        for policy in ("Delete", "Retain") * 5:
+            api.patch(kind, namespace, name, {"spec": {"deletionPolicy": policy}})
+
+    return go_on
+
+
+def _until_serving(api: Api, namespace: str) -> Object:
+    def serving() -> Object | None:
+        found = api.get("InferenceDeployment", namespace, "support")
+        return found if is_true(found, "Ready") else None
+
+    return eventually("the endpoint serves", serving, PATIENCE)
+
+
+def _pinned_to(name: str) -> list[Object]:
+    return [{"name": "routing", "pin": {"checkpoint": name}}]
+
+
+def _checkpoint(namespace: str, name: str) -> Object:
+    weights, base = digest("weights", namespace, name), digest("base", namespace)
+    hyperparameters = {
+        "epochs": 1,
+        "learningRate": 0.001,
+        "perDeviceBatchSize": 1,
+        "gradientAccumulationSteps": 1,
+        "maxSequenceLength": 64,
+        "seed": 0,
+        "totalSteps": 1,
+        "saveEverySteps": 1,
+    }
+    return manifests.of(
+        "Checkpoint",
+        namespace,
+        name,
+        {
+            "model": "ticket-routing",
+            "digest": weights,
+            "type": "Adapter",
+            "step": 1,
+            "epoch": 1,
+            "uri": f"pvc://artifacts/checkpoints/{weights.removeprefix('sha256:')}",
+            "lineage": {
+                "baseModel": {"uri": "pvc://models/tiny", "digest": base},
+                "datasetVersion": ROWS,
+                "job": {"name": name, "uid": name},
+                "hyperparameters": hyperparameters,
+                "trainerImage": "trainer:1",
+            },
+        },
+    )
+
+
+def reported_by_an_unknown_pod(api: Api, namespace: str, operator: Operator) -> None:
+    """A report whose token is bound to a pod that carries none of the operator's labels."""
+    container = {"name": "c", "image": "registry.example/none:1"}
+    metadata = {"name": "unknown", "namespace": namespace}
+    pod = api.create(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+    )
+    reference = {"apiVersion": "v1", "kind": "Pod", "name": "unknown", "uid": pod["metadata"]["uid"]}
+    spec = {"audiences": [REPORT_AUDIENCE], "expirationSeconds": 600, "boundObjectRef": reference}
+    path = f"{path_of('ServiceAccount', namespace, 'default')}/token"
+    answer = api.request("POST", path, {"spec": spec}).raise_for_status()
+    _report(operator, answer.json()["status"]["token"])
+
+
+def reported(_api: Api, _namespace: str, operator: Operator) -> None:
+    """A report with a token that nobody knows."""
+    operator.wait_active()
+    _report(operator, "token")
+
+
+def _report(operator: Operator, token: str) -> None:
+    with httpx.Client(verify=False, trust_env=False, timeout=30) as client:  # noqa: S501 - what is said matters
+        url = f"https://127.0.0.1:{operator.report_port}{REPORT_PATH}"
+        client.post(url, content="{}", headers={"Authorization": f"Bearer {token}"})
+
+
+def repriced(api: Api, _namespace: str, operator: Operator) -> None:
+    """The profile changes again and again, and every operator notes that it has seen it."""
+    operator.wait_active()
+    for price in range(1, 11):
+        api.patch("ComputeProfile", "", PROFILE, {"spec": {"pricePerDeviceHour": price}})
+
+
+OWNER: Final = "an ownerReference refers to a resource you can't set finalizers on"
+
+RECORDS: Final = ("checkpoints", "datasetversions")
+KINDS: Final = (*RECORDS, "datasets", "finetunejobs", "inferencedeployments")
+WATCHED: Final = (*KINDS, "jobs", "pods", "deployments", "services")
+
+IN_A_NAMESPACE: Final[dict[str, Case]] = {
+    "get finetunejobs": Case("FineTuneJob", a_run),
+    "get datasets": Case("Dataset", a_run),
+    "get inferencedeployments": Case("InferenceDeployment", an_endpoint),
+    "get datasetversions": Case(LOG, a_record_of_rows, edited("DatasetVersion", ROWS), again=True),
+    "get checkpoints": Case(LOG, an_endpoint, edited("Checkpoint", CHECKPOINTS[1]), again=True),
+    "patch finetunejobs/status": Case(LOG, a_run),
+    "patch datasets/status": Case(LOG, a_run),
+    "patch inferencedeployments/status": Case(LOG, an_endpoint),
+    "patch datasetversions/status": Case(LOG, a_run),
+    "patch checkpoints/status": Case(LOG, a_run),
+    "create datasetversions": Case("Dataset", a_run),
+    "create checkpoints": Case("FineTuneJob", a_run),
+    "delete datasetversions": Case("Dataset", rows_with_delete, deleted("Dataset", "tickets")),
+    # A run that has ended keeps its verdict.
+    "delete checkpoints": Case(LOG, a_run_with_delete, deleted("FineTuneJob", "routing")),
+    "update finetunejobs/finalizers": Case("FineTuneJob", a_run, says=OWNER),
+    "update datasets/finalizers": Case("Dataset", a_run, says=OWNER),
+    "update inferencedeployments/finalizers": Case("InferenceDeployment", an_endpoint, says=OWNER),
+    "get jobs": Case("FineTuneJob", a_run),
+    "create jobs": Case("Dataset", a_run),
+    "delete jobs": Case("FineTuneJob", a_run_of_its_own_rows, suspended),
+    "get deployments": Case("InferenceDeployment", an_endpoint, stripped("Deployment")),
+    "create deployments": Case("InferenceDeployment", an_endpoint),
+    "patch deployments": Case("InferenceDeployment", an_endpoint, scaled),
+    "delete deployments": Case("InferenceDeployment", an_endpoint, moved),
+    "get services": Case("InferenceDeployment", an_endpoint, stripped("Service")),
+    "create services": Case("InferenceDeployment", an_endpoint),
+    "patch services": Case("InferenceDeployment", an_endpoint, moved),
+    "get serviceaccounts": Case("Dataset", a_run),
+    "create serviceaccounts": Case("Dataset", a_run),
+    "get persistentvolumeclaims": Case("Dataset", a_run),
+    "create events": Case(LOG, a_run),
+    "get pods": Case(LOG, go_on=reported_by_an_unknown_pod),
+    **{f"watch {resource}": Case(LOG) for resource in WATCHED},
+}
+"""Rights that are needed object by object: one process watches all these namespaces, and each lacks one."""
+
+FINALIZERS: Final[dict[str, Case]] = {
+    "patch checkpoints": Case(LOG, a_checkpoint),
+    "patch datasets": Case(LOG, rows_with_delete),
+    "patch datasetversions": Case(LOG, a_record_of_rows),
+    "patch finetunejobs": Case(LOG, a_run_with_delete),
+    "get namespaces": Case(LOG, a_record_that_is_going),
+}
+"""Rights on what has a finalizer: one process lacks them all."""
+
+UNATTENDED: Final = frozenset({"delete jobs", "get pods"})
+"""Where no kubelet is, so that a pod never starts."""
+
+IN_A_PROCESS: Final[dict[str, Case]] = {
+    "list computeprofiles": Case(LOG),
+    "watch computeprofiles": Case(LOG),
+    "get computeprofiles": Case(LOG, go_on=repriced, again=True),
+    "patch computeprofiles/status": Case(LOG, go_on=repriced, again=True),
+    "create tokenreviews": Case(LOG, go_on=reported),
+    "get leases": Case(LOG),
+    "create leases": Case(LOG),
+    "update leases": Case(LOG),
+    "get secrets": Case(LOG),
+    "create secrets": Case(LOG),
+    "get endpointslices": Case(LOG),
+    "create endpointslices": Case(LOG),
+    "patch endpointslices": Case(LOG),
+}
+"""Rights of a process as a whole: for each there is one that lacks it."""

@@ -1,0 +1,99 @@
+"""A team's namespace: the Checkpoints and endpoints that people make there, and what they see of them."""
+
+from hack.fakepods import digest
+from tests.integration import manifests
+from tests.integration.api import Api, Object
+from tests.integration.manifests import condition
+from tests.integration.operators import Operator
+from tests.waiting import eventually
+
+BASE = digest("base", "pvc://models/tiny")
+FOLLOWS: Object = {"name": "routing", "follow": {"model": "ticket-routing"}}
+SETTLES_SECONDS = 60
+
+
+class Team:
+    """What people do and see in one namespace."""
+
+    def __init__(self, api: Api, namespace: str, operator: Operator) -> None:
+        self.api = api
+        self.namespace = namespace
+        self.operator = operator
+
+    def record(self, name: str) -> None:
+        """A Checkpoint whose run is gone, as after a restore or a pruning."""
+        hyperparameters = {
+            "epochs": 2,
+            "learningRate": 2e-4,
+            "perDeviceBatchSize": 4,
+            "gradientAccumulationSteps": 1,
+            "maxSequenceLength": 256,
+            "seed": 0,
+            "totalSteps": 40,
+            "saveEverySteps": 10,
+        }
+        spec = {
+            "model": "ticket-routing",
+            "digest": digest(name),
+            "type": "Adapter",
+            "step": 40,
+            "epoch": 2,
+            "uri": weights(name),
+            "lineage": {
+                "baseModel": {"uri": "pvc://models/tiny", "digest": BASE},
+                "datasetVersion": "tickets-1a2b3c4d5e6f",
+                "job": {"name": "gone", "uid": "gone"},
+                "hyperparameters": hyperparameters,
+                "trainerImage": "registry.example/trainer:1",
+            },
+        }
+        self.api.create(manifests.of("Checkpoint", self.namespace, name, spec))
+
+    def judge(self, checkpoint: str, state: str | None, reason: str = "") -> None:
+        """A person's word, or that it is taken back."""
+        approval = {"state": state, "reason": reason} if state else None
+        self.api.patch("Checkpoint", self.namespace, checkpoint, {"spec": {"approval": approval}})
+
+    def serve(self, *models: Object, name: str = "support", **base_model: str) -> None:
+        endpoint = manifests.inferencedeployment(self.namespace, name)
+        endpoint["spec"]["models"] = list(models)
+        endpoint["spec"]["baseModel"] |= base_model
+        self.api.apply(endpoint)
+
+    def endpoint(self, name: str = "support") -> Object:
+        found = self.api.get("InferenceDeployment", self.namespace, name)
+        assert found is not None
+        return found
+
+    def served(self, name: str = "support") -> Object:
+        """What stands behind each model name: a Checkpoint, or weights by their digest."""
+        models = self.endpoint(name)["status"].get("models", [])
+        return {model["name"]: model.get("checkpoint") or model["digest"] for model in models}
+
+    def until_served(self, name: str = "support", **models: str) -> None:
+        eventually(
+            f"{name} serves {models}",
+            lambda: self.served(name) == models and condition(self.endpoint(name), "Ready"),
+            SETTLES_SECONDS,
+            lambda: f"{self.endpoint(name)}\n{self.operator.log[-4000:]}",
+        )
+
+    def until_reason(self, kind: str, name: str, type_: str, reason: str) -> str:
+        """The condition's message, once it has this reason."""
+        found = eventually(
+            f"{type_} of {kind} {name} is {reason}",
+            lambda: (
+                seen
+                if (seen := condition(self.api.get(kind, self.namespace, name), type_)).get("reason")
+                == reason
+                else None
+            ),
+            SETTLES_SECONDS,
+            lambda: f"{self.api.get(kind, self.namespace, name)}\n{self.operator.log[-4000:]}",
+        )
+        message: str = found["message"]
+        return message
+
+
+def weights(name: str) -> str:
+    return f"pvc://artifacts/checkpoints/{digest(name).removeprefix('sha256:')}"

@@ -1,0 +1,158 @@
+"""What controllers of a real control plane do to pods, and what the operator says of it.
+
+All stories start at once and mostly wait: for a minute, Kubernetes does not give a silent node up.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+import pytest
+
+from finetune_operator.status.lostnodes import OUT_OF_SERVICE
+from hack.cluster import ControlPlane
+from hack.fakepods import running
+from tests.integration import manifests
+from tests.integration.api import Api, Object, path_of
+from tests.integration.manifests import condition
+from tests.integration.operators import Operator, Operators
+from tests.waiting import eventually
+
+SYSTEM = "failures"
+STORIES = ("quota", "limits", "dead", "gone", "silent")
+PATIENCE = 120.0
+NODES = "/api/v1/nodes"
+
+
+def namespace_of(story: str) -> str:
+    return f"{SYSTEM}-{story}"
+
+
+def quota(namespace: str) -> Object:
+    return of(namespace, "ResourceQuota", {"hard": {"pods": "0"}})
+
+
+def limits(namespace: str) -> Object:
+    return of(namespace, "LimitRange", {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]})
+
+
+def of(namespace: str, kind: str, spec: Object) -> Object:
+    metadata = {"name": "strict", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def operator(
+    control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
+    """One that watches a namespace for each story, each with a Dataset to prepare."""
+    namespaces = [namespace_of(story) for story in STORIES]
+    for namespace in (SYSTEM, *namespaces):
+        api.request("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}}).raise_for_status()
+    api.create(quota(namespace_of("quota")))
+    api.create(limits(namespace_of("limits")))
+    for namespace in namespaces:
+        for claim in ("artifacts", "tickets"):
+            api.create(manifests.claim(namespace, claim))
+        api.create(manifests.dataset(namespace))
+    operators = Operators(control_plane, SYSTEM, tmp_path_factory.mktemp("operator"))
+    yield operators.start(WATCH_NAMESPACES=",".join(namespaces)).wait_active()
+    operators.stop_all()
+
+
+@pytest.fixture(scope="module")
+def lost(api: Api, operator: Operator) -> Mapping[str, Object]:
+    """Pods whose nodes no kubelet speaks for. One pod is to end, one node is deleted, one is left alone."""
+    pods = {story: run_on_node(api, story) for story in ("dead", "gone", "silent")}
+    dead, gone = path_of("Pod", namespace_of("dead"), name_of(pods["dead"])), pods["gone"]["spec"]["nodeName"]
+    for path in (f"{dead}?gracePeriodSeconds=1", f"{NODES}/{gone}"):
+        api.request("DELETE", path).raise_for_status()
+    return pods
+
+
+def run_on_node(api: Api, story: str) -> Object:
+    """Make a node, and let the pod of the story run there, as scheduler and kubelet do."""
+    namespace, node = namespace_of(story), f"node-{story}"
+    api.request("POST", NODES, {"metadata": {"name": node}}).raise_for_status()
+    say_of(api, node, "True")
+    (pod,) = eventually("the prepare pod", lambda: api.list("Pod", namespace))
+    target = {"kind": "Node", "name": node}
+    binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name_of(pod)}, "target": target}
+    path = f"{path_of('Pod', namespace, name_of(pod))}/binding"
+    api.request("POST", path, binding).raise_for_status()
+    status = running(pod)
+    ready = [{"type": type_, "status": "True"} for type_ in ("Ready", "ContainersReady")]
+    return api.patch("Pod", namespace, name_of(pod), {"status": {**status, "conditions": ready}}, "status")
+
+
+def say_of(api: Api, node: str, ready: str) -> None:
+    """What a kubelet says of its node."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    state = {"type": "Ready", "status": ready, "lastHeartbeatTime": now, "lastTransitionTime": now}
+    body = {"status": {"conditions": [state]}}
+    answer = api.request(
+        "PATCH", f"{NODES}/{node}/status", body, Content_Type="application/strategic-merge-patch+json"
+    )
+    answer.raise_for_status()
+
+
+def name_of(pod: Object) -> str:
+    name: str = pod["metadata"]["name"]
+    return name
+
+
+def until_said(api: Api, operator: Operator, story: str, reason: str, *parts: str) -> None:
+    """Until the Dataset of a story is Reconciling for this reason, in these words."""
+    namespace = namespace_of(story)
+
+    def found() -> Object:
+        return condition(api.get("Dataset", namespace, "tickets"), "Reconciling")
+
+    def said() -> bool:
+        state = found()
+        return state.get("reason") == reason and all(part in state["message"] for part in parts)
+
+    eventually(f"{reason} with {parts}", said, PATIENCE, lambda: f"{found()}\n{operator.log[-2000:]}")
+
+
+def until_replaced(api: Api, story: str, pod: Object) -> None:
+    """Until the Job has another pod, and does not hold the end of the first against it."""
+    namespace = namespace_of(story)
+
+    def others() -> list[Object]:
+        return [other for other in api.list("Pod", namespace) if name_of(other) != name_of(pod)]
+
+    eventually(f"another pod than {name_of(pod)}", others, PATIENCE)
+    (job,) = api.list("Job", namespace)
+    assert job["status"].get("failed", 0) == 0
+
+
+def test_a_pod_that_is_terminating_on_a_dead_node_is_lost_and_followed_when_somebody_says_so(
+    control_plane: ControlPlane, api: Api, operator: Operator, lost: Mapping[str, Object]
+) -> None:
+    pod, namespace = lost["dead"], namespace_of("dead")
+    step = f"kubectl taint node node-dead {OUT_OF_SERVICE}"
+    until_said(api, operator, "dead", "NodeLost", "kubectl delete node node-dead", step)
+    assert [name_of(each) for each in api.list("Pod", namespace)] == [name_of(pod)]
+    control_plane.kubectl.run(*step.split()[1:])
+    until_replaced(api, "dead", pod)
+    until_said(api, operator, "dead", "Queued", "the prepare pod")
+
+
+def test_a_pod_on_a_node_that_does_not_answer_is_lost_for_now(
+    api: Api, operator: Operator, lost: Mapping[str, Object]
+) -> None:
+    until_said(api, operator, "silent", "NodeLost", "node node-silent", "does not answer")
+
+
+def test_a_pod_whose_node_is_deleted_is_followed_by_another_one(
+    api: Api, operator: Operator, lost: Mapping[str, Object]
+) -> None:
+    until_replaced(api, "gone", lost["gone"])
+
+
+@pytest.mark.parametrize("story", ["quota", "limits"])
+def test_a_pod_that_is_not_admitted_is_missed_after_a_minute(
+    api: Api, operator: Operator, lost: Mapping[str, Object], story: str
+) -> None:
+    until_said(api, operator, story, "PodNotStarting", "a quota, a limit range", "kubectl describe job")
+    assert not api.list("Pod", namespace_of(story))

@@ -1,0 +1,51 @@
+"""An edit of a profile, and the endpoints on it, on a real API server."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hack.cluster.audit import AuditLog
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
+from tests.integration.api import Api
+from tests.integration.manifests import profile_name
+from tests.integration.operators import Operators
+from tests.integration.team import Team
+from tests.waiting import eventually
+
+ENDPOINTS = ("chat", "desk", "mail", "search")
+
+
+@pytest.fixture
+def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
+    manifests.prepare_namespace(api, namespace)
+    started = FakeKubelet(api, namespace)
+    yield started
+    started.close()
+
+
+def test_an_edit_of_a_profile_rolls_as_many_endpoints_at_a_time_as_it_allows(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    team = Team(api, namespace, operators.start().wait_active())
+    team.record("first")
+    for name in ENDPOINTS:
+        team.serve({"name": "routing", "pin": {"checkpoint": "first"}}, name=name)
+    for name in ENDPOINTS:
+        team.until_served(name, routing="first")
+    before = {name: team.endpoint(name)["status"]["revision"] for name in ENDPOINTS}
+    mark = audit.mark()
+    edit = {"maxConcurrentRollouts": 1, "resources": {"serve": {"cpu": "1", "memory": "4Gi"}}}
+    api.patch("ComputeProfile", "", profile_name(namespace), {"spec": edit})
+    for name in ENDPOINTS:
+        eventually(
+            f"{name} has a new revision",
+            lambda name=name: team.endpoint(name)["status"]["revision"] != before[name],  # type: ignore[misc]
+            60,
+            lambda name=name: team.endpoint(name),  # type: ignore[misc]
+        )
+    # Each starts its new pods only when the Service of the one before has moved.
+    wanted = {("create", "deployments"), ("patch", "services")}
+    asked = audit.writes(mark, operators.user)
+    steps = [each.verb for each in asked if (each.verb, each.resource) in wanted]
+    assert steps == ["create", "patch"] * len(ENDPOINTS)

@@ -1,0 +1,77 @@
+"""A training pod as the report endpoint meets it."""
+
+import ssl
+import time
+from typing import Any
+
+import httpx
+
+from finetune_trainer.contract import (
+    CONFIG_ADAPTER,
+    CONFIG_ENV,
+    REPORT_AUDIENCE,
+    REPORT_PATH,
+    Progress,
+    Report,
+    StageConfig,
+)
+from tests.integration.api import Api, Object, path_of
+from tests.integration.operators import Operator
+from tests.waiting import eventually
+
+
+class TrainingPod:
+    """A pod whose train stage is under way, with what the operator told it."""
+
+    def __init__(self, api: Api, namespace: str, operator: Operator) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._operator = operator
+        self.pod = eventually("a train pod runs", self._find, 60, lambda: operator.log[-4000:])
+        variables = {each["name"]: each.get("value") for each in self.pod["spec"]["containers"][0]["env"]}
+        config = CONFIG_ADAPTER.validate_json(variables[CONFIG_ENV])
+        assert isinstance(config, StageConfig)
+        assert config.report is not None, "the pod was not told where to report"
+        self.config = config
+        self.target = config.report
+        self.token = self.make_token()
+
+    def _find(self) -> Object | None:
+        pods = self._api.list("Pod", self._namespace)
+        training = [pod for pod in pods if pod["metadata"]["labels"].get("finetune.dev/stage") == "train"]
+        return next((pod for pod in training if pod["status"]["phase"] == "Running"), None)
+
+    def make_token(self, audience: str = REPORT_AUDIENCE, *, bound: bool = True) -> str:
+        """A token as the kubelet projects it."""
+        metadata = self.pod["metadata"]
+        reference = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+        spec: Object = {"audiences": [audience], "expirationSeconds": 600}
+        account = path_of("ServiceAccount", self._namespace, self.pod["spec"]["serviceAccountName"])
+        body = {"spec": spec | ({"boundObjectRef": reference} if bound else {})}
+        answer = self._api.request("POST", f"{account}/token", body).raise_for_status()
+        token: str = answer.json()["status"]["token"]
+        return token
+
+    def report(self, step: int, total_steps: int = 100, **more: Any) -> Report:
+        progress = Progress(step=step, total_steps=total_steps, loss=1.5)
+        sequence = time.time_ns() // 1_000_000
+        fields: dict[str, Any] = {
+            "owner": self.config.owner,
+            "stage": "train",
+            "sequence": sequence,
+            "progress": progress,
+            **more,
+        }
+        return Report(**fields)
+
+    def post(self, body: str, token: str | None = None) -> httpx.Response:
+        """POST as the pod does; only the Service's address is played by this machine's."""
+        context = ssl.create_default_context(cadata=self.target.ca_pem)
+        url = f"https://127.0.0.1:{self._operator.report_port}{REPORT_PATH}"
+        with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
+            return client.post(
+                url,
+                content=body,
+                headers={"Authorization": f"Bearer {self.token if token is None else token}"},
+                extensions={"sni_hostname": httpx.URL(self.target.url).host},
+            )

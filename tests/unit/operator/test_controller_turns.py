@@ -1,0 +1,147 @@
+"""Passes at the same time, against an API server that is slow to answer."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.caches import KIND_TYPES, Caches
+from finetune_operator.claims import Claims
+from finetune_operator.controller import Controller
+from finetune_operator.engine.applying import Stamp
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.events import EventRecorder
+from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.metrics.counters import Metrics
+from finetune_operator.namespaces import Namespaces
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.report.board import ProgressBoard
+from finetune_operator.surroundings import Surroundings
+from tests.unit.operator.endpoints import checkpoint
+
+CHECKPOINTS = "/apis/finetune.dev/v1alpha1/namespaces/team/checkpoints"
+
+
+class SlowApiServer:
+    """Answers writes of a status, the first of them only once it is told to."""
+
+    def __init__(self, checkpoints: dict[str, Manifest]) -> None:
+        self.asked = asyncio.Event()
+        self.answers = asyncio.Event()
+        self._checkpoints = checkpoints
+        self._version = 100
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_patch(f"{CHECKPOINTS}/{{name}}/status", self._status)
+        app.router.add_post("/api/v1/namespaces/team/events", self._event)
+        return app
+
+    async def _status(self, request: web.Request) -> web.Response:
+        status = json.loads(await request.text())["status"]
+        self.asked.set()
+        await self.answers.wait()
+        old = self._checkpoints[request.match_info["name"]]
+        self._version += 1
+        metadata = {**old["metadata"], "resourceVersion": str(self._version)}
+        return web.json_response({**old, "metadata": metadata, "status": status})
+
+    async def _event(self, request: web.Request) -> web.Response:
+        return web.json_response(json.loads(await request.text()), status=201)
+
+
+class Scene:
+    """A controller in front of that API server."""
+
+    def __init__(self, url: str, caches: Caches) -> None:
+        self.caches = caches
+        self.cluster = Cluster(Configuration(host=url), ResourceTypes(KIND_TYPES.values()), "test")
+        events = EventRecorder(self.cluster, "test", "0")
+        self.controller = Controller(
+            caches=caches,
+            surroundings=Surroundings(caches),
+            executor=Executor(
+                self.cluster,
+                caches.by_type,
+                events,
+                Stamp("example.com/applied"),
+                precious=lambda _: False,
+            ),
+            events=events,
+            claims=Claims(self.cluster),
+            namespaces=Namespaces(self.cluster),
+            board=ProgressBoard(lambda _key, _seconds: None),
+            metrics=Metrics(),
+            facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
+        )
+
+    def promoted(self) -> dict[str, str]:
+        """Reason of each Checkpoint's Promoted condition."""
+        found = (Checkpoint.model_validate(each) for each in self.caches.kinds["Checkpoint"])
+        return {each.name: condition.reason for each in found for condition in each.status.conditions}
+
+
+def approved(name: str, character: str, created: str, model: str = "tickets") -> Manifest:
+    made: Any = checkpoint(name, character, promoted=None, model=model, approval={"state": "Approved"})
+    manifest: Manifest = made.to_dict()
+    manifest["metadata"] |= {
+        "uid": f"uid-of-{name}",
+        "resourceVersion": character,
+        "creationTimestamp": created,
+    }
+    return manifest
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[SlowApiServer, Scene]]:
+    caches = Caches()
+    made = {
+        "newer": approved("newer", "2", "2030-01-01T00:00:02Z"),
+        "older": approved("older", "1", "2030-01-01T00:00:01Z"),
+        "stranger": approved("stranger", "3", "2030-01-01T00:00:01Z", model="another-line"),
+    }
+    for manifest in made.values():
+        caches.kinds["Checkpoint"].put(manifest)
+    slow = SlowApiServer(made)
+    async with TestServer(slow.app()) as listening:
+        scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
+        yield slow, scene
+        slow.answers.set()
+        await scene.cluster.close()
+
+
+def key(name: str) -> Key:
+    return Key("Checkpoint", "team", name)
+
+
+async def test_of_two_checkpoints_of_a_line_that_are_looked_at_together_the_second_sees_the_first_promoted(
+    server: tuple[SlowApiServer, Scene],
+) -> None:
+    slow, scene = server
+    async with asyncio.TaskGroup() as group:
+        group.create_task(scene.controller.look(key("newer")))
+        await slow.asked.wait()
+        group.create_task(scene.controller.look(key("older")))
+        await asyncio.sleep(0)  # the second pass goes as far as it can
+        slow.answers.set()
+    # An approval of what is older than the champion promotes nothing.
+    assert scene.promoted() == {"newer": "Promoted", "older": "NotPromoted"}
+
+
+async def test_other_lines_do_not_wait(server: tuple[SlowApiServer, Scene]) -> None:
+    slow, scene = server
+    first = asyncio.create_task(scene.controller.look(key("newer")))
+    await slow.asked.wait()
+    slow.asked.clear()
+    second = asyncio.create_task(scene.controller.look(key("stranger")))
+    await asyncio.wait_for(slow.asked.wait(), 10)
+    slow.answers.set()
+    await asyncio.gather(first, second)

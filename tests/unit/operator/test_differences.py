@@ -1,0 +1,183 @@
+"""What the counters make of two states of an object."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from finetune_operator import differences
+from finetune_operator.metrics.counters import Metrics
+from finetune_operator.plan import Manifest
+
+
+def job(**status: Any) -> Manifest:
+    metadata = {"name": "a", "namespace": "team"}
+    return {"kind": "FineTuneJob", "metadata": metadata, "status": status}
+
+
+def endpoint(**status: Any) -> Manifest:
+    metadata = {"name": "e", "namespace": "team"}
+    return {"kind": "InferenceDeployment", "metadata": metadata, "status": status}
+
+
+def condition(type_: str, reason: str = "Any", status: str = "True") -> dict[str, str]:
+    return {"type": type_, "status": status, "reason": reason}
+
+
+def stage_count(metrics: Metrics, stage: str, outcome: str) -> float | None:
+    labels = {"stage": stage, "outcome": outcome}
+    return metrics.registry.get_sample_value("finetune_stage_seconds_count", labels)
+
+
+def test_a_finished_stage_is_observed_once() -> None:
+    metrics = Metrics()
+    before = job(stages=[])
+    after = job(stages=[{"name": "train", "seconds": 42.0}], conditions=[condition("Trained")])
+    differences.count(metrics, before, after)
+    differences.count(metrics, after, after)
+    assert stage_count(metrics, "train", "succeeded") == 1
+    labels = {"stage": "train", "outcome": "succeeded"}
+    assert metrics.registry.get_sample_value("finetune_stage_seconds_sum", labels) == 42.0
+
+
+def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
+    metrics = Metrics()
+    failed = job(stages=[{"name": "train", "seconds": 1}], conditions=[condition("Stalled", "OutOfMemory")])
+    differences.count(metrics, job(), failed)
+    assert stage_count(metrics, "train", "failed") == 1
+
+
+def test_device_seconds_grow_by_the_difference_so_that_a_restart_never_counts_again() -> None:
+    first = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 100.0})
+    second = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 130.0})
+    restarted = Metrics()
+    differences.count(restarted, first, second)
+    labels = {"namespace": "team", "profile": "a100"}
+    assert restarted.registry.get_sample_value("finetune_device_seconds_total", labels) == 30.0
+
+
+def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
+    metrics = Metrics()
+    train = {"name": "train", "profile": "a100", "deviceSeconds": 100.0}
+    evaluate = {"name": "evaluate", "profile": "l4", "deviceSeconds": 7.0}
+    steps = [job(), job(usage=train), job(stages=[train], usage=evaluate), job(stages=[train, evaluate])]
+    for before, after in itertools.pairwise(steps):
+        differences.count(metrics, before, after)
+    for profile, seconds in (("a100", 100.0), ("l4", 7.0)):
+        labels = {"namespace": "team", "profile": profile}
+        assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == seconds
+
+
+def promotions(metrics: Metrics, result: str) -> float | None:
+    labels = {"namespace": "team", "result": result}
+    return metrics.registry.get_sample_value("finetune_promotions_total", labels)
+
+
+def test_promotions_and_refusals_are_counted_by_result() -> None:
+    metrics = Metrics()
+    differences.count(metrics, job(), job(evaluation={"verdict": "Failed"}))
+    differences.count(
+        metrics, job(evaluation={"verdict": "Failed"}), job(evaluation={"verdict": "Failed"}, phase="x")
+    )
+    differences.count(metrics, job(), job(evaluation={"verdict": "Passed"}))
+    checkpoint: Manifest = {"kind": "Checkpoint", "metadata": {"name": "c", "namespace": "team"}}
+    promoted = {**checkpoint, "status": {"promotedAt": "2026-01-01T00:00:00Z"}}
+    differences.count(metrics, checkpoint, promoted)
+    rejected = {**checkpoint, "status": {"conditions": [condition("Promoted", "Rejected", "False")]}}
+    differences.count(metrics, checkpoint, rejected)
+    assert promotions(metrics, "gate_failed") == 1
+    assert promotions(metrics, "promoted") == 1
+    assert promotions(metrics, "rejected") == 1
+
+
+def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
+    def with_revisions(live: str | None, **states: str) -> Manifest:
+        revisions = [{"name": name, "state": state} for name, state in states.items()]
+        return endpoint(revisions=revisions, **({"revision": live} if live else {}))
+
+    metrics = Metrics()
+    steps = [
+        with_revisions(None, r0="RollingOut"),
+        with_revisions("r0", r0="Failed"),
+        with_revisions("r0", r0="Failed", r1="RollingOut"),
+        with_revisions("r1", r0="Failed", r1="Live"),
+        with_revisions("r1", r0="Failed", r1="Live", r2="RollingOut"),
+        with_revisions("r1", r0="Failed", r1="Live", r2="Failed"),
+        with_revisions("r3", r0="Failed", r1="Retired", r2="Failed", r3="Live"),
+    ]
+    for before, after in itertools.pairwise(steps):
+        differences.count(metrics, before, after)
+
+    def rollouts(result: str) -> float | None:
+        labels = {"namespace": "team", "result": result}
+        return metrics.registry.get_sample_value("finetune_rollouts_total", labels)
+
+    assert rollouts("failed") == 1
+    assert rollouts("succeeded") == 2
+    assert rollouts("rolled_back") == 1
+
+
+def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_object() -> None:
+    metrics = Metrics()
+    waiting = job(resolved={"profile": "a100"})
+    differences.count(metrics, waiting, waiting)
+    value = metrics.registry.get_sample_value
+    for name, labels in (
+        ("finetune_device_seconds_total", {"profile": "a100"}),
+        ("finetune_rollouts_total", {"result": "rolled_back"}),
+        ("finetune_promotions_total", {"result": "promoted"}),
+        ("finetune_checkpoints_recorded_total", {}),
+    ):
+        assert value(name, {"namespace": "team", **labels}) == 0
+
+
+def test_queueing_cost_and_checkpoints_are_counted_once() -> None:
+    train = {"name": "train", "profile": "a100", "seconds": 60.0, "queuedSeconds": 20.0}
+    before = job(cost={"amount": 1.5, "currency": "EUR"})
+    after = job(stages=[train], cost={"amount": 2.0, "currency": "EUR"}, checkpoints=[{"name": "c"}])
+    metrics = Metrics()
+    differences.count(metrics, before, after)
+    differences.count(metrics, after, after)
+    value = metrics.registry.get_sample_value
+    queued = {"stage": "train", "profile": "a100"}
+    assert value("finetune_stage_queued_seconds_sum", queued) == 20
+    assert value("finetune_stage_queued_seconds_count", queued) == 1
+    assert value("finetune_cost_total", {"namespace": "team", "currency": "EUR"}) == 0.5
+    assert value("finetune_checkpoints_recorded_total", {"namespace": "team"}) == 1
+
+
+def pod(stage: str = "train", phase: str = "Running", **terminated: Any) -> Manifest:
+    state = {"terminated": terminated} if terminated else {"running": {}}
+    statuses = [{"name": "trainer", "state": state}]
+    metadata = {"name": "p", "labels": {"finetune.dev/stage": stage}}
+    return {"kind": "Pod", "metadata": metadata, "status": {"phase": phase, "containerStatuses": statuses}}
+
+
+def disrupted(pod: Manifest) -> Manifest:
+    pod["status"]["conditions"] = [condition("DisruptionTarget")]
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("ended", "cause"),
+    [
+        (pod(phase="Succeeded", exitCode=0), "succeeded"),
+        (pod(phase="Failed", exitCode=11), "failed"),
+        (pod(phase="Failed", exitCode=137, reason="OOMKilled"), "out_of_memory"),
+        (pod(phase="Failed", exitCode=20), "preempted"),
+        (disrupted(pod(phase="Failed", exitCode=137)), "preempted"),
+    ],
+)
+def test_the_end_of_a_pod_is_counted_once_by_its_cause(ended: Manifest, cause: str) -> None:
+    metrics = Metrics()
+    for before, after in itertools.pairwise([None, pod(), ended, ended, None]):
+        differences.count_pod(metrics, before, after)
+    labels = {"stage": "train", "cause": cause}
+    assert metrics.registry.get_sample_value("finetune_pods_ended_total", labels) == 1
+
+
+def test_a_pod_that_only_claims_to_be_of_a_stage_makes_no_series() -> None:
+    metrics = Metrics()
+    differences.count_pod(metrics, pod("forged"), pod("forged", phase="Failed", exitCode=1))
+    samples = [s for family in metrics.registry.collect() for s in family.samples]
+    assert not any(sample.labels.get("stage") == "forged" for sample in samples)

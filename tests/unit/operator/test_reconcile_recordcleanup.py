@@ -1,0 +1,331 @@
+"""What happens to the content in the store when a record with `deletionPolicy: Delete` is deleted."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.build.labels import FINALIZER, STORE
+from finetune_operator.plan import Manifest
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    CHECKPOINT,
+    DATASET,
+    JOB,
+    ROWS,
+    VERSION,
+    WEIGHTS,
+    finetunejob,
+    prepared,
+    surroundings,
+    trained,
+)
+from tests.unit.operator.runsteps import ended, reached
+
+WEIGHTS_FOLDER = f"pvc://artifacts/checkpoints/{'c' * 64}"
+RECORDS = [
+    pytest.param("Checkpoint", CHECKPOINT, "checkpoints", WEIGHTS, id="Checkpoint"),
+    pytest.param("DatasetVersion", VERSION, "datasets", ROWS, id="DatasetVersion"),
+]
+
+
+def finalizers(cluster: MemoryCluster, kind: str, name: str) -> list[str]:
+    found: list[str] = cluster.objects[kind, name]["metadata"].get("finalizers", [])
+    return found
+
+
+def deleted(kind: str, name: str) -> MemoryCluster:
+    """A finished run of which one record was given the policy Delete and then deleted."""
+    cluster = ended()
+    cluster.change(kind, name, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete(kind, name)
+    cluster.look(kind, name)
+    return cluster
+
+
+def deleted_checkpoint(*others: Manifest) -> MemoryCluster:
+    cluster = ended()
+    cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
+    cluster.settle()
+    for other in others:
+        cluster.add(other)
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.look("Checkpoint", CHECKPOINT)
+    return cluster
+
+
+def says(cluster: MemoryCluster) -> str:
+    """The last event."""
+    event = cluster.events[-1]
+    return f"{event.type} {event.reason!s}: {event.message}"
+
+
+@pytest.mark.parametrize(("kind", "name", "folder", "digest"), RECORDS)
+def test_the_policy_puts_the_finalizer_on_a_record_and_takes_it_off(
+    kind: str, name: str, folder: str, digest: str
+) -> None:
+    cluster = ended()
+    assert finalizers(cluster, kind, name) == []
+    cluster.objects[kind, name]["metadata"]["finalizers"] = ["example.com/theirs"]
+    cluster.change(kind, name, deletionPolicy="Delete")
+    cluster.settle()
+    assert finalizers(cluster, kind, name) == ["example.com/theirs", FINALIZER]
+    cluster.change(kind, name, deletionPolicy="Retain")
+    cluster.settle()
+    assert finalizers(cluster, kind, name) == ["example.com/theirs"]
+
+
+def test_records_of_a_run_with_the_policy_have_the_finalizer_from_the_first() -> None:
+    cluster = reached("train")
+    cluster.change("FineTuneJob", JOB, deletionPolicy="Delete")
+    cluster.succeed("train", trained(), after=10)
+    plan = cluster.plan("FineTuneJob", JOB)
+    (record,) = [create.manifest for create in plan.create if create.manifest["kind"] == "Checkpoint"]
+    assert record["spec"]["deletionPolicy"] == "Delete"
+    assert record["metadata"]["finalizers"] == [FINALIZER]
+    assert plan.metadata is not None
+    assert plan.metadata["finalizers"] == [FINALIZER]
+
+
+@pytest.mark.parametrize(("kind", "name", "folder", "digest"), RECORDS)
+def test_the_content_is_removed_by_a_job_and_then_the_record_goes(
+    kind: str, name: str, folder: str, digest: str
+) -> None:
+    cluster = deleted(kind, name)
+    config = cluster.config("cleanup")
+    assert (config.artifact.kind, config.artifact.digest) == (folder, digest)
+    assert config.store.uri == "pvc://artifacts"
+    assert cluster.states(kind, name)["Reconciling"] == "CleaningUp"
+    cluster.settle()
+    assert (kind, name) in cluster.objects
+    cluster.start("cleanup", after=1)
+    cluster.settle()
+    cluster.end("cleanup", "", after=1)
+    cluster.look(kind, name)
+    assert (kind, name) not in cluster.objects
+    assert cluster.of("Job").keys().isdisjoint({f"{name}-cleanup"})
+    assert says(cluster) == (
+        f"Normal ContentRemoved: pvc://artifacts/{folder}/{digest.removeprefix('sha256:')} is removed"
+    )
+
+
+def test_a_record_with_retain_leaves_its_content_and_goes_at_once() -> None:
+    cluster = ended()
+    cluster.delete("Checkpoint", CHECKPOINT)
+    assert ("Checkpoint", CHECKPOINT) not in cluster.objects
+    assert not cluster.has_stage_job("cleanup")
+
+
+def test_a_cleanup_is_not_taken_away_when_its_record_is_deleted_in_the_foreground() -> None:
+    cluster = deleted_checkpoint()
+    assert cluster.stage_job("cleanup")["metadata"]["ownerReferences"][0]["blockOwnerDeletion"] is False
+
+
+def other(name: str, namespace: str = "team", uri: str = WEIGHTS_FOLDER, **metadata: Any) -> Manifest:
+    """Another Checkpoint of the same digest, whose weights are in the same folder."""
+    record = ended().objects["Checkpoint", CHECKPOINT]
+    return {
+        **record,
+        "metadata": {"name": name, "namespace": namespace, "labels": {}, **metadata},
+        "spec": {**record["spec"], "uri": uri, "deletionPolicy": "Retain"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("record", "stays"),
+    [
+        pytest.param(other("twin"), True, id="in the same store"),
+        pytest.param(other("twin", namespace="neighbours"), False, id="in another namespace's claim"),
+        pytest.param(
+            other("twin", uri=f"pvc://elsewhere/checkpoints/{'c' * 64}"), False, id="in another store"
+        ),
+        pytest.param(
+            other("twin", deletionTimestamp="2030-01-02T03:00:00Z", finalizers=["example.com/theirs"]),
+            False,
+            id="on its way out too",
+        ),
+    ],
+)
+def test_content_that_another_record_stands_for_stays(record: Manifest, stays: bool) -> None:
+    cluster = deleted_checkpoint(record)
+    assert (("Checkpoint", CHECKPOINT) not in cluster.objects) is stays
+    assert cluster.has_stage_job("cleanup") is not stays
+    if stays:
+        assert says(cluster) == (f"Normal ContentKept: {WEIGHTS_FOLDER} stays: team/twin stands for it too")
+
+
+def endpoint(model: Manifest, status: Manifest | None = None) -> Manifest:
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "InferenceDeployment",
+        "metadata": {"name": "desk"},
+        "spec": {
+            "baseModel": {"uri": "pvc://models/gemma"},
+            "models": [{"name": "router", **model}],
+            "compute": {"profile": "missing"},
+        },
+        "status": status or {"observedGeneration": -1},
+    }
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        pytest.param(
+            endpoint(
+                {"follow": {"model": "others"}},
+                {"models": [{"name": "router", "checkpoint": CHECKPOINT, "digest": WEIGHTS}]},
+            ),
+            id="serves it",
+        ),
+        pytest.param(endpoint({"pin": {"checkpoint": CHECKPOINT}}), id="pins its name"),
+        pytest.param(endpoint({"pin": {"uri": WEIGHTS_FOLDER, "digest": WEIGHTS}}), id="pins its digest"),
+    ],
+)
+def test_weights_of_an_endpoint_wait_until_it_lets_them_go(user: Manifest) -> None:
+    cluster = deleted_checkpoint(user)
+    assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "InUse"
+    said = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
+    assert said is not None
+    assert "when InferenceDeployment desk no longer needs it" in said["message"]
+    assert not cluster.has_stage_job("cleanup")
+    cluster.remove("InferenceDeployment", "desk")
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert cluster.has_stage_job("cleanup")
+
+
+def test_rows_of_a_run_that_has_not_ended_wait_for_its_end() -> None:
+    cluster = reached("train")
+    cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete("DatasetVersion", VERSION)
+    plan = cluster.look("DatasetVersion", VERSION)
+    assert cluster.states("DatasetVersion", VERSION)["Reconciling"] == "InUse"
+    assert plan.requeue_after == 60
+    cluster.remove("FineTuneJob", JOB)
+    cluster.look("DatasetVersion", VERSION)
+    assert cluster.has_stage_job("cleanup")
+
+
+def test_a_cleanup_that_fails_says_why_and_is_tried_again() -> None:
+    cluster = deleted_checkpoint()
+    first = cluster.stage_job("cleanup")["metadata"]["uid"]
+    cluster.start("cleanup", after=1)
+    cluster.end("cleanup", "StoreUnavailable: store: read-only file system", exit_code=12)
+    plan = cluster.look("Checkpoint", CHECKPOINT)
+    assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "CleanupFailed"
+    said = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
+    assert said is not None
+    assert "read-only file system" in said["message"]
+    assert "set its spec.deletionPolicy to Retain" in said["message"]
+    assert says(cluster).startswith("Warning Blocked")
+    assert plan.requeue_after == 300
+    cluster.now += timedelta(seconds=300)
+    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert cluster.stage_job("cleanup")["metadata"]["uid"] != first
+
+
+def test_a_missing_claim_is_named() -> None:
+    cluster = ended()
+    cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.remove("PersistentVolumeClaim", "artifacts")
+    cluster.delete("Checkpoint", CHECKPOINT)
+    plan = cluster.look("Checkpoint", CHECKPOINT)
+    assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "StoreNotFound"
+    assert "PersistentVolumeClaim artifacts does not exist" in says(cluster)
+    assert plan.requeue_after == 300
+
+
+@pytest.mark.parametrize("obstacle", ["a user", "a store"])
+def test_after_a_day_the_record_goes_and_an_event_names_the_folder_that_stays(obstacle: str) -> None:
+    cluster = deleted_checkpoint(*[endpoint({"pin": {"checkpoint": CHECKPOINT}})] * (obstacle == "a user"))
+    cluster.now += timedelta(hours=23, minutes=59, seconds=30)
+    plan = cluster.look("Checkpoint", CHECKPOINT)
+    assert plan.requeue_after == 30
+    cluster.now += timedelta(seconds=30)
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert ("Checkpoint", CHECKPOINT) not in cluster.objects
+    assert says(cluster) == (
+        f"Warning ContentKept: {WEIGHTS_FOLDER} stays: it could not be removed within 24 hours;"
+        " remove it by hand"
+    )
+
+
+def test_retain_lets_a_record_go_that_waits() -> None:
+    cluster = deleted_checkpoint(endpoint({"pin": {"checkpoint": CHECKPOINT}}))
+    cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Retain")
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert ("Checkpoint", CHECKPOINT) not in cluster.objects
+
+
+@pytest.mark.parametrize(("kind", "name", "folder", "digest"), RECORDS)
+def test_a_namespace_that_goes_is_not_held_up(kind: str, name: str, folder: str, digest: str) -> None:
+    cluster = deleted(kind, name)
+    cluster.is_terminating = True
+    cluster.remove("Job", cluster.stage_job("cleanup")["metadata"]["name"])
+    plan = cluster.look(kind, name)
+    assert plan.create == ()
+    assert (kind, name) not in cluster.objects
+
+
+def test_a_finalizer_of_somebody_else_is_not_ours_to_wait_for() -> None:
+    cluster = deleted_checkpoint()
+    cluster.objects["Checkpoint", CHECKPOINT]["metadata"]["finalizers"] = ["example.com/theirs"]
+    assert cluster.plan("Checkpoint", CHECKPOINT).metadata is None
+
+
+@pytest.mark.parametrize("store", ["", "pvc://", "nowhere"])
+def test_a_record_of_which_no_store_is_known_goes_at_once(store: str) -> None:
+    cluster = ended()
+    record = cluster.objects["DatasetVersion", VERSION]
+    cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
+    cluster.settle()
+    record["metadata"]["annotations"] = {STORE: store}
+    record["status"]["locations"] = []
+    cluster.delete("DatasetVersion", VERSION)
+    cluster.look("DatasetVersion", VERSION)
+    assert ("DatasetVersion", VERSION) not in cluster.objects
+    assert says(cluster) == "Normal ContentKept: its content stays: no store is known"
+
+
+def test_a_bucket_is_the_same_one_in_every_namespace() -> None:
+    uri = f"s3://artifacts/team/checkpoints/{'c' * 64}"
+    cluster = ended()
+    cluster.objects["Checkpoint", CHECKPOINT]["spec"] |= {"uri": uri, "deletionPolicy": "Delete"}
+    cluster.settle()
+    cluster.add(other("twin", namespace="neighbours", uri=uri))
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert says(cluster) == f"Normal ContentKept: {uri} stays: neighbours/twin stands for it too"
+
+
+def test_rows_stay_for_a_dataset_that_may_come_to_them_again() -> None:
+    cluster = ended()
+    cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.change("Dataset", DATASET, onInvalidRows="Drop")
+    cluster.delete("DatasetVersion", VERSION)
+    cluster.look("DatasetVersion", VERSION)
+    assert ("DatasetVersion", VERSION) not in cluster.objects
+    assert not cluster.has_stage_job("cleanup")
+    assert "Dataset tickets is being prepared" in says(cluster)
+
+
+def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() -> None:
+    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    cluster = MemoryCluster(*surroundings(), finetunejob(dataset=inline, deletionPolicy="Delete"))
+    cluster.settle()
+    cluster.succeed("prepare", prepared(run=cluster.job(JOB).uid))
+    cluster.settle()
+    cluster.delete("FineTuneJob", JOB)
+    cluster.look("FineTuneJob", JOB)
+    again = finetunejob(dataset=inline)
+    again["metadata"]["uid"] = "22222222-0000-4000-8000-000000000001"
+    cluster.add(again)
+    version = f"{JOB}-data-{'d' * 12}"
+    cluster.look("DatasetVersion", version)
+    assert ("DatasetVersion", version) not in cluster.objects
+    assert f"FineTuneJob {JOB} is being prepared" in says(cluster)

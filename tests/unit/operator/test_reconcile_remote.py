@@ -1,0 +1,118 @@
+"""Sources and base models that pods read over the network."""
+
+from typing import Any
+
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import BASE_MODEL_MOUNT, SOURCE_MOUNT
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    CHECKPOINT,
+    DATASET,
+    DATASET_UID,
+    JOB,
+    VERSION,
+    claim,
+    dataset,
+    failed,
+    finetunejob,
+    preflighted,
+    prepared,
+    profile,
+    trained,
+)
+
+COMMIT = "9" * 40
+HUB = {"uri": "hf://google/gemma", "revision": "main", "credentialsSecretRef": {"name": "hub"}}
+BUCKET = {"uri": "s3://rows/tickets.jsonl", "credentialsSecretRef": {"name": "bucket-reader"}}
+
+
+def cluster_of(**job: Any) -> MemoryCluster:
+    """No claim but the store's."""
+    cluster = MemoryCluster(
+        profile(), claim("artifacts"), dataset(source=BUCKET), finetunejob(**{"baseModel": HUB, **job})
+    )
+    cluster.settle()
+    return cluster
+
+
+def at_commit() -> Any:
+    result = preflighted()
+    assert result.preflight is not None
+    return result.model_copy(
+        update={"preflight": result.preflight.model_copy(update={"base_model_revision": COMMIT})}
+    )
+
+
+def mounts_of(job: Manifest) -> dict[str, str]:
+    """Path in the container, and the Secret that is there or the volume."""
+    pod = job["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    return {
+        mount["mountPath"]: volumes[mount["name"]].get("secret", {}).get("secretName", mount["name"])
+        for mount in pod["containers"][0]["volumeMounts"]
+    }
+
+
+def test_a_remote_source_is_read_by_the_pod_with_its_own_secret_and_no_volume() -> None:
+    cluster = cluster_of()
+    config, mounts = cluster.config("prepare"), mounts_of(cluster.stage_job("prepare"))
+    assert (config.source_uri, config.source_path) == (BUCKET["uri"], None)
+    assert config.source_credentials.name == mounts[config.source_credentials.path] == "bucket-reader"
+    assert SOURCE_MOUNT not in mounts
+
+
+def test_a_model_at_the_hub_is_read_at_its_revision_and_recorded_at_its_commit() -> None:
+    cluster = cluster_of()
+    cluster.succeed("prepare", prepared(source_revision=COMMIT), after=5)
+    cluster.settle()
+    config, mounts = cluster.config("preflight"), mounts_of(cluster.stage_job("preflight"))
+    assert (config.base_model_uri, config.base_model_revision) == ("hf://google/gemma", "main")
+    assert config.base_model_credentials.name == mounts[config.base_model_credentials.path] == "hub"
+    assert BASE_MODEL_MOUNT not in mounts
+
+    cluster.succeed("preflight", at_commit(), after=5)
+    cluster.settle()
+    cluster.succeed("train", trained(), after=5)
+    cluster.settle()
+
+    assert cluster.job(JOB).status.resolved.base_model_revision == COMMIT
+    lineage = cluster.objects["Checkpoint", CHECKPOINT]["spec"]["lineage"]
+    assert lineage["baseModel"]["uri"] == "hf://google/gemma"
+    assert lineage["baseModel"]["revision"] == COMMIT
+
+
+def test_later_stages_have_no_credentials_of_what_was_read() -> None:
+    cluster = cluster_of()
+    cluster.succeed("prepare", prepared(), after=5)
+    cluster.settle()
+    assert "bucket-reader" not in mounts_of(cluster.stage_job("preflight")).values()
+    cluster.succeed("preflight", at_commit(), after=5)
+    cluster.settle()
+    assert not {"hub", "bucket-reader"} & set(mounts_of(cluster.stage_job("train")).values())
+
+
+def test_a_version_says_where_its_rows_came_from_without_a_signature() -> None:
+    cluster = MemoryCluster(
+        profile(),
+        claim("artifacts"),
+        dataset(source={"uri": "https://rows.example/a.jsonl?signature=secret"}),
+    )
+    cluster.settle()
+    cluster.succeed("prepare", prepared(), after=5)
+    cluster.settle()
+    assert cluster.objects["DatasetVersion", VERSION]["spec"]["source"] == {
+        "uri": "https://rows.example/a.jsonl"
+    }
+
+
+def test_a_refusal_of_the_server_is_tried_again_after_the_secret_was_corrected() -> None:
+    cluster = cluster_of()
+    message = "source s3://rows/tickets.jsonl: status 403; correct Secret bucket-reader"
+    result = failed("prepare", "AccessDenied", message, run=f"{DATASET_UID}-1")
+    cluster.end("prepare", result.to_json(), exit_code=10, after=5)
+    cluster.settle()
+    condition = cluster.condition("Dataset", DATASET, "Stalled")
+    assert condition is not None
+    assert condition["reason"] == "AccessDenied"
+    assert message in condition["message"]
+    assert "tried again every 5 minutes" in condition["message"]

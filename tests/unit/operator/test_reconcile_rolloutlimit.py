@@ -1,0 +1,106 @@
+"""A profile's `maxConcurrentRollouts`: endpoints that replace what they serve take turns."""
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.plan import Key
+from finetune_operator.reconcile.relations import related
+from finetune_operator.reconcile.turns import turn
+from tests.unit.operator.endpoints import Cluster, checkpoint, profile
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.test_reconcile_relations import Listings
+
+
+def other(serving: str = "old", state: str = "RollingOut", **spec: object) -> InferenceDeployment:
+    """An endpoint of another team, on the default profile."""
+    return InferenceDeployment.model_validate(
+        {
+            "kind": "InferenceDeployment",
+            "metadata": {"name": "chat", "namespace": "another-team", "uid": "uid-of-chat"},
+            "spec": {
+                "baseModel": {"uri": "pvc://models/base"},
+                "models": [{"name": "chat", "follow": {"model": "chat"}}],
+                **spec,
+            },
+            "status": {"revision": serving, "revisions": [{"name": "new", "state": state}]},
+        }
+    )
+
+
+def limited(**images: str) -> ComputeProfile:
+    return profile(maxConcurrentRollouts=1, images=images)
+
+
+def serving_cluster() -> tuple[Cluster, str]:
+    """An endpoint that serves, on a profile that lets one endpoint roll at a time."""
+    cluster = Cluster(checkpoint("first", "1"))
+    cluster.profiles = {"standard": limited()}
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    return cluster, revision
+
+
+def edit_profile(cluster: Cluster) -> None:
+    cluster.profiles = {"standard": limited(trainer="registry.example/trainer:2")}
+
+
+def test_an_endpoint_waits_with_what_it_serves_while_another_on_its_profile_rolls() -> None:
+    cluster, old = serving_cluster()
+    cluster.others = (other(),)
+    edit_profile(cluster)
+    cluster.settle()
+    assert list(cluster.deployments) == [old]
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "Queued"
+    assert "ComputeProfile standard has maxConcurrentRollouts 1" in message
+    cluster.others = (other(serving="new", state="Live"),)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+
+
+def test_an_endpoint_that_rolls_already_goes_on() -> None:
+    cluster, _ = serving_cluster()
+    edit_profile(cluster)
+    cluster.settle()
+    cluster.others = (other(),)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+
+
+def test_a_new_endpoint_does_not_wait_and_is_waited_for_by_nobody() -> None:
+    cluster = Cluster(checkpoint("first", "1"))
+    cluster.profiles = {"standard": limited()}
+    cluster.others = (other(),)
+    cluster.settle()
+    assert len(cluster.deployments) == 1
+    cluster, old = serving_cluster()
+    cluster.others = (other(serving=""), other(serving="new"))
+    edit_profile(cluster)
+    cluster.settle()
+    assert set(cluster.deployments) > {old}
+
+
+def test_endpoints_on_other_profiles_do_not_count() -> None:
+    cluster, _ = serving_cluster()
+    cluster.others = (other(compute={"profile": "h100"}),)
+    edit_profile(cluster)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+
+
+def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_is() -> None:
+    cluster, _ = serving_cluster()
+    cluster.others = (other(),)
+    edit_profile(cluster)
+    cluster.settle()
+    known = MemoryCluster(cluster.endpoint.to_dict())
+    keys = related("InferenceDeployment", other(state="Live").to_dict(), Listings(known))
+    assert Key("InferenceDeployment", "team", "desk") in keys
+
+
+def test_passes_over_endpoints_overlap_unless_their_profile_has_a_limit() -> None:
+    endpoint = Cluster().endpoint
+    assert turn(endpoint, [profile()]) is None
+    assert turn(endpoint, [limited()]) == turn(other(), [limited()])
+    assert turn(other(compute={"profile": "h100"}), [limited()]) is None

@@ -1,0 +1,418 @@
+"""Each way in which a pod can fail to start or end badly, and what is said of it.
+
+The statuses are those of kubelet, scheduler and controllers of Kubernetes 1.37, shortened.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from finetune_operator.status.lostnodes import SILENCE, lost, until_overdue
+from finetune_operator.status.podfailures import disruption, failure
+from finetune_operator.status.podstarts import waiting
+from finetune_operator.status.servingpods import is_replaced, serving_trouble
+
+NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
+STAMP = "2030-01-02T03:00:00Z"
+SCHEDULED = {"type": "PodScheduled", "status": "True", "lastTransitionTime": STAMP}
+BY_EVICTION = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+
+
+def job(**status: Any) -> Manifest:
+    metadata = {
+        "name": "routing-train-1a2b3",
+        "namespace": "team",
+        "creationTimestamp": STAMP,
+        "labels": {"finetune.dev/stage": "train", "finetune.dev/profile": "a100"},
+    }
+    return {"kind": "Job", "metadata": metadata, "spec": {"backoffLimit": 3}, "status": status}
+
+
+def pod(deletion: str | None = None, **status: Any) -> Manifest:
+    """A train pod on a node."""
+    metadata = {
+        "name": "routing-train-1a2b3-x",
+        "namespace": "team",
+        "creationTimestamp": STAMP,
+        "labels": {"finetune.dev/stage": "train", "finetune.dev/profile": "a100"},
+    }
+    container = {
+        "name": "trainer",
+        "image": "registry.example/trainer:1",
+        "resources": {"limits": {"memory": "4Gi"}},
+    }
+    return {
+        "kind": "Pod",
+        "metadata": metadata | ({"deletionTimestamp": deletion} if deletion else {}),
+        "spec": {"nodeName": "node-1", "containers": [container]},
+        "status": {"phase": "Pending", **status},
+    }
+
+
+def trainer(**state: Any) -> dict[str, Any]:
+    """Statuses with the trainer's container in this state."""
+    return {"containerStatuses": [{"name": "trainer", "image": "registry.example/trainer:1", "state": state}]}
+
+
+def held(reason: str, message: str = "") -> dict[str, Any]:
+    return trainer(waiting={"reason": reason, "message": message})
+
+
+def ended(code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
+    times = {"startedAt": STAMP, "finishedAt": STAMP}
+    state = {"exitCode": code, "reason": reason, "message": message, **times}
+    return {"phase": "Failed", **trainer(terminated=state)}
+
+
+def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
+    return {"conditions": [{"type": "PodScheduled", "status": "False", "reason": reason, "message": message}]}
+
+
+def init(**status: Any) -> dict[str, Any]:
+    """Statuses of a pod with an injected init container that holds it up."""
+    return {
+        "initContainerStatuses": [{"name": "mesh-init", "image": "mesh:1", **status}],
+        **held("PodInitializing"),
+    }
+
+
+STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
+    "its image does not exist": (
+        pod(**held("ErrImagePull", 'failed to pull image "registry.example/trainer:1": not found')),
+        "ImageUnavailable",
+        ["trainer:1 of the train pod cannot be pulled: check its name", "ErrImagePull: failed to pull"],
+    ),
+    "its image is asked for again": (
+        pod(**held("ImagePullBackOff", "Back-off pulling image")),
+        "ImageUnavailable",
+        ["ImagePullBackOff: Back-off pulling image"],
+    ),
+    "its image has no valid name": (
+        pod(**held("InvalidImageName", "couldn't parse image name")),
+        "ImageUnavailable",
+        ["InvalidImageName: couldn't parse image name"],
+    ),
+    "its image is not on the node and may not be pulled": (
+        pod(**held("ErrImageNeverPull", "Container image is not present with pull policy of Never")),
+        "ImageUnavailable",
+        ["ErrImageNeverPull"],
+    ),
+    "a Secret is missing": (
+        pod(**held("CreateContainerConfigError", 'secret "hub" not found')),
+        "SecretNotFound",
+        ["Secret hub, which the platform adds to the train pod, does not exist in namespace team: create it"],
+    ),
+    "a ConfigMap is missing": (
+        pod(**held("CreateContainerConfigError", 'configmap "proxy" not found')),
+        "PodNotStarting",
+        ["ConfigMap proxy, which the platform adds to the train pod, does not exist in namespace team"],
+    ),
+    "a key is missing": (
+        pod(**held("CreateContainerConfigError", "couldn't find key x in Secret team/hub")),
+        "PodNotStarting",
+        ["CreateContainerConfigError: couldn't find key x in Secret team/hub", "kubectl describe pod"],
+    ),
+    "the runtime cannot make it": (
+        pod(**held("CreateContainerError", "failed to reserve container name")),
+        "PodNotStarting",
+        ["CreateContainerError: failed to reserve container name"],
+    ),
+    "the runtime cannot start it": (
+        pod(**held("RunContainerError", "failed to create containerd task")),
+        "PodNotStarting",
+        ["RunContainerError: failed to create containerd task"],
+    ),
+    "a reason that no release knew": (
+        pod(**held("QuantumError", "the cat is dead")),
+        "PodNotStarting",
+        ["QuantumError: the cat is dead"],
+    ),
+    "no node has the devices": (
+        pod(**unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")),
+        "Unschedulable",
+        ["1 Insufficient nvidia.com/gpu", "check devices and resources of ComputeProfile a100"],
+    ),
+    "the nodes have a taint": (
+        pod(**unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint(s).")),
+        "Unschedulable",
+        ["check tolerations of ComputeProfile a100"],
+    ),
+    "no node matches": (
+        pod(**unscheduled("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.")),
+        "Unschedulable",
+        ["check nodeSelector of ComputeProfile a100"],
+    ),
+    "every node is cordoned": (
+        pod(**unscheduled("0/1 nodes are available: 1 node(s) were unschedulable.")),
+        "Unschedulable",
+        ["when a cordoned node is let in again"],
+    ),
+    "a claim is not bound": (
+        pod(**unscheduled("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.")),
+        "Unschedulable",
+        ["kubectl get pvc -n team shows which claim is not bound"],
+    ),
+    "the scheduler says something new": (
+        pod(**unscheduled("0/1 nodes are available: Mercury is in retrograde.")),
+        "Unschedulable",
+        ["kubectl describe pod routing-train-1a2b3-x shows more"],
+    ),
+    "it waits at a scheduling gate": (
+        pod(**unscheduled("Scheduling is blocked due to non-empty scheduling gates", "SchedulingGated")),
+        "Queued",
+        ["waits for admission: Scheduling is blocked"],
+    ),
+    "an injected init container cannot be pulled": (
+        pod(**init(state={"waiting": {"reason": "ErrImagePull", "message": "denied"}})),
+        "ImageUnavailable",
+        ["image mesh:1 of init container mesh-init, which the platform adds to the pod", "denied"],
+    ),
+    "an injected init container fails again and again": (
+        pod(
+            **init(
+                state={"waiting": {"reason": "CrashLoopBackOff"}},
+                lastState={"terminated": {"exitCode": 2, "reason": "Error"}},
+            )
+        ),
+        "PodNotStarting",
+        ["ends with exit code 2", "kubectl logs routing-train-1a2b3-x -c mesh-init"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pod", "reason", "parts"), STARTS.values(), ids=STARTS)
+def test_a_pod_that_does_not_start_says_why_and_what_to_do(
+    pod: Manifest, reason: str, parts: list[str]
+) -> None:
+    trouble = waiting(job(), pod, NOW)
+    assert trouble.reason == reason
+    assert trouble.expected == (reason in {"Queued", "Unschedulable"})
+    for part in parts:
+        assert part in trouble.message
+
+
+ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
+    "its container used more memory than its limit": (
+        pod(**ended(137, "OOMKilled")),
+        "OutOfMemory",
+        ["limit of 4Gi: raise resources.train.memory of ComputeProfile a100", "perDeviceBatchSize"],
+    ),
+    "its node ran out of memory": (
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message="The node was low on resource: memory. Threshold quantity: 100Mi, available: 60Mi.",
+        ),
+        "Evicted",
+        ["low on resource: memory", "raise resources.train.memory of ComputeProfile a100"],
+    ),
+    "its node ran out of disk": (
+        pod(phase="Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."),
+        "Evicted",
+        ["low on resource: ephemeral-storage", "use nodes with more of it"],
+    ),
+    "it ran past a deadline of its own": (
+        pod(phase="Failed", reason="DeadlineExceeded", message="Pod was active on the node longer than …"),
+        "DeadlineExceeded",
+        ["activeDeadlineSeconds that was set on it from outside: remove what sets it"],
+    ),
+    "its node had no room after all": (
+        pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"),
+        "PodNotStarting",
+        ["node node-1 did not take the train pod. OutOfcpu: Node didn't have enough resource: cpu"],
+    ),
+    "its node could not give it its devices": (
+        pod(phase="Failed", reason="UnexpectedAdmissionError", message="no healthy devices present"),
+        "PodNotStarting",
+        ["UnexpectedAdmissionError: no healthy devices present"],
+    ),
+    "its command is not in the image": (
+        pod(**ended(128, "StartError", 'exec: "python": executable file not found in $PATH')),
+        "PodNotStarting",
+        ["registry.example/trainer:1", "check images.trainer", "executable file not found"],
+    ),
+    "an injected init container failed": (
+        pod(
+            phase="Failed",
+            **init(state={"terminated": {"exitCode": 3, "reason": "Error", "message": "no mesh"}}),
+        ),
+        "PodNotStarting",
+        ["init container mesh-init", "exit code 3: no mesh", "-c mesh-init"],
+    ),
+    "bad config, and no word of its own": (
+        pod(**ended(10)),
+        "StageFailed",
+        ["exit code 10: it left no message (kubectl logs routing-train-1a2b3-x)"],
+    ),
+    "bad data, in words that are no result": (pod(**ended(11, message="row 7")), "StageFailed", ["row 7"]),
+    "a signal": (pod(**ended(137)), "StageFailed", ["exit code 137: it was killed, by its node or because"]),
+    "a restarted node that knows nothing of it": (
+        pod(**ended(137, "ContainerStatusUnknown", "The container could not be located when the pod …")),
+        "StageFailed",
+        ["exit code 137: The container could not be located"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("pod", "reason", "parts"), ENDS.values(), ids=ENDS)
+def test_a_pod_that_ended_badly_says_how_and_what_to_do(pod: Manifest, reason: str, parts: list[str]) -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "…"}
+    trouble = failure(job(conditions=[failed]), [pod])
+    assert trouble.reason == reason
+    for part in parts:
+        assert part in trouble.message
+
+
+def test_a_job_past_its_deadline_says_so_although_its_pod_is_gone() -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "…"}
+    trouble = failure(job(conditions=[failed]), [])
+    assert trouble.reason == "DeadlineExceeded"
+    assert "activeDeadlineSeconds" in trouble.message
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("PreemptionByScheduler", "was preempted by a pod of higher priority"),
+        ("DeletionByTaintManager", "was taken off its node"),
+        ("EvictionByEvictionAPI", "was evicted, as kubectl drain does"),
+        ("DeletionByPodGC", "went with its node"),
+        ("TerminationByKubelet", "was ended by its node"),
+        ("Novel", "was taken away by the cluster (Novel)"),
+    ],
+)
+def test_a_pod_that_the_cluster_took_away_says_who_took_it(reason: str, said: str) -> None:
+    taken = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+    assert (disruption(pod(conditions=[taken])) or "").startswith(said)
+
+
+def test_an_eviction_that_kubernetes_makes_up_for_repeats_what_the_node_lacked() -> None:
+    evicted = pod(phase="Failed", reason="Evicted", message="low on memory", conditions=[BY_EVICTION])
+    assert disruption(evicted) == "was ended by its node: low on memory"
+    assert disruption(pod(conditions=[{**BY_EVICTION, "status": "False"}])) is None
+
+
+RUNNING = {"phase": "Running", **trainer(running={"startedAt": STAMP})}
+
+
+def test_a_terminating_pod_is_lost_with_its_node_half_a_minute_after_its_deadline() -> None:
+    terminating = pod(deletion=STAMP, **RUNNING)
+    assert lost(terminating, "the train pod", NOW + SILENCE - timedelta(seconds=1)) is None
+    assert until_overdue(terminating, NOW) == SILENCE.total_seconds() + 1
+    trouble = lost(terminating, "the train pod", NOW + SILENCE)
+    assert trouble is not None
+    assert trouble.reason == "NodeLost"
+    for step in (
+        "kubectl delete node node-1",
+        "kubectl taint node node-1 node.kubernetes.io/out-of-service=",
+    ):
+        assert step in trouble.message
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_pod_whose_end_the_node_has_confirmed_is_not_lost_however_long_it_stays(phase: str) -> None:
+    confirmed = pod(deletion=STAMP, phase=phase)
+    assert lost(confirmed, "the train pod", NOW + timedelta(days=1)) is None
+    assert until_overdue(confirmed, NOW) is None
+
+
+def test_a_pod_that_never_had_a_node_is_not_lost() -> None:
+    gated = pod(deletion=STAMP)
+    del gated["spec"]["nodeName"]
+    assert lost(gated, "the train pod", NOW + timedelta(days=1)) is None
+
+
+UNHEARD_OF = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+
+
+@pytest.mark.parametrize("status", [{**RUNNING, "conditions": UNHEARD_OF}, {"phase": "Unknown"}])
+def test_a_pod_on_a_node_that_does_not_answer_is_lost_for_now(status: dict[str, Any]) -> None:
+    trouble = lost(pod(**status), "the train pod", NOW)
+    assert trouble is not None
+    assert trouble.reason == "NodeLost"
+    assert "kubectl describe node node-1" in trouble.message
+
+
+def test_a_readiness_gate_that_is_not_open_is_no_lost_node() -> None:
+    gated = pod(**RUNNING, conditions=UNHEARD_OF)
+    gated["spec"]["readinessGates"] = [{"conditionType": "example.com/gate"}]
+    assert lost(gated, "the train pod", NOW) is None
+
+
+def engine(**state: Any) -> dict[str, Any]:
+    """Statuses of an endpoint's pod."""
+    return {"containerStatuses": [{"name": "engine", "image": "registry.example/trainer:1", **state}]}
+
+
+SERVES: dict[str, tuple[Manifest, str, str]] = {
+    "no node has room": (
+        pod(**unscheduled("0/1 nodes are available: 1 Insufficient cpu.")),
+        "Unschedulable",
+        "check devices and resources of ComputeProfile a100",
+    ),
+    "its image cannot be pulled": (
+        pod(**engine(state={"waiting": {"reason": "ErrImagePull", "message": "denied"}})),
+        "ImageUnavailable",
+        "image registry.example/trainer:1 of pod routing-train-1a2b3-x cannot be pulled",
+    ),
+    "a Secret is missing": (
+        pod(
+            **engine(
+                state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}
+            )
+        ),
+        "SecretNotFound",
+        "Secret s, which the platform adds to pod routing-train-1a2b3-x, does not exist in namespace team",
+    ),
+    "it was killed for its memory and starts again": (
+        pod(
+            **engine(
+                state={"waiting": {"reason": "CrashLoopBackOff"}},
+                lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+            )
+        ),
+        "OutOfMemory",
+        "raise resources.serve.memory of the ComputeProfile",
+    ),
+    "its models are corrupt": (
+        pod(**engine(state={"terminated": {"exitCode": 11, "message": "ArtifactCorrupt: weights"}})),
+        "PodNotStarting",
+        "ended with exit code 11: ArtifactCorrupt: weights",
+    ),
+    "its container cannot be made": (
+        pod(**engine(state={"waiting": {"reason": "CreateContainerError", "message": "no space"}})),
+        "PodNotStarting",
+        "CreateContainerError: no space",
+    ),
+    "it was evicted": (
+        pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
+        "Evicted",
+        "node node-1 has ended pod routing-train-1a2b3-x. Evicted: The node was low on resource: memory.",
+    ),
+    "its node does not answer": (
+        pod(phase="Running", conditions=UNHEARD_OF),
+        "NodeLost",
+        "kubectl describe node node-1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("pod", "reason", "part"), SERVES.values(), ids=SERVES)
+def test_a_pod_of_an_endpoint_that_does_not_serve_says_why_and_what_to_do(
+    pod: Manifest, reason: str, part: str
+) -> None:
+    trouble = serving_trouble(pod, NOW)
+    assert trouble is not None
+    assert trouble.reason == reason
+    assert part in trouble.message
+    assert trouble.final == ("exit code 11" in trouble.message)
+
+
+def test_a_pod_of_an_endpoint_that_starts_or_serves_is_no_trouble() -> None:
+    starting = pod(**engine(state={"waiting": {"reason": "ContainerCreating"}}), conditions=[SCHEDULED])
+    serving = pod(phase="Running", **engine(state={"running": {"startedAt": STAMP}}))
+    for each in (starting, serving):
+        assert serving_trouble(each, NOW) is None
+        assert not is_replaced(each)
