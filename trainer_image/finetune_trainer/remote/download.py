@@ -9,8 +9,8 @@ from typing import IO
 
 from finetune_trainer.failure import Preempted
 from finetune_trainer.manifest import OnBytes, hash_file
-from finetune_trainer.remote.files import RemoteFile, open_stream, version_of
-from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.files import open_stream, version_of
+from finetune_trainer.remote.folder import RemoteFile, RemoteFolder
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind, Problem
 

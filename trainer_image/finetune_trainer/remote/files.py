@@ -3,40 +3,14 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.limits import CHUNK_BYTES, REQUESTS_AHEAD
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
 """Under which of these a file system tells one content of a name from another."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """One file as it was when it was listed."""
-
-    name: str
-    path: str
-    """How the file system calls it."""
-    size: int | None
-    """In bytes; None where the server does not say."""
-    version: str
-    """Changes with the content; empty where the server tells nothing of the kind."""
-    sha256: str | None = None
-    """Where the server knows it, as 64 hexadecimal digits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A file's content from byte `start` on, which is 0 where the server cannot begin elsewhere."""
-
-    start: int
-    version: str
-    """Of what is read, as in `RemoteFile`."""
-    chunks: Iterator[bytes]
 
 
 def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:

@@ -1,6 +1,5 @@
 """From a uri and credentials to the fsspec file system behind it, with all rules of this package in force."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from fsspec import AbstractFileSystem
@@ -9,23 +8,9 @@ from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials
+from finetune_trainer.remote.folder import RemoteFolder
 
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFolder:
-    """A folder or file on a remote file system; `path` is how `filesystem` calls it."""
-
-    filesystem: AbstractFileSystem
-    path: str
-    uri: str
-    errors: tuple[type[Exception], ...]
-    """What its client raises beside OSError."""
-
-    @property
-    def scheme(self) -> str:
-        return self.uri.partition("://")[0]
 
 
 def is_remote(uri: str) -> bool:

@@ -14,7 +14,7 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.credentials import Credentials
-from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import origin_of
 

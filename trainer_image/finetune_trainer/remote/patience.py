@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from finetune_trainer.failure import Preempted
-from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import ATTEMPTS, LONGEST_PAUSE_SECONDS
 from finetune_trainer.remote.problems import Kind, Problem, problem_of
 

@@ -13,8 +13,9 @@ from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import OnBytes, digest_of, nothing
 from finetune_trainer.remote.credentials import KEYS, load_credentials
 from finetune_trainer.remote.download import Download
-from finetune_trainer.remote.files import RemoteFile, list_files
+from finetune_trainer.remote.files import list_files
 from finetune_trainer.remote.filesystem import open_filesystem
+from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import DOWNLOAD_SECONDS
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind, Problem

@@ -13,8 +13,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
 from finetune_trainer.remote.credentials import Credentials
-from finetune_trainer.remote.files import RemoteFile, Stream
-from finetune_trainer.remote.filesystem import RemoteFolder
+from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.limits import CHUNK_BYTES, CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import origin_of
 

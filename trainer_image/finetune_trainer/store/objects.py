@@ -16,7 +16,8 @@ from finetune_trainer.contract import ExitCode, FailureReason, StoreConfig
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.remote.credentials import load_credentials
-from finetune_trainer.remote.filesystem import RemoteFolder, open_filesystem
+from finetune_trainer.remote.filesystem import open_filesystem
+from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind
 
