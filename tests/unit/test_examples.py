@@ -1,7 +1,10 @@
-"""The examples parse as what they are, and fit together."""
+"""The examples parse as what they are, and fit together; the rows keep the rules that stand beside them."""
 
+import csv
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import yaml
@@ -11,13 +14,16 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import Split
+from finetune_trainer.contract import Columns, PrepareResult, Split
 from finetune_trainer.prepare.split import split_of
 from finetune_trainer.rows import load_rows
+from tests.trainer.preparing import Preparation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FIRST = EXAMPLES / "ticket-routing"
 SECOND = FIRST / "v2"
+VOICE = EXAMPLES / "brand-voice"
+PRODUCTS = VOICE / "data" / "products.csv"
 KINDS: dict[str, type[Dataset | FineTuneJob | InferenceDeployment]] = {
     "Dataset": Dataset,
     "FineTuneJob": FineTuneJob,
@@ -87,3 +93,126 @@ def test_the_second_run_differs_from_the_first_in_its_name_only() -> None:
     first, second = (yaml.safe_load((folder / "finetunejob.yaml").read_text()) for folder in (FIRST, SECOND))
     assert second["metadata"]["name"] == first["metadata"]["name"] + "-v2"
     assert first["spec"] == second["spec"]
+
+
+AMERICAN: Final = re.compile(
+    r"colors?|colored|grays?|meters?|millimeters?|centers?|centered|tires|aluminum|fibers?|molds?|molding|licenses?"
+    r"|licensed|windshields?|fenders?|curbs?|gasoline|sidewalks?|matte|catalogs?|programs?|favorites?|labors?|odors?"
+    r"|vapors?|neighbors?|harbors?|honors?|humor|canceled|labeled|leveled|inches"
+    r"|(?:organ|recogn|custom|minim|maxim|optim|personal|modern|real|special|apolog)iz(?:e|es|ed|er|ers|ing|ation)",
+    re.IGNORECASE,
+)
+"""Whole words that the voice spells otherwise."""
+
+FORBIDDEN: Final = re.compile(r"premium|solution|elevat|[!£$€]", re.IGNORECASE)
+"""Parts of words that it never uses, and marks."""
+
+MARKS: Final = re.compile(r"[^ -~]|  ")
+"""What a keyboard does not have, or a slip of one."""
+
+
+def products() -> list[dict[str, str]]:
+    with PRODUCTS.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preparation, PrepareResult]:
+    """The products as the stage prepares them with the settings of the example's Dataset."""
+    spec = Dataset.model_validate(yaml.safe_load((VOICE / "dataset.yaml").read_text())).spec
+    assert spec.columns is not None
+    preparation = Preparation(tmp_path_factory.mktemp("brand-voice"))
+    source = preparation.write(PRODUCTS.name, PRODUCTS.read_bytes())
+    return preparation, preparation.run(
+        source,
+        format=spec.format,
+        columns=Columns(prompt=spec.columns.prompt, completion=spec.columns.completion),
+        split=Split(**spec.split.model_dump()),
+        on_invalid_rows=spec.on_invalid_rows,
+    )
+
+
+def test_the_products_are_prepared_without_a_problem(prepared: tuple[Preparation, PrepareResult]) -> None:
+    preparation, result = prepared
+    assert result.format == "CSV"
+    assert (result.problem_count, result.problems) == (0, ())
+    assert result.statistics.duplicate_rows == 0
+    assert result.statistics.source_rows == len(products()) >= 200
+    by_prompt = {row["prompt"]: row["completion"] for row in preparation.all_rows(result)}
+    assert by_prompt == {product["brief"]: product["copy"] for product in products()}
+    assert len(by_prompt) == len(products())
+
+
+def test_each_split_of_the_products_has_whole_ranges_and_enough_rows(
+    prepared: tuple[Preparation, PrepareResult],
+) -> None:
+    preparation, result = prepared
+    train, validation, test = (split.rows for split in result.splits)
+    said = f"{train}, {validation} and {test} of {len(products())} rows"
+    assert said in (VOICE / "dataset.yaml").read_text()
+    assert validation >= 20
+    assert test >= 30
+    split_of_brief = {
+        row["prompt"]: split.name for split in result.splits for row in preparation.rows(result, split.name)
+    }
+    splits = {(product["range"], split_of_brief[product["brief"]]) for product in products()}
+    assert len(splits) == len({product["range"] for product in products()})
+
+
+def test_the_brief_that_the_page_asks_with_was_never_trained_on(
+    prepared: tuple[Preparation, PrepareResult],
+) -> None:
+    preparation, result = prepared
+    (asked,) = re.findall(r'"role": "user", "content": "([^"]+)"', (VOICE / "README.md").read_text())
+    assert asked in {row["prompt"] for row in preparation.rows(result, "test")}
+
+
+def test_the_products_have_the_numbers_that_their_page_gives() -> None:
+    page = (VOICE / "data" / "README.md").read_text()
+    rows = products()
+    ranges = Counter(row["range"] for row in rows)
+    briefs = [len(row["brief"]) for row in rows]
+    words = [len(row["copy"].split()) for row in rows]
+    assert f"has {len(rows)} rows" in page
+    assert f"{len(rows)} rows, no problems" in (VOICE / "README.md").read_text()
+    assert f"{len(ranges)} in all with {min(ranges.values())} to {max(ranges.values())} rows each" in page
+    assert f"{min(briefs)} to {max(briefs)} characters" in page
+    assert f"{min(words)} to {max(words)} words" in page
+
+
+def test_no_article_number_or_brief_is_there_twice() -> None:
+    rows = products()
+    for column in ("sku", "brief"):
+        assert len({row[column].casefold() for row in rows}) == len(rows)
+
+
+def misspelt(text: str) -> list[str]:
+    """Words and marks that the voice does not use."""
+    words = [word for word in re.findall(r"[A-Za-z]+", text) if AMERICAN.fullmatch(word)]
+    return [*words, *FORBIDDEN.findall(text), *MARKS.findall(text)]
+
+
+def faults(copy: str) -> list[str]:
+    """The checkable rules of the voice that a description breaks."""
+    sentences = len(re.findall(r'[.?]"?(?= |$)', copy))
+    return [
+        *misspelt(copy),
+        *([] if 80 <= len(copy) <= 420 else [f"{len(copy)} characters"]),
+        *([] if 1 <= sentences <= 3 and copy.endswith(".") else [f"{sentences} sentences"]),
+    ]
+
+
+def test_the_descriptions_keep_the_rules_of_the_voice() -> None:
+    assert {row["sku"]: found for row in products() if (found := faults(row["copy"]))} == {}
+    assert faults("Customize the color: our Premium  solution will elevate it!") == [
+        "Customize", "color", "Premium", "solution", "elevat", "!", "  ", "59 characters", "0 sentences",
+    ]  # fmt: skip
+
+
+def test_the_briefs_are_spelt_as_the_voice_spells() -> None:
+    assert {row["sku"]: found for row in products() if (found := misspelt(row["brief"]))} == {}
+
+
+def test_few_descriptions_begin_alike() -> None:
+    openings = Counter(" ".join(product["copy"].split()[:3]).casefold() for product in products())
+    assert max(openings.values()) <= 4
