@@ -1,16 +1,16 @@
 """What the chart grants the operator, and what the API server's audit log says that it used."""
 
-import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from hack.cluster import program
+from hack.cluster.audit import AuditLog
 from hack.cluster.binaries import ensure
 from hack.cluster.toolchain import HELM
 
@@ -18,6 +18,25 @@ CHART = Path(__file__).parents[1] / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"
 NAMESPACES, CLUSTER, OWN = RELEASE, f"{RELEASE}-cluster", f"{RELEASE}-own"
 """The chart's roles: in each watched namespace, outside of namespaces, and in the operator's own."""
+
+UNSEEN: Final = frozenset(
+    {
+        *(f"update {kind}/finalizers" for kind in ("datasets", "finetunejobs", "inferencedeployments")),
+        "create endpointslices",
+    }
+)
+"""Rights that the API server looks for while it answers another request, so that no line names them."""
+
+SELDOM: Final = frozenset(
+    {
+        # A name that is taken, a write that came too late, a pod that is newer than the cache.
+        "get computeprofiles",
+        "get deployments",
+        "get pods",
+        "get services",
+    }
+)
+"""Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""
 
 ROLE = re.compile(r'of (?:Cluster)?Role "([^"]+)"')
 
@@ -85,7 +104,7 @@ def usage(audit_log: Path, mark: int, user: str) -> Usage:
     What the roles of every user allow, such as discovery, is left out.
     """
     used, refused = set(), set()
-    for event in _events(audit_log, mark):
+    for event, _ in AuditLog(audit_log).events(mark):
         about = event.get("objectRef")
         if event["user"]["username"] != user or about is None:
             continue
@@ -98,12 +117,3 @@ def usage(audit_log: Path, mark: int, user: str) -> Usage:
         if role and role[1] in {NAMESPACES, CLUSTER, OWN}:
             used.add(Right(role[1], about.get("apiGroup", ""), resource, event["verb"]))
     return Usage(frozenset(used), frozenset(refused))
-
-
-def _events(audit_log: Path, mark: int) -> Iterator[Object]:
-    """Every answer, and also the beginning of one, since a watch that is open has no end yet."""
-    with audit_log.open("rb") as log:
-        log.seek(mark)
-        for line in log:
-            if line.endswith(b"\n"):
-                yield json.loads(line)

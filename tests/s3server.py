@@ -10,8 +10,8 @@ import httpx
 
 from finetune_trainer.contract import SecretMount, StoreConfig
 from hack.cluster.binaries import ensure
+from hack.cluster.ports import free_port
 from hack.cluster.toolchain import VERSITYGW, program
-from tests.ports import free_port
 from tests.waiting import eventually
 
 ACCESS_KEY: Final = "test-access-key"

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hack.bench.errors import BenchError
-from hack.bench.measurement import measure
+from hack.bench.measurement import Measured, measure
 from hack.bench.page import PAGE, write
 from hack.bench.tables import overview, requests
 from hack.bootstrap.uv import ROOT
@@ -25,7 +25,10 @@ def bench(
     runs: Annotated[
         list[int] | None, typer.Argument(help="How many FineTuneJobs; default 100 1000 5000.")
     ] = None,
-    page: Annotated[bool, typer.Option(help="Whether the tables go into docs/benchmarks.md.")] = True,
+    page: Annotated[
+        bool,
+        typer.Option(help="Whether the tables take the place of those in docs/benchmarks.md, size by size."),
+    ] = True,
     logs: Annotated[Path, typer.Option(help="Folder for the operator's logs.")] = LOGS,
 ) -> None:
     """Measure the operator on a control plane of its own, with nothing on it but so many FineTuneJobs."""
@@ -34,15 +37,24 @@ def bench(
     measured = []
     try:
         for number in runs or [100, 1000, 5000]:
-            console.print(f"{number:,} FineTuneJobs …")
-            measured.append(measure(number, logs))
+            measured.append(_measure(number, logs, console))
             for sheet in (overview(measured), requests(measured[-1])):
                 console.print(sheet.to_terminal())
-        if page:
-            write(PAGE, measured)
+            # At once: an error at the next size must not take this one away.
+            if page:
+                write(PAGE, measured)
     except (BenchError, ClusterError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _measure(runs: int, logs: Path, console: Console) -> Measured:
+    """Measure one size; a terminal shows how far that is."""
+    title = f"{runs:,} FineTuneJobs"
+    console.print(f"{title} …")
+    # Drawn seldom, since it takes processor time of what is measured.
+    with console.status(title, refresh_per_second=1) as shown:
+        return measure(runs, logs, lambda text: shown.update(f"{title}: {text}"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from hack.bench.workload import NAMESPACE
+from hack.bench.workload import LAST_STAGE, NAMESPACE
 from hack.cluster.audit import APART, AuditLog
 
 OPERATOR: Final = "operator"
@@ -42,12 +42,14 @@ class Ledger:
     Attributes:
         created: when the API server had answered the creation of each run.
         first_jobs: when the first Job of each run existed.
+        last_stage: runs whose last stage has a Job.
         last_written: when the operator last wrote the status of each run.
     """
 
     def __init__(self, log: AuditLog) -> None:
         self.created: dict[str, datetime] = {}
         self.first_jobs: dict[str, datetime] = {}
+        self.last_stage: set[str] = set()
         self.last_written: dict[str, datetime] = {}
         self.operator_writes = 0
         self._requests: Counter[tuple[str, str]] = Counter()
@@ -83,7 +85,10 @@ class Ledger:
                     self.created[asked.name] = asked.at
                 case "operator", "jobs":
                     # <run>-<stage>-<5 characters>
-                    self.first_jobs.setdefault(asked.name.rsplit("-", 2)[0], asked.at)
+                    run, stage, _ = asked.name.rsplit("-", 2)
+                    self.first_jobs.setdefault(run, asked.at)
+                    if stage == LAST_STAGE:
+                        self.last_stage.add(run)
                 case "operator", "finetunejobs/status":
                     self.last_written[asked.name] = asked.at
 

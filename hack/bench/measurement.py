@@ -32,6 +32,9 @@ AT_ONCE: Final = 8
 QUIET_SECONDS: Final = 2.0
 """Longer than any chain of events that one write sets off."""
 STUCK_SECONDS: Final = 60.0
+SECONDS_A_RUN: Final = 0.1
+"""Far more than an operator takes to read a run with all that belongs to it, and to look at it."""
+TELL_SECONDS: Final = 1.0
 NAMESPACE: Final = ResourceType("v1", "Namespace", "namespaces", namespaced=False)
 
 
@@ -69,31 +72,39 @@ class Measured:
     restart_seconds: float
 
 
-def measure(runs: int, folder: Path) -> Measured:
+def patience(runs: int) -> float:
+    """Seconds until an operator that starts with so many runs is stuck, and not only slow."""
+    return STUCK_SECONDS + runs * SECONDS_A_RUN
+
+
+def measure(runs: int, folder: Path, tell: Callable[[str], None]) -> Measured:
     """Start a control plane, measure, and remove it.
 
     Args:
         runs: how many FineTuneJobs.
         folder: where the operator's log goes.
+        tell: is given a few words each time that there is something new.
 
     Raises:
         BenchError: not all runs were done.
         ClusterError: there is no control plane.
     """
     plane = ControlPlane(f"bench-{os.getpid()}")
+    tell("a control plane is started")
     try:
         with plane:
             definitions = f"--filename={ROOT / 'crds'}"
             plane.kubectl.run("apply", "--server-side", definitions)
             plane.kubectl.run("wait", "--for=condition=Established", "--timeout=30s", definitions)
-            return asyncio.run(_Measurement(plane, runs, folder).run())
+            return asyncio.run(_Measurement(plane, runs, folder, tell).run())
     finally:
         plane.purge()
 
 
 class _Measurement:
-    def __init__(self, plane: ControlPlane, runs: int, folder: Path) -> None:
+    def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
         self._plane = plane
+        self._tell = tell
         self._runs = runs
         self._log = folder / f"operator-{runs}.log"
         self._ledger = Ledger(AuditLog(plane.audit_log))
@@ -103,16 +114,18 @@ class _Measurement:
             async with self._operator() as operator:
                 await self._prepare(user, node)
                 begun = self._begin(operator)
-                await self._create(user)
-                # As where the cluster is full, and as the peers were measured: no pod starts yet.
-                await self._until("each run has a Job", self._each_has_a_job)
-                first_requests = self._ledger.requests
-                first_jobs = self._ledger.spread(self._ledger.first_jobs)
-                pause = (datetime.now(UTC) - max(self._ledger.first_jobs.values())).total_seconds()
-                async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
-                    await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
+                async with _beside(self._tell_of_runs()):
+                    await self._create(user)
+                    # As where the cluster is full, and as the peers were measured: no pod starts yet.
+                    await self._until("each run has a Job", self._each_has_a_job)
+                    first_requests = self._ledger.requests
+                    first_jobs = self._ledger.spread(self._ledger.first_jobs)
+                    pause = (datetime.now(UTC) - max(self._ledger.first_jobs.values())).total_seconds()
+                    async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
+                        await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
                 done = self._ledger.spread(self._ledger.last_written, pause)
                 chain = self._end(operator, begun)
+            self._tell("a second operator is started")
             started, begun = time.monotonic(), self._begin()
             async with self._operator() as operator:
                 await self._until_all_looked_at(operator)
@@ -121,6 +134,15 @@ class _Measurement:
                 await asyncio.sleep(QUIET_SECONDS)
                 restart = self._end(operator, begun)
         return Measured(self._runs, first_jobs, first_requests, done, chain, restart, restart_seconds)
+
+    async def _tell_of_runs(self) -> None:
+        while True:
+            self._ledger.read()
+            self._tell(
+                f"{len(self._ledger.created):,} created, {len(self._ledger.first_jobs):,} have a Job,"
+                f" {len(self._ledger.last_stage):,} are at their last stage or done"
+            )
+            await asyncio.sleep(TELL_SECONDS)
 
     async def _prepare(self, user: Cluster, node: Cluster) -> None:
         for manifest in workload.surroundings():
@@ -158,10 +180,13 @@ class _Measurement:
 
     async def _until_all_looked_at(self, operator: OperatorProcess) -> None:
         """Until this process has looked at every run and Checkpoint at least once, and none is waiting."""
-        deadline = time.monotonic() + STUCK_SECONDS
+        deadline = time.monotonic() + patience(self._runs)
         for kind in ("FineTuneJob", "Checkpoint"):
-            looked = f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}'
-            while await operator.metric(looked) < self._runs or await operator.metric("finetune_queue_depth"):
+            sample = f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}'
+            while (looked := await operator.metric(sample)) < self._runs or await operator.metric(
+                "finetune_queue_depth"
+            ):
+                self._tell(f"a second operator has looked at {looked:,.0f} objects of kind {kind}")
                 if time.monotonic() > deadline:
                     raise BenchError(f"the second operator does not look at every {kind}: see {self._log}")
                 await asyncio.sleep(0.2)
@@ -188,7 +213,7 @@ class _Measurement:
     async def _operator(self) -> AsyncIterator[OperatorProcess]:
         """An active operator; it is asked to end at the end of the block."""
         operator = await OperatorProcess.start(
-            self._plane.client(OPERATOR), namespace="default", log=self._log
+            self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
         )
         try:
             yield operator

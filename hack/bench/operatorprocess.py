@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Self
@@ -13,8 +13,10 @@ from typing import Final, Self
 import httpx
 
 from hack.bench.errors import BenchError
+from hack.cluster.ports import free_port
 
-START_SECONDS: Final = 60
+ANSWER_SECONDS: Final = 30
+"""More than an operator needs that has no processor left for its probes."""
 STOP_SECONDS: Final = 60
 
 
@@ -24,22 +26,25 @@ class OperatorProcess:
     def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
         self.pid = process.pid
         self._process = process
-        self._http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=ANSWER_SECONDS
+        )
         self._log = log
 
     @classmethod
-    async def start(cls, kubeconfig: Path, namespace: str, log: Path) -> Self:
+    async def start(cls, kubeconfig: Path, namespace: str, log: Path, patience: float) -> Self:
         """Start with the release's defaults, and wait until it works.
 
         Args:
             kubeconfig: of the user that the audit log is to name.
             namespace: of its Lease.
             log: file that its log is appended to.
+            patience: seconds that it may take.
 
         Raises:
             BenchError: it ended, or is not active in time.
         """
-        port, report_port = _free_port(), _free_port()
+        port, report_port = free_port(), free_port()
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "finetune_operator"),
@@ -57,11 +62,10 @@ class OperatorProcess:
             )
         started = cls(process, port, log)
         try:
-            async with asyncio.timeout(START_SECONDS):
-                await started._until_active()
-        except TimeoutError as error:
+            await started._until_active(patience)
+        except BaseException:
             await started.kill()
-            raise BenchError(f"the operator is not active after {START_SECONDS} s: see {log}") from error
+            raise
         return started
 
     async def metric(self, sample: str) -> float:
@@ -73,7 +77,8 @@ class OperatorProcess:
         try:
             text = (await self._http.get("/metrics")).text
         except httpx.TransportError as error:
-            raise BenchError(f"the operator does not answer ({error}): see {self._log}") from error
+            why = str(error) or type(error).__name__
+            raise BenchError(f"the operator does not answer ({why}): see {self._log}") from error
         values = (
             line.removeprefix(f"{sample} ") for line in text.splitlines() if line.startswith(f"{sample} ")
         )
@@ -100,19 +105,17 @@ class OperatorProcess:
             await self._process.wait()
         await self._http.aclose()
 
-    async def _until_active(self) -> None:
-        while True:
+    async def _until_active(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while not await self._is_active():
             if self._process.returncode is not None:
                 raise BenchError(f"the operator ended with {self._process.returncode}: see {self._log}")
-            with contextlib.suppress(httpx.TransportError):
-                ready = (await self._http.get("/readyz")).status_code == HTTPStatus.OK
-                if ready and await self.metric("finetune_active"):
-                    return
+            if time.monotonic() > deadline:
+                raise BenchError(f"the operator is not active after {patience:.0f} s: see {self._log}")
             await asyncio.sleep(0.1)
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    async def _is_active(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            ready = (await self._http.get("/readyz")).status_code == HTTPStatus.OK
+            return ready and await self.metric("finetune_active") == 1
+        return False

@@ -36,7 +36,9 @@ def write(page: Path, measured: Sequence[Measured]) -> None:
 
 
 def _circumstances() -> str:
-    commit = _git("rev-parse", "--short", "HEAD") + (", changed" if _git("status", "--porcelain") else "")
+    # The page itself changes with each size that is measured.
+    changed = _git("status", "--porcelain", "--", ".", f":(exclude){PAGE.relative_to(ROOT)}")
+    commit = _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}; Kubernetes {KUBERNETES.version}, "

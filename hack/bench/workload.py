@@ -9,6 +9,7 @@ Object = dict[str, Any]
 NAMESPACE: Final = "team"
 PROFILE: Final = "cpu"
 LAST_STAGE: Final = "evaluate"
+"""Of the runs below; its Job is their last one."""
 
 
 def surroundings() -> list[Object]:

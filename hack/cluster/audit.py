@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 READS = frozenset({"get", "list", "watch"})
 APART = frozenset({"leases", "tokenreviews"})
@@ -46,27 +47,34 @@ class AuditLog:
 
     def read(self, mark: int) -> Iterator[tuple[Asked, int]]:
         """Requests that were answered after the mark, each with the mark that follows it."""
+        for event, following in self.events(mark):
+            if event["stage"] != "ResponseComplete":
+                continue
+            about = event.get("objectRef", {})
+            subresource = f"/{about['subresource']}" if "subresource" in about else ""
+            asked = Asked(
+                user=event["user"]["username"],
+                verb=event["verb"],
+                resource=about.get("resource", event["requestURI"]) + subresource,
+                namespace=about.get("namespace", ""),
+                name=about.get("name", ""),
+                code=event["responseStatus"].get("code", 0),
+                at=datetime.fromisoformat(event["stageTimestamp"]),
+            )
+            yield asked, following
+
+    def events(self, mark: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Lines after the mark as they stand there, each with the mark that follows it.
+
+        Beside answers these are the beginnings of some: a watch that is open has no end yet.
+        """
         with self._path.open("rb") as log:
             log.seek(mark)
             for line in log:
                 if not line.endswith(b"\n"):
                     return
                 mark += len(line)
-                event = json.loads(line)
-                if event["stage"] != "ResponseComplete":
-                    continue
-                about = event.get("objectRef", {})
-                subresource = f"/{about['subresource']}" if "subresource" in about else ""
-                asked = Asked(
-                    user=event["user"]["username"],
-                    verb=event["verb"],
-                    resource=about.get("resource", event["requestURI"]) + subresource,
-                    namespace=about.get("namespace", ""),
-                    name=about.get("name", ""),
-                    code=event["responseStatus"].get("code", 0),
-                    at=datetime.fromisoformat(event["stageTimestamp"]),
-                )
-                yield asked, mark
+                yield json.loads(line), mark
 
     def writes(self, mark: int, user: str) -> list[Asked]:
         """The user's writes after the mark, leases and token reviews apart."""

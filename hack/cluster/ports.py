@@ -1,4 +1,4 @@
-"""Ports on loopback, chosen once for each cluster so that several can run side by side."""
+"""Ports on loopback: for a cluster, chosen once so that several can run side by side, or for one process."""
 
 import json
 import random
@@ -10,7 +10,8 @@ from typing import Final
 from hack.cluster.errors import ClusterError
 from hack.cluster.layout import LOOPBACK
 
-# Below the range from which kernels give ports to outgoing connections.
+# Below the range from which kernels give ports to outgoing connections, which might take one before its
+# server listens.
 _CANDIDATES: Final = range(20000, 32000)
 
 
@@ -32,6 +33,14 @@ def choose(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict
     ports = dict(zip(names, free, strict=True)) | dict(fixed)
     record.write_text(json.dumps(ports))
     return ports
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    chance = random.SystemRandom()
+    while not _is_free(port := chance.choice(_CANDIDATES)):
+        pass
+    return port
 
 
 def _is_free(port: int) -> bool:

@@ -35,7 +35,7 @@ PROFILE: Final[dict[str, Any]] = {
 
 def images() -> References:
     """The images of these sources; nothing is built that `make images` has built."""
-    return build(Variant.CPU)
+    return build(Variant.CPU).names
 
 
 def install(access: Access, refs: References) -> None:

@@ -38,11 +38,13 @@ def build_command(
 ) -> None:
     """Build both images and hand them to the local cluster, or push them to the registry IMAGE_REGISTRY.
 
-    Prints their names as JSON, and writes their bills of materials into build/sbom. Does nothing for images
-    that are there already.
+    Prints their names as JSON, and how large they are beside their budgets; writes their bills of materials
+    into build/sbom. Builds nothing that is there already.
     """
     with failures_told():
-        print(json.dumps(build(variant, release=release)._asdict()))
+        built = build(variant, release=release)
+        print(*built.sizes, sep="\n", file=sys.stderr)
+        print(json.dumps(built.names._asdict()))
 
 
 @app.command()

@@ -28,7 +28,8 @@ from hack.images.errors import ImageError
 Inventory = dict[str, Any]
 """What inventory.py prints."""
 
-NAMESPACE: Final = "finetune.dev"
+BASE: Final = "finetune.dev:base-image"
+BYTES: Final = "finetune.dev:bytes"
 PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)", re.MULTILINE)
 VALIDATOR: Final = JsonStrictValidator(SchemaVersion.V1_6)
 
@@ -55,8 +56,8 @@ def bill_of_materials(image: str, base: str, inventory: Inventory, constraints: 
         metadata=BomMetaData(
             component=subject,
             properties=[
-                Property(name=f"{NAMESPACE}:base-image", value=base),
-                Property(name=f"{NAMESPACE}:bytes", value=str(inventory["bytes"])),
+                Property(name=BASE, value=base),
+                Property(name=BYTES, value=str(inventory["bytes"])),
             ],
         ),
         components=[
@@ -73,12 +74,15 @@ def bill_of_materials(image: str, base: str, inventory: Inventory, constraints: 
     return document
 
 
-def describes(bill: Path, image: str) -> bool:
-    """Whether the file `bill` is that of this image."""
+def size(bill: Path, image: str) -> int | None:
+    """Bytes of this image, as the file `bill` has them; None if that is not this image's bill."""
     if not bill.exists():
-        return False
-    subject = json.loads(bill.read_text())["metadata"]["component"]
-    return bool(subject["bom-ref"] == image)
+        return None
+    metadata = json.loads(bill.read_text())["metadata"]
+    if metadata["component"]["bom-ref"] != image:
+        return None
+    properties = {each["name"]: each["value"] for each in metadata["properties"]}
+    return int(properties[BYTES])
 
 
 def pinned_hashes(constraints: Path) -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from hack.bootstrap.cache import cache_directory
 from hack.bootstrap.uv import ROOT
@@ -26,12 +26,20 @@ CODE: Final = "-code"
 BILLS: Final = ROOT / "build" / "sbom"
 
 
+class Built(NamedTuple):
+    """What the present sources have become."""
+
+    names: References
+    sizes: tuple[str, ...]
+    """How much of its budget each image uses, in words."""
+
+
 def references(variant: Variant) -> References:
     """Names of the images of the present sources, whether they are built or not."""
     return image_references(base.base_image(Buildah()), variant)
 
 
-def build(variant: Variant, *, release: bool = False) -> References:
+def build(variant: Variant, *, release: bool = False) -> Built:
     """Build both images and hand them to the registry of IMAGE_REGISTRY, or to the local cluster's node.
 
     One process at a time; another waits and then finds the work done.
@@ -60,7 +68,7 @@ def build(variant: Variant, *, release: bool = False) -> References:
         while True:
             builder = Builder(buildah, variant)
             try:
-                builder.describe()
+                sizes = builder.describe()
                 if os.environ.get("IMAGE_REGISTRY"):
                     builder.push()
                 else:
@@ -68,7 +76,7 @@ def build(variant: Variant, *, release: bool = False) -> References:
             except SourcesChangedError as error:
                 _say(f"{error} Again …")
             else:
-                return builder.names
+                return Built(builder.names, sizes)
 
 
 class Builder:
@@ -80,23 +88,29 @@ class Builder:
         self._base = base.base_image(buildah)
         self.names = image_references(self._base, variant)
 
-    def describe(self) -> None:
-        """Write the bill of materials of each image that has none, once its size is within the budget.
+    def describe(self) -> tuple[str, ...]:
+        """Write the bill of materials of each image that has none.
+
+        Returns:
+            How much of its budget each image uses, in words.
 
         Raises:
             ImageError: an image is too large.
         """
         BILLS.mkdir(parents=True, exist_ok=True)
-        constraints = ROOT / "constraints"
-        for title, image, pins in (
-            ("finetune-operator", self.names.operator, constraints / "operator.txt"),
-            (f"finetune-trainer-{self._variant}", self.names.trainer, constraints / "trainer.txt"),
-        ):
-            file = BILLS / f"{title}.cdx.json"
-            if not bill.describes(file, image):
-                found = self._inventory(image)
-                _say(budget.spent(title, found["bytes"]))
-                file.write_text(bill.bill_of_materials(image, self._base, found, pins))
+        return (
+            self._described("finetune-operator", self.names.operator, "operator.txt"),
+            self._described(f"finetune-trainer-{self._variant}", self.names.trainer, "trainer.txt"),
+        )
+
+    def _described(self, title: str, image: str, pins: str) -> str:
+        file, constraints = BILLS / f"{title}.cdx.json", ROOT / "constraints" / pins
+        used = bill.size(file, image)
+        if used is None:
+            found = self._inventory(image)
+            file.write_text(bill.bill_of_materials(image, self._base, found, constraints))
+            used = found["bytes"]
+        return budget.spent(title, used)
 
     def push(self) -> None:
         """Push what the Dockerfiles make; the packages of the CPU variant are copied into a layer."""

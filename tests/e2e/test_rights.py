@@ -11,30 +11,10 @@ import pytest
 from hack.demo.access import CONTEXT
 from hack.demo.install import RELEASE, SYSTEM
 from tests import rights
-from tests.rights import CLUSTER, NAMESPACES, OWN, Usage
+from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, UNSEEN, Usage
 
 HERE: Final = Path(__file__).parent
 OPERATOR: Final = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
-
-UNSEEN: Final = {
-    *(f"update {kind}/finalizers" for kind in ("datasets", "finetunejobs", "inferencedeployments")),
-    "create endpointslices",
-}
-"""Rights that the API server looks for while it answers another request, so that no line names them."""
-
-SELDOM: Final = {
-    # The first start of all: what it makes is kept.
-    "create leases",
-    "create secrets",
-    # A name that is taken, a write that came too late, a pod that is newer than the cache.
-    "get checkpoints",
-    "get computeprofiles",
-    "get datasetversions",
-    "get deployments",
-    "get pods",
-    "get services",
-}
-"""Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""
 
 
 @pytest.fixture(scope="module")

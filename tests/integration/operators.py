@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from hack.cluster import ControlPlane
-from tests.ports import free_port
+from hack.cluster.ports import free_port
 from tests.waiting import eventually
 
 LEASE_SECONDS = 3

@@ -1,4 +1,9 @@
-"""A real Prometheus that scrapes servers on this machine once a second."""
+"""A real Prometheus that scrapes servers on this machine once a second.
+
+Its targets are static, with the labels that service discovery would give them. So nothing here tests how
+Prometheus finds pods in a cluster, the chart's monitors or docs/prometheus.yaml: tests/unit/test_monitors.py
+compares what those select, and how they label it, with the pods that are built.
+"""
 
 import math
 import subprocess
@@ -11,7 +16,7 @@ import httpx
 import yaml
 
 from hack.bootstrap.prometheus import program
-from tests.ports import free_port
+from hack.cluster.ports import free_port
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +94,11 @@ class Prometheus:
     def has_data(self, expression: str) -> bool:
         """Whether the answer has a series whose value is a number."""
         return any(not math.isnan(value) for _, value in self.query(expression))
+
+    def label_values(self, metric: str, label: str) -> list[str]:
+        """What Grafana gets for `label_values(metric, label)`."""
+        values: list[str] = self._get(f"label/{label}/values", **{"match[]": metric})
+        return values
 
     def rules(self) -> list[dict[str, Any]]:
         """All alert rules with their state."""

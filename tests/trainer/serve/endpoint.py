@@ -1,7 +1,6 @@
 """A server as its clients meet it: on a port of its own, in this process or in another."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from finetune_trainer.contract import CONFIG_ENV, Owner, ServeConfig, ServedMode
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.server import DrainingServer, listen
 from finetune_trainer.serve.service import Service
+from hack.cluster.ports import free_port
 from tests.trainer.serve.models import ADAPTERS
 
 DEADLINE_SECONDS = 300.0
@@ -113,8 +113,3 @@ class ServerProcess(Endpoint):
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as listener:
-        return int(listener.getsockname()[1])

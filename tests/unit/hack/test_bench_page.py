@@ -1,8 +1,13 @@
+import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hack.bench import __main__ as command
+from hack.bench import page as page_module
 from hack.bench.errors import BenchError
 from hack.bench.ledger import Requests, Spread
 from hack.bench.measurement import Life, Measured
@@ -55,3 +60,47 @@ def test_a_page_without_markers_is_not_touched(tmp_path: Path) -> None:
 def test_the_page_in_the_documentation_has_the_markers() -> None:
     assert BEGIN in PAGE.read_text()
     assert END in PAGE.read_text().partition(BEGIN)[2]
+
+
+def test_an_error_at_a_later_size_leaves_the_tables_of_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+
+    def measure(runs: int, _logs: Path, tell: Callable[[str], None]) -> Measured:
+        tell("some have a Job")
+        if runs == 5000:
+            raise BenchError("nothing moves any more")
+        return measured(runs)
+
+    monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setattr(command, "measure", measure)
+    done = CliRunner().invoke(command.app, ["100", "1000", "5000", f"--logs={tmp_path}"])
+
+    assert done.exit_code == 1
+    assert "bench: nothing moves any more" in done.stderr
+    assert "|  | 100 | 1,000 | target |" in page.read_text()
+
+
+def test_the_page_is_no_change_to_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, code = tmp_path / "docs" / "page.md", tmp_path / "code.py"
+    page.parent.mkdir()
+    page.write_text(f"{BEGIN}\n{END}\n")
+    code.touch()
+    monkeypatch.setattr(page_module, "ROOT", tmp_path)
+    monkeypatch.setattr(page_module, "PAGE", page)
+    for arguments in (
+        ("init", "--quiet"),
+        ("add", "."),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message=a"),
+    ):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+
+    for runs in (100, 1000):
+        write(page, [measured(runs)])
+        assert ", changed;" not in page.read_text()
+
+    code.write_text("other")
+    write(page, [measured(100)])
+    assert ", changed;" in page.read_text()

@@ -51,6 +51,16 @@ def test_a_port_that_is_taken_is_not_chosen(tmp_path: Path, monkeypatch: pytest.
             ports.choose(["etcd"], {}, tmp_path / "ports.json")
 
 
+def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken, socket.socket() as other:
+        taken.bind((str(LOOPBACK), 0))
+        other.bind((str(LOOPBACK), 0))
+        left = other.getsockname()[1]
+        other.close()
+        monkeypatch.setattr(ports, "_CANDIDATES", (taken.getsockname()[1], left))
+        assert {ports.free_port() for _ in range(10)} == {left}
+
+
 def test_two_clusters_share_neither_a_port_nor_a_file(tmp_path: Path) -> None:
     lines = []
     for index, name in enumerate(("one", "two")):
