@@ -29,12 +29,19 @@ class Family(NamedTuple):
     meaning: str
 
 
+def families() -> dict[str, tuple[Family, ...]]:
+    """All metrics of our own, by where they come from: operator, serving, training."""
+    return {
+        "operator": (*_wrapped(OperatorMetrics()), *_computed()),
+        "serving": tuple(_wrapped(ServeMetrics())),
+        "training": tuple(_wrapped(TrainMetrics())),
+    }
+
+
 def metrics_page() -> str:
     """The whole page as Markdown."""
     parts = {
-        "operator": _table((*_wrapped(OperatorMetrics()), *_computed())),
-        "serving": _table(_wrapped(ServeMetrics())),
-        "training": _table(_wrapped(TrainMetrics())),
+        **{origin: _table(metrics) for origin, metrics in families().items()},
         "queries": "\n".join(_queries()),
         "alerts": "\n".join(_alerts()),
         "series_limit": str(SERIES_LIMIT),
@@ -92,5 +99,5 @@ def _alerts() -> Iterator[str]:
         for rule in group["rules"]:
             name = rule["alert"]
             held = f", for {rule['for']}" if "for" in rule else ""
-            expression = " ".join(rule["expr"].split())
+            expression = " ".join(rule["expr"].split()).replace("|", "\\|")
             yield f"| [{name}](runbooks/{name}.md) | {rule['labels']['severity']} | `{expression}`{held} |"

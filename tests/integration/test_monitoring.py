@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import yaml
 from finetune_trainer.contract import CONFIG_ENV, FailureReason, PrepareConfig, StageConfig, StageResult
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from hack.cluster import ControlPlane
+from hack.cluster.ports import free_port
 from hack.fakepods import succeeded
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
@@ -24,7 +26,6 @@ from tests.integration.chain import until_condition
 from tests.integration.operators import Operator, Operators
 from tests.integration.prometheus import Prometheus, Target
 from tests.integration.trainingpod import TrainingPod
-from tests.ports import free_port
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ PANELS = [
     pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
     for panel in json.loads(DASHBOARD.read_text())["panels"]
     for target in panel.get("targets", ())
+]
+TEMPLATES = [
+    variable["query"]["query"]
+    for variable in json.loads(DASHBOARD.read_text())["templating"]["list"]
+    if variable["type"] == "query"
 ]
 VARIABLES = {"$namespace": ".*", "$job": "finetune-operator", "$__rate_interval": "5m", "$__range": "1h"}
 """What Grafana would put in the place of each."""
@@ -156,6 +162,9 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
     api.create(manifests.inferencedeployment(NAMESPACE))
     api.create(manifests.finetunejob(NAMESPACE))
     api.create(manifests.finetunejob(NAMESPACE, "broken"))
+    homeless = manifests.dataset(NAMESPACE, "homeless")
+    homeless["spec"]["store"] = {"uri": "pvc://nowhere"}
+    api.create(homeless)
     until_condition(api, (NAMESPACE, "FineTuneJob", "routing"), "Ready", operator)
     until_condition(api, (NAMESPACE, "FineTuneJob", "broken"), "Stalled", operator)
     until_condition(api, (NAMESPACE, "InferenceDeployment", "support"), "Ready", operator)
@@ -174,6 +183,7 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
 @pytest.mark.parametrize(("query", "needs_gpu"), QUERIES)
 def test_prometheus_answers_each_documented_query(site: Site, query: str, *, needs_gpu: bool) -> None:
     if needs_gpu:
+        # tests/unit/test_queries.py asks what it answers with a GPU.
         assert site.prometheus.query(query) == []
     else:
         site.answers(query)
@@ -185,6 +195,13 @@ def test_each_panel_of_the_dashboard_shows_something(site: Site, query: str) -> 
         query = query.replace(variable, value)
     assert "$" not in query
     site.answers(query)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_dashboard_has_something_to_choose_from(site: Site, template: str) -> None:
+    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", template)
+    assert asked is not None
+    eventually(f"values of {template}", lambda: site.prometheus.label_values(*asked.groups()), 20)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +217,7 @@ def test_each_panel_of_the_dashboard_shows_something(site: Site, query: str) -> 
         ('finetune_pods_ended_total{stage="train",cause="succeeded"}', 1),
         ('finetune_report_requests_total{code="401"}', 1),
         ("sum(finetune_report_up)", 1),
+        ('finetune_blocked{kind="Dataset",reason="StoreNotFound"}', 1),
         ('finetune_endpoint_models_served{inferencedeployment="support"}', 1),
         ('sum(finetune_serve_requests_total{code="200"})', 2),
         ("max(resets(finetune_trainer_checkpoint_age_seconds[10m])) > bool 0", 1),

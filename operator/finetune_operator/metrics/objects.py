@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from finetune_operator.plan import Manifest
+from finetune_operator.status.conditions import BLOCKED
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_operator.status.stagetimes import container_state, instant
 
@@ -48,6 +49,7 @@ class ObjectStateCollector(Collector):
             for kind in ("FineTuneJob", "Dataset", "InferenceDeployment")
         )
         yield _phases(jobs)
+        yield _blocked((*jobs, *datasets))
         running = [job for job in jobs if _is_running(job)]
         faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
         yield from self._running(running[:SERIES_LIMIT])
@@ -76,7 +78,8 @@ class ObjectStateCollector(Collector):
         loss = GaugeMetricFamily("finetune_job_loss", "Training loss in nats a token.", labels=names)
         moved = GaugeMetricFamily(
             "finetune_job_progress_timestamp_seconds",
-            "Unix time at which the running stage started or last got further; absent while no pod runs.",
+            "Unix time at which the running stage's pod started or last reported that it got further; absent"
+            " while no pod runs.",
             labels=names,
         )
         for job in jobs:
@@ -110,6 +113,23 @@ def _phases(jobs: Iterable[Manifest]) -> Metric:
     phases = Tally((job["metadata"]["namespace"], _status(job).get("phase") or "Pending") for job in jobs)
     count = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase.", labels=("namespace", "phase"))
     for labels, number in sorted(phases.items()):
+        count.add_metric(labels, number)
+    return count
+
+
+def _blocked(objects: Iterable[Manifest]) -> Metric:
+    reasons = Tally(
+        (obj["kind"], obj["metadata"]["namespace"], _reason(_status(obj), ConditionType.RECONCILING) or "")
+        for obj in objects
+        if _status(obj).get("phase") == BLOCKED
+    )
+    count = GaugeMetricFamily(
+        "finetune_blocked",
+        "FineTuneJobs and Datasets that wait for somebody to act, by the reason of their condition; one that"
+        " is tried again every 5 minutes is not among them during the try.",
+        labels=("kind", "namespace", "reason"),
+    )
+    for labels, number in sorted(reasons.items()):
         count.add_metric(labels, number)
     return count
 

@@ -90,6 +90,26 @@ def test_jobs_are_counted_by_namespace_and_phase() -> None:
         assert registry.get_sample_value("finetune_jobs", labels) == number
 
 
+def test_what_waits_for_somebody_is_counted_by_kind_and_reason() -> None:
+    def blocked(reason: str) -> dict[str, Any]:
+        return {"phase": "Blocked", "conditions": [condition("Reconciling", reason)]}
+
+    jobs = [
+        job("a", **blocked("StoreUnavailable")),
+        job("b", **blocked("StoreUnavailable")),
+        job("c", "other", **blocked("SecretNotFound")),
+        job("d", phase="Queued", conditions=[condition("Reconciling", "Queued")]),
+    ]
+    datasets = [dataset("rows", **blocked("SourceUnavailable")), dataset("ready", phase="Ready")]
+    (family,) = (each for each in collected(jobs, datasets).collect() if each.name == "finetune_blocked")
+    found = {tuple(sample.labels.values()): sample.value for sample in family.samples}
+    assert found == {
+        ("FineTuneJob", "team", "StoreUnavailable"): 2,
+        ("FineTuneJob", "other", "SecretNotFound"): 1,
+        ("Dataset", "team", "SourceUnavailable"): 1,
+    }
+
+
 def test_running_jobs_show_progress_and_loss_and_vanish_at_the_end() -> None:
     finished = job(
         "b", progress={"stage": "train", "step": 200, "totalSteps": 200}, conditions=[condition("Ready")]
@@ -174,12 +194,15 @@ def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None
 
 
 def test_a_standby_says_nothing_about_objects_so_that_sums_are_right() -> None:
-    registry = collected([running("a", 50)], [dataset("d", problemCount=1)], [endpoint()], active=False)
+    bad = dataset("d", phase="Blocked", problemCount=1)
+    registry = collected([running("a", 50)], [bad], [endpoint()], active=False)
     about_objects = [
         sample.name
         for metric in registry.collect()
         for sample in metric.samples
-        if sample.name.startswith(("finetune_job", "finetune_dataset", "finetune_endpoint"))
+        if sample.name.startswith(
+            ("finetune_job", "finetune_blocked", "finetune_dataset", "finetune_endpoint")
+        )
     ]
     assert about_objects == []
     assert registry.get_sample_value("finetune_active") == 0
@@ -200,6 +223,20 @@ def test_the_version_shown_is_that_of_the_project_and_of_the_chart() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     chart = yaml.safe_load((ROOT / "charts" / "finetune-operator" / "Chart.yaml").read_text())
     assert finetune_operator.__version__ == project["version"] == chart["appVersion"]
+
+
+def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says() -> None:
+    metrics = Metrics()
+
+    def series() -> int:
+        return sum(len(metric.samples) for metric in metrics.registry.collect())
+
+    before = series()
+    metrics.begin_namespace("team")
+    assert series() - before == 8
+    before = series()
+    metrics.begin_profile("team", "a100")
+    assert series() - before == 1 + 64
 
 
 def test_gone_and_conflict_are_no_errors() -> None:

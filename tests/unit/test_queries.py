@@ -1,0 +1,101 @@
+"""Queries, panels and alerts are about metrics and labels that there are, also where only a GPU answers."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.metrics.counters import Metrics
+from hack.metrics_page import QUERIES, Family, families
+from tests.unit.test_alerts import ROOT, RULES, promtool
+
+DASHBOARD = json.loads(
+    (ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json").read_text()
+)
+PANELS: dict[str, list[Any]] = {panel["title"]: panel.get("targets", []) for panel in DASHBOARD["panels"]}
+DOCUMENTED = [entry for section in yaml.safe_load(QUERIES.read_text()).values() for entry in section]
+ASKED = [
+    *(pytest.param(entry["query"], id=entry["question"]) for entry in DOCUMENTED),
+    *(pytest.param(target["expr"], id=title) for title, targets in PANELS.items() for target in targets),
+    *(pytest.param(rule["expr"], id=alert) for alert, rule in RULES.items()),
+    *(
+        pytest.param(variable["query"]["query"], id=f"${variable['name']}")
+        for variable in DASHBOARD["templating"]["list"]
+        if variable["type"] == "query"
+    ),
+]
+
+BY_PROMETHEUS = {"namespace", "pod", "instance", "job", "le"}
+"""Labels that no metric of ours needs to have itself."""
+PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+
+
+def all_families() -> Iterator[Family]:
+    for metrics in families().values():
+        yield from metrics
+
+
+def names() -> set[str]:
+    ours = {family.name + part for family in all_families() for part in PARTS.get(family.type, ("",))}
+    return ours | {sample.name for family in Metrics().registry.collect() for sample in family.samples}
+
+
+def labels() -> set[str]:
+    return BY_PROMETHEUS.union(*(family.labels for family in all_families()))
+
+
+@pytest.mark.parametrize("query", ASKED)
+def test_a_query_names_metrics_and_labels_that_there_are(query: str) -> None:
+    asked = set(re.findall(r"\b(?:finetune|process)_\w+", query))
+    assert asked
+    assert asked <= names()
+    grouped = re.findall(r"\b(?:by|on|group_left) \(([^)]*)\)", query)
+    used = {label.strip() for group in grouped for label in group.split(",")}
+    assert used | set(re.findall(r'(\w+)(?:=|!=|=~|!~)"', query)) <= labels()
+
+
+def test_a_legend_names_labels_that_there_are() -> None:
+    legends = " ".join(target["legendFormat"] for targets in PANELS.values() for target in targets)
+    assert set(re.findall(r"{{(\w+)}}", legends)) <= labels()
+
+
+def training(pod: str, *, gpu: bool) -> Iterator[dict[str, str]]:
+    """Series of a training pod, each at 1."""
+    scraped = {"instance": pod, "namespace": "team", "pod": pod}
+    for family in families()["training"]:
+        if gpu or "device" not in family.labels:
+            yield series(family.name, scraped | dict.fromkeys(family.labels, "0"))
+    yield series("process_resident_memory_bytes", scraped)
+
+
+def series(name: str, labels: dict[str, str]) -> dict[str, str]:
+    shown = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return {"series": f"{name}{{{shown}}}", "values": "1x5"}
+
+
+def answers(folder: Path, query: str, expected: set[str]) -> None:
+    """Ask of a pod with a GPU and one without; all values are 1."""
+    samples = [{"labels": labels, "value": 1} for labels in sorted(expected)]
+    check = {"expr": query, "eval_time": "3m", "exp_samples": samples}
+    given = [*training("with", gpu=True), *training("without", gpu=False)]
+    case = {"interval": "1m", "input_series": given, "promql_expr_test": [check]}
+    file = folder / "case.yaml"
+    file.write_text(yaml.safe_dump({"tests": [case]}))
+    done = promtool("test", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("query", [entry["query"] for entry in DOCUMENTED if entry.get("gpu")])
+def test_a_query_about_gpus_is_answered_for_each_gpu(tmp_path: Path, query: str) -> None:
+    answers(tmp_path, query, {'{device="0",instance="with",namespace="team",pod="with"}'})
+
+
+def test_the_memory_panel_shows_the_gpu_and_the_process_only_where_there_is_none(tmp_path: Path) -> None:
+    (target,) = PANELS["Memory"]
+    gpu = 'finetune_trainer_device_memory_peak_bytes{device="0",instance="with",namespace="team",pod="with"}'
+    process = 'process_resident_memory_bytes{instance="without",namespace="team",pod="without"}'
+    answers(tmp_path, target["expr"].replace("$namespace", ".*"), {gpu, process})
