@@ -42,18 +42,27 @@ class ProbeServer:
             await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        """Alive while every watch is: a frozen one shows by its age alone."""
+        """Alive while no watch is frozen, which shows by its silence alone.
+
+        To start again helps against that, and neither against a right that is missing nor against an API
+        server that does not answer a first list.
+        """
         ages = self._watches.ages()
-        frozen = sorted(resource for resource, age in ages.items() if age > OLDEST_WATCH)
+        silences = self._watches.silences()
+        frozen = sorted(resource for resource, silence in silences.items() if silence > OLDEST_WATCH)
         answer = {"watchAgeSeconds": {resource: round(age, 1) for resource, age in sorted(ages.items())}}
         if frozen:
             logger.error("the watches of %s are silent: this process should be restarted", ", ".join(frozen))
         return web.json_response({**answer, "frozen": frozen}, status=503 if frozen else 200)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        """Ready when the caches are complete, active or not: a standby is ready to take over."""
+        """Ready when there are complete caches, active or not: a standby is ready to take over.
+
+        A namespace that may not be listed is named, and holds up neither the readiness nor the others.
+        """
         waiting = self._watches.waiting_for
-        return web.json_response({"waitingFor": waiting}, status=503 if waiting else 200)
+        answer = {"waitingFor": waiting, "leftOut": self._watches.left_out}
+        return web.json_response(answer, status=503 if waiting else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(

@@ -22,8 +22,8 @@ from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
-from finetune_operator.engine.sweeper import Sweeper, Swept
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.sweeper import Sweeper
+from finetune_operator.engine.watches import Watches, watch_name
 from finetune_operator.engine.worker import Workers
 from finetune_operator.handlers import KopfWatch
 from finetune_operator.leadership import Leadership
@@ -66,7 +66,7 @@ class Process:
         self._surroundings = Surroundings(self._caches)
         self._watches = Watches()
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._board = ProgressBoard(self._queue.add)
+        self._board = ProgressBoard(self._add)
         self._lease = Lease(
             self._cluster,
             settings.pod_namespace,
@@ -111,6 +111,7 @@ class Process:
             store.subscribe(partial(self._kind_changed, kind))
         for type_, children in self._caches.children.items():
             children.subscribe(partial(self._child_changed, type_.kind))
+        self._watches.subscribe(self._namespace_complete)
 
     def stop(self) -> None:
         """Finish what is under way, give up the Lease, and let `run` return."""
@@ -123,20 +124,16 @@ class Process:
             RuntimeError: something that never ends by itself ended; the process should be restarted.
         """
         await self._probes.start(self._settings.http_port)
-        sweeper = Sweeper(self._cluster, list(self._swept()), self._watches, SWEEP_SECONDS)
-        reflectors = list(self._reflectors())
+        # All are made before the first runs: each says at once what is waited for.
+        listing: list[Sweeper | Reflector] = [*self._sweepers(), *self._reflectors()]
         kopf = KopfWatch(self._configuration, self._settings.watch_namespaces, self._sink, self._kopf_ended)
         logger.info("filling the caches")
-        tasks = [self._spawn(f"watch {reflector.name}", reflector.run()) for reflector in reflectors]
+        tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
         try:
-            if await self._finishes(sweeper.fill()):
+            if await self._finishes(self._watches.all_settled()):
                 kopf.start()
-                tasks.append(self._spawn("sweeper", sweeper.run()))
-                if await self._finishes(self._watches.all_synced()):
-                    logger.info(
-                        "the caches are complete; waiting for the lease %s", self._settings.lease_name
-                    )
-                    await self._leadership().run(self._stopping)
+                logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
+                await self._leadership().run(self._stopping)
         finally:
             for task in tasks:
                 task.cancel()
@@ -148,10 +145,18 @@ class Process:
         if self._failure is not None:
             raise RuntimeError("a part of the process ended by itself") from self._failure
 
-    def _swept(self) -> Iterator[Swept]:
+    def _sweepers(self) -> Iterator[Sweeper]:
         for kind, type_ in KIND_TYPES.items():
             namespaces = self._settings.watch_namespaces if type_.namespaced else ()
-            yield Swept(type_, self._caches.kinds[kind], namespaces or ("",))
+            for namespace in namespaces or ("",):
+                yield Sweeper(
+                    self._cluster,
+                    type_,
+                    self._caches.kinds[kind],
+                    self._watches,
+                    namespace=namespace,
+                    period=SWEEP_SECONDS,
+                )
 
     def _reflectors(self) -> Iterator[Reflector]:
         for type_ in CHILD_TYPES:
@@ -198,7 +203,9 @@ class Process:
 
     def _keys(self) -> Iterator[Key]:
         for store in self._caches.kinds.values():
-            yield from map(key_of, store)
+            for key in map(key_of, store):
+                if self._watches.complete(key.namespace):
+                    yield key
 
     def _facts(self) -> OperatorFacts:
         return OperatorFacts(
@@ -206,7 +213,18 @@ class Process:
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
+            unlisted=self._watches.left_out,
         )
+
+    def _add(self, key: Key, delay: float = 0.0) -> None:
+        """Have the object looked at, unless a look would miss what is not listed yet."""
+        if self._watches.complete(key.namespace):
+            self._queue.add(key, delay)
+
+    def _namespace_complete(self, namespace: str) -> None:
+        for store in self._caches.kinds.values():
+            for obj in store.names(namespace).values():
+                self._add(key_of(obj))
 
     def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
@@ -214,7 +232,7 @@ class Process:
             return
         if new is None:
             self._board.forget(changed["metadata"]["uid"])
-        self._queue.add(key_of(changed))
+        self._add(key_of(changed))
         self._look_at_related(kind, changed)
 
     def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
@@ -227,7 +245,7 @@ class Process:
     def _look_at_related(self, kind: str, changed: Manifest) -> None:
         try:
             for key in related(kind, changed, self._surroundings):
-                self._queue.add(key)
+                self._add(key)
         except Exception:
             # One strange object must not end the watch of all.
             logger.exception("what a changed %s concerns could not be told", kind)
@@ -237,11 +255,15 @@ class Process:
 
     def _take(self, event: str, obj: Manifest) -> None:
         store = self._caches.kinds[obj["kind"]]
-        self._watches.beat(KIND_TYPES[obj["kind"]].plural)
+        self._watches.beat(self._watch_of(obj))
         if event == "DELETED":
             store.remove(obj)
         else:
             store.put(obj)
+
+    def _watch_of(self, obj: Manifest) -> str:
+        namespace = obj["metadata"].get("namespace", "") if self._settings.watch_namespaces else ""
+        return watch_name(KIND_TYPES[obj["kind"]].plural, namespace)
 
     def _kopf_ended(self, error: BaseException | None) -> None:
         self._loop.call_soon_threadsafe(self._fail, error or RuntimeError("kopf ended"))

@@ -18,7 +18,7 @@ from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import JOB, SERVICE, ResourceType, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.sweeper import Sweeper, Swept
+from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from hack.cluster import ControlPlane
@@ -382,7 +382,7 @@ async def test_a_reflector_follows_creations_changes_and_deletions_of_labelled_o
     reflector = Reflector(cluster, JOB, store, watches, namespace=namespace, selector="app=engine-test")
     assert watches.waiting_for == (f"jobs/{namespace}",)
     task = asyncio.create_task(reflector.run())
-    await asyncio.wait_for(watches.all_synced(), 20)
+    await asyncio.wait_for(watches.all_settled(), 20)
     assert set(store.names(namespace)) == {"before"}
     await cluster.create(job(owner, "after"))
     other = job(owner, "other")
@@ -461,7 +461,7 @@ async def test_a_reflector_finds_by_a_list_what_no_watch_has_told(
 
     monkeypatch.setattr(cluster, "watch", tells_nothing)
     task = asyncio.create_task(Reflector(cluster, JOB, store, watches, namespace=namespace).run())
-    await asyncio.wait_for(watches.all_synced(), 20)
+    await asyncio.wait_for(watches.all_settled(), 20)
     await cluster.create(job(owner, "untold"))
     await until(lambda: set(store.names(namespace)) == {"untold"})
     task.cancel()
@@ -473,18 +473,18 @@ async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_l
 ) -> None:
     now = 0.0
     store, watches = ObjectStore(), Watches(clock=lambda: now)
-    sweeper = Sweeper(cluster, [Swept(CONFIG_MAP, store, (namespace,))], watches, period=0.05)
+    sweeper = Sweeper(cluster, CONFIG_MAP, store, watches, namespace=namespace, period=0.5)
     await cluster.create(config_map(namespace, "gone"))
-    await sweeper.fill()
+    task = asyncio.create_task(sweeper.run())
+    await asyncio.wait_for(watches.all_settled(), 20)
     assert "gone" in store.names(namespace)
     assert watches.waiting_for == ()
     now = 100.0
     api.delete("ConfigMap", namespace, "gone")
-    task = asyncio.create_task(sweeper.run())
     await until(lambda: "gone" not in store.names(namespace))
-    assert watches.ages()["configmaps"] == 100.0
+    assert watches.ages()[sweeper.name] == 100.0
     # Nothing was missed any more: the watch counts as alive again.
-    await until(lambda: watches.ages()["configmaps"] == 0.0)
+    await until(lambda: watches.ages()[sweeper.name] == 0.0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

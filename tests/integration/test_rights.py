@@ -30,6 +30,8 @@ from tests.waiting import eventually
 SYSTEM = "rights-system"
 POD_IP = "10.20.30.40"
 LISTS = [f"list {resource}" for resource in WATCHED]
+HALF_BLIND = {"seen": (), "without-records": ("list checkpoints",), "without-pods": ("list pods",)}
+"""Namespaces of one process, and what it lacks there."""
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
@@ -203,6 +205,19 @@ def unfinishing(api: Api, grants: Grants, processes: Processes) -> Operator:
     return processes.start(user, system, list(namespaces.values()))
 
 
+@pytest.fixture(scope="module")
+def half_blind(api: Api, grants: Grants, processes: Processes) -> Operator:
+    """A process that may list everything in one namespace, and not in two others."""
+    user = "half-blind"
+    system = make_namespace(api, user)
+    grants.in_namespace(user, OWN, system)
+    grants.in_the_cluster(user)
+    for namespace, missing in HALF_BLIND.items():
+        grants.in_namespace(user, NAMESPACES, make_namespace(api, namespace), *missing)
+        api.create(manifests.claim(namespace, "artifacts"))
+    return processes.start(user, system, list(HALF_BLIND)).wait_active()
+
+
 def conditions(api: Api, kind: str, namespace: str) -> list[str]:
     return [
         f"{each['reason']}: {each['message']}"
@@ -292,10 +307,40 @@ def test_what_was_refused_goes_on_when_the_right_is_there_again(
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", short_of_one)
 
 
-def test_no_process_has_ended_for_want_of_a_right(
-    short_of_one: Operator, blind: Operator, unfinishing: Operator, lacking: dict[str, Operator]
+def test_a_namespace_that_may_not_be_listed_is_left_alone_until_it_may_and_holds_up_no_other(
+    api: Api, grants: Grants, half_blind: Operator
 ) -> None:
-    for operator in (short_of_one, blind, unfinishing, *lacking.values()):
+    blind = [namespace for namespace, missing in HALF_BLIND.items() if missing]
+    for namespace in (*blind, "seen"):
+        api.create(manifests.dataset(namespace))
+    eventually(
+        "the other one is served",
+        lambda: api.list("Job", "seen"),
+        describe=lambda: half_blind.log[-4000:],
+    )
+    for namespace in blind:
+        (rows,) = api.list("Dataset", namespace)
+        assert rows["status"] == {"observedGeneration": -1}
+        assert not api.list("Job", namespace)
+        assert f"so nothing is done in namespace {namespace}" in half_blind.log
+        grants.give_back("half-blind", NAMESPACES, namespace)
+    for namespace in blind:
+        eventually(
+            f"{namespace} is served",
+            lambda namespace=namespace: api.list("Job", namespace),  # type: ignore[misc]
+            PATIENCE,
+            lambda: half_blind.log[-4000:],
+        )
+
+
+def test_no_process_has_ended_for_want_of_a_right(
+    short_of_one: Operator,
+    blind: Operator,
+    half_blind: Operator,
+    unfinishing: Operator,
+    lacking: dict[str, Operator],
+) -> None:
+    for operator in (short_of_one, blind, half_blind, unfinishing, *lacking.values()):
         assert operator.process.poll() is None, operator.log[-4000:]
         assert operator.status_of("healthz") == 200
 

@@ -10,7 +10,7 @@ from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.listing import take_list
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.watches import Watches, watch_name
 from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Reflector:
         namespace: str = "",
         selector: str = "",
     ) -> None:
-        self.name = f"{type_.plural}/{namespace}" if namespace else type_.plural
+        self.name = watch_name(type_.plural, namespace)
         self._cluster = cluster
         self._type = type_
         self._store = store
@@ -60,6 +60,7 @@ class Reflector:
                 if isinstance(error, Rejected):
                     # Most often: the history from this version on is gone.
                     resource_version = ""
+                    self._watches.refused(self.name, error)
                 if clock() - began > LONGEST_WAIT:
                     wait = RECONNECT
                 logger.warning("watching %s: %s; next try in %.1f s", self.name, error, wait)

@@ -6,82 +6,84 @@ watch count as alive.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Final
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.listing import take_list
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.watches import Watches, watch_name
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """A type with its store; cluster-scoped types and unrestricted processes list everything at once."""
-
-    type: ResourceType
-    store: ObjectStore
-    namespaces: tuple[str, ...] = ("",)
+FIRST_RETRY: Final = 2.0
+LONGEST_RETRY: Final = 30.0
+TRY_SECONDS: Final = 1
 
 
 class Sweeper:
-    """Lists the types once at the start, and every `period` seconds from then on."""
+    """Lists one type, in one namespace (or all), at the start and every `period` seconds from then on."""
 
-    def __init__(self, cluster: Cluster, swept: Sequence[Swept], watches: Watches, period: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        type_: ResourceType,
+        store: ObjectStore,
+        watches: Watches,
+        *,
+        namespace: str = "",
+        period: float,
+    ) -> None:
+        self.name = watch_name(type_.plural, namespace)
         self._cluster = cluster
-        self._swept = swept
+        self._type = type_
+        self._store = store
         self._watches = watches
+        self._namespace = namespace
         self._period = period
-        for each in swept:
-            watches.expect(each.type.plural)
-
-    async def fill(self) -> None:
-        """List every type for the first time, waiting until all are installed and may be listed."""
-        async with asyncio.TaskGroup() as group:
-            for each in self._swept:
-                group.create_task(self._fill(each))
-
-    async def _fill(self, swept: Swept) -> None:
-        while True:
-            try:
-                await self._sweep(swept)
-            except ApiError as error:
-                logger.warning("%s; trying again", _explained(swept.type, error))
-                await asyncio.sleep(FIRST_RETRY)
-            else:
-                return
+        watches.expect(self.name)
 
     async def run(self) -> None:
-        """Never ends by itself."""
+        """Never ends by itself; until the type is installed and may be listed, it is tried again."""
+        wait = FIRST_RETRY
         while True:
-            await asyncio.sleep(self._period)
-            for each in self._swept:
-                try:
-                    await self._sweep(each)
-                except ApiError as error:
-                    logger.warning("%s; trying again in %.0f s", _explained(each.type, error), self._period)
+            try:
+                await self._sweep()
+            except ApiError as error:
+                if isinstance(error, Rejected):
+                    self._watches.refused(self.name, error)
+                logger.warning("%s; next try in %.0f s", self._explained(error), wait)
+                await asyncio.sleep(wait)
+                wait = min(LONGEST_RETRY, wait * 2)
+            else:
+                wait = FIRST_RETRY
+                await asyncio.sleep(self._period)
 
-    async def _sweep(self, swept: Swept) -> None:
-        missed = 0
-        for namespace in swept.namespaces:
-            missed += (await take_list(self._cluster, swept.store, swept.type, namespace)).missed
-        if swept.type.plural in self._watches.waiting_for:
-            self._watches.synced(swept.type.plural)
-        elif missed == 0:
-            self._watches.beat(swept.type.plural)
+    async def _sweep(self) -> None:
+        listed = await take_list(self._cluster, self._store, self._type, self._namespace)
+        if listed.missed == 0 or not self._watches.is_known(self.name):
+            self._watches.synced(self.name)
         else:
-            logger.info("a list of %s found %d changes before the watch did", swept.type.plural, missed)
+            logger.info("a list of %s found %d changes before the watch did", self.name, listed.missed)
+            await self._try_watch(listed.resource_version)
 
+    async def _try_watch(self, resource_version: str) -> None:
+        """A watch that misses changes because it is refused is not frozen."""
+        stream = self._cluster.watch(self._type, self._namespace, "", resource_version, seconds=TRY_SECONDS)
+        try:
+            async with contextlib.aclosing(stream):
+                async for _ in stream:
+                    return
+        except Rejected as error:
+            self._watches.refused(self.name, error)
+            logger.warning("watching %s: %s", self.name, error)
 
-def _explained(type_: ResourceType, error: ApiError) -> str:
-    if isinstance(error, Rejected) and error.code == HTTPStatus.NOT_FOUND:
-        return f"{type_.plural} of {type_.api_version} are not installed: apply the CRDs of this release"
-    return f"listing {type_.plural}: {error}"
+    def _explained(self, error: ApiError) -> str:
+        if isinstance(error, Rejected) and error.code == HTTPStatus.NOT_FOUND:
+            version = self._type.api_version
+            return f"{self._type.plural} of {version} are not installed: apply the CRDs of this release"
+        return f"listing {self.name}: {error}"

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.watches import Watches
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.probes import OLDEST_WATCH, ProbeServer
-from tests.ports import free_port
+from hack.cluster.ports import free_port
+
+FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")
 
 
 class Probed:
@@ -53,6 +56,35 @@ async def test_one_silent_watch_among_live_ones_ends_the_process(probed: Probed)
     probed.now = OLDEST_WATCH + 1
     answer = await probed.get("/healthz")
     assert (answer.status_code, answer.json()["frozen"]) == (503, ["jobs"])
+
+
+async def test_a_type_that_was_never_listed_ends_no_process(probed: Probed) -> None:
+    probed.watches.expect("pods/team-a")
+    probed.now = OLDEST_WATCH + 1
+    assert (await probed.get("/healthz")).status_code == 200
+    answer = await probed.get("/readyz")
+    assert (answer.status_code, answer.json()["waitingFor"]) == (503, ["pods/team-a"])
+
+
+async def test_a_refusal_is_a_sign_of_life_and_no_news(probed: Probed) -> None:
+    probed.watches.expect("pods")
+    probed.watches.synced("pods")
+    probed.now = OLDEST_WATCH
+    probed.watches.refused("pods", FORBIDDEN)
+    probed.now = OLDEST_WATCH + 1
+    answer = await probed.get("/healthz")
+    assert (answer.status_code, answer.json()["watchAgeSeconds"]) == (200, {"pods": OLDEST_WATCH + 1})
+    probed.now = 2 * OLDEST_WATCH + 1
+    assert (await probed.get("/healthz")).json()["frozen"] == ["pods"]
+
+
+async def test_a_namespace_that_may_not_be_listed_is_named_and_the_process_ready(probed: Probed) -> None:
+    for resource in ("pods/team-a", "pods/team-b"):
+        probed.watches.expect(resource)
+    probed.watches.synced("pods/team-a")
+    probed.watches.refused("pods/team-b", FORBIDDEN)
+    answer = await probed.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"waitingFor": [], "leftOut": ["team-b"]})
 
 
 async def test_metrics_are_prometheus_text(probed: Probed) -> None:
