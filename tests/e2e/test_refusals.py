@@ -112,8 +112,8 @@ def test_a_missing_claim_is_named_and_made_up_for_and_then_a_missing_secret_is_n
     assert f"PersistentVolumeClaim {LATE}" in message(needy, "Reconciling")
     team.apply(manifests.claim(LATE))
 
-    needy = team.until("Dataset", "needy", "Stalled", "InvalidCredentials")
-    assert f"Secret {LATE}" in message(needy, "Stalled")
+    needy = team.until("Dataset", "needy", "Reconciling", "InvalidCredentials")
+    assert f"Secret {LATE}" in message(needy, "Reconciling")
 
 
 def test_a_missing_profile_is_named_and_the_run_goes_on_when_it_exists(team: Team) -> None:
@@ -170,5 +170,5 @@ def test_a_pod_that_needs_more_memory_than_it_may_have_is_tried_again_and_then_n
 
 def test_a_dataset_without_its_source_names_it(team: Team) -> None:
     # The last test, because the pod gives a late ConfigMap a minute to appear.
-    dataset = team.until("Dataset", "no-rows", "Stalled", "SourceNotFound")
-    assert "no-such-rows" in message(dataset, "Stalled")
+    dataset = team.until("Dataset", "no-rows", "Reconciling", "SourceNotFound")
+    assert "no-such-rows" in message(dataset, "Reconciling")

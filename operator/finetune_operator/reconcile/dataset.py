@@ -23,7 +23,6 @@ from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
 from finetune_operator.reconcile.stages import (
-    PASSING,
     Broken,
     Retry,
     StageRequest,
@@ -43,9 +42,6 @@ VERSIONS_AT_MOST: Final = 10
 CHILDREN_TTL: Final = timedelta(hours=1)
 """How long a finished Job and its pod's log stay."""
 
-MENDABLE: Final = PASSING | {Reason.NAME_CONFLICT.value}
-"""Reasons of a failure after which the same generation is tried again."""
-
 
 def claims(dataset: Dataset, world: World) -> frozenset[str]:
     """Claims to look at: none while the preparation runs or once it is through."""
@@ -58,12 +54,12 @@ def claims(dataset: Dataset, world: World) -> frozenset[str]:
 
 
 def is_settled(dataset: Dataset) -> bool:
-    """Whether this generation has been prepared, or cannot be."""
+    """Whether this generation has been prepared, or cannot be; a name conflict is no end, as for runs."""
     status = dataset.status
     if status.observed_generation != dataset.metadata.generation:
         return False
     stalled = conditions.find(status.conditions, ConditionType.STALLED)
-    failed = stalled is not None and stalled.status == "True" and stalled.reason not in MENDABLE
+    failed = stalled is not None and stalled.status == "True" and stalled.reason != Reason.NAME_CONFLICT
     return failed or conditions.is_true(status.conditions, ConditionType.READY)
 
 
@@ -91,9 +87,7 @@ def _prepare(dataset: Dataset, world: World) -> Plan:
     if isinstance(outcome, StageResult):
         return _record(dataset, draft, outcome.prepare)
     if isinstance(outcome, Retry):
-        left = max(1.0, (outcome.due - world.now).total_seconds())
-        failed = Failed(outcome.reason, f"{outcome.message} (tried again every 5 minutes)")
-        return _plan(dataset, draft, failed, left)
+        return _plan(dataset, draft, outcome.blocked(world.now))
     if isinstance(outcome, Broken):
         draft.event(EventReason.STAGE_FAILED, f"prepare failed: {outcome.message}", "Warning")
         found = outcome.result.prepare if outcome.result is not None else None
@@ -240,7 +234,6 @@ def _plan(
     dataset: Dataset,
     draft: Draft,
     halt: Working | Blocked | Failed | Done,
-    requeue_after: float | None = None,
     **fields: Any,
 ) -> Plan:
     before = conditions.find(dataset.status.conditions, ConditionType.RECONCILING)
@@ -254,7 +247,6 @@ def _plan(
     else:
         state = ConditionType.RECONCILING
         phase = conditions.BLOCKED if isinstance(halt, Blocked) else halt.reason
-        requeue_after = halt.requeue_after
     generation = dataset.metadata.generation
     status = dataset.status.model_copy(
         update={
@@ -271,6 +263,7 @@ def _plan(
             **fields,
         }
     )
+    requeue_after = None if isinstance(halt, Done | Failed) else halt.requeue_after
     return draft.plan(conditions.status_manifest(status), requeue_after)
 
 

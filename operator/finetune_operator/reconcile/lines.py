@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.build.labels import RECORDED_AT
 from finetune_operator.reconcile.world import CheckpointIndex
 
 
@@ -44,7 +45,7 @@ def champion_name(index: CheckpointIndex, model: str) -> str | None:
 
 def is_older(checkpoint: Checkpoint, than: Checkpoint) -> bool:
     """Whether it was recorded before the other one."""
-    mine, other = checkpoint.metadata.creation_timestamp, than.metadata.creation_timestamp
+    mine, other = _recorded_at(checkpoint), _recorded_at(than)
     return mine is not None and other is not None and mine < other
 
 
@@ -52,6 +53,18 @@ def promotion_time(index: CheckpointIndex, model: str, now: datetime) -> datetim
     """A time for `promotedAt` that is newer than every other of the line, also where clocks disagree."""
     times = [c.status.promoted_at for c in index.of_model(model) if c.status.promoted_at is not None]
     return max([now, *(time + timedelta(milliseconds=1) for time in times)])
+
+
+def _recorded_at(checkpoint: Checkpoint) -> datetime | None:
+    """When the operator first recorded it, which a restored one still says; at the latest when created."""
+    created = checkpoint.metadata.creation_timestamp
+    try:
+        recorded = datetime.fromisoformat(checkpoint.metadata.annotations.get(RECORDED_AT, ""))
+    except ValueError:
+        return created
+    if recorded.tzinfo is None:
+        return created
+    return recorded if created is None else min(recorded, created)
 
 
 def _is_going(checkpoint: Checkpoint) -> bool:

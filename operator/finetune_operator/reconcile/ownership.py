@@ -7,13 +7,14 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.labels import FINALIZER, OWNER_KIND
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.lines import is_rejected
 from finetune_operator.reconcile.world import World
-from finetune_operator.status.conditions import is_finished
-from finetune_operator.status.reasons import EventReason
+from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 Record = Checkpoint | DatasetVersion
 Owner = FineTuneJob | Dataset
@@ -75,8 +76,18 @@ def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:
     )
 
 
+def waits_for_users(record: Record) -> bool:
+    """Whether the record is being deleted, and its content is to stay until nobody needs it."""
+    state = find(record.status.conditions, ConditionType.RECONCILING)
+    is_going = record.metadata.deletion_timestamp is not None
+    return is_going and state is not None and state.reason == Reason.IN_USE
+
+
 def needed_by(record: Record, world: World) -> tuple[str, ...]:
-    """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended."""
+    """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended.
+
+    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count.
+    """
     runs = [
         f"FineTuneJob {job.name}"
         for job in world.finetunejobs.values()
@@ -87,17 +98,49 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
     endpoints = [
         f"InferenceDeployment {endpoint.name}"
         for endpoint in world.inferencedeployments.values()
-        if endpoint.metadata.deletion_timestamp is None
-        and (
-            any(model.digest == record.spec.digest for model in endpoint.status.models)
-            or any(
-                model.pin is not None
-                and (model.pin.checkpoint == record.name or model.pin.digest == record.spec.digest)
-                for model in endpoint.spec.models
-            )
-        )
+        if _holds(endpoint, record.spec.digest) or _pins(endpoint, record.name)
     ]
-    return tuple(sorted(endpoints + runs))
+    elsewhere = [
+        f"InferenceDeployment {endpoint.namespace}/{endpoint.name}"
+        for endpoint in world.endpoints_everywhere
+        if endpoint.namespace != record.namespace
+        and not record.spec.uri.startswith("pvc://")
+        and _holds(endpoint, record.spec.digest)
+    ]
+    return tuple(sorted([*endpoints, *elsewhere, *runs]))
+
+
+def _holds(endpoint: InferenceDeployment, digest: str) -> bool:
+    """Whether it serves or pins this content. Of one place in a store there may be several spellings, so the
+    content alone decides."""
+    served = any(model.digest == digest for model in endpoint.status.models)
+    pinned = any(model.pin is not None and model.pin.digest == digest for model in endpoint.spec.models)
+    return (served or pinned) and endpoint.metadata.deletion_timestamp is None
+
+
+def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
+    pinned = any(
+        model.pin is not None and model.pin.checkpoint == checkpoint for model in endpoint.spec.models
+    )
+    return pinned and endpoint.metadata.deletion_timestamp is None
+
+
+def readers_of(record: Record, world: World) -> tuple[str, ...]:
+    """Runs that have not ended and have this content from another record, which may be on its way out too."""
+    return tuple(
+        f"FineTuneJob {job.name if job.namespace == record.namespace else f'{job.namespace}/{job.name}'}"
+        for job in world.runs_everywhere
+        if job.metadata.deletion_timestamp is None
+        and not is_finished(job)
+        and (job.namespace == record.namespace or not (job.status.resolved.store or "").startswith("pvc://"))
+        and _has_read(job, record)
+    )
+
+
+def _has_read(job: FineTuneJob, record: Record) -> bool:
+    if isinstance(record, DatasetVersion):
+        return job.status.resolved.dataset_digest == record.spec.digest
+    return any(checkpoint.digest == record.spec.digest for checkpoint in job.status.checkpoints)
 
 
 def _reads(job: FineTuneJob, record: Record) -> bool:

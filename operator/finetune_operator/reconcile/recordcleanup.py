@@ -21,14 +21,20 @@ from finetune_operator.plan import Event, Manifest, Plan
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset import is_settled
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.ownership import Record, is_held, needed_by, released
-from finetune_operator.reconcile.stages import ended_at, has_ended, pods_of
+from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
+from finetune_operator.reconcile.stages import (
+    ended_at,
+    has_ended,
+    job_trouble,
+    look_again,
+    pods_of,
+    until_ended,
+)
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import conditions, podfailures, podstarts
+from finetune_operator.status import conditions, podfailures
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_operator.status.stagetimes import container_state
 from finetune_trainer.contract import ArtifactRef
 
 PATIENCE: Final = timedelta(hours=24)
@@ -52,10 +58,17 @@ def clean_up(record: Record, world: World) -> Plan:
     stays = _why_it_stays(record, stores, world)
     if stays is not None:
         return Plan(events=(stays,), metadata=released(record))
-    users = needed_by(record, world)
+    users = sorted({*needed_by(record, world), *readers_of(record, world)})
     if users:
         message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
         return _wait(record, world, Draft(world), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
+    unseen = _unseen(stores, world)
+    if unseen:
+        message = (
+            f"{_folders(record, stores)} is removed when the operator may list what is in namespace"
+            f" {' and '.join(unseen)}: a record there may stand for it too"
+        )
+        return _wait(record, world, Draft(world), Blocked(Reason.FORBIDDEN, message, LOOK_AGAIN))
     draft = Draft(world)
     halts = [halt for store in stores if (halt := _remove(draft, record, store)) is not None]
     if halts:
@@ -147,6 +160,12 @@ def _sharers(store: str, record: Record, world: World) -> list[str]:
     ]
 
 
+def _unseen(stores: tuple[str, ...], world: World) -> tuple[str, ...]:
+    """Namespaces whose records are not known, where one of these stores can be theirs as well."""
+    shared = any(not store.startswith("pvc://") for store in stores)
+    return world.facts.unlisted[:NAMED_AT_MOST] if shared else ()
+
+
 def _artifact(record: Record) -> ArtifactRef:
     return ArtifactRef(
         kind="checkpoints" if isinstance(record, Checkpoint) else "datasets", digest=record.spec.digest
@@ -172,18 +191,25 @@ def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | Non
     job = world.jobs.get(name)
     if job is None:
         return _start(draft, record, store, name)
+    pods = pods_of(job, world)
     if "deletionTimestamp" in job["metadata"]:
-        return Working(Reason.CLEANING_UP, "waiting for the previous cleanup pod to end")
+        waits = "waiting for the previous cleanup pod to end"
+        return until_ended(pods, Reason.CLEANING_UP, waits, world.now)
     if has_ended(job, "Complete"):
         return None
-    pods = pods_of(job, world)
     if has_ended(job, "Failed"):
         return _failed(draft, record, job, pods)
-    folder = _folders(record, (store,))
-    if pods and "running" in container_state(pods[0]):
-        return Working(Reason.CLEANING_UP, f"{folder} is being removed")
-    trouble = podstarts.waiting(job, pods[0] if pods else None, world.now)
-    return Working(Reason.CLEANING_UP, f"{folder} is being removed: {trouble.message}", trouble.look_again)
+    return _under_way(f"{_folders(record, (store,))} is being removed", job, pods, world.now)
+
+
+def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime) -> Working | Blocked:
+    trouble = job_trouble(job, pods, now)
+    if trouble is None:
+        return Working(Reason.CLEANING_UP, removing, look_again(pods, now))
+    message = f"{removing}: {trouble.message}"
+    if trouble.expected:
+        return Working(Reason.CLEANING_UP, message, trouble.look_again)
+    return Blocked(trouble.reason, message, None)
 
 
 def _start(draft: Draft, record: Record, store: str, name: str) -> Working | Blocked:

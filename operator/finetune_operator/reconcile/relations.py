@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
+from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
@@ -11,6 +12,7 @@ from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.build.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.dataset import is_settled
+from finetune_operator.reconcile.ownership import waits_for_users
 from finetune_operator.reconcile.world import CheckpointIndex
 from finetune_operator.status.conditions import find, is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -28,6 +30,9 @@ class Lookup(Protocol):
     def computeprofiles(self) -> Iterable[ComputeProfile]: ...
 
     def checkpoints(self, namespace: str) -> CheckpointIndex: ...
+
+    def going_checkpoints(self) -> Iterable[Checkpoint]:
+        """Those of all namespaces that are being deleted."""
 
 
 def related(kind: str, manifest: Manifest, lookup: Lookup) -> frozenset[Key]:
@@ -102,6 +107,10 @@ def _of_inferencedeployment(manifest: Manifest, lookup: Lookup) -> Iterator[Key]
     for checkpoint in lookup.checkpoints(namespace):
         if checkpoint.name in serves or name in checkpoint.status.in_use_by:
             yield Key("Checkpoint", namespace, checkpoint.name)
+    # What it no longer serves or pins may be removed now, whichever namespace has the record.
+    for checkpoint in lookup.going_checkpoints():
+        if waits_for_users(checkpoint):
+            yield Key("Checkpoint", checkpoint.namespace, checkpoint.name)
     # One that has rolled out makes room for those that wait, wherever they are.
     for other in lookup.inferencedeployments(None):
         working = find(other.status.conditions, ConditionType.RECONCILING)

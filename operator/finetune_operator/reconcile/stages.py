@@ -1,7 +1,7 @@
 """One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -61,6 +61,11 @@ class Retry:
     message: str
     due: datetime
     result: StageResult
+
+    def blocked(self, now: datetime) -> Blocked:
+        """How a pass ends until then."""
+        left = max(1.0, (self.due - now).total_seconds())
+        return Blocked(self.reason, f"{self.message} (tried again every 5 minutes)", left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,28 @@ def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: dateti
         left = lostnodes.until_overdue(pod, now)
         overdue += [left] if left is not None else []
     return Working(reason, message, min(overdue, default=None))
+
+
+def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble | None:
+    """What keeps an unfinished Job from going on; None: its newest pod runs, or its end is being counted."""
+    if not pods:
+        return podstarts.waiting(job, None, now)
+    newest, state = pods[0], container_state(pods[0])
+    silent = lostnodes.lost(newest, f"the {stage_of(job)} pod", now)
+    if silent is not None:
+        return silent
+    if has_pod_ended(newest) or "running" in state:
+        return None
+    if "terminated" in state:
+        return podfailures.held_open(newest, now)
+    return podstarts.waiting(job, newest, now)
+
+
+def look_again(pods: list[Manifest], now: datetime) -> float | None:
+    """Seconds until `job_trouble` may find something that it does not find now, although nothing changes."""
+    if not pods:
+        return None
+    return lostnodes.until_overdue(pods[0], now) or podfailures.until_held_open(pods[0], now)
 
 
 def advance(draft: Draft, request: StageRequest) -> Outcome:
@@ -202,12 +229,15 @@ def _last_word(pods: list[Manifest], request: StageRequest) -> StageResult | Non
 def _collect(draft: Draft, request: StageRequest) -> Outcome:
     """The result from the store, by a small Job, because the pod that had it is gone."""
     job = draft.world.jobs.get(request.collect_name)
+    reading = f"reading the result of {request.stage} from the store"
     if job is None:
         built = request.build_collect()
         if isinstance(built, Blocked | Failed):
             return built
         draft.start_job(built)
-    elif not is_unfinished(job):
+    elif is_unfinished(job):
+        return _collecting(job, pods_of(job, draft.world), reading, draft.world.now)
+    else:
         how = "Complete" if has_ended(job, "Complete") else "Failed"
         pods = pods_of(job, draft.world)
         result = _success(pods, request) or _last_word(pods, request)
@@ -228,7 +258,16 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
                 None,
             )
         draft.remove(job)
-    return Working(Reason.COLLECTING, f"reading the result of {request.stage} from the store")
+    return Working(Reason.COLLECTING, reading)
+
+
+def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
+    trouble = job_trouble(job, pods, now)
+    if trouble is None:
+        return Working(Reason.COLLECTING, reading, look_again(pods, now))
+    if trouble.reason == Reason.QUEUED:
+        return Working(Reason.COLLECTING, f"{reading}: {trouble.message}", trouble.look_again)
+    return _waiting(trouble)
 
 
 def _retry(draft: Draft, job: Manifest, result: StageResult) -> Retry:
@@ -258,18 +297,13 @@ def _failed(
 def _under_way(
     job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime
 ) -> Working | Blocked:
-    stage = request.stage
-    if not pods:
-        return _waiting(podstarts.waiting(job, None, now))
-    newest, state = pods[0], container_state(pods[0])
-    trouble = lostnodes.lost(newest, f"the {stage} pod", now)
+    trouble = job_trouble(job, pods, now)
     if trouble is not None:
         return _waiting(trouble)
-    if "terminated" in state or has_pod_ended(newest):
-        return _between_pods(job, newest, request)
-    if "running" in state:
-        return Working(RUNNING[stage], _running(stage), lostnodes.until_overdue(newest, now))
-    return _waiting(podstarts.waiting(job, newest, now))
+    newest, later = pods[0], look_again(pods, now)
+    if "terminated" in container_state(newest) or has_pod_ended(newest):
+        return replace(_between_pods(job, newest, request), requeue_after=later)
+    return Working(RUNNING[request.stage], _running(request.stage), later)
 
 
 def _running(stage: Stage) -> str:

@@ -22,6 +22,8 @@ class OperatorFacts:
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
     report: ReportTarget | None = None
+    unlisted: tuple[str, ...] = ()
+    """Watched namespaces that may not be listed: what is in them is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class World:
     checkpoints: CheckpointIndex = field(default_factory=CheckpointIndex)
     inferencedeployments: Mapping[str, InferenceDeployment] = field(default_factory=dict)
     endpoints_everywhere: Sequence[InferenceDeployment] = ()
-    """For an endpoint: the InferenceDeployments of all namespaces, because profiles have none."""
+    """The InferenceDeployments of all namespaces: for an endpoint, because profiles have no namespace, and
+    for what is being deleted, because weights in a bucket have none either."""
+    runs_everywhere: Sequence[FineTuneJob] = ()
+    """For a record that is being deleted: the FineTuneJobs of all namespaces."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()

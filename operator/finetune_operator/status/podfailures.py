@@ -1,21 +1,25 @@
-"""How a stage's pod ended badly, in words that say what to do."""
+"""How a stage's pod ended badly, or does not end, in words that say what to do."""
 
+import re
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator.build.labels import PROFILE
+from finetune_operator.build.pods import CONTAINER, UNCONFIGURED
 from finetune_operator.plan import Manifest
 from finetune_operator.status.pods import (
     Trouble,
     condition,
     has_condition,
+    has_ended,
     init_statuses,
     quoted,
     stage_of,
     trainer,
 )
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.stagetimes import container_state
+from finetune_operator.status.stagetimes import container_state, instant
 
 DISRUPTIONS: Final = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",
@@ -34,6 +38,12 @@ CODES: Final = {
     143: "it was told to end",
 }
 """What the exit codes of processes that say nothing themselves stand for."""
+
+HELD_OPEN: Final = timedelta(seconds=60)
+"""An ordinary container that runs so long after the trainer has ended is not about to end."""
+
+OWN_LIMIT: Final = re.compile(r"exceeds the|exceeded its local ephemeral storage limit")
+"""What the kubelet says of a pod beyond a limit that was set on it; its node lacks nothing then."""
 
 
 def last_ended(pods: Iterable[Manifest]) -> Manifest | None:
@@ -74,7 +84,66 @@ def disruption(pod: Manifest) -> str | None:
     reason = (condition(pod, "DisruptionTarget") or {}).get("reason", "")
     how = DISRUPTIONS.get(reason, f"was taken away by the cluster ({reason})")
     said = quoted(pod["status"].get("message"))
-    return f"{how}: {said}" if said else how
+    advice = f" ({eviction_advice(pod, stage_of(pod))})" if pod["status"].get("reason") == "Evicted" else ""
+    return f"{how}: {said}{advice}" if said else how
+
+
+def eviction_advice(pod: Manifest, stage: str) -> str:
+    """What helps against another eviction like this one.
+
+    Args:
+        pod: the pod that its node evicted.
+        stage: the pod's name among the `resources` of a ComputeProfile.
+    """
+    said = pod["status"].get("message") or ""
+    disk = _field(pod, stage, "ephemeralStorage")
+    if OWN_LIMIT.search(said):
+        # The operator sets no limit on a volume on disk.
+        where = f": {disk}" if disk and "EmptyDir" not in said else ""
+        return f"raise or remove that limit{where}"
+    if "ephemeral" in said:
+        raised = f"raise {disk} to what it uses, or " if disk else ""
+        return f"{raised}use nodes with more disk"
+    if "memory" in said:
+        return f"raise {_field(pod, stage, 'memory') or 'its memory'} to what it uses"
+    return "kubectl describe node shows what it lacks"
+
+
+def held_open(pod: Manifest, now: datetime) -> Trouble | None:
+    """An injected container that keeps a pod going after its trainer has ended; None: there is none."""
+    holder = _holder(pod)
+    if holder is None:
+        return None
+    name, since = holder
+    if now - since < HELD_OPEN:
+        return None
+    metadata = pod["metadata"]
+    return Trouble(
+        Reason.POD_NOT_ENDING,
+        f"the trainer of the {stage_of(pod)} pod has ended, but container {name}, which the platform adds to"
+        f" the pod, still runs, so that nothing follows: make {name} a native sidecar (an init container with"
+        " restartPolicy Always), or have it end when the trainer does; then kubectl delete pod"
+        f" {metadata['name']} -n {metadata.get('namespace', '')}",
+    )
+
+
+def until_held_open(pod: Manifest, now: datetime) -> float | None:
+    """Seconds until a container that still runs beside an ended trainer is in the way; None: none does."""
+    holder = _holder(pod)
+    if holder is None:
+        return None
+    return max(0.0, (holder[1] + HELD_OPEN - now).total_seconds()) + 1
+
+
+def _holder(pod: Manifest) -> tuple[str, datetime] | None:
+    """A container that runs beside an ended trainer, and since when; a pod that is deleted ends by itself."""
+    ended_at = container_state(pod).get("terminated", {}).get("finishedAt")
+    if ended_at is None or has_ended(pod) or "deletionTimestamp" in pod["metadata"]:
+        return None
+    for status in pod["status"]["containerStatuses"]:
+        if status["name"] != CONTAINER and "running" in status.get("state", {}):
+            return status["name"], instant(ended_at)
+    return None
 
 
 def _end(stage: str, pod: Manifest) -> Trouble | None:
@@ -139,13 +208,7 @@ def _refused(stage: str, pod: Manifest) -> Trouble | None:
 
 def _evicted(stage: str, pod: Manifest) -> Trouble:
     said = quoted(pod["status"].get("message"))
-    if "ephemeral" in said:
-        advice = "it writes more to the node's disk than there is: use nodes with more of it"
-    elif "memory" in said:
-        advice = f"raise {_memory_field(stage, pod)} to what it uses"
-    else:
-        advice = "kubectl describe node shows what it lacks"
-    return Trouble(Reason.EVICTED, f"the {stage} pod was evicted: {said} ({advice})")
+    return Trouble(Reason.EVICTED, f"the {stage} pod was evicted: {said} ({eviction_advice(pod, stage)})")
 
 
 def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
@@ -158,10 +221,13 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
     return Trouble(
         Reason.OUT_OF_MEMORY,
         f"the {stage} pod was killed for using more memory than its limit of {limit}: raise"
-        f" {_memory_field(stage, pod)}{smaller}",
+        f" {_field(pod, stage, 'memory') or 'its memory limit'}{smaller}",
     )
 
 
-def _memory_field(stage: str, pod: Manifest) -> str:
+def _field(pod: Manifest, stage: str, name: str) -> str | None:
+    """Where a profile says what the stage's pod may use; None where none says anything about it."""
     profile = pod["metadata"].get("labels", {}).get(PROFILE)
-    return f"resources.{stage}.memory of ComputeProfile {profile}" if profile else "its memory limit"
+    if profile is None or stage in UNCONFIGURED:
+        return None
+    return f"resources.{stage}.{name} of ComputeProfile {profile}"

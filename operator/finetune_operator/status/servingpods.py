@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from finetune_operator.plan import Manifest
 from finetune_operator.status.lostnodes import lost
+from finetune_operator.status.podfailures import eviction_advice
 from finetune_operator.status.pods import condition, has_ended, quoted, statuses
 from finetune_operator.status.podstarts import container_trouble, scheduling_advice
 from finetune_operator.status.reasons import Reason
@@ -37,6 +38,8 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
         said = quoted(scheduled.get("message"))
+        if scheduled.get("reason") == "SchedulingGated":
+            return ServingTrouble(Reason.QUEUED, f"pod {name} waits for admission: {said}")
         return ServingTrouble(
             Reason.UNSCHEDULABLE, f"no node can take pod {name} yet: {said} ({scheduling_advice(pod, said)})"
         )
@@ -48,13 +51,13 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
 
 def _taken(pod: Manifest) -> ServingTrouble:
     """A pod that its node ended, or would not have."""
-    status = pod["status"]
-    reason = Reason.EVICTED if status["reason"] == "Evicted" else Reason.POD_NOT_STARTING
-    node = pod["spec"].get("nodeName", "")
+    status, node = pod["status"], pod["spec"].get("nodeName", "")
+    said = f"{status['reason']}: {quoted(status.get('message'))}"
+    ended = f"node {node} has ended pod {pod['metadata']['name']}. {said}"
+    if status["reason"] == "Evicted":
+        return ServingTrouble(Reason.EVICTED, f"{ended} ({eviction_advice(pod, 'serve')})")
     return ServingTrouble(
-        reason,
-        f"node {node} has ended pod {pod['metadata']['name']}. {status['reason']}:"
-        f" {quoted(status.get('message'))} (kubectl describe node {node} shows what it has left)",
+        Reason.POD_NOT_STARTING, f"{ended} (kubectl describe node {node} shows what it has left)"
     )
 
 

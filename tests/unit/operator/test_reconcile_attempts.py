@@ -170,6 +170,46 @@ def test_a_container_that_a_platform_injects_does_not_speak_for_the_trainer() ->
     assert reconciling(cluster)[0] == "Queued"
 
 
+RUNNING_PROXY = {"name": "mesh-proxy", "state": {"running": {"startedAt": "2030-01-02T03:00:00Z"}}}
+
+
+@pytest.mark.parametrize(("code", "before"), [(0, "Training"), (1, "Queued")])
+def test_an_injected_container_that_outlives_the_trainer_is_named_after_a_minute(
+    code: int, before: str
+) -> None:
+    cluster = reached("train")
+    pod = cluster.pod("train", ended(cluster, code), phase="Running")
+    pod["status"]["containerStatuses"].insert(0, RUNNING_PROXY)
+    assert reconciling(cluster)[0] == before
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 61
+    cluster.now += timedelta(seconds=61)
+    reason, message = reconciling(cluster)
+    assert reason == "PodNotEnding"
+    assert "container mesh-proxy, which the platform adds to the pod, still runs" in message
+    assert "make mesh-proxy a native sidecar" in message
+    assert f"kubectl delete pod {pod['metadata']['name']} -n team" in message
+    assert cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Blocked"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "phase", "proxy"),
+    [
+        pytest.param({"deletionTimestamp": "2030-01-02T04:00:00Z"}, "Running", RUNNING_PROXY, id="deleted"),
+        pytest.param({}, "Succeeded", RUNNING_PROXY, id="has ended"),
+        pytest.param({}, "Running", SIDECAR, id="ends too"),
+    ],
+)
+def test_an_injected_container_that_ends_by_itself_is_no_trouble(
+    metadata: Manifest, phase: str, proxy: Manifest
+) -> None:
+    cluster = reached("train")
+    pod = cluster.pod("train", ended(cluster, 0), phase=phase)
+    pod["metadata"].update(metadata)
+    pod["status"]["containerStatuses"].append(proxy)
+    cluster.now += timedelta(seconds=61)
+    assert reconciling(cluster) == ("Training", "train is running")
+
+
 def test_the_trainers_own_image_and_memory_limit_are_named_beside_an_injected_container() -> None:
     cluster = reached("train")
     proxy = {"name": "mesh-proxy", "image": "mesh:1", "resources": {"limits": {"memory": "64Mi"}}}

@@ -6,7 +6,7 @@ from typing import Any, Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.labels import STORE, STORE_CREDENTIALS
+from finetune_operator.build.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
 from finetune_operator.build.serving import build_deployment, build_revision
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
@@ -84,7 +84,9 @@ def test_records_name_the_bucket_and_the_secret_that_opens_it() -> None:
     )
     assert version["metadata"]["annotations"] == {STORE: URI, STORE_CREDENTIALS: "artifacts-s3"}
     assert version["status"]["locations"] == [URI]
-    assert checkpoint["metadata"]["annotations"] == {STORE_CREDENTIALS: "artifacts-s3"}
+    annotations = checkpoint["metadata"]["annotations"]
+    assert annotations.keys() == {RECORDED_AT, STORE_CREDENTIALS}
+    assert annotations[STORE_CREDENTIALS] == "artifacts-s3"
     assert checkpoint["spec"]["uri"] == f"{URI}/checkpoints/{'c' * 64}"
 
 

@@ -1,6 +1,9 @@
 """Data of a run: a Dataset's version, a named one, or rows of the run's own."""
 
+from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster
@@ -54,12 +57,45 @@ def test_a_run_repeats_why_its_dataset_failed() -> None:
     assert waits_for(cluster) == ("DatasetFailed", "Dataset tickets failed with InvalidData: 3 rows")
 
 
+def test_a_run_whose_dataset_waits_for_somebody_waits_for_them_too_and_repeats_what_for() -> None:
+    cluster = cluster_of(*with_claims(profile()))
+    away = failed("prepare", "SourceUnavailable", "status 503", run=f"{DATASET_UID}-1")
+    cluster.end("prepare", away.to_json(), 12)
+    why = "SourceUnavailable: status 503 (tried again every 5 minutes)"
+    assert waits_for(cluster) == (
+        "WaitingForDataset",
+        f"waiting for Dataset tickets, which waits itself. {why}",
+    )
+    phases = {cluster.objects[key]["status"]["phase"] for key in (("Dataset", DATASET), ("FineTuneJob", JOB))}
+    assert phases == {"Blocked"}, "the alert on blocked runs counts it"
+    cluster.now += timedelta(seconds=300)
+    assert waits_for(cluster) == ("WaitingForDataset", "waiting for Dataset tickets to be prepared")
+    cluster.succeed("prepare", prepared())
+    assert waits_for(cluster)[0] == "Queued"
+
+
 def test_a_version_of_another_dataset_is_not_found() -> None:
     cluster = cluster_of(*with_claims(profile()), dataset={"ref": {"name": "other", "version": VERSION}})
     cluster.succeed("prepare", prepared())
     reason, message = waits_for(cluster)
     assert reason == "DatasetVersionNotFound"
     assert "kubectl get dsv -n team" in message
+
+
+@pytest.mark.parametrize("ref", [{"name": DATASET}, {"name": DATASET, "version": VERSION}], ids=str)
+def test_a_version_that_is_being_deleted_is_not_taken(ref: Manifest) -> None:
+    cluster = cluster_of(*with_claims(profile()), dataset={"ref": ref}, suspend=True)
+    cluster.succeed("prepare", prepared())
+    cluster.settle()
+    cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete("DatasetVersion", VERSION)
+    cluster.settle()
+    cluster.change("FineTuneJob", JOB, suspend=False)
+    reason, message = waits_for(cluster)
+    assert reason == ("DatasetVersionNotFound" if "version" in ref else "WaitingForDataset")
+    assert VERSION in message
+    assert cluster.job(JOB).status.resolved.dataset_version is None
 
 
 def test_a_named_version_is_used_although_its_dataset_is_gone() -> None:

@@ -102,7 +102,11 @@ def test_a_source_or_store_that_is_away_is_tried_again_every_five_minutes(reason
     result = failed("prepare", reason, "not there", run=f"{DATASET_UID}-1")
     cluster.end("prepare", result.to_json(), exit_code=11)
     cluster.settle()
-    assert cluster.states("Dataset", DATASET) == {"Stalled": reason}
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": reason}
+    assert status(cluster).phase == "Blocked"
+    condition = cluster.condition("Dataset", DATASET, "Reconciling")
+    assert condition is not None
+    assert condition["message"] == "not there (tried again every 5 minutes)"
     failed_job = cluster.stage_job("prepare")["metadata"]["uid"]
     assert cluster.plan("Dataset", DATASET).requeue_after == 300
     cluster.now += timedelta(seconds=300)

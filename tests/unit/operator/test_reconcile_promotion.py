@@ -9,7 +9,7 @@ from finetune_operator.api.finetunejob import Gate
 from finetune_operator.api.finetunejobstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.gates import decide
-from finetune_operator.reconcile.lines import champion, champion_name
+from finetune_operator.reconcile.lines import champion, champion_name, is_older
 from finetune_operator.reconcile.world import CheckpointIndex
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
@@ -213,6 +213,47 @@ def test_approving_something_older_than_the_champion_points_to_a_pin() -> None:
     assert condition is not None
     assert (condition["status"], condition["reason"]) == ("False", "NotPromoted")
     assert "pin it in an InferenceDeployment" in condition["message"]
+
+
+RESTORED = [
+    # Names, in the order of their restore; when they were recorded first; which of them is the champion then.
+    pytest.param(
+        ("newer", "older"), ("2029-03-01T00:00:00.000+00:00", "2029-02-01T00:00:00.000+00:00"), "newer"
+    ),
+    pytest.param(
+        ("older", "newer"), ("2029-02-01T00:00:00.000+00:00", "2029-03-01T00:00:00.000+00:00"), "newer"
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "recorded", "expected"), RESTORED, ids=["newer first", "older first"])
+def test_after_a_restore_without_status_the_record_that_was_made_last_is_the_champion(
+    names: tuple[str, str], recorded: tuple[str, str], expected: str
+) -> None:
+    cluster = MemoryCluster()
+    for second, (name, at) in enumerate(zip(names, recorded, strict=True)):
+        manifest = record(
+            name,
+            str(second),
+            creationTimestamp=f"2030-01-02T03:00:0{second}Z",
+            annotations={"finetune.dev/recorded-at": at},
+        )
+        manifest["spec"]["approval"] = {"state": "Approved"}
+        cluster.add(manifest)
+        cluster.settle()
+    index = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
+    assert champion_name(index, "ticket-routing") == expected
+
+
+@pytest.mark.parametrize("written", ["2031-01-01T00:00:00+00:00", "2029-01-01T00:00:00", "yesterday", ""])
+def test_a_time_of_recording_that_cannot_be_true_is_not_believed(written: str) -> None:
+    created = {"creationTimestamp": "2030-01-02T03:00:00Z"}
+    odd = record("odd", "1", annotations={"finetune.dev/recorded-at": written}, **created)
+    later = record("later", "2", creationTimestamp="2030-01-02T03:00:01Z")
+    earlier = record("earlier", "3", creationTimestamp="2030-01-02T02:59:59Z")
+    checkpoint, after, before = map(Checkpoint.model_validate, (odd, later, earlier))
+    assert is_older(checkpoint, after)
+    assert is_older(before, checkpoint)
 
 
 @pytest.mark.parametrize("withdrawn", ["rejected", "deleted", "being deleted"])

@@ -1,5 +1,6 @@
 """What happens to the content in the store when a record with `deletionPolicy: Delete` is deleted."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from finetune_operator.build.labels import FINALIZER, STORE
 from finetune_operator.plan import Manifest
-from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
     DATASET,
@@ -227,6 +228,52 @@ def test_a_cleanup_that_fails_says_why_and_is_tried_again() -> None:
     assert cluster.stage_job("cleanup")["metadata"]["uid"] != first
 
 
+def cleaning(cluster: MemoryCluster) -> tuple[str, str]:
+    cluster.look("Checkpoint", CHECKPOINT)
+    condition = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
+    assert condition is not None
+    return condition["reason"], condition["message"]
+
+
+@pytest.mark.parametrize("what", ["pod", "Job"])
+def test_a_cleanup_on_a_node_that_is_gone_says_so(what: str) -> None:
+    cluster = deleted_checkpoint()
+    pod = cluster.pod("cleanup", {"running": {"startedAt": at(cluster.now)}})
+    pod["spec"] = {**pod["spec"], "nodeName": "node-1"}
+    pod["metadata"]["deletionTimestamp"] = at(cluster.now)
+    if what == "Job":
+        cluster.stage_job("cleanup")["metadata"]["deletionTimestamp"] = at(cluster.now)
+    assert cleaning(cluster)[0] == "CleaningUp"
+    assert cluster.plan("Checkpoint", CHECKPOINT).requeue_after == 31
+    cluster.now += timedelta(seconds=31)
+    reason, message = cleaning(cluster)
+    assert reason == "NodeLost"
+    assert "kubectl delete node node-1" in message
+
+
+def test_a_cleanup_pod_that_does_not_start_says_why() -> None:
+    cluster = deleted_checkpoint()
+    assert cleaning(cluster) == (
+        "CleaningUp",
+        f"{WEIGHTS_FOLDER} is being removed: the cleanup pod is being created",
+    )
+    cluster.pod("cleanup", {"waiting": {"reason": "ErrImagePull", "message": "denied"}})
+    reason, message = cleaning(cluster)
+    assert reason == "ImageUnavailable"
+    assert (
+        f"{WEIGHTS_FOLDER} is being removed: image registry.example/trainer:1 of the cleanup pod" in message
+    )
+
+
+def test_a_cleanup_that_needs_more_memory_is_not_told_of_a_field_that_no_profile_has() -> None:
+    cluster = deleted_checkpoint()
+    cluster.start("cleanup")
+    cluster.end("cleanup", "", exit_code=137, reason="OOMKilled")
+    reason, message = cleaning(cluster)
+    assert reason == "CleanupFailed"
+    assert "its limit of 256Mi: raise its memory limit" in message
+
+
 def test_a_missing_claim_is_named() -> None:
     cluster = ended()
     cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
@@ -300,6 +347,28 @@ def test_a_bucket_is_the_same_one_in_every_namespace() -> None:
     cluster.delete("Checkpoint", CHECKPOINT)
     cluster.look("Checkpoint", CHECKPOINT)
     assert says(cluster) == f"Normal ContentKept: {uri} stays: neighbours/twin stands for it too"
+
+
+@pytest.mark.parametrize(("store", "waits"), [("s3://artifacts/team", True), ("pvc://artifacts", False)])
+def test_a_bucket_keeps_its_content_while_a_namespace_that_may_share_it_is_not_listed(
+    store: str, waits: bool
+) -> None:
+    uri = f"{store}/checkpoints/{'c' * 64}"
+    cluster = ended()
+    cluster.objects["Checkpoint", CHECKPOINT]["spec"] |= {"uri": uri, "deletionPolicy": "Delete"}
+    cluster.settle()
+    cluster.facts = replace(cluster.facts, unlisted=("neighbours",))
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.look("Checkpoint", CHECKPOINT)
+    assert cluster.has_stage_job("cleanup") is not waits
+    if waits:
+        reconciling = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
+        assert reconciling is not None
+        assert reconciling["reason"] == "Forbidden"
+        assert "may list what is in namespace neighbours" in reconciling["message"]
+        cluster.facts = replace(cluster.facts, unlisted=())
+        cluster.look("Checkpoint", CHECKPOINT)
+        assert cluster.has_stage_job("cleanup")
 
 
 def test_rows_stay_for_a_dataset_that_may_come_to_them_again() -> None:

@@ -47,6 +47,10 @@ class Listings:
     def checkpoints(self, namespace: str) -> CheckpointIndex:
         return CheckpointIndex(Checkpoint.model_validate(m) for m in self._in(namespace, "Checkpoint"))
 
+    def going_checkpoints(self) -> Iterable[Checkpoint]:
+        found = map(Checkpoint.model_validate, self._in(None, "Checkpoint"))
+        return [each for each in found if each.metadata.deletion_timestamp is not None]
+
     def _in(self, namespace: str | None, kind: str) -> list[Manifest]:
         found = self._cluster.of(kind).values()
         return [m for m in found if namespace in (None, m["metadata"]["namespace"])]
@@ -131,6 +135,24 @@ def test_an_endpoint_leads_to_what_it_serves_and_to_what_it_served(cluster: Memo
     assert names(cluster, "InferenceDeployment", "server") == {("Checkpoint", CHECKPOINT)}
     cluster.objects["Checkpoint", CHECKPOINT]["status"] = {"inUseBy": ["follower"]}
     assert names(cluster, "InferenceDeployment", "follower") == {("Checkpoint", CHECKPOINT)}
+
+
+def test_an_endpoint_leads_to_the_going_records_that_wait_for_users_in_every_namespace(
+    cluster: MemoryCluster,
+) -> None:
+    record = cluster.objects["Checkpoint", CHECKPOINT]
+    for name, reason, going in (
+        ("used", "InUse", True),
+        ("cleaned", "CleaningUp", True),
+        ("kept", "", False),
+    ):
+        made = cluster.add({**record, "metadata": {"name": name, "namespace": "elsewhere"}})
+        if going:
+            made["metadata"]["deletionTimestamp"] = "2030-01-02T03:00:00Z"
+            since = {"lastTransitionTime": "2030-01-02T03:00:00Z", "status": "True"}
+            made["status"] = {"conditions": [{"type": "Reconciling", "reason": reason, **since}]}
+    keys = related("InferenceDeployment", cluster.objects["InferenceDeployment", "pinned"], Listings(cluster))
+    assert keys == {Key("Checkpoint", "elsewhere", "used")}
 
 
 def test_a_profile_leads_to_what_uses_it_by_name_or_by_default(cluster: MemoryCluster) -> None:

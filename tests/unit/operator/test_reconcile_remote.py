@@ -111,7 +111,7 @@ def test_a_refusal_of_the_server_is_tried_again_after_the_secret_was_corrected()
     result = failed("prepare", "AccessDenied", message, run=f"{DATASET_UID}-1")
     cluster.end("prepare", result.to_json(), exit_code=10, after=5)
     cluster.settle()
-    condition = cluster.condition("Dataset", DATASET, "Stalled")
+    condition = cluster.condition("Dataset", DATASET, "Reconciling")
     assert condition is not None
     assert condition["reason"] == "AccessDenied"
     assert message in condition["message"]

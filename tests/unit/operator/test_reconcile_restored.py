@@ -1,8 +1,9 @@
 """Runs that come back from a backup under another uid, and runs that are only made again."""
 
 from copy import deepcopy
+from datetime import datetime
 
-from finetune_operator.build.labels import RECORDED_RUN
+from finetune_operator.build.labels import RECORDED_AT, RECORDED_RUN
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, JOB
@@ -39,6 +40,13 @@ def test_a_run_is_marked_when_its_checkpoints_are_recorded_and_not_before() -> N
     assert RECORDED_RUN not in reached("train").objects["FineTuneJob", JOB]["metadata"].get("annotations", {})
     marked = reached("evaluate").objects["FineTuneJob", JOB]["metadata"]
     assert marked["annotations"][RECORDED_RUN].startswith(f"{marked['uid']}.")
+
+
+def test_a_checkpoint_says_when_it_was_first_recorded() -> None:
+    cluster, _, checkpoint = wiped()
+    restored = cluster.add(checkpoint)["metadata"]
+    recorded = datetime.fromisoformat(restored["annotations"][RECORDED_AT])
+    assert recorded < datetime.fromisoformat(restored["creationTimestamp"])
 
 
 def test_a_restored_run_adopts_its_checkpoints_and_trains_nothing() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import ExitCode
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import NOW, MemoryCluster, at
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, trained
 from tests.unit.operator.runsteps import reached
 
@@ -183,15 +183,40 @@ def test_a_failed_stage_stalls_the_run_with_its_reason(
     assert [stage.name for stage in cluster.job(JOB).status.stages] == ["preflight", "train"]
 
 
-def test_an_evicted_pod_is_called_so() -> None:
-    cluster = reached("train")
+def evicted(cluster: MemoryCluster, message: str, *conditions: Manifest) -> None:
+    """The kubelet has evicted the train pod, and no container of it is known any more."""
     pod = cluster.pod(
-        "train", {}, phase="Failed", reason="Evicted", message="The node was low on ephemeral-storage"
+        "train", {}, phase="Failed", reason="Evicted", message=message, conditions=[*conditions]
     )
     pod["status"]["containerStatuses"] = []
+
+
+def test_a_pod_evicted_for_its_own_limit_counts_and_ends_the_run_in_the_end() -> None:
+    cluster = reached("train")
+    evicted(cluster, "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ")
+    cluster.stage_job("train")["status"] = {"failed": 1}
+    reason, message = state(cluster)
+    assert reason == "Queued"
+    assert message.startswith("attempt 1 of 4 at train failed with Evicted and is tried again: ")
     cluster.end_job("train", "Failed")
     cluster.now += timedelta(seconds=11)
-    assert "was evicted: The node was low on ephemeral-storage" in state(cluster, "Stalled")[1]
+    reason, message = state(cluster, "Stalled")
+    assert reason == "Evicted"
+    assert message.endswith(
+        "(raise or remove that limit: resources.train.ephemeralStorage of ComputeProfile cpu)"
+    )
+
+
+def test_a_pod_evicted_for_its_node_is_followed_by_another_and_the_run_says_what_helps() -> None:
+    cluster = reached("train")
+    pressure = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+    evicted(cluster, "The node was low on resource: memory. ", pressure)
+    pressed = "The node was low on resource: memory."
+    advice = "raise resources.train.memory of ComputeProfile cpu to what it uses"
+    assert state(cluster) == (
+        "Queued",
+        f"the train pod was ended by its node: {pressed} ({advice}); the next one follows",
+    )
 
 
 def test_a_failed_job_without_pods_repeats_what_the_job_says() -> None:
@@ -245,6 +270,68 @@ def test_the_result_of_a_pod_that_is_gone_is_read_from_the_store() -> None:
     cluster.end("collect", trained().to_json())
     cluster.settle()
     assert set(cluster.of("Checkpoint")) == {CHECKPOINT}
+
+
+COLLECTING = "reading the result of train from the store"
+COLLECTORS: list[tuple[str, Manifest, list[Manifest], str, str]] = [
+    ("it runs", {"running": {"startedAt": at(NOW)}}, [], "Collecting", COLLECTING),
+    ("another one follows", {"terminated": {"exitCode": 1}}, [], "Collecting", COLLECTING),
+    (
+        "it is new",
+        {"waiting": {"reason": "ContainerCreating"}},
+        [],
+        "Collecting",
+        f"{COLLECTING}: the collect pod is being created",
+    ),
+    (
+        "its image cannot be pulled",
+        {"waiting": {"reason": "ImagePullBackOff", "message": "unauthorized"}},
+        [],
+        "ImageUnavailable",
+        "image registry.example/trainer:1 of the collect pod cannot be pulled",
+    ),
+    ("no node has room", {}, [UNSCHEDULABLE], "Unschedulable", "no node can take the collect pod yet"),
+]
+
+
+@pytest.mark.parametrize(
+    ("container", "conditions", "reason", "part"),
+    [row[1:] for row in COLLECTORS],
+    ids=[row[0] for row in COLLECTORS],
+)
+def test_a_collector_that_is_not_through_says_why(
+    container: Manifest, conditions: list[Manifest], reason: str, part: str
+) -> None:
+    cluster = lost(reached("train"))
+    cluster.pod("collect", container, conditions=conditions)
+    found, message = state(cluster)
+    assert found == reason
+    assert message.startswith(part)
+    if found == "Collecting":
+        assert message == part
+    is_blocked = cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Blocked"
+    assert is_blocked == (reason == "ImageUnavailable")
+
+
+def test_a_collector_without_a_pod_for_a_minute_points_to_quota_and_admission() -> None:
+    cluster = lost(reached("train"))
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 61
+    cluster.now += timedelta(seconds=61)
+    assert state(cluster)[0] == "PodNotStarting"
+
+
+def test_a_collector_on_a_node_that_is_gone_says_so() -> None:
+    cluster = lost(reached("train"))
+    cluster.start("collect")
+    (pod,) = [pod for (kind, name), pod in cluster.objects.items() if kind == "Pod" and "collect" in name]
+    pod["spec"] = {**pod["spec"], "nodeName": "node-1"}
+    pod["metadata"]["deletionTimestamp"] = at(cluster.now)
+    assert state(cluster)[0] == "Collecting"
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 31
+    cluster.now += timedelta(seconds=31)
+    reason, message = state(cluster)
+    assert reason == "NodeLost"
+    assert message.startswith("the collect pod ")
 
 
 def test_a_collector_whose_message_is_lost_too_is_started_again() -> None:

@@ -13,7 +13,7 @@ from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
-from tests.ports import free_port
+from hack.cluster.ports import free_port
 
 
 @pytest.fixture

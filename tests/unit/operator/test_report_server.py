@@ -18,7 +18,7 @@ from finetune_operator.report.authorizer import REVIEWS_AT_ONCE, Authorizer, Too
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.server import ReportServer
 from finetune_trainer.contract import REPORT_PATH
-from tests.ports import free_port
+from hack.cluster.ports import free_port
 
 
 class Endpoint:

@@ -99,6 +99,14 @@ STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
         "ImageUnavailable",
         ["ErrImageNeverPull"],
     ),
+    **{
+        f"its image is held up by {reason}": (
+            pod(**held(reason, "no luck")),
+            "ImageUnavailable",
+            ["trainer:1 of the train pod cannot be pulled: check its name", f"{reason}: no luck"],
+        )
+        for reason in ("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed")
+    },
     "a Secret is missing": (
         pod(**held("CreateContainerConfigError", 'secret "hub" not found')),
         "SecretNotFound",
@@ -204,14 +212,60 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
             phase="Failed",
             reason="Evicted",
             message="The node was low on resource: memory. Threshold quantity: 100Mi, available: 60Mi.",
+            conditions=[BY_EVICTION],
         ),
         "Evicted",
-        ["low on resource: memory", "raise resources.train.memory of ComputeProfile a100"],
+        ["low on resource: memory", "(raise resources.train.memory of ComputeProfile a100 to what it uses)"],
     ),
     "its node ran out of disk": (
-        pod(phase="Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."),
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message="The node was low on resource: ephemeral-storage.",
+            conditions=[BY_EVICTION],
+        ),
         "Evicted",
-        ["low on resource: ephemeral-storage", "use nodes with more of it"],
+        [
+            "low on resource: ephemeral-storage",
+            "raise resources.train.ephemeralStorage of ComputeProfile a100 to what it uses, or use nodes",
+        ],
+    ),
+    "its node has no inodes left": (
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message="The node was low on resource: inodes.",
+            conditions=[BY_EVICTION],
+        ),
+        "Evicted",
+        ["low on resource: inodes", "(kubectl describe node shows what it lacks)"],
+    ),
+    "its container wrote more than its limit": (
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message='Container trainer exceeded its local ephemeral storage limit "1Gi". ',
+        ),
+        "Evicted",
+        ["(raise or remove that limit: resources.train.ephemeralStorage of ComputeProfile a100)"],
+    ),
+    "it wrote more than the limits of its containers": (
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message="Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        ),
+        "Evicted",
+        ["(raise or remove that limit: resources.train.ephemeralStorage of ComputeProfile a100)"],
+    ),
+    "a volume of its own is full": (
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message='Usage of EmptyDir volume "shared-memory" exceeds the limit "1Gi". ',
+        ),
+        "Evicted",
+        ['"shared-memory" exceeds the limit "1Gi". (raise or remove that limit)'],
     ),
     "it ran past a deadline of its own": (
         pod(phase="Failed", reason="DeadlineExceeded", message="Pod was active on the node longer than …"),
@@ -288,9 +342,12 @@ def test_a_pod_that_the_cluster_took_away_says_who_took_it(reason: str, said: st
     assert (disruption(pod(conditions=[taken])) or "").startswith(said)
 
 
-def test_an_eviction_that_kubernetes_makes_up_for_repeats_what_the_node_lacked() -> None:
+def test_an_eviction_that_kubernetes_makes_up_for_repeats_what_the_node_lacked_and_says_what_helps() -> None:
     evicted = pod(phase="Failed", reason="Evicted", message="low on memory", conditions=[BY_EVICTION])
-    assert disruption(evicted) == "was ended by its node: low on memory"
+    assert disruption(evicted) == (
+        "was ended by its node: low on memory (raise resources.train.memory of ComputeProfile a100 to what it"
+        " uses)"
+    )
     assert disruption(pod(conditions=[{**BY_EVICTION, "status": "False"}])) is None
 
 
@@ -352,6 +409,11 @@ SERVES: dict[str, tuple[Manifest, str, str]] = {
         "Unschedulable",
         "check devices and resources of ComputeProfile a100",
     ),
+    "it waits at a scheduling gate": (
+        pod(**unscheduled("Scheduling is blocked due to non-empty scheduling gates", "SchedulingGated")),
+        "Queued",
+        "pod routing-train-1a2b3-x waits for admission: Scheduling is blocked",
+    ),
     "its image cannot be pulled": (
         pod(**engine(state={"waiting": {"reason": "ErrImagePull", "message": "denied"}})),
         "ImageUnavailable",
@@ -389,7 +451,12 @@ SERVES: dict[str, tuple[Manifest, str, str]] = {
     "it was evicted": (
         pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
         "Evicted",
-        "node node-1 has ended pod routing-train-1a2b3-x. Evicted: The node was low on resource: memory.",
+        "Evicted: The node was low on resource: memory. (raise resources.serve.memory of ComputeProfile a100",
+    ),
+    "its node had no room after all": (
+        pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"),
+        "PodNotStarting",
+        "enough resource: cpu (kubectl describe node node-1 shows what it has left)",
     ),
     "its node does not answer": (
         pod(phase="Running", conditions=UNHEARD_OF),

@@ -1,5 +1,6 @@
 """Data of a run: a DatasetVersion, of a Dataset or of the run's own inline source."""
 
+from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import DatasetReference
 from finetune_operator.build.configs import prepare_config
@@ -11,7 +12,7 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress
-from finetune_operator.status.conditions import find, is_true
+from finetune_operator.status.conditions import BLOCKED, find, is_true
 from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract import PrepareResult, StageResult
@@ -58,14 +59,21 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
 
 
 def _named_version(run: Run, ref: DatasetReference) -> DatasetVersion | Blocked:
-    version = run.world.datasetversions.get(ref.version or "")
+    version = _standing(run, ref.version)
     if version is not None and version.spec.dataset == ref.name:
         return version
     return Blocked(
         Reason.DATASET_VERSION_NOT_FOUND,
-        f"DatasetVersion {ref.version} of Dataset {ref.name} does not exist in namespace {run.job.namespace}:"
-        f" kubectl get dsv -n {run.job.namespace} lists those that do",
+        f"DatasetVersion {ref.version} of Dataset {ref.name} does not exist in namespace {run.job.namespace},"
+        f" or is being deleted: kubectl get dsv -n {run.job.namespace} lists those that exist; name another"
+        " one in a new FineTuneJob",
     )
+
+
+def _standing(run: Run, name: str | None) -> DatasetVersion | None:
+    """The DatasetVersion of this name, unless it is being deleted: then its rows may be on their way out."""
+    version = run.world.datasetversions.get(name or "")
+    return version if version is not None and version.metadata.deletion_timestamp is None else None
 
 
 def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
@@ -84,14 +92,22 @@ def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
             f"Dataset {name} failed with {stalled.reason}: {stalled.message}",
             requeue_after=None,
         )
+    if current and status.phase == BLOCKED:
+        return _as_blocked_as(dataset)
     if not current or not is_true(status.conditions, ConditionType.READY):
         return Working(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {name} to be prepared")
-    version = run.world.datasetversions.get(status.latest_version or "")
-    return version or Working(
+    return _standing(run, status.latest_version) or Working(
         Reason.WAITING_FOR_DATASET,
         f"waiting for DatasetVersion {status.latest_version}; if somebody deleted it, change Dataset {name},"
         " for example its split.seed, to have it prepared again",
     )
+
+
+def _as_blocked_as(dataset: Dataset) -> Blocked:
+    """Somebody must act on the Dataset, and so for this run; it goes on when the Dataset does."""
+    state = find(dataset.status.conditions, ConditionType.RECONCILING)
+    why = f", which waits itself. {state.reason}: {state.message}" if state is not None else ""
+    return Blocked(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {dataset.name}{why}", requeue_after=None)
 
 
 def _inline(run: Run) -> Halt | None:

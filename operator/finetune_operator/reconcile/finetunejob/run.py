@@ -12,7 +12,6 @@ from finetune_operator.status import conditions, progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 SUCCEEDED = "Succeeded"
-PENDING = "Pending"
 
 
 class Run:

@@ -18,8 +18,6 @@ from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract import StageConfig, StageResult
 
-DEVICE_STAGES = frozenset({"train", "evaluate"})
-
 
 def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]) -> StageResult | Halt:
     """The stage's result, or how the pass ends."""
@@ -41,8 +39,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         run.update(progress=progress.entered(run.status.progress, stage))
     if isinstance(outcome, Retry):
         count_usage(run, stage)
-        left = max(1.0, (outcome.due - run.world.now).total_seconds())
-        return Blocked(outcome.reason, f"{outcome.message} (tried again every 5 minutes)", left)
+        return outcome.blocked(run.world.now)
     if isinstance(outcome, Broken):
         _finish(run, stage, request.name)
         prepared = outcome.result.prepare if outcome.result is not None else None

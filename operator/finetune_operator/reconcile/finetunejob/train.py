@@ -54,6 +54,7 @@ def _record(run: Run, trained: TrainResult, hyperparameters: ResolvedHyperparame
             validation_rows=validation,
             hyperparameters=hyperparameters,
             trainer_image=resolved.trainer_image or "",
+            recorded_at=run.world.now,
         )
         run.draft.create.append(Create(record, same="Digest"))
         name = checkpoint_name(job.name, job.uid, checkpoint.step, checkpoint.digest)

@@ -1,0 +1,88 @@
+"""An object that this version cannot read, as after a rollback of the operator alone."""
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from finetune_operator.build.labels import FINALIZER
+from finetune_operator.caches import Caches
+from finetune_operator.engine.errors import Rejected
+from finetune_operator.plan import Manifest
+from tests.unit.operator.test_controller_turns import CHECKPOINTS, Scene, approved, key
+
+THEIRS = "example.com/theirs"
+DELETED = "2030-01-02T03:00:00Z"
+
+
+class ApiServer:
+    """Knows whether the namespace goes, and takes changes of metadata."""
+
+    def __init__(self, *, terminating: bool) -> None:
+        self.patches: list[Manifest] = []
+        self._namespace: Manifest = {"metadata": {"name": "team"}}
+        if terminating:
+            self._namespace["metadata"]["deletionTimestamp"] = DELETED
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/api/v1/namespaces/team", self._get_namespace)
+        app.router.add_patch(f"{CHECKPOINTS}/{{name}}", self._patch)
+        return app
+
+    async def _get_namespace(self, _: web.Request) -> web.Response:
+        return web.json_response(self._namespace)
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        patch = json.loads(await request.text())
+        self.patches.append(patch)
+        return web.json_response(unread(**patch["metadata"] | {"resourceVersion": "8"}))
+
+
+def unread(**metadata: Any) -> Manifest:
+    """A Checkpoint of a newer version."""
+    manifest = approved("newer", "7", "2030-01-01T00:00:00Z")
+    manifest["spec"]["lineage"] = "another form"
+    manifest["metadata"] |= metadata
+    return manifest
+
+
+async def looked_at(manifest: Manifest, *, terminating: bool) -> list[Manifest]:
+    """What one look at it writes.
+
+    Raises:
+        Rejected: as the look does.
+    """
+    caches = Caches()
+    caches.kinds["Checkpoint"].put(manifest)
+    server = ApiServer(terminating=terminating)
+    async with TestServer(server.app()) as listening:
+        scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
+        try:
+            await scene.controller.look(key("newer"))
+        finally:
+            await scene.cluster.close()
+    return server.patches
+
+
+async def test_it_does_not_hold_up_a_namespace_that_goes() -> None:
+    held = unread(deletionTimestamp=DELETED, finalizers=[THEIRS, FINALIZER])
+    (patch,) = await looked_at(held, terminating=True)
+    assert patch == {
+        "metadata": {"finalizers": [THEIRS], "uid": "uid-of-newer", "resourceVersion": "7"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("metadata", "terminating"),
+    [
+        pytest.param({"finalizers": [FINALIZER]}, True, id="it is not being deleted"),
+        pytest.param({"deletionTimestamp": DELETED, "finalizers": [THEIRS]}, True, id="not ours to let go"),
+        pytest.param({"deletionTimestamp": DELETED, "finalizers": [FINALIZER]}, False, id="it goes alone"),
+    ],
+)
+async def test_else_it_is_left_as_it_is(metadata: Manifest, terminating: bool) -> None:
+    with pytest.raises(Rejected, match="cannot be read"):
+        await looked_at(unread(**metadata), terminating=terminating)
