@@ -86,7 +86,8 @@ class Controller:
             raise Gone(key.name)
         resource = self._surroundings.resource(key)
         if resource is None:
-            raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "it cannot be read by this version")
+            await self._let_go_unread(primary)
+            return None
         now = datetime.now(UTC)
         try:
             world = await self._world(resource, now)
@@ -110,6 +111,20 @@ class Controller:
         self._note_service_accounts(plan)
         differences.count(self._metrics, primary, after)
         return plan.requeue_after
+
+    async def _let_go_unread(self, primary: Manifest) -> None:
+        """An object that this version cannot read must not hold up the deletion of its whole namespace.
+
+        Raises:
+            Rejected: it does not.
+        """
+        metadata = primary["metadata"]
+        finalizers = metadata.get("finalizers", [])
+        is_held = "deletionTimestamp" in metadata and FINALIZER in finalizers
+        if not is_held or not await self._namespaces.is_terminating(metadata["namespace"]):
+            raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "it cannot be read by this version")
+        others = [each for each in finalizers if each != FINALIZER]
+        await self._executor.carry_out(primary, Plan(metadata={"finalizers": others}))
 
     async def _world(self, resource: Resource, now: datetime) -> World:
         namespace = resource.namespace

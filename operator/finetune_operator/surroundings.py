@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -42,6 +42,7 @@ class Surroundings:
             "ComputeProfile": self._profiles,
         }
         self._lines: dict[str, CheckpointIndex] = {}
+        self._going: dict[tuple[str, str], Checkpoint] = {}
         kinds["Checkpoint"].subscribe(self._index)
 
     def resource(self, key: Key) -> Resource | None:
@@ -84,9 +85,8 @@ class Surroundings:
             profiles=self._profiles.named(""),
             progress=progress,
             same_content=self._same_content(resource),
-            endpoints_everywhere=(
-                tuple(self._inferencedeployments.all()) if isinstance(resource, InferenceDeployment) else ()
-            ),
+            runs_everywhere=tuple(self._finetunejobs.all()) if _is_going_record(resource) else (),
+            endpoints_everywhere=self._endpoints_everywhere(resource),
         )
 
     def finetunejobs(self, namespace: str | None) -> Iterable[FineTuneJob]:
@@ -104,19 +104,29 @@ class Surroundings:
     def checkpoints(self, namespace: str) -> CheckpointIndex:
         return self._lines.get(namespace, CheckpointIndex())
 
+    def going_checkpoints(self) -> Iterable[Checkpoint]:
+        return tuple(self._going.values())
+
     def _index(self, old: Manifest | None, new: Manifest | None) -> None:
         metadata = (new or old or {})["metadata"]
+        address = metadata["namespace"], metadata["name"]
         line = self._lines.setdefault(metadata["namespace"], CheckpointIndex())
         checkpoint = self._checkpoints.parse(new) if new is not None else None
-        if checkpoint is not None:
-            line.put(checkpoint)
-        else:
+        self._going.pop(address, None)
+        if checkpoint is None:
             line.remove(metadata["name"])
+            return
+        line.put(checkpoint)
+        if checkpoint.metadata.deletion_timestamp is not None:
+            self._going[address] = checkpoint
+
+    def _endpoints_everywhere(self, resource: Resource) -> tuple[InferenceDeployment, ...]:
+        is_going = resource.metadata.deletion_timestamp is not None
+        concerned = is_going or isinstance(resource, InferenceDeployment)
+        return tuple(self._inferencedeployments.all()) if concerned else ()
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
-        if resource.metadata.deletion_timestamp is None or not isinstance(
-            resource, Checkpoint | DatasetVersion
-        ):
+        if not _is_going_record(resource):
             return ()
         records: Models[Any] = self._models[resource.kind]
         return tuple(
@@ -144,6 +154,11 @@ class Surroundings:
             elif controller.get("kind") == "Job":
                 orphans[controller["name"]] = (*orphans.get(controller["name"], ()), pod)
         return pods, orphans
+
+
+def _is_going_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersion]:
+    is_record = isinstance(resource, Checkpoint | DatasetVersion)
+    return is_record and resource.metadata.deletion_timestamp is not None
 
 
 def _listed(models: Models[R], namespace: str | None) -> Iterable[R]:

@@ -85,6 +85,35 @@ def test_people_and_the_operator_have_rights_on_every_kind(manifests: list[Manif
     assert operator == people == plurals
 
 
+def test_admins_and_approvers_may_approve_and_nobody_else(manifests: list[Manifest]) -> None:
+    approvers = [m for m in manifests if any("approve" in rule["verbs"] for rule in m.get("rules", ()))]
+    assert [m["metadata"]["name"] for m in approvers] == ["finetune-operator-approver"]
+    labels = approvers[0]["metadata"]["labels"]
+    joined = {name: value for name, value in labels.items() if "aggregate-to-" in name}
+    assert joined == {"rbac.authorization.k8s.io/aggregate-to-admin": "true"}
+    policy = named(manifests, "ValidatingAdmissionPolicy", "finetune-operator-approval")
+    binding = named(manifests, "ValidatingAdmissionPolicyBinding", "finetune-operator-approval")
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+
+
+def test_without_aggregation_not_even_admins_may_approve() -> None:
+    approver = named(rendered("rbac.aggregate=false"), "ClusterRole", "finetune-operator-approver")
+    assert approver["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-admin"] == "false"
+
+
+def test_without_approval_nothing_of_the_policy_is_left(manifests: list[Manifest]) -> None:
+    def of_approval(found: list[Manifest]) -> set[str]:
+        return {
+            m["kind"]
+            for m in found
+            if m["kind"].startswith("ValidatingAdmissionPolicy") or "approve" in str(m.get("rules"))
+        }
+
+    everything = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ClusterRole"}
+    assert of_approval(manifests) == everything
+    assert of_approval(rendered("rbac.approval=false")) == set()
+
+
 def test_the_pod_satisfies_the_restricted_policy_with_a_read_only_root(manifests: list[Manifest]) -> None:
     pod = named(manifests, "Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]

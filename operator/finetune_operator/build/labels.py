@@ -28,6 +28,8 @@ STORE_CREDENTIALS: Final = f"{GROUP}/store-credentials"
 """Annotation of a Job or record: the Secret that opens its store. On a record a person may change it."""
 RECORDED_RUN: Final = f"{GROUP}/recorded-run"
 """Annotation of a FineTuneJob whose Checkpoints are recorded: which run it stands for, restored or not."""
+RECORDED_AT: Final = f"{GROUP}/recorded-at"
+"""Annotation of a Checkpoint: when it was first recorded; a restore makes the creation time anew."""
 FINALIZER: Final = f"{GROUP}/cleanup"
 """On what has `deletionPolicy: Delete`: before it goes, what it stands for is removed."""
 

@@ -1,5 +1,7 @@
 """DatasetVersion and Checkpoint: immutable records without an owner: pruning a run deletes no live model."""
 
+from datetime import datetime
+
 from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
 from finetune_operator.api.datasetversion import (
     DatasetStatistics,
@@ -14,6 +16,7 @@ from finetune_operator.build.labels import (
     DATASET,
     FINALIZER,
     MODEL,
+    RECORDED_AT,
     checkpoint_name,
     child_labels,
     store_annotations,
@@ -82,6 +85,7 @@ def build_checkpoint(
     validation_rows: int,
     hyperparameters: ResolvedHyperparameters,
     trainer_image: str,
+    recorded_at: datetime,
 ) -> Manifest:
     """The record of published weights, with everything they came from."""
     metrics: tuple[Score, ...] = ()
@@ -115,7 +119,10 @@ def build_checkpoint(
             "name": checkpoint_name(job.name, job.uid, result.step, result.digest),
             "namespace": job.namespace,
             "labels": child_labels(job, **{MODEL: job.spec.model}),
-            "annotations": store_annotations(None, store_credentials),
+            "annotations": {
+                **store_annotations(None, store_credentials),
+                RECORDED_AT: recorded_at.isoformat(timespec="milliseconds"),
+            },
             **_finalizers(job.spec.deletion_policy),
         },
         "spec": spec.to_dict(),
