@@ -176,7 +176,10 @@ def test_a_signal_ends_it_before_the_copy(bench: Workbench) -> None:
         stage.run(bench.preflight_config(tiny(), bench.dataset()), bench.context(Sheet(stop=stop)))
 
 
-def test_progress_ends_at_the_total(bench: Workbench) -> None:
+@pytest.mark.parametrize("stored", [False, True])
+def test_progress_ends_at_the_total(bench: Workbench, *, stored: bool) -> None:
+    if stored:
+        bench.preflight()
     sheet = Sheet()
 
     stage.run(bench.preflight_config(tiny(), bench.dataset()), bench.context(sheet))

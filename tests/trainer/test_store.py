@@ -151,6 +151,17 @@ def test_a_manifest_that_reaches_outside_its_folder_is_refused(store: Store, tmp
         store.artifact(ref)
 
 
+def test_publishing_says_how_far_it_is(store: Store) -> None:
+    seen: list[int] = []
+    with store.staging() as staging:
+        for name in ("a", "b"):
+            (staging / name).write_text(name * 100)
+        store.publish("models", staging, seen.append)
+
+    assert sum(seen) == 200
+    assert len(seen) > 1
+
+
 def test_a_symbolic_link_is_never_published(store: Store) -> None:
     with store.staging() as staging:
         (staging / "a").symlink_to("/etc/hostname")

@@ -110,7 +110,9 @@ class StoreReference(Model):
         Rule(
             "self.uri.startsWith('pvc://') || self.uri.startsWith('s3://') || self.uri.startsWith('gs://')"
             " || self.uri.startsWith('abfs://')",
-            "uri must begin with pvc://, s3://, gs:// or abfs://, for example pvc://artifacts",
+            "uri must begin with pvc://, s3://, gs:// or abfs://, for example pvc://artifacts; for an object"
+            " store of your own write s3://BUCKET/FOLDER and put its https:// address as endpoint into the"
+            " credentials Secret",
             "uri",
         ),
     )

@@ -28,7 +28,9 @@ ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
 BASE_MODEL_SCHEME_RULE: Final = Rule(
     "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
     " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
-    "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://, for example pvc://models/gemma-3-270m",
+    "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://, for example pvc://models/gemma-3-270m;"
+    " put a model from a web server on a claim or in a bucket, or write hf:// and name a hub's mirror as"
+    " endpoint in the credentials Secret",
     "uri",
 )
 
@@ -57,7 +59,7 @@ class BaseModelReference(Model):
         Field(
             description="Folder with config.json, tokenizer and safetensors: pvc://CLAIM/FOLDER in the same"
             " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER. A"
-            " model from the network is kept in the store, and downloaded once for all runs."
+            " model from the network is kept in the store, where later runs find it."
         ),
     ] = None
     revision: Annotated[

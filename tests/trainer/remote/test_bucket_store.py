@@ -164,6 +164,40 @@ def test_an_upload_that_is_killed_never_counts(pods: Pods) -> None:
     assert len(Manifest.model_validate_json((folder / "manifest.json").read_bytes()).files) == 200
 
 
+def test_an_upload_says_how_far_it_is_and_what_is_there_already_counts_as_uploaded(pods: Pods) -> None:
+    uploaded: list[tuple[int, int]] = []
+    known: list[int] = []
+
+    def count(size: int) -> None:
+        uploaded.append((size, len(list(pods.objects.glob("models/*/*")))))
+
+    for on_bytes in (count, known.append):
+        store = pods.store()
+        with store.staging() as staging:
+            for size, name in enumerate("abc", 1):
+                (staging / name).write_text(name * size)
+            store.publish("models", staging, on_bytes)
+
+    assert uploaded == [(1, 1), (2, 2), (3, 3)]
+    assert known == [6]
+
+
+def test_an_upload_ends_when_the_pod_is_to_stop_and_never_counts(pods: Pods) -> None:
+    def stop(_: int) -> None:
+        raise Preempted
+
+    store = pods.store()
+    with store.staging() as staging:
+        for name in "ab":
+            (staging / name).write_text(name)
+        with pytest.raises(Preempted):
+            store.publish("models", staging, stop)
+
+    (folder,) = (pods.objects / "models").iterdir()
+    assert files_below(folder) == ["a"]
+    assert publish(pods.store(), {"a": "a", "b": "b"}).digest == f"sha256:{folder.name}"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("2", "its sha256 is"), ("12", "it has 2 bytes, not 1"), (None, "it is missing")],

@@ -7,7 +7,9 @@ import pytest
 
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
+from finetune_trainer.remote import files
 from finetune_trainer.remote.filesystem import open_filesystem
+from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.cloudservers import AzureServer, CloudServer, GoogleServer
 from tests.trainer.remote.reading import failure, prepare, read
@@ -83,3 +85,33 @@ def test_without_a_secret_google_is_asked_as_nobody(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
 
     assert open_filesystem("gs://rows/a.jsonl", None).filesystem.credentials.credentials is None
+
+
+@pytest.mark.parametrize(("kind", "scheme", "keys"), CLOUDS)
+def test_a_folder_of_too_many_files_is_refused(
+    kind: type[CloudServer],
+    scheme: str,
+    keys: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "MAX_FILES", 2)
+    with kind() as server:
+        server.files = {f"rows/2030/{name}.jsonl": ROWS for name in "abc"}
+
+        found = failure(tmp_path, f"{scheme}://rows/2030", server.secret(tmp_path / "secret", **keys))
+
+    assert found.reason is FailureReason.SOURCE_TOO_LARGE
+    assert "it has 3 files; at most 10000 files of" in found.message
+
+
+def test_every_client_of_a_bucket_has_the_limits_on_connecting_and_on_silence() -> None:
+    s3 = open_filesystem("s3://rows/a", None).filesystem
+    google = open_filesystem("gs://rows/a", None).filesystem.session_kwargs["timeout"]
+    azure = open_filesystem("abfs://rows@team.dfs.core.windows.net/a", None).filesystem._timeout_kwargs
+
+    assert {
+        (s3.config_kwargs["connect_timeout"], s3.config_kwargs["read_timeout"]),
+        (google.sock_connect, google.sock_read),
+        (azure["connection_timeout"], azure["read_timeout"]),
+    } == {(CONNECT_SECONDS, STALL_SECONDS)}

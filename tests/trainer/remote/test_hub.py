@@ -1,5 +1,6 @@
 """`hf://` sources and base models, through the hub's own library, from a server that speaks its language."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,12 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import FailureReason, PreflightResult, SecretMount
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.manifest import OnBytes, nothing
 from finetune_trainer.preflight import stage as preflight
+from finetune_trainer.remote import hub as hub_client
+from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.store.mounted import MountedStore
 from hack.models import tiny
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.hubserver import HubServer, Repository
@@ -116,6 +121,65 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
 
     assert [seen.path for seen in hub.seen if "model.safetensors" in seen.path] != []
     assert len([path for path in models.iterdir() if path.name != "by-source"]) == 1
+
+
+class Kill(BaseException):
+    """The end of a pod that nobody told."""
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("end", [Preempted, Kill])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_pod_that_ends_while_the_store_takes_the_model_is_followed_by_one_that_goes_on(
+    hub: HubServer,
+    secret: SecretMount,
+    bench: Workbench,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    end: type[BaseException],
+    links: bool,
+) -> None:
+    publish = MountedStore.publish
+
+    def stopped(store: MountedStore, kind: Any, staging: Path, on_bytes: OnBytes = nothing) -> str:
+        if kind == "models":
+            raise end
+        return publish(store, kind, staging, on_bytes)
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(MountedStore, "publish", stopped)
+    with pytest.raises(end):
+        run_preflight(bench, secret)
+    monkeypatch.setattr(MountedStore, "publish", publish)
+    hub.seen.clear()
+
+    assert run_preflight(bench, secret).base_model == bench.preflight().base_model
+
+    assert (contents(hub) == []) is links
+
+
+def no_links(source: Path, target: Path) -> None:
+    raise PermissionError(1, "Operation not permitted", str(source))
+
+
+@pytest.mark.usefixtures("model")
+def test_a_model_of_the_same_name_at_another_hub_is_another_model(
+    hub: HubServer, secret: SecretMount, bench: Workbench, tmp_path: Path
+) -> None:
+    run_preflight(bench, secret)
+    with HubServer() as mirror:
+        mirror.repositories = dict(hub.repositories)
+
+        run_preflight(bench, mirror.secret(tmp_path / "mirror"))
+
+    assert "model.safetensors" in contents(mirror)
+
+
+def test_the_hubs_client_has_the_limits_on_connecting_and_on_silence() -> None:
+    client = hub_client._client_factory(None, "https://huggingface.co")()
+
+    assert (client.timeout.connect, client.timeout.read) == (CONNECT_SECONDS, STALL_SECONDS)
 
 
 def test_the_token_goes_to_the_hub_and_not_to_where_it_keeps_contents(

@@ -2,20 +2,29 @@
 
 import hashlib
 import json
+import socket
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
 from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.remote import patience
+from finetune_trainer.remote import source as remote_source
+from finetune_trainer.remote import web as web_client
 from finetune_trainer.remote.limits import CHUNK_BYTES
 from hack.cluster.pki import Authority
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source
-from tests.trainer.remote.webserver import WebServer
+from tests.trainer.remote.webserver import Answer, Seen, WebServer
 
 ROWS = json_lines(pairs(40)).encode()
+MANY_ROWS = ROWS * 1000
+"""More than a client has read before it sees that the connection is broken."""
 
 
 @pytest.fixture
@@ -201,3 +210,153 @@ def test_a_signature_in_a_url_does_not_appear_in_a_message(
     found = failure(tmp_path, uri(web, "/rows.jsonl?signature=s3cret"), secret)
 
     assert "s3cret" not in found.message
+
+
+class Vague(WebServer):
+    """Knows ranges, and says of no file how long it is, or `total`."""
+
+    total = "*"
+    first_byte = 0
+    """Where a range begins that it sends, whatever was asked for; 0: it refuses them."""
+    refuses_all = False
+
+    @override
+    def answer(self, asked: Seen) -> Answer:
+        etag = ("ETag", '"1"')
+        if asked.range == "bytes=0-0":
+            return Answer(ROWS[:1], 206, (etag, ("Content-Range", f"bytes 0-0/{self.total}")))
+        if asked.range is not None and self.first_byte:
+            place = ("Content-Range", f"bytes {self.first_byte}-{len(MANY_ROWS) - 1}/{len(MANY_ROWS)}")
+            return Answer(MANY_ROWS[self.first_byte :], 206, (etag, place))
+        if asked.range is not None or self.refuses_all:
+            return Answer(b"error page!", 416, (etag,))
+        return Answer(MANY_ROWS, headers=(etag,))
+
+
+@pytest.fixture
+def vague(authority: Authority) -> Iterator[Vague]:
+    with Vague(authority) as server:
+        server.knows_ranges = False  # `answer` does all of it
+        yield server
+
+
+@pytest.fixture
+def trust(vague: Vague, authority: Authority, tmp_path: Path) -> SecretMount:
+    return vague.secret(tmp_path / "trust", caBundle=authority.certificate.decode())
+
+
+def test_an_answer_whose_end_a_broken_connection_could_be_is_not_taken(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    web.files["/rows.jsonl"] = ROWS
+    web.knows_ranges = web.tells_length = False
+
+    found = failure(tmp_path / "here", uri(web), secret)
+
+    assert found.reason is FailureReason.SOURCE_UNAVAILABLE
+    assert "it must send Content-Length, or Transfer-Encoding: chunked" in found.message
+    assert list((tmp_path / "here").glob("*.jsonl")) == []
+
+
+def test_a_file_of_unknown_length_is_read_from_the_beginning(
+    vague: Vague, trust: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    opened = source(uri(vague), trust)
+    vague.faults.append("cut")
+
+    opened.download(opened.files, tmp_path / "here")
+
+    assert (tmp_path / "here" / "rows.jsonl").read_bytes() == MANY_ROWS
+    assert vague.downloads("/rows.jsonl") == [None, None]
+
+
+def test_the_page_that_says_there_is_no_such_range_is_no_content(
+    vague: Vague, trust: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    vague.refuses_all = True
+
+    assert "416" in failure(tmp_path / "here", uri(vague), trust).message
+
+
+def test_an_empty_file_is_read(web: WebServer, secret: SecretMount, tmp_path: Path) -> None:
+    web.files["/rows.jsonl"] = b""
+
+    assert read(tmp_path / "here", uri(web), secret) == {"rows.jsonl": b""}
+
+
+def test_another_range_than_was_asked_for_is_not_taken(
+    vague: Vague, trust: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    vague.total, vague.first_byte = str(len(MANY_ROWS)), 10
+    opened = source(uri(vague), trust)
+    vague.faults.append("cut")
+
+    with pytest.raises(StageFailure, match="the server sent bytes from 10 on, not from"):
+        opened.download(opened.files, tmp_path / "here")
+
+
+@pytest.mark.parametrize("total", ["*", "10"])
+def test_more_than_is_allowed_is_refused_while_it_is_read(
+    vague: Vague, trust: SecretMount, tmp_path: Path, total: str
+) -> None:
+    vague.total = total
+
+    found = failure(tmp_path / "here", uri(vague), trust, limit_bytes=100)
+
+    assert (found.reason, found.exit_code) == (FailureReason.SOURCE_TOO_LARGE, ExitCode.BAD_CONFIG)
+    assert "there is more of it than was allowed" in found.message
+    assert vague.downloads("/rows.jsonl") == [None]
+
+
+def test_what_is_fetched_again_does_not_count_twice(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None
+) -> None:
+    web.files["/rows.jsonl"] = MANY_ROWS
+    web.knows_ranges = False
+    opened = source(uri(web), secret, limit_bytes=len(MANY_ROWS))
+    web.faults.extend(["cut", "cut"])
+
+    opened.download(opened.files, tmp_path / "here")
+
+    assert (tmp_path / "here" / "rows.jsonl").read_bytes() == MANY_ROWS
+
+
+def test_a_download_ends_when_its_time_is_over(
+    web: WebServer, secret: SecretMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["/rows.jsonl"] = ROWS
+    monkeypatch.setattr(remote_source, "DOWNLOAD_SECONDS", 0.0)
+
+    found = failure(tmp_path / "here", uri(web), secret)
+
+    assert found.reason is FailureReason.SOURCE_TOO_LARGE
+    assert "the download takes too long" in found.message
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    web: WebServer, secret: SecretMount, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["/rows.jsonl"] = ROWS
+    monkeypatch.setattr(web_client, "STALL_SECONDS", 1.0)
+    opened = source(uri(web), secret)
+    web.faults.append("stall")
+
+    opened.download(opened.files, tmp_path / "here")
+
+    assert (tmp_path / "here" / "rows.jsonl").read_bytes() == ROWS
+
+
+def test_a_server_that_takes_no_connection_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_client, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    with closing(socket.socket()) as deaf, closing(socket.socket()) as waiting:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        waiting.connect(deaf.getsockname())  # one may wait; the next one's packets are dropped
+
+        found = failure(tmp_path, f"https://127.0.0.1:{deaf.getsockname()[1]}/rows.jsonl")
+
+    assert (found.reason, found.exit_code) == (FailureReason.SOURCE_UNAVAILABLE, ExitCode.INTERNAL)
+    assert "Connection timeout" in found.message

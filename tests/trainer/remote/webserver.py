@@ -5,7 +5,8 @@ import re
 import ssl
 import threading
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +17,8 @@ from hack.cluster.pki import Authority
 
 RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")
 
-Fault = int | Literal["cut"]
-"""What happens to a request: this status, or an answer that breaks off in its middle."""
+Fault = int | Literal["cut", "stall"]
+"""What happens to a request: this status, an answer that breaks off in its middle, or none at all."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Seen:
     authorization: str | None
     range: str | None
     body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,11 @@ class WebServer:
         self.authorization: str | None = None
         """What the header of this name must be."""
         self.knows_ranges = True
+        self.tells_length = True
+        """Without, the end of the connection is the end of the answer."""
         self.faults: deque[Fault] = deque()
         self.seen: list[Seen] = []
+        self._ended = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._scheme = "http" if authority is None else "https"
@@ -98,6 +103,7 @@ class WebServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -126,9 +132,14 @@ class WebServer:
             headers.get("Authorization"),
             headers.get("Range") or headers.get("x-ms-range"),
             body,
+            dict(headers),
         )
         self.seen.append(asked)
         fault = self.faults.popleft() if self.faults else None
+        if fault == "stall":
+            self._ended.wait()
+            handler.close_connection = True
+            return
         if isinstance(fault, int):
             answer = Answer(status=fault)
         elif self.authorization not in {None, asked.authorization}:
@@ -138,12 +149,13 @@ class WebServer:
             if answer.status == HTTPStatus.OK and self.knows_ranges:
                 answer = _part(answer, asked.range, headers.get("If-Range"))
         handler.send_response(answer.status)
-        for name, value in (*answer.headers, ("Content-Length", str(len(answer.body)))):
+        length = (("Content-Length", str(len(answer.body))),) if self.tells_length else ()
+        for name, value in (*answer.headers, *length):
             handler.send_header(name, value)
         handler.end_headers()
         if handler.command != "HEAD":
             handler.wfile.write(answer.body[: len(answer.body) // 2] if fault == "cut" else answer.body)
-        handler.close_connection = fault == "cut"
+        handler.close_connection = fault == "cut" or not self.tells_length
 
 
 def _part(answer: Answer, wanted: str | None, only_if: str | None) -> Answer:

@@ -1,6 +1,6 @@
 """The base model on its way into the store, once for all runs that use it."""
 
-import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -15,8 +15,6 @@ from finetune_trainer.preflight.files import invalid
 
 CHUNK_BYTES: Final = 1 << 20
 
-logger = logging.getLogger(__name__)
-
 
 def check_digest(uri: str, found: Digest, expected: Digest | None) -> None:
     """Raises StageFailure (BASE_MODEL_DIGEST_MISMATCH) where the user named another digest."""
@@ -29,22 +27,23 @@ def check_digest(uri: str, found: Digest, expected: Digest | None) -> None:
 
 
 def store_model(uri: str, model: BaseModel, manifest: Manifest, context: StageContext, meter: Meter) -> None:
-    """Have the model in the store; a download is moved there, other files are copied.
+    """Have the model in the store; a download is linked or moved there, other files are copied.
 
-    Counts the bytes on `meter`. Raises StageFailure: BASE_MODEL_INVALID where the files change meanwhile;
-    STORE_UNAVAILABLE. Raises OSError about the source, Preempted.
+    Counts the bytes on `meter` twice: when they are taken, and when the store keeps them.
+    Raises StageFailure: BASE_MODEL_INVALID where the files change meanwhile; STORE_UNAVAILABLE. Raises
+    OSError about the source, Preempted.
     """
     ref = ArtifactRef(kind="models", digest=manifest.digest)
     if context.store.has(ref):
         meter.begin("the store has this base model already")
-        meter.add(manifest.total_bytes)
+        meter.add(2 * manifest.total_bytes)
     else:
         meter.begin("taking the base model into the store")
         with context.store.staging() as staging:
             for file in manifest.files:
                 _take(model, file, staging, meter)
-            logger.info("checking what was written")
-            if context.store.publish("models", staging) != manifest.digest:
+            meter.begin("checking what was written, and keeping it")
+            if context.store.publish("models", staging, meter.add) != manifest.digest:
                 raise invalid(uri, "its files were changed while they were copied; run again")
     if model.source is not None:
         context.store.remember_model(model.source, ref)
@@ -53,10 +52,21 @@ def store_model(uri: str, model: BaseModel, manifest: Manifest, context: StageCo
 def _take(model: BaseModel, file: FileEntry, staging: Path, meter: Meter) -> None:
     source, target = model.folder / file.path, staging / file.path
     if model.source is not None:
-        shutil.move(source, target)
+        _link(source, target)
         meter.add(file.bytes)
         return
     with source.open("rb") as reading, target.open("wb") as writing:
         while chunk := reading.read(CHUNK_BYTES):
             writing.write(chunk)
             meter.add(len(chunk))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, so that a pod that is stopped now loses nothing of the download.
+
+    Where the file system has no such links the file is moved: the next pod downloads that one again.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.move(source, target)

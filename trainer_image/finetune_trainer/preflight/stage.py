@@ -55,7 +55,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     with _readable(uri), readable_model(config, context) as found:
         source = found.folder
         files = model_files(source, uri)
-        total = 2 * sum((source / name).stat().st_size for name in files)
+        # Hashed, taken, and kept by the store.
+        total = 3 * sum((source / name).stat().st_size for name in files)
         meter = Meter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
         model_config = load_config(source, uri)
         model = without_weights(model_config, uri)

@@ -28,6 +28,9 @@ METADATA: Final = tuple(
 """Metadata services outside the link-local ranges."""
 PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
+LOCAL_NAT64_BYTES: Final = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12), (12, 13, 14, 15))
+"""Where the IPv4 address may be: a network chooses its own prefix, of 48, 56, 64 or 96 bits (RFC 6052)."""
 
 
 class AddressRefused(PermissionError):
@@ -57,10 +60,11 @@ def why_forbidden(text: str) -> str | None:
         address = _plain(ipaddress.ip_address(text))
     except ValueError:
         return "is a name that was not resolved before"
-    if any(address in network for network in METADATA):
-        return "is a cloud's metadata service"
-    if address.is_link_local:
-        return "is link-local, where clouds have their metadata services"
+    for meant in (address, *_local_nat64(address)):
+        if any(meant in network for network in METADATA):
+            return "is a cloud's metadata service"
+        if meant.is_link_local:
+            return "is link-local, where clouds have their metadata services"
     if address.is_multicast:
         return "is a multicast address"
     if address.is_unspecified or (address.version == 4 and address in ipaddress.IPv4Network("0.0.0.0/8")):
@@ -96,3 +100,13 @@ def _plain(address: Address) -> Address:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         return address.ipv4_mapped or address.sixtofour or address
     return address
+
+
+def _local_nat64(address: Address) -> tuple[ipaddress.IPv4Address, ...]:
+    """The IPv4 addresses that one behind a network's own translator may stand for."""
+    if address not in LOCAL_NAT64:
+        return ()
+    packed = address.packed
+    return tuple(
+        ipaddress.IPv4Address(bytes(packed[index] for index in where)) for where in LOCAL_NAT64_BYTES
+    )

@@ -12,9 +12,6 @@ from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.origin import check_endpoint
 
-MAX_KEY_BYTES: Final = 1 << 20
-"""A whole Secret has at most 1 MiB."""
-
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "hf": ("endpoint", "token", "caBundle"),
     "https": ("endpoint", "token", "username", "password", "caBundle"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from finetune_trainer.failure import Preempted
-from finetune_trainer.manifest import OnBytes, hash_file
+from finetune_trainer.manifest import OnBytes, hash_file, nothing
 from finetune_trainer.remote.files import open_stream, version_of
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder
 from finetune_trainer.remote.patience import Patience, Unreachable
@@ -37,8 +37,10 @@ class Download:
         self._folder = folder
         self._patience = patience
         self._stop = stop
-        self._left = limit_bytes
+        self._limit_bytes = limit_bytes
         self._deadline = deadline
+        self._earlier_bytes = 0
+        """Of the files that are here already."""
 
     def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
         """Make `target` the file, with what an earlier attempt has left of the same version.
@@ -52,9 +54,10 @@ class Download:
         for stale in target.parent.glob(f".{glob.escape(target.name)}.{'?' * len(version)}.*"):
             if stale not in {part, whole} or not file.version:
                 stale.unlink()
-        if whole.exists():
-            on_bytes(target.stat().st_size)
+        if whole.exists() and target.exists():
+            self._count(target, on_bytes)
             return
+        whole.unlink(missing_ok=True)
         with part.open("ab") as content:
             on_bytes(content.tell())
             if file.size is None or content.tell() != file.size:
@@ -65,9 +68,15 @@ class Download:
         self._check(file, part)
         part.replace(target)
         whole.touch()
+        self._count(target)
+
+    def _count(self, target: Path, on_bytes: OnBytes = nothing) -> None:
+        size = target.stat().st_size
+        self._earlier_bytes += size
+        on_bytes(size)
 
     def _go_on(self, file: RemoteFile, content: IO[bytes], on_bytes: OnBytes) -> None:
-        stream = open_stream(self._folder, file, content.tell() if file.version else 0)
+        stream = open_stream(self._folder, file, _beginning(file, content))
         if stream.version != file.version:
             raise _changed(file)
         content.truncate(stream.start)
@@ -77,8 +86,7 @@ class Download:
                 raise Preempted
             if time.monotonic() > self._deadline:
                 raise Unreachable(Problem(Kind.LIMIT, "the download takes too long"))
-            self._left -= len(chunk)
-            if self._left < 0:
+            if self._earlier_bytes + content.tell() + len(chunk) > self._limit_bytes:
                 raise Unreachable(Problem(Kind.LIMIT, "there is more of it than was allowed"))
             try:
                 content.write(chunk)
@@ -102,6 +110,11 @@ class Download:
             return
         part.unlink()
         raise Unreachable(Problem(Kind.PASSING, wrong))
+
+
+def _beginning(file: RemoteFile, content: IO[bytes]) -> int:
+    """Where to go on: nobody could tell whether all is here of a file without a version or a size."""
+    return content.tell() if file.version and file.size is not None else 0
 
 
 def _changed(file: RemoteFile) -> Unreachable:

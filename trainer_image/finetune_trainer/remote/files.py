@@ -7,14 +7,19 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
-from finetune_trainer.remote.limits import CHUNK_BYTES, REQUESTS_AHEAD
+from finetune_trainer.remote.limits import CHUNK_BYTES, MAX_FILES, REQUESTS_AHEAD
+from finetune_trainer.remote.patience import Unreachable
+from finetune_trainer.remote.problems import Kind, Problem
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
 """Under which of these a file system tells one content of a name from another."""
 
 
 def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
-    """The files in a folder, not those in its subfolders, sorted by name; or the file itself."""
+    """The files in a folder, not those in its subfolders, sorted by name; or the file itself.
+
+    Raises Unreachable where they are too many.
+    """
     if folder.scheme == "https":
         from finetune_trainer.remote import web
 
@@ -23,6 +28,8 @@ def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
     entries = [info] if info["type"] == "file" else folder.filesystem.ls(folder.path, detail=True)
     # Object stores have empty objects in place of folders.
     files = [_file(entry) for entry in entries if entry["type"] == "file" and not entry["name"].endswith("/")]
+    if len(files) > MAX_FILES:
+        raise Unreachable(Problem(Kind.LIMIT, f"it has {len(files)} files"))
     return tuple(sorted(files, key=lambda file: file.name))
 
 

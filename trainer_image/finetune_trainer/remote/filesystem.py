@@ -13,11 +13,6 @@ from finetune_trainer.remote.folder import RemoteFolder
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a uri is read over the network, not from a mounted volume."""
-    return uri.partition("://")[0] in SCHEMES
-
-
 def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
     """The place behind a remote uri. Nothing is sent yet.
 
@@ -34,7 +29,10 @@ def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
         credentials.require_keys_of(scheme)
     guard_connections()
     filesystem, path, errors = _open(scheme, place, credentials)
-    return RemoteFolder(filesystem, path, uri, errors)
+    endpoint = "" if credentials is None else credentials.endpoint
+    if scheme == "hf":  # without credentials the environment may name a mirror
+        endpoint = filesystem.endpoint
+    return RemoteFolder(filesystem, path, uri, errors, endpoint)
 
 
 def _open(

@@ -15,6 +15,8 @@ class RemoteFolder:
     uri: str
     errors: tuple[type[Exception], ...]
     """What its client raises beside OSError."""
+    endpoint: str
+    """The server that is asked; empty where its client knows one."""
 
     @property
     def scheme(self) -> str:

@@ -17,6 +17,7 @@ from finetune_trainer.remote.credentials import Credentials, invalid, plain
 from finetune_trainer.remote.web import client_options
 
 ERRORS: Final = (HttpError, GoogleAuthError, aiohttp.ClientError)
+HOME: Final = "https://storage.googleapis.com"
 SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -28,10 +29,11 @@ def open_google(place: str, credentials: Credentials | None) -> tuple[AbstractFi
     token: Any = _identity(credentials)
     if credentials is None and "GOOGLE_APPLICATION_CREDENTIALS" in os.environ:
         token = "google_default"
+    endpoint = None if credentials is None else credentials.endpoint
     filesystem = GCSFileSystem(
         token=token,
-        endpoint_url=None if credentials is None else credentials.endpoint,
-        session_kwargs=sync(get_loop(), client_options, credentials),
+        endpoint_url=endpoint,
+        session_kwargs=sync(get_loop(), client_options, credentials, endpoint or HOME),
         skip_instance_cache=True,
         use_listings_cache=False,
     )

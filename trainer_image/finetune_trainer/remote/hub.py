@@ -16,7 +16,7 @@ from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.remote.origin import origin_of
+from finetune_trainer.remote.origin import origin_of, require_https
 
 ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)
 
@@ -28,8 +28,8 @@ def open_hub(place: str, credentials: Credentials | None) -> tuple[AbstractFileS
     that the environment has.
     """
     endpoint = None if credentials is None else credentials.endpoint
-    set_client_factory(_client_factory(credentials))
     filesystem = HfFileSystem(endpoint=endpoint, token=False, skip_instance_cache=True)
+    set_client_factory(_client_factory(credentials, filesystem.endpoint))
     return filesystem, place.strip("/")
 
 
@@ -54,13 +54,14 @@ def pinned(folder: RemoteFolder, revision: str | None) -> tuple[RemoteFolder, st
     return replace(folder, path=path), commit
 
 
-def _client_factory(credentials: Credentials | None) -> Callable[[], httpx2.Client]:
+def _client_factory(credentials: Credentials | None, endpoint: str) -> Callable[[], httpx2.Client]:
     """Clients that show the token to the endpoint and to nobody else, also not to where it redirects to."""
     origin = None if credentials is None else origin_of(credentials.endpoint)
     header = None if credentials is None else credentials.authorization
     trust: ssl.SSLContext | bool = True if credentials is None else credentials.ssl_context()
 
     def authorize(request: httpx2.Request) -> None:
+        require_https(endpoint, str(request.url))
         if header is not None and origin_of(str(request.url)) == origin:
             request.headers["Authorization"] = header
 

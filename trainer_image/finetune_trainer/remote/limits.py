@@ -17,5 +17,7 @@ SOURCE_BYTES: Final = 16 << 30
 """Largest source of rows; it is kept on the pod's own volume while it is read."""
 MODEL_BYTES: Final = 4 << 40
 """Largest base model."""
+MAX_FILES: Final = 10_000
+"""In one folder; each of them costs several requests."""
 DOWNLOAD_SECONDS: Final = 24 * 3600.0
 """Longest download of a source or of a base model by one pod."""

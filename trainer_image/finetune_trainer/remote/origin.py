@@ -1,11 +1,14 @@
 """An origin, scheme + host + port: what credentials are bound to."""
 
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from finetune_trainer.remote.addresses import is_literal, why_forbidden
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+UNPROTECTED: Final = (
+    "over http anybody on the way can read and change it; name a server that stays with https"
+)
 
 
 class Origin(NamedTuple):
@@ -14,6 +17,20 @@ class Origin(NamedTuple):
     scheme: str
     host: str
     port: int
+
+
+class RedirectRefused(Exception):
+    """A redirect that is not followed; what stands beside the host may be a secret and is not said."""
+
+    def __init__(self, url: str, place: str, advice: str) -> None:
+        start, end = _shown(url), _shown(urljoin(url, place))
+        super().__init__(f"{start} redirects to {end}, and that is not followed: {advice}")
+
+
+def require_https(start: str, url: str) -> None:
+    """Raises RedirectRefused for a request without TLS where the first one, to `start`, had it."""
+    if urlsplit(url).scheme == "http" and urlsplit(start).scheme == "https":
+        raise RedirectRefused(start, url, UNPROTECTED)
 
 
 def origin_of(url: str) -> Origin:
@@ -39,3 +56,8 @@ def check_endpoint(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("it must end before the first ? or #")
     return url.rstrip("/")
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from finetune_trainer.failure import Preempted
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import ATTEMPTS, LONGEST_PAUSE_SECONDS
+from finetune_trainer.remote.origin import RedirectRefused
 from finetune_trainer.remote.problems import Kind, Problem, problem_of
 
 Answer = TypeVar("Answer")
@@ -29,7 +30,13 @@ class Patience:
     """Makes requests about one folder until one succeeds, or until trying again is useless."""
 
     def __init__(self, folder: RemoteFolder, stop: threading.Event) -> None:
-        self._expected: tuple[type[Exception], ...] = (OSError, EOFError, TimeoutError, *folder.errors)
+        self._expected: tuple[type[Exception], ...] = (
+            OSError,
+            EOFError,
+            TimeoutError,
+            RedirectRefused,
+            *folder.errors,
+        )
         self._stop = stop
 
     def ask(self, request: Callable[[], Answer], progress: Callable[[], int] = lambda: 0) -> Answer:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Final
 
 from finetune_trainer.remote.addresses import AddressRefused
+from finetune_trainer.remote.origin import RedirectRefused
 
 WORTH_TRYING_AGAIN: Final = frozenset({408, 425, 429})
 """Client errors of HTTP that pass; all server errors may."""
@@ -39,6 +40,8 @@ def problem_of(error: BaseException) -> Problem:
     for cause in chain:
         if isinstance(cause, AddressRefused):
             return Problem(Kind.FORBIDDEN_ADDRESS, cause.strerror or str(cause))
+        if isinstance(cause, RedirectRefused):
+            return Problem(Kind.REFUSED, str(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Problem(Kind.UNTRUSTED, f"the server's certificate is not trusted: {_first_line(cause)}")
     status = next((code for code in map(_status, chain) if code is not None), None)

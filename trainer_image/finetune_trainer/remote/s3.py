@@ -2,14 +2,18 @@
 
 import os
 import tempfile
-from typing import Final
+from typing import Any, Final
 
+import aiohttp
+from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
 from finetune_trainer.remote.credentials import Credentials, plain
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.remote.origin import RedirectRefused
 
 ERRORS: Final = (BotoCoreError, ClientError)
 DEFAULT_REGION: Final = "us-east-1"
@@ -29,6 +33,7 @@ def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSy
         # Others than Amazon refuse the checksums that it has invented since.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
+        "http_session_cls": _WithoutRedirects,
     }
     if credentials is None:
         filesystem = S3FileSystem(
@@ -54,6 +59,31 @@ def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSy
             use_listings_cache=False,
         )
     return filesystem, place.strip("/")
+
+
+class _WithoutRedirects(AIOHTTPSession):  # type: ignore[misc] # has no types
+    """aiobotocore's client follows redirects, and shows a session token wherever they lead."""
+
+    async def _get_session(self, proxy_url: str | None) -> "_Direct":
+        return _Direct(await super()._get_session(proxy_url))
+
+    async def send(self, request: AWSPreparedRequest) -> AWSResponse:
+        response = await super().send(request)
+        place = response.headers.get("location")
+        # Amazon's word that a bucket is in another region names no place, and botocore knows what it means.
+        if 300 <= response.status_code < 400 and place:
+            raise RedirectRefused(request.url, place, "credentials are for one server; name that one")
+        return response
+
+
+class _Direct:
+    """As much of an aiohttp session as aiobotocore uses."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
+        return await self._session.request(method, **options, allow_redirects=False)
 
 
 def _file_of(certificates: str) -> str:

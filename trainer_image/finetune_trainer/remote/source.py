@@ -16,7 +16,7 @@ from finetune_trainer.remote.download import Download
 from finetune_trainer.remote.files import list_files
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFile
-from finetune_trainer.remote.limits import DOWNLOAD_SECONDS
+from finetune_trainer.remote.limits import DOWNLOAD_SECONDS, MAX_FILES
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind, Problem
 
@@ -64,11 +64,11 @@ class RemoteSource:
 
     @property
     def key(self) -> str | None:
-        """Names uri and content: equal keys mean equal files; None where the server tells no versions."""
+        """Names server, uri and content: equal keys mean equal files; None where it tells no versions."""
         if self.revision is None and not all(file.version for file in self.files):
             return None
         listed = [[file.name, file.size, file.version] for file in self.files]
-        content = canonical.encode([self._wanted.uri, self.revision or listed])
+        content = canonical.encode([self._folder.endpoint, self._wanted.uri, self.revision or listed])
         return digest_of(content).removeprefix("sha256:")
 
     def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = nothing) -> None:
@@ -115,8 +115,8 @@ def _failure(wanted: Wanted, problem: Problem) -> StageFailure:
         case Kind.LIMIT:
             reason = FailureReason.SOURCE_TOO_LARGE
             advice = (
-                f"at most {wanted.limit_bytes} bytes in {DOWNLOAD_SECONDS / 3600:.0f} hours are taken; make"
-                " it smaller, or put it on a volume"
+                f"at most {MAX_FILES} files of {wanted.limit_bytes} bytes together are taken, in"
+                f" {DOWNLOAD_SECONDS / 3600:.0f} hours; make it smaller, or put it on a volume"
             )
         case Kind.PASSING:
             code, advice = ExitCode.INTERNAL, "check the server and the network, then run again"

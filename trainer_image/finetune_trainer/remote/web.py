@@ -1,6 +1,7 @@
 """`https://HOST/PATH`: one file on a web server; and what all clients on aiohttp have in common."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -15,11 +16,12 @@ from fsspec.implementations.http import HTTPFileSystem
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.limits import CHUNK_BYTES, CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.remote.origin import origin_of
+from finetune_trainer.remote.origin import origin_of, require_https
 
 ERRORS: Final = (aiohttp.ClientError,)
 UNNAMED: Final = "rows"
 """What the file behind `https://HOST/?export=rows` is called."""
+FIRST_BYTE: Final = re.compile(r"bytes (\d+)-")
 PARTIAL_CONTENT: Final = 206
 RANGE_NOT_SATISFIABLE: Final = 416
 
@@ -28,25 +30,29 @@ def open_web(place: str, credentials: Credentials | None) -> tuple[AbstractFileS
     """The file system, and the file's whole URL."""
 
     async def get_client(**_: object) -> aiohttp.ClientSession:
-        options = await client_options(credentials)
-        return aiohttp.ClientSession(**options, middlewares=(_Authorization(credentials),))
+        options = await client_options(credentials, url)
+        options["middlewares"] = (*options["middlewares"], _Authorization(credentials))
+        return aiohttp.ClientSession(**options)
 
+    url = f"https://{place}"
     filesystem = HTTPFileSystem(get_client=get_client, skip_instance_cache=True, use_listings_cache=False)
-    return filesystem, f"https://{place}"
+    return filesystem, url
 
 
-async def client_options(credentials: Credentials | None) -> dict[str, Any]:
-    """What an aiohttp client is made with: time limits and trust."""
+async def client_options(credentials: Credentials | None, start: str) -> dict[str, Any]:
+    """What an aiohttp client is made with that begins at a URL: time limits, trust, and no way out of TLS."""
     return {
         "connector": aiohttp.TCPConnector(ssl=True if credentials is None else credentials.ssl_context()),
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
         "cookie_jar": aiohttp.DummyCookieJar(),
+        "middlewares": (_StaysProtected(start),),
     }
 
 
 def look(folder: RemoteFolder) -> RemoteFile:
     """The file behind the URL. Asked for with its first byte: signed URLs are good for GET only."""
-    response = _get(folder, {hdrs.RANGE: "bytes=0-0"})
+    # An empty file has no first byte, and the answer that says so says its size.
+    response = _get(folder, {hdrs.RANGE: "bytes=0-0"}, good=RANGE_NOT_SATISFIABLE)
     _close(folder, response)
     if response.status in {PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE}:
         size = response.headers.get(hdrs.CONTENT_RANGE, "").rpartition("/")[2]
@@ -61,25 +67,48 @@ def look(folder: RemoteFolder) -> RemoteFile:
 
 
 def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
-    """The file from `offset` on if it is still the same, else from its beginning."""
+    """The file from `offset` on if it is still the same, else from its beginning.
+
+    Raises ClientPayloadError where a broken connection would look like the end of the file.
+    """
     headers: dict[str, str] = {}
     if offset:
         headers = {hdrs.RANGE: f"bytes={offset}-", hdrs.IF_RANGE: file.version}
     response = _get(folder, headers)
-    start = offset if response.status == PARTIAL_CONTENT else 0
+    start = _start(response)
+    if start not in {0, offset}:
+        _close(folder, response)
+        raise aiohttp.ClientPayloadError(f"the server sent bytes from {start} on, not from {offset} on")
+    if file.size is None and not _tells_its_end(response):
+        _close(folder, response)
+        raise aiohttp.ClientPayloadError(
+            "the server says neither how long the file is nor where it ends; it must send Content-Length, or"
+            " Transfer-Encoding: chunked"
+        )
     return Stream(start, _version(response), _chunks(folder, response))
+
+
+def _start(response: aiohttp.ClientResponse) -> int:
+    """The first byte of the file that an answer has."""
+    found = FIRST_BYTE.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
+    return int(found[1]) if response.status == PARTIAL_CONTENT and found else 0
+
+
+def _tells_its_end(response: aiohttp.ClientResponse) -> bool:
+    chunked = response.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
+    return chunked or hdrs.CONTENT_LENGTH in response.headers
 
 
 def _version(response: aiohttp.ClientResponse) -> str:
     return response.headers.get(hdrs.ETAG) or response.headers.get(hdrs.LAST_MODIFIED) or ""
 
 
-def _get(folder: RemoteFolder, headers: dict[str, str]) -> aiohttp.ClientResponse:
+def _get(folder: RemoteFolder, headers: dict[str, str], good: int | None = None) -> aiohttp.ClientResponse:
     async def request() -> aiohttp.ClientResponse:
         session: aiohttp.ClientSession = await folder.filesystem.set_session()
         # What arrives is what counts, in bytes: nothing may be packed on the way.
         response = await session.get(folder.path, headers={**headers, hdrs.ACCEPT_ENCODING: "identity"})
-        if response.status != RANGE_NOT_SATISFIABLE:
+        if response.status != good:
             response.raise_for_status()
         return response
 
@@ -98,6 +127,19 @@ def _chunks(folder: RemoteFolder, response: aiohttp.ClientResponse) -> Iterator[
 def _close(folder: RemoteFolder, response: aiohttp.ClientResponse) -> None:
     loop: asyncio.AbstractEventLoop = folder.filesystem.loop
     loop.call_soon_threadsafe(response.close)
+
+
+class _StaysProtected:
+    """Refuses to be led from https to http; it is asked anew after every redirect."""
+
+    def __init__(self, start: str) -> None:
+        self._start = start
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        require_https(self._start, str(request.url))
+        return await handler(request)
 
 
 class _Authorization:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, Stage, StageResult
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_of
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing
 from finetune_trainer.store.failures import corrupt
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]
@@ -139,10 +139,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def publish(self, kind: ArtifactKind, staging: Path) -> Digest:
+    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
         """Make a staging folder an artifact; its content decides its name.
 
-        Equal content that is already there is kept; an incomplete leftover is replaced.
+        Equal content that is already there is kept; an incomplete leftover is replaced. `on_bytes` gets the
+        size of the files bit by bit, and may end it by raising.
         Raises StageFailure (STORE_UNAVAILABLE).
         """
 

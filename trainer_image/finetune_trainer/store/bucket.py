@@ -17,7 +17,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from finetune_trainer.contract import ArtifactRef, Digest, StoreConfig
-from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
 from finetune_trainer.store.base import (
     STAGING,
     STALE_STAGING_SECONDS,
@@ -86,15 +86,17 @@ class BucketStore(Store):
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
-    def publish(self, kind: ArtifactKind, staging: Path) -> Digest:
+    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
         with writable(staging):
             manifest = Manifest.of(staging)
             (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())
         ref = ArtifactRef(kind=kind, digest=manifest.digest)
-        if not self.has(ref):
+        if self.has(ref):
+            on_bytes(manifest.total_bytes)
+        else:
             self._remove_stale_uploads()
             with self._upload_noted(ref):
-                self._objects.put_folder(staging, key_of(ref), manifest)
+                self._objects.put_folder(staging, key_of(ref), manifest, on_bytes)
         self._keep_copy(staging, self._scratch / key_of(ref))
         return manifest.digest
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from finetune_trainer import durable
 from finetune_trainer.contract import ArtifactRef, Digest
-from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest
+from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
 from finetune_trainer.store.base import (
     STAGING,
     STALE_STAGING_SECONDS,
@@ -78,9 +78,9 @@ class MountedStore(Store):
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
-    def publish(self, kind: ArtifactKind, staging: Path) -> Digest:
+    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
         with reachable(self._root):
-            manifest = Manifest.of(staging)
+            manifest = Manifest.of(staging, on_bytes=on_bytes)
             durable.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
             target = self._folder(ArtifactRef(kind=kind, digest=manifest.digest))
             target.parent.mkdir(parents=True, exist_ok=True)

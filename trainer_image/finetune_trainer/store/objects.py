@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from finetune_trainer.contract import ExitCode, FailureReason, StoreConfig
 from finetune_trainer.failure import Preempted, StageFailure
-from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, nothing
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFolder
@@ -97,10 +97,14 @@ class Objects:
             self._writing, key, lambda target: self._filesystem.put_file(str(path), target, **settings)
         )
 
-    def put_folder(self, folder: Path, key: str, manifest: Manifest) -> None:
-        """Upload the manifest's files, and after them the manifest, which makes the folder count."""
+    def put_folder(self, folder: Path, key: str, manifest: Manifest, on_bytes: OnBytes = nothing) -> None:
+        """Upload the manifest's files, and after them the manifest, which makes the folder count.
+
+        `on_bytes` gets the size of each file that is uploaded.
+        """
         for entry in manifest.files:
             self.put_file(folder / entry.path, f"{key}/{entry.path}")
+            on_bytes(entry.bytes)
         self.write(f"{key}/{MANIFEST_NAME}", manifest.to_bytes())
 
     def folders(self, key: str) -> set[str]:
