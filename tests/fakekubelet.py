@@ -25,13 +25,16 @@ class PodApi(Protocol):
 class FakeKubelet:
     """Looks at the namespace's pods ten times a second until it is closed.
 
+    Args:
+        outcome: result of a stage with this config; None for a pod that ends well without a word.
+
     Attributes:
         held: stages whose pods keep running.
         started: name of each stage whose pod has started, in order.
     """
 
     def __init__(
-        self, api: PodApi, namespace: str, outcome: Callable[[StageConfig], StageResult] = succeeded
+        self, api: PodApi, namespace: str, outcome: Callable[[StageConfig], StageResult | None] = succeeded
     ) -> None:
         self.held: set[str] = set()
         self.started: list[str] = []

@@ -16,10 +16,11 @@ import yaml
 
 from hack.cluster import ControlPlane
 from tests.fakekubelet import FakeKubelet
-from tests.faults.chain import Chain, Patience
+from tests.faults.chain import SILENT, Chain, Patience
 from tests.faults.faults import kills
 from tests.faults.proxy import Proxy
 from tests.faults.releases import Edit, release
+from tests.faults.results import Results
 from tests.faults.snapshot import snapshot
 from tests.faults.supervised import Supervised
 from tests.faults.trials import Trial
@@ -118,7 +119,7 @@ class Laboratory:
         }
         operator = Supervised(lambda: Operator("operator-0", kubeconfig, log, settings))
         with ExitStack() as stack:
-            kubelet = stack.enter_context(closing(FakeKubelet(self._api, namespace)))
+            kubelet = stack.enter_context(closing(FakeKubelet(self._api, namespace, Results(SILENT))))
             proxy = stack.enter_context(closing(Proxy(self._user, trial.disturbance, operator.kill)))
             kubeconfig.write_text(_kubeconfig(proxy.url))
             stack.enter_context(closing(operator))
@@ -180,7 +181,7 @@ class Laboratory:
 
 
 def _rests(proxy: Proxy) -> bool:
-    return time.monotonic() - proxy.last_write > QUIET_SECONDS
+    return not proxy.away and time.monotonic() - proxy.last_write > QUIET_SECONDS
 
 
 def _kubeconfig(server: str) -> str:

@@ -54,7 +54,8 @@ class Proxy:
         asked: identities of mutating requests in the order of their arrival; the second of the same name
             ends in ` #2`.
         made: how often the API server created each object, and deleted each, whoever was told.
-        last_write: when the last write came, in monotonic seconds; leases do not count.
+        last_write: when the last write came, in monotonic seconds; renewals of the Lease do not count.
+        away: whether the operator was killed and has not taken the Lease again.
         told: identities of watch events, in the order in which they were passed on or withheld.
         happened: whether the disturbance has taken place.
     """
@@ -63,6 +64,7 @@ class Proxy:
         self.asked: list[str] = []
         self.made: Counter[str] = Counter()
         self.last_write = time.monotonic()
+        self.away = False
         self.told: list[str] = []
         self.happened = threading.Event()
         self._configuration = client.Configuration()
@@ -130,8 +132,10 @@ class Proxy:
         return answer.response()
 
     def _fault_for(self, request: Request) -> Fault | None:
-        if request.resource != "leases":
+        if request.resource != "leases" or self.away:
             self.last_write = time.monotonic()
+        if request.resource == "leases":
+            self.away = False
         self._seen[request.identity] += 1
         number = self._seen[request.identity]
         name = request.identity if number == 1 else f"{request.identity} #{number}"
@@ -156,7 +160,7 @@ class Proxy:
                 await self._expire()
                 return await self._forward(request, headers)
             case Fault.KILLED_BEFORE:
-                self._kill()
+                self._kill_operator()
                 return None
         await self._forward(request, headers)
         match fault:
@@ -169,8 +173,12 @@ class Proxy:
                     key: each for key, each in self._first_lists.items() if not _of_children(key[0])
                 }
         if fault is not Fault.RESET:
-            self._kill()
+            self._kill_operator()
         return None
+
+    def _kill_operator(self) -> None:
+        self._kill()
+        self.away = True
 
     async def _forward(self, request: Request, headers: dict[str, str]) -> Answer:
         """Pass the request on; once begun this is finished, whatever becomes of the operator."""

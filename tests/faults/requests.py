@@ -1,8 +1,8 @@
 """What the operator asks, under names that are the same in every run of the same chain.
 
 Which request comes as the how-manieth hangs on chance; what it is about does not. So a request is named by
-verb, resource and object, without the digits that are different in each namespace, and a write of a status
-also by the condition that it sets.
+verb, resource and object, without the digits that are different in each namespace, a write of a status
+also by the condition that it sets, and one of finalizers by whether ours is among them.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_operator.build.labels import FINALIZER
 from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -85,7 +86,11 @@ class Request:
             about = f"{plain(body['involvedObject']['name'])} {body['reason']}"
         else:
             about = plain(self.name or body.get("metadata", {}).get("name", ""))
-        state = f" {state_of(self.resource, body)}" if self.subresource == "status" else ""
+        state = ""
+        if self.subresource == "status":
+            state = f" {state_of(self.resource, body)}"
+        elif self.method == "PATCH" and "finalizers" in body["metadata"]:
+            state = " held" if FINALIZER in body["metadata"]["finalizers"] else " released"
         return f"{self.method} {what} {about}{state}"
 
 
@@ -97,11 +102,20 @@ def plain(name: str) -> str:
 def event_identity(resource: str, event: Object) -> str:
     """The name of a watch event: what it tells of which object."""
     obj = event["object"]
-    told = "deleted" if event["type"] == "DELETED" else state_of(resource, obj)
-    asked = obj.get("spec", {}).get("suspend", False)
-    if resource == "finetunejobs" and asked != told.startswith("Suspended="):
-        told = "to be suspended" if asked else "to be resumed"
+    told = "deleted" if event["type"] == "DELETED" else _asked(resource, obj) or state_of(resource, obj)
     return f"{resource} {plain(obj['metadata']['name'])} {told}".strip()
+
+
+def _asked(resource: str, obj: Object) -> str:
+    """What a user asks of one of our objects, until its status says that it is so."""
+    state, spec = state_of(resource, obj), obj.get("spec") or {}
+    if resource not in CHILDREN and "deletionTimestamp" in obj["metadata"]:
+        return "to be deleted"
+    if resource == "finetunejobs" and spec.get("suspend", False) != state.startswith("Suspended="):
+        return "to be suspended" if spec.get("suspend", False) else "to be resumed"
+    asked = (spec.get("approval") or {}).get("state") if resource == "checkpoints" else None
+    is_so = {"Approved": "Promoted=True", "Rejected": "Promoted=False/Rejected"}
+    return f"to be {asked.lower()}" if asked and not state.startswith(is_so[asked]) else ""
 
 
 def state_of(resource: str, obj: Object) -> str:

@@ -25,7 +25,7 @@ OURS: Final = frozenset(RECORDED[:5])
 INCIDENTAL: Final = frozenset(
     {"clusterIP", "clusterIPs", "generation", "managedFields", "resourceVersion", "since"}
 )
-INCIDENTAL_ENDINGS: Final = ("At", "Seconds", "Time", "seconds")
+INCIDENTAL_ENDINGS: Final = ("At", "-at", "Seconds", "Time", "seconds")
 """Fields that say when something happened, how long it took, or how often it was tried."""
 
 

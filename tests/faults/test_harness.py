@@ -1,5 +1,6 @@
 """The matrix finds what it is there for: an operator that breaks one of its rules does not pass."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,41 +42,79 @@ NEVER_LISTS_AGAIN = Edit(
     '                resource_version = ""\n                wait',
     "                wait",
 )
+LEAVES_ITS_RECORDS = Edit("reconcile/ownership.py", 'draft.remove(_seen(record), "Background")', "pass")
 
 
-def trial(disturbance: DisturbedWrite | LostEvent, *edits: Edit) -> Trial:
-    return Trial(disturbance, edits, PATIENCE_SECONDS)
+@dataclass(frozen=True, slots=True)
+class BrokenRule:
+    """How the matrix finds that a rule is broken.
+
+    Attributes:
+        means: what the operator does wrong.
+        breaks: makes it do so.
+        disturbance: under which it shows.
+        shows: pattern of what the trial then says.
+        beside: edits that the trial needs, whether the rule is broken or not.
+    """
+
+    means: str
+    breaks: Edit
+    disturbance: DisturbedWrite | LostEvent
+    shows: str
+    beside: tuple[Edit, ...] = ()
+
+    @property
+    def trial(self) -> Trial:
+        return Trial(self.disturbance, (self.breaks, *self.beside), PATIENCE_SECONDS)
+
+    @property
+    def control(self) -> Trial:
+        """The same with the rule as it is."""
+        return Trial(self.disturbance, self.beside, PATIENCE_SECONDS)
 
 
-BROKEN = [
-    pytest.param(
-        trial(DisturbedWrite("POST jobs routing-train", Fault.KILLED_AFTER), DRAWS_NAMES),
+BROKEN_RULES = [
+    BrokenRule(
+        "each process draws the names of its Jobs anew",
+        DRAWS_NAMES,
+        DisturbedWrite("POST jobs routing-train", Fault.KILLED_AFTER),
         "the second run has no train Job|the objects are those|not the same",
-        id="each process draws the names of its Jobs anew",
     ),
-    pytest.param(
-        trial(LostEvent("inferencedeployments support deleted"), CREATES_FOR_WHAT_IS_GONE),
+    BrokenRule(
+        "nobody asks whether what a thing is created for still exists",
+        CREATES_FOR_WHAT_IS_GONE,
+        LostEvent("inferencedeployments support deleted"),
         "no child is left|not the same",
-        id="nobody asks whether what a thing is created for still exists",
+        IMPATIENT,
     ),
-    pytest.param(
-        trial(DisturbedWrite("POST checkpoints routing-40", Fault.INTERNAL), PASSES_OVER_A_FAILED_CREATE),
-        "routing is done|not the same",
-        id="a create that failed is passed over",
+    BrokenRule(
+        "a create that failed is passed over",
+        PASSES_OVER_A_FAILED_CREATE,
+        DisturbedWrite("POST checkpoints routing-40", Fault.INTERNAL),
+        "FineTuneJob routing is Ready|not the same",
     ),
-    pytest.param(
-        trial(DisturbedWrite("POST jobs routing-preflight", Fault.CONFLICT), DOES_NOT_LOOK_AGAIN),
-        "routing is done",
-        id="after a conflict nobody looks again",
+    BrokenRule(
+        "after a conflict nobody looks again",
+        DOES_NOT_LOOK_AGAIN,
+        DisturbedWrite("POST jobs routing-preflight", Fault.CONFLICT),
+        "FineTuneJob routing is Ready",
     ),
-    pytest.param(
-        trial(
-            LostEvent("jobs routing-train Complete=True/CompletionsReached"), NEVER_LISTS_AGAIN, *IMPATIENT
-        ),
-        "routing is done",
-        id="what no watch has told is never found",
+    BrokenRule(
+        "what no watch has told is never found",
+        NEVER_LISTS_AGAIN,
+        LostEvent("jobs routing-train Complete=True/CompletionsReached"),
+        "FineTuneJob routing is Ready",
+        IMPATIENT,
+    ),
+    BrokenRule(
+        "a run that is deleted leaves its records",
+        LEAVES_ITS_RECORDS,
+        DisturbedWrite("PATCH finetunejobs routing-v2 released", Fault.KILLED_AFTER),
+        "only the kept records are left",
     ),
 ]
+BROKEN = [pytest.param(each.trial, each.shows, id=each.means) for each in BROKEN_RULES]
+CONTROLS = [pytest.param(each.control, id=each.means) for each in BROKEN_RULES]
 
 
 @pytest.mark.full
@@ -83,6 +122,13 @@ BROKEN = [
 def test_a_broken_rule_is_found(trial: Trial, shows: str, verdicts: Verdicts) -> None:
     with pytest.raises(AssertionError, match=shows):
         verdicts[trial].result()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("trial", CONTROLS)
+def test_without_the_edit_the_same_trial_passes(trial: Trial, verdicts: Verdicts) -> None:
+    """At the same patience: the broken rule is what the other test finds, and not a slow machine."""
+    verdicts[trial].result()
 
 
 @pytest.mark.parametrize(("trial", "shows"), BROKEN)
