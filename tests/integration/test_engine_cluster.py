@@ -218,16 +218,15 @@ async def test_a_plan_from_a_stale_view_is_dropped_and_the_view_renewed(
     assert fresh["data"] == {"suspend": "true"}
 
 
-async def test_nothing_is_created_for_an_object_that_is_being_deleted(
+async def test_nothing_is_created_for_an_object_whose_deletion_began_meanwhile(
     cluster: Cluster, namespace: str, api: Api
 ) -> None:
     held = config_map(namespace, "owner")
     held["metadata"]["finalizers"] = ["example.com/held"]
-    await cluster.create(held)
+    seen = await cluster.create(held)
     api.delete("ConfigMap", namespace, "owner")
-    going = await cluster.get(CONFIG_MAP, namespace, "owner")
-    assert going is not None
-    await Setup(cluster).do(going, Plan(create=(Create(job(going)),)))
+    with pytest.raises(Conflict):
+        await Setup(cluster).do(seen, Plan(create=(Create(job(seen)),)))
     assert api.list("Job", namespace) == []
     api.patch("ConfigMap", namespace, "owner", {"metadata": {"finalizers": None}})
 

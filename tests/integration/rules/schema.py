@@ -28,12 +28,16 @@ STEP = 0.0001
 
 @dataclass(frozen=True)
 class Breach:
-    """A value that breaks one keyword of a schema, values that just keep it, and the advice on it."""
+    """A value that breaks one keyword of a schema, values that just keep it, and the advice on it.
+
+    Rules of the objects around the field may refuse the latter, with what these say in `around`.
+    """
 
     keyword: str
     refused: Any
     accepted: tuple[Any, ...]
     advice: tuple[str, ...]
+    around: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -114,19 +118,21 @@ def occurring(schema: Schema, value: Any, path: str) -> Iterator[str]:
             yield from occurring(schema["items"], child, f"{path}[*]")
 
 
-def _at(schema: Schema, value: Any, path: Path) -> Iterator[tuple[Path, Breach]]:
+def _at(
+    schema: Schema, value: Any, path: Path, around: tuple[str, ...] = ()
+) -> Iterator[tuple[Path, Breach]]:
     advice = tuple(each["message"] for each in schema.get("x-kubernetes-validations", []))
     for keyword, refused, accepted in _keywords(schema, value):
-        yield path, Breach(keyword, refused, accepted, advice if keyword == "pattern" else ())
+        yield path, Breach(keyword, refused, accepted, advice if keyword == "pattern" else (), around)
     for name in schema.get("required", []):
-        yield (*path, name), Breach("required", None, (), ())
+        yield (*path, name), Breach("required", None, (), (), ())
     if isinstance(value, dict):
         for name, child in value.items():
             inner = schema.get("properties", {}).get(name) or schema["additionalProperties"]
-            yield from _at(inner, child, (*path, name))
+            yield from _at(inner, child, (*path, name), (*around, *advice))
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            yield from _at(schema["items"], child, (*path, index))
+            yield from _at(schema["items"], child, (*path, index), (*around, *advice))
 
 
 def _keywords(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
