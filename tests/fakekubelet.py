@@ -23,10 +23,11 @@ class PodApi(Protocol):
 
 
 class FakeKubelet:
-    """Looks at the namespace's pods ten times a second until it is closed.
+    """Looks at the namespace's pods again and again until it is closed.
 
     Args:
         outcome: result of a stage with this config; None for a pod that ends well without a word.
+        pause: seconds between two looks.
 
     Attributes:
         held: stages whose pods keep running.
@@ -34,13 +35,18 @@ class FakeKubelet:
     """
 
     def __init__(
-        self, api: PodApi, namespace: str, outcome: Callable[[StageConfig], StageResult | None] = succeeded
+        self,
+        api: PodApi,
+        namespace: str,
+        outcome: Callable[[StageConfig], StageResult | None] = succeeded,
+        pause: float = 0.1,
     ) -> None:
         self.held: set[str] = set()
         self.started: list[str] = []
         self._api = api
         self._namespace = namespace
         self._outcome = outcome
+        self._pause = pause
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="fake kubelet", daemon=True)
@@ -59,7 +65,7 @@ class FakeKubelet:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(0.1):
+            while not self._stop.wait(self._pause):
                 for pod in self._api.list("Pod", self._namespace):
                     self._step(pod)
         except BaseException as error:

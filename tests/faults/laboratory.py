@@ -16,7 +16,7 @@ import yaml
 
 from hack.cluster import ControlPlane
 from tests.fakekubelet import FakeKubelet
-from tests.faults.chain import SILENT, Chain, Patience
+from tests.faults.chain import PAUSE_SECONDS, SILENT, Chain, Patience
 from tests.faults.faults import kills
 from tests.faults.proxy import Proxy
 from tests.faults.releases import Edit, release
@@ -119,7 +119,9 @@ class Laboratory:
         }
         operator = Supervised(lambda: Operator("operator-0", kubeconfig, log, settings))
         with ExitStack() as stack:
-            kubelet = stack.enter_context(closing(FakeKubelet(self._api, namespace, Results(SILENT))))
+            kubelet = stack.enter_context(
+                closing(FakeKubelet(self._api, namespace, Results(SILENT), PAUSE_SECONDS))
+            )
             proxy = stack.enter_context(closing(Proxy(self._user, trial.disturbance, operator.kill)))
             kubeconfig.write_text(_kubeconfig(proxy.url))
             stack.enter_context(closing(operator))
