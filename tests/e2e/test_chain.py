@@ -164,6 +164,16 @@ def test_full_fine_tuning_leaves_all_weights_and_they_are_served(team: Team) -> 
         assert ask(client, "tuned", "order late?") == "billing"
 
 
+def test_an_endpoint_is_scaled_as_a_deployment_is(team: Team) -> None:
+    uid = team.until("InferenceDeployment", "whole", "Ready")["metadata"]["uid"]
+    (deployment,) = team.children("deployment", uid)
+    team.kubectl("scale", "inferencedeployment/whole", "--replicas=0")
+    eventually("its pods are gone", lambda: not team.children("pod", uid), PATIENCE, pause=PAUSE)
+    (scaled,) = team.children("deployment", uid)
+    assert scaled["metadata"]["uid"] == deployment["metadata"]["uid"]
+    assert columns(team.kubectl("get", "infd", "whole"))["READY"] == "0/0"
+
+
 def test_a_run_that_misses_its_bar_stalls_and_nothing_is_rolled_out(team: Team, support: Object) -> None:
     unworthy = team.until("FineTuneJob", "unworthy", "Stalled", "GateFailed")
     assert "> 0.0001" in condition_of(unworthy, "Stalled")["message"]

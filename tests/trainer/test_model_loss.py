@@ -24,7 +24,7 @@ PADDED = Padding(tiny_tokenizer().pad_token_id)
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return load_base(tiny(), torch.float32, "cpu")
+    return load_base(tiny(), torch.float32, torch.device("cpu"))
 
 
 def test_the_loss_is_that_of_transformers_over_the_labelled_tokens(model: PreTrainedModel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune_trainer.contract import ArtifactRef, ExitCode, FailureReason, LoRA, Method
 from finetune_trainer.failure import Preempted
@@ -35,7 +36,7 @@ def test_the_base_model_is_in_the_store_under_its_digest(bench: Workbench) -> No
     assert {path.name for path in folder.iterdir()} == {path.name for path in tiny().iterdir()} | {
         "manifest.json"
     }
-    assert load_base(folder, "auto", "cpu").config.model_type == "llama"
+    assert load_base(folder, None, torch.device("cpu")).config.model_type == "llama"
     assert result.chat_template == "model"
 
 

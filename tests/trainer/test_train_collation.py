@@ -17,7 +17,7 @@ LONG = EncodedRow([1] * 300, [-100] * 300)
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return load_base(tiny(), torch.float32, "cpu")
+    return load_base(tiny(), torch.float32, torch.device("cpu"))
 
 
 class Forgetful(torch.nn.Module):
@@ -57,7 +57,7 @@ def test_a_model_that_mixes_packed_rows_gets_them_padded(model: PreTrainedModel)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_llama_keeps_packed_rows_apart(attention: str, dtype: torch.dtype) -> None:
-    model = load_base(tiny(), dtype, "cpu")
+    model = load_base(tiny(), dtype, torch.device("cpu"))
     model.set_attn_implementation(attention)
 
     assert keeps_rows_apart(model, ENCODED[0], ENCODED[1])

@@ -92,7 +92,7 @@ def test_only_the_wanted_layers_are_adapted(bench: Workbench) -> None:
 def test_an_adapter_changes_what_its_base_model_says(bench: Workbench) -> None:
     folder = bench.checkpoint(bench.train(bench.train_config()).checkpoints[0])
     ids = torch.tensor([[1, 5, 6]])
-    base = load_base(tiny(), "auto", "cpu")
+    base = load_base(tiny(), None, torch.device("cpu"))
     with torch.inference_mode():
         before = base(input_ids=ids).logits
 
@@ -106,12 +106,12 @@ def test_a_full_checkpoint_is_a_model_of_its_own(bench: Workbench) -> None:
     folder = bench.checkpoint(bench.train(bench.train_config(method=FULL)).checkpoints[0])
 
     tokenizer = load_tokenizer(folder)
-    model = load_base(folder, "auto", "cpu")
+    model = load_base(folder, None, torch.device("cpu"))
     assert (folder / "config.json").read_bytes() == (tiny() / "config.json").read_bytes()
     assert template_name(tokenizer) == "model"
     assert model.generation_config is not None
     assert model.generation_config.eos_token_id == stop_token_ids(tokenizer, None)
-    before = load_base(tiny(), "auto", "cpu").state_dict()
+    before = load_base(tiny(), None, torch.device("cpu")).state_dict()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == set(before)
 
@@ -131,7 +131,7 @@ def test_a_full_checkpoint_brings_the_template_that_the_trainer_supplied(bench: 
 def test_tied_and_16_bit_weights_are_trained_and_published_as_they_were(
     bench: Workbench, method: Method
 ) -> None:
-    model = load_base(tiny(), torch.bfloat16, "cpu")
+    model = load_base(tiny(), torch.bfloat16, torch.device("cpu"))
     model.config.tie_word_embeddings = True
     model.tie_weights()
     source = Path(shutil.copytree(tiny(), bench.root / "source"))

@@ -75,9 +75,9 @@ def _subjects(
     if config.checkpoint_type == "Full":
         folders: dict[Subject, Path] = {"Tuned": checkpoint, "Base": base}
         for subject in config.subjects:
-            yield subject, load_base(folders[subject], "auto", device)
+            yield subject, load_base(folders[subject], None, device)
         return
-    model = load_adapter(load_base(base, "auto", device), checkpoint)
+    model = load_adapter(load_base(base, None, device), checkpoint)
     for subject in config.subjects:
         if subject == "Tuned":
             yield subject, model

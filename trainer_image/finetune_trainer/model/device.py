@@ -22,6 +22,18 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it has instructions for bfloat16, or a library's replacement for them.
+
+    Without, as on CPUs that have AVX2 only, PyTorch multiplies matrices one number at a time: a step takes
+    minutes instead of seconds.
+    """
+    if device.type != "cpu":
+        return True
+    has_library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_library and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def available_processors(cpu_limit: Path) -> int:
     """Processors that this process may use.
 

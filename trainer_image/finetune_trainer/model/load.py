@@ -11,17 +11,29 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
+from finetune_trainer.model.device import multiplies_bfloat16
 
 
-def load_base(folder: Path, dtype: torch.dtype | str, device: torch.device | str) -> PreTrainedModel:
-    """The causal language model in `folder`; `dtype` `auto` keeps the stored one.
+def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+    """The causal language model in `folder`.
+
+    Args:
+        folder: config.json and safetensors.
+        dtype: of the weights; None for the stored one, or float32 where the device computes no other well.
+        device: where it runs.
 
     Raises StageFailure (BASE_MODEL_INVALID) with the reader's own words.
     """
     _quiet()
+    if dtype is None and not multiplies_bfloat16(device):
+        dtype = torch.float32
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            folder,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
         )
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise StageFailure(

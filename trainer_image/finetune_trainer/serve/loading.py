@@ -1,7 +1,7 @@
 """From folders to models that can generate; what is wrong with them ends the server before it is ready.
 
-Weights keep the dtype that they are stored in, usually bfloat16: on a CPU with bfloat16 instructions a token
-takes less time than in float32, the more so the more requests share a pass.
+Weights keep the dtype that they are stored in, usually bfloat16: on a CPU that multiplies bfloat16 a token
+takes less time than in float32, the more so the more requests share a pass. On other CPUs they are float32.
 """
 
 import logging
@@ -62,7 +62,7 @@ def load(config: ServeConfig) -> Served:
         )
     logger.info("loading the model in %s", folder)
     tokenizer = load_tokenizer(folder)
-    base = load_base(folder, "auto", "cuda" if torch.cuda.is_available() else "cpu")
+    base = load_base(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_layers(base, folder)
     adapters = {full.name if full else BASE_NAME: BASE_ADAPTER}
     model: torch.nn.Module = base

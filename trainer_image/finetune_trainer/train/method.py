@@ -17,14 +17,15 @@ Trainable = PreTrainedModel | PeftModel
 def trainable_model(folder: Path, method: Method, device: torch.device) -> Trainable:
     """The base model in `folder`, made ready for `method`; draws random numbers for an adapter.
 
-    For LoRA the base keeps its stored precision and the adapter is float32. On a CPU bfloat16 steps take a
-    third of the time of float32 ones; float16, which it computes badly, becomes bfloat16. Full trains in
+    For LoRA the base keeps its stored precision and the adapter is float32. On a CPU that multiplies bfloat16
+    its steps take a third of the time of float32 ones; float16, which it computes badly, becomes bfloat16. On
+    other CPUs the base is float32. Full trains in
     float32, since small updates vanish in 16 bits; on a GPU the matrices are multiplied in bfloat16.
     Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG).
     """
     if method.type == "Full":
         return load_base(folder, torch.float32, device)
-    base = load_base(folder, "auto", device)
+    base = load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
     targets = list(method.lora.target_modules) or linear_layers(base)
