@@ -26,7 +26,7 @@ PROFILE: Final[dict[str, Any]] = {
         "prepare": {"cpu": "50m", "memory": "256Mi"},
         "preflight": {"cpu": "200m", "memory": "3Gi"},
         # More than one core is two threads; the rest of a machine of two cores is the endpoint's.
-        "train": {"cpu": "1100m", "memory": "4Gi"},
+        "train": {"cpu": "1100m", "memory": "6Gi"},
         "evaluate": {"cpu": "1100m", "memory": "4Gi"},
         "serve": {"cpu": "200m", "memory": "3Gi"},
     },
