@@ -32,7 +32,7 @@ test: packages prometheus .venv cluster images ## Every test: unit, trainer, API
 	$(PYTEST) tests/faults -m "not full"
 	$(PYTEST) tests/e2e
 
-test-full: test ## Every test, and every fault at every write of a chain: an hour and a half more
+test-full: test ## Every test, and every fault at every write of a chain: two hours more
 	$(PYTEST) tests/faults -m full --verbose
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
