@@ -6,10 +6,12 @@ A serving pod becomes ready.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from finetune_trainer.contract import CleanupConfig, StageConfig, StageResult
 from hack.fakepods import config_of, ended, running, succeeded
+from tests.integration.api import NotFound
 
 Object = dict[str, Any]
 
@@ -89,4 +91,6 @@ class FakeKubelet:
 
     def _patch(self, pod: Object, status: Object) -> None:
         metadata = pod["metadata"]
-        self._api.patch("Pod", metadata["namespace"], metadata["name"], {"status": status}, "status")
+        # It may have been deleted since it was listed.
+        with suppress(NotFound):
+            self._api.patch("Pod", metadata["namespace"], metadata["name"], {"status": status}, "status")

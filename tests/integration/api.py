@@ -41,8 +41,12 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
     return f"{collection}/{name}" if name else collection
 
 
+class NotFound(AssertionError):
+    """There is no such object."""
+
+
 class Api:
-    """Requests as the user of a kubeconfig."""
+    """Requests as the user of a kubeconfig; one that is refused is an AssertionError."""
 
     def __init__(self, kubeconfig: Path) -> None:
         configuration = client.Configuration()
@@ -96,8 +100,7 @@ class Api:
 
 def _read(answer: httpx.Response) -> Object:
     if answer.is_error:
-        raise AssertionError(
-            f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text}"
-        )
+        refusal = NotFound if answer.status_code == httpx.codes.NOT_FOUND else AssertionError
+        raise refusal(f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text}")
     read: Object = answer.json()
     return read
