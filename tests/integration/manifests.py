@@ -6,6 +6,17 @@ from tests.integration.api import Api, Object
 
 API_VERSION = "finetune.dev/v1alpha1"
 GATES = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0.3, "over": "Base"}]
+HYPERPARAMETERS = {
+    "epochs": 1,
+    "learningRate": 0.001,
+    "perDeviceBatchSize": 1,
+    "gradientAccumulationSteps": 1,
+    "maxSequenceLength": 64,
+    "seed": 0,
+    "totalSteps": 1,
+    "saveEverySteps": 1,
+}
+"""As the lineage of a Checkpoint has them."""
 
 
 def of(kind: str, namespace: str, name: str, spec: Object) -> Object:

@@ -189,16 +189,6 @@ def _pinned_to(name: str) -> list[Object]:
 
 def _checkpoint(namespace: str, name: str) -> Object:
     weights, base = digest("weights", namespace, name), digest("base", namespace)
-    hyperparameters = {
-        "epochs": 1,
-        "learningRate": 0.001,
-        "perDeviceBatchSize": 1,
-        "gradientAccumulationSteps": 1,
-        "maxSequenceLength": 64,
-        "seed": 0,
-        "totalSteps": 1,
-        "saveEverySteps": 1,
-    }
     return manifests.of(
         "Checkpoint",
         namespace,
@@ -214,7 +204,7 @@ def _checkpoint(namespace: str, name: str) -> Object:
                 "baseModel": {"uri": "pvc://models/tiny", "digest": base},
                 "datasetVersion": ROWS,
                 "job": {"name": name, "uid": name},
-                "hyperparameters": hyperparameters,
+                "hyperparameters": manifests.HYPERPARAMETERS,
                 "trainerImage": "trainer:1",
             },
         },

@@ -10,6 +10,7 @@ import pytest
 from hack.cluster import ClusterError, ControlPlane, program
 from hack.cluster.binaries import ensure
 from hack.cluster.toolchain import HELM
+from tests.integration.manifests import HYPERPARAMETERS
 from tests.waiting import eventually
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
@@ -28,16 +29,7 @@ SPEC = {
         "baseModel": {"uri": "pvc://models/m", "digest": DIGEST},
         "datasetVersion": "tickets-1a2b3c4d5e6f",
         "job": {"name": "routing", "uid": "u"},
-        "hyperparameters": {
-            "epochs": 1,
-            "learningRate": 0.001,
-            "perDeviceBatchSize": 1,
-            "gradientAccumulationSteps": 1,
-            "maxSequenceLength": 64,
-            "seed": 0,
-            "totalSteps": 1,
-            "saveEverySteps": 1,
-        },
+        "hyperparameters": HYPERPARAMETERS,
         "trainerImage": "finetune-trainer:test",
     },
 }

@@ -48,6 +48,17 @@ def start(config: Contract | str, *arguments: str, memory_bytes: int | None = No
     return process
 
 
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What a started process writes, up to the line with this text."""
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if text in line:
+            break
+    return read
+
+
 def finish(process: subprocess.Popen[str], read: str = "") -> Ended:
     """Wait for the end; `read` is what was taken from its output already."""
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)

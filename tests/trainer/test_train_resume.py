@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.failure import Preempted
-from tests.trainer.processes import TIMEOUT_SECONDS, finish, start
+from tests.trainer.processes import TIMEOUT_SECONDS, finish, read_until, start
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
 METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
@@ -72,12 +72,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench) -> No
 def test_a_signal_saves_and_ends_with_the_code_that_never_counts(bench: Workbench) -> None:
     config = config_for(bench, "Full", epochs=20, save_every_steps=100)
     process = start(config)
-    assert process.stdout is not None
-    read = ""
-    for line in process.stdout:
-        read += line
-        if "step 1 of 60" in line:
-            break
+    read = read_until(process, "step 1 of 60")
     process.send_signal(signal.SIGTERM)
 
     ended = finish(process, read)

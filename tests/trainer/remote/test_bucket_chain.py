@@ -32,7 +32,7 @@ from finetune_trainer.failure import Preempted
 from finetune_trainer.preflight import stage as preflight_stage
 from hack.models import tiny
 from tests.s3server import S3Server
-from tests.trainer.processes import finish, run, start
+from tests.trainer.processes import finish, read_until, run, start
 from tests.trainer.workbench import OWNER, ROWS, RUN, Sheet, Workbench, elsewhere
 from tests.waiting import eventually
 
@@ -179,12 +179,7 @@ def test_a_run_that_is_killed_goes_on_in_another_pod_and_ends_with_the_same_weig
 def test_a_signal_ends_the_pod_when_its_state_is_in_the_bucket(pod: Pod) -> None:
     config = config_for(pod, epochs=20, save_every_steps=100)
     process = start(in_pod(pod.next(), config))
-    assert process.stdout is not None
-    read = ""
-    for line in process.stdout:
-        read += line
-        if "step 1 of 60" in line:
-            break
+    read = read_until(process, "step 1 of 60")
     process.send_signal(signal.SIGTERM)
 
     ended = finish(process, read)
