@@ -40,8 +40,8 @@ class Ledger:
     """Reads on from where it was made.
 
     Attributes:
-        created: when the API server had answered the creation of each run.
-        first_jobs: when the first Job of each run existed.
+        created: when the API server had answered the creation of each run, or Job of a user.
+        first_jobs: when the first Job of each run existed, and each Job of a user.
         last_stage: runs whose last stage has a Job.
         last_written: when the operator last wrote the status of each run.
     """
@@ -83,6 +83,8 @@ class Ledger:
             match asked.user, asked.resource:
                 case "user", "finetunejobs":
                     self.created[asked.name] = asked.at
+                case "user", "jobs":
+                    self.created[asked.name] = self.first_jobs[asked.name] = asked.at
                 case "operator", "jobs":
                     # <run>-<stage>-<5 characters>
                     run, stage, _ = asked.name.rsplit("-", 2)

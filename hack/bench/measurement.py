@@ -10,13 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import load_kube_config
-
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from hack.bench import workload
+from hack.bench.clients import client, create
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, USER, Ledger, Requests, Spread
@@ -27,15 +24,12 @@ from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
 from hack.cluster.processes import Processes
 
-AT_ONCE: Final = 8
-"""Runs that are being created at the same time."""
 QUIET_SECONDS: Final = 2.0
 """Longer than any chain of events that one write sets off."""
 STUCK_SECONDS: Final = 60.0
 SECONDS_A_RUN: Final = 0.1
 """Far more than an operator takes to read a run with all that belongs to it, and to look at it."""
 TELL_SECONDS: Final = 1.0
-NAMESPACE: Final = ResourceType("v1", "Namespace", "namespaces", namespaced=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +51,7 @@ class Measured:
     Attributes:
         first_jobs: until a run's first Job exists.
         first_requests: of all clients until then, over all runs.
+        first_usage: until then, and until nobody wrote any more.
         done: until a run is done.
         chain: the operator that did it all, from the first creation on.
         restart: an operator that was started afterwards.
@@ -66,6 +61,7 @@ class Measured:
     runs: int
     first_jobs: Spread
     first_requests: Requests
+    first_usage: Usage
     done: Spread
     chain: Life
     restart: Life
@@ -110,14 +106,15 @@ class _Measurement:
         self._ledger = Ledger(AuditLog(plane.audit_log))
 
     async def run(self) -> Measured:
-        async with self._client(USER) as user, self._client(KUBELET) as node:
+        async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
             async with self._operator() as operator:
                 await self._prepare(user, node)
                 begun = self._begin(operator)
                 async with _beside(self._tell_of_runs()):
-                    await self._create(user)
+                    await create(user, map(workload.finetunejob, range(self._runs)))
                     # As where the cluster is full, and as the peers were measured: no pod starts yet.
                     await self._until("each run has a Job", self._each_has_a_job)
+                    first_usage = self._usage(operator) - begun
                     first_requests = self._ledger.requests
                     first_jobs = self._ledger.spread(self._ledger.first_jobs)
                     pause = (datetime.now(UTC) - max(self._ledger.first_jobs.values())).total_seconds()
@@ -133,7 +130,9 @@ class _Measurement:
                 # Long enough to see whether it writes.
                 await asyncio.sleep(QUIET_SECONDS)
                 restart = self._end(operator, begun)
-        return Measured(self._runs, first_jobs, first_requests, done, chain, restart, restart_seconds)
+        return Measured(
+            self._runs, first_jobs, first_requests, first_usage, done, chain, restart, restart_seconds
+        )
 
     async def _tell_of_runs(self) -> None:
         while True:
@@ -149,17 +148,6 @@ class _Measurement:
             await user.create(manifest)
         async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
             await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))
-
-    async def _create(self, user: Cluster) -> None:
-        numbers = iter(range(self._runs))
-
-        async def create() -> None:
-            for number in numbers:
-                await user.create(workload.finetunejob(number))
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(AT_ONCE):
-                tasks.create_task(create())
 
     async def _each_has_a_job(self) -> bool:
         return len(self._ledger.first_jobs) == self._runs
@@ -220,19 +208,6 @@ class _Measurement:
             await operator.stop()
         finally:
             await operator.kill()
-
-    @contextlib.asynccontextmanager
-    async def _client(self, name: str) -> AsyncIterator[Cluster]:
-        configuration = Configuration()
-        kubeconfig = str(self._plane.client(name))
-        await load_kube_config(
-            config_file=kubeconfig, client_configuration=configuration, persist_config=False
-        )
-        cluster = Cluster(configuration, ResourceTypes([*KIND_TYPES.values(), NAMESPACE]), name)
-        try:
-            yield cluster
-        finally:
-            await cluster.close()
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from rich.table import Table
 
+from hack.bench.floor import Floor
 from hack.bench.ledger import KUBELET, OPERATOR, USER, Requests
 from hack.bench.measurement import Measured
 
@@ -41,11 +42,11 @@ class Sheet(NamedTuple):
         return f"**{self.title}**\n\n" + "\n".join(lines)
 
 
-def overview(measured: Sequence[Measured]) -> Sheet:
+def overview(measured: Sequence[tuple[Floor, Measured]]) -> Sheet:
     """One column a number of runs."""
-    columns = [dict(_figures(each)) for each in measured]
+    columns = [dict(_figures(*each)) for each in measured]
     rows = tuple((name, *(column[name] for column in columns), TARGETS.get(name, "")) for name in columns[0])
-    return Sheet("FineTuneJobs", ("", *(f"{each.runs:,}" for each in measured), "target"), rows)
+    return Sheet("FineTuneJobs", ("", *(f"{each.runs:,}" for _, each in measured), "target"), rows)
 
 
 def requests(measured: Measured) -> Sheet:
@@ -64,12 +65,20 @@ def requests(measured: Measured) -> Sheet:
     return Sheet(f"Requests a run, of {measured.runs:,}", ("client", *verbs, "all"), rows)
 
 
-def _figures(measured: Measured) -> Iterator[tuple[str, str]]:
+def _figures(floor: Floor, measured: Measured) -> Iterator[tuple[str, str]]:
     first, done, runs = measured.first_jobs, measured.done, measured.runs
+    yield "the floor: until each bare Job exists, s", f"{floor.jobs.last:.1f}"
+    yield "requests a bare Job, of all", _rate(_all(floor.requests), runs)
     yield "until each run has its first Job, s", f"{first.last:.1f}"
+    yield "the same, in times of the floor", f"{first.last / floor.jobs.last:.1f}"
     yield "of one run: p50 / p99, s", f"{first.p50:.2f} / {first.p99:.2f}"
     yield "requests a run until then, of the operator", _rate(measured.first_requests.of(OPERATOR), runs)
     yield "requests a run until then, of all", _rate(_all(measured.first_requests), runs)
+    spent = measured.first_usage
+    yield (
+        "processor time until then: operator / control plane / measurement, s",
+        f"{spent.operator:.1f} / {spent.control_plane:.1f} / {spent.bench:.1f}",
+    )
     yield "until each run is done, s", f"{done.last:.1f}"
     yield "of one run, to its end: p50 / p99, s", f"{done.p50:.2f} / {done.p99:.2f}"
     yield "writes a run of the operator, to the end", _rate(measured.chain.writes, runs)

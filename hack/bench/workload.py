@@ -12,12 +12,17 @@ LAST_STAGE: Final = "evaluate"
 """Of the runs below; its Job is their last one."""
 
 
+def namespace() -> Object:
+    """Where all of it is."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+
+
 def surroundings() -> list[Object]:
     """What a platform team and the team itself make before anybody trains."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     source = {"uri": "configmap://tickets/rows.jsonl"}
     return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        namespace(),
         _ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
         *(
             {
@@ -48,6 +53,17 @@ def finetunejob(number: int) -> Object:
             "evaluation": {"gates": gates},
         },
     )
+
+
+def bare_job(number: int) -> Object:
+    """A Job as its user would make it, named as a run's first one."""
+    container = {"name": "main", "image": "localhost/none", "command": ["true"]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"run-{number:05d}-bare-00000", "namespace": NAMESPACE},
+        "spec": {"template": {"spec": {"containers": [container], "restartPolicy": "Never"}}},
+    }
 
 
 def is_done(obj: Object) -> bool:

@@ -126,6 +126,7 @@ async def _connection(configuration: Configuration) -> kopf.ConnectionInfo:
         insecure=not configuration.verify_ssl,
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
+        proxy_url=configuration.proxy,
         scheme="Bearer" if token else None,
         token=token.partition(" ")[2] if token else None,
     )

@@ -6,8 +6,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import load_kube_config
 
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.applying import Stamp
@@ -19,6 +17,7 @@ from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import JOB, SERVICE, ResourceType, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.engine.sweeper import Sweeper
+from finetune_operator.engine.transport import load_configuration
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from hack.cluster import ControlPlane
@@ -34,8 +33,7 @@ LABELS = {"app": "engine-test"}
 
 @pytest.fixture
 async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
-    configuration = Configuration()
-    await load_kube_config(str(control_plane.client(USER)), client_configuration=configuration)
+    configuration = await load_configuration(control_plane.client(USER))
     opened = Cluster(configuration, ResourceTypes([CONFIG_MAP, RECORD]), "engine-test")
     yield opened
     await opened.close()

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import load_kube_config
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.transport import load_configuration
 from hack.cluster import ControlPlane
 from tests.integration.api import Api
 
@@ -18,8 +18,7 @@ TIMES = LeaseTimes(duration=2.0, deadline=1.2, retry=0.2)
 
 @pytest.fixture
 async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
-    configuration = Configuration()
-    await load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
+    configuration = await load_configuration(control_plane.kubeconfig)
     opened = Cluster(configuration, ResourceTypes(), "lease-test")
     yield opened
     await opened.close()

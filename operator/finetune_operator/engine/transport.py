@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -27,18 +29,37 @@ OnRequest = Callable[[str, str], None]
 """Told verb and status code (`error` without an answer) of every request."""
 
 
-async def load_configuration() -> Configuration:
-    """The kubeconfig that KUBECONFIG names, else the pod's service account, else `~/.kube/config`."""
+async def load_configuration(kubeconfig: Path | None = None) -> Configuration:
+    """How to reach the API server.
+
+    Args:
+        kubeconfig: the file to take; None for the one that KUBECONFIG names, else the pod's service account,
+            else `~/.kube/config`.
+    """
     configuration = Configuration()
-    if "KUBECONFIG" not in os.environ and await asyncio.to_thread(Path(SERVICE_TOKEN_FILENAME).exists):
+    in_pod = kubeconfig is None and "KUBECONFIG" not in os.environ
+    if in_pod and await asyncio.to_thread(Path(SERVICE_TOKEN_FILENAME).exists):
         load_incluster_config(client_configuration=configuration)
     else:
         await load_kube_config(
-            config_file=KUBE_CONFIG_DEFAULT_LOCATION, client_configuration=configuration, persist_config=False
+            config_file=str(kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION),
+            client_configuration=configuration,
+            persist_config=False,
         )
     # Every watch keeps a connection: with 25 namespaces, the default of 100 leaves none for requests.
     configuration.connection_pool_maxsize = UNLIMITED
+    # aiohttp would look for proxies in the environment and read ~/.netrc for each request, in a thread.
+    configuration.proxy = configuration.proxy or proxy_of(configuration.host)
+    configuration.client_session_kwargs = {"trust_env": False}
     return configuration
+
+
+def proxy_of(server: str) -> str | None:
+    """The proxy on the way to a URL by `HTTPS_PROXY` and `NO_PROXY`, or None."""
+    parts = urlsplit(server)
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 @dataclass(frozen=True, slots=True)

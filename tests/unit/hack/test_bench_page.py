@@ -9,30 +9,42 @@ from typer.testing import CliRunner
 from hack.bench import __main__ as command
 from hack.bench import page as page_module
 from hack.bench.errors import BenchError
+from hack.bench.floor import Floor
 from hack.bench.ledger import Requests, Spread
 from hack.bench.measurement import Life, Measured
 from hack.bench.page import BEGIN, END, PAGE, write
 from hack.bench.usage import Usage
 
 
+def floor(jobs: int) -> Floor:
+    requests = Requests(Counter({("job-controller", "create"): 2 * jobs, ("user", "create"): jobs}))
+    return Floor(Spread(p50=0.0, p99=0.0, last=1.6), requests)
+
+
 def measured(runs: int) -> Measured:
     requests = Requests(Counter({("operator", "create"): 10 * runs, ("user", "create"): runs}))
-    life = Life(requests, writes=15 * runs, usage=Usage(9.0, 8.0, 1.0, 20.5), peak_bytes=120 << 20)
+    usage = Usage(9.0, 8.0, 1.0, 20.5)
+    life = Life(requests, writes=15 * runs, usage=usage, peak_bytes=120 << 20)
     spread = Spread(p50=1.25, p99=3.5, last=4.0)
-    return Measured(runs, spread, requests, spread, life, life, restart_seconds=2.0)
+    return Measured(runs, spread, requests, usage, spread, life, life, restart_seconds=2.0)
+
+
+def both(runs: int) -> tuple[Floor, Measured]:
+    return floor(runs), measured(runs)
 
 
 def test_what_was_measured_takes_the_place_of_what_stood_between_the_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
-    write(page, [measured(100), measured(1000)])
+    write(page, [both(100), both(1000)])
 
     text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
     assert "|  | 100 | 1,000 | target |" in text
+    assert "| the same, in times of the floor | 2.5 | 2.5 |  |" in text
     assert "| writes a run of the operator, to the end | 15.00 | 15.00 | ≤ 20 |" in text
     assert "| other programs: processor time, s | 2.5 | 2.5 |  |" in text
     assert "| operator | 10.00 | 10.00 |" in text
@@ -42,7 +54,7 @@ def test_the_requests_of_the_measurement_itself_are_not_counted_as_the_runs(tmp_
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")
 
-    write(page, [measured(100)])
+    write(page, [both(100)])
 
     assert "| requests a run of all, to the end | 10.00 |  |" in page.read_text()
 
@@ -52,7 +64,7 @@ def test_a_page_without_markers_is_not_touched(tmp_path: Path) -> None:
     page.write_text("by hand")
 
     with pytest.raises(BenchError, match="put them back"):
-        write(page, [measured(100)])
+        write(page, [both(100)])
 
     assert page.read_text() == "by hand"
 
@@ -76,6 +88,7 @@ def test_an_error_at_a_later_size_leaves_the_tables_of_those_before_it(
 
     monkeypatch.setattr(command, "PAGE", page)
     monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "measure_floor", floor)
     done = CliRunner().invoke(command.app, ["100", "1000", "5000", f"--logs={tmp_path}"])
 
     assert done.exit_code == 1
@@ -98,9 +111,9 @@ def test_the_page_is_no_change_to_what_is_measured(tmp_path: Path, monkeypatch: 
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
 
     for runs in (100, 1000):
-        write(page, [measured(runs)])
+        write(page, [both(runs)])
         assert ", changed;" not in page.read_text()
 
     code.write_text("other")
-    write(page, [measured(100)])
+    write(page, [both(100)])
     assert ", changed;" in page.read_text()

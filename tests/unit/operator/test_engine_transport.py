@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable
 from finetune_operator.engine.resources import JOB, TOKEN_REVIEW, ResourceType, ResourceTypes
-from finetune_operator.engine.transport import error_of
+from finetune_operator.engine.transport import error_of, proxy_of
 
 
 def status(**fields: object) -> bytes:
@@ -60,3 +60,20 @@ def test_paths_are_those_of_the_api() -> None:
 def test_an_unknown_type_is_named() -> None:
     with pytest.raises(KeyError, match=r"Widget of example\.com/v1"):
         ResourceTypes().of({"apiVersion": "example.com/v1", "kind": "Widget"})
+
+
+@pytest.mark.parametrize(
+    ("server", "proxy"),
+    [
+        ("https://api.example:6443", "http://proxy.example:3128"),
+        ("https://10.0.0.1", None),
+        ("http://api.example", None),
+    ],
+    ids=["as the environment says", "one that it excludes", "another scheme"],
+)
+def test_a_proxy_is_taken_from_the_environment(
+    server: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "10.0.0.1,.svc")
+    assert proxy_of(server) == proxy

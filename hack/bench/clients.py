@@ -1,0 +1,41 @@
+"""Clients of the measurement's control planes, each a user of its own in the audit log."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Final
+
+from finetune_operator.caches import KIND_TYPES
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.resources import ResourceType, ResourceTypes
+from finetune_operator.engine.transport import load_configuration
+from finetune_operator.plan import Manifest
+from hack.cluster import ControlPlane
+
+AT_ONCE: Final = 8
+"""Objects that are being created at the same time."""
+NAMESPACE: Final = ResourceType("v1", "Namespace", "namespaces", namespaced=False)
+
+
+@contextlib.asynccontextmanager
+async def client(plane: ControlPlane, name: str) -> AsyncIterator[Cluster]:
+    """A client with all rights."""
+    configuration = await load_configuration(plane.client(name))
+    cluster = Cluster(configuration, ResourceTypes([*KIND_TYPES.values(), NAMESPACE]), name)
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+async def create(cluster: Cluster, manifests: Iterable[Manifest]) -> None:
+    """Create them all, in their order, some at a time."""
+    waiting = iter(manifests)
+
+    async def some() -> None:
+        for manifest in waiting:
+            await cluster.create(manifest)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(AT_ONCE):
+            tasks.create_task(some())

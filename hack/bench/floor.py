@@ -1,0 +1,62 @@
+"""The floor: as many bare Jobs, made by their user. No operator that makes a Job a run can be faster."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hack.bench import workload
+from hack.bench.clients import client, create
+from hack.bench.ledger import USER, Ledger, Requests, Spread
+from hack.cluster import ControlPlane
+from hack.cluster.audit import AuditLog
+
+QUIET_SECONDS: Final = 2.0
+"""Longer than any chain of events that one write sets off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What so many bare Jobs cost.
+
+    Attributes:
+        jobs: from the first creation until the last Job exists; the Job controller makes pods meanwhile.
+        requests: of all clients, over all Jobs.
+    """
+
+    jobs: Spread
+    requests: Requests
+
+
+def measure_floor(jobs: int) -> Floor:
+    """Start a control plane, measure, and remove it.
+
+    Raises:
+        ClusterError: there is no control plane.
+    """
+    with _plane() as plane:
+        return asyncio.run(_measure(plane, jobs))
+
+
+@contextlib.contextmanager
+def _plane() -> Iterator[ControlPlane]:
+    plane = ControlPlane(f"floor-{os.getpid()}")
+    try:
+        with plane:
+            yield plane
+    finally:
+        plane.purge()
+
+
+async def _measure(plane: ControlPlane, jobs: int) -> Floor:
+    ledger = Ledger(AuditLog(plane.audit_log))
+    async with client(plane, USER) as user:
+        await user.create(workload.namespace())
+        await create(user, map(workload.bare_job, range(jobs)))
+    ledger.read()
+    while ledger.quiet_seconds < QUIET_SECONDS:
+        await asyncio.sleep(0.2)
+        ledger.read()
+    return Floor(ledger.spread(ledger.first_jobs), ledger.requests)
