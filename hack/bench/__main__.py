@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hack.bench.comparison import Comparison, compare
 from hack.bench.errors import BenchError
-from hack.bench.floor import Floor, measure_floor
-from hack.bench.measurement import Measured, measure
 from hack.bench.page import PAGE, write
-from hack.bench.tables import overview, requests
+from hack.bench.tables import comparison, overview, requests
 from hack.bootstrap.uv import ROOT
 from hack.cluster.errors import ClusterError
 
@@ -39,7 +38,7 @@ def bench(
     try:
         for number in runs or [100, 1000, 5000]:
             measured.append(_measure(number, logs, console))
-            for sheet in (overview(measured), requests(measured[-1][1])):
+            for sheet in (comparison(measured), overview(measured), requests(measured[-1].operator)):
                 console.print(sheet.to_terminal())
             # At once: an error at the next size must not take this one away.
             if page:
@@ -49,15 +48,13 @@ def bench(
         raise typer.Exit(1) from error
 
 
-def _measure(runs: int, logs: Path, console: Console) -> tuple[Floor, Measured]:
-    """Measure one size, and its floor; a terminal shows how far that is."""
+def _measure(runs: int, logs: Path, console: Console) -> Comparison:
+    """Measure one size; a terminal shows how far that is."""
     title = f"{runs:,} FineTuneJobs"
     console.print(f"{title} …")
     # Drawn seldom, since it takes processor time of what is measured.
     with console.status(title, refresh_per_second=1) as shown:
-        shown.update(f"{title}: first as many bare Jobs")
-        floor = measure_floor(runs)
-        return floor, measure(runs, logs, lambda text: shown.update(f"{title}: {text}"))
+        return compare(runs, logs, lambda text: shown.update(f"{title}: {text}"))
 
 
 if __name__ == "__main__":

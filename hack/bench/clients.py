@@ -14,14 +14,13 @@ from hack.cluster import ControlPlane
 
 AT_ONCE: Final = 8
 """Objects that are being created at the same time."""
-NAMESPACE: Final = ResourceType("v1", "Namespace", "namespaces", namespaced=False)
 
 
 @contextlib.asynccontextmanager
-async def client(plane: ControlPlane, name: str) -> AsyncIterator[Cluster]:
-    """A client with all rights."""
+async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncIterator[Cluster]:
+    """A client with all rights, for what Kubernetes has, our kinds, and other `types`."""
     configuration = await load_configuration(plane.client(name))
-    cluster = Cluster(configuration, ResourceTypes([*KIND_TYPES.values(), NAMESPACE]), name)
+    cluster = Cluster(configuration, ResourceTypes([*KIND_TYPES.values(), *types]), name)
     try:
         yield cluster
     finally:

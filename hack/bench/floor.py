@@ -1,20 +1,14 @@
 """The floor: as many bare Jobs, made by their user. No operator that makes a Job a run can be faster."""
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from hack.bench import workload
 from hack.bench.clients import client, create
-from hack.bench.ledger import USER, Ledger, Requests, Spread
+from hack.bench.ledger import QUIET_SECONDS, USER, Ledger, Requests, Spread
 from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
-
-QUIET_SECONDS: Final = 2.0
-"""Longer than any chain of events that one write sets off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +30,10 @@ def measure_floor(jobs: int) -> Floor:
     Raises:
         ClusterError: there is no control plane.
     """
-    with _plane() as plane:
-        return asyncio.run(_measure(plane, jobs))
-
-
-@contextlib.contextmanager
-def _plane() -> Iterator[ControlPlane]:
     plane = ControlPlane(f"floor-{os.getpid()}")
     try:
         with plane:
-            yield plane
+            return asyncio.run(_measure(plane, jobs))
     finally:
         plane.purge()
 

@@ -13,7 +13,13 @@ from hack.cluster.audit import APART, AuditLog
 OPERATOR: Final = "operator"
 USER: Final = "user"
 KUBELET: Final = "fake-kubelet"
+JOBSET: Final = "jobset"
+TRAINER: Final = "trainer"
 CONTROLLER: Final = "system:serviceaccount:kube-system:"
+QUIET_SECONDS: Final = 2.0
+"""Longer than any chain of events that one write sets off."""
+STUCK_SECONDS: Final = 60.0
+"""Without a write, after which nothing more is waited for."""
 LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
 
 
@@ -81,10 +87,13 @@ class Ledger:
             if asked.namespace != NAMESPACE or asked.code >= 300:
                 continue
             match asked.user, asked.resource:
-                case "user", "finetunejobs":
+                case "user", "finetunejobs" | "trainjobs":
                     self.created[asked.name] = asked.at
                 case "user", "jobs":
                     self.created[asked.name] = self.first_jobs[asked.name] = asked.at
+                case "jobset", "jobs":
+                    # <TrainJob>-node-0
+                    self.first_jobs.setdefault(asked.name.removesuffix("-node-0"), asked.at)
                 case "operator", "jobs":
                     # <run>-<stage>-<5 characters>
                     run, stage, _ = asked.name.rsplit("-", 2)

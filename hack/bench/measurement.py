@@ -16,7 +16,7 @@ from hack.bench import workload
 from hack.bench.clients import client, create
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
-from hack.bench.ledger import KUBELET, OPERATOR, USER, Ledger, Requests, Spread
+from hack.bench.ledger import KUBELET, OPERATOR, QUIET_SECONDS, STUCK_SECONDS, USER, Ledger, Requests, Spread
 from hack.bench.operatorprocess import OperatorProcess
 from hack.bench.usage import Usage, peak_bytes, usage
 from hack.bootstrap.uv import ROOT
@@ -24,9 +24,6 @@ from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
 from hack.cluster.processes import Processes
 
-QUIET_SECONDS: Final = 2.0
-"""Longer than any chain of events that one write sets off."""
-STUCK_SECONDS: Final = 60.0
 SECONDS_A_RUN: Final = 0.1
 """Far more than an operator takes to read a run with all that belongs to it, and to look at it."""
 TELL_SECONDS: Final = 1.0
@@ -89,9 +86,7 @@ def measure(runs: int, folder: Path, tell: Callable[[str], None]) -> Measured:
     tell("a control plane is started")
     try:
         with plane:
-            definitions = f"--filename={ROOT / 'crds'}"
-            plane.kubectl.run("apply", "--server-side", definitions)
-            plane.kubectl.run("wait", "--for=condition=Established", "--timeout=30s", definitions)
+            plane.kubectl.define(ROOT / "crds")
             return asyncio.run(_Measurement(plane, runs, folder, tell).run())
     finally:
         plane.purge()

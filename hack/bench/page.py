@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from hack.bench.comparison import Comparison
 from hack.bench.errors import BenchError
-from hack.bench.floor import Floor
-from hack.bench.measurement import Measured
-from hack.bench.tables import overview, requests
+from hack.bench.tables import comparison, overview, requests
 from hack.bootstrap.uv import ROOT
 from hack.cluster.toolchain import KUBERNETES
 
@@ -20,7 +19,7 @@ BEGIN: Final = "<!-- Written by make bench-operator from here -->"
 END: Final = "<!-- to here -->"
 
 
-def write(page: Path, measured: Sequence[tuple[Floor, Measured]]) -> None:
+def write(page: Path, compared: Sequence[Comparison]) -> None:
     """Put what was measured in place of what stands between the markers of `page`.
 
     Raises:
@@ -31,7 +30,7 @@ def write(page: Path, measured: Sequence[tuple[Floor, Measured]]) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise BenchError(f"{page} has no line {BEGIN!r} and then {END!r}: put them back")
-    sheets = [overview(measured), *(requests(each) for _, each in measured)]
+    sheets = [comparison(compared), overview(compared), *(requests(each.operator) for each in compared)]
     body = "\n\n".join([_circumstances(), *(sheet.to_markdown() for sheet in sheets)])
     page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}")
 

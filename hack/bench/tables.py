@@ -1,11 +1,11 @@
 """What was measured, as tables for a terminal and for docs/benchmarks.md."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from rich.table import Table
 
-from hack.bench.floor import Floor
+from hack.bench.comparison import Comparison
 from hack.bench.ledger import KUBELET, OPERATOR, USER, Requests
 from hack.bench.measurement import Measured
 
@@ -42,11 +42,29 @@ class Sheet(NamedTuple):
         return f"**{self.title}**\n\n" + "\n".join(lines)
 
 
-def overview(measured: Sequence[tuple[Floor, Measured]]) -> Sheet:
-    """One column a number of runs."""
-    columns = [dict(_figures(*each)) for each in measured]
-    rows = tuple((name, *(column[name] for column in columns), TARGETS.get(name, "")) for name in columns[0])
-    return Sheet("FineTuneJobs", ("", *(f"{each.runs:,}" for _, each in measured), "target"), rows)
+def comparison(compared: Sequence[Comparison]) -> Sheet:
+    """Until each run has its first Job, beside others: one column a number of runs."""
+    return _sheet("Until each has its first Job", compared, _beside_others, {})
+
+
+def overview(compared: Sequence[Comparison]) -> Sheet:
+    """The operator alone: one column a number of runs."""
+    return _sheet("FineTuneJobs", compared, lambda each: _figures(each.operator), TARGETS)
+
+
+def _sheet(
+    title: str,
+    compared: Sequence[Comparison],
+    figures: Callable[[Comparison], Iterator[tuple[str, str]]],
+    targets: Mapping[str, str],
+) -> Sheet:
+    columns = [dict(figures(each)) for each in compared]
+    last = ("target",) if targets else ()
+    rows = tuple(
+        (name, *(column[name] for column in columns), *(targets.get(name, "") for _ in last))
+        for name in columns[0]
+    )
+    return Sheet(title, ("", *(f"{each.runs:,}" for each in compared), *last), rows)
 
 
 def requests(measured: Measured) -> Sheet:
@@ -65,12 +83,25 @@ def requests(measured: Measured) -> Sheet:
     return Sheet(f"Requests a run, of {measured.runs:,}", ("client", *verbs, "all"), rows)
 
 
-def _figures(floor: Floor, measured: Measured) -> Iterator[tuple[str, str]]:
+def _beside_others(each: Comparison) -> Iterator[tuple[str, str]]:
+    runs, floor, peer, ours = each.runs, each.floor, each.peer, each.operator
+    trainer, jobset = peer.peak_bytes
+    yield "FineTuneJobs, s", f"{ours.first_jobs.last:.1f}"
+    yield "TrainJobs of Kubeflow Trainer and JobSet, s", f"{peer.jobs.last:.1f}"
+    yield "bare Jobs, no operator: the floor, s", f"{floor.jobs.last:.1f}"
+    yield "FineTuneJobs in times of TrainJobs", f"{ours.first_jobs.last / peer.jobs.last:.2f}"
+    yield "requests of all: a FineTuneJob", _rate(_all(ours.first_requests), runs)
+    yield "requests of all: a TrainJob", _rate(_all(peer.requests), runs)
+    yield "requests of all: a bare Job", _rate(_all(floor.requests), runs)
+    yield "processor time: operator, s", f"{ours.first_usage.operator:.1f}"
+    yield "processor time: Trainer and JobSet, s", f"{peer.processor_seconds:.1f}"
+    yield "peak memory: operator, to the end of the chain, MiB", f"{ours.chain.peak_bytes / MEBIBYTE:.0f}"
+    yield "peak memory: Trainer + JobSet, MiB", f"{trainer / MEBIBYTE:.0f} + {jobset / MEBIBYTE:.0f}"
+
+
+def _figures(measured: Measured) -> Iterator[tuple[str, str]]:
     first, done, runs = measured.first_jobs, measured.done, measured.runs
-    yield "the floor: until each bare Job exists, s", f"{floor.jobs.last:.1f}"
-    yield "requests a bare Job, of all", _rate(_all(floor.requests), runs)
     yield "until each run has its first Job, s", f"{first.last:.1f}"
-    yield "the same, in times of the floor", f"{first.last / floor.jobs.last:.1f}"
     yield "of one run: p50 / p99, s", f"{first.p50:.2f} / {first.p99:.2f}"
     yield "requests a run until then, of the operator", _rate(measured.first_requests.of(OPERATOR), runs)
     yield "requests a run until then, of all", _rate(_all(measured.first_requests), runs)

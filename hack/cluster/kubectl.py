@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hack.cluster.commands import run, succeeds
 from hack.cluster.toolchain import program
+from hack.cluster.waiting import until
+
+_SERVED_SECONDS: Final = 30
 
 
 class Kubectl:
@@ -20,6 +23,23 @@ class Kubectl:
 
     def succeeds(self, *arguments: str) -> bool:
         return succeeds([*self._command, *arguments])
+
+    def define(self, manifests: str | Path) -> None:
+        """Apply CustomResourceDefinitions, and what comes with them, and wait until they are served.
+
+        Args:
+            manifests: a file or folder, or the YAML itself.
+
+        Raises:
+            ClusterError: they are refused, or not served in time.
+        """
+        if isinstance(manifests, Path):
+            self.run("apply", "--server-side", f"--filename={manifests}")
+        else:
+            self.run("apply", "--server-side", "--filename=-", text=manifests)
+        # One that has no conditions yet makes kubectl wait fail at once.
+        served = ("wait", "crd", "--all", "--for=condition=Established", f"--timeout={_SERVED_SECONDS}s")
+        until("the definitions are not served", lambda: self.succeeds(*served), _SERVED_SECONDS)
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """An object, or a list of them, as the API server has it."""

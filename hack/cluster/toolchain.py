@@ -107,13 +107,17 @@ HELM: Final = Tool(
 PAUSE: Final = Tool("pause", ("pause",))
 VERSITYGW: Final = Tool("versitygw", ("versitygw",), module="github.com/versity/versitygw")
 """A real S3 server over a folder; no part of a cluster, and built by the tests that use it."""
+KUBEFLOW_TRAINER: Final = Tool(
+    "kubeflow-trainer", ("trainer-controller-manager", "jobset"), module="github.com/kubeflow/trainer/v2"
+)
+"""The peer of `make bench-operator`, with JobSet, which it is built on; no part of a cluster either."""
 
 TOOLS: Final = (KUBERNETES, ETCD, CONTAINERD, COREDNS, HELM, PAUSE)
 
 
 def program(name: str) -> Path:
     """The full path of a program that was built, such as `kubectl` or `helm`."""
-    for tool in (*TOOLS, VERSITYGW):
+    for tool in (*TOOLS, VERSITYGW, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")

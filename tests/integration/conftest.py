@@ -23,10 +23,7 @@ def control_plane() -> Iterator[ControlPlane]:
     # A name of its own, so that two runs on one machine do not meet.
     plane = ControlPlane(f"it-{os.getpid()}")
     with plane:
-        plane.kubectl.run("apply", "--server-side", f"--filename={ROOT / 'crds'}")
-        plane.kubectl.run(
-            "wait", "--for=condition=Established", "--timeout=30s", f"--filename={ROOT / 'crds'}"
-        )
+        plane.kubectl.define(ROOT / "crds")
         yield plane
     plane.purge()
 

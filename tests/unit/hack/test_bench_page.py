@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from hack.bench import __main__ as command
 from hack.bench import page as page_module
+from hack.bench.comparison import Comparison
 from hack.bench.errors import BenchError
 from hack.bench.floor import Floor
+from hack.bench.kubeflow import Peer
 from hack.bench.ledger import Requests, Spread
 from hack.bench.measurement import Life, Measured
 from hack.bench.page import BEGIN, END, PAGE, write
@@ -29,22 +31,25 @@ def measured(runs: int) -> Measured:
     return Measured(runs, spread, requests, usage, spread, life, life, restart_seconds=2.0)
 
 
-def both(runs: int) -> tuple[Floor, Measured]:
-    return floor(runs), measured(runs)
+def compared(runs: int) -> Comparison:
+    requests = Requests(Counter({("trainer", "create"): 12 * runs, ("user", "create"): runs}))
+    peer = Peer(Spread(p50=6.0, p99=7.0, last=8.0), requests, 5.5, (60 << 20, 90 << 20))
+    return Comparison(runs, floor(runs), peer, measured(runs))
 
 
 def test_what_was_measured_takes_the_place_of_what_stood_between_the_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
-    write(page, [both(100), both(1000)])
+    write(page, [compared(100), compared(1000)])
 
     text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
     assert "|  | 100 | 1,000 | target |" in text
-    assert "| the same, in times of the floor | 2.5 | 2.5 |  |" in text
+    assert "| FineTuneJobs in times of TrainJobs | 0.50 | 0.50 |" in text
+    assert "| requests of all: a TrainJob | 12.00 | 12.00 |" in text
     assert "| writes a run of the operator, to the end | 15.00 | 15.00 | ≤ 20 |" in text
     assert "| other programs: processor time, s | 2.5 | 2.5 |  |" in text
     assert "| operator | 10.00 | 10.00 |" in text
@@ -54,7 +59,7 @@ def test_the_requests_of_the_measurement_itself_are_not_counted_as_the_runs(tmp_
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")
 
-    write(page, [both(100)])
+    write(page, [compared(100)])
 
     assert "| requests a run of all, to the end | 10.00 |  |" in page.read_text()
 
@@ -64,7 +69,7 @@ def test_a_page_without_markers_is_not_touched(tmp_path: Path) -> None:
     page.write_text("by hand")
 
     with pytest.raises(BenchError, match="put them back"):
-        write(page, [both(100)])
+        write(page, [compared(100)])
 
     assert page.read_text() == "by hand"
 
@@ -80,15 +85,14 @@ def test_an_error_at_a_later_size_leaves_the_tables_of_those_before_it(
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")
 
-    def measure(runs: int, _logs: Path, tell: Callable[[str], None]) -> Measured:
+    def compare(runs: int, _logs: Path, tell: Callable[[str], None]) -> Comparison:
         tell("some have a Job")
         if runs == 5000:
             raise BenchError("nothing moves any more")
-        return measured(runs)
+        return compared(runs)
 
     monkeypatch.setattr(command, "PAGE", page)
-    monkeypatch.setattr(command, "measure", measure)
-    monkeypatch.setattr(command, "measure_floor", floor)
+    monkeypatch.setattr(command, "compare", compare)
     done = CliRunner().invoke(command.app, ["100", "1000", "5000", f"--logs={tmp_path}"])
 
     assert done.exit_code == 1
@@ -111,9 +115,9 @@ def test_the_page_is_no_change_to_what_is_measured(tmp_path: Path, monkeypatch: 
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
 
     for runs in (100, 1000):
-        write(page, [both(runs)])
+        write(page, [compared(runs)])
         assert ", changed;" not in page.read_text()
 
     code.write_text("other")
-    write(page, [both(100)])
+    write(page, [compared(100)])
     assert ", changed;" in page.read_text()
