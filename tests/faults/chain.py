@@ -12,8 +12,8 @@ from tests.integration.chain import jobs_of_stage
 from tests.integration.manifests import condition, is_true
 from tests.waiting import eventually
 
-PAUSE_SECONDS: Final = 0.4
-"""Between two looks at the API server, whoever looks: ten chains at a time would keep it busy with that."""
+PAUSE_SECONDS: Final = 1.0
+"""Between two looks at the API server, whoever looks: so many chains would keep it busy with that."""
 
 SILENT: Final = "letters"
 """A Dataset whose result is collected, because its pod ends without a word; no run waits for it."""

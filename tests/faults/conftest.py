@@ -14,7 +14,7 @@ from tests.integration.conftest import api, control_plane
 
 __all__ = ["api", "control_plane"]
 
-CHAINS_AT_ONCE: Final = 10
+CHAINS_AT_ONCE: Final = 16
 """More than there are cores: a chain waits most of its time for controllers, or for nothing to happen."""
 
 

@@ -2,8 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
-from tests.integration.operators import Operator
+
+class Process(Protocol):
+    """An operator that runs, or has run."""
+
+    @property
+    def log(self) -> str: ...
+
+    def wait(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class Supervised:
@@ -16,11 +26,11 @@ class Supervised:
         restarts: how often it was started again.
     """
 
-    def __init__(self, launch: Callable[[], Operator]) -> None:
+    def __init__(self, launch: Callable[[], Process]) -> None:
         self.restarts = 0
         self._launch = launch
         self._closing = False
-        self._current: Operator | None = None
+        self._current: Process | None = None
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -43,7 +53,7 @@ class Supervised:
 
     def _supervise(self) -> None:
         while self._current is not None:
-            self._current.process.wait()
+            self._current.wait()
             if self._closing:
                 return
             self.restarts += 1

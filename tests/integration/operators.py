@@ -77,6 +77,10 @@ class Operator:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
+    def wait(self) -> None:
+        """Until it has ended."""
+        self.process.wait()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -42,7 +42,8 @@ async def load_configuration(kubeconfig: Path | None = None) -> Configuration:
         load_incluster_config(client_configuration=configuration)
     else:
         await load_kube_config(
-            config_file=str(kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION),
+            # The default was looked up when the library was imported.
+            config_file=str(kubeconfig or os.environ.get("KUBECONFIG", KUBE_CONFIG_DEFAULT_LOCATION)),
             client_configuration=configuration,
             persist_config=False,
         )

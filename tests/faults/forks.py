@@ -1,0 +1,52 @@
+"""Operators that are forked from a process that has imported the operator: Python and its imports take more
+processor time than a whole chain of writes."""
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Final
+
+from finetune_operator.__main__ import main
+from hack.cluster.ports import free_port
+
+_SERVER: Final = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([__name__])
+
+
+class ForkedOperator:
+    """One process, which has nothing in common with another but the code; see `operators.Operator`."""
+
+    def __init__(self, name: str, kubeconfig: Path, log: Path, environment: dict[str, str]) -> None:
+        given = {
+            "PATH": os.environ["PATH"],
+            "KUBECONFIG": str(kubeconfig),
+            "POD_NAME": name,
+            "HTTP_PORT": str(free_port()),
+            "REPORT_PORT": str(free_port()),
+            "LOG_FORMAT": "text",
+            **environment,
+        }
+        self._log = log
+        self._process = _SERVER.Process(target=_operate, args=(given, log), name=name, daemon=True)
+        self._process.start()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.join()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _operate(environment: dict[str, str], log: Path) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    main()
