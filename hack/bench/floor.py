@@ -1,11 +1,10 @@
 """The floor: as many bare Jobs, made by their user. No operator that makes a Job a run can be faster."""
 
 import asyncio
-import os
 from dataclasses import dataclass
 
 from hack.bench import workload
-from hack.bench.clients import client, create
+from hack.bench.controlplanes import client, control_plane, create
 from hack.bench.ledger import QUIET_SECONDS, USER, Ledger, Requests, Spread
 from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
@@ -30,12 +29,8 @@ def measure_floor(jobs: int) -> Floor:
     Raises:
         ClusterError: there is no control plane.
     """
-    plane = ControlPlane(f"floor-{os.getpid()}")
-    try:
-        with plane:
-            return asyncio.run(_measure(plane, jobs))
-    finally:
-        plane.purge()
+    with control_plane("floor") as plane:
+        return asyncio.run(_measure(plane, jobs))
 
 
 async def _measure(plane: ControlPlane, jobs: int) -> Floor:

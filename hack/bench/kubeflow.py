@@ -8,7 +8,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import yaml
 
 from finetune_operator.engine.resources import ResourceType
 from hack.bench import workload
-from hack.bench.clients import client, create
+from hack.bench.controlplanes import client, control_plane, create
 from hack.bench.errors import BenchError
 from hack.bench.ledger import JOBSET, QUIET_SECONDS, STUCK_SECONDS, TRAINER, USER, Ledger, Requests, Spread
 from hack.bench.usage import peak_bytes, processor_seconds
@@ -115,12 +114,8 @@ def measure_peer(jobs: int) -> Peer:
         ClusterError: there is no control plane, or the controllers could not be built.
     """
     binaries.ensure([KUBEFLOW_TRAINER])
-    plane = ControlPlane(f"peer-{os.getpid()}")
-    try:
-        with plane, TemporaryDirectory() as folder:
-            return asyncio.run(_measure(plane, Path(folder), jobs))
-    finally:
-        plane.purge()
+    with control_plane("peer") as plane, TemporaryDirectory() as folder:
+        return asyncio.run(_measure(plane, Path(folder), jobs))
 
 
 async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:

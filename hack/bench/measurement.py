@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Final
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from hack.bench import workload
-from hack.bench.clients import client, create
+from hack.bench.controlplanes import client, control_plane, create
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, QUIET_SECONDS, STUCK_SECONDS, USER, Ledger, Requests, Spread
@@ -82,14 +81,10 @@ def measure(runs: int, folder: Path, tell: Callable[[str], None]) -> Measured:
         BenchError: not all runs were done.
         ClusterError: there is no control plane.
     """
-    plane = ControlPlane(f"bench-{os.getpid()}")
     tell("a control plane is started")
-    try:
-        with plane:
-            plane.kubectl.define(ROOT / "crds")
-            return asyncio.run(_Measurement(plane, runs, folder, tell).run())
-    finally:
-        plane.purge()
+    with control_plane("bench") as plane:
+        plane.kubectl.define(ROOT / "crds")
+        return asyncio.run(_Measurement(plane, runs, folder, tell).run())
 
 
 class _Measurement:

@@ -1,8 +1,9 @@
-"""Clients of the measurement's control planes, each a user of its own in the audit log."""
+"""A control plane for one measurement, and clients of it, each a user of its own in the audit log."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
 from finetune_operator.caches import KIND_TYPES
@@ -14,6 +15,17 @@ from hack.cluster import ControlPlane
 
 AT_ONCE: Final = 8
 """Objects that are being created at the same time."""
+
+
+@contextlib.contextmanager
+def control_plane(name: str) -> Iterator[ControlPlane]:
+    """Empty at first, and gone with all that it wrote at the end. Raises ClusterError."""
+    plane = ControlPlane(f"{name}-{os.getpid()}")
+    try:
+        with plane:
+            yield plane
+    finally:
+        plane.purge()
 
 
 @contextlib.asynccontextmanager
