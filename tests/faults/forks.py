@@ -1,5 +1,5 @@
-"""Operators that are forked from a process that has imported the operator: Python and its imports take more
-processor time than a whole chain of writes."""
+"""Operators that are forked from a process that has imported the operator: a start of Python and its imports
+would be a large part of the processor time of each trial."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ from typing import Final
 
 from finetune_operator.__main__ import main
 from hack.cluster.ports import free_port
+from tests.integration.operators import process_environment
 
 _SERVER: Final = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__])
@@ -17,15 +18,7 @@ class ForkedOperator:
     """One process, which has nothing in common with another but the code; see `operators.Operator`."""
 
     def __init__(self, name: str, kubeconfig: Path, log: Path, environment: dict[str, str]) -> None:
-        given = {
-            "PATH": os.environ["PATH"],
-            "KUBECONFIG": str(kubeconfig),
-            "POD_NAME": name,
-            "HTTP_PORT": str(free_port()),
-            "REPORT_PORT": str(free_port()),
-            "LOG_FORMAT": "text",
-            **environment,
-        }
+        given = process_environment(name, kubeconfig, free_port(), free_port()) | environment
         self._log = log
         self._process = _SERVER.Process(target=_operate, args=(given, log), name=name, daemon=True)
         self._process.start()

@@ -17,6 +17,18 @@ LEASE_SECONDS = 3
 IMAGE = "registry.example/trainer:1"
 
 
+def process_environment(name: str, kubeconfig: Path, http_port: int, report_port: int) -> dict[str, str]:
+    """What every operator process of the tests is given, beside its settings."""
+    return {
+        "PATH": os.environ["PATH"],
+        "KUBECONFIG": str(kubeconfig),
+        "POD_NAME": name,
+        "HTTP_PORT": str(http_port),
+        "REPORT_PORT": str(report_port),
+        "LOG_FORMAT": "text",
+    }
+
+
 class Operator:
     """One process."""
 
@@ -28,15 +40,7 @@ class Operator:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "finetune_operator"],
-                env={
-                    "PATH": os.environ["PATH"],
-                    "KUBECONFIG": str(kubeconfig),
-                    "POD_NAME": name,
-                    "HTTP_PORT": str(self.http_port),
-                    "REPORT_PORT": str(self.report_port),
-                    "LOG_FORMAT": "text",
-                    **environment,
-                },
+                env=process_environment(name, kubeconfig, self.http_port, self.report_port) | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
