@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
 
-.PHONY: help demo test test-full unit verify cluster cluster-down images bench-operator generate golden format constraints clean \
+.PHONY: help demo test test-full unit verify cluster cluster-down images bench-data bench-operator generate golden format constraints clean \
 	python packages-environment packages prometheus .venv
 
 help: ## List the targets
@@ -55,6 +55,9 @@ cluster-down: packages-environment .venv ## Stop the local Kubernetes and everyt
 
 images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
 	@$(RUN) -m hack.images build
+
+bench-data: packages-environment .venv ## Prepare five million rows beside datasets.load_dataset; ROWS=100000 for fewer
+	@$(RUN) -m hack.databench $(or $(ROWS),--page)
 
 bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" chooses how many FineTuneJobs
 	@$(RUN) -m hack.bench $(SIZES)

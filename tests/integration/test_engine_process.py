@@ -128,6 +128,22 @@ def test_the_same_manifest_a_hundred_times_is_one_train_job(
     assert len([name for name in created_jobs(audit, mark, namespace) if "-train-" in name]) == 1
 
 
+def test_an_annotation_has_the_source_of_a_ready_dataset_looked_at_once_more(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    until_condition(api, (namespace, "Dataset", "tickets"), "Ready", operator)
+    asking = {"metadata": {"annotations": {"finetune.dev/refresh-requested": "now"}}}
+    api.patch("Dataset", namespace, "tickets", asking)
+    found = until_condition(api, (namespace, "Dataset", "tickets"), "Refreshed", operator)
+    until_settled(audit, operators.user)
+    assert condition(found, "Ready")["status"] == "True"
+    assert (found["status"]["refresh"]["checks"], found["status"]["refresh"]["requested"]) == (2, "now")
+    assert kubelet.started == ["prepare", "prepare"]
+    assert len(api.list("DatasetVersion", namespace)) == 1
+
+
 def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
 ) -> None:

@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from finetune_trainer.contract import Split
-from finetune_trainer.prepare.split import split_of
+from finetune_trainer.data.formats.base import RawRow
+from finetune_trainer.data.split import split_of
+from finetune_trainer.prepare.recipe import division_of
 from hack.demo.endpoint import Endpoint
 from hack.demo.load import SteadyLoad
 from hack.demo.progress import Snapshot
@@ -166,7 +168,7 @@ def test_the_questions_are_held_out_rows_with_three_different_answers() -> None:
     split = Split(validation=0.1, test=0.15)
     questions = held_out(ROWS, split)
     assert len({question.output for question in questions}) == 3
-    assert {split_of(question, None, split) for question in questions} == {"test"}
+    assert {split_of(RawRow(question), division_of(split)) for question in questions} == {"test"}
 
 
 class OpenAIServer(BaseHTTPRequestHandler):

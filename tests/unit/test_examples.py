@@ -4,7 +4,7 @@ import csv
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 import yaml
@@ -13,15 +13,19 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
+from finetune_operator.build.configs import StageInputs, prepare_config
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import Columns, PrepareResult, Split
-from finetune_trainer.prepare.split import split_of
+from finetune_trainer.contract import Columns, DataFormat, PrepareResult, Split
+from finetune_trainer.data.formats.base import RawRow
+from finetune_trainer.data.split import split_of
+from finetune_trainer.prepare.recipe import division_of
 from finetune_trainer.rows import load_rows
-from tests.trainer.preparing import Preparation
+from tests.trainer.preparing import RUN, Preparation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FIRST = EXAMPLES / "ticket-routing"
 SECOND = FIRST / "v2"
+FORMATS = EXAMPLES / "data"
 VOICE = EXAMPLES / "brand-voice"
 PRODUCTS = VOICE / "data" / "products.csv"
 KINDS: dict[str, type[Dataset | FineTuneJob | InferenceDeployment]] = {
@@ -86,7 +90,7 @@ def test_both_parts_split_alike_and_hold_out_enough_rows_to_judge_by() -> None:
     assert first.spec.split == second.spec.split
     split = Split.model_validate(first.spec.split.model_dump(exclude={"group_by"}))
     rows = load_rows(FIRST / "data" / "tickets.jsonl")
-    assert sum(split_of(row, None, split) == "test" for row in rows) >= 30
+    assert sum(split_of(RawRow(row), division_of(split)) == "test" for row in rows) >= 30
 
 
 def test_the_second_run_differs_from_the_first_in_its_name_only() -> None:
@@ -216,3 +220,35 @@ def test_the_briefs_are_spelt_as_the_voice_spells() -> None:
 def test_few_descriptions_begin_alike() -> None:
     openings = Counter(" ".join(product["copy"].split()[:3]).casefold() for product in products())
     assert max(openings.values()) <= 4
+
+
+def format_datasets() -> list[Dataset]:
+    return [
+        Dataset.model_validate(each) for each in yaml.safe_load_all((FORMATS / "datasets.yaml").read_text())
+    ]
+
+
+@pytest.mark.parametrize("dataset", format_datasets(), ids=lambda dataset: dataset.name)
+def test_the_same_rows_are_prepared_from_each_format_without_a_problem(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    preparation = Preparation(tmp_path)
+    name = dataset.spec.source.uri.rpartition("/")[2]
+    source = preparation.write(name, (FORMATS / name).read_bytes())
+    config = prepare_config(
+        StageInputs(owner=dataset, run=RUN, store_uri="pvc://artifacts", store_credentials=None, report=None),
+        dataset.spec,
+    )
+    asked = {field: getattr(config, field) for field in ("format", "columns", "template", "split", "checks")}
+
+    result = preparation.run(source, **asked)
+
+    assert (result.problem_count, result.statistics.source_rows) == (0, 12)
+    assert sum(split.rows for split in result.splits) == 12
+    kustomization = yaml.safe_load((FORMATS / "kustomization.yaml").read_text())
+    assert name in kustomization["configMapGenerator"][0]["files"]
+
+
+def test_every_format_has_its_example() -> None:
+    found = {dataset.name.replace("-", "").removeprefix("table") for dataset in format_datasets()}
+    assert found == {name.lower() for name in get_args(DataFormat)}

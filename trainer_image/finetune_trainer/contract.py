@@ -124,6 +124,21 @@ Stage = Literal["prepare", "preflight", "train", "evaluate"]
 MethodType = Literal["LoRA", "Full"]
 CheckpointType = Literal["Adapter", "Full"]
 Metric = Literal["exact_match", "loss"]
+DataFormat = Literal[
+    "PromptCompletion",
+    "ChatMessages",
+    "CSV",
+    "TSV",
+    "Parquet",
+    "Alpaca",
+    "ShareGPT",
+    "LabelStudio",
+    "Doccano",
+    "Preference",
+    "KTO",
+]
+NearDuplicates = Literal["Off", "Keep", "Remove"]
+Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base"]
 
 
@@ -169,15 +184,40 @@ class Columns(Contract):
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    label: str | None = None
 
 
 class Split(Contract):
-    """Fractions of rows, and what the division hangs on."""
+    """Fractions of rows, and what the division hangs on; or where the rows say their split themselves."""
 
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
     group_by: str | None = None
+    column: str | None = None
+    from_files: bool = False
+
+
+class Cleaning(Contract):
+    """Changes made to rows after they were divided."""
+
+    normalize_whitespace: bool = False
+    normalize_unicode: bool = False
+    near_duplicates: NearDuplicates = "Keep"
+    max_rows_for_near_duplicates: int = 200_000
+
+
+class Checks(Contract):
+    """What is looked for in texts, and what becomes of a row that has it."""
+
+    secrets: Finding = "Warn"
+    email_addresses: Finding = "Off"
+    payment_cards: Finding = "Warn"
+    ibans: Finding = "Warn"
+    phone_numbers: Finding = "Off"
+    phone_region: str | None = None
 
 
 class LoRA(Contract):
@@ -234,7 +274,7 @@ class StageConfig(Contract):
     contract: int = CONTRACT_VERSION
     owner: Owner
     run: str
-    """Folder under `runs/`: a FineTuneJob's uid, or a Dataset's uid and generation."""
+    """Folder under `runs/`: a FineTuneJob's uid, or a Dataset's uid, generation and number of the look."""
     store: StoreConfig
     report: ReportTarget | None = None
 
@@ -245,13 +285,21 @@ class PrepareConfig(StageConfig):
     stage: Literal["prepare"] = "prepare"
     source_uri: str
     source_path: str | None = None
-    """File, or folder of files, under `SOURCE_MOUNT`; None for a source that is read over the network."""
+    """File, folder of files, or a pattern such as `rows-*.jsonl` in its last part, under `SOURCE_MOUNT`; None
+    for a source that is read over the network."""
     source_credentials: SecretMount | None = None
-    format: Literal["PromptCompletion", "ChatMessages", "CSV"] | None = None
+    format: DataFormat | None = None
     columns: Columns = Columns()
+    template: str | None = None
+    cleaning: Cleaning = Cleaning()
+    checks: Checks = Checks()
     split: Split = Split()
     on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
     max_invalid_fraction: float | None = None
+    previous: Digest | None = None
+    """The Dataset's version before, to be compared with."""
+    unless_version: str | None = None
+    """Of the source; as long as it has this version there is nothing to do."""
 
 
 class PreflightConfig(StageConfig):
@@ -390,6 +438,12 @@ class DataStatistics(Contract):
     source_rows: int = 0
     invalid_rows: int = 0
     duplicate_rows: int = 0
+    near_duplicate_rows: int = 0
+    """Found; left out where cleaning says so."""
+    leaked_rows: int = 0
+    """Left out of training because a held-out row says the same, or nearly."""
+    conflicting_rows: int = 0
+    """Kept, with the input of another row and another answer."""
     prompt_characters_mean: float = 0
     prompt_characters_max: int = 0
     completion_characters_mean: float = 0
@@ -397,8 +451,17 @@ class DataStatistics(Contract):
     distinct_completions: int = 0
 
 
+class Difference(Contract):
+    """A version beside the one before; a row is changed where its input stayed and its answer did not."""
+
+    previous: Digest
+    added: int
+    removed: int
+    changed: int
+
+
 class PrepareResult(Contract):
-    """What prepare found; `problems` is bounded, the store has all of them in `problems.jsonl`."""
+    """What prepare found; `problems` and `warnings` are bounded, the report has more of them."""
 
     dataset: Digest | None = None
     source: Digest | None = None
@@ -409,7 +472,18 @@ class PrepareResult(Contract):
     splits: tuple[SplitRecord, ...] = ()
     statistics: DataStatistics = DataStatistics()
     problem_count: int = 0
+    """Of rows that cannot be used."""
     problems: tuple[str, ...] = ()
+    warning_count: int = 0
+    warnings: tuple[str, ...] = ()
+    """Of rows that are used all the same, and of all rows together."""
+    report_uri: str | None = None
+    """The page in the store; beside it `report.json`, and `problems.jsonl` with every problem."""
+    source_version: str | None = None
+    """Tells this content of the source from another without reading it; None where its server cannot."""
+    unchanged: bool = False
+    """The source still has the version that the config names; nothing else of the result is set."""
+    difference: Difference | None = None
 
 
 class PreflightResult(Contract):
@@ -425,6 +499,8 @@ class PreflightResult(Contract):
     train_tokens: int = 0
     longest_row_tokens: int = 0
     truncated_rows: int = 0
+    report_uri: str | None = None
+    """The page in the store with the rows' lengths in tokens."""
 
 
 class CheckpointResult(Contract):

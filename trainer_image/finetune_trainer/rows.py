@@ -1,4 +1,14 @@
-"""Rows of a prepared dataset: one JSON object a line, every row a conversation that ends with an answer."""
+"""Rows of a prepared dataset: one JSON object a line, every row a conversation that ends with an answer.
+
+    {"prompt": text, "completion": text}                        PromptCompletion
+    {"messages": [message, …], "tools": [tool, …]}              ChatMessages; `tools` where there are some
+    {"prompt": …, "chosen": …, "rejected": …}                   Preference
+    {"prompt": …, "completion": …, "label": true | false}       KTO
+
+As in TRL, the texts of the last two are strings where the prompt is one user turn, else lists of messages. A
+message has `role` and `content`, and where it says more, `weight: 0` (not to be learned), `tool_calls`,
+`tool_call_id` and `name`, as in the chat API of OpenAI.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,8 +18,8 @@ from typing import Any, Final, Literal
 
 from finetune_trainer import canonical
 
-Role = Literal["system", "user", "assistant"]
-RowForm = Literal["PromptCompletion", "ChatMessages"]
+Role = Literal["system", "user", "assistant", "tool"]
+RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -27,21 +37,56 @@ class Message:
 
     role: Role
     content: str
+    learned: bool = True
+    """Of an assistant's turn, whether it is learned or context only."""
+    tool_calls: str | None = None
+    """Canonical JSON of the calls that an assistant's turn makes."""
+    tool_call_id: str | None = None
+    """Of a tool's turn, the call that it answers."""
+    name: str | None = None
+    """Of a tool's turn, the tool."""
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """As in a chat template's `messages` and in a prepared file."""
-        return {"role": self.role, "content": self.content}
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if not self.learned:
+            message["weight"] = 0
+        if self.tool_calls is not None:
+            message["tool_calls"] = json.loads(self.tool_calls)
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+    @classmethod
+    def from_dict(cls, message: Mapping[str, Any]) -> "Message":
+        """The turn of a prepared file."""
+        calls = message.get("tool_calls")
+        return cls(
+            message["role"],
+            message["content"],
+            message.get("weight", 1) != 0,
+            None if calls is None else canonical.text(calls),
+            message.get("tool_call_id"),
+            message.get("name"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A conversation whose last turn is the assistant's; a prompt with its completion is one of two turns.
 
-    `form` says how the row is written, and changes nothing about how it is trained.
+    `form` says how the row is written. A Preference row ends with the chosen answer and has the rejected one
+    beside it; a KTO row says whether its answer is a good one.
     """
 
     messages: tuple[Message, ...]
     form: RowForm = "ChatMessages"
+    tools: str | None = None
+    """Canonical JSON of the tools that the assistant may call."""
+    rejected: str | None = None
+    label: bool | None = None
 
     @classmethod
     def pair(cls, prompt: str, completion: str) -> "Row":
@@ -55,14 +100,27 @@ class Row:
 
     @property
     def output(self) -> str:
-        """The last turn: the answer to learn, and to be judged by."""
+        """The last turn's text: the answer to learn, and to be judged by."""
         return self.messages[-1].content
 
     def to_dict(self) -> dict[str, Any]:
         """The row as in a prepared file."""
+        if self.form == "ChatMessages":
+            row: dict[str, Any] = {"messages": [message.to_dict() for message in self.messages]}
+            if self.tools is not None:
+                row["tools"] = json.loads(self.tools)
+            return row
         if self.form == "PromptCompletion":
-            return {"prompt": self.messages[0].content, "completion": self.messages[1].content}
-        return {"messages": [message.to_dict() for message in self.messages]}
+            return {"prompt": self.messages[0].content, "completion": self.output}
+        is_text = len(self.messages) == 2 and self.messages[0].role == "user"
+
+        def answer(text: str) -> Any:
+            return text if is_text else [{"role": "assistant", "content": text}]
+
+        prompt = self.messages[0].content if is_text else [message.to_dict() for message in self.input]
+        if self.form == "Preference":
+            return {"prompt": prompt, "chosen": answer(self.output), "rejected": answer(self.rejected or "")}
+        return {"prompt": prompt, "completion": answer(self.output), "label": bool(self.label)}
 
     def to_line(self) -> str:
         """The row's line in a prepared file, without its end."""
@@ -74,11 +132,31 @@ def load_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="\n") as lines:
-        return [_parse(line) for line in lines]
+        return [parse_row(line) for line in lines]
 
 
-def _parse(line: str) -> Row:
+def parse_row(line: str) -> Row:
+    """The row of one line of a prepared file."""
     value = json.loads(line)
     if "messages" in value:
-        return Row(tuple(Message(message["role"], message["content"]) for message in value["messages"]))
-    return Row.pair(value["prompt"], value["completion"])
+        tools = value.get("tools")
+        return Row(
+            tuple(map(Message.from_dict, value["messages"])),
+            tools=None if tools is None else canonical.text(tools),
+        )
+    prompt = value["prompt"]
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(map(Message.from_dict, prompt))
+    if "chosen" in value:
+        return Row(
+            (*turns, Message("assistant", _text(value["chosen"]))),
+            "Preference",
+            rejected=_text(value["rejected"]),
+        )
+    answer = Message("assistant", _text(value["completion"]))
+    if "label" in value:
+        return Row((*turns, answer), "KTO", label=value["label"])
+    return Row((*turns, answer), "PromptCompletion")
+
+
+def _text(answer: str | list[dict[str, str]]) -> str:
+    return answer if isinstance(answer, str) else answer[0]["content"]

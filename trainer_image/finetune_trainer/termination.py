@@ -14,12 +14,13 @@ logger = logging.getLogger(__name__)
 def bounded(result: StageResult) -> str:
     """The result as JSON of at most `TERMINATION_MESSAGE_LIMIT` bytes.
 
-    Problems are left out first, from the last (their count stays), then the end of the message, then the
-    stage's facts; the store's `result.json` has all of it.
+    Warnings are left out first and problems second, from the last (their count stays), then the end of the
+    message, then the stage's facts; the store's `result.json` has all of it.
     """
-    while not _fits(result) and result.prepare is not None and result.prepare.problems:
-        prepare = result.prepare.model_copy(update={"problems": result.prepare.problems[:-1]})
-        result = result.model_copy(update={"prepare": prepare})
+    for listed in ("warnings", "problems"):
+        while not _fits(result) and result.prepare is not None and getattr(result.prepare, listed):
+            left = {listed: getattr(result.prepare, listed)[:-1]}
+            result = result.model_copy(update={"prepare": result.prepare.model_copy(update=left)})
     if not _fits(result):
         result = result.model_copy(update={"message": _cut(result.message)})
     if not _fits(result):

@@ -1,7 +1,7 @@
 """Dataset: a source of rows and how to prepare it; independent of any model."""
 
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -11,17 +11,17 @@ from finetune_operator.api.meta import (
     Message,
     Model,
     Name,
-    Reserved,
-    ReservedValues,
     Resource,
     Rule,
     SecretReference,
     StoreUri,
     Uri,
     name_rules,
+    pattern_advice,
 )
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
+COUNTRY: Final = r"^[A-Z]{2}$"
 
 SOURCE_RULE = Rule(
     "self.uri.startsWith('configmap://') || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
@@ -43,7 +43,10 @@ class DataSource(Model):
         Field(
             description="configmap://NAME/KEY or pvc://CLAIM/PATH in the same namespace, or over the network:"
             " hf://datasets/ORG/NAME/PATH (after NAME an @ and a revision, if wanted), s3://BUCKET/PATH,"
-            " gs://BUCKET/PATH, abfs://CONTAINER/PATH, https://HOST/PATH."
+            " gs://BUCKET/PATH, abfs://CONTAINER/PATH, https://HOST/PATH. PATH is a file, a folder of files,"
+            " or has *, ? or […] in its last part: pvc://data/rows-*.jsonl, configmap://rows/*.jsonl; at"
+            " https:// it is one file. Several files are read in the order of their names; .gz and .zst are"
+            " unpacked."
         ),
     ]
     credentials_secret_ref: Annotated[
@@ -62,19 +65,77 @@ class Columns(Model):
     messages: Annotated[
         Column | None, Field(description="Column of the chat messages; default `messages`.")
     ] = None
+    chosen: Annotated[
+        Column | None, Field(description="Column of the better of two answers; default `chosen`.")
+    ] = None
+    rejected: Annotated[
+        Column | None, Field(description="Column of the worse of two answers; default `rejected`.")
+    ] = None
+    label: Annotated[
+        Column | None, Field(description="Column that says whether an answer is good; default `label`.")
+    ] = None
 
 
 class Cleaning(Model):
-    """Changes made to rows before they are split into files. Exact duplicates are always removed."""
+    """Changes made to rows after they were divided. Exact duplicates, and training rows that a held-out row
+    repeats, are always left out."""
 
     normalize_whitespace: Annotated[
-        bool | None, Reserved(), Field(description="Collapse runs of white space.")
-    ] = None
-    normalize_unicode: Annotated[bool | None, Reserved(), Field(description="Normalize to Unicode NFC.")] = (
-        None
-    )
+        bool,
+        Field(
+            description="Of spaces and tabs in a row one stays, of empty lines one; those at the ends of"
+            " lines and texts go."
+        ),
+    ] = False
+    normalize_unicode: Annotated[bool, Field(description="Normalize to Unicode NFC.")] = False
     near_duplicates: Annotated[
-        Literal["Keep", "Remove"] | None, Reserved(), Field(description="What to do with near duplicates.")
+        Literal["Off", "Keep", "Remove"],
+        Field(
+            description="Off: they are not looked for. Keep: they are counted and reported, and training rows"
+            " that nearly repeat a held-out row and have its answer are left out. Remove: the same, and of"
+            " near duplicates only the first stays."
+        ),
+    ] = "Keep"
+    max_rows_for_near_duplicates: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="With more rows near duplicates are not looked for, because that takes memory.",
+        ),
+    ] = 200_000
+
+
+Finding = Literal["Off", "Warn", "Redact", "Fail"]
+
+
+class Checks(Model):
+    """What is looked for in texts. Off: nothing. Warn: it is reported. Redact: a placeholder such as
+    `[EMAIL]` takes its place. Fail: its row counts as invalid."""
+
+    secrets: Annotated[
+        Finding, Field(description="Passwords, tokens and private keys, as detect-secrets finds them.")
+    ] = "Warn"
+    email_addresses: Annotated[Finding, Field(description="E-mail addresses.")] = "Off"
+    payment_cards: Annotated[
+        Finding, Field(description="Numbers of payment cards whose check digit is right.")
+    ] = "Warn"
+    ibans: Annotated[
+        Finding, Field(description="International bank account numbers whose check digits are right.")
+    ] = "Warn"
+    phone_numbers: Annotated[Finding, Field(description="Phone numbers that can exist.")] = "Off"
+    phone_region: Annotated[
+        str | None,
+        Field(
+            pattern=COUNTRY,
+            min_length=2,
+            max_length=2,
+            description="Country of phone numbers without a country code, for example DE; absent: only"
+            " numbers that begin with + are found.",
+            json_schema_extra=pattern_advice(
+                COUNTRY, "write the two capital letters of a country, for example DE"
+            ),
+        ),
     ] = None
 
 
@@ -86,6 +147,11 @@ class Split(Model):
             "self.validation + self.test < 1.0",
             "split.validation + split.test must stay below 1, so that rows are left to train on: lower one",
         ),
+        Rule(
+            "(has(self.column) ? 1 : 0) + (has(self.groupBy) ? 1 : 0) + (self.fromFiles ? 1 : 0) <= 1",
+            "split.column, split.fromFiles and split.groupBy exclude each other: keep one. The first two take"
+            " the division as it is, groupBy keeps rows together where it is made here",
+        ),
     )
 
     validation: Annotated[float, Field(ge=0, lt=1, description="Fraction of rows for validation.")] = 0.1
@@ -95,12 +161,34 @@ class Split(Model):
         Column | None,
         Field(description="Rows with the same value in this column land in the same split."),
     ] = None
+    column: Annotated[
+        Column | None,
+        Field(
+            description="Column that says train, validation or test; the fractions and the seed then decide"
+            " nothing."
+        ),
+    ] = None
+    from_files: Annotated[
+        bool,
+        Field(
+            description="The files' names say it (train.jsonl, validation.jsonl, test.jsonl); the fractions"
+            " and the seed then decide nothing."
+        ),
+    ] = False
 
 
 class Refresh(Model):
     """Look at the source again from time to time."""
 
-    interval_seconds: Annotated[int, Field(ge=900, le=31536000, description="Seconds between two looks.")]
+    interval_seconds: Annotated[
+        int,
+        Field(
+            ge=900,
+            le=31536000,
+            description="Seconds between two looks, 10 % more or less. What is new in the source becomes a"
+            " DatasetVersion; a look that fails leaves the latest one in use.",
+        ),
+    ]
 
 
 class StoreReference(Model):
@@ -142,9 +230,6 @@ DataFormat = Literal[
     "Preference",
     "KTO",
 ]
-RESERVED_FORMATS = ReservedValues.of(
-    "TSV", "Parquet", "Alpaca", "ShareGPT", "LabelStudio", "Doccano", "Preference", "KTO"
-)
 
 
 class DataPreparation(Model):
@@ -156,23 +241,34 @@ class DataPreparation(Model):
             "maxInvalidFraction needs onInvalidRows: Drop; with Fail the first invalid row already stops",
             "maxInvalidFraction",
         ),
+        Rule(
+            "!has(self.template) || !has(self.columns) || !has(self.columns.prompt)",
+            "template and columns.prompt exclude each other: both say what the prompt is; remove one",
+            "template",
+        ),
     )
 
     source: DataSource
     format: Annotated[
         DataFormat | None,
-        RESERVED_FORMATS,
         Field(description="Absent: detected from the content and named in the status."),
     ] = None
-    columns: Annotated[Columns | None, Field(description="Column mapping, for CSV and for JSON fields.")] = (
-        None
-    )
+    columns: Annotated[
+        Columns | None, Field(description="Column mapping, for tables and for JSON fields.")
+    ] = None
     template: Annotated[
         str | None,
-        Reserved(),
-        Field(max_length=4096, description="Text template from columns to the prompt."),
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="Makes the prompt of several columns: a text with {COLUMN} for each, for example"
+            ' "{subject}\\n{body}"; {{ and }} are braces.',
+        ),
     ] = None
-    cleaning: Annotated[Cleaning | None, Field(description="Optional cleaning steps.")] = None
+    cleaning: Annotated[Cleaning | None, Field(description="Cleaning steps; absent: the defaults.")] = None
+    checks: Annotated[
+        Checks | None, Field(description="Secrets and personal data; absent: the defaults.")
+    ] = None
     split: Annotated[Split, Field(description="Division into train, validation and test.")] = Split()
     on_invalid_rows: Annotated[
         Literal["Fail", "Drop"],
@@ -190,7 +286,13 @@ class DatasetSpec(DataPreparation):
     store: Annotated[
         StoreReference | None, Field(description="Default: the default ComputeProfile's store.")
     ] = None
-    refresh: Annotated[Refresh | None, Reserved(), Field(description="Poll the source for changes.")] = None
+    refresh: Annotated[
+        Refresh | None,
+        Field(
+            description="Poll the source for changes. Without it, and at once: set the annotation"
+            " finetune.dev/refresh-requested to a value that it did not have."
+        ),
+    ] = None
     deletion_policy: Annotated[
         DeletionPolicy,
         Field(
@@ -209,6 +311,35 @@ class DatasetVersionSummary(Model):
     created_at: datetime | None = None
 
 
+class VersionDifference(Model):
+    """The latest version beside the one before, in rows."""
+
+    previous: Annotated[Name, Field(description="DatasetVersion that the latest one is compared with.")]
+    added: Annotated[int, Field(description="Rows with an input that is new.")]
+    removed: Annotated[int, Field(description="Rows with an input that is gone.")]
+    changed: Annotated[int, Field(description="Rows with the same input and another answer.")]
+
+
+class RefreshStatus(Model):
+    """Looks at the source."""
+
+    checks: Annotated[
+        int, Field(description="Looks at the source with this spec, the first preparation included.")
+    ] = 0
+    checked_at: Annotated[datetime | None, Field(description="When the last of them ended.")] = None
+    next_check_at: Annotated[datetime | None, Field(description="When the next one is due.")] = None
+    source_version: Annotated[
+        str | None,
+        Field(
+            description="The source's own mark of the content that was last read, such as an ETag; absent"
+            " where its server has none, or where rows of it were refused."
+        ),
+    ] = None
+    requested: Annotated[
+        str | None, Field(description="Newest value of the annotation that was answered with a look.")
+    ] = None
+
+
 class DatasetStatus(Model):
     """Observed state of a Dataset."""
 
@@ -218,9 +349,26 @@ class DatasetStatus(Model):
     store: Annotated[str | None, Field(description="Store that the latest version was prepared in.")] = None
     format: str | None = None
     rows: int | None = None
-    problem_count: int | None = None
+    problem_count: Annotated[
+        int | None,
+        Field(description="Problems in rows that cannot be used, of the source as it was last read."),
+    ] = None
+    warning_count: Annotated[
+        int | None, Field(description="Warnings on rows that are used all the same, and on all together.")
+    ] = None
     versions: Annotated[tuple[DatasetVersionSummary, ...], Field(max_length=10)] = ()
-    problems: Annotated[tuple[Message, ...], Field(max_length=10)] = ()
+    problems: Annotated[tuple[Message, ...], Field(max_length=10, description="The first of them.")] = ()
+    warnings: Annotated[tuple[Message, ...], Field(max_length=10, description="The first of them.")] = ()
+    report: Annotated[
+        str | None,
+        Field(
+            description="Page in the store with counts, examples and every kind of problem; report.json and"
+            " problems.jsonl are beside it. Of a claim: kubectl cp it out of a pod that mounts the claim; of"
+            " a bucket: copy it with the provider's tool. Then open it in a browser."
+        ),
+    ] = None
+    difference: Annotated[VersionDifference | None, Field(description="Absent for the first version.")] = None
+    refresh: RefreshStatus | None = None
     conditions: Conditions = ()
 
 

@@ -29,7 +29,7 @@ class SplitRecord(Model):
 class SourceRecord(Model):
     """Where the rows were first read from."""
 
-    uri: Annotated[Uri, Field(description="Without what follows a question mark.")]
+    uri: Annotated[Uri, Field(description="Without the query of a web address.")]
     revision: Annotated[str | None, Field(max_length=64, description="Commit at the hub.")] = None
 
 
@@ -39,6 +39,15 @@ class DatasetStatistics(Model):
     source_rows: Annotated[int, Field(ge=0)] = 0
     invalid_rows: Annotated[int, Field(ge=0)] = 0
     duplicate_rows: Annotated[int, Field(ge=0)] = 0
+    near_duplicate_rows: Annotated[
+        int, Field(ge=0, description="Found; left out where cleaning.nearDuplicates is Remove.")
+    ] = 0
+    leaked_rows: Annotated[
+        int, Field(ge=0, description="Left out of training, because a held-out row says the same or nearly.")
+    ] = 0
+    conflicting_rows: Annotated[
+        int, Field(ge=0, description="Kept, with the input of another row and another answer.")
+    ] = 0
     prompt_characters_mean: Annotated[float, Field(ge=0)] = 0
     prompt_characters_max: Annotated[int, Field(ge=0)] = 0
     completion_characters_mean: Annotated[float, Field(ge=0)] = 0

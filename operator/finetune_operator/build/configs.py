@@ -1,17 +1,15 @@
 """The contract's config for each stage, from the API's types."""
 
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Any, Literal, cast
 
-from finetune_operator.api.dataset import Columns, DataPreparation
+from finetune_operator.api.dataset import DataPreparation
 from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
 from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
-from finetune_operator.api.meta import Resource
+from finetune_operator.api.meta import Model, Resource
 from finetune_operator.build.credentials import secret_mount
 from finetune_operator.build.locations import parse_source, parse_store
 from finetune_trainer import contract
-
-DATA_FORMATS: Final = frozenset({"PromptCompletion", "ChatMessages", "CSV"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,18 @@ def store_config(uri: str, secret: str | None) -> contract.StoreConfig:
     return contract.StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
 
 
-def prepare_config(inputs: StageInputs, preparation: DataPreparation) -> contract.PrepareConfig:
-    """Rows in, a dataset folder out."""
+def prepare_config(
+    inputs: StageInputs,
+    preparation: DataPreparation,
+    *,
+    previous: str | None = None,
+    unless_version: str | None = None,
+) -> contract.PrepareConfig:
+    """Rows in, a dataset folder out.
+
+    `previous` is the digest of the version to compare with; while the source has `unless_version`, nothing
+    is prepared.
+    """
     source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
     return contract.PrepareConfig(
         owner=inputs.contract_owner,
@@ -57,32 +65,28 @@ def prepare_config(inputs: StageInputs, preparation: DataPreparation) -> contrac
         source_uri=source,
         source_path=_mounted(source, contract.SOURCE_MOUNT),
         source_credentials=secret_mount("source", secret.name if secret else None),
-        format=cast(
-            Literal["PromptCompletion", "ChatMessages", "CSV"] | None,
-            preparation.format if preparation.format in DATA_FORMATS else None,
-        ),
-        columns=_columns(preparation.columns),
-        split=contract.Split(
-            validation=preparation.split.validation,
-            test=preparation.split.test,
-            seed=preparation.split.seed,
-            group_by=preparation.split.group_by,
-        ),
+        format=preparation.format,
+        columns=contract.Columns(**_fields(preparation.columns)),
+        template=preparation.template,
+        cleaning=contract.Cleaning(**_fields(preparation.cleaning)),
+        checks=contract.Checks(**_fields(preparation.checks)),
+        split=contract.Split(**_fields(preparation.split)),
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,
+        previous=previous,
+        unless_version=unless_version,
     )
+
+
+def _fields(part: Model | None) -> dict[str, Any]:
+    """Of a part of the spec that has the contract's fields; none where it was left out."""
+    return {} if part is None else part.model_dump()
 
 
 def _mounted(uri: str, mount: str) -> str | None:
     """The path in the pod; None for what it reads over the network."""
     place = parse_source(uri)
     return None if place is None else place.under(mount)
-
-
-def _columns(columns: Columns | None) -> contract.Columns:
-    if columns is None:
-        return contract.Columns()
-    return contract.Columns(prompt=columns.prompt, completion=columns.completion, messages=columns.messages)
 
 
 def _method(method: Method) -> contract.Method:

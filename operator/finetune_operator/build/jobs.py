@@ -1,5 +1,6 @@
 """The child Job of one stage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,8 +87,13 @@ def build_stage_job(
     config: JobConfig,
     stage: JobStage,
     placement: Placement,
+    *,
+    annotations: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """A Job with one pod that carries out `config` and leaves its result as termination message."""
+    """A Job with one pod that carries out `config` and leaves its result as termination message.
+
+    `annotations` are the Job's, beside those of its store.
+    """
     profile, secret = placement.profile, placement.credentials.store
     marks: dict[str, str] = {STAGE: stage}
     if profile is not None:
@@ -103,7 +109,10 @@ def build_stage_job(
             "name": name,
             "namespace": owner.namespace,
             "labels": {**labels, QUEUE_LABEL: queue} if queue else labels,
-            "annotations": store_annotations(config.store.uri, secret.name if secret else None),
+            "annotations": {
+                **store_annotations(config.store.uri, secret.name if secret else None),
+                **(annotations or {}),
+            },
             # A cleanup works for an owner that is being deleted: that must not wait for it to go first.
             "ownerReferences": [owner_reference(owner, blocks=stage != "cleanup")],
         },

@@ -30,6 +30,8 @@ RECORDED_RUN: Final = f"{GROUP}/recorded-run"
 """Annotation of a FineTuneJob whose Checkpoints are recorded: which run it stands for, restored or not."""
 RECORDED_AT: Final = f"{GROUP}/recorded-at"
 """Annotation of a Checkpoint: when it was first recorded; a restore makes the creation time anew."""
+REFRESH_REQUESTED: Final = f"{GROUP}/refresh-requested"
+"""Annotation of a Dataset: each new value asks for a look at its source. Of its Job: the value it answers."""
 FINALIZER: Final = f"{GROUP}/cleanup"
 """On what has `deletionPolicy: Delete`: before it goes, what it stands for is removed."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 NAME: Final = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
-CONFIGMAP_KEY: Final = re.compile(r"^[-._a-zA-Z0-9]{1,253}$")
+CONFIGMAP_KEY: Final = re.compile(r"^[-._a-zA-Z0-9*?\[\]!]{1,253}$")
+"""Or a pattern for several of them."""
 HUB: Final = re.compile(r"^hf://(datasets/)?[-.\w]+/[-.\w]+(@[-./\w]+?)?(/[^?#\s]*)?$")
 WEB: Final = re.compile(r"^https://[^/@?#\s]+/[^#\s]+$")
 BUCKET: Final = re.compile(r"^(s3|gs|abfs)://[A-Za-z0-9][-._A-Za-z0-9@]*(/[^?#\s]*)?$")
@@ -19,7 +20,7 @@ class Location:
     name: str
     """Of the PersistentVolumeClaim or ConfigMap."""
     path: str
-    """Relative, without `..`; empty for the whole volume."""
+    """Relative, without `..`; empty for the whole volume. Its last part may be a pattern, as in a shell."""
 
     def under(self, mount: str) -> str:
         """The path in a pod that has the volume at `mount`."""
@@ -47,6 +48,7 @@ def parse_location(uri: str) -> Location:
         raise ValueError(f"{uri}: {name!r} is no name of a Kubernetes object: write {shape}")
     if ".." in parts:
         raise ValueError(f"{uri} leaves its volume with ..: write the path without it")
+    _check_pattern(uri, parts)
     return Location(scheme, name, "/".join(parts))
 
 
@@ -66,9 +68,19 @@ def parse_source(uri: str) -> Location | None:
     }.get(scheme, (None, ""))
     if form is None:
         return parse_location(uri)
-    if not form.match(uri) or ".." in uri.split("/"):
+    folder, slash, last = uri.rpartition("/")
+    # A question mark begins the query of a web address; elsewhere it is a mark of a pattern, as * is.
+    place = uri if scheme == "https" else folder + slash + last.replace("?", "*")
+    if not form.match(place) or ".." in uri.split("/"):
         raise ValueError(f"{uri} names no place: write {shape}")
+    if scheme != "https":
+        _check_pattern(uri, uri.split("/"))
     return None
+
+
+def _check_pattern(uri: str, parts: list[str]) -> None:
+    if any("*" in part for part in parts[:-1]):
+        raise ValueError(f"{uri} has a * in a folder's name: only the last part of the path may be a pattern")
 
 
 def parse_store(uri: str) -> Location | None:

@@ -39,7 +39,8 @@ CPU: Final = "cpu"
 """As a profile's device resource it means that a device is a CPU core."""
 
 DEFAULT_RESOURCES: Final[dict[JobStage, PodResources]] = {
-    "prepare": PodResources(cpu="100m", memory="512Mi"),
+    # Enough for five million rows, and for the hashes of 200,000 rows among which near duplicates are found.
+    "prepare": PodResources(cpu="100m", memory="1536Mi"),
     "preflight": PodResources(cpu="500m", memory="3Gi"),
     "train": PodResources(cpu="1", memory="4Gi"),
     "evaluate": PodResources(cpu="1", memory="4Gi"),

@@ -49,8 +49,7 @@ def build_dataset_version(
     spec = DatasetVersionSpec(
         dataset=owner.name,
         digest=result.dataset,
-        # What follows the question mark may be a signature, which is a credential.
-        source=SourceRecord(uri=source.partition("?")[0], revision=result.source_revision),
+        source=SourceRecord(uri=_without_query(source), revision=result.source_revision),
         source_digest=result.source,
         preparation_digest=result.preparation,
         format=(result.format or "Unknown")[:32],
@@ -127,6 +126,11 @@ def build_checkpoint(
         },
         "spec": spec.to_dict(),
     }
+
+
+def _without_query(uri: str) -> str:
+    """The query of a web address may be a signature, which is a credential."""
+    return uri.partition("?")[0] if uri.startswith("https://") else uri
 
 
 def _finalizers(policy: DeletionPolicy) -> Manifest:

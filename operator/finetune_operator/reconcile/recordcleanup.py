@@ -19,7 +19,7 @@ from finetune_operator.build.pods import Credentials, Storage
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Event, Manifest, Plan
 from finetune_operator.reconcile import profiles, storage
-from finetune_operator.reconcile.dataset import is_settled
+from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
 from finetune_operator.reconcile.stages import (
@@ -33,7 +33,7 @@ from finetune_operator.reconcile.stages import (
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions, podfailures
-from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.conditions import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract import ArtifactRef
 
@@ -114,7 +114,7 @@ def _being_made_again(record: Record, world: World) -> str:
         is_made = maker is None or is_finished(maker) or maker.status.resolved.dataset_version is not None
     else:
         maker = world.datasets.get(record.spec.dataset)
-        is_made = maker is None or is_settled(maker)
+        is_made = maker is None or (is_settled(maker) and until_check(maker, world.now) != 0)
     if maker is None or is_made or maker.metadata.deletion_timestamp is not None:
         return ""
     return f"{maker.kind} {maker.name}"

@@ -11,10 +11,9 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.build.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.dataset import is_settled
 from finetune_operator.reconcile.ownership import waits_for_users
 from finetune_operator.reconcile.world import CheckpointIndex
-from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.conditions import find, is_finished, is_settled
 from finetune_operator.status.reasons import ConditionType, Reason
 
 

@@ -59,6 +59,26 @@ def is_finished(job: FineTuneJob) -> bool:
     return failed or is_true(job.status.conditions, ConditionType.READY)
 
 
+def is_prepared(dataset: Dataset) -> bool:
+    """Whether a Dataset is Ready with the spec that it has now."""
+    current = dataset.status.observed_generation == dataset.metadata.generation
+    return current and is_true(dataset.status.conditions, ConditionType.READY)
+
+
+def is_settled(dataset: Dataset) -> bool:
+    """Whether this generation of a Dataset has been prepared, or cannot be.
+
+    A name conflict is no end, as for runs; nor is what an earlier release did not act on.
+    """
+    status = dataset.status
+    if status.observed_generation != dataset.metadata.generation:
+        return False
+    stalled = find(status.conditions, ConditionType.STALLED)
+    passing = {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED}
+    failed = stalled is not None and stalled.status == "True" and stalled.reason not in passing
+    return failed or is_true(status.conditions, ConditionType.READY)
+
+
 def with_condition(
     conditions: tuple[Condition, ...],
     type_: ConditionType,
@@ -121,12 +141,18 @@ def _without_empty(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def blocked(resource: Resource, reason: str, message: str, now: datetime) -> Manifest:
-    """The whole status of an object that waits until somebody acts; a finished run keeps its verdict."""
+    """The whole status of an object that waits until somebody acts.
+
+    A finished run keeps its verdict, and a prepared Dataset stays Ready.
+    """
     return _in_state(resource, ConditionType.RECONCILING, reason, message, now=now, phase=BLOCKED)
 
 
 def stalled(resource: Resource, reason: str, message: str, now: datetime) -> Manifest:
-    """The whole status of an object that cannot go on; a finished run keeps its verdict."""
+    """The whole status of an object that cannot go on.
+
+    A finished run keeps its verdict, and a prepared Dataset stays Ready.
+    """
     return _in_state(resource, ConditionType.STALLED, reason, message, now=now, phase=FAILED)
 
 
@@ -145,7 +171,17 @@ def _in_state(
         raise TypeError(f"{type(resource).__name__} has no status")
     generation = resource.metadata.generation
     update: dict[str, Any] = {"observed_generation": generation}
-    if not (isinstance(resource, FineTuneJob) and is_finished(resource)):
+    if isinstance(resource, Dataset) and is_prepared(resource):
+        update["conditions"] = with_condition(
+            resource.status.conditions,
+            ConditionType.REFRESHED,
+            "False",
+            reason,
+            message,
+            generation=generation,
+            now=now,
+        )
+    elif not (isinstance(resource, FineTuneJob) and is_finished(resource)):
         update["conditions"] = enter(
             resource.status.conditions, state, reason, message, generation=generation, now=now
         )

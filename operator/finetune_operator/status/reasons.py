@@ -16,6 +16,7 @@ class ConditionType(StrEnum):
     EVALUATED = "Evaluated"
     PROMOTED = "Promoted"
     AVAILABLE = "Available"
+    REFRESHED = "Refreshed"
 
 
 class Reason(StrEnum):
@@ -91,6 +92,8 @@ class EventReason(StrEnum):
     STAGE_STARTED = "StageStarted"
     STAGE_FAILED = "StageFailed"
     DATASET_VERSION_CREATED = "DatasetVersionCreated"
+    DATA_PROBLEMS = "DataProblems"
+    REFRESH_FAILED = "RefreshFailed"
     CHECKPOINT_CREATED = "CheckpointCreated"
     GATE_FAILED = "GateFailed"
     PROMOTED = "Promoted"

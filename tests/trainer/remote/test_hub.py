@@ -82,6 +82,20 @@ def test_a_folder_of_a_dataset_gives_its_rows_and_nothing_else(
     assert contents(hub) == ["a.jsonl"]
 
 
+def test_a_pattern_takes_files_of_a_dataset_and_an_old_commit_is_not_downloaded_again(
+    hub: HubServer, secret: SecretMount, tmp_path: Path
+) -> None:
+    repository = hub.repositories["datasets/team/tickets"] = Repository()
+    repository.commit({"data/train-0.jsonl": ROWS, "data/other.jsonl": b"no row"})
+    uri = "hf://datasets/team/tickets/data/train-*.jsonl"
+
+    first = prepare(tmp_path, uri, secret)
+    again = prepare(tmp_path, uri, secret, unless_version=first.source_version)
+
+    assert (first.statistics.source_rows, again.unchanged) == (40, True)
+    assert contents(hub) == ["train-0.jsonl"]
+
+
 def test_a_model_comes_into_the_store_without_what_is_no_part_of_it(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
 ) -> None:

@@ -46,6 +46,35 @@ def test_the_rows_in_a_folder_of_a_bucket_become_a_dataset(
     assert (result.statistics.source_rows, result.source_revision) == (41, None)
 
 
+def test_a_pattern_takes_the_objects_that_match(bucket: Path, secret: SecretMount, tmp_path: Path) -> None:
+    (bucket / "rows").mkdir()
+    (bucket / "rows" / "2026-01.jsonl").write_bytes(ROWS)
+    (bucket / "rows" / "2025-12.jsonl").write_text(json_lines([{"prompt": "one", "completion": "more"}]))
+
+    result = prepare(tmp_path, f"s3://{bucket.name}/rows/2026-*.jsonl", secret)
+
+    assert result.statistics.source_rows == 40
+    with pytest.raises(StageFailure, match=r"no file matches 2027-\*\.jsonl, there are: 2025-12\.jsonl"):
+        prepare(tmp_path, f"s3://{bucket.name}/rows/2027-*.jsonl", secret)
+
+
+def test_objects_that_have_not_changed_are_not_downloaded_again(
+    bucket: Path, secret: SecretMount, tmp_path: Path
+) -> None:
+    (bucket / "rows.jsonl").write_bytes(ROWS)
+    uri = f"s3://{bucket.name}/rows.jsonl"
+    first = prepare(tmp_path, uri, secret)
+
+    again = prepare(tmp_path, uri, secret, unless_version=first.source_version)
+    assert again.unchanged
+    assert again.dataset is None
+
+    (bucket / "rows.jsonl").write_bytes(ROWS + b'{"prompt": "one", "completion": "more"}\n')
+    changed = prepare(tmp_path, uri, secret, unless_version=first.source_version)
+    assert changed.statistics.source_rows == 41
+    assert changed.source_version != first.source_version
+
+
 def test_an_object_of_several_requests_arrives_whole(
     bucket: Path, secret: SecretMount, tmp_path: Path
 ) -> None:

@@ -70,6 +70,11 @@ class MemoryCluster:
         manifest["spec"].update(spec)
         manifest["metadata"]["generation"] += 1
 
+    def annotate(self, kind: str, name: str, **annotations: str) -> None:
+        """Set annotations of ours, which are no part of a generation; `_` stands for `-`."""
+        own = {f"finetune.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}
+        self.objects[kind, name]["metadata"].setdefault("annotations", {}).update(own)
+
     def delete(self, kind: str, name: str) -> None:
         """Ask for an object's end, which waits for its finalizers."""
         metadata = self.objects[kind, name]["metadata"]
@@ -200,8 +205,9 @@ class MemoryCluster:
         raise AssertionError("the reconcilers do not settle")
 
     def stage_job(self, stage: str) -> Manifest:
-        """The one Job of this stage."""
+        """The one Job of this stage, or of several the one that has not ended."""
         jobs = [job for job in self.of("Job").values() if job["metadata"]["labels"].get(STAGE) == stage]
+        jobs = [job for job in jobs if "status" not in job] or jobs
         if len(jobs) != 1:
             raise AssertionError(f"{len(jobs)} Jobs of stage {stage}")
         return jobs[0]
@@ -252,13 +258,12 @@ class MemoryCluster:
             (
                 p
                 for p in self.of("Pod").values()
-                if p["metadata"]["labels"].get(STAGE) == stage and "status" in p
+                if p["metadata"]["labels"].get(STAGE) == stage and "running" in _state(p)
             ),
             None,
         )
         if running is not None:
-            state = running["status"]["containerStatuses"][0]["state"]
-            started = datetime.fromisoformat(state["running"]["startedAt"])
+            started = datetime.fromisoformat(_state(running)["running"]["startedAt"])
         self.now += timedelta(seconds=after)
         terminated = {
             "exitCode": exit_code,
@@ -299,6 +304,12 @@ def _identity(create: Create, manifest: Manifest) -> str | None:
         return _controller(manifest)
     digest: str = manifest["spec"]["digest"]
     return digest
+
+
+def _state(pod: Manifest) -> Manifest:
+    """Of its container; empty before there is one."""
+    statuses: list[Manifest] = pod.get("status", {}).get("containerStatuses", [])
+    return next((status["state"] for status in statuses), {})
 
 
 def _controller(manifest: Manifest) -> str | None:

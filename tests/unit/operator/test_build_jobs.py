@@ -83,7 +83,7 @@ def test_the_exit_code_of_an_injected_container_decides_nothing() -> None:
 @pytest.mark.parametrize(
     ("stage", "spec", "devices", "requests", "limits"),
     [
-        ("prepare", {}, 0, {"cpu": "100m", "memory": "512Mi"}, {"memory": "512Mi"}),
+        ("prepare", {}, 0, {"cpu": "100m", "memory": "1536Mi"}, {"memory": "1536Mi"}),
         ("train", {}, 2, {"cpu": "2", "memory": "4Gi"}, {"memory": "4Gi"}),
         (
             "train",

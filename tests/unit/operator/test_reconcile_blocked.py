@@ -183,10 +183,6 @@ NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
         "spec.baseModel.checkpoint is not implemented in this release; remove it",
     ),
     (
-        {"dataset": {"inline": {"source": {"uri": "https://example/rows"}, "format": "Parquet"}}},
-        "Parquet is not implemented in this release; use PromptCompletion or ChatMessages or CSV",
-    ),
-    (
         {"evaluation": {"compare": ["Base", "Live"]}},
         "spec.evaluation.compare: Live is not implemented in this release; use Base",
     ),

@@ -156,9 +156,11 @@ def test_inline_rows_become_a_version_of_the_run_itself() -> None:
     cluster.remove("Dataset", DATASET)
     cluster.settle()
     assert cluster.config("prepare").source_path == "/mnt/source/rows.jsonl"
-    cluster.succeed("prepare", prepared(run=JOB_UID))
+    cluster.succeed("prepare", prepared(run=JOB_UID, warning_count=1, warnings=("line 3: a secret",)))
     cluster.settle()
     name = f"{JOB}-data-{'d' * 12}"
+    faults = [event.message for event in cluster.events if event.reason == "DataProblems"]
+    assert faults == [f"DatasetVersion {name}: warnings: 1; the first: line 3: a secret"]
     assert cluster.job(JOB).status.resolved.dataset_version == name
     assert cluster.objects["DatasetVersion", name]["status"]["locations"] == ["pvc://artifacts"]
     assert "ownerReferences" not in cluster.objects["DatasetVersion", name]["metadata"]

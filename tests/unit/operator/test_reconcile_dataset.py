@@ -1,5 +1,6 @@
 """Datasets: prepared once a generation, with rows named where they are wrong."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.build.labels import dataset_version_name
+from finetune_trainer.contract import Difference
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     DATASET,
     DATASET_UID,
+    ROWS,
     VERSION,
     claim,
     dataset,
@@ -142,19 +145,130 @@ def test_a_blocked_dataset_says_what_is_missing(objects: Any, spec: Any, reason:
     assert cluster.plan("Dataset", DATASET).requeue_after is not None
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ({"refresh": {"intervalSeconds": 900}}, "spec.refresh is not implemented"),
-        ({"cleaning": {"nearDuplicates": "Remove"}}, "spec.cleaning.nearDuplicates is not implemented"),
-    ],
-)
-def test_what_this_release_does_not_act_on_stalls_a_dataset(spec: Any, message: str) -> None:
-    cluster = cluster_of(**spec)
-    condition = cluster.condition("Dataset", DATASET, "Stalled")
-    assert condition is not None
-    assert message in condition["message"]
-    assert cluster.of("Job") == {}
+def test_what_an_earlier_release_did_not_act_on_is_prepared_by_this_one() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": 900}))
+    stalled = {
+        "type": "Stalled",
+        "status": "True",
+        "reason": "NotImplemented",
+        "message": "spec.refresh is not implemented in this release; remove it",
+        "lastTransitionTime": "2030-01-02T03:00:00Z",
+    }
+    cluster.objects["Dataset", DATASET]["status"] = {"observedGeneration": 1, "conditions": [stalled]}
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
+    assert cluster.has_stage_job("prepare")
+
+
+def test_what_a_new_version_left_out_and_warns_of_is_in_the_status_and_in_an_event_with_the_report() -> None:
+    cluster = cluster_of()
+    report = "pvc://artifacts/runs/d-1/prepare/report.html"
+    cluster.succeed(
+        "prepare",
+        prepared(
+            problem_count=3,
+            problems=("rows.jsonl, line 7: prompt is empty",),
+            warning_count=12,
+            warnings=tuple(f"line {line}: e-mail address" for line in range(12)),
+            report_uri=report,
+        ),
+    )
+    cluster.settle()
+    found = status(cluster)
+    assert (found.problem_count, found.warning_count, found.report) == (3, 12, report)
+    assert found.warnings == tuple(f"line {line}: e-mail address" for line in range(10))
+    (event,) = [event for event in cluster.events if event.reason == "DataProblems"]
+    assert event.type == "Warning"
+    assert event.message == (
+        f"DatasetVersion {VERSION}: problems in rows that were left out: 3; warnings: 12;"
+        f" the first: rows.jsonl, line 7: prompt is empty; all of them: {report}"
+    )
+
+
+def test_a_version_without_faults_has_no_event_about_them() -> None:
+    cluster = cluster_of()
+    cluster.succeed("prepare", prepared())
+    cluster.settle()
+    assert "DataProblems" not in [event.reason for event in cluster.events]
+
+
+def test_a_long_first_problem_leaves_room_for_the_reports_uri_in_the_event() -> None:
+    cluster = cluster_of()
+    report = "pvc://artifacts/report.html"
+    cluster.succeed("prepare", prepared(warning_count=1, warnings=("x" * 3000,), report_uri=report))
+    cluster.settle()
+    (event,) = [event for event in cluster.events if event.reason == "DataProblems"]
+    assert len(event.message) <= 1024
+    assert event.message.endswith(report)
+
+
+def test_a_version_made_with_another_spec_is_compared_with_the_one_before() -> None:
+    cluster = cluster_of()
+    cluster.succeed("prepare", prepared(source_version="etag-1"))
+    cluster.settle()
+    assert status(cluster).difference is None
+    cluster.change("Dataset", DATASET, split={"seed": 7})
+    cluster.settle()
+    config = cluster.config("prepare")
+    assert (config.previous, config.unless_version) == (ROWS, None), "other rows may come of the same source"
+    difference = Difference(previous=ROWS, added=12, removed=3, changed=1)
+    second = prepared(run=f"{DATASET_UID}-2", dataset=digest("e"), difference=difference)
+    cluster.succeed("prepare", second)
+    cluster.settle()
+    found = status(cluster).difference
+    assert (found.previous, found.added, found.removed, found.changed) == (VERSION, 12, 3, 1)
+    beside = f"+12 −3 ~1 rows beside {VERSION}"
+    newest = dataset_version_name(DATASET, digest("e"))
+    created = [event.message for event in cluster.events if event.reason == "DatasetVersionCreated"]
+    assert created == [
+        f"DatasetVersion {VERSION} with 240 rows",
+        f"DatasetVersion {newest} with 240 rows ({beside})",
+    ]
+    ready = cluster.condition("Dataset", DATASET, "Ready")
+    assert ready is not None
+    assert (
+        ready["message"]
+        == f"DatasetVersion {newest} has 240 rows (192 train, 24 validation, 24 test; {beside})"
+    )
+
+
+def test_a_version_in_another_store_or_on_its_way_out_is_not_compared_with() -> None:
+    cluster = cluster_of()
+    cluster.succeed("prepare", prepared())
+    cluster.settle()
+    cluster.add(claim("elsewhere", "ReadWriteMany"))
+    cluster.change("Dataset", DATASET, store={"uri": "pvc://elsewhere"})
+    cluster.settle()
+    assert cluster.config("prepare").previous is None
+    cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete("DatasetVersion", VERSION)
+    cluster.change("Dataset", DATASET, store={"uri": "pvc://artifacts"})
+    cluster.settle()
+    assert cluster.config("prepare").previous is None
+
+
+def test_the_status_stays_below_32_kib_whatever_a_pod_says() -> None:
+    cluster = cluster_of()
+    # The kubelet keeps no more than 4,096 bytes of a termination message.
+    texts = tuple("😀" * 90 for _ in range(5))
+    wide: dict[str, Any] = {"problem_count": 5, "problems": texts, "warning_count": 5, "warnings": texts}
+    for number in range(12):
+        result = prepared(run=f"{DATASET_UID}-{number + 1}", dataset=digest(f"{number:x}"), **wide)
+        cluster.succeed("prepare", result)
+        cluster.settle()
+        cluster.change("Dataset", DATASET, split={"seed": number + 1})
+        cluster.settle()
+    cluster.succeed("prepare", prepared(run=f"{DATASET_UID}-13", **wide))
+    cluster.settle()
+    cluster.annotate("Dataset", DATASET, refresh_requested="now" * 1000)
+    cluster.settle()
+    result = failed("prepare", "InvalidData", "😀" * 1000, run=f"{DATASET_UID}-13-1")
+    cluster.end("prepare", result.to_json(), exit_code=11)
+    cluster.settle()
+    written = json.dumps(cluster.objects["Dataset", DATASET]["status"], ensure_ascii=False).encode()
+    assert len(status(cluster).versions) == 10
+    assert len(written) < 32 * 1024
 
 
 def test_a_dataset_goes_on_when_a_name_conflict_is_resolved() -> None:

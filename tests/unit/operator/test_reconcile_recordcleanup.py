@@ -383,6 +383,18 @@ def test_rows_stay_for_a_dataset_that_may_come_to_them_again() -> None:
     assert "Dataset tickets is being prepared" in says(cluster)
 
 
+def test_rows_stay_for_a_dataset_whose_source_is_looked_at_again() -> None:
+    cluster = ended()
+    cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.annotate("Dataset", DATASET, refresh_requested="now")
+    cluster.settle()
+    cluster.delete("DatasetVersion", VERSION)
+    cluster.look("DatasetVersion", VERSION)
+    assert not cluster.has_stage_job("cleanup")
+    assert "Dataset tickets is being prepared" in says(cluster)
+
+
 def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() -> None:
     inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
     cluster = MemoryCluster(*surroundings(), finetunejob(dataset=inline, deletionPolicy="Delete"))

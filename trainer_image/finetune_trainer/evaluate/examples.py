@@ -45,7 +45,8 @@ def encode_examples(
                 encoded=whole.cut(max_sequence_length),
                 prompt=prompt,
                 answer_tokens=len(answer),
-                accepted=frozenset({row.output.strip(), text_of(tokenizer, answer)}),
+                # A tool call may come without text; then nothing is no right answer.
+                accepted=frozenset({row.output.strip(), text_of(tokenizer, answer)} - {""}),
             )
         )
     return sorted(examples, key=lambda example: len(example.prompt))

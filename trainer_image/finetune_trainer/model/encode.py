@@ -1,10 +1,11 @@
 """From rows to token ids and labels.
 
-What the model has to learn is every assistant turn: the text between the point where it would be asked to
-answer and the end of that answer, end-of-turn token included, so that it learns to stop. All else has the
-label `IGNORED`.
+What the model has to learn is every assistant turn, but for those of weight 0: the text between the point
+where it would be asked to answer and the end of that answer, end-of-turn token included, so that it learns to
+stop. All else has the label `IGNORED`.
 """
 
+import json
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,22 +58,26 @@ class RowEncoder:
 
     def encode(self, row: Row) -> EncodedRow:
         """The conversation up to the end of its last answer. Raises RowNotEncodable."""
-        text = self._render(row.messages)
+        text = self._render(row, len(row.messages))
         spans = [
             span
             for index, message in enumerate(row.messages)
-            if message.role == "assistant" and (span := self._span(text, row.messages, index)) is not None
+            if message.role == "assistant"
+            and message.learned
+            and (span := self._span(text, row, index)) is not None
         ]
         if not spans or spans[-1][1] != len(text):
             raise RowNotEncodable(
                 "the chat template writes a finished conversation otherwise than it asks for the answer, so"
                 " training would not match serving; give the base model another chat_template.jinja"
             )
-        if row.output.strip() not in text[spans[-1][0] :]:
+        answer = text[spans[-1][0] :]
+        if row.output.strip() not in answer:
             raise RowNotEncodable(
                 "the model's chat template leaves the answer out or changes it; give the base model another"
                 " chat_template.jinja"
             )
+        _check_tools(row, text)
         ids, starts = self._tokenize(text, spans[-1][0])
         labels = [IGNORED] * len(ids)
         for begin, end in spans:
@@ -85,28 +90,29 @@ class RowEncoder:
 
     def encode_prompt(self, row: Row) -> list[int]:
         """What the model sees when it is asked for the row's last answer. Raises RowNotEncodable."""
-        ids: list[int] = self._tokenizer(self._render(row.input, add_generation_prompt=True), **PLAIN)[
-            "input_ids"
-        ]
+        prompt = self._render(row, len(row.input), add_generation_prompt=True)
+        ids: list[int] = self._tokenizer(prompt, **PLAIN)["input_ids"]
         return ids
 
-    def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool = False) -> str:
+    def _render(self, row: Row, turns: int, *, add_generation_prompt: bool = False) -> str:
+        """The first turns of a row as text."""
         try:
             return render(
                 self._tokenizer,
-                tuple(message.to_dict() for message in messages),
+                tuple(_for_template(message) for message in row.messages[:turns]),
+                tools=None if row.tools is None else json.loads(row.tools),
                 add_generation_prompt=add_generation_prompt,
             )
         except TemplateError as error:
             raise RowNotEncodable(f"the model's chat template does not take it: {error}") from error
 
-    def _span(self, text: str, messages: tuple[Message, ...], index: int) -> tuple[int, int] | None:
+    def _span(self, text: str, row: Row, index: int) -> tuple[int, int] | None:
         """Characters of one assistant turn; None where the template writes it otherwise in a longer chat.
 
         Templates of reasoning models drop the thoughts of earlier turns: those turns are context only.
         """
-        before = self._render(messages[:index], add_generation_prompt=True)
-        through = text if index == len(messages) - 1 else self._render(messages[: index + 1])
+        before = self._render(row, index, add_generation_prompt=True)
+        through = text if index == len(row.messages) - 1 else self._render(row, index + 1)
         if not text.startswith(before) or not text.startswith(through):
             return None
         return len(before), len(through)
@@ -136,3 +142,23 @@ class RowEncoder:
         if self._end in answer:
             end -= answer[::-1].index(self._end)
         labels[begin:end] = ids[begin:end]
+
+
+def _for_template(message: Message) -> dict[str, Any]:
+    """A turn as chat templates know it: without its weight."""
+    turn = message.to_dict()
+    turn.pop("weight", None)
+    return turn
+
+
+def _check_tools(row: Row, text: str) -> None:
+    """Raise RowNotEncodable where the template writes no tools, as most of those do that know none."""
+    called = [json.loads(message.tool_calls) for message in row.messages if message.tool_calls is not None]
+    offered = [] if row.tools is None else json.loads(row.tools)
+    names = [tool["function"]["name"] for tool in (*offered, *(call for calls in called for call in calls))]
+    missing = next((name for name in names if name not in text), None)
+    if missing is not None:
+        raise RowNotEncodable(
+            f"the model's chat template leaves out the tool {missing}; take a base model that was made for"
+            " tool calls, give it another chat_template.jinja, or remove the tools"
+        )

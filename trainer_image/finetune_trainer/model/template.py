@@ -11,11 +11,11 @@ brings none, as most base models, the trainer supplies one by this rule:
 3. `plain` for all others: a heading for each turn, and the end-of-sequence token after each answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
@@ -103,13 +103,17 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
-    messages: tuple[Mapping[str, str], ...],
+    messages: tuple[Mapping[str, Any], ...],
     *,
+    tools: list[dict[Any, Any] | Callable[..., Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
     """The conversation as text. Raises jinja2.TemplateError for messages that the template refuses."""
     text = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        [dict(message) for message in messages],
+        tools=tools,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
     )
     return cast(str, text)
 

@@ -34,6 +34,10 @@ class Lengths:
         """How many rows lose their end."""
         return sum(length > max_length for length in self.whole)
 
+    def without_answer(self, max_length: int) -> int:
+        """How many rows lose their whole answer."""
+        return sum(prompt >= max_length for prompt in self.prompts)
+
     def tokens(self, max_length: int) -> int:
         """Tokens of all rows after the cut."""
         return sum(min(length, max_length) for length in self.whole)
@@ -69,7 +73,9 @@ def measure(
     return measured
 
 
-def check_answers(measured: Mapping[SplitName, Lengths], max_length: int, context_length: int | None) -> None:
+def check_answers(
+    measured: Mapping[SplitName, Lengths], max_length: int, context_length: int | None, report_uri: str
+) -> None:
     """Raises StageFailure (SEQUENCE_TOO_LONG) where rows would lose their whole answer to the cut."""
     lost = [
         (f"{split} row {number}", prompt)
@@ -89,7 +95,8 @@ def check_answers(measured: Mapping[SplitName, Lengths], max_length: int, contex
         FailureReason.SEQUENCE_TOO_LONG,
         f"{_count(len(lost))} would lose the whole answer, because the prompt alone fills maxSequenceLength"
         f" {max_length} ({_named(place for place, _ in lost)}; the longest prompt has"
-        f" {max(prompt for _, prompt in lost)} tokens, the longest row {needed}); {advice}",
+        f" {max(prompt for _, prompt in lost)} tokens, the longest row {needed}); {advice}."
+        f" All lengths: {report_uri}",
         ExitCode.BAD_DATA,
     )
 

@@ -1,7 +1,7 @@
 """The stage itself: base model into the store, rows through its tokenizer, hyperparameters chosen."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -24,7 +24,8 @@ from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
 from finetune_trainer.preflight.files import model_files
 from finetune_trainer.preflight.hyperparameters import choose
 from finetune_trainer.preflight.lengths import check_answers, measure
-from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.preflight.tokenreport import token_report, write_token_report
+from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, load_rows
 
 ROW_COST: Final = 1 << 18
 """What one row through the tokenizer counts beside bytes read: they take about as long."""
@@ -51,6 +52,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             FailureReason.NO_TRAINING_ROWS,
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
+    _check_form(splits)
     uri = config.base_model_uri
     with _readable(uri), readable_model(config, context) as found:
         source = found.folder
@@ -82,7 +84,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
     )
-    check_answers(lengths, chosen.max_sequence_length, limit)
+    with context.store.run_folder(config.run, config.stage) as folder:
+        report = token_report(uri.partition("?")[0], lengths, chosen.max_sequence_length)
+        report_uri = write_token_report(folder, report)
+    check_answers(lengths, chosen.max_sequence_length, limit, report_uri)
     truncated = sum(split.cut(chosen.max_sequence_length) for split in lengths.values())
     if truncated:
         logger.warning("rows cut to %d tokens: %d", chosen.max_sequence_length, truncated)
@@ -96,7 +101,19 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
         longest_row_tokens=longest,
         truncated_rows=truncated,
+        report_uri=report_uri,
     )
+
+
+def _check_form(splits: Mapping[SplitName, list[Row]]) -> None:
+    """Raise StageFailure (INVALID_CONFIG) for rows that none of this release's methods trains on."""
+    form = next((rows[0].form for rows in splits.values() if rows), None)
+    if form in ("Preference", "KTO"):
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"the dataset's rows are of the format {form}, which the methods LoRA and Full cannot learn from:"
+            " take rows with prompts and completions, or chats",
+        )
 
 
 @contextmanager

@@ -4,13 +4,23 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from finetune_trainer import canonical
 from finetune_trainer.contract import ExitCode, FailureReason, PrepareConfig
+from finetune_trainer.data.files import SourceFile, Unreadable, is_data, readable
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.prepare.source import SUFFIXES, SourceFile, find_files, is_data
+from finetune_trainer.manifest import digest_of
+from finetune_trainer.prepare.finding import (
+    ENDINGS,
+    find_files,
+    is_pattern,
+    matching,
+    nothing_matches,
+    unreadable,
+)
+from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import SOURCE_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
 from finetune_trainer.store import RunFolder
@@ -21,48 +31,108 @@ DOWNLOAD: Final = "source"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What is to be read."""
+class MountedRows:
+    """Files on a volume of the pod.
 
-    files: list[SourceFile]
-    revision: str | None = None
-    """The commit, of a source at the hub."""
+    `version` tells this content from another: by the files' names, sizes and times, and of a ConfigMap by its
+    bytes, because the kubelet writes those anew for every pod.
+    """
+
+    revision = None
+
+    def __init__(self, path: Path, uri: str, stop: threading.Event) -> None:
+        self._files = find_files(path, uri, stop)
+        is_configmap = uri.startswith("configmap://")
+        try:
+            listed = [
+                [file.name, _content(file) if is_configmap else [file.size, file.modified]]
+                for file in self._files
+            ]
+        except Unreadable as error:
+            raise unreadable(uri, error) from error
+        self.version = digest_of(canonical.encode(listed))
+
+    @contextmanager
+    def readable(self, folder: RunFolder) -> Iterator[list[SourceFile]]:  # noqa: ARG002 - for the others
+        """The files, for as long as the block lasts."""
+        yield self._files
 
 
-@contextmanager
-def readable_source(config: PrepareConfig, folder: RunFolder, stop: threading.Event) -> Iterator[Source]:
-    """The files of the config's source, for as long as the block lasts.
+class RemoteRows:
+    """Files that are read over the network: listed at once, downloaded when they are wanted.
+
+    `revision` is the commit of a source at the hub; `version` is None where the server tells neither versions
+    nor times.
+    """
+
+    def __init__(self, config: PrepareConfig, stop: threading.Event) -> None:
+        uri, pattern = _divided(config.source_uri)
+        self._uri = config.source_uri.partition("?")[0]
+        self._remote = RemoteSource(
+            Wanted(
+                uri=uri,
+                field="source",
+                credentials=config.source_credentials,
+                absent=FailureReason.SOURCE_NOT_FOUND,
+                limit_bytes=SOURCE_BYTES,
+            ),
+            stop,
+        )
+        self._files = self._chosen(pattern)
+        self.revision = self._remote.revision
+        self.version = self._remote.version(self._files)
+
+    @contextmanager
+    def readable(self, folder: RunFolder) -> Iterator[list[SourceFile]]:
+        """The files, downloaded into the run's folder and removed in the end; a stopped pod leaves them.
+
+        Raises StageFailure as `RemoteSource`; Preempted.
+        """
+        logger.info("downloading %d files of %s", len(self._files), self._uri)
+        with folder.writable(DOWNLOAD) as here:
+            self._remote.download(self._files, here)
+        try:
+            yield [SourceFile(here / file.name) for file in self._files]
+        except StageFailure:
+            folder.remove(DOWNLOAD)
+            raise
+        folder.remove(DOWNLOAD)
+
+    def _chosen(self, pattern: str | None) -> list[RemoteFile]:
+        files = {file.name: file for file in self._remote.files}
+        if pattern is not None:
+            names, absence = matching(files, pattern), nothing_matches(pattern, files)
+        elif self._remote.is_file:
+            return list(files.values())
+        else:
+            names = [name for name in files if is_data(name)]
+            absence = f"it has no file with one of the endings {ENDINGS}; add the rows there"
+        if not names:
+            raise StageFailure(FailureReason.SOURCE_NOT_FOUND, f"{self._uri}: {absence}", ExitCode.BAD_DATA)
+        return [files[name] for name in names]
+
+
+Rows = MountedRows | RemoteRows
+
+
+def open_source(config: PrepareConfig, stop: threading.Event) -> Rows:
+    """What the config's source is now.
 
     Raises StageFailure: SOURCE_NOT_FOUND, and of a remote source all that `RemoteSource` raises; Preempted.
     """
-    uri = config.source_uri
     if config.source_path is not None:
-        yield Source(find_files(Path(config.source_path), uri, stop))
-        return
-    remote = RemoteSource(
-        Wanted(
-            uri=uri,
-            field="source",
-            credentials=config.source_credentials,
-            absent=FailureReason.SOURCE_NOT_FOUND,
-            limit_bytes=SOURCE_BYTES,
-        ),
-        stop,
-    )
-    files = [file for file in remote.files if remote.is_file or is_data(file.name)]
-    if not files:
-        raise StageFailure(
-            FailureReason.SOURCE_NOT_FOUND,
-            f"{uri}: it has no file with one of the endings {' '.join(sorted(SUFFIXES))}; add the rows there",
-            ExitCode.BAD_DATA,
-        )
-    logger.info("downloading %d files of %s", len(files), uri)
-    with folder.writable(DOWNLOAD) as here:
-        remote.download(files, here)
-    try:
-        yield Source([SourceFile(here / file.name, uri) for file in files], remote.revision)
-    except StageFailure:
-        folder.remove(DOWNLOAD)
-        raise
-    folder.remove(DOWNLOAD)
+        return MountedRows(Path(config.source_path), config.source_uri, stop)
+    return RemoteRows(config, stop)
+
+
+def _divided(uri: str) -> tuple[str, str | None]:
+    """The folder, and the pattern of names in it; a web server has no folders to look into."""
+    parent, _, last = uri.rpartition("/")
+    if uri.startswith("https://") or not is_pattern(last):
+        return uri, None
+    return parent, last
+
+
+def _content(file: SourceFile) -> str:
+    with readable(file.path):
+        return digest_of(file.path.read_bytes())

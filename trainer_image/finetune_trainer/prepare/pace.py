@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from finetune_trainer.contract import Progress
-from finetune_trainer.prepare.source import SourceFile
+from finetune_trainer.data.files import SourceFile
 from finetune_trainer.report import Reporter
 
 REPORT_SECONDS: Final = 1.0

@@ -1,13 +1,18 @@
-"""The stage itself: read, validate, divide, leave duplicates out, publish."""
+"""The stage itself: find the source, prepare its rows, judge them, publish, report."""
 
+import dataclasses
 import logging
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 from finetune_trainer import canonical
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
+    DataStatistics,
+    Difference,
     Digest,
     ExitCode,
     FailureReason,
@@ -15,19 +20,27 @@ from finetune_trainer.contract import (
     PrepareResult,
     SplitRecord,
 )
+from finetune_trainer.data.files import SourceFile, Unreadable
+from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.report.document import document, encode
+from finetune_trainer.data.report.page import page
+from finetune_trainer.data.result import Prepared, Problem
+from finetune_trainer.data.text import listed
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.prepare.duplicates import Duplicates
-from finetune_trainer.prepare.fetching import readable_source
-from finetune_trainer.prepare.output import SplitWriter
+from finetune_trainer.prepare.fetching import open_source
+from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.pace import Pace
-from finetune_trainer.prepare.problems import Invalid, Issue, Place, ProblemLog
-from finetune_trainer.prepare.reading import Reading
-from finetune_trainer.prepare.records import FieldNames
-from finetune_trainer.prepare.source import source_digest
-from finetune_trainer.prepare.split import split_of
-from finetune_trainer.prepare.statistics import Statistics
+from finetune_trainer.prepare.problemlog import ProblemLog
+from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.rows import SPLIT_FILES, SplitName
+from finetune_trainer.store import RunFolder
+
+REPORT_NAME: Final = "report.json"
+PAGE_NAME: Final = "report.html"
+SHOWN_PROBLEMS: Final = 10
+SHOWN_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
 
@@ -35,100 +48,175 @@ logger = logging.getLogger(__name__)
 def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     """Make the source a published dataset: the three split files, each row one canonical JSON line.
 
-    The kept rows stay in the source's order. Every problem goes to `problems.jsonl` in the run's folder.
+    The kept rows stay in the source's order. The run's folder gets the report, as JSON and as a page, and
+    every problem in `problems.jsonl`, whether the rows are taken or not. A source that still has the version
+    which the config names is left alone.
     Raises StageFailure (SOURCE_NOT_FOUND, INVALID_DATA, NO_TRAINING_ROWS, INVALID_CONFIG,
     STORE_UNAVAILABLE, and of a remote source what `RemoteSource` raises), Preempted.
     """
-    names = _names(config)
-    counts = _Counts()
+    recipe = recipe_of(config)
+    source = open_source(config, context.stop)
+    if source.version is not None and source.version == config.unless_version:
+        logger.info("%s has not changed", config.source_uri.partition("?")[0])
+        return PrepareResult(source_version=source.version, unchanged=True)
     with (
         context.store.run_folder(config.run, config.stage) as folder,
-        readable_source(config, folder, context.stop) as source,
-        ProblemLog(folder) as problems,
+        source.readable(folder) as files,
         context.store.staging() as staging,
     ):
-        reading = Reading(source.files, names, config.format)
-        with SplitWriter(staging) as writer:
-            pace = Pace(source.files, context.reporter)
-            for item in reading:
-                if context.stop.is_set():
-                    raise Preempted
-                if isinstance(item, Invalid):
-                    counts.refuse(item)
-                    problems.add(item)
-                elif counts.duplicates.is_new(item.row):
-                    # The division is by the raw row: whatever cleans rows comes after this line.
-                    writer.write(split_of(item.row, item.group, config.split), item.row)
-                    counts.statistics.add(item.row)
-                pace.row()
-            counts.rows = pace.rows - counts.broken_files
-            if counts.rows == 0 and problems.count == 0:
-                problems.add(Invalid(Place(), (Issue("no rows", "at least one row", "add rows"),)))
-            pace.done()
-        result = PrepareResult(
-            source=source_digest(source.files),
-            source_revision=source.revision,
-            preparation=_preparation_digest(config, reading.format, names),
-            format=reading.format,
-            statistics=counts.statistics.record(
-                source_rows=counts.rows,
-                invalid_rows=counts.invalid,
-                duplicate_rows=counts.duplicates.exact,
-            ),
-            problem_count=problems.count,
-            problems=tuple(problems.shown),
+        with ProblemLog(folder) as log:
+            prepared = _prepare(config, context, files, recipe=recipe, folder=staging, log=log)
+        report = _Report(folder, config, prepared, log)
+        result = _result(config, prepared, files, report.page_uri).model_copy(
+            update={"source_revision": source.revision, "source_version": source.version}
         )
-        _judge(config, counts, result, problems.uri)
-        _require_training_rows(config, counts, writer.rows, result)
+        try:
+            _judge(config, prepared, result, log.uri)
+        except StageFailure:
+            report.write()
+            raise
         digest = context.store.publish("datasets", staging)
-    _say(counts, writer.rows)
-    return result.model_copy(
-        update={"dataset": digest, "splits": _split_records(context, digest, writer.rows)}
+        splits = _split_records(context, digest, prepared.split_rows)
+        report.write(digest, splits)
+    _say(prepared)
+    return result.model_copy(update={"dataset": digest, "splits": splits})
+
+
+class _Listener:
+    """Counts rows for the operator, keeps problems, and ends the preparation when the pod is stopped."""
+
+    def __init__(self, pace: Pace, log: ProblemLog, stop: threading.Event) -> None:
+        self._pace = pace
+        self._stop = stop
+        self.problem = log.add
+
+    def row(self) -> None:
+        if self._stop.is_set():
+            raise Preempted
+        self._pace.row()
+
+
+def _prepare(
+    config: PrepareConfig,
+    context: StageContext,
+    files: list[SourceFile],
+    *,
+    recipe: Recipe,
+    folder: Path,
+    log: ProblemLog,
+) -> Prepared:
+    pace = Pace(files, context.reporter)
+    try:
+        prepared = prepare(
+            files,
+            recipe,
+            folder,
+            listener=_Listener(pace, log, context.stop),
+            previous=_previous(config, context),
+        )
+    except Unreadable as error:
+        raise unreadable(config.source_uri.partition("?")[0], error) from error
+    pace.done()
+    return prepared
+
+
+def _previous(config: PrepareConfig, context: StageContext) -> tuple[str, list[Path]] | None:
+    """The version before; that it is gone from the store is no reason to stop."""
+    if config.previous is None:
+        return None
+    ref = ArtifactRef(kind="datasets", digest=config.previous)
+    if not context.store.has(ref):
+        logger.warning("%s is not in the store any more; the report has no difference", config.previous)
+        return None
+    folder = context.store.artifact(ref)
+    return config.previous, [folder / name for name in SPLIT_FILES.values()]
+
+
+class _Report:
+    """The report in the run's folder; a later try replaces it."""
+
+    def __init__(self, folder: RunFolder, config: PrepareConfig, prepared: Prepared, log: ProblemLog) -> None:
+        self._folder = folder
+        self._source = config.source_uri.partition("?")[0]
+        self._prepared = prepared
+        self._log = log.uri
+        self.page_uri = f"{folder.uri}/{PAGE_NAME}"
+
+    def write(self, digest: Digest | None = None, splits: tuple[SplitRecord, ...] = ()) -> None:
+        """Raises StageFailure (STORE_UNAVAILABLE)."""
+        report = document(
+            self._prepared,
+            source=self._source,
+            digest=digest,
+            split_digests={split.name: split.digest for split in splits},
+            problem_log=self._log,
+        )
+        self._folder.write(REPORT_NAME, encode(report))
+        self._folder.write(PAGE_NAME, page(report).encode())
+
+
+def _result(
+    config: PrepareConfig, prepared: Prepared, files: list[SourceFile], page_uri: str
+) -> PrepareResult:
+    statistics, difference = prepared.statistics, prepared.difference
+    prompts, completions = statistics.prompt_characters, statistics.completion_characters
+    return PrepareResult(
+        source=digest_of(canonical.encode([[file.name, file.digest] for file in files])),
+        preparation=preparation_digest(config, prepared.format),
+        format=prepared.format,
+        statistics=DataStatistics(
+            source_rows=prepared.rows,
+            invalid_rows=prepared.invalid_rows,
+            duplicate_rows=statistics.duplicate_rows,
+            near_duplicate_rows=statistics.near_duplicate_rows or 0,
+            leaked_rows=statistics.leaked_rows,
+            conflicting_rows=statistics.conflicting_rows,
+            prompt_characters_mean=round(prompts.mean, 1),
+            prompt_characters_max=prompts.max,
+            completion_characters_mean=round(completions.mean, 1),
+            completion_characters_max=completions.max,
+            distinct_completions=statistics.distinct_completions,
+        ),
+        problem_count=prepared.error_count,
+        problems=_shown(prepared, "error"),
+        warning_count=prepared.warning_count,
+        warnings=_shown(prepared, "warning"),
+        report_uri=page_uri,
+        difference=None if difference is None else Difference(**dataclasses.asdict(difference)),
     )
 
 
-@dataclass
-class _Counts:
-    """Of one source: rows, those refused, and files of which the rest could not be read."""
-
-    rows: int = 0
-    invalid: int = 0
-    broken_files: int = 0
-    duplicates: Duplicates = field(default_factory=Duplicates)
-    statistics: Statistics = field(default_factory=Statistics)
-
-    def refuse(self, invalid: Invalid) -> None:
-        if invalid.ends_file:
-            self.broken_files += 1
-        else:
-            self.invalid += 1
-
-
-def _names(config: PrepareConfig) -> FieldNames:
-    names = FieldNames.of(config.columns, config.split.group_by)
-    if names.prompt == names.completion:
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"columns.prompt and columns.completion are both {names.prompt!r}; name two columns",
-        )
-    return names
-
-
-def _judge(config: PrepareConfig, counts: _Counts, result: PrepareResult, log_uri: str) -> None:
-    """Raise StageFailure (INVALID_DATA) where the refused rows are more than what may be dropped."""
-    if not result.problem_count:
+def _judge(config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str) -> None:
+    """Raise StageFailure (INVALID_DATA, NO_TRAINING_ROWS) where these rows are not to be trained on."""
+    if prepared.invalid_rows or prepared.broken_files or not prepared.rows:
+        _judge_invalid(config, prepared, result, log_uri)
+    if prepared.split_rows["train"]:
         return
-    share = counts.invalid / counts.rows if counts.rows else 1.0
-    if counts.broken_files:
+    statistics, rows = prepared.statistics, prepared.split_rows
+    raise StageFailure(
+        FailureReason.NO_TRAINING_ROWS,
+        f"no row is left to train on: of {prepared.rows} rows {prepared.invalid_rows} are invalid,"
+        f" {statistics.duplicate_rows} duplicates, {rows['validation']} fell to validation"
+        f" ({config.split.validation:g}) and {rows['test']} to test ({config.split.test:g}). Add rows, lower"
+        " split.validation and split.test, or take another split.seed.",
+        ExitCode.BAD_DATA,
+        prepare=result,
+    )
+
+
+def _judge_invalid(config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str) -> None:
+    invalid, rows = prepared.invalid_rows, prepared.rows
+    share = invalid / rows if rows else 1.0
+    if prepared.broken_files:
         what, fix = "the source cannot be read to its end", "correct it"
-    elif not counts.rows:
+    elif not rows:
         what, fix = "the source has no rows", "add some"
     elif config.on_invalid_rows == "Fail":
-        what = f"{counts.invalid} of {counts.rows} rows are invalid"
+        what = f"{invalid} of {rows} rows are invalid"
         fix = "correct the rows, or set onInvalidRows: Drop"
     elif config.max_invalid_fraction is not None and share > config.max_invalid_fraction:
         what = (
-            f"{counts.invalid} of {counts.rows} rows ({share:.1%}) are invalid, more than maxInvalidFraction"
+            f"{invalid} of {rows} rows ({share:.1%}) are invalid, more than maxInvalidFraction"
             f" {config.max_invalid_fraction:g}"
         )
         fix = "correct the rows, or raise maxInvalidFraction"
@@ -137,47 +225,23 @@ def _judge(config: PrepareConfig, counts: _Counts, result: PrepareResult, log_ur
     first = "; ".join(result.problems[:3])
     raise StageFailure(
         FailureReason.INVALID_DATA,
-        f"{what}: {first}. All {result.problem_count} problems: {log_uri}. To go on, {fix}.",
+        f"{what}: {first}. All {result.problem_count} problems: {log_uri}; as a page: {result.report_uri}."
+        f" To go on, {fix}.",
         ExitCode.BAD_DATA,
         prepare=result,
     )
 
 
-def _require_training_rows(
-    config: PrepareConfig, counts: _Counts, rows: Mapping[SplitName, int], result: PrepareResult
-) -> None:
-    if rows["train"]:
-        return
-    raise StageFailure(
-        FailureReason.NO_TRAINING_ROWS,
-        f"no row is left to train on: of {counts.rows} rows {counts.invalid} are invalid,"
-        f" {counts.duplicates.exact} duplicates, {rows['validation']} fell to validation"
-        f" ({config.split.validation:g}) and {rows['test']} to test ({config.split.test:g}). Add rows, lower"
-        " split.validation and split.test, or take another split.seed.",
-        ExitCode.BAD_DATA,
-        prepare=result,
-    )
+def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
+    found = [problem for problem in prepared.problems if problem.issue.severity == severity]
+    return tuple(_text(problem) for problem in found[:SHOWN_PROBLEMS])
 
 
-def _preparation_digest(config: PrepareConfig, found: str | None, names: FieldNames) -> Digest:
-    """What was done to the source, whether it was asked for or came by itself."""
-    columns = (
-        {"messages": names.messages}
-        if found == "ChatMessages"
-        else {"prompt": names.prompt, "completion": names.completion}
-    )
-    return digest_of(
-        canonical.encode(
-            {
-                "version": 1,
-                "format": found,
-                "columns": columns,
-                "split": config.split.model_dump(mode="json"),
-                "onInvalidRows": config.on_invalid_rows,
-                "maxInvalidFraction": config.max_invalid_fraction,
-            }
-        )
-    )
+def _text(problem: Problem) -> str:
+    issue, place = problem.issue, problem.place
+    is_summary = issue.severity == "warning" and place.file is None and place.record is None
+    text = str(issue) if is_summary else f"{place}: {issue}"
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def _split_records(
@@ -191,13 +255,14 @@ def _split_records(
     )
 
 
-def _say(counts: _Counts, rows: Mapping[SplitName, int]) -> None:
-    divided = ", ".join(f"{name} {count}" for name, count in rows.items())
-    logger.info("%d rows: %s; %d duplicates left out", counts.rows, divided, counts.duplicates.exact)
-    if counts.invalid:
-        logger.warning("%d invalid rows were dropped", counts.invalid)
-    if counts.duplicates.conflicting:
-        logger.warning(
-            "%d rows have the input of an earlier row and another output; the model cannot learn both",
-            counts.duplicates.conflicting,
-        )
+def _say(prepared: Prepared) -> None:
+    divided = ", ".join(f"{name} {count}" for name, count in prepared.split_rows.items())
+    logger.info(
+        "%d rows: %s; %d duplicates left out", prepared.rows, divided, prepared.statistics.duplicate_rows
+    )
+    if prepared.invalid_rows:
+        logger.warning("%d invalid rows were dropped", prepared.invalid_rows)
+    if prepared.unused_fields:
+        logger.warning("fields that are not used: %s", listed(list(prepared.unused_fields)))
+    for text in _shown(prepared, "warning"):
+        logger.warning("%s", text)

@@ -13,6 +13,8 @@ from finetune_trainer.remote.problems import Kind, Problem
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
 """Under which of these a file system tells one content of a name from another."""
+TIME_KEYS: Final = ("LastModified", "last_modified", "updated")
+"""Under which of these it says when a file was written last."""
 
 
 def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
@@ -75,12 +77,16 @@ def _range(folder: RemoteFolder, file: RemoteFile, start: int, end: int) -> byte
 
 
 def _file(entry: dict[str, Any]) -> RemoteFile:
-    version = next((str(entry[key]) for key in VERSION_KEYS if entry.get(key)), "")
     lfs = entry.get("lfs") or {}
     return RemoteFile(
         name=PurePosixPath(entry["name"]).name,
         path=entry["name"],
         size=entry["size"],
-        version=version,
+        version=_first(entry, VERSION_KEYS),
+        modified=_first(entry, TIME_KEYS),
         sha256=lfs.get("sha256"),
     )
+
+
+def _first(entry: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return next((str(entry[key]) for key in keys if entry.get(key)), "")

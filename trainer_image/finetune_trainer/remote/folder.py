@@ -34,6 +34,8 @@ class RemoteFile:
     """In bytes; None where the server does not say."""
     version: str
     """Changes with the content; empty where the server tells nothing of the kind."""
+    modified: str = ""
+    """When it was written last, in the server's words; empty where it does not say."""
     sha256: str | None = None
     """Where the server knows it, as 64 hexadecimal digits."""
 

@@ -71,6 +71,17 @@ class RemoteSource:
         content = canonical.encode([self._folder.endpoint, self._wanted.uri, self.revision or listed])
         return digest_of(content).removeprefix("sha256:")
 
+    def version(self, files: Iterable[RemoteFile]) -> str | None:
+        """Tells this content of some of the files from another, by their versions or times, if it can.
+
+        Less strict than `key`: where a server has no versions, its times must do.
+        """
+        listed = [[file.name, file.size, file.version or file.modified] for file in files]
+        content = listed if all(version for _, _, version in listed) else self.revision
+        if content is None:
+            return None
+        return digest_of(canonical.encode([self._folder.endpoint, self._wanted.uri, content]))
+
     def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = nothing) -> None:
         """Bring files into a folder; those of them that are there already, whole, are kept.
 

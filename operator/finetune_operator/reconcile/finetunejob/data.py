@@ -4,7 +4,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import DatasetReference
 from finetune_operator.build.configs import prepare_config
-from finetune_operator.build.labels import inline_version_name
+from finetune_operator.build.labels import REFRESH_REQUESTED, inline_version_name
 from finetune_operator.build.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -13,7 +13,7 @@ from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundi
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress
 from finetune_operator.status.conditions import BLOCKED, find, is_true
-from finetune_operator.status.problems import shown_problems
+from finetune_operator.status.problems import faults, shown_problems
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract import PrepareResult, StageResult
 
@@ -98,8 +98,8 @@ def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
         return Working(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {name} to be prepared")
     return _standing(run, status.latest_version) or Working(
         Reason.WAITING_FOR_DATASET,
-        f"waiting for DatasetVersion {status.latest_version}; if somebody deleted it, change Dataset {name},"
-        " for example its split.seed, to have it prepared again",
+        f"waiting for DatasetVersion {status.latest_version}; if somebody deleted it, have it prepared again:"
+        f" kubectl annotate dataset {name} {REFRESH_REQUESTED}=again --overwrite -n {run.job.namespace}",
     )
 
 
@@ -144,6 +144,9 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
     run.draft.event(
         EventReason.DATASET_VERSION_CREATED, f"DatasetVersion {name} with {sum(rows.values())} rows"
     )
+    fault = faults(name, prepared)
+    if fault is not None:
+        run.draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
     run.update(
         problems=shown_problems(prepared),
         progress=progress.completed(run.status.progress, "prepare"),

@@ -28,11 +28,12 @@ def preflight(run: Run) -> Halt | None:
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
     )
     run.update(progress=progress.completed(run.status.progress, "preflight"))
-    cut = f", {found.truncated_rows} of them cut to maxSequenceLength" if found.truncated_rows else ""
+    cut = f", {found.truncated_rows} rows cut to maxSequenceLength" if found.truncated_rows else ""
+    lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
     run.condition(
         ConditionType.PREFLIGHTED,
         Reason.SUCCEEDED,
         f"{found.train_rows} training rows with {found.train_tokens} tokens{cut};"
-        f" chat template: {found.chat_template}",
+        f" chat template: {found.chat_template}{lengths}",
     )
     return None

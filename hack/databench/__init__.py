@@ -1,0 +1,1 @@
+"""How fast, and in how much memory, millions of rows are prepared; beside a script on `datasets`."""

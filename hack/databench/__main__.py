@@ -1,0 +1,67 @@
+"""python -m hack.databench [ROWS]"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from hack.bench.errors import BenchError
+from hack.bench.page import PAGE
+from hack.databench.measurement import Measured, measure
+from hack.databench.page import sheet, write
+from hack.databench.rows import rows_file
+
+OURS: Final = "finetune-trainer"
+PROGRAMS: Final = {OURS: "hack.databench.ours", "a script on datasets": "hack.databench.peer"}
+MAX_BYTES: Final = 1 << 30
+"""Memory that a preparation may take."""
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def databench(
+    rows: Annotated[int, typer.Argument(min=1, help="How many rows.")] = 5_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each program runs, in turns.")] = 1,
+    only_peer: Annotated[bool, typer.Option("--only-peer", help="Leave ours out.")] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="The table takes the place of the one in docs/benchmarks.md.")
+    ] = False,
+) -> None:
+    """Prepare a file of made-up rows, 2 GB by default, and do the same with datasets, one after the other.
+
+    Each runs alone, in a process of its own. Exit code 1: ours took more than 1 GiB, or one of them failed.
+    """
+    console = Console(highlight=False)
+    programs = {name: module for name, module in PROGRAMS.items() if not (only_peer and name == OURS)}
+    measured: dict[str, list[Measured]] = {name: [] for name in programs}
+    try:
+        with console.status(f"making {rows:,} rows"):
+            file = rows_file(rows)
+        for turn in range(rounds):
+            for name, module in programs.items():
+                # Drawn seldom, since it takes processor time of what is measured.
+                with console.status(f"{name}, {turn + 1} of {rounds}", refresh_per_second=1):
+                    measured[name].append(measure(module, file))
+        table = sheet(measured, rows, file.stat().st_size)
+        console.print(table.to_terminal())
+        if page:
+            write(PAGE, table)
+        _judge(measured)
+    except BenchError as error:
+        print(f"databench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _judge(measured: Mapping[str, Sequence[Measured]]) -> None:
+    if len({each.rows for rounds in measured.values() for each in rounds}) > 1:
+        raise BenchError("the programs leave different numbers of rows: they did not do the same")
+    peak = max((each.peak_bytes for each in measured.get(OURS, ())), default=0)
+    if peak > MAX_BYTES:
+        raise BenchError(f"{OURS} took {peak >> 20} MiB of memory; expected at most {MAX_BYTES >> 20}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,64 @@
+"""One program in a process of its own: how long it takes, and how much memory at most."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hack.bench.errors import BenchError
+from hack.bootstrap.cache import cache_directory
+from hack.bootstrap.uv import ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run.
+
+    Attributes:
+        rows: in the split files.
+        seconds: from the start of the process to its end.
+        processor_seconds: user and system time of all its threads.
+        peak_bytes: resident at most.
+    """
+
+    rows: int
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+
+def measure(module: str, file: Path) -> Measured:
+    """Run `python -m module FILE FOLDER`; what it writes is removed.
+
+    Raises:
+        BenchError: it failed.
+    """
+    # On the same disk as the rows: folders for temporary files may be in memory.
+    with TemporaryDirectory(dir=cache_directory() / "databench") as folder:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(file), folder],
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": folder},
+            stdout=subprocess.PIPE,
+        )
+        if process.stdout is None:
+            raise BenchError(f"{module} has no output")
+        output = process.stdout.read()
+        # Of this one child alone, not of all that there were.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+    if process.returncode:
+        raise BenchError(f"{module} ended with exit code {process.returncode}")
+    return Measured(
+        rows=json.loads(output)["rows"],
+        seconds=seconds,
+        processor_seconds=usage.ru_utime + usage.ru_stime,
+        peak_bytes=usage.ru_maxrss << 10,
+    )

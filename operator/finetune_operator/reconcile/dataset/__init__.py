@@ -1,0 +1,54 @@
+"""Dataset: each generation is prepared once, its source is looked at again when that is due, and new rows
+become a DatasetVersion.
+
+A look at the source is a prepare Job, the first one and every later one; `status.refresh.checks` counts those
+that have ended. The first decides whether the Dataset is Ready. While it is, a later one takes nothing away:
+that it failed is said by the condition Refreshed.
+"""
+
+from dataclasses import replace
+
+from finetune_operator.api.dataset import Dataset, StoreReference
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile import profiles, storage
+from finetune_operator.reconcile.dataset.check import check
+from finetune_operator.reconcile.dataset.clearing import clear_away
+from finetune_operator.reconcile.dataset.look import profile_of
+from finetune_operator.reconcile.dataset.preparation import prepare
+from finetune_operator.reconcile.dataset.timing import is_asked, until_check
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
+from finetune_operator.reconcile.stages import is_stage_running
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import is_prepared, is_settled
+
+__all__ = ["claims", "reconcile"]
+
+
+def claims(dataset: Dataset, world: World) -> frozenset[str]:
+    """Claims to look at: none while a preparation runs, or while none is due."""
+    rests = is_settled(dataset) and until_check(dataset, world.now) != 0
+    if rests or is_stage_running(world):
+        return frozenset()
+    profile = profile_of(dataset, world)
+    store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
+    store_uri = store.uri if isinstance(store, StoreReference) else None
+    return storage.claim_names(store_uri, dataset.spec.source.uri)
+
+
+def reconcile(dataset: Dataset, world: World) -> Plan:
+    """What should be done now for one Dataset."""
+    if dataset.metadata.deletion_timestamp is not None:
+        return delete_with(dataset, versions_of(dataset, world), world)
+    return replace(_reconcile(dataset, world), metadata=holding(dataset))
+
+
+def _reconcile(dataset: Dataset, world: World) -> Plan:
+    draft = Draft(world)
+    later = clear_away(dataset, draft)
+    if is_prepared(dataset):
+        return check(dataset, draft, later)
+    if is_settled(dataset) and not is_asked(dataset):
+        return draft.plan(None, later)
+    return prepare(dataset, draft, later)

@@ -1,0 +1,47 @@
+"""Jobs of a Dataset that nobody needs any more."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.build.labels import STAGE
+from finetune_operator.reconcile.dataset.look import job_names, number_of
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.stages import is_unfinished
+from finetune_operator.status import conditions
+from finetune_operator.status.reasons import ConditionType
+
+CHILDREN_TTL: Final = timedelta(hours=1)
+"""How long the last finished Job and its pod's log stay."""
+
+
+def clear_away(dataset: Dataset, draft: Draft) -> float | None:
+    """Remove what earlier generations and looks left, and the last look's Jobs an hour after its end.
+
+    Returns: seconds until something more becomes due.
+    """
+    now, number = draft.world.now, number_of(dataset)
+    current = job_names(dataset, number)
+    last = job_names(dataset, number - 1) if number else ()
+    end = _ended_at(dataset)
+    next_due: float | None = None
+    for name, job in draft.world.jobs.items():
+        if STAGE not in job["metadata"].get("labels", {}) or name in current:
+            continue
+        if name not in last:
+            draft.remove(job)
+        elif end is not None and not is_unfinished(job):
+            left = end + CHILDREN_TTL - now
+            if left <= timedelta():
+                draft.remove(job, "Background")
+            else:
+                next_due = left.total_seconds()
+    return next_due
+
+
+def _ended_at(dataset: Dataset) -> datetime | None:
+    refresh, found = dataset.status.refresh, dataset.status.conditions
+    if refresh is not None and refresh.checked_at is not None:
+        return refresh.checked_at
+    end = conditions.find(found, ConditionType.READY) or conditions.find(found, ConditionType.STALLED)
+    return None if end is None else end.last_transition_time

@@ -1,0 +1,165 @@
+"""One look at the source: the prepare Job that makes it, and what the status says once it has ended."""
+
+from typing import Literal
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.dataset import Dataset, RefreshStatus
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.build.configs import StageInputs, collect_config, prepare_config
+from finetune_operator.build.jobs import Placement, build_stage_job
+from finetune_operator.build.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
+from finetune_operator.build.locations import parse_source, parse_store
+from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile import profiles, storage
+from finetune_operator.reconcile.dataset.timing import asked, next_check
+from finetune_operator.reconcile.stages import StageRequest
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import is_prepared, is_settled
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract import PrepareConfig
+
+
+def number_of(dataset: Dataset) -> int:
+    """Looks at the source that have ended with this spec, and so the number of the present or next one."""
+    if dataset.status.observed_generation != dataset.metadata.generation:
+        return 0
+    refresh = dataset.status.refresh
+    # Of an earlier release there is no count.
+    return refresh.checks if refresh is not None else int(is_settled(dataset))
+
+
+def job_names(dataset: Dataset, number: int) -> tuple[str, str]:
+    """Of the prepare Job, and of the collect Job that reads its result where its pod is gone."""
+    generation = str(dataset.metadata.generation)
+    end = _ending(number)
+    return (
+        stage_job_name(dataset, "prepare", generation) + end,
+        stage_job_name(dataset, "collect", "prepare", generation) + end,
+    )
+
+
+def request_of(dataset: Dataset, world: World) -> StageRequest:
+    """The present or next look, as a stage."""
+    name, collect_name = job_names(dataset, number_of(dataset))
+    return StageRequest(
+        stage="prepare",
+        name=name,
+        run=_run(dataset),
+        build=lambda: _build(dataset, world, "prepare"),
+        collect_name=collect_name,
+        build_collect=lambda: _build(dataset, world, "collect"),
+    )
+
+
+def ended(dataset: Dataset, world: World, source_version: str | None) -> RefreshStatus:
+    """The look that is under way ends now; it has answered what was asked when its Job was made."""
+    number, before = number_of(dataset), dataset.status.refresh
+    now = world.now.replace(microsecond=0)
+    annotations = _annotations(dataset, world)
+    return RefreshStatus(
+        checks=number + 1,
+        checked_at=now,
+        next_check_at=next_check(dataset, number + 1, now),
+        source_version=source_version,
+        requested=annotations.get(REFRESH_REQUESTED) or (before.requested if before is not None else None),
+    )
+
+
+def prepared_in(dataset: Dataset, world: World) -> tuple[str | None, str | None]:
+    """The store and Secret that the Job worked with, which a profile edited since may no longer name."""
+    annotations = _annotations(dataset, world)
+    return annotations.get(STORE), annotations.get(STORE_CREDENTIALS)
+
+
+def profile_of(dataset: Dataset, world: World) -> ComputeProfile | Blocked | None:
+    """The default profile; a Dataset with a store of its own can do without one."""
+    profile = profiles.resolve_profile(None, "spec.store", dataset.namespace, world)
+    unneeded = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
+    if dataset.spec.store is not None:
+        unneeded.add(Reason.DEFAULT_PROFILE_CONFLICT)
+    if isinstance(profile, Blocked) and profile.reason in unneeded:
+        return None
+    return profile
+
+
+def _ending(number: int) -> str:
+    return f"-{number}" if number else ""
+
+
+def _run(dataset: Dataset) -> str:
+    return f"{dataset.uid}-{dataset.metadata.generation}{_ending(number_of(dataset))}"
+
+
+def _annotations(dataset: Dataset, world: World) -> dict[str, str]:
+    job = world.jobs.get(job_names(dataset, number_of(dataset))[0])
+    annotations: dict[str, str] = {} if job is None else job["metadata"].get("annotations", {})
+    return annotations
+
+
+def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"]) -> Manifest | Blocked:
+    profile = profile_of(dataset, world)
+    if isinstance(profile, Blocked):
+        return profile
+    store = profiles.resolve_store(dataset.spec.store, profile)
+    if isinstance(store, Blocked):
+        return store
+    source = dataset.spec.source
+    missing = storage.check_store(store.uri, profile, dataset.namespace, world) or storage.check_claim(
+        source.uri, "spec.source.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, world
+    )
+    if missing is not None:
+        return missing
+    secret = store.credentials_secret_ref
+    inputs = StageInputs(
+        owner=dataset,
+        run=_run(dataset),
+        store_uri=store.uri,
+        store_credentials=secret.name if secret else None,
+        report=world.facts.report,
+    )
+    prepares = stage == "prepare"
+    name, collect_name = job_names(dataset, number_of(dataset))
+    image = profile.spec.images.trainer if profile is not None else None
+    request = asked(dataset)
+    return build_stage_job(
+        dataset,
+        name if prepares else collect_name,
+        _config(dataset, world, inputs) if prepares else collect_config(inputs, "prepare"),
+        stage,
+        Placement(
+            image=image or world.facts.trainer_image,
+            image_pull_policy=world.facts.image_pull_policy,
+            profile=profile,
+            storage=Storage(
+                store=parse_store(store.uri), source=parse_source(source.uri) if prepares else None
+            ),
+            credentials=Credentials(
+                store=store.credentials_secret_ref, source=source.credentials_secret_ref if prepares else None
+            ),
+        ),
+        annotations={REFRESH_REQUESTED: request} if prepares and request is not None else {},
+    )
+
+
+def _config(dataset: Dataset, world: World, inputs: StageInputs) -> PrepareConfig:
+    latest = _latest(dataset, world, inputs.store_uri)
+    if latest is None:
+        return prepare_config(inputs, dataset.spec)
+    # Another spec makes other rows of the same source.
+    refresh = dataset.status.refresh if is_prepared(dataset) else None
+    return prepare_config(
+        inputs,
+        dataset.spec,
+        previous=latest.spec.digest,
+        unless_version=refresh.source_version if refresh is not None else None,
+    )
+
+
+def _latest(dataset: Dataset, world: World, store: str) -> DatasetVersion | None:
+    """The latest version, unless its rows are not in this store, or on their way out."""
+    version = world.datasetversions.get(dataset.status.latest_version or "")
+    if version is None or version.metadata.deletion_timestamp is not None:
+        return None
+    return version if store in version.status.locations else None

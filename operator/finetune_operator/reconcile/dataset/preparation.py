@@ -1,0 +1,95 @@
+"""What is not prepared yet: the first look at the source with a spec, and another one that somebody asks for
+after it failed."""
+
+from typing import Any, Literal
+
+from finetune_operator.api.dataset import Dataset, RefreshStatus
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile import storage
+from finetune_operator.reconcile.dataset.look import ended, number_of, request_of
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, record
+from finetune_operator.reconcile.dataset.timing import asked, earliest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.stages import Broken, Retry, advance
+from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt
+from finetune_operator.status import conditions
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.reserved import not_implemented
+from finetune_trainer.contract import StageResult
+
+
+def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
+    """One pass over a Dataset that is not settled; `later` is when something else becomes due, in seconds."""
+    refused = _refused(dataset)
+    if refused is not None:
+        return _plan(dataset, draft, later, refused)
+    outcome = advance(draft, request_of(dataset, draft.world))
+    if isinstance(outcome, Retry):
+        return _plan(dataset, draft, later, outcome.blocked(draft.world.now))
+    if isinstance(outcome, StageResult):
+        recorded = record(dataset, draft, outcome.prepare)
+        if recorded is not None:
+            return _plan(dataset, draft, later, Done(Reason.SUCCEEDED, recorded.message), **recorded.fields)
+        outcome = Broken(Reason.RESULT_LOST, INCOMPLETE, None)
+    if isinstance(outcome, Broken):
+        draft.event(EventReason.STAGE_FAILED, f"prepare failed: {outcome.message}", "Warning")
+        prepared = outcome.result.prepare if outcome.result is not None else None
+        fields = {} if prepared is None else found(prepared)
+        refresh = ended(dataset, draft.world, None)
+        failed = Failed(outcome.reason, outcome.message)
+        return _plan(dataset, draft, later, failed, **fields, refresh=refresh)
+    return _plan(dataset, draft, later, outcome)
+
+
+def _refused(dataset: Dataset) -> Failed | None:
+    messages = not_implemented(dataset.spec)
+    if messages:
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
+    return storage.check_source(dataset.spec.source.uri, "spec.source.uri") or storage.check_form(
+        dataset.spec.store
+    )
+
+
+def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fields: Any) -> Plan:
+    before = conditions.find(dataset.status.conditions, ConditionType.RECONCILING)
+    if isinstance(halt, Blocked) and (before is None or before.reason != halt.reason):
+        draft.event(EventReason.BLOCKED, halt.message, "Warning")
+    state: Literal[ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED]
+    if isinstance(halt, Done):
+        state, phase = ConditionType.READY, "Ready"
+    elif isinstance(halt, Failed):
+        state, phase = ConditionType.STALLED, conditions.FAILED
+    else:
+        state = ConditionType.RECONCILING
+        phase = conditions.BLOCKED if isinstance(halt, Blocked) else halt.reason
+    generation = dataset.metadata.generation
+    # Of looks with an earlier spec.
+    others = conditions.without(dataset.status.conditions, ConditionType.REFRESHED)
+    status = dataset.status.model_copy(
+        update={
+            "observed_generation": generation,
+            "phase": phase,
+            "conditions": conditions.enter(
+                others, state, halt.reason, halt.message, generation=generation, now=draft.world.now
+            ),
+            "refresh": _before_a_look(dataset, halt),
+            **fields,
+        }
+    )
+    requeue_after = None if isinstance(halt, Done | Failed) else halt.requeue_after
+    return draft.plan(conditions.status_manifest(status), earliest(later, requeue_after))
+
+
+def _before_a_look(dataset: Dataset, halt: Halt) -> RefreshStatus | None:
+    """What is known of looks at the source while none with this spec has told its rows."""
+    number = number_of(dataset)
+    before = dataset.status.refresh if number else None
+    refused = asked(dataset) if isinstance(halt, Failed) else None
+    requested = refused or (before.requested if before is not None else None)
+    if not number and requested is None:
+        return None
+    return RefreshStatus(
+        checks=number,
+        checked_at=before.checked_at if before is not None else None,
+        requested=requested,
+    )

@@ -1,0 +1,120 @@
+"""A result of prepare: its DatasetVersion, and what status and events say of it."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_operator.api.dataset import Dataset, DatasetVersionSummary, VersionDifference
+from finetune_operator.build.labels import dataset_version_name
+from finetune_operator.build.records import build_dataset_version
+from finetune_operator.plan import Create
+from finetune_operator.reconcile.dataset.look import ended, prepared_in
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.status.conditions import is_prepared
+from finetune_operator.status.problems import faults, shown_problems, shown_warnings
+from finetune_operator.status.reasons import EventReason
+from finetune_trainer.contract import PrepareResult
+
+VERSIONS_AT_MOST: Final = 10
+TEXT_LIMIT: Final = 1024
+"""Of a text in the status that is of no use when it is cut."""
+INCOMPLETE: Final = (
+    "prepare reports success but not what it made: check that the trainer image is of this release"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The version that a result stands for."""
+
+    name: str
+    message: str
+    """Of the condition Ready."""
+    fields: dict[str, Any]
+    """Of the status."""
+
+
+def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Recorded | None:
+    """Have the version recorded, unless it is; None where the result does not say what was made."""
+    if (
+        prepared is None
+        or prepared.dataset is None
+        or prepared.source is None
+        or prepared.preparation is None
+    ):
+        return None
+    name = dataset_version_name(dataset.name, prepared.dataset)
+    store, secret = prepared_in(dataset, draft.world)
+    manifest = build_dataset_version(
+        dataset,
+        name,
+        prepared,
+        source=dataset.spec.source.uri,
+        store=store,
+        store_credentials=secret,
+        deletion_policy=dataset.spec.deletion_policy,
+    )
+    draft.create.append(Create(manifest, same="Digest"))
+    status = dataset.status
+    is_latest = name == status.latest_version
+    difference = status.difference if is_latest else _difference(dataset, prepared)
+    rows = sum(split.rows for split in prepared.splits)
+    beside = None if difference is None else _beside(difference)
+    known = [version for version in status.versions if version.name != name]
+    if len(known) == len(status.versions):
+        said = f"DatasetVersion {name} with {rows} rows" + (f" ({beside})" if beside else "")
+        draft.event(EventReason.DATASET_VERSION_CREATED, said)
+    fault = faults(name, prepared)
+    if fault is not None and not (is_latest and is_prepared(dataset)):
+        draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
+    created_at = next(
+        (version.created_at for version in status.versions if version.name == name),
+        draft.world.now.replace(microsecond=0),
+    )
+    summary = DatasetVersionSummary(name=name, rows=rows, digest=prepared.dataset, created_at=created_at)
+    splits = ", ".join(f"{split.rows} {split.name}" for split in prepared.splits)
+    return Recorded(
+        name,
+        f"DatasetVersion {name} has {rows} rows ({splits}{f'; {beside}' if beside else ''})",
+        {
+            "latest_version": name,
+            "store": store,
+            "versions": (summary, *known)[:VERSIONS_AT_MOST],
+            "rows": rows,
+            "format": prepared.format,
+            "difference": difference,
+            "refresh": ended(dataset, draft.world, _usable(prepared.source_version)),
+            **found(prepared),
+        },
+    )
+
+
+def found(prepared: PrepareResult) -> dict[str, Any]:
+    """Fields of the status on the rows that were read, whether they are taken or not."""
+    return {
+        "problem_count": prepared.problem_count,
+        "problems": shown_problems(prepared),
+        "warning_count": prepared.warning_count,
+        "warnings": shown_warnings(prepared),
+        "report": _usable(prepared.report_uri),
+    }
+
+
+def _usable(text: str | None) -> str | None:
+    return text if text is not None and len(text) <= TEXT_LIMIT else None
+
+
+def _difference(dataset: Dataset, prepared: PrepareResult) -> VersionDifference | None:
+    new = prepared.difference
+    if new is None:
+        return None
+    return VersionDifference(
+        previous=dataset_version_name(dataset.name, new.previous),
+        added=new.added,
+        removed=new.removed,
+        changed=new.changed,
+    )
+
+
+def _beside(difference: VersionDifference) -> str:
+    counts = f"+{difference.added} −{difference.removed} ~{difference.changed}"
+    return f"{counts} rows beside {difference.previous}"

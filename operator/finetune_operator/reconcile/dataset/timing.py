@@ -1,0 +1,52 @@
+"""When the source of a Dataset is to be looked at again."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.build.labels import REFRESH_REQUESTED, short_hash
+from finetune_operator.status.conditions import is_prepared
+
+JITTER: Final = 0.1
+"""Fraction of the interval by which a look may be earlier or later, so that not all come at once."""
+REMEMBERED: Final = 64
+"""Characters of an annotation that a status can hold; of a longer one it holds the hash."""
+
+
+def until_check(dataset: Dataset, now: datetime) -> float | None:
+    """Seconds until the source is to be looked at again; 0 from when that is due until it is done, None for
+    never."""
+    if is_asked(dataset):
+        return 0.0
+    if dataset.spec.refresh is None or not is_prepared(dataset):
+        return None
+    refresh = dataset.status.refresh
+    if refresh is None or refresh.next_check_at is None:
+        return 0.0
+    return max(0.0, (refresh.next_check_at - now).total_seconds())
+
+
+def next_check(dataset: Dataset, number: int, now: datetime) -> datetime | None:
+    """When look `number` is due if the one before has just ended: the same for the same Dataset and look."""
+    if dataset.spec.refresh is None:
+        return None
+    share = int(short_hash(dataset.uid, str(number), length=8), 16) / 0xFFFFFFFF
+    factor = 1 + JITTER * (2 * share - 1)
+    return now + timedelta(seconds=round(dataset.spec.refresh.interval_seconds * factor))
+
+
+def asked(dataset: Dataset) -> str | None:
+    """The annotation that asks for a look at the source, as the status remembers it."""
+    text = dataset.metadata.annotations.get(REFRESH_REQUESTED, "")
+    return (text if len(text) <= REMEMBERED else short_hash(text, length=REMEMBERED)) or None
+
+
+def is_asked(dataset: Dataset) -> bool:
+    """Whether somebody asks for a look at the source that has not been answered."""
+    refresh = dataset.status.refresh
+    return asked(dataset) not in (None, refresh.requested if refresh is not None else None)
+
+
+def earliest(*seconds: float | None) -> float | None:
+    """The shortest of several times to wait, each of which may be for ever."""
+    return min((each for each in seconds if each is not None), default=None)

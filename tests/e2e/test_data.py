@@ -1,0 +1,162 @@
+"""Rows in every format become versions, broken ones are named, a source that changes makes one version."""
+
+import json
+import os
+from typing import Final
+
+import pytest
+import yaml
+
+from hack.bootstrap.uv import ROOT
+from hack.demo.access import Object
+from tests.e2e import manifests
+from tests.e2e.pods import Keeper
+from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, uid_of
+from tests.waiting import eventually
+
+EXAMPLES: Final = ROOT / "examples" / "data"
+FORMATS: Final = {
+    "alpaca": "Alpaca",
+    "chat-messages": "ChatMessages",
+    "doccano": "Doccano",
+    "kto": "KTO",
+    "label-studio": "LabelStudio",
+    "preference": "Preference",
+    "prompt-completion": "PromptCompletion",
+    "sharegpt": "ShareGPT",
+    "table-csv": "CSV",
+    "table-parquet": "Parquet",
+    "table-tsv": "TSV",
+}
+"""Of each Dataset of the example, what its file is found to be."""
+
+ROWS: Final = manifests.PROMPTS[:12]
+CHANGED: Final = (*ROWS[1:], "bell broken?")
+"""One row less and one more."""
+
+
+@pytest.fixture(scope="module")
+def applied(team: Team, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The example in the team's namespace, whose claim is there, and what the other tests wait for."""
+    folder = tmp_path_factory.mktemp("data").resolve()
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "artifacts"},
+        "$patch": "delete",
+    }
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(EXAMPLES, folder)],
+        "patches": [{"patch": yaml.safe_dump(claim)}],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
+    team.apply(
+        manifests.configmap("changing-rows", manifests.jsonl("billing", ROWS)),
+        manifests.dataset("changing", "changing-rows"),
+        manifests.configmap("dubious-rows", _dubious()),
+        manifests.dataset("dubious", "dubious-rows", onInvalidRows="Drop", checks={"emailAddresses": "Fail"}),
+    )
+
+
+def _dubious() -> str:
+    rows = manifests.jsonl("billing", ROWS)
+    return rows + '{"prompt": "who?", "completion": "ask jo@example.com"}\n{"prompt": "broken"\n'
+
+
+@pytest.mark.parametrize(("name", "found"), FORMATS.items())
+def test_a_dataset_of_each_format_becomes_a_version(team: Team, applied: None, name: str, found: str) -> None:
+    dataset = team.until("Dataset", name, "Ready")
+
+    status = dataset["status"]
+    assert (status["format"], status["problemCount"]) == (found, 0)
+    version = team.get("DatasetVersion", status["latestVersion"])
+    assert version["spec"]["format"] == found
+    assert status["rows"] == sum(split["rows"] for split in version["spec"]["splits"]) == 12
+    assert any("start with 200–500, measure, then scale" in warning for warning in status["warnings"])
+
+
+def test_dropped_rows_are_named_in_the_status_and_in_an_event_with_the_way_to_the_report(
+    team: Team, applied: None
+) -> None:
+    dataset = team.until("Dataset", "dubious", "Ready")
+
+    status = dataset["status"]
+    assert (status["rows"], status["problemCount"]) == (12, 2)
+    assert status["problems"][0].startswith("row 13: completion has an e-mail address (")
+    assert "jo@" not in json.dumps(status)
+    assert status["problems"][1].startswith("row 14: not valid JSON at column")
+    assert status["report"].startswith("pvc://artifacts/runs/")
+    assert status["report"].endswith("/prepare/report.html")
+    events = team.kubectl("get", "events", "--field-selector=involvedObject.name=dubious", "--output=json")
+    notes = [event["message"] for event in json.loads(events)["items"] if event["type"] == "Warning"]
+    assert any(status["report"] in note for note in notes), notes
+
+
+def _look(team: Team, name: str, request: str) -> Object:
+    """Ask for a look at the source, and wait until it is through."""
+    team.kubectl("annotate", "dataset", name, f"finetune.dev/refresh-requested={request}", "--overwrite")
+
+    def looked() -> Object | None:
+        found = team.get("Dataset", name)
+        refresh = found["status"].get("refresh", {})
+        jobs = team.children("jobs", uid_of(found))
+        done = refresh.get("requested") == request and all(
+            job["status"].get("completionTime") for job in jobs
+        )
+        return found if done and condition_of(found, "Refreshed").get("status") == "True" else None
+
+    return eventually(
+        f"the look {request} at the source of {name} is through",
+        looked,
+        PATIENCE,
+        describe=lambda: team.describe("Dataset", name),
+        pause=PAUSE,
+    )
+
+
+def _versions(team: Team, name: str) -> list[str]:
+    found = json.loads(team.kubectl("get", "datasetversions", "--output=json"))["items"]
+    return [version["metadata"]["name"] for version in found if version["spec"]["dataset"] == name]
+
+
+def test_a_source_that_changed_yields_exactly_one_new_version(team: Team, applied: None) -> None:
+    first = team.until("Dataset", "changing", "Ready")["status"]["latestVersion"]
+
+    unchanged = _look(team, "changing", "1")
+    assert unchanged["status"]["latestVersion"] == first
+    assert _versions(team, "changing") == [first]
+
+    team.apply(manifests.configmap("changing-rows", manifests.jsonl("billing", CHANGED)))
+    changed = _look(team, "changing", "2")
+    second = changed["status"]["latestVersion"]
+    assert second != first
+    assert sorted(_versions(team, "changing")) == sorted((first, second))
+    assert changed["status"]["difference"] == {"previous": first, "added": 1, "removed": 1, "changed": 0}
+
+    again = _look(team, "changing", "3")
+    assert again["status"]["latestVersion"] == second
+    assert sorted(_versions(team, "changing")) == sorted((first, second))
+
+
+def test_a_source_that_broke_takes_nothing_away(team: Team, applied: None) -> None:
+    before = team.until("Dataset", "changing", "Ready")["status"]["latestVersion"]
+    team.apply(manifests.configmap("changing-rows", "{broken\n"))
+    team.kubectl("annotate", "dataset", "changing", "finetune.dev/refresh-requested=broken", "--overwrite")
+
+    def told() -> Object | None:
+        found = team.get("Dataset", "changing")
+        return found if condition_of(found, "Refreshed").get("reason") == "InvalidData" else None
+
+    found = eventually(
+        "the broken source is told",
+        told,
+        PATIENCE,
+        describe=lambda: team.describe("Dataset", "changing"),
+        pause=PAUSE,
+    )
+    assert condition_of(found, "Ready")["status"] == "True"
+    assert found["status"]["latestVersion"] == before
+    assert "row 1" in condition_of(found, "Refreshed")["message"]

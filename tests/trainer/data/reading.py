@@ -1,0 +1,103 @@
+"""Files of rows in the forms that teams have, and what a reading makes of them."""
+
+import gzip
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import zstandard
+from pyarrow import parquet
+
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.formats.base import RawRow
+from finetune_trainer.data.options import DataFormat, Recipe
+from finetune_trainer.data.problems import Code, Invalid
+from finetune_trainer.data.reading import PlacedRow, Reading
+from finetune_trainer.rows import Row
+
+DEFAULT = Recipe()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a reading gave."""
+
+    format: DataFormat | None
+    items: list[PlacedRow | Invalid]
+    unused: tuple[str, ...]
+    digests: list[str]
+
+    @property
+    def raw_rows(self) -> list[RawRow]:
+        return [item.raw for item in self.items if isinstance(item, PlacedRow)]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [raw.row for raw in self.raw_rows]
+
+    @property
+    def dicts(self) -> list[dict[str, Any]]:
+        return [row.to_dict() for row in self.rows]
+
+    @property
+    def invalid(self) -> list[Invalid]:
+        return [item for item in self.items if isinstance(item, Invalid)]
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"{invalid.place}: {issue}" for invalid in self.invalid for issue in invalid.issues]
+
+    @property
+    def codes(self) -> list[Code]:
+        return [issue.code for invalid in self.invalid for issue in invalid.issues]
+
+
+def read_files(folder: Path, files: Mapping[str, str | bytes], recipe: Recipe = DEFAULT) -> Outcome:
+    """Files of these names and contents, read in this order."""
+    sources = []
+    for name, content in files.items():
+        path = folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        sources.append(SourceFile(path))
+    reading = Reading(sources, recipe)
+    items = list(reading)
+    return Outcome(reading.format, items, reading.unused, [source.digest for source in sources])
+
+
+def read(folder: Path, content: str | bytes, recipe: Recipe = DEFAULT, name: str = "rows") -> Outcome:
+    """One file; its name says nothing of what is in it."""
+    return read_files(folder, {name: content}, recipe)
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def parquet_bytes(rows: list[dict[str, Any]], **options: Any) -> bytes:
+    content = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), content, **options)
+    return content.getvalue()
+
+
+def gzipped(content: str | bytes) -> bytes:
+    return gzip.compress(content.encode() if isinstance(content, str) else content)
+
+
+def zstandarded(content: str | bytes) -> bytes:
+    return zstandard.compress(content.encode() if isinstance(content, str) else content)
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    return [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(count)]
+
+
+def turns(*contents: str, roles: tuple[str, ...] = ("user", "assistant")) -> list[dict[str, Any]]:
+    return [{"role": roles[index % len(roles)], "content": content} for index, content in enumerate(contents)]
+
+
+def chat(*contents: str, roles: tuple[str, ...] = ("user", "assistant"), **fields: Any) -> dict[str, Any]:
+    return {"messages": turns(*contents, roles=roles), **fields}

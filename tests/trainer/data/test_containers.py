@@ -1,0 +1,137 @@
+"""How records lie in files: what is read of each kind, and at which place."""
+
+import datetime
+import decimal
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
+from finetune_trainer.data.containers.base import Container, Header, Record
+from finetune_trainer.data.files import CHUNK_BYTES, SourceFile
+from finetune_trainer.data.problems import Code, Invalid, Place
+from tests.trainer.data.reading import json_lines, pairs, parquet_bytes
+
+
+def items(folder: Path, container: Container, content: str | bytes) -> list[Header | Record | Invalid]:
+    path = folder / "rows"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(container(SourceFile(path), None))
+
+
+def test_a_line_is_a_record_and_empty_lines_are_none(tmp_path: Path) -> None:
+    assert items(tmp_path, jsonlines.read, '\ufeff{"a": 1}\r\n\n \t\n{"a": [2, null, "é"]}') == [
+        Record(Place(None, 1, 1), {"a": 1}),
+        Record(Place(None, 4, 4), {"a": [2, None, "é"]}),
+    ]
+
+
+def test_a_json_list_counts_its_objects(tmp_path: Path) -> None:
+    assert items(tmp_path, jsonlist.read, '\ufeff [\n {"a": 1},\n\n{"a":\n"é"}\n]\n') == [
+        Record(Place(None, 1), {"a": 1}),
+        Record(Place(None, 2), {"a": "é"}),
+    ]
+    assert items(tmp_path, jsonlist.read, "[ ]\n") == []
+
+
+@pytest.mark.parametrize("size", range(CHUNK_BYTES - 20, CHUNK_BYTES + 20))
+def test_a_json_list_is_read_whole_wherever_a_chunk_ends(tmp_path: Path, size: int) -> None:
+    rows = [{"a": "x" * (size - 40)}, {"b": [1.25e-3, True, {'é\\"\n': "\U0001f600"}]}, {"c": -12}]
+    text = json.dumps(rows[:1])[:-1] + ", " + json.dumps(rows[1:], ensure_ascii=size % 2 == 0)[1:]
+
+    read = items(tmp_path, jsonlist.read, text)
+
+    assert [record.fields for record in read if isinstance(record, Record)] == rows
+
+
+def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    with path.open("w") as file:
+        file.write("[" + ",\n".join([json.dumps({"a": "x" * 1000})] * 20_000) + "]")
+
+    tracemalloc.start()
+    count = sum(1 for _ in jsonlist.read(SourceFile(path), None))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert count == 20_000
+    assert peak < path.stat().st_size / 4
+
+
+@pytest.mark.parametrize(("container", "separator"), [(delimited.read_csv, ","), (delimited.read_tsv, "\t")])
+def test_a_table_gives_its_header_and_its_records_with_their_lines(
+    tmp_path: Path, container: Container, separator: str
+) -> None:
+    content = '\ufeffid;text\r\n1;"two\r\nlines; and a ""quote"""\r\n\r\n2;plain\r\n'.replace(";", separator)
+
+    assert items(tmp_path, container, content) == [
+        Header(("id", "text")),
+        Record(Place(None, 1, 2), {"id": "1", "text": f'two\r\nlines{separator} and a "quote"'}),
+        Record(Place(None, 2, 5), {"id": "2", "text": "plain"}),
+    ]
+
+
+def test_parquet_gives_its_columns_and_its_rows_as_json_has_them(tmp_path: Path) -> None:
+    row = {
+        "text": "é",
+        "number": 2.5,
+        "yes": True,
+        "nothing": None,
+        "messages": [{"role": "user", "content": "a"}],
+    }
+
+    assert items(tmp_path, parquet.read, parquet_bytes([row, row])) == [
+        Header(("text", "number", "yes", "nothing", "messages")),
+        Record(Place(None, 1), row),
+        Record(Place(None, 2), row),
+    ]
+
+
+def test_dates_and_decimals_of_parquet_are_texts(tmp_path: Path) -> None:
+    moment = datetime.datetime(2030, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    content = parquet_bytes([{"day": moment.date(), "at": moment, "price": decimal.Decimal("1.50")}])
+
+    _, record = items(tmp_path, parquet.read, content)
+
+    assert isinstance(record, Record)
+    assert record.fields == {"day": "2030-01-02", "at": "2030-01-02 03:04:05.000000Z", "price": "1.50"}
+
+
+def test_every_row_group_of_parquet_is_read_in_order(tmp_path: Path) -> None:
+    _, *records = items(tmp_path, parquet.read, parquet_bytes(pairs(2500), row_group_size=700))
+
+    assert [record.place.record for record in records if isinstance(record, Record)] == [*range(1, 2501)]
+
+
+def test_a_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    texts = pyarrow.array([b"a", b"caf\xe9", b"c"], pyarrow.binary()).view(pyarrow.string())
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+
+    _, first, second, third = parquet.read(SourceFile(path), None)
+
+    assert isinstance(first, Record)
+    assert isinstance(second, Invalid)
+    assert isinstance(third, Record)
+    assert second.issues[0].code is Code.ENCODING
+    assert str(second.issues[0]).startswith("text has the byte 0xE9, which is not UTF-8; expected UTF-8")
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(table, path)
+
+    (invalid,) = parquet.read(SourceFile(path), None)
+
+    assert isinstance(invalid, Invalid)
+    assert str(invalid.issues[0]).startswith('the header has "text" twice; expected each name once')
+
+
+def test_a_file_of_json_lines_of_any_kind_of_space_is_read(tmp_path: Path) -> None:
+    read = items(tmp_path, jsonlines.read, json_lines(pairs(3)).replace("\n", "  \r\n"))
+
+    assert [record.fields for record in read if isinstance(record, Record)] == pairs(3)

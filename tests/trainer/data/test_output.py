@@ -1,0 +1,58 @@
+"""The files of a dataset, and leaving rows out of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune_trainer.data.index import SPLIT_NUMBERS
+from finetune_trainer.data.output import SplitWriter, keep_rows
+from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, load_rows
+
+WRITTEN: list[SplitName] = ["train", "test", "train", "train", "test"]
+ROWS = [Row.pair(f"line\nend \u2028 {number}", "x") for number in range(len(WRITTEN))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with SplitWriter(tmp_path) as writer:
+        for split, row in zip(WRITTEN, ROWS, strict=True):
+            writer.write(split, row)
+    assert writer.rows == {"train": 3, "validation": 0, "test": 2}
+    return tmp_path
+
+
+def test_each_row_is_in_the_file_of_its_split_and_all_files_exist(folder: Path) -> None:
+    assert load_rows(folder / "train.jsonl") == [ROWS[0], ROWS[2], ROWS[3]]
+    assert load_rows(folder / "test.jsonl") == [ROWS[1], ROWS[4]]
+    assert (folder / "validation.jsonl").read_bytes() == b""
+
+
+def test_rows_that_are_not_kept_leave_their_files(folder: Path) -> None:
+    rows = keep_rows(folder, _splits(), np.array([True, True, False, True, False]))
+
+    assert rows == {"train": 2, "validation": 0, "test": 1}
+    assert load_rows(folder / "train.jsonl") == [ROWS[0], ROWS[3]]
+    assert load_rows(folder / "test.jsonl") == [ROWS[1]]
+    assert {path.name for path in folder.iterdir()} == set(SPLIT_FILES.values())
+
+
+def test_a_file_of_which_all_rows_are_kept_is_not_written(folder: Path) -> None:
+    before = (folder / "train.jsonl").stat()
+
+    keep_rows(folder, _splits(), np.array([True, False, True, True, True]))
+
+    after = (folder / "train.jsonl").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_file_with_other_rows_than_were_written_is_refused(folder: Path) -> None:
+    with (folder / "train.jsonl").open("a") as file:
+        file.write("{}\n")
+
+    with pytest.raises(ValueError, match="shorter"):
+        keep_rows(folder, _splits(), np.array([False, True, True, True, True]))
+
+
+def _splits() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    return np.array([SPLIT_NUMBERS[split] for split in WRITTEN], dtype=np.uint8)

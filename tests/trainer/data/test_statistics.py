@@ -1,0 +1,275 @@
+"""Facts about the rows, and warnings about all of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.data.comparison import compare
+from finetune_trainer.data.duplicates import Selection, select
+from finetune_trainer.data.index import SPLITS, RowIndex
+from finetune_trainer.data.options import Cleaning, Division, Recipe
+from finetune_trainer.data.output import SplitWriter
+from finetune_trainer.data.result import Bucket, Difference, Lengths
+from finetune_trainer.data.statistics import lengths, near_constant_completions, of_rows, summary_issues
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName
+
+NO_SPLITS = Recipe(division=Division(validation=0, test=0), cleaning=Cleaning(near_duplicates="Off"))
+
+
+def test_lengths_are_of_the_rows_that_are_kept() -> None:
+    index, selection = _index([("ab", "c"), ("ab", "c"), ("abcdef", "cd")])
+
+    facts = of_rows(index, selection, redacted_rows=1)
+
+    assert (facts.duplicate_rows, facts.redacted_rows, facts.near_duplicate_rows) == (1, 1, None)
+    assert (facts.prompt_characters.mean, facts.prompt_characters.max) == (4.0, 6)
+    assert facts.prompt_characters.median == 4.0
+    assert (facts.completion_characters.mean, facts.completion_characters.max) == (1.5, 2)
+    assert facts.distinct_completions == 2
+
+
+def test_labels_are_counted_by_split_the_most_frequent_first() -> None:
+    index, selection = _index(
+        [("a", "no"), ("b", "yes"), ("c", "yes"), ("d", "yes")], ["train", "train", "test", "train"]
+    )
+
+    labels = of_rows(index, selection, 0).labels
+
+    assert [(label.completion, dict(label.rows)) for label in labels] == [
+        ("yes", {"train": 2, "validation": 0, "test": 1}),
+        ("no", {"train": 1, "validation": 0, "test": 0}),
+    ]
+
+
+def test_fifty_distinct_completions_are_labels_and_fifty_one_are_not() -> None:
+    fifty = [(f"a{number}", f"label {number}") for number in range(50)]
+
+    assert len(of_rows(*_index(fifty), 0).labels) == 50
+    more = of_rows(*_index([*fifty, ("b", "one more")]), 0)
+    assert (more.labels, more.distinct_completions) == ((), 51)
+
+
+def test_a_long_label_is_cut() -> None:
+    (label,) = of_rows(*_index([("a", "x" * 300)]), 0).labels
+
+    assert label.completion == "x" * 199 + "…"
+
+
+def test_buckets_are_round_and_become_wider() -> None:
+    assert lengths(np.array([0, 3, 40, 40, 999], dtype=np.uint32)).histogram == tuple(
+        Bucket(start, end, rows)
+        for start, end, rows in [
+            (0, 1, 1),
+            (1, 2, 0),
+            (2, 4, 1),
+            (4, 6, 0),
+            (6, 10, 0),
+            (10, 20, 0),
+            (20, 40, 0),
+            (40, 60, 2),
+            (60, 100, 0),
+            (100, 200, 0),
+            (200, 400, 0),
+            (400, 600, 0),
+            (600, 1000, 1),
+        ]
+    )
+
+
+def test_no_rows_have_no_lengths() -> None:
+    assert lengths(np.array([], dtype=np.uint32)) == Lengths()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1))
+def test_every_row_is_in_one_of_at_most_twenty_buckets(characters: list[int]) -> None:
+    found = lengths(np.array(characters, dtype=np.uint32))
+
+    assert sum(bucket.rows for bucket in found.histogram) == len(characters)
+    assert len(found.histogram) <= 20
+    assert found.histogram[0].start == 0
+    assert found.histogram[-1].start <= max(characters) < found.histogram[-1].end
+    edges = [bucket.start for bucket in found.histogram]
+    assert edges == sorted(set(edges))
+    assert [bucket.end for bucket in found.histogram[:-1]] == edges[1:]
+
+
+def test_many_rows_in_every_split_need_no_warning() -> None:
+    rows = [(f"a{number}", f"b{number}") for number in range(300)]
+    splits: list[SplitName] = [SPLITS[number % 3] for number in range(300)]
+
+    assert _warnings(rows, splits, Recipe()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "splits", "recipe", "warning"),
+    [
+        (
+            [("a", "b")],
+            ["train"],
+            NO_SPLITS,
+            (
+                "there is 1 row only; expected at least 200 good rows; "
+                "start with 200–500, measure, then scale: with fewer, a measurement says little"
+            ),
+        ),
+        (
+            [("a", "b")],
+            ["train"],
+            Recipe(division=Division(test=0)),
+            (
+                "no row is in the validation split; expected some rows to measure with; "
+                "add rows, or set split.validation: 0"
+            ),
+        ),
+        (
+            [("a", "b")],
+            ["train"],
+            Recipe(division=Division(test=0, from_files=True)),
+            "no row is in the test split; expected some rows to measure with; add rows that say test",
+        ),
+        (
+            [("a", "b"), ("a", "c")],
+            ["train"] * 2,
+            NO_SPLITS,
+            (
+                "1 row has the same input as an earlier row, and another answer; "
+                "expected one answer to an input; keep the right one"
+            ),
+        ),
+        (
+            [("a", "b"), ("a", "b")],
+            ["train", "test"],
+            NO_SPLITS,
+            (
+                "1 row had the input of a row in a held-out split, and was left out; "
+                "expected each input in one split; look where they come from, if they are many"
+            ),
+        ),
+        (
+            [("a", "b"), ("c", "d")],
+            ["train"] * 2,
+            Recipe(cleaning=Cleaning(max_rows_for_near_duplicates=1)),
+            (
+                "near duplicates were not looked for in 2 rows; expected at most 1 rows; "
+                "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory a row, "
+                "or set cleaning.nearDuplicates: Off"
+            ),
+        ),
+    ],
+)
+def test_warnings_say_what_is_expected(
+    rows: list[tuple[str, str]], splits: list[SplitName], recipe: Recipe, warning: str
+) -> None:
+    assert warning in _warnings(rows, splits, recipe)
+
+
+def test_near_rows_are_told_of() -> None:
+    selection = Selection(
+        keep=np.ones(300, dtype=bool),
+        duplicates=0,
+        leaked=2,
+        near_leaked=1,
+        conflicting=0,
+        near_duplicates=4,
+        kin=(),
+    )
+
+    def told(recipe: Recipe) -> list[str]:
+        return [str(issue) for issue in summary_issues(_index_of(300), selection, {"train": 300}, recipe)]
+
+    assert told(Recipe()) == [
+        (
+            "3 rows had the input of a row in a held-out split, 1 of them nearly, and were left out; "
+            "expected each input in one split; look where they come from, if they are many"
+        ),
+        (
+            "4 rows had nearly the same input, and the same answer, as an earlier row, and stay; "
+            "expected rows that differ; set cleaning.nearDuplicates: Remove to leave them out"
+        ),
+    ]
+    assert told(Recipe(cleaning=Cleaning(near_duplicates="Remove"))) == told(Recipe())[:1]
+
+
+def test_nearly_constant_completions_are_told_of() -> None:
+    def issue(same: int, other: int) -> str | None:
+        rows = [(f"a{number}", "ok") for number in range(same)]
+        rows += [(f"b{number}", f"other {number}") for number in range(other)]
+        found = near_constant_completions(*_index(rows))
+        return None if found is None else str(found)
+
+    assert issue(19, 1) == (
+        "19 of 20 rows have the same completion 'ok'; expected completions that depend on the prompt; "
+        "add rows with other completions, or leave some of these out; a model learns to say this always"
+    )
+    assert issue(18, 2) is None
+    assert issue(19, 0) is None
+    assert issue(0, 0) is None
+
+
+def test_a_version_differs_by_rows_that_were_added_removed_and_answered_anew(tmp_path: Path) -> None:
+    before = [("same", "a"), ("changed", "b"), ("removed", "c"), ("moved", "d")]
+    after = [("moved", "d"), ("changed", "x"), ("same", "a"), ("added", "e"), ("added", "e"), ("added", "f")]
+    with SplitWriter(tmp_path) as writer:
+        for number, row in enumerate(before):
+            writer.write(SPLITS[number % 3], Row.pair(*row))
+    index, selection = _index(after)
+
+    difference = compare(index, selection.keep, "abc", [tmp_path / file for file in SPLIT_FILES.values()])
+
+    assert difference == Difference(previous="abc", added=2, removed=1, changed=1)
+
+
+def test_rows_of_every_form_are_the_same_rows_when_they_are_read_again(tmp_path: Path) -> None:
+    turns = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
+    call = '[{"function":{"arguments":"{}","name":"f"},"id":"1","type":"function"}]'
+    rows = [
+        Row.pair("u", "a"),
+        Row(turns, tools='[{"type":"function"}]'),
+        Row(
+            (
+                turns[1],
+                Message("assistant", "", learned=False, tool_calls=call),
+                Message("tool", "t", tool_call_id="1", name="f"),
+                turns[2],
+            )
+        ),
+        Row(turns, "Preference", rejected="r"),
+        Row(turns, "KTO", label=False),
+    ]
+    index = RowIndex()
+    with SplitWriter(tmp_path) as writer:
+        for number, row in enumerate(rows):
+            writer.write("train", row)
+            index.add(row, "train", 0, number + 1)
+
+    difference = compare(index, np.ones(len(rows), dtype=bool), "abc", [tmp_path / "train.jsonl"])
+
+    assert difference == Difference(previous="abc", added=0, removed=0, changed=0)
+
+
+def _index_of(rows: int) -> RowIndex:
+    index = RowIndex()
+    for number in range(rows):
+        index.add(Row.pair(f"a{number}", f"b{number}"), "train", 0, number + 1)
+    return index
+
+
+def _warnings(rows: list[tuple[str, str]], splits: Sequence[SplitName], recipe: Recipe) -> list[str]:
+    index, selection = _index(rows, splits)
+    kept = np.bincount(index.table["split"][selection.keep], minlength=3).tolist()
+    issues = summary_issues(index, selection, dict(zip(SPLITS, kept, strict=True)), recipe)
+    assert {issue.severity for issue in issues} <= {"warning"}
+    return [str(issue) for issue in issues]
+
+
+def _index(
+    rows: list[tuple[str, str]], splits: Sequence[SplitName] | None = None
+) -> tuple[RowIndex, Selection]:
+    index = RowIndex()
+    for number, row in enumerate(rows):
+        index.add(Row.pair(*row), splits[number] if splits else "train", 0, number + 1)
+    return index, select(index, None, "Off", [None])

@@ -1,0 +1,399 @@
+"""The console script, as a person starts it: what it says, what it writes, how it ends."""
+
+import contextlib
+import gzip
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner, Result
+
+from finetune_trainer.check.__main__ import app
+from finetune_trainer.manifest import Manifest
+from finetune_trainer.rows import SPLIT_FILES
+
+DOCS = Path(__file__).parents[2] / "docs"
+CLEAN, WARNINGS, INVALID = 0, 1, 2
+
+TOPICS = ("billing", "delivery", "login", "returns", "warranty")
+
+
+def good_rows(count: int = 300) -> list[dict[str, str]]:
+    """Rows that differ enough not to be near duplicates."""
+    return [
+        {
+            "prompt": " ".join(
+                f"{topic}{number * prime}" for topic, prime in zip(TOPICS, (2, 3, 5, 7, 11), strict=True)
+            ),
+            "completion": TOPICS[number % 3],
+        }
+        for number in range(count)
+    ]
+
+
+def write(path: Path, rows: Iterable[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def check(folder: Path, *arguments: str, columns: int = 100) -> Result:
+    """Run it in a folder, on a terminal that wide."""
+    with contextlib.chdir(folder):
+        return CliRunner().invoke(
+            app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"}, catch_exceptions=False
+        )
+
+
+def words(text: str) -> str:
+    """The text without line ends and frames."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_clean_rows_end_with_0_and_the_verdict(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows())
+
+    done = check(tmp_path, "rows.jsonl")
+
+    assert (done.exit_code, done.stderr) == (CLEAN, "")
+    assert done.stdout.startswith("Ready to train: 300 rows\nNo problems were found.\n")
+    assert "300 rows kept: train" in done.stdout
+    assert "billing" in done.stdout
+
+
+def test_warnings_alone_end_with_1_and_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows(50))
+
+    done = check(tmp_path, "rows.jsonl")
+
+    assert done.exit_code == WARNINGS
+    assert done.stdout.startswith("Ready to train: 50 rows\n")
+    assert "warning: " in done.stdout
+
+
+def test_bad_rows_end_with_2_and_a_table_of_place_column_what_and_what_to_do(tmp_path: Path) -> None:
+    rows: list[Any] = good_rows()
+    rows[6] = {"prompt": "a", "completion": ""}
+    rows[8] = '{"prompt": '
+    write(tmp_path / "rows.jsonl", rows)
+
+    done = check(tmp_path, "rows.jsonl", columns=160)
+
+    assert done.exit_code == INVALID
+    assert done.stdout.startswith("2 of 300 rows cannot be used\nThe other 298 rows can.\n")
+    lines = [words(line) for line in done.stdout.splitlines()]
+    assert "Where Column What is wrong What to do" in lines
+    assert (
+        "row 7 completion completion is empty; expected text fill completion in, or remove the row" in lines
+    )
+    assert any(line.startswith("row 9 not valid JSON") for line in lines)
+
+
+def test_the_table_fits_into_80_columns(tmp_path: Path) -> None:
+    write(tmp_path / "a-file-with-a-rather-long-name.jsonl", [*good_rows(), {"question": "a" * 200}])
+    write(tmp_path / "b.jsonl", good_rows(2))
+
+    done = check(tmp_path, ".", columns=80)
+
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("digest ")]
+    assert max(map(len, lines)) <= 80
+
+
+def test_as_many_problems_are_listed_as_asked_for_and_the_others_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [*good_rows(), *({"prompt": "", "completion": "b"} for _ in range(30))])
+
+    done = check(tmp_path, "rows.jsonl", "--problems", "5")
+
+    assert done.stdout.count("prompt is empty") == 5
+    assert "25 more problems" in done.stdout
+    assert "30   Fields are empty" in done.stdout
+
+
+def test_characters_that_act_on_a_terminal_are_escaped(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [*good_rows(), {"\x1b[2J[bold]": "a"}])
+
+    done = check(tmp_path, "rows.jsonl")
+
+    assert "\x1b" not in done.stdout
+    assert "[bold]" in "".join(done.stdout.split())
+
+
+def test_the_reports_are_written_and_fit_the_schema(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [*good_rows(), {"prompt": "a"}, *good_rows(1)])
+
+    done = check(tmp_path, "rows.jsonl", "--report", "report.json", "--html", "report.html")
+
+    assert done.exit_code == INVALID
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    Draft202012Validator(json.loads((DOCS / "report.schema.json").read_text())).validate(report)
+    assert (report["source"], report["format"]) == ("rows.jsonl", "PromptCompletion")
+    assert (report["rows"], report["validRows"], report["keptRows"]) == (302, 301, 300)
+    assert report["problems"][0]["record"] == 301
+    assert "1 of 302 rows cannot be used" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "report in report.json" in done.stdout
+
+
+def test_the_prepared_rows_are_written_and_the_digest_is_that_of_the_store(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows())
+
+    done = check(tmp_path, "rows.jsonl", "--output", "prepared/rows")
+
+    folder = tmp_path / "prepared" / "rows"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(SPLIT_FILES.values())
+    assert sum(len((folder / name).read_text().splitlines()) for name in SPLIT_FILES.values()) == 300
+    assert f"digest {Manifest.of(folder).digest}\n" in done.stdout
+
+
+def test_another_seed_makes_another_division(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows())
+
+    for seed in ("0", "1"):
+        check(tmp_path, "rows.jsonl", "--seed", seed, "--output", seed)
+
+    assert (tmp_path / "0" / "test.jsonl").read_bytes() != (tmp_path / "1" / "test.jsonl").read_bytes()
+
+
+def test_files_of_a_folder_and_of_a_pattern_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    rows = good_rows()
+    write(tmp_path / "rows" / "b.jsonl", rows[:150])
+    (tmp_path / "rows" / "a.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(row) + "\n" for row in rows[150:]).encode())
+    )
+    (tmp_path / "rows" / "readme.md").write_text("no rows")
+
+    by_folder = check(tmp_path, "rows", "--report", "folder.json")
+    by_pattern = check(tmp_path, "rows/*.jsonl*", "rows/b.jsonl", "--report", "pattern.json")
+
+    assert (by_folder.exit_code, by_pattern.exit_code) == (CLEAN, CLEAN)
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("folder.json", "pattern.json")]
+    assert [file["name"] for file in reports[0]["files"]] == ["a.jsonl.gz", "b.jsonl"]
+    assert reports[0]["digest"] == reports[1]["digest"]
+    assert reports[0]["files"] == reports[1]["files"]
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "rows.jsonl", good_rows())
+    write(tmp_path / "b" / "rows.jsonl", [*good_rows(1), {"prompt": "a"}])
+
+    done = check(tmp_path, "a/rows.jsonl", "b/rows.jsonl")
+
+    assert "b/rows.jsonl, row 2" in words(done.stdout)
+
+
+def test_columns_are_mapped_in_one_option_or_in_several(tmp_path: Path) -> None:
+    rows = ["text,topic", *(f"{row['prompt']},{row['completion']}" for row in good_rows())]
+    write(tmp_path / "rows.csv", rows)
+
+    together = check(tmp_path, "rows.csv", "--columns", "prompt=text,completion=topic")
+    single = check(tmp_path, "rows.csv", "--prompt", "text", "--completion", "topic")
+
+    assert (together.exit_code, together.stdout) == (CLEAN, single.stdout)
+
+
+def test_a_template_makes_the_prompt_and_may_have_line_ends(tmp_path: Path) -> None:
+    rows = ["subject,body,topic", *(f"{row['prompt']},hello,{row['completion']}" for row in good_rows())]
+    write(tmp_path / "rows.csv", rows)
+
+    done = check(
+        tmp_path, "rows.csv", "--template", r"{subject}\n{body}", "--completion", "topic", "--output", "out"
+    )
+
+    assert done.exit_code == CLEAN
+    first = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
+    assert first["prompt"].endswith("\nhello")
+
+
+def test_what_is_done_with_personal_data_is_an_option(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [*good_rows(), {"prompt": "ask jo@example.com", "completion": "billing"}])
+
+    codes = {
+        finding: check(tmp_path, "rows.jsonl", "--email-addresses", finding).exit_code
+        for finding in ("off", "Warn", "fail")
+    }
+
+    assert codes == {"off": CLEAN, "Warn": WARNINGS, "fail": INVALID}
+
+
+WRONG_OPTIONS: list[tuple[list[str], str]] = [
+    (["--format", "xml"], "--format"),
+    (["--columns", "prompt"], "--columns: 'prompt' is no pair; write it as prompt=COLUMN"),
+    (["--columns", "question=text"], "--columns: 'question' is none of prompt, completion"),
+    (["--columns", "prompt=a", "--prompt", "b"], "--columns: prompt is named twice; name one column"),
+    (["--prompt", "a", "--completion", "a"], "--completion: prompt and completion are both 'a'; name two"),
+    (["--prompt", ""], "--prompt: it is empty; name a column"),
+    (["--prompt", "a", "--template", "{b}"], "--template: it stands in place of the prompt's column"),
+    (["--template", "{body"], "--template: expected '}' before end of string; write {{ and }} for braces"),
+    (["--template", "body"], "--template: it names no column; write {column}"),
+    (["--validation", "0.5", "--test", "0.5"], "--validation and --test: together they must stay below 1"),
+    (["--validation", "2"], "--validation"),
+    (["--group-by", "a", "--split-column", "b"], "--group-by: --split-column says the splits already"),
+    (["--split-from-files", "--split-column", "b"], "--split-from-files: --split-column says the splits"),
+    (["--phone-region", "XX"], "--phone-region: 'XX' is no country; write its two letters, such as DE"),
+    (["--secrets", "perhaps"], "--secrets"),
+    (["--reprot", "a.json"], "No such option: --reprot"),
+    (["--report", "nowhere/report.json"], "--report: the folder nowhere is not there; make it"),
+    (["--html", "rows.jsonl"], "--html: rows.jsonl is one of the files to read; name another"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
+def test_a_wrong_option_is_named_before_any_row_is_read(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    write(tmp_path / "rows.jsonl", good_rows(3))
+
+    done = check(tmp_path, "rows.jsonl", *options, columns=160)
+
+    assert (done.exit_code, done.stdout) == (INVALID, "")
+    assert message in words(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_folder_of_the_source_is_not_written_to(tmp_path: Path) -> None:
+    source = write(tmp_path / "train.jsonl", good_rows(3))
+    before = source.read_bytes()
+
+    done = check(tmp_path, "train.jsonl", "--output", ".")
+
+    assert done.exit_code == INVALID
+    assert "--output: . has files to read; name another folder" in words(done.stderr)
+    assert source.read_bytes() == before
+
+
+MISSING: list[tuple[str, str]] = [
+    ("rows.json", "rows.json: not found; there are: rows.jsonl; correct the name"),
+    ("nowhere/rows.jsonl", "nowhere/rows.jsonl: not found, nor is the folder nowhere; correct the name"),
+    ("*.csv", "*.csv: no file matches; correct the pattern"),
+    ("empty", "empty: the folder has no file that ends with one of .csv .json .jsonl"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), MISSING)
+def test_a_file_that_is_not_there_ends_with_2_and_what_is_there(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    write(tmp_path / "rows.jsonl", good_rows(3))
+    (tmp_path / "empty").mkdir()
+
+    done = check(tmp_path, name)
+
+    assert (done.exit_code, done.stdout) == (INVALID, "")
+    assert done.stderr.startswith(f"finetune-check: {message}")
+
+
+def test_a_file_that_the_system_does_not_let_be_read_ends_with_2(tmp_path: Path) -> None:
+    done = check(tmp_path, "/proc/self/mem")
+
+    assert (done.exit_code, done.stdout) == (INVALID, "")
+    assert done.stderr == "finetune-check: /proc/self/mem: Input/output error\n"
+
+
+def test_a_file_in_no_format_is_told_and_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "rows.xlsx").write_bytes(b"PK\x03\x04" + bytes(100))
+
+    done = check(tmp_path, "rows.xlsx", "--report", "report.json", "--html", "report.html")
+
+    assert done.exit_code == INVALID
+    assert done.stdout.startswith("Cannot be read\n")
+    assert json.loads((tmp_path / "report.json").read_text())["brokenFiles"] == 1
+    assert "Cannot be read" in (tmp_path / "report.html").read_text()
+
+
+def test_a_fault_of_the_program_is_not_taken_for_warnings(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows(3))
+
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "finetune_trainer.check", "rows.jsonl"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+
+    assert done.returncode not in (CLEAN, WARNINGS, INVALID)
+    assert done.stderr.startswith(b"finetune-check failed; please report it")
+
+
+def test_help_is_there_at_once_without_heavy_libraries() -> None:
+    program = (
+        "import sys\n"
+        "from finetune_trainer.check.__main__ import main\n"
+        "sys.argv = ['finetune-check', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(*sorted({name.split('.')[0] for name in sys.modules}), sep='\\n', file=sys.stderr)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+
+    loaded = set(done.stderr.split())
+    heavy = {
+        "torch",
+        "transformers",
+        "pydantic",
+        "numpy",
+        "pyarrow",
+        "scipy",
+        "datasketch",
+        "jinja2",
+        "ijson",
+    }
+    assert "typer" in loaded
+    assert loaded & heavy == set()
+    assert "Exit code 0: clean. 1: warnings only. 2:" in words(done.stdout)
+
+
+def test_a_whole_check_needs_no_machine_learning_stack(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows())
+    program = (
+        "import sys\n"
+        "from finetune_trainer.check.__main__ import main\n"
+        "sys.argv = ['finetune-check', 'rows.jsonl', '--html', 'report.html']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(*sorted({name.split('.')[0] for name in sys.modules}), sep='\\n', file=sys.stderr)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
+    )
+
+    assert {"torch", "transformers", "datasets", "tokenizers"} & set(done.stderr.split()) == set()
+
+
+def test_a_large_file_shows_on_a_terminal_how_far_it_is(tmp_path: Path) -> None:
+    rows = good_rows(600)
+    write(tmp_path / "rows.jsonl", [{**row, "prompt": row["prompt"] + " word" * 2000} for row in rows])
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer.check", "rows.jsonl", "--near-duplicates", "off"],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=end,
+    )
+    os.close(end)
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:
+        # How Linux says that the other end of a terminal is closed.
+        pass
+    finally:
+        os.close(terminal)
+    output, _ = process.communicate(timeout=60)
+
+    assert b"Reading" in shown
+    assert b"MiB" in shown
+    assert output.startswith(b"Ready to train: 600 rows")

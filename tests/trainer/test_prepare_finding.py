@@ -1,0 +1,90 @@
+"""Where rows come from, and when there are none."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.prepare.finding import find_files
+
+
+def find(path: Path, wait_seconds: float = 0) -> list[str]:
+    files = find_files(path, "configmap://tickets/rows.jsonl", threading.Event(), wait_seconds)
+    return [file.name for file in files]
+
+
+def test_a_source_that_never_appears_is_named_with_what_is_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "row.jsonl").write_text("{}")
+
+    with pytest.raises(StageFailure) as caught:
+        find(tmp_path / "rows.jsonl")
+
+    assert (caught.value.reason, caught.value.exit_code) == (
+        FailureReason.SOURCE_NOT_FOUND,
+        ExitCode.BAD_DATA,
+    )
+    assert caught.value.message == (
+        "configmap://tickets/rows.jsonl: rows.jsonl not found, there are: row.jsonl; make it, or correct"
+        " source.uri"
+    )
+
+
+def test_a_folder_without_rows_says_which_endings_count(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+
+    with pytest.raises(StageFailure, match=r"no file with one of the endings \.csv \.json \.jsonl"):
+        find(tmp_path)
+
+
+def test_a_volume_that_was_never_filled_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(StageFailure, match=r"rows\.jsonl not found, nothing is there"):
+        find(tmp_path / "rows.jsonl")
+
+
+def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+
+    with pytest.raises(StageFailure, match=r"no file matches \*\.jsonl, there are: notes\.txt; correct"):
+        find(tmp_path / "*.jsonl")
+
+
+def test_a_pattern_takes_names_in_order_and_none_of_the_kubelets(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv", ".hidden.jsonl"):
+        (tmp_path / name).write_text("{}")
+
+    assert find(tmp_path / "*.jsonl") == ["a.jsonl", "b.jsonl"]
+    assert find(tmp_path / "[bc].*") == ["b.jsonl", "c.csv"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    for name in ("rows[1].jsonl", "rows1.jsonl"):
+        (tmp_path / name).write_text("{}")
+
+    assert find(tmp_path / "rows[1].jsonl") == ["rows[1].jsonl"]
+
+
+def test_a_source_that_appears_late_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    threading.Timer(0.2, path.write_text, args=("{}",)).start()
+
+    assert find(path, wait_seconds=60) == ["rows.jsonl"]
+
+
+def test_a_key_of_a_configmap_is_a_link_and_hidden_names_are_the_kubelets(tmp_path: Path) -> None:
+    data = tmp_path / "..2030_01_02"
+    data.mkdir()
+    (data / "rows.jsonl").write_text("{}")
+    (tmp_path / "..data").symlink_to(data)
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path / "..data" / "rows.jsonl")
+
+    assert find(tmp_path) == ["rows.jsonl"]
+
+
+def test_waiting_ends_when_the_pod_is_stopped(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    with pytest.raises(Preempted):
+        find_files(tmp_path / "rows.jsonl", "configmap://tickets/rows.jsonl", stop)

@@ -1,0 +1,138 @@
+"""What of a Dataset's spec reaches its prepare pod, and what of the result its DatasetVersion."""
+
+from typing import Any
+
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.build.configs import StageInputs, prepare_config
+from finetune_operator.build.records import build_dataset_version
+from finetune_trainer import contract
+from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared
+
+EVERYTHING: dict[str, Any] = {
+    "source": {"uri": "pvc://data/rows-*.csv", "credentialsSecretRef": {"name": "rows"}},
+    "format": "KTO",
+    "columns": {
+        "prompt": "a",
+        "completion": "b",
+        "messages": "c",
+        "chosen": "d",
+        "rejected": "e",
+        "label": "f",
+    },
+    "template": "{subject}\n{body}",
+    "cleaning": {
+        "normalizeWhitespace": True,
+        "normalizeUnicode": True,
+        "nearDuplicates": "Remove",
+        "maxRowsForNearDuplicates": 7,
+    },
+    "checks": {
+        "secrets": "Fail",
+        "emailAddresses": "Redact",
+        "paymentCards": "Off",
+        "ibans": "Fail",
+        "phoneNumbers": "Warn",
+        "phoneRegion": "DE",
+    },
+    "split": {
+        "validation": 0.3,
+        "test": 0.2,
+        "seed": 5,
+        "groupBy": "customer",
+        "column": "part",
+        "fromFiles": True,
+    },
+    "onInvalidRows": "Drop",
+    "maxInvalidFraction": 0.25,
+}
+"""More than a Dataset may have at once: each field is to be seen on its way."""
+
+
+def owner(**spec: Any) -> Dataset:
+    manifest = dataset(**spec)
+    manifest["metadata"]["namespace"] = "team"
+    return Dataset.model_validate(manifest)
+
+
+def config_of(**spec: Any) -> contract.PrepareConfig:
+    resource = owner(**spec)
+    return prepare_config(StageInputs(resource, DATASET_UID, "pvc://artifacts", None), resource.spec)
+
+
+def test_everything_that_decides_the_rows_is_passed_on() -> None:
+    sent = config_of(**EVERYTHING).to_dict()
+    for field in ("format", "columns", "template", "cleaning", "checks", "split"):
+        assert sent[field] == EVERYTHING[field]
+    assert (sent["onInvalidRows"], sent["maxInvalidFraction"]) == ("Drop", 0.25)
+
+
+def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
+    named = {field.alias for field in contract.PrepareConfig.model_fields.values()}
+    technical = {"contract", "stage", "owner", "run", "store", "report", "sourceUri", "sourcePath"}
+    left = named - technical - {"sourceCredentials", "previous", "unlessVersion"}
+    assert left == set(EVERYTHING) - {"source"}
+    for model, field in (
+        (contract.Columns, "columns"),
+        (contract.Cleaning, "cleaning"),
+        (contract.Checks, "checks"),
+        (contract.Split, "split"),
+    ):
+        assert {each.alias for each in model.model_fields.values()} == set(EVERYTHING[field])
+
+
+def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
+    sent = config_of().to_dict()
+    assert {"format", "columns", "template", "cleaning", "checks", "split"}.isdisjoint(sent)
+    part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
+    assert part_of_it.cleaning == contract.Cleaning(normalize_unicode=True)
+    assert part_of_it.checks == contract.Checks(phone_numbers="Warn")
+
+
+def test_a_pattern_is_looked_for_in_the_mounted_folder() -> None:
+    assert (
+        config_of(source={"uri": "pvc://data/2030/rows-*.csv"}).source_path == "/mnt/source/2030/rows-*.csv"
+    )
+    assert config_of(source={"uri": "configmap://rows/*.jsonl"}).source_path == "/mnt/source/*.jsonl"
+    assert config_of(source={"uri": "s3://bucket/rows-*.csv"}).source_path is None
+
+
+def record_of(source: str, **result: Any) -> Any:
+    made = prepared(**result).prepare
+    assert made is not None
+    return build_dataset_version(
+        owner(),
+        VERSION,
+        made,
+        source=source,
+        store="pvc://artifacts",
+        store_credentials=None,
+        deletion_policy="Retain",
+    )["spec"]
+
+
+def test_a_version_has_all_counts_of_its_preparation() -> None:
+    counts = contract.DataStatistics(
+        source_rows=9,
+        invalid_rows=1,
+        duplicate_rows=2,
+        near_duplicate_rows=3,
+        leaked_rows=4,
+        conflicting_rows=5,
+        prompt_characters_mean=6.5,
+        prompt_characters_max=7,
+        completion_characters_mean=8.5,
+        completion_characters_max=9,
+        distinct_completions=10,
+    )
+    assert record_of("pvc://data/a", statistics=counts)["statistics"] == counts.to_dict()
+
+
+def test_a_version_says_where_its_rows_are_from_with_its_pattern_and_without_a_signature() -> None:
+    assert record_of("pvc://data/rows-?.jsonl")["source"]["uri"] == "pvc://data/rows-?.jsonl"
+    assert record_of("https://rows.example/a?signature=x")["source"]["uri"] == "https://rows.example/a"
+
+
+def test_a_version_is_compared_by_digest() -> None:
+    inputs = StageInputs(owner(), DATASET_UID, "pvc://artifacts", None)
+    config = prepare_config(inputs, owner().spec, previous=digest("a"), unless_version="etag-1")
+    assert (config.previous, config.unless_version) == (digest("a"), "etag-1")

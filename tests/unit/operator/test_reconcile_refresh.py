@@ -1,0 +1,589 @@
+"""Datasets whose source is looked at again: when, how often, and what comes of it."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.dataset import Dataset, DatasetStatus
+from finetune_operator.build.labels import dataset_version_name
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.dataset.timing import next_check
+from finetune_operator.status.conditions import blocked
+from finetune_trainer.contract import Difference, PrepareConfig, PrepareResult, StageResult
+from tests.unit.operator.memorycluster import NOW, MemoryCluster
+from tests.unit.operator.runobjects import (
+    DATASET,
+    DATASET_UID,
+    JOB,
+    ROWS,
+    VERSION,
+    dataset,
+    digest,
+    failed,
+    finetunejob,
+    prepared,
+    surroundings,
+)
+
+INTERVAL = 7200
+"""Longer than an hour, so that the Jobs of one look are gone before the next."""
+LATEST = f"latest {VERSION}"
+NEWER = digest("e")
+NEWER_VERSION = dataset_version_name(DATASET, NEWER)
+
+
+def ready(*objects: Manifest, version: str | None = "etag-1", **spec: Any) -> MemoryCluster:
+    """A Dataset that has been prepared and is to be looked at every two hours."""
+    cluster = MemoryCluster(*surroundings(), *objects, dataset(refresh={"intervalSeconds": INTERVAL}, **spec))
+    cluster.settle()
+    cluster.succeed("prepare", prepared(source_version=version))
+    cluster.settle()
+    return cluster
+
+
+def status(cluster: MemoryCluster) -> DatasetStatus:
+    return Dataset.model_validate(cluster.objects["Dataset", DATASET]).status
+
+
+def until_due(cluster: MemoryCluster) -> None:
+    """Let time pass until the next look is due, and settle."""
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert refresh.next_check_at is not None
+    cluster.now = max(cluster.now, refresh.next_check_at)
+    cluster.settle()
+
+
+def checks(cluster: MemoryCluster) -> int:
+    refresh = status(cluster).refresh
+    return refresh.checks if refresh is not None else 0
+
+
+def run_of(cluster: MemoryCluster) -> str:
+    run: str = cluster.config("prepare").run
+    return run
+
+
+def unchanged(cluster: MemoryCluster) -> None:
+    found = PrepareResult(unchanged=True, source_version="etag-1")
+    result = StageResult(stage="prepare", run=run_of(cluster), outcome="Succeeded", prepare=found)
+    cluster.succeed("prepare", result)
+    cluster.settle()
+
+
+def changed(cluster: MemoryCluster, **fields: Any) -> None:
+    given = {"dataset": NEWER, "source_version": "etag-2", **fields}
+    cluster.succeed("prepare", prepared(run=run_of(cluster), **given))
+    cluster.settle()
+
+
+def broken(cluster: MemoryCluster, reason: str, message: str, found: PrepareResult | None = None) -> None:
+    result = failed("prepare", reason, message, run=run_of(cluster), prepare=found)
+    cluster.end("prepare", result.to_json(), exit_code=11)
+    cluster.settle()
+
+
+def bad_rows(cluster: MemoryCluster, message: str = "1 row is invalid: correct it") -> None:
+    found = PrepareResult(problem_count=1, problems=("row 17: completion is empty",), source_version="etag-2")
+    broken(cluster, "InvalidData", message, found)
+
+
+def refreshed(cluster: MemoryCluster) -> tuple[str, str, str] | None:
+    condition = cluster.condition("Dataset", DATASET, "Refreshed")
+    return None if condition is None else (condition["status"], condition["reason"], condition["message"])
+
+
+def said(cluster: MemoryCluster, reason: str) -> list[str]:
+    return [event.message for event in cluster.events if event.reason == reason]
+
+
+def test_the_source_is_looked_at_when_it_is_due_and_not_before() -> None:
+    cluster = ready()
+    first = status(cluster).refresh
+    assert first is not None
+    assert (first.checks, first.checked_at, first.source_version) == (1, NOW, "etag-1")
+    assert first.next_check_at is not None
+    assert 0.9 * INTERVAL <= (first.next_check_at - NOW).total_seconds() <= 1.1 * INTERVAL
+    cluster.now = first.next_check_at - timedelta(seconds=1)
+    cluster.settle()
+    assert not cluster.has_stage_job("prepare")
+    assert cluster.plan("Dataset", DATASET).requeue_after == 1
+    until_due(cluster)
+    assert run_of(cluster) == f"{DATASET_UID}-1-1"
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    cluster.start("prepare")
+    before = cluster.writes
+    cluster.now += timedelta(hours=9)
+    cluster.settle()
+    assert cluster.writes == before, "one Job a look, however long it takes"
+
+
+def test_a_settled_dataset_wakes_for_whatever_comes_first() -> None:
+    cluster = ready()
+    assert cluster.plan("Dataset", DATASET).requeue_after == 3600, "its finished Job is cleared away"
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert refresh.next_check_at is not None
+    left = (refresh.next_check_at - cluster.now).total_seconds()
+    assert cluster.plan("Dataset", DATASET).requeue_after == left
+
+
+def test_looks_are_spread_by_a_tenth_of_the_interval_and_the_same_for_the_same_look() -> None:
+    spread = []
+    for number in range(300):
+        manifest = dataset(refresh={"intervalSeconds": 10_000})
+        manifest["metadata"]["uid"] = f"uid-{number % 20}"
+        one = Dataset.model_validate(manifest)
+        due = next_check(one, number, NOW)
+        assert due is not None
+        assert due == next_check(one, number, NOW)
+        spread.append((due - NOW).total_seconds())
+    assert min(spread) >= 9000
+    assert max(spread) <= 11_000
+    assert min(spread) < 9200
+    assert max(spread) > 10_800
+    assert len(set(spread)) > 200
+
+
+def test_a_source_that_has_not_changed_makes_nothing() -> None:
+    cluster = ready()
+    until_due(cluster)
+    config = cluster.config("prepare")
+    assert isinstance(config, PrepareConfig)
+    assert (config.unless_version, config.previous) == ("etag-1", ROWS)
+    before = status(cluster)
+    unchanged(cluster)
+    after = status(cluster)
+    assert after.refresh is not None
+    assert (after.refresh.checks, after.refresh.source_version) == (2, "etag-1")
+    assert after.refresh.checked_at == cluster.now
+    assert after.refresh.next_check_at is not None
+    assert after.refresh.next_check_at > cluster.now
+    assert refreshed(cluster) == (
+        "True",
+        "Succeeded",
+        f"the source still has the rows of DatasetVersion {VERSION}",
+    )
+    kept = {"refresh", "conditions"}
+    assert after.model_dump(exclude=kept) == before.model_dump(exclude=kept)
+    assert list(cluster.of("DatasetVersion")) == [VERSION]
+    until_due(cluster)
+    assert run_of(cluster) == f"{DATASET_UID}-1-2"
+
+
+def test_what_is_new_in_the_source_becomes_one_version_and_the_dataset_is_ready_all_the_time() -> None:
+    cluster = ready()
+    until_due(cluster)
+    cluster.start("prepare")
+    cluster.settle()
+    assert status(cluster).latest_version == VERSION
+    changed(cluster, difference=Difference(previous=ROWS, added=5, removed=0, changed=2))
+    found = status(cluster)
+    assert found.latest_version == NEWER_VERSION
+    assert [version.name for version in found.versions] == [NEWER_VERSION, VERSION]
+    assert found.difference is not None
+    assert (found.difference.previous, found.difference.added) == (VERSION, 5)
+    assert set(cluster.of("DatasetVersion")) == {VERSION, NEWER_VERSION}
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
+    assert said(cluster, "DatasetVersionCreated")[-1] == (
+        f"DatasetVersion {NEWER_VERSION} with 240 rows (+5 −0 ~2 rows beside {VERSION})"
+    )
+    until_due(cluster)
+    assert cluster.config("prepare").unless_version == "etag-2"
+    assert cluster.config("prepare").previous == NEWER
+
+
+def test_a_run_takes_the_newest_version_also_while_the_source_is_looked_at() -> None:
+    cluster = ready()
+    until_due(cluster)
+    cluster.add(finetunejob())
+    cluster.settle()
+    assert cluster.job(JOB).status.resolved.dataset_version == VERSION
+    changed(cluster)
+    later = finetunejob()
+    later["metadata"].update(name="tickets-v2", uid="0b5e7a10-0000-4000-8000-000000000002")
+    cluster.add(later)
+    cluster.settle()
+    assert cluster.job(JOB).status.resolved.dataset_version == VERSION
+    assert cluster.job("tickets-v2").status.resolved.dataset_version == NEWER_VERSION
+
+
+def test_a_source_that_goes_back_makes_the_older_version_the_latest_again() -> None:
+    cluster = ready()
+    until_due(cluster)
+    changed(cluster)
+    until_due(cluster)
+    changed(cluster, dataset=ROWS, source_version="etag-1")
+    assert [version.name for version in status(cluster).versions] == [VERSION, NEWER_VERSION]
+    assert status(cluster).latest_version == VERSION
+    assert set(cluster.of("DatasetVersion")) == {VERSION, NEWER_VERSION}
+
+
+def test_a_server_that_tells_no_versions_is_read_each_time_and_equal_rows_are_nothing_new() -> None:
+    cluster = ready(version=None)
+    warned = {"warning_count": 1, "warnings": ("line 3: e-mail address",)}
+    for look in (2, 3):
+        until_due(cluster)
+        assert cluster.config("prepare").unless_version is None
+        changed(cluster, dataset=ROWS, source_version=None, **warned)
+        assert checks(cluster) == look
+    assert list(cluster.of("DatasetVersion")) == [VERSION]
+    assert len(said(cluster, "DatasetVersionCreated")) == 1
+    assert said(cluster, "DataProblems") == [], "it is no new version"
+    assert status(cluster).warnings == ("line 3: e-mail address",)
+
+
+def test_broken_rows_in_the_source_leave_the_latest_version_in_use_and_are_named() -> None:
+    cluster = ready()
+    until_due(cluster)
+    bad_rows(cluster)
+    found = status(cluster)
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    assert (found.phase, found.latest_version, found.rows) == ("Ready", VERSION, 240)
+    message = (
+        f"DatasetVersion {VERSION} stays in use; the last look at the source: 1 row is invalid: correct it"
+    )
+    assert refreshed(cluster) == ("False", "InvalidData", message)
+    assert said(cluster, "RefreshFailed") == [message]
+    assert (found.problem_count, found.problems) == (1, ("row 17: completion is empty",))
+    assert list(cluster.of("DatasetVersion")) == [VERSION]
+    assert checks(cluster) == 2
+    cluster.now += timedelta(seconds=300)
+    cluster.settle()
+    assert run_of(cluster) == f"{DATASET_UID}-1-1", "the next look waits for its time"
+
+
+def test_rows_that_were_refused_are_read_again_and_the_status_tells_the_sources_state() -> None:
+    cluster = ready()
+    until_due(cluster)
+    bad_rows(cluster)
+    until_due(cluster)
+    assert cluster.config("prepare").unless_version is None
+    changed(cluster, dataset=ROWS, source_version="etag-3")
+    found = status(cluster)
+    assert (found.problem_count, found.problems) == (0, ())
+    assert refreshed(cluster) is not None
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
+    until_due(cluster)
+    assert cluster.config("prepare").unless_version == "etag-3"
+
+
+def test_a_failing_look_is_said_once_for_each_reason() -> None:
+    cluster = ready()
+    for number in range(3):
+        until_due(cluster)
+        bad_rows(cluster, f"row {number} is invalid")
+    assert len(said(cluster, "RefreshFailed")) == 1
+    until_due(cluster)
+    broken(cluster, "SourceUnavailable", "status 503")
+    assert len(said(cluster, "RefreshFailed")) == 2
+    until_due(cluster)
+    changed(cluster, dataset=ROWS)
+    until_due(cluster)
+    broken(cluster, "SourceUnavailable", "status 503")
+    assert len(said(cluster, "RefreshFailed")) == 3
+
+
+@pytest.mark.parametrize("reason", ["SourceNotFound", "SourceUnavailable", "StoreUnavailable"])
+def test_a_source_or_store_that_is_away_is_looked_for_again_by_the_interval(reason: str) -> None:
+    cluster = ready()
+    until_due(cluster)
+    ended = cluster.now
+    broken(cluster, reason, "status 503")
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    assert refreshed(cluster) == (
+        "False",
+        reason,
+        f"DatasetVersion {VERSION} stays in use; the last look at the source: status 503",
+    )
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert refresh.next_check_at is not None
+    assert (refresh.next_check_at - ended).total_seconds() >= 0.9 * INTERVAL
+    until_due(cluster)
+    assert cluster.config("prepare").unless_version == "etag-1"
+    unchanged(cluster)
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
+
+
+def test_a_pod_that_ends_without_a_word_leaves_the_latest_version_in_use() -> None:
+    cluster = ready()
+    until_due(cluster)
+    cluster.end("prepare", "", exit_code=137, reason="OOMKilled")
+    cluster.settle()
+    found = refreshed(cluster)
+    assert found is not None
+    assert found[:2] == ("False", "OutOfMemory")
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+
+
+def test_a_result_that_names_nothing_is_no_new_version() -> None:
+    cluster = ready()
+    until_due(cluster)
+    changed(cluster, dataset=None)
+    found = refreshed(cluster)
+    assert found is not None
+    assert found[:2] == ("False", "ResultLost")
+    assert status(cluster).latest_version == VERSION
+
+
+def test_what_a_look_needs_and_is_missing_is_said_and_the_look_follows_when_it_is_there() -> None:
+    cluster = ready()
+    gone = cluster.objects.pop(("PersistentVolumeClaim", "artifacts"))
+    until_due(cluster)
+    found = refreshed(cluster)
+    assert found is not None
+    assert found[:2] == ("False", "StoreNotFound")
+    assert not cluster.has_stage_job("prepare")
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    assert cluster.plan("Dataset", DATASET).requeue_after == 15
+    assert checks(cluster) == 1
+    assert len(said(cluster, "RefreshFailed")) == 1
+    cluster.add(gone)
+    cluster.settle()
+    unchanged(cluster)
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
+
+
+def test_a_result_whose_pod_is_gone_is_read_from_the_store() -> None:
+    cluster = ready()
+    until_due(cluster)
+    run = run_of(cluster)
+    cluster.end_job("prepare", "Complete")
+    cluster.now += timedelta(minutes=1)
+    cluster.settle()
+    assert cluster.config("collect").run == run
+    cluster.succeed("collect", prepared(run=run, dataset=NEWER))
+    cluster.settle()
+    assert status(cluster).latest_version == NEWER_VERSION
+
+
+def test_an_annotation_asks_for_one_look_at_once() -> None:
+    cluster = ready()
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    cluster.annotate("Dataset", DATASET, refresh_requested="monday")
+    cluster.settle()
+    assert run_of(cluster) == f"{DATASET_UID}-1-1"
+    unchanged(cluster)
+    found = status(cluster).refresh
+    assert found is not None
+    assert (found.checks, found.requested) == (2, "monday")
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    assert not cluster.has_stage_job("prepare"), "a value is answered once"
+    cluster.annotate("Dataset", DATASET, refresh_requested="tuesday")
+    cluster.settle()
+    assert run_of(cluster) == f"{DATASET_UID}-1-2"
+
+
+def test_a_dataset_without_refresh_is_looked_at_when_somebody_asks() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset())
+    cluster.settle()
+    cluster.succeed("prepare", prepared(source_version="etag-1"))
+    cluster.settle()
+    cluster.now += timedelta(days=30)
+    cluster.settle()
+    assert cluster.plan("Dataset", DATASET).requeue_after is None
+    cluster.annotate("Dataset", DATASET, refresh_requested="now")
+    cluster.settle()
+    assert cluster.config("prepare").unless_version == "etag-1"
+    changed(cluster)
+    assert status(cluster).latest_version == NEWER_VERSION
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert refresh.next_check_at is None
+
+
+def test_who_asks_while_the_source_is_being_read_gets_a_look_of_their_own() -> None:
+    cluster = ready()
+    until_due(cluster)
+    cluster.annotate("Dataset", DATASET, refresh_requested="after my upload")
+    cluster.settle()
+    unchanged(cluster)
+    assert run_of(cluster) == f"{DATASET_UID}-1-2"
+    unchanged(cluster)
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert (refresh.checks, refresh.requested) == (3, "after my upload")
+
+
+def test_a_value_that_was_there_from_the_start_is_answered_by_the_preparation() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset())
+    cluster.annotate("Dataset", DATASET, refresh_requested="x" * 5000)
+    cluster.settle()
+    cluster.succeed("prepare", prepared())
+    cluster.settle()
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    assert cluster.of("Job") == {}
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert len(refresh.requested or "") == 64
+
+
+def test_an_empty_annotation_asks_for_nothing() -> None:
+    cluster = ready()
+    cluster.annotate("Dataset", DATASET, refresh_requested="")
+    cluster.settle()
+    assert checks(cluster) == 1
+    assert run_of(cluster) == f"{DATASET_UID}-1"
+
+
+def test_a_dataset_that_failed_is_prepared_again_when_somebody_asks() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": INTERVAL}))
+    cluster.settle()
+    bad_rows(cluster)
+    cluster.now += timedelta(days=1)
+    cluster.settle()
+    assert cluster.of("Job") == {}, "what failed is not polled"
+    assert cluster.plan("Dataset", DATASET).requeue_after is None
+    cluster.annotate("Dataset", DATASET, refresh_requested="corrected")
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
+    assert (run_of(cluster), cluster.config("prepare").unless_version) == (f"{DATASET_UID}-1-1", None)
+    bad_rows(cluster)
+    assert cluster.states("Dataset", DATASET) == {"Stalled": "InvalidData"}
+    cluster.annotate("Dataset", DATASET, refresh_requested="corrected at last")
+    cluster.settle()
+    changed(cluster)
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    assert status(cluster).problems == ()
+    assert checks(cluster) == 3
+
+
+def test_a_spec_that_cannot_work_is_not_looked_at_in_circles_when_somebody_asks() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset(source={"uri": "pvc://rows/*/a.jsonl"}))
+    cluster.annotate("Dataset", DATASET, refresh_requested="now")
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Stalled": "InvalidSpec"}
+    before = cluster.writes
+    cluster.settle()
+    assert cluster.writes == before
+
+
+def test_another_spec_is_prepared_anew_and_what_was_known_of_looks_before_is_forgotten() -> None:
+    cluster = ready()
+    until_due(cluster)
+    bad_rows(cluster)
+    cluster.change("Dataset", DATASET, onInvalidRows="Drop")
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
+    assert refreshed(cluster) is None
+    assert status(cluster).refresh is None
+    config = cluster.config("prepare")
+    assert (config.run, config.unless_version, config.previous) == (f"{DATASET_UID}-2", None, ROWS)
+    changed(cluster)
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    assert checks(cluster) == 1
+    until_due(cluster)
+    assert run_of(cluster) == f"{DATASET_UID}-2-1"
+
+
+def test_a_spec_changed_during_a_look_ends_that_look() -> None:
+    cluster = ready()
+    until_due(cluster)
+    look = cluster.stage_job("prepare")["metadata"]["name"]
+    cluster.change("Dataset", DATASET, split={"seed": 7})
+    cluster.settle()
+    assert cluster.stage_job("prepare")["metadata"]["name"] != look
+    assert look not in cluster.of("Job")
+
+
+def test_the_jobs_of_the_last_look_stay_for_an_hour_and_no_longer_than_until_the_next_has_ended() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": 900}))
+    cluster.settle()
+    cluster.succeed("prepare", prepared(source_version="etag-1"))
+    cluster.settle()
+    seen = []
+    for _ in range(4):
+        until_due(cluster)
+        seen.append(cluster.stage_job("prepare")["metadata"]["name"])
+        assert len(cluster.of("Job")) == 2
+        unchanged(cluster)
+        assert list(cluster.of("Job")) == [seen[-1]]
+    cluster.change("Dataset", DATASET, refresh=None)
+    cluster.settle()
+    cluster.succeed("prepare", prepared(run=f"{DATASET_UID}-2"))
+    cluster.settle()
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    assert cluster.of("Job") == {}
+    assert len(set(seen)) == 4
+
+
+def test_a_look_that_ended_while_the_operator_was_down_is_read_before_it_is_cleared_away() -> None:
+    cluster = ready()
+    until_due(cluster)
+    run = run_of(cluster)
+    cluster.succeed("prepare", prepared(run=run, dataset=NEWER))
+    cluster.now += timedelta(days=1)
+    cluster.settle()
+    assert NEWER_VERSION in cluster.of("DatasetVersion")
+
+
+def test_a_look_whose_job_somebody_deleted_is_made_again() -> None:
+    cluster = ready()
+    until_due(cluster)
+    cluster.remove("Job", cluster.stage_job("prepare")["metadata"]["name"])
+    cluster.settle()
+    assert run_of(cluster) == f"{DATASET_UID}-1-1"
+
+
+def test_the_look_after_the_latest_version_was_deleted_makes_it_again() -> None:
+    cluster = ready()
+    cluster.remove("DatasetVersion", VERSION)
+    until_due(cluster)
+    config = cluster.config("prepare")
+    assert (config.unless_version, config.previous) == (None, None)
+    changed(cluster, dataset=ROWS)
+    assert VERSION in cluster.of("DatasetVersion")
+
+
+def test_a_look_at_what_an_earlier_release_prepared_does_not_take_the_first_jobs_name() -> None:
+    for state, reason in (("Ready", "Succeeded"), ("Stalled", "InvalidData")):
+        cluster = MemoryCluster(*surroundings(), dataset())
+        condition = {
+            "type": state,
+            "status": "True",
+            "reason": reason,
+            "message": "",
+            "lastTransitionTime": "2030-01-02T03:00:00Z",
+        }
+        cluster.objects["Dataset", DATASET]["status"] = {"observedGeneration": 1, "conditions": [condition]}
+        cluster.annotate("Dataset", DATASET, refresh_requested="now")
+        cluster.settle()
+        assert run_of(cluster) == f"{DATASET_UID}-1-1"
+        changed(cluster)
+        assert cluster.states("Dataset", DATASET)["Ready"] == "Succeeded"
+        assert checks(cluster) == 2
+
+
+def test_names_of_looks_stay_within_what_a_job_may_have() -> None:
+    manifest = dataset(refresh={"intervalSeconds": 900})
+    manifest["metadata"]["name"] = "d" * 40
+    cluster = MemoryCluster(*surroundings(), manifest)
+    cluster.settle()
+    cluster.succeed("prepare", prepared())
+    cluster.settle()
+    cluster.objects["Dataset", "d" * 40]["status"]["refresh"]["checks"] = 99_999_999
+    cluster.annotate("Dataset", "d" * 40, refresh_requested="now")
+    cluster.settle()
+    assert max(len(name) for name in cluster.of("Job")) == 63
+
+
+def test_a_look_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
+    cluster = ready()
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    resource = cluster.get("Dataset", DATASET)
+    refused = blocked(resource, "QuotaExceeded", "exceeded quota: team", cluster.now)
+    cluster.objects["Dataset", DATASET]["status"] = refused
+    assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
+    assert refreshed(cluster) == ("False", "QuotaExceeded", "exceeded quota: team")
+    assert refused["phase"] == "Ready"
+    cluster.settle()
+    assert refreshed(cluster) is None, "what was refused got through"

@@ -1,0 +1,63 @@
+"""How far a preparation is, on the terminal, where it takes long enough to ask."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.result import Problem
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from finetune_trainer.data.preparation import Listener
+
+WORTH_BYTES: Final = 4 << 20
+"""Smaller sources are read before anybody could read a bar."""
+ROWS_A_LOOK: Final = 256
+
+
+class Bar:
+    """Tells a bar how many bytes were read, once in so many rows."""
+
+    def __init__(self, progress: "Progress", files: Sequence[SourceFile], size: int) -> None:
+        self._progress = progress
+        self._files = files
+        self._size = size
+        self._task = progress.add_task("Reading", total=size)
+        self._rows = 0
+
+    def row(self) -> None:
+        """A record was read."""
+        self._rows += 1
+        if self._rows % ROWS_A_LOOK == 0:
+            read = sum(file.bytes_read for file in self._files)
+            self._progress.update(
+                self._task, completed=read, description="Comparing" if read >= self._size else "Reading"
+            )
+
+    def problem(self, problem: Problem) -> None:
+        """They are shown in the end."""
+
+
+@contextmanager
+def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
+    """A listener that moves a bar on stderr; None where nobody would see it. Raises Unreadable."""
+    size = sum(file.size for file in files)
+    if size < WORTH_BYTES or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        yield Bar(bar, files, size)

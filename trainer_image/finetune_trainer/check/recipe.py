@@ -1,0 +1,87 @@
+"""From the command line's options to a recipe; what is wrong with them is said by the option's name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import typer
+
+from finetune_trainer.data.options import Division, FieldNames
+from finetune_trainer.data.template import PromptTemplate
+
+COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "template")
+
+
+def field_names(columns: Sequence[str], single: Mapping[str, str | None], template: str | None) -> FieldNames:
+    """The names of `--columns prompt=text,completion=label`, and those of options of their own.
+
+    Raises typer.BadParameter.
+    """
+    names = {name: column for name, column in single.items() if column is not None}
+    for name, column in map(_pair, (part for text in columns for part in text.split(","))):
+        if name in names:
+            raise _bad("--columns", f"{name} is named twice; name one column")
+        names[name] = column
+    if template is not None:
+        template = template.replace(r"\n", "\n")
+        if "prompt" in names:
+            raise _bad("--template", "it stands in place of the prompt's column; leave one of the two out")
+        try:
+            PromptTemplate.parse(template)
+        except ValueError as error:
+            raise _bad("--template", str(error)) from error
+    taken: dict[str, str] = {}
+    for name, column in names.items():
+        if not column:
+            raise _bad(f"--{name}", "it is empty; name a column")
+        if column in taken:
+            raise _bad(f"--{name}", f"{taken[column]} and {name} are both {column!r}; name two columns")
+        taken[column] = name
+    return FieldNames(**names, template=template)
+
+
+def division(
+    validation: float, test: float, seed: int, group_by: str | None, column: str | None, *, from_files: bool
+) -> Division:
+    """How rows are divided. Raises typer.BadParameter."""
+    if validation + test >= 1:
+        raise _bad(
+            "--validation and --test",
+            "together they must stay below 1, so that rows are left to train on; lower one",
+        )
+    given = "--split-column" if column is not None else "--split-from-files" if from_files else None
+    if column is not None and from_files:
+        raise _bad("--split-from-files", "--split-column says the splits already; leave one of the two out")
+    if given and group_by is not None:
+        raise _bad("--group-by", f"{given} says the splits already; leave one of the two out")
+    return Division(
+        validation=validation,
+        test=test,
+        seed=seed,
+        group_by=group_by,
+        column=column,
+        from_files=from_files,
+    )
+
+
+def region(text: str | None) -> str | None:
+    """A country in capital letters. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    from phonenumbers import SUPPORTED_REGIONS
+
+    if text.upper() not in SUPPORTED_REGIONS:
+        raise _bad("--phone-region", f"{text!r} is no country; write its two letters, such as DE")
+    return text.upper()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, column = (part.strip() for part in text.partition("="))
+    if not equals or not column:
+        raise _bad("--columns", f"{text!r} is no pair; write it as prompt=COLUMN,completion=COLUMN")
+    if name not in COLUMNS:
+        raise _bad("--columns", f"{name!r} is none of {', '.join(COLUMNS)}; correct it")
+    return name, column
+
+
+def _bad(option: str, message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=option)

@@ -1,0 +1,138 @@
+"""A report on the terminal."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from finetune_trainer.data.report.document import Document
+from finetune_trainer.data.report.headlines import OF_ALL_ROWS, headline
+from finetune_trainer.data.report.verdict import counted, number, place, sentence, verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SHOWN_LABELS: Final = 10
+STYLES: Final = {"good": "bold green", "warning": "bold yellow", "error": "bold red"}
+LEFT_OUT: Final = (("duplicateRows", "duplicate"), ("leakedRows", "leaked row"))
+
+
+def show(report: Document, console: "Console", problems: int) -> None:
+    """The verdict, the first problems, what there is to warn of, and the rows of each split."""
+    from rich.text import Text
+
+    said = verdict(report)
+    console.print(Text(said.title, STYLES[said.level]))
+    if said.detail:
+        console.print(Text(said.detail))
+    _problems(report, console, problems)
+    if report["keptRows"]:
+        _splits(report, console)
+        _labels(report, console)
+    if report["digest"] is not None:
+        console.print()
+        # Never wrapped: it is to be copied.
+        console.print(Text(f"digest {report['digest']}"), soft_wrap=True)
+
+
+def _problems(report: Document, console: "Console", limit: int) -> None:
+    from rich.text import Text
+
+    # Those of all rows are few; they are told in full, below the table.
+    of_rows = [problem for problem in report["problems"] if problem["code"] not in OF_ALL_ROWS]
+    of_rows.sort(key=lambda problem: problem["severity"] != "error")
+    shown = of_rows[:limit]
+    if shown:
+        table = _table()
+        for name, ratio in (("Where", 20), ("Column", 14), ("What is wrong", 38), ("What to do", 28)):
+            table.add_column(name, ratio=ratio, overflow="fold", min_width=10)
+        for problem in shown:
+            what = Text("" if problem["severity"] == "error" else "warning: ", STYLES["warning"])
+            table.add_row(
+                Text(place(problem) or "the file"),
+                Text(problem["column"] or ""),
+                what.append(_found(problem), "not bold default"),
+                Text(problem["hint"]),
+            )
+        console.print()
+        console.print(table)
+    of_all = [problem for problem in report["problems"] if problem["code"] in OF_ALL_ROWS]
+    total = report["errorCount"] + report["warningCount"] - len(of_all)
+    if total > len(shown):
+        more = counted(total - len(shown), "more problem" if shown else "problem")
+        _kinds(report, console, f"{more}; of all kinds there are:")
+    if of_all:
+        console.print()
+    for problem in of_all:
+        _warn(problem, console)
+
+
+def _kinds(report: Document, console: "Console", title: str) -> None:
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(title))
+    table = _table(headed=False)
+    table.add_column("rows", justify="right")
+    table.add_column("kind", overflow="fold")
+    for group in report["problemsByCode"]:
+        if group["code"] not in OF_ALL_ROWS:
+            table.add_row(Text(number(group["count"])), Text(headline(group["code"])))
+    console.print(table)
+
+
+def _warn(problem: dict[str, Any], console: "Console") -> None:
+    from rich.text import Text
+
+    style = STYLES[problem["severity"]]
+    text = Text(f"{problem['severity']}: ", style)
+    text.append(sentence(problem), "not bold default")
+    console.print(text)
+
+
+def _found(problem: dict[str, Any]) -> str:
+    return sentence({**problem, "hint": ""})
+
+
+def _splits(report: Document, console: "Console") -> None:
+    from rich.text import Text
+
+    splits = "  ".join(f"{split['name']} {number(split['rows'])}" for split in report["splits"])
+    statistics = report["statistics"]
+    left_out = [counted(statistics[key], noun) for key, noun in LEFT_OUT if statistics[key]]
+    if statistics["nearDuplicateRows"] and report["preparation"]["cleaning"]["nearDuplicates"] == "Remove":
+        left_out.append(counted(statistics["nearDuplicateRows"], "near duplicate"))
+    console.print()
+    console.print(Text(f"{counted(report['keptRows'], 'row')} kept: {splits}"))
+    if left_out:
+        console.print(Text(f"left out: {', '.join(left_out)}"))
+    if report["unusedFields"]:
+        console.print(Text(f"fields that are not used: {', '.join(report['unusedFields'])}"))
+
+
+def _labels(report: Document, console: "Console") -> None:
+    from rich.text import Text
+
+    labels = report["statistics"]["labels"]
+    if not 0 < len(labels) <= SHOWN_LABELS:
+        return
+    table = _table()
+    table.add_column("Answer", overflow="ellipsis", no_wrap=True, ratio=1)
+    for split in report["splits"]:
+        table.add_column(split["name"], justify="right", no_wrap=True)
+    for label in labels:
+        table.add_row(
+            Text(" ".join(label["completion"].split())),
+            *(_share(label["rows"][split["name"]], split["rows"]) for split in report["splits"]),
+        )
+    console.print()
+    console.print(table)
+
+
+def _share(rows: int, of: int) -> str:
+    return f"{number(rows)} ({rows / of:.0%})" if of else "0"
+
+
+def _table(*, headed: bool = True) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, show_header=headed, show_edge=False, pad_edge=False, expand=headed)

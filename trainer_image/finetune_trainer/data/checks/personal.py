@@ -1,0 +1,148 @@
+"""Personal data: e-mail addresses, payment cards, IBANs and phone numbers."""
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar, Final
+
+from finetune_trainer.data.checks.base import Find
+from finetune_trainer.data.problems import Code
+
+# Each regular expression begins with a set of characters and only then looks back, so that the engine skips
+# the rest of a text fast.
+
+EMAIL_ADDRESS: Final = re.compile(
+    r"(?<![\w.%+\-])[\w%+\-][\w.%+'\-]{0,63}@(?:[^\W_](?:[\w\-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])"
+)
+
+CARD: Final = re.compile(
+    # No part of a longer number, a decimal fraction, or a word.
+    r"[0-9](?<![\w.][0-9])(?<![0-9][ \-][0-9])"
+    # As printed on cards, also before something else (4-4-4-4 and what American Express and Diners have) …
+    r"(?:[0-9]{3}(?P<mark>[ \-])(?:[0-9]{4}(?P=mark)[0-9]{4}(?P=mark)[0-9]{4}(?:(?P=mark)[0-9]{3})?"
+    r"|[0-9]{6}(?P=mark)[0-9]{4,5})(?! [0-9]{4}(?![0-9])|-?[0-9])"
+    # … or 13 to 19 digits, wherever the marks between them are.
+    r"|(?:[ \-]?[0-9]){12,18}(?![ \-]?[0-9]))(?!\w|\.[0-9])"
+)
+CARD_NUMBER: Final = re.compile(
+    r"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"  # Visa
+    r"|(?:5[1-5][0-9]{2}|222[1-9]|22[3-9][0-9]|2[3-6][0-9]{2}|27[01][0-9]|2720)[0-9]{12}"  # Mastercard
+    r"|3[47][0-9]{13}"  # American Express
+    r"|3(?:0[0-5]|[689][0-9])[0-9]{11,16}"  # Diners Club
+    r"|(?:6011|64[4-9][0-9]|65[0-9]{2})[0-9]{12,15}"  # Discover
+    r"|35(?:2[89]|[3-8][0-9])[0-9]{12,15}"  # JCB
+    r"|62[0-9]{14,17}"  # UnionPay
+    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])[0-9]{9,15}"  # Maestro
+)
+"""Of the networks, how their numbers begin and how long they are."""
+
+IBAN_LIKE: Final = re.compile(
+    r"[0-9]{2}(?<=[A-Za-z]{2}[0-9]{2})(?<![A-Za-z0-9][A-Za-z]{2}[0-9]{2})(?:[ \-]?[A-Za-z0-9]){11,30}"
+)
+"""From the check digits on, and perhaps with words that follow."""
+IBAN_CHARACTERS: Final = range(15, 35)
+GROUP_END: Final = re.compile(r"[A-Za-z0-9](?![A-Za-z0-9])")
+
+SEVEN_DIGITS: Final = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
+
+
+class EmailAddresses:
+    """In the usual form, with letters of any alphabet."""
+
+    code: ClassVar = Code.EMAIL_ADDRESS
+    name: ClassVar = "an e-mail address"
+    expected: ClassVar = "no personal data"
+    fix: ClassVar = "remove it"
+    setting: ClassVar = "checks.emailAddresses"
+    placeholder: ClassVar = "[EMAIL]"
+
+    def may_find(self, text: str) -> bool:
+        return "@" in text
+
+    def find(self, text: str) -> Iterator[Find]:
+        for match in EMAIL_ADDRESS.finditer(text):
+            local, _, domain = match[0].partition("@")
+            yield Find(match.start(), match.end(), f"{local[0]}…@{domain}")
+
+
+class PaymentCards:
+    """Numbers of a card network's form and length that pass the Luhn check."""
+
+    code: ClassVar = Code.PAYMENT_CARD
+    name: ClassVar = "a payment card's number"
+    expected: ClassVar = "no personal data"
+    fix: ClassVar = "remove it"
+    setting: ClassVar = "checks.paymentCards"
+    placeholder: ClassVar = "[CARD]"
+
+    def may_find(self, text: str) -> bool:
+        return CARD.search(text) is not None
+
+    def find(self, text: str) -> Iterator[Find]:
+        for match in CARD.finditer(text):
+            number = re.sub("[ -]", "", match[0])
+            if _is_card(number):
+                yield Find(match.start(), match.end(), f"{number[:4]}…{number[-4:]}")
+
+
+class Ibans:
+    """International bank account numbers with the right form, length and check digits."""
+
+    code: ClassVar = Code.IBAN
+    name: ClassVar = "an IBAN"
+    expected: ClassVar = "no personal data"
+    fix: ClassVar = "remove it"
+    setting: ClassVar = "checks.ibans"
+    placeholder: ClassVar = "[IBAN]"
+
+    def may_find(self, text: str) -> bool:
+        return IBAN_LIKE.search(text) is not None
+
+    def find(self, text: str) -> Iterator[Find]:
+        from stdnum import iban
+
+        for match in IBAN_LIKE.finditer(text):
+            start = match.start() - 2
+            for end in _group_ends(text, start, match.end()):
+                number = re.sub("[ -]", "", text[start:end])
+                if len(number) in IBAN_CHARACTERS and iban.is_valid(number):
+                    yield Find(start, end, f"{number[:4]}…{number[-4:]}")
+                    break
+
+
+class PhoneNumbers:
+    """Numbers that exist: with their country's code, or of `region`, a two-letter country."""
+
+    code: ClassVar = Code.PHONE_NUMBER
+    name: ClassVar = "a phone number"
+    expected: ClassVar = "no personal data"
+    fix: ClassVar = "remove it"
+    setting: ClassVar = "checks.phoneNumbers"
+    placeholder: ClassVar = "[PHONE]"
+
+    def __init__(self, region: str | None) -> None:
+        self._region = region
+
+    def may_find(self, text: str) -> bool:
+        if self._region is None and "+" not in text and "＋" not in text:
+            return False
+        return SEVEN_DIGITS.search(text) is not None
+
+    def find(self, text: str) -> Iterator[Find]:
+        from phonenumbers import Leniency, PhoneNumberMatcher
+
+        for match in PhoneNumberMatcher(text, self._region, leniency=Leniency.VALID):
+            yield Find(match.start, match.end, f"{match.raw_string[:3]}…{match.raw_string[-2:]}")
+
+
+def _is_card(number: str) -> bool:
+    from stdnum import ean, luhn
+
+    if not CARD_NUMBER.fullmatch(number) or not luhn.is_valid(number):
+        return False
+    # Visa's old numbers look like the bar codes of German products.
+    return not (len(number) == 13 and ean.is_valid(number))
+
+
+def _group_ends(text: str, start: int, end: int) -> list[int]:
+    """Where groups of letters and digits end, the last first."""
+    return [found.end() for found in GROUP_END.finditer(text, start, end)][::-1]

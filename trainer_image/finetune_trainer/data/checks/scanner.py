@@ -1,0 +1,120 @@
+"""Looks through all texts of a row for what the recipe asks, and replaces it where it asks for that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from finetune_trainer.data.checks.base import Detector, Find
+from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
+from finetune_trainer.data.checks.secrets import Secrets
+from finetune_trainer.data.options import Checks, Finding
+from finetune_trainer.data.problems import Issue, Severity
+from finetune_trainer.rows import Row
+
+STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    detector: Detector
+    finding: Finding
+    found: Find
+
+
+class Scanner:
+    """Looks for what is not off."""
+
+    def __init__(self, checks: Checks) -> None:
+        asked: list[tuple[Detector, Finding]] = [
+            (Secrets(), checks.secrets),
+            (EmailAddresses(), checks.email_addresses),
+            (PaymentCards(), checks.payment_cards),
+            (Ibans(), checks.ibans),
+            (PhoneNumbers(checks.phone_region), checks.phone_numbers),
+        ]
+        self._asked = [(detector, finding) for detector, finding in asked if finding != "Off"]
+
+    def scan(self, row: Row) -> tuple[Row, tuple[Issue, ...]]:
+        """The row, with placeholders where that is asked for, and an issue of each thing that was found.
+
+        Of finds that overlap one counts: what is failed or replaced before what is warned of, or the longest.
+        Characters count from 1, in the row as it was given. The row itself where nothing changes.
+        """
+        texts = [message.content for message in row.messages]
+        if row.rejected is not None:
+            texts.append(row.rejected)
+        everything = "\n".join(texts)
+        # Nearly all rows end here.
+        suspects = [each for each in self._asked if each[0].may_find(everything)]
+        if not suspects:
+            return row, ()
+        issues: list[Issue] = []
+        for place, text in enumerate(texts):
+            hits = _hits(text, suspects)
+            issues += [_issue(hit, _column(row, place)) for hit in hits]
+            texts[place] = _redacted(text, hits)
+        return _with_texts(row, texts), tuple(issues)
+
+
+def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]:
+    """In the order of the text."""
+    hits = [
+        _Hit(detector, finding, found)
+        for detector, finding in suspects
+        if detector.may_find(text)
+        for found in detector.find(text)
+    ]
+    hits.sort(key=lambda hit: (STRICTEST.index(hit.finding), hit.found.start - hit.found.end))
+    kept: list[_Hit] = []
+    for hit in hits:
+        if all(hit.found.end <= other.found.start or other.found.end <= hit.found.start for other in kept):
+            kept.append(hit)
+    return sorted(kept, key=lambda hit: hit.found.start)
+
+
+def _redacted(text: str, hits: list[_Hit]) -> str:
+    for hit in reversed(hits):
+        if hit.finding == "Redact":
+            text = text[: hit.found.start] + hit.detector.placeholder + text[hit.found.end :]
+    return text
+
+
+def _with_texts(row: Row, texts: list[str]) -> Row:
+    messages = tuple(
+        message if message.content == text else replace(message, content=text)
+        for message, text in zip(row.messages, texts, strict=False)
+    )
+    rejected = None if row.rejected is None else texts[-1]
+    if messages == row.messages and rejected == row.rejected:
+        return row
+    return replace(row, messages=messages, rejected=rejected)
+
+
+def _issue(hit: _Hit, column: str) -> Issue:
+    detector = hit.detector
+    severity: Severity = "error" if hit.finding == "Fail" else "warning"
+    fix = (
+        f"{detector.placeholder} stands in place of it"
+        if hit.finding == "Redact"
+        else f"{detector.fix}, or set {detector.setting}: Redact"
+    )
+    return Issue(
+        detector.code,
+        f"{column} has {detector.name} ({hit.found.shown}) at character {hit.found.start + 1}",
+        detector.expected,
+        fix,
+        column=column,
+        severity=severity,
+    )
+
+
+def _column(row: Row, place: int) -> str:
+    """The field of the prepared row."""
+    if place == len(row.messages):
+        return "rejected"
+    if row.form == "ChatMessages":
+        return f"messages[{place}].content"
+    if place == len(row.messages) - 1:
+        return "chosen" if row.form == "Preference" else "completion"
+    is_text = len(row.messages) == 2 and row.messages[0].role == "user"
+    return "prompt" if is_text else f"prompt[{place}].content"

@@ -1,0 +1,1 @@
+"""How records lie in files: JSON Lines, a JSON list, CSV, TSV, Parquet. They know no format."""

@@ -1,0 +1,44 @@
+"""What all containers give: records, as they were written, each with its place."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.text import listed
+
+Fields = dict[str, Any]
+"""A record's fields: JSON values, of CSV and TSV texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The columns of a table, before its records."""
+
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record."""
+
+    place: Place
+    fields: Fields
+
+
+class Container(Protocol):
+    """Reads one kind of file."""
+
+    def __call__(self, file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+        """Every record, or what is wrong with it; tables give their header first. `name` is for places."""
+
+
+def repeated_column(columns: Sequence[str]) -> Issue | None:
+    """The issue of a table that has two columns of one name."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if not twice:
+        return None
+    return Issue(
+        Code.HEADER, f"the header has {listed(twice)} twice", "each name once", "rename one of the columns"
+    )

@@ -1,0 +1,55 @@
+"""JSON as Python's own reader takes it, which tells names that are in one object twice."""
+
+import json
+from typing import Any, Final
+
+from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.text import listed, type_name
+
+NESTED_TOO_DEEP: Final = "nested too deep"
+
+
+class Decoder:
+    """Reads JSON values from text. Raises ValueError (also as JSONDecodeError), RecursionError."""
+
+    def __init__(self) -> None:
+        self.repeated: str | None = None
+        """A name that an object of the last value has twice."""
+        # One decoder for all values: json.loads makes one each time, which costs more than the decoding.
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def decode(self, text: str) -> Any:
+        """The value that is all of the text."""
+        self.repeated = None
+        return self._decoder.decode(text)
+
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """The value that begins at an index, and the index after it."""
+        self.repeated = None
+        return self._decoder.raw_decode(text, start)
+
+    def fields(self, value: Any, expected: str) -> Fields | Issue:
+        """The last value as a record's fields, or why it is no record."""
+        if self.repeated is not None:
+            return syntax_issue(
+                f"not valid JSON: the field {listed([self.repeated])} is there twice", expected
+            )
+        if not isinstance(value, dict):
+            return Issue(Code.SYNTAX, f"is {type_name(value)}", expected, "put the fields in { }")
+        return value
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> Fields:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    self.repeated = name
+                seen.add(name)
+        return fields
+
+
+def syntax_issue(what: str, expected: str) -> Issue:
+    """The issue of text that is no JSON."""
+    return Issue(Code.SYNTAX, what, expected, "correct the line")

@@ -1,0 +1,124 @@
+"""CSV as in RFC 4180 and TSV: a header, texts with separators or line ends in double quotes, in UTF-8."""
+
+import codecs
+import csv
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from finetune_trainer.data.containers.base import Header, Record, repeated_column
+from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
+from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.text import SURROGATE, listed
+
+UNCLOSED: Final = ("field larger than field limit", "unexpected end of data")
+"""What the csv module says when a quote is never closed: beyond a bound, or at the end of the file."""
+SEPARATORS: Final = {",": "commas", "\t": "tabs", ";": '";"', "|": '"|"'}
+RULES: Final = {",": ("CSV", "RFC 4180"), "\t": ("TSV", "RFC 4180 with tabs")}
+
+
+def read_csv(file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+    """The header, then each record, separated by commas."""
+    return _read(file, name, ",")
+
+
+def read_tsv(file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+    """The header, then each record, separated by tabs."""
+    return _read(file, name, "\t")
+
+
+def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header | Record | Invalid]:
+    """Each record below the header, or what is wrong with it; empty lines are no records."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    reader = csv.reader(_decoded(file.lines()), strict=True, delimiter=separator)
+    header: list[str] | None = None
+    number = 0
+    while True:
+        place = Place(name, number + 1, reader.line_num + 1) if header is not None else Place(name)
+        try:
+            values = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            number += 1
+            ends_file = header is None or str(error).startswith(UNCLOSED)
+            yield Invalid(place, (_syntax_issue(error, separator, ends_file=ends_file),), ends_file)
+            if ends_file:
+                return
+            continue
+        if not values:
+            continue
+        if header is None:
+            header = values
+            if issue := _header_issue(header, separator):
+                yield Invalid(place, (issue,), ends_file=True)
+                return
+            yield Header(tuple(header))
+            continue
+        number += 1
+        issue = _values_issue(header, values, separator)
+        yield (
+            Record(place, dict(zip(header, values, strict=True)))
+            if issue is None
+            else Invalid(place, (issue,))
+        )
+
+
+def _header_issue(header: list[str], separator: str) -> Issue | None:
+    """What is wrong with a header, whatever the format."""
+    others = (mark for mark in SEPARATORS if mark != separator and mark in header[0])
+    if len(header) == 1 and (other := next(others, None)):
+        wanted = SEPARATORS[separator]
+        return Issue(
+            Code.HEADER,
+            f"the header is separated by {SEPARATORS[other]}",
+            wanted,
+            f"export it again separated by {wanted}",
+        )
+    if any(SURROGATE.search(name) for name in header):
+        return Issue(
+            Code.ENCODING, f"the header is not UTF-8: {listed(header)}", "UTF-8", "save the file as UTF-8"
+        )
+    return repeated_column(header)
+
+
+def _values_issue(header: list[str], values: list[str], separator: str) -> Issue | None:
+    if len(values) != len(header):
+        more = f"quote texts with {SEPARATORS[separator]}"
+        return Issue(
+            Code.FIELD_COUNT,
+            f"has {len(values)} fields",
+            f"{len(header)}, as in the header",
+            more if len(values) > len(header) else "add what is missing",
+        )
+    for name, value in zip(header, values, strict=True):
+        if not value.isascii() and (found := SURROGATE.search(value)):
+            byte = ord(found[0]) & 0xFF
+            return Issue(
+                Code.ENCODING,
+                f"{name} has the byte 0x{byte:02X}, which is not UTF-8",
+                "UTF-8",
+                "save the file as UTF-8",
+                column=name,
+            )
+    return None
+
+
+def _syntax_issue(error: csv.Error, separator: str, *, ends_file: bool) -> Issue:
+    if ends_file:
+        return Issue(
+            Code.SYNTAX,
+            f"a quote that opens here is not closed ({error}); nothing after it was read",
+            "texts in pairs of double quotes",
+            'close it; write a quote inside a text as ""',
+        )
+    name, rule = RULES[separator]
+    return Issue(Code.SYNTAX, f"not valid {name}: {error}", rule, 'write a quote inside a quoted text as ""')
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if len(line) > MAX_ROW_BYTES:
+            raise csv.Error(f"{UNCLOSED[0]} ({MAX_ROW_BYTES})")
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        # A byte that is no UTF-8 becomes a surrogate, which belongs to no text, and is found in its record.
+        yield content.decode(errors="surrogateescape")

@@ -1,0 +1,47 @@
+"""JSON Lines: one object a line, in UTF-8."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import Final
+
+from finetune_trainer.data.containers.base import Fields, Record
+from finetune_trainer.data.containers.decoding import NESTED_TOO_DEEP, Decoder, syntax_issue
+from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
+from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+
+ONE_OBJECT: Final = "one JSON object on each line"
+
+
+def read(file: SourceFile, name: str | None) -> Iterator[Record | Invalid]:
+    """Each line's object, or what is wrong with it; lines of white space only are no records."""
+    decoder = Decoder()
+    for number, line in enumerate(file.lines(), start=1):
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if content.isspace():
+            continue
+        place = Place(name, number, number)
+        fields = _fields(content, decoder)
+        yield Invalid(place, (fields,)) if isinstance(fields, Issue) else Record(place, fields)
+
+
+def _fields(line: bytes, decoder: Decoder) -> Fields | Issue:
+    if len(line) > MAX_ROW_BYTES:
+        return Issue(
+            Code.ROW_TOO_LONG, f"longer than {MAX_ROW_BYTES >> 20} MiB", ONE_OBJECT, "check the line ends"
+        )
+    try:
+        return decoder.fields(decoder.decode(line.decode()), ONE_OBJECT)
+    except UnicodeDecodeError as error:
+        return Issue(
+            Code.ENCODING,
+            f"byte {error.start + 1} (0x{line[error.start]:02X}) is not UTF-8",
+            "UTF-8",
+            "save the file as UTF-8",
+        )
+    except json.JSONDecodeError as error:
+        return syntax_issue(f"not valid JSON at column {error.colno}: {error.msg}", ONE_OBJECT)
+    except RecursionError:
+        return syntax_issue(NESTED_TOO_DEEP, ONE_OBJECT)
+    except ValueError as error:
+        return syntax_issue(f"not valid JSON: {error}", ONE_OBJECT)

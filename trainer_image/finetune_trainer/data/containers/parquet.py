@@ -1,0 +1,125 @@
+"""Parquet, read in batches of rows."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from finetune_trainer.data.containers.base import Fields, Header, Record, repeated_column
+from finetune_trainer.data.files import GZIP, ZSTD, SourceFile, readable
+from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MAGIC: Final = b"PAR1"
+BATCH_ROWS: Final = 1000
+
+
+def read(file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+    """The columns, then each row; lists and structs as lists and objects, dates and decimals as texts."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    with readable(file.path), file.path.open("rb") as content:
+        if issue := _magic_issue(content.read(len(MAGIC))):
+            yield Invalid(Place(name), (issue,), ends_file=True)
+            return
+        content.seek(0)
+        try:
+            # Without pre_buffer, which would hold whole row groups in memory.
+            table = ParquetFile(content, pre_buffer=False, page_checksum_verification=True)
+            columns = table.schema_arrow.names
+            if issue := repeated_column(columns):
+                yield Invalid(Place(name), (issue,), ends_file=True)
+                return
+            yield Header(tuple(columns))
+            for batch in table.iter_batches(BATCH_ROWS):
+                for fields in _records(batch):
+                    number += 1
+                    place = Place(name, number)
+                    yield Invalid(place, (fields,)) if isinstance(fields, Issue) else Record(place, fields)
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            # Of damaged content pyarrow raises OSError too, but without the system's number.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            yield Invalid(Place(name), (_damage(error, number),), ends_file=True)
+
+
+def _magic_issue(magic: bytes) -> Issue | None:
+    if magic == MAGIC:
+        return None
+    packed = "gzip" if magic.startswith(GZIP) else "zstd" if magic == ZSTD else None
+    if packed:
+        return Issue(
+            Code.FILE_UNKNOWN,
+            f"the file is packed by {packed}",
+            "Parquet as it is, which packs its columns itself",
+            f"unpack it ({'gunzip' if packed == 'gzip' else 'unzstd'})",
+        )
+    return Issue(
+        Code.FILE_UNKNOWN,
+        "the file is not Parquet",
+        "Parquet, which begins with PAR1",
+        "leave format out, or set the right one",
+    )
+
+
+def _damage(error: Exception, number: int) -> Issue:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    used = f"nothing after row {number} was used" if number else "nothing of it was used"
+    return Issue(
+        Code.FILE_DAMAGED,
+        f"the file is damaged: {reason}; {used}",
+        "Parquet that can be read to its end",
+        "export or copy the file again",
+    )
+
+
+def _records(batch: "pyarrow.RecordBatch") -> Iterator[Fields | Issue]:
+    import pyarrow
+
+    plain = pyarrow.RecordBatch.from_arrays(list(map(_plain, batch.columns)), names=batch.schema.names)
+    try:
+        records: list[Fields] = plain.to_pylist()
+    except (ValueError, OverflowError):
+        # One by one, to find the values that cannot be read.
+        for index in range(plain.num_rows):
+            yield _record(plain, index)
+    else:
+        yield from records
+
+
+def _record(batch: "pyarrow.RecordBatch", index: int) -> Fields | Issue:
+    fields: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            fields[name] = column[index].as_py()
+        except UnicodeDecodeError as error:
+            return Issue(
+                Code.ENCODING,
+                f"{name} has the byte 0x{error.object[error.start]:02X}, which is not UTF-8",
+                "UTF-8",
+                "write the texts as UTF-8",
+                column=name,
+            )
+        except (ValueError, OverflowError) as error:
+            return Issue(
+                Code.FIELD_TYPE,
+                f"{name} cannot be read ({error})",
+                "texts, numbers, lists and structs",
+                f"write {name} as text",
+                column=name,
+            )
+    return fields
+
+
+def _plain(column: "pyarrow.Array[Any]") -> "pyarrow.Array[Any]":
+    """Dates, times and decimals as texts, where pyarrow has a text for them."""
+    import pyarrow
+
+    if not (pyarrow.types.is_temporal(column.type) or pyarrow.types.is_decimal(column.type)):
+        return column
+    try:
+        return column.cast(pyarrow.string())
+    except pyarrow.ArrowException:
+        return column

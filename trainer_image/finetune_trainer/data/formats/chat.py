@@ -1,0 +1,56 @@
+"""Conversations, as in the chat API of OpenAI, with tools."""
+
+from typing import ClassVar
+
+from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.formats.base import Format, Issues, missing
+from finetune_trainer.data.formats.messages import FIELDS, order_issues, read_messages, unsupported
+from finetune_trainer.data.formats.pairs import mixed
+from finetune_trainer.data.formats.tools import read_tools
+from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.problems import Issue
+from finetune_trainer.rows import Row
+
+
+class Chats(Format):
+    """`messages`, the last one the assistant's, and the `tools` that the assistant may call."""
+
+    used: ClassVar = ("tools", "parallel_tool_calls", "functions", "function_call")
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.messages = self.names.messages or "messages"
+        self._known.update(f"{self.messages}[].{field}" for field in FIELDS)
+
+    def columns(self) -> tuple[str, ...]:
+        """The messages."""
+        return (self.names.messages or "messages",)
+
+    def row(self, record: Fields) -> Row | Issues:
+        """The conversation."""
+        if self.messages not in record:
+            if (self.names.prompt or "prompt") in record:
+                return (mixed("a prompt with its completion", f'"{self.messages}"'),)
+            return (missing(record, self.messages),)
+        found: list[Issue] = [
+            unsupported(field, "use tools and tool_calls")
+            for field in ("functions", "function_call")
+            if record.get(field) is not None
+        ]
+        tools, names = None, frozenset[str]()
+        if record.get("tools") is not None:
+            tools, names = read_tools("tools", record["tools"], found)
+        messages = record[self.messages]
+        turns = read_messages(self.messages, messages, found, names)
+        self._note_unused_in_messages(messages)
+        # The order of roles means nothing before every message has one.
+        issues = tuple(found or order_issues(self.messages, turns))
+        return issues or Row(tuple(turns), tools=tools)
+
+    def _note_unused_in_messages(self, messages: object) -> None:
+        for message in messages if isinstance(messages, list) else ():
+            if isinstance(message, dict) and not message.keys() <= _FIELDS:
+                self.note_unused(message, f"{self.messages}[].")
+
+
+_FIELDS = frozenset(FIELDS)

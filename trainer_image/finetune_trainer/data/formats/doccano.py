@@ -1,0 +1,69 @@
+"""Exports of doccano: text classification and sequence to sequence, as JSON Lines, JSON or CSV."""
+
+from typing import ClassVar
+
+from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.formats.base import Format, Issues
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.text import normal_line_ends, text_issue
+from finetune_trainer.rows import Row
+
+
+class Doccano(Format):
+    """`text`, and `label` (in old versions `labels`) with one label or text."""
+
+    used: ClassVar = ("id", "Comments", "label", "labels", "entities", "cats")
+    usual_prompt: ClassVar = "text"
+
+    def columns(self) -> tuple[str, ...]:
+        """Text and label."""
+        return (*self.prompt_columns, self.names.completion or "label")
+
+    def row(self, record: Fields) -> Row | Issues:
+        """The text with its label."""
+        found: list[Issue] = []
+        prompt = self.prompt(record, found)
+        completion = self._label(record, found)
+        return tuple(found) or Row.pair(prompt, completion)
+
+    def _label(self, record: Fields, found: list[Issue]) -> str:
+        name = self.names.completion or (
+            "labels" if "label" not in record and "labels" in record else "label"
+        )
+        value = record.get(name)
+        labels = value if isinstance(value, list) else [value]
+        if labels in ([], [None], [""]):
+            found.append(
+                Issue(
+                    Code.FIELD_MISSING,
+                    f"{name} has no label",
+                    "one label",
+                    "annotate it, or remove the row",
+                    column=name,
+                )
+            )
+        elif isinstance(labels[0], list | dict):
+            found.append(_unsupported_kind(name))
+        elif len(labels) > 1:
+            found.append(
+                Issue(
+                    Code.FIELD_VALUE,
+                    f"{name} has {len(labels)} labels",
+                    "one label",
+                    "keep one",
+                    column=name,
+                )
+            )
+        elif issue := text_issue(name, labels[0]):
+            found.append(issue)
+        return "" if found else normal_line_ends(str(labels[0]))
+
+
+def _unsupported_kind(name: str) -> Issue:
+    return Issue(
+        Code.UNSUPPORTED,
+        f"{name} marks parts of the text",
+        "text classification or sequence to sequence",
+        "export a project of one of these kinds",
+        column=name,
+    )

@@ -1,0 +1,117 @@
+"""ShareGPT: conversations of turns with `from` and `value`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Final
+
+from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.formats.alpaca import optional_text
+from finetune_trainer.data.formats.base import Format, Issues, missing
+from finetune_trainer.data.formats.messages import AS_WRITTEN, order_issues, read_messages, unsupported
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.text import shown, type_name
+from finetune_trainer.rows import Message, Role, Row
+
+CONVERSATIONS: Final = "conversations"
+ROLES: Final[Mapping[str, Role]] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
+}
+TOOL_ROLES: Final = ("function_call", "function_response", "observation", "function", "tool", "tool_call")
+SAID: Final[Mapping[Role, str]] = {**AS_WRITTEN, "user": "human", "assistant": "gpt"}
+AS_MESSAGES: Final = "write the rows as messages with tool_calls"
+
+
+class ShareGPT(Format):
+    """`conversations`, the last turn the assistant's; `system` may stand beside them."""
+
+    used: ClassVar = ("id", "system", "tools")
+
+    def columns(self) -> tuple[str, ...]:
+        """The conversations."""
+        return (CONVERSATIONS,)
+
+    def row(self, record: Fields) -> Row | Issues:
+        """The conversation."""
+        if CONVERSATIONS not in record:
+            return (missing(record, CONVERSATIONS),)
+        found: list[Issue] = []
+        if record.get("tools"):
+            found.append(unsupported("tools", AS_MESSAGES))
+        system = optional_text(record, "system", found)
+        turns = self._turns(record[CONVERSATIONS], found)
+        found = found or order_issues(CONVERSATIONS, turns, SAID)
+        if not found and system and turns[0].role == "system":
+            found.append(
+                Issue(
+                    Code.TURN_ORDER,
+                    f"{CONVERSATIONS}[0] is a system message, and the row has system too",
+                    "one of them",
+                    "remove one",
+                    column="system",
+                )
+            )
+        if found:
+            return tuple(found)
+        return Row((Message("system", system), *turns) if system else tuple(turns))
+
+    def _turns(self, value: Any, found: list[Issue]) -> list[Message]:
+        if not isinstance(value, list):
+            return read_messages(CONVERSATIONS, value, found, None)
+        before = len(found)
+        messages = [
+            self._message(f"{CONVERSATIONS}[{index}]", turn, found) for index, turn in enumerate(value)
+        ]
+        if len(found) > before:
+            return []
+        read = read_messages(CONVERSATIONS, messages, found, None)
+        # The issues name the fields as they are in the file.
+        found[before:] = [_in_file(issue) for issue in found[before:]]
+        return read
+
+    def _message(self, place: str, turn: Any, found: list[Issue]) -> Any:
+        """A turn as a message."""
+        if not isinstance(turn, dict):
+            found.append(
+                Issue(
+                    Code.FIELD_TYPE,
+                    f"{place} is {type_name(turn)}",
+                    "an object with from and value",
+                    "correct it",
+                    column=place,
+                )
+            )
+            return None
+        speaker = turn.get("from")
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            found.append(_role_issue(f"{place}.from", speaker, is_there="from" in turn))
+        self.note_unused(
+            {name: turn[name] for name in turn if name not in ("from", "value", "weight")},
+            f"{CONVERSATIONS}[].",
+        )
+        message = {"role": role, "weight": turn.get("weight")}
+        return {**message, "content": turn["value"]} if "value" in turn else message
+
+
+def _in_file(issue: Issue) -> Issue:
+    """A message's issue with the names of the file's fields."""
+    what, fix, column = (
+        (part or "").replace("].content", "].value") for part in (issue.what, issue.fix, issue.column)
+    )
+    return replace(issue, what=what, fix=fix, column=column)
+
+
+def _role_issue(place: str, speaker: Any, *, is_there: bool) -> Issue:
+    if speaker in TOOL_ROLES:
+        return Issue(
+            Code.UNSUPPORTED,
+            f"{place} is {speaker!r}, which is not supported",
+            "human, gpt or system",
+            AS_MESSAGES,
+            column=place,
+        )
+    state = shown(speaker) if is_there else "missing"
+    return Issue(Code.ROLE, f"{place} is {state}", "human, gpt or system", "correct the role", column=place)

@@ -1,0 +1,131 @@
+"""What is remembered of every row until all are read: digests and numbers, 53 bytes a row.
+
+Rows are numbered from 0 in the order in which they are added, which is the order in which they are written.
+"""
+
+import hashlib
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SPLITS: Final[tuple[SplitName, ...]] = tuple(SPLIT_FILES)
+"""By their numbers. Of rows that are alike, the one in the split with the highest number is kept."""
+SPLIT_NUMBERS: Final = {name: number for number, name in enumerate(SPLITS)}
+
+MAX_LABELS: Final = 50
+"""So many distinct completions are labels."""
+LABEL_CHARACTERS: Final = 200
+
+ENTRY: Final = struct.Struct("<16s8s8sBIIII")
+FIELDS: Final = [
+    ("input", "<u8", 2),
+    ("answer", "<u8"),
+    ("completion", "<u8"),
+    ("split", "u1"),
+    ("file", "<u4"),
+    ("record", "<u4"),
+    ("prompt_characters", "<u4"),
+    ("completion_characters", "<u4"),
+]
+"""`input` and `answer` together stand for the whole row: 16 bytes of SHA-256 of all that the model sees
+before it answers, and 8 of the rest. `completion` is of the last turn's text only."""
+
+# Control characters are in no valid row.
+PART: Final = "\x1f"
+NONE: Final = "\x1e"
+
+
+class RowIndex:
+    """Grows by a row at a time; read `table` when all are there."""
+
+    def __init__(self) -> None:
+        self._entries = bytearray()
+        self._labels: dict[bytes, str] = {}
+        self.allows_answers = False
+        """Whether the rows are of a form in which one input has several answers: preferences and KTO."""
+
+    def __len__(self) -> int:
+        return len(self._entries) // ENTRY.size
+
+    def add(self, row: Row, split: SplitName, file: int, record: int) -> None:
+        """Remember a row: its split, the number of its file from 0, and its record's number from 1."""
+        output = row.output
+        completion = hashlib.sha256(output.encode()).digest()[:8]
+        if len(self._labels) <= MAX_LABELS and completion not in self._labels:
+            self._labels[completion] = _shortened(output)
+        self.allows_answers = self.allows_answers or row.form in ("Preference", "KTO")
+        self._entries += ENTRY.pack(
+            input_digest(row),
+            answer_digest(row),
+            completion,
+            SPLIT_NUMBERS[split],
+            file,
+            record,
+            sum(len(message.content) for message in row.input),
+            len(output),
+        )
+
+    @property
+    def table(self) -> "NDArray[np.void]":
+        """One record a row, with FIELDS. No row can be added while it is in use."""
+        import numpy as np
+
+        return np.frombuffer(self._entries, dtype=FIELDS)
+
+    def label(self, completion: int) -> str | None:
+        """The text of a completion, by its digest; None where it is not among the first 51 distinct ones."""
+        return self._labels.get(completion.to_bytes(8, "little"))
+
+
+def input_digest(row: Row) -> bytes:
+    """16 bytes of all that the model sees: every turn before the last, and the tools."""
+    parts = [part for message in row.input for part in _seen(message)]
+    parts.append(NONE if row.tools is None else row.tools)
+    return hashlib.sha256(PART.join(parts).encode()).digest()[:16]
+
+
+def answer_digest(row: Row) -> bytes:
+    """8 bytes of what is learned: the answer, and what says how it is learned."""
+    parts = [
+        row.output,
+        row.messages[-1].tool_calls or NONE,
+        row.rejected or NONE,
+        str(row.label),
+        "".join("01"[message.learned] for message in row.messages),
+    ]
+    return hashlib.sha256(PART.join(parts).encode()).digest()[:8]
+
+
+def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
+    """For each row the number of its group: rows with equal keys; numbers count from 0."""
+    import numpy as np
+
+    order = np.lexsort(keys)
+    begins = np.zeros(len(order), dtype=bool)
+    for key in keys:
+        in_order = key[order]
+        begins[1:] |= in_order[1:] != in_order[:-1]
+    numbers = np.empty(len(order), dtype=np.int32)
+    numbers[order] = np.cumsum(begins, dtype=np.int32)
+    return numbers
+
+
+def _seen(message: Message) -> tuple[str, ...]:
+    if message.tool_calls is None and message.tool_call_id is None and message.name is None:
+        return message.role, message.content
+    return (
+        message.role,
+        message.content,
+        message.tool_calls or NONE,
+        message.tool_call_id or NONE,
+        message.name or NONE,
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"

@@ -1,0 +1,61 @@
+"""The files of a dataset: one a split, one row a line."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from finetune_trainer.data.index import SPLITS
+from finetune_trainer.rows import SPLIT_FILES, Row, SplitName
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class SplitWriter:
+    """Writes rows to the files of their splits, all of which exist in the end. Raises OSError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows: dict[SplitName, int] = dict.fromkeys(SPLIT_FILES, 0)
+        self._stack = ExitStack()
+        self._files = {
+            name: self._stack.enter_context((folder / file).open("w", encoding="utf-8", newline="\n"))
+            for name, file in SPLIT_FILES.items()
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def write(self, split: SplitName, row: Row) -> None:
+        """Append one row."""
+        self._files[split].write(row.to_line() + "\n")
+        self.rows[split] += 1
+
+
+def keep_rows(folder: Path, splits: "NDArray[np.uint8]", keep: "NDArray[np.bool_]") -> dict[SplitName, int]:
+    """Leave the other rows out of the files; gives the rows of each split. Raises OSError.
+
+    `splits` has the number of every row's split, `keep` whether it is kept, both in the order of writing.
+    A file in which nothing changes is not written. A file is replaced at once or not at all.
+    """
+    rows: dict[SplitName, int] = {}
+    for number, name in enumerate(SPLITS):
+        kept = keep[splits == number]
+        rows[name] = int(kept.sum())
+        if rows[name] < len(kept):
+            _rewrite(folder / SPLIT_FILES[name], iter(kept))
+    return rows
+
+
+def _rewrite(path: Path, kept: "Iterator[np.bool_]") -> None:
+    part = path.with_name(f".{path.name}.part")
+    with path.open("rb") as lines, part.open("wb") as output:
+        output.writelines(line for line, is_kept in zip(lines, kept, strict=True) if is_kept)
+    part.replace(path)

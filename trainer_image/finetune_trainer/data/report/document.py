@@ -1,0 +1,199 @@
+"""The report as JSON: a versioned schema, described in docs/report.md and docs/report.schema.json."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Final
+
+from finetune_trainer.data.options import Checks, Cleaning, Division, FieldNames
+from finetune_trainer.data.problems import Place
+from finetune_trainer.data.result import Difference, Kin, Lengths, Prepared, Problem, Statistics
+from finetune_trainer.rows import SPLIT_FILES, SplitName
+
+VERSION: Final = 1
+LISTED_PROBLEMS: Final = 1_000
+TEXT_CHARACTERS: Final = 1_000
+"""Longer texts out of rows are cut, so that the report stays small whatever the rows are."""
+
+UNSHOWABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What cannot be written as UTF-8, or would act on a terminal."""
+
+Document = dict[str, Any]
+
+
+def document(
+    prepared: Prepared,
+    *,
+    source: str | None = None,
+    digest: str | None = None,
+    split_digests: Mapping[SplitName, str] | None = None,
+    problem_log: str | None = None,
+) -> Document:
+    """The report of one preparation; equal preparations have equal reports.
+
+    `source` says where the rows came from, `digest` and `split_digests` what the prepared rows and their
+    files are called, and `problem_log` where every problem is written down: the report lists the first ones.
+    """
+    listed = _listed(prepared.problems)
+    return {
+        "version": VERSION,
+        "source": _shown(source),
+        "format": prepared.format,
+        "rows": prepared.rows,
+        "validRows": prepared.valid_rows,
+        "invalidRows": prepared.invalid_rows,
+        "keptRows": prepared.kept_rows,
+        "brokenFiles": prepared.broken_files,
+        "files": [
+            {"name": _shown(file.name), "bytes": file.bytes, "sha256": file.sha256} for file in prepared.files
+        ],
+        "unusedFields": [_cut(name) for name in prepared.unused_fields],
+        "errorCount": prepared.error_count,
+        "warningCount": prepared.warning_count,
+        "problemsByCode": _by_code(prepared),
+        "problems": [problem_record(problem) for problem in listed],
+        "problemsOmitted": prepared.error_count + prepared.warning_count - len(listed),
+        "problemLog": _shown(problem_log),
+        "splits": [
+            {
+                "name": name,
+                "rows": prepared.split_rows.get(name, 0),
+                "digest": (split_digests or {}).get(name),
+            }
+            for name in SPLIT_FILES
+        ],
+        "digest": digest,
+        "statistics": _statistics(prepared.statistics),
+        "alike": [_kin(kin) for kin in prepared.kin],
+        "difference": _difference(prepared.difference),
+        "preparation": {
+            "format": prepared.recipe.format,
+            "columns": _plain(prepared.recipe.names, without="template"),
+            "template": _shown(prepared.recipe.names.template),
+            "split": _plain(prepared.recipe.division),
+            "cleaning": _plain(prepared.recipe.cleaning),
+            "checks": _plain(prepared.recipe.checks),
+        },
+    }
+
+
+def encode(report: Document) -> bytes:
+    """A report as the content of a JSON file."""
+    return json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _listed(problems: Sequence[Problem]) -> list[Problem]:
+    """The first ones; what is said of all rows together is never left out for what is said of one."""
+    of_all = [problem for problem in problems if problem.place == Place()]
+    of_rows = [problem for problem in problems if problem.place != Place()]
+    return of_rows[: LISTED_PROBLEMS - len(of_all)] + of_all
+
+
+def _by_code(prepared: Prepared) -> list[Document]:
+    groups = []
+    for code, count in prepared.counts.items():
+        examples = prepared.examples.get(code, ())
+        is_error = any(example.issue.severity == "error" for example in examples)
+        groups.append(
+            {
+                "code": str(code),
+                "severity": "error" if is_error else "warning",
+                "count": count,
+                "examples": [problem_record(example) for example in examples],
+            }
+        )
+    return sorted(groups, key=lambda group: (group["severity"] != "error", -group["count"], group["code"]))
+
+
+def problem_record(problem: Problem) -> Document:
+    """One problem, as in `problems` and in a log of all problems."""
+    issue = problem.issue
+    return {
+        **_place(problem.place),
+        "column": _cut(issue.column),
+        "severity": issue.severity,
+        "code": str(issue.code),
+        "message": _cut(issue.what),
+        "expected": _cut(issue.expected),
+        "hint": _cut(issue.fix),
+    }
+
+
+def _place(place: Place) -> Document:
+    return {"file": _shown(place.file), "line": place.line, "record": place.record}
+
+
+def _kin(kin: Kin) -> Document:
+    return {"kinship": kin.kinship, "row": _place(kin.place), "of": _place(kin.of)}
+
+
+def _statistics(statistics: Statistics) -> Document:
+    return {
+        "duplicateRows": statistics.duplicate_rows,
+        "nearDuplicateRows": statistics.near_duplicate_rows,
+        "leakedRows": statistics.leaked_rows,
+        "conflictingRows": statistics.conflicting_rows,
+        "redactedRows": statistics.redacted_rows,
+        "promptCharacters": _lengths(statistics.prompt_characters),
+        "completionCharacters": _lengths(statistics.completion_characters),
+        "distinctCompletions": statistics.distinct_completions,
+        "labels": [
+            {
+                "completion": _cut(label.completion),
+                "rows": {name: label.rows.get(name, 0) for name in SPLIT_FILES},
+            }
+            for label in statistics.labels
+        ],
+    }
+
+
+def _lengths(lengths: Lengths) -> Document:
+    return {
+        "mean": lengths.mean,
+        "median": lengths.median,
+        "p95": lengths.p95,
+        "max": lengths.max,
+        "histogram": [
+            {"start": bucket.start, "end": bucket.end, "rows": bucket.rows} for bucket in lengths.histogram
+        ],
+    }
+
+
+def _difference(difference: Difference | None) -> Document | None:
+    if difference is None:
+        return None
+    return {
+        "previous": difference.previous,
+        "added": difference.added,
+        "removed": difference.removed,
+        "changed": difference.changed,
+    }
+
+
+def _plain(options: FieldNames | Division | Cleaning | Checks, without: str = "") -> Document:
+    values = {field.name: getattr(options, field.name) for field in fields(options) if field.name != without}
+    return {
+        _camel(name): _shown(value) if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _cut(text: str | None) -> str | None:
+    if text is not None and len(text) > TEXT_CHARACTERS:
+        text = text[: TEXT_CHARACTERS - 1] + "…"
+    return _shown(text)
+
+
+def _shown(text: str | None) -> str | None:
+    return None if text is None else UNSHOWABLE.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    """As Python's backslashreplace writes it."""
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -1,0 +1,210 @@
+"""Facts about the rows, and what is worth a warning about all of them together."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from finetune_trainer.data.duplicates import Selection
+from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
+from finetune_trainer.data.options import Division, Recipe
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
+from finetune_trainer.rows import SplitName
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FEW_ROWS: Final = 200
+NEAR_CONSTANT_SHARE: Final = 0.95
+NEAR_CONSTANT_ROWS: Final = 20
+"""With fewer rows a share says little."""
+
+MAX_BUCKETS: Final = 20
+STEPS: Final = (
+    (10, 12, 15, 20, 25, 30, 40, 50, 60, 80),
+    (10, 20, 40, 60),
+    (10, 20, 50),
+    (10, 30),
+    (10,),
+)
+"""Round numbers of one decade, in tenths, from fine to coarse."""
+
+
+def of_rows(index: RowIndex, selection: Selection, redacted_rows: int) -> Statistics:
+    """The facts about the rows that are kept."""
+    import numpy as np
+
+    # Column by column: all of them at once would be a copy of the whole index.
+    table, keep = index.table, selection.keep
+    completions = table["completion"][keep]
+    distinct = len(np.unique(completions))
+    return Statistics(
+        duplicate_rows=selection.duplicates,
+        near_duplicate_rows=selection.near_duplicates,
+        leaked_rows=selection.leaked + selection.near_leaked,
+        conflicting_rows=selection.conflicting,
+        redacted_rows=redacted_rows,
+        prompt_characters=lengths(table["prompt_characters"][keep]),
+        completion_characters=lengths(table["completion_characters"][keep]),
+        distinct_completions=distinct,
+        labels=_labels(index, completions, table["split"][keep]) if distinct <= MAX_LABELS else (),
+    )
+
+
+def lengths(characters: "NDArray[np.uint32]") -> Lengths:
+    """Of one number a row."""
+    import numpy as np
+
+    if not len(characters):
+        return Lengths()
+    edges = _edges(int(characters.min()), int(characters.max()))
+    counts, _ = np.histogram(characters, bins=edges)
+    return Lengths(
+        mean=round(float(characters.mean()), 1),
+        median=float(np.median(characters)),
+        p95=round(float(np.percentile(characters, 95)), 1),
+        max=int(characters.max()),
+        histogram=tuple(
+            Bucket(start, end, int(rows))
+            for start, end, rows in zip(edges[:-1], edges[1:], counts, strict=True)
+        ),
+    )
+
+
+def summary_issues(
+    index: RowIndex, selection: Selection, split_rows: Mapping[SplitName, int], recipe: Recipe
+) -> tuple[Issue, ...]:
+    """Warnings about all rows together; `split_rows` are those that are kept."""
+    found = [
+        _few_rows(sum(split_rows.values())),
+        *(
+            _empty_split(name, rows, recipe.division)
+            for name, rows in split_rows.items()
+            if selection.keep.any()
+        ),
+        *_alike(selection, recipe),
+        near_constant_completions(index, selection),
+    ]
+    return tuple(issue for issue in found if issue is not None)
+
+
+def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | None:
+    """A warning where nearly every row has the same completion."""
+    import numpy as np
+
+    completions, counts = np.unique(index.table["completion"][selection.keep], return_counts=True)
+    rows, most = int(counts.sum()), int(counts.max(initial=0))
+    if rows < NEAR_CONSTANT_ROWS or most < NEAR_CONSTANT_SHARE * rows:
+        return None
+    text = index.label(int(completions[counts.argmax()]))
+    shown = "" if text is None else f" {text[:60]!r}"
+    return _warning(
+        Code.NEAR_CONSTANT_COMPLETIONS,
+        f"{most} of {rows} rows have the same completion{shown}",
+        "completions that depend on the prompt",
+        "add rows with other completions, or leave some of these out; a model learns to say this always",
+    )
+
+
+def _few_rows(rows: int) -> Issue | None:
+    if rows >= FEW_ROWS or not rows:
+        return None
+    return _warning(
+        Code.FEW_ROWS,
+        f"there {'is' if rows == 1 else 'are'} {_rows(rows)} only",
+        f"at least {FEW_ROWS} good rows",
+        "start with 200–500, measure, then scale: with fewer, a measurement says little",
+    )
+
+
+def _empty_split(name: SplitName, rows: int, division: Division) -> Issue | None:
+    fraction = {"validation": division.validation, "test": division.test}.get(name)
+    if rows or fraction is None or not (fraction or division.is_given):
+        return None
+    return _warning(
+        Code.EMPTY_SPLIT,
+        f"no row is in the {name} split",
+        "some rows to measure with",
+        f"add rows that say {name}" if division.is_given else f"add rows, or set split.{name}: 0",
+    )
+
+
+def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
+    if rows := selection.conflicting:
+        yield _warning(
+            Code.CONFLICTING_DUPLICATES,
+            f"{_rows(rows)} {'has' if rows == 1 else 'have'} the same input as an earlier row, "
+            "and another answer",
+            "one answer to an input",
+            "keep the right one",
+        )
+    if rows := selection.leaked + selection.near_leaked:
+        nearly = f", {selection.near_leaked} of them nearly" if selection.near_leaked else ""
+        yield _warning(
+            Code.LEAKED_ROWS,
+            f"{_rows(rows)} had the input of a row in a held-out split{nearly}, and {_were(rows)} left out",
+            "each input in one split",
+            "look where they come from, if they are many",
+        )
+    # Rows that are left out as asked are no warning; nor are exact duplicates, which always are.
+    if (rows := selection.near_duplicates or 0) and recipe.cleaning.near_duplicates == "Keep":
+        yield _warning(
+            Code.NEAR_DUPLICATES,
+            f"{_rows(rows)} had nearly the same input, and the same answer, as an earlier row, and stay",
+            "rows that differ",
+            "set cleaning.nearDuplicates: Remove to leave them out",
+        )
+    limit = recipe.cleaning.max_rows_for_near_duplicates
+    if recipe.cleaning.near_duplicates != "Off" and len(selection.keep) > limit:
+        yield _warning(
+            Code.NEAR_DUPLICATES_SKIPPED,
+            f"near duplicates were not looked for in {len(selection.keep)} rows",
+            f"at most {limit} rows",
+            "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory a row, "
+            "or set cleaning.nearDuplicates: Off",
+        )
+
+
+def _labels(
+    index: RowIndex, completions: "NDArray[np.uint64]", splits: "NDArray[np.uint8]"
+) -> tuple[Label, ...]:
+    """Empty where the text of a completion is not known any more."""
+    import numpy as np
+
+    labels = []
+    for completion in np.unique(completions):
+        text = index.label(int(completion))
+        if text is None:
+            return ()
+        counts = np.bincount(splits[completions == completion], minlength=len(SPLITS)).tolist()
+        labels.append(Label(text, dict(zip(SPLITS, counts, strict=True))))
+    return tuple(sorted(labels, key=lambda label: (-sum(label.rows.values()), label.completion)))
+
+
+def _edges(least: int, most: int) -> list[int]:
+    """Round numbers from 0 to above `most`, as fine as MAX_BUCKETS allows; one bucket up to about `least`."""
+    for steps in STEPS:
+        numbers = [
+            step * 10**decade // 10
+            for decade in range(len(str(most)) + 1)
+            for step in steps
+            if decade or step % 10 == 0
+        ]
+        first = max((number for number in numbers if number <= least), default=0)
+        last = min(number for number in numbers if number > most)
+        edges = [0, *(number for number in numbers if max(first, 1) <= number <= last)]
+        if len(edges) <= MAX_BUCKETS + 1:
+            return edges
+    return edges
+
+
+def _warning(code: Code, what: str, expected: str, fix: str) -> Issue:
+    return Issue(code, what, expected, fix, severity="warning")
+
+
+def _rows(rows: int) -> str:
+    return f"{rows} row{'' if rows == 1 else 's'}"
+
+
+def _were(rows: int) -> str:
+    return "was" if rows == 1 else "were"

@@ -1,0 +1,85 @@
+"""Prompts made of several columns: a text with `{column}` for each."""
+
+import json
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, Self
+
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.text import listed, text_issue, type_name
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """Texts, each with the column that follows it; `{{` and `}}` stand for braces."""
+
+    parts: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The template. Raises ValueError with what is wrong and what to write."""
+        try:
+            found = list(Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"{error}; write {{{{ and }}}} for braces") from error
+        for _, name, form, conversion in found:
+            if name is None:
+                continue
+            if form or conversion or any(mark in name for mark in ".[]"):
+                end = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+                raise ValueError(f"{{{name}{end}}} is more than a column; write {{column}}, and no more")
+            if not name.strip() or name.isdigit():
+                raise ValueError(f"{{{name}}} names no column; write the column's name")
+        if not any(name is not None for _, name, _, _ in found):
+            raise ValueError("it names no column; write {column} where a column's text goes")
+        return cls(tuple((literal, name) for literal, name, _, _ in found))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Each column once, in order."""
+        return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
+
+    def fill(self, fields: dict[str, Any]) -> str | tuple[Issue, ...]:
+        """The text of one record, or why there is none; of its columns some may be empty or null, not all."""
+        found = [issue for name in self.columns if (issue := _issue(fields, name))]
+        if found:
+            return tuple(found)
+        values = {name: _text(fields[name]) for name in self.columns}
+        if not any(value.strip() for value in values.values()):
+            issue = Issue(
+                Code.FIELD_EMPTY,
+                f"{listed(values)}, which template names, {'are all' if len(values) > 1 else 'is'} empty",
+                "text",
+                "fill one in, or remove the row",
+                column=self.columns[0],
+            )
+            return (issue,)
+        return "".join(text if name is None else text + values[name] for text, name in self.parts)
+
+
+def _text(value: Any) -> str:
+    """A value as in JSON, a text without its quotes."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _issue(fields: dict[str, Any], name: str) -> Issue | None:
+    if name not in fields:
+        return Issue(
+            Code.FIELD_MISSING,
+            f'"{name}", which template names, is missing (it has {listed(fields)})',
+            f'the field "{name}"',
+            "add it, or correct columns.template",
+            column=name,
+        )
+    value = fields[name]
+    if value is None or isinstance(value, bool | int | float):
+        return None
+    if not isinstance(value, str):
+        return Issue(
+            Code.FIELD_TYPE,
+            f"{name}, which template names, is {type_name(value)}",
+            "text, a number, or true or false",
+            "name another column in columns.template",
+            column=name,
+        )
+    return text_issue(name, value) if value.strip() else None

@@ -1,0 +1,89 @@
+"""Checks of single values that hold in every format."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from finetune_trainer.data.problems import Code, Issue
+
+UNFIT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters other than tab and line ends, and halves of characters."""
+SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+TYPE_NAMES: Final = {
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    bytes: "bytes",
+    type(None): "null",
+}
+SHOWN_CHARACTERS: Final = 40
+
+
+def type_name(value: Any) -> str:
+    """What a value is, in words."""
+    return TYPE_NAMES.get(type(value)) or f"of the type {type(value).__name__}"
+
+
+def shown(value: Any) -> str:
+    """A value where something else was expected: a text in quotes, cut short; of others the type."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return type_name(value)
+    text = str(value)
+    cut = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+    return repr(cut) if isinstance(value, str) else cut
+
+
+def text_issue(field: str, value: Any) -> Issue | None:
+    """What is wrong with a value that must be text with something in it."""
+    if not isinstance(value, str):
+        return Issue(
+            Code.FIELD_TYPE,
+            f"{field} is {type_name(value)}",
+            "text",
+            f"write {field} as a string in quotes",
+            column=field,
+        )
+    if not value or value.isspace():
+        return Issue(
+            Code.FIELD_EMPTY, f"{field} is empty", "text", f"fill {field} in, or remove the row", column=field
+        )
+    found = UNFIT.search(value)
+    if found is None:
+        return None
+    number, place = ord(found[0]), found.start() + 1
+    if SURROGATE.match(found[0]):
+        return Issue(
+            Code.BROKEN_CHARACTER,
+            f"{field} has U+{number:04X}, half of a character, at character {place}",
+            "whole characters",
+            "export the row again as UTF-8, without cutting texts by bytes",
+            column=field,
+        )
+    return Issue(
+        Code.CONTROL_CHARACTER,
+        f"{field} has the control character U+{number:04X} at character {place}",
+        "text with no control characters but tab and line ends",
+        "remove the character",
+        column=field,
+    )
+
+
+def normal_line_ends(text: str) -> str:
+    """CRLF and CR become LF, so that where a file was written decides nothing."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in quotes, at most ten, in a form that can be written as UTF-8."""
+    every = list(names)
+    more = f" and {len(every) - 10} more" if len(every) > 10 else ""
+    text = ", ".join(f'"{name}"' for name in every[:10]) + more
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """The text in a form that can be written as UTF-8: halves of characters as their numbers."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,51 @@
+"""What the run's tokenizer makes of the rows: a report in the run's folder, as JSON and as a page."""
+
+import dataclasses
+import heapq
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from finetune_trainer.data.report.page import token_page
+from finetune_trainer.data.statistics import lengths as spread
+from finetune_trainer.preflight.lengths import Lengths
+from finetune_trainer.rows import SplitName
+from finetune_trainer.store import RunFolder
+
+REPORT_NAME: Final = "tokens.json"
+PAGE_NAME: Final = "tokens.html"
+VERSION: Final = 1
+LONGEST: Final = 10
+"""Rows that are named."""
+
+
+def token_report(model: str, splits: Mapping[SplitName, Lengths], max_length: int) -> dict[str, Any]:
+    """The report of rows whose lengths were measured: JSON types, rows counted from 1."""
+    import numpy as np
+
+    rows = [
+        (tokens, split, number)
+        for split, lengths in splits.items()
+        for number, tokens in enumerate(lengths.whole, 1)
+    ]
+    spread_of_all = dataclasses.asdict(spread(np.array([tokens for tokens, _, _ in rows], dtype=np.uint32)))
+    return {
+        "version": VERSION,
+        "baseModel": model,
+        "maxSequenceLength": max_length,
+        "rows": len(rows),
+        "cutRows": sum(lengths.cut(max_length) for lengths in splits.values()),
+        "lostAnswers": sum(lengths.without_answer(max_length) for lengths in splits.values()),
+        "lengths": spread_of_all,
+        "longest": [
+            {"split": split, "row": number, "tokens": tokens}
+            for tokens, split, number in heapq.nlargest(LONGEST, rows, key=lambda row: row[0])
+        ],
+    }
+
+
+def write_token_report(folder: RunFolder, report: dict[str, Any]) -> str:
+    """Keep it; gives the page's uri. Raises StageFailure (STORE_UNAVAILABLE)."""
+    folder.write(REPORT_NAME, json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+    folder.write(PAGE_NAME, token_page(report).encode())
+    return f"{folder.uri}/{PAGE_NAME}"

@@ -1,0 +1,75 @@
+"""From a config to what is asked of the preparation, and the digest that stands for it."""
+
+import dataclasses
+from typing import Any, Final
+
+from finetune_trainer import canonical
+from finetune_trainer.contract import Digest, FailureReason, PrepareConfig, Split
+from finetune_trainer.data.options import Checks, Cleaning, DataFormat, Division, FieldNames, Recipe
+from finetune_trainer.data.template import PromptTemplate
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.manifest import digest_of
+
+VERSION: Final = 2
+"""Of the preparation: raised where the same settings make other rows than before."""
+
+
+def recipe_of(config: PrepareConfig) -> Recipe:
+    """What the config asks for. Raises StageFailure (INVALID_CONFIG) where that makes no sense."""
+    columns = config.columns.model_dump()
+    named = [name for name in columns.values() if name is not None]
+    prompt, completion = config.columns.prompt or "prompt", config.columns.completion or "completion"
+    if config.template is None and prompt == completion:
+        raise _invalid(f"columns.prompt and columns.completion are both {prompt!r}; name two columns")
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise _invalid(f"columns names {twice!r} twice; name another column")
+    if config.template is not None:
+        try:
+            PromptTemplate.parse(config.template)
+        except ValueError as error:
+            raise _invalid(f"template: {error}") from error
+    return Recipe(
+        format=config.format,
+        names=FieldNames(**columns, template=config.template),
+        division=division_of(config.split),
+        cleaning=Cleaning(**config.cleaning.model_dump()),
+        checks=Checks(**config.checks.model_dump()),
+    )
+
+
+def division_of(split: Split) -> Division:
+    """How a config's split divides rows."""
+    return Division(**split.model_dump())
+
+
+def preparation_digest(config: PrepareConfig, found: DataFormat | None) -> Digest:
+    """Stands for all that was done to the source, whether it was asked for or came by itself.
+
+    Settings at their default are left out, so that a setting that comes later changes no digest of today.
+    """
+    recipe = dataclasses.replace(recipe_of(config), format=found)
+    return digest_of(
+        canonical.encode(
+            {
+                "version": VERSION,
+                "recipe": _settings(recipe),
+                "onInvalidRows": config.on_invalid_rows,
+                "maxInvalidFraction": config.max_invalid_fraction,
+            }
+        )
+    )
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    given, usual = dataclasses.asdict(recipe), dataclasses.asdict(Recipe())
+    return {
+        part: value
+        if not isinstance(value, dict)
+        else {name: setting for name, setting in value.items() if setting != usual[part][name]}
+        for part, value in given.items()
+    }
+
+
+def _invalid(message: str) -> StageFailure:
+    return StageFailure(FailureReason.INVALID_CONFIG, message)
