@@ -24,7 +24,7 @@ NO_TORCH = """
 import sys
 from finetune_trainer.__main__ import main
 code = main()
-heavy = sorted({"torch", "transformers", "numpy", "pyarrow"} & sys.modules.keys())
+heavy = sorted({"torch", "transformers", "datasets", "pyarrow"} & sys.modules.keys())
 sys.exit(f"imported: {heavy}" if heavy else code)
 """
 
@@ -77,6 +77,22 @@ def test_a_failure_leaves_its_reason_and_a_later_try_replaces_it(preparation: Pr
     assert failed.result.prepare.problems[0].startswith('row 51: "completion" is missing')
     assert stored == failed.result
     assert (mended.code, mended.result.outcome) == (ExitCode.OK, "Succeeded")
+
+
+def test_a_look_at_a_source_that_has_not_changed_leaves_nothing_in_the_store(
+    preparation: Preparation,
+) -> None:
+    source = preparation.write("rows.jsonl", json_lines(pairs(50)))
+    first = run(preparation.config(source)).result.prepare
+    assert first is not None
+    before = sorted((preparation.root / "store").rglob("*"))
+    config = preparation.config(source, unless_version=first.source_version, previous=first.dataset)
+
+    look = run(config.model_copy(update={"run": f"{RUN}-1"}))
+
+    assert look.code == ExitCode.OK
+    assert look.result.prepare == PrepareResult(source_version=first.source_version, unchanged=True)
+    assert sorted((preparation.root / "store").rglob("*")) == before
 
 
 BASE = {

@@ -1,6 +1,7 @@
 """Which tokens of a row are learned."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,49 @@ def test_the_completion_and_its_end_are_learned_and_nothing_else(tokenizer: PreT
 
 def test_every_turn_of_the_assistant_is_learned(tokenizer: PreTrainedTokenizerBase) -> None:
     assert learned(tokenizer, RowEncoder(tokenizer).encode(CHAT)) == "shipping</s>billing</s>"
+
+
+def test_a_turn_of_weight_0_is_context_only(tokenizer: PreTrainedTokenizerBase) -> None:
+    turns = [*CHAT.messages]
+    turns[2] = replace(turns[2], learned=False)
+
+    row = RowEncoder(tokenizer).encode(Row(tuple(turns)))
+
+    assert row.input_ids == RowEncoder(tokenizer).encode(CHAT).input_ids
+    assert learned(tokenizer, row) == "billing</s>"
+
+
+CALL = Row(
+    (
+        Message("user", "Where is it?"),
+        Message("assistant", "", tool_calls='[{"function":{"arguments":{"id":7},"name":"track"}}]'),
+        Message("tool", "on its way"),
+        Message("assistant", "on its way"),
+    ),
+    tools='[{"function":{"name":"track"},"type":"function"}]',
+)
+WITH_TOOLS = (
+    "{% for tool in tools or [] %}({{ tool['function']['name'] }}){% endfor %}"
+    "{% for m in messages %}<{{ m['role'] }}>{% for call in m['tool_calls'] or [] %}"
+    "{{ call['function']['name'] }} {{ call['function']['arguments']['id'] }}{% endfor %}"
+    "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_call_of_a_tool_is_learned_and_its_answer_is_not(with_template: MakeTokenizer) -> None:
+    tokenizer = with_template(WITH_TOOLS)
+
+    row = RowEncoder(tokenizer).encode(CALL)
+
+    assert str(tokenizer.decode(row.input_ids)).startswith("(track)<user>")
+    assert learned(tokenizer, row) == "track 7</s>on its way</s>"
+
+
+def test_a_template_that_writes_no_tools_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(
+        RowNotEncodable, match="leaves out the tool track; take a base model that was made for"
+    ):
+        RowEncoder(tokenizer).encode(CALL)
 
 
 @pytest.mark.parametrize("row", [PAIR, CHAT])

@@ -1,7 +1,9 @@
 """The rows through the base model's tokenizer."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.rows import Message, Row
 from hack.models import tiny
-from tests.trainer.workbench import ROWS, Workbench, tiny_tokenizer
+from tests.trainer.workbench import ROWS, RUN, Workbench, tiny_tokenizer
 
 LONG_PROMPT = Row.pair("where " * 200, "sales")
 LONG_ANSWER = Row.pair("where?", "sales " * 100)
@@ -49,6 +51,52 @@ def test_rows_that_lose_their_end_are_counted(bench: Workbench) -> None:
 
     assert result.truncated_rows == 1
     assert result.train_tokens == sum(tokens(*ROWS)) + 64
+
+
+def written(bench: Workbench) -> dict[str, Any]:
+    """The report of lengths in tokens."""
+    folder = bench.store.run_folder(RUN, "preflight").path
+    assert "<svg" in (folder / "tokens.html").read_text()
+    report: dict[str, Any] = json.loads((folder / "tokens.json").read_text())
+    return report
+
+
+def test_lengths_in_tokens_are_reported_with_the_rows_that_are_cut(bench: Workbench) -> None:
+    result = bench.preflight(
+        dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters={"max_sequence_length": 64}
+    )
+
+    report = written(bench)
+    (longest,) = tokens(LONG_ANSWER)
+    assert result.report_uri == f"pvc://artifacts/runs/{RUN}/preflight/tokens.html"
+    assert (report["rows"], report["cutRows"], report["lostAnswers"]) == (len(ROWS) + 1, 1, 0)
+    assert report["longest"][0] == {"split": "train", "row": len(ROWS) + 1, "tokens": longest}
+    assert sum(bucket["rows"] for bucket in report["lengths"]["histogram"]) == report["rows"]
+
+
+def test_rows_without_an_answer_left_are_in_the_report_that_the_failure_names(bench: Workbench) -> None:
+    failure = bench.preflight_failure(
+        dataset=bench.dataset((*ROWS, LONG_PROMPT)), hyperparameters={"max_sequence_length": 64}
+    )
+
+    assert written(bench)["lostAnswers"] == 1
+    assert failure.message.endswith(f"All lengths: pvc://artifacts/runs/{RUN}/preflight/tokens.html")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row((Message("user", "a"), Message("assistant", "b")), "Preference", rejected="c"),
+        Row((Message("user", "a"), Message("assistant", "b")), "KTO", label=True),
+    ],
+)
+def test_rows_that_no_method_learns_from_are_refused_before_the_model_is_read(
+    bench: Workbench, row: Row
+) -> None:
+    failure = bench.preflight_failure(bench.root / "no-model", bench.dataset((row,)))
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert f"of the format {row.form}, which the methods LoRA and Full cannot learn from" in failure.message
 
 
 def test_rows_that_would_lose_the_whole_answer_are_named_with_the_length_they_need(bench: Workbench) -> None:

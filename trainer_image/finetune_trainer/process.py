@@ -79,7 +79,9 @@ def _run_stage(config: StageRunConfig) -> ExitCode:
             logger.info("this run's %s is done already", config.stage)
         else:
             result = _execute(config, StageContext(store=store, reporter=reporter, stop=stop))
-            store.write_result(result)
+            # A source is looked at for years: a look that finds nothing new leaves nothing in the store.
+            if result.prepare is None or not result.prepare.unchanged:
+                store.write_result(result)
     except Preempted:
         logger.info("stopped by a signal; the next pod of this run goes on from here")
         return ExitCode.PREEMPTED_SAVED

@@ -67,7 +67,7 @@ class RemoteRows:
 
     def __init__(self, config: PrepareConfig, stop: threading.Event) -> None:
         uri, pattern = _divided(config.source_uri)
-        self._uri = config.source_uri.partition("?")[0]
+        self._uri = shown(config.source_uri)
         self._remote = RemoteSource(
             Wanted(
                 uri=uri,
@@ -123,6 +123,11 @@ def open_source(config: PrepareConfig, stop: threading.Event) -> Rows:
     if config.source_path is not None:
         return MountedRows(Path(config.source_path), config.source_uri, stop)
     return RemoteRows(config, stop)
+
+
+def shown(uri: str) -> str:
+    """The uri as messages have it: what follows the question mark of a web address may be a credential."""
+    return uri.partition("?")[0] if uri.startswith("https://") else uri
 
 
 def _divided(uri: str) -> tuple[str, str | None]:

@@ -29,7 +29,7 @@ from finetune_trainer.data.result import Prepared, Problem
 from finetune_trainer.data.text import listed
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.prepare.fetching import open_source
+from finetune_trainer.prepare.fetching import open_source, shown
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.pace import Pace
 from finetune_trainer.prepare.problemlog import ProblemLog
@@ -57,7 +57,7 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     recipe = recipe_of(config)
     source = open_source(config, context.stop)
     if source.version is not None and source.version == config.unless_version:
-        logger.info("%s has not changed", config.source_uri.partition("?")[0])
+        logger.info("%s has not changed", shown(config.source_uri))
         return PrepareResult(source_version=source.version, unchanged=True)
     with (
         context.store.run_folder(config.run, config.stage) as folder,
@@ -115,7 +115,7 @@ def _prepare(
             previous=_previous(config, context),
         )
     except Unreadable as error:
-        raise unreadable(config.source_uri.partition("?")[0], error) from error
+        raise unreadable(shown(config.source_uri), error) from error
     pace.done()
     return prepared
 
@@ -137,7 +137,7 @@ class _Report:
 
     def __init__(self, folder: RunFolder, config: PrepareConfig, prepared: Prepared, log: ProblemLog) -> None:
         self._folder = folder
-        self._source = config.source_uri.partition("?")[0]
+        self._source = shown(config.source_uri)
         self._prepared = prepared
         self._log = log.uri
         self.page_uri = f"{folder.uri}/{PAGE_NAME}"

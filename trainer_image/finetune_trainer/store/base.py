@@ -167,13 +167,13 @@ class Store(ABC):
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
-        folder = self.run_folder(run, stage)
-        content = folder.read(RESULT_NAME)
+        key = f"{run_key(run, stage)}/{RESULT_NAME}"
+        content = self._read(key)
         if content is None:
             return None
         result = StageResult.parse(content.decode(errors="replace"))
         if result is None:
-            logger.warning("%s/%s was written by another version and is not used", folder.uri, RESULT_NAME)
+            logger.warning("%s/%s was written by another version and is not used", self._uri, key)
         return result
 
     def model_from(self, source: str) -> ArtifactRef | None:
