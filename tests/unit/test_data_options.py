@@ -1,0 +1,30 @@
+"""What a Dataset may ask for is said in three places, none of which imports another; they say the same."""
+
+import dataclasses
+from typing import get_args
+
+import pytest
+
+from finetune_operator.api import dataset as api
+from finetune_trainer import contract
+from finetune_trainer.data import options
+
+
+def test_the_formats_and_choices_are_the_same() -> None:
+    assert get_args(api.DataFormat) == get_args(contract.DataFormat) == get_args(options.DataFormat)
+    assert get_args(api.Finding) == get_args(contract.Finding) == get_args(options.Finding)
+    assert get_args(contract.NearDuplicates) == get_args(options.NearDuplicates)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent", "taken"),
+    [
+        (api.Split(), contract.Split(), options.Division()),
+        (api.Checks(), contract.Checks(), options.Checks()),
+        (api.Cleaning(), contract.Cleaning(), options.Cleaning()),
+    ],
+)
+def test_fields_and_defaults_are_the_same(
+    asked: api.Model, sent: contract.Contract, taken: options.Division | options.Checks | options.Cleaning
+) -> None:
+    assert asked.model_dump() == sent.model_dump() == dataclasses.asdict(taken)
