@@ -262,7 +262,7 @@ def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(prepa
         "hint": "add it, or map another field in columns",
     }
     folder = f"pvc://artifacts/runs/{RUN}/prepare"
-    assert f"All 30 problems: {folder}/problems.jsonl; as a page: {folder}/report.html" in failure.message
+    assert f"Every problem: {folder}/problems.jsonl; as a page: {folder}/report.html" in failure.message
 
 
 def test_a_refused_source_leaves_a_report_and_no_version(preparation: Preparation) -> None:
