@@ -936,7 +936,7 @@ RECIPES: list[tuple[Recipe, str, str]] = [
         "id,text,completion\n1,a,b\n",
         (
             'file: the header has no column "subject", "body", which template names, but "id", "text", '
-            '"completion"; expected the columns "subject", "body"; name the right columns in columns.template'
+            '"completion"; expected the columns "subject", "body"; name the right columns in template'
         ),
     ),
     (
@@ -945,7 +945,7 @@ RECIPES: list[tuple[Recipe, str, str]] = [
         (
             'row 1: "body", which template names, is missing (it has "subject", "completion"); '
             "expected the field "
-            '"body"; add it, or correct columns.template'
+            '"body"; add it, or correct template'
         ),
     ),
     (

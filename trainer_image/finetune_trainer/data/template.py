@@ -68,7 +68,7 @@ def _issue(fields: dict[str, Any], name: str) -> Issue | None:
             Code.FIELD_MISSING,
             f'"{name}", which template names, is missing (it has {listed(fields)})',
             f'the field "{name}"',
-            "add it, or correct columns.template",
+            "add it, or correct template",
             column=name,
         )
     value = fields[name]
@@ -79,7 +79,7 @@ def _issue(fields: dict[str, Any], name: str) -> Issue | None:
             Code.FIELD_TYPE,
             f"{name}, which template names, is {type_name(value)}",
             "text, a number, or true or false",
-            "name another column in columns.template",
+            "name another column in template",
             column=name,
         )
     return text_issue(name, value) if value.strip() else None

@@ -94,7 +94,7 @@ class Format(ABC):
                     f"the header has no column {listed(in_template)}, which template names,"
                     f" but {listed(columns)}",
                     f"the column{'s' if len(in_template) > 1 else ''} {listed(in_template)}",
-                    "name the right columns in columns.template",
+                    "name the right columns in template",
                 )
             )
         return tuple(found)
