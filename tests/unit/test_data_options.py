@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 from finetune_operator.api import dataset as api
+from finetune_operator.api.meta import Model
 from finetune_trainer import contract
 from finetune_trainer.data import options
 
@@ -25,6 +26,6 @@ def test_the_formats_and_choices_are_the_same() -> None:
     ],
 )
 def test_fields_and_defaults_are_the_same(
-    asked: api.Model, sent: contract.Contract, taken: options.Division | options.Checks | options.Cleaning
+    asked: Model, sent: contract.Contract, taken: options.Division | options.Checks | options.Cleaning
 ) -> None:
     assert asked.model_dump() == sent.model_dump() == dataclasses.asdict(taken)

@@ -225,8 +225,7 @@ def _judge_invalid(config: PrepareConfig, prepared: Prepared, result: PrepareRes
     first = "; ".join(result.problems[:3])
     raise StageFailure(
         FailureReason.INVALID_DATA,
-        f"{what}: {first}. Every problem: {log_uri}; as a page: {result.report_uri}."
-        f" To go on, {fix}.",
+        f"{what}: {first}. Every problem: {log_uri}; as a page: {result.report_uri}. To go on, {fix}.",
         ExitCode.BAD_DATA,
         prepare=result,
     )
