@@ -227,6 +227,10 @@ class LoRA(Contract):
     alpha: int = 32
     dropout: float = 0.05
     target_modules: tuple[str, ...] = ()
+    rslora: bool = False
+    """Scaled by alpha / sqrt(r) instead of alpha / r."""
+    dora: bool = False
+    """The adapted weights' magnitudes are trained beside their direction."""
 
 
 class Method(Contract):

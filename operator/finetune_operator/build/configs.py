@@ -90,14 +90,8 @@ def _mounted(uri: str, mount: str) -> str | None:
 
 
 def _method(method: Method) -> contract.Method:
-    lora = method.lora
     return contract.Method(
-        type="Full" if method.type == "Full" else "LoRA",
-        lora=contract.LoRA()
-        if lora is None
-        else contract.LoRA(
-            r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules
-        ),
+        type="Full" if method.type == "Full" else "LoRA", lora=contract.LoRA(**_fields(method.lora))
     )
 
 
