@@ -115,6 +115,7 @@ class FailureReason(StrEnum):
     FINGERPRINT_MISMATCH = "FingerprintMismatch"
     STORE_UNAVAILABLE = "StoreUnavailable"
     LOSS_NOT_FINITE = "LossNotFinite"
+    LOSS_DIVERGED = "LossDiverged"
     RESTARTED_WITHOUT_PROGRESS = "RestartedWithoutProgress"
     INTERNAL = "Internal"
 

@@ -1,8 +1,9 @@
 """What a run has to remember from one pod to the next beside weights, optimizer and random numbers."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
+from finetune_trainer.train.divergence import RecentLosses
 
 
 class Fingerprint(BaseModel):
@@ -57,12 +58,14 @@ class Ledger(BaseModel):
     evaluated_step: int = 0
     """The step after which validation ran last."""
     best: Best | None = None
+    losses: RecentLosses = Field(default_factory=RecentLosses)
 
     def add_step(self, nats: float, labels: int, tokens: int) -> None:
         """Count one optimizer step."""
         self.epoch_nats += nats
         self.epoch_labels += labels
         self.tokens += tokens
+        self.losses.add(nats / labels)
 
     def end_epoch(self) -> None:
         """Turn the current epoch's sums into its mean."""

@@ -39,8 +39,8 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
 
     On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
-    INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, STORE_UNAVAILABLE),
-    Preempted.
+    INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, LOSS_DIVERGED,
+    STORE_UNAVAILABLE), Preempted.
     """
     with context.store.run_folder(config.run, config.stage) as folder:
         states = States(folder)
@@ -77,7 +77,7 @@ def _train(
     set_seed(hyperparameters.seed)
     model = trainable_model(base, config.method, device)
     weights = Weights(model, config.base_model, base, tokenizer)
-    ledger = state.ledger if state else Ledger(fingerprint=Fingerprint.of(config))
+    ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
     collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
     trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
 
