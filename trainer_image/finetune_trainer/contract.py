@@ -251,6 +251,7 @@ class RequestedHyperparameters(Contract):
     max_sequence_length: int | None = None
     seed: int | None = None
     save_every_steps: int | None = None
+    early_stopping_patience: int | None = None
 
 
 class Hyperparameters(Contract):
@@ -263,7 +264,10 @@ class Hyperparameters(Contract):
     max_sequence_length: int
     seed: int
     total_steps: int
+    """Of all epochs; a run that stops early makes fewer."""
     save_every_steps: int
+    early_stopping_patience: int | None = None
+    """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
 
 
 class ArtifactRef(Contract):
@@ -528,6 +532,10 @@ class TrainResult(Contract):
     train_loss: float | None = None
     tokens: int = 0
     restarts: int = 0
+    stopped_early: bool = False
+    """Before the last epoch, because the validation loss had not become lower for long enough."""
+    overfit: bool = False
+    """The validation loss rose after the best checkpoint while the training loss went on falling."""
     checkpoints: tuple[CheckpointResult, ...]
 
 

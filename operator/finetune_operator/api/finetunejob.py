@@ -176,6 +176,15 @@ class Hyperparameters(Model):
     seed: Annotated[int | None, Field(ge=0, le=2147483647, description="Seed of shuffling and dropout.")] = (
         None
     )
+    early_stopping_patience: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Epochs without a lower validation loss after which training ends; absent: it never"
+            " ends early. Needs validation rows.",
+        ),
+    ] = None
 
 
 class Compute(Model):

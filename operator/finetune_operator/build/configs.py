@@ -119,6 +119,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -
             max_sequence_length=wanted.max_sequence_length,
             seed=wanted.seed,
             save_every_steps=spec.checkpoints.every_steps,
+            early_stopping_patience=wanted.early_stopping_patience,
         ),
         devices=inputs.accelerators,
     )

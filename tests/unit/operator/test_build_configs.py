@@ -22,6 +22,12 @@ def test_variants_of_lora_reach_the_trainer() -> None:
     assert method.lora.dora
 
 
+def test_the_patience_reaches_the_trainer() -> None:
+    assert (
+        preflight(hyperparameters={"earlyStoppingPatience": 2}).hyperparameters.early_stopping_patience == 2
+    )
+
+
 def test_defaults_are_left_out_of_the_config_so_that_an_older_trainer_can_read_it() -> None:
     spec = {"method": {"type": "LoRA", "lora": {"r": 16, "rsLoRA": False, "dora": False}}}
 

@@ -30,9 +30,13 @@ LOG_SECONDS: Final = 5.0
 logger = logging.getLogger(__name__)
 
 
+class StoppedEarly(Exception):
+    """The validation loss has not become lower for as many epochs as were asked for; the state is saved."""
+
+
 @dataclass
 class Loop(TrainerCallback):
-    """Called by the Trainer around each step; ends training by raising Preempted or StageFailure.
+    """Called by the Trainer around each step; ends training by raising Preempted, StageFailure, StoppedEarly.
 
     After the last step of an epoch: validation, then saving. A run that is stopped during validation saves
     before, and the next pod validates first.
@@ -66,6 +70,8 @@ class Loop(TrainerCallback):
         step = state.global_step
         if self._ends_epoch(step) and self.ledger.evaluated_step < step:
             self._validate(step, state.epoch or 0)
+        if self._out_of_patience(step):
+            raise StoppedEarly
 
     @override
     def on_step_begin(
@@ -115,13 +121,23 @@ class Loop(TrainerCallback):
         last = step == self.hyperparameters.total_steps
         # A state with a high loss would take the place of one to go back to.
         due = step % self.hyperparameters.save_every_steps == 0 and not self.ledger.losses.high_steps
-        if stopping or last or due:
+        early = self._out_of_patience(step)
+        if stopping or last or early or due:
             self._save(step)
         if stopping:
             raise Preempted
+        if early:
+            raise StoppedEarly
 
     def _ends_epoch(self, step: int) -> bool:
         return step > 0 and step % self.steps_per_epoch == 0
+
+    def _out_of_patience(self, step: int) -> bool:
+        """Whether the run is to end after this step although there are more."""
+        patience = self.hyperparameters.early_stopping_patience
+        if patience is None or step == self.hyperparameters.total_steps:
+            return False
+        return self.ledger.steps_since_best >= patience * self.steps_per_epoch
 
     def _validate(self, step: int, epoch: float) -> None:
         if not self.validation:

@@ -21,7 +21,7 @@ from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.ledger import Fingerprint, Ledger
-from finetune_trainer.train.loop import Loop
+from finetune_trainer.train.loop import Loop, StoppedEarly
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.publish import publish_checkpoints
@@ -100,20 +100,29 @@ def _train(
         )
     )
     _log_size(model, len(rows), len(validation), config)
+    stopped_early = False
     with metrics.served(config.metrics_port):
-        trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+        except StoppedEarly:
+            stopped_early = True
+    steps = trainer.state.global_step
+    if stopped_early:
+        logger.info(
+            "stopped early after step %d of %d: no lower validation loss for %d epochs",
+            steps,
+            hyperparameters.total_steps,
+            hyperparameters.early_stopping_patience,
+        )
     return TrainResult(
-        steps=trainer.state.global_step,
+        steps=steps,
         train_loss=ledger.train_loss,
         tokens=ledger.tokens,
         restarts=restarts,
+        stopped_early=stopped_early,
+        overfit=ledger.overfit,
         checkpoints=publish_checkpoints(
-            context.store,
-            states,
-            ledger,
-            weights,
-            step=trainer.state.global_step,
-            epoch=float(hyperparameters.epochs),
+            context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
         ),
     )
 
