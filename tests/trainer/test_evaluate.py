@@ -20,7 +20,12 @@ from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.rows import Row
 from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
 
-METHODS = {"LoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0)), "Full": Method(type="Full")}
+METHODS = {
+    "LoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0)),
+    "rsLoRA": Method(lora=LoRA(r=8, alpha=8, dropout=0, rslora=True)),
+    "DoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0, dora=True)),
+    "Full": Method(type="Full"),
+}
 
 
 class Trained:

@@ -50,6 +50,7 @@ def test_what_the_user_gives_is_kept() -> None:
         "max_sequence_length": 50,
         "seed": 0,
         "save_every_steps": 4,
+        "early_stopping_patience": 2,
     }
 
     given = chosen(rows=20, **wanted)

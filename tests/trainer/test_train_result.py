@@ -15,8 +15,10 @@ from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, Tra
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.rows import Row
+from finetune_trainer.train.method import trainable_model
+from finetune_trainer.train.weights import Weights
 from hack.models import tiny
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, tiny_tokenizer, weights
 
 FULL = Method(type="Full")
 WITHOUT_DROPOUT = Method(lora=LoRA(r=4, alpha=8, dropout=0))
@@ -79,6 +81,60 @@ def test_all_linear_layers_but_the_head_are_adapted(bench: Workbench) -> None:
 
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in tensors}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("variant", ["rslora", "dora"])
+def test_an_adapter_says_which_variant_of_lora_it_is(bench: Workbench, variant: str) -> None:
+    lora = LoRA(r=4, alpha=8, dropout=0.1, rslora=variant == "rslora", dora=variant == "dora")
+    method = Method(lora=lora)
+
+    folder = bench.checkpoint(bench.train(bench.train_config(method=method)).checkpoints[0])
+
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert {name for name in ("use_rslora", "use_dora") if settings[name]} == {f"use_{variant}"}
+    assert any("magnitude" in name for name in weights(folder)) == (variant == "dora")
+
+
+def test_the_rank_weighs_less_in_rslora(bench: Workbench) -> None:
+    """The first step is made with an adapter of zeros, so that its loss tells nothing of the scaling."""
+    losses = []
+    for name, lora in (("plain", LoRA(r=4, alpha=8)), ("rank-stabilised", LoRA(r=4, alpha=8, rslora=True))):
+        store, sheet = elsewhere(bench, name), Sheet()
+        store.train(store.train_config(method=Method(lora=lora)), sheet)
+        losses.append([progress.loss for progress in sheet.seen])
+
+    plain, stabilised = losses
+    assert plain[0] == stabilised[0]
+    assert plain[1:] != stabilised[1:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_dora_adapter_says_what_the_model_in_training_says(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = tmp_path / "base"
+    shutil.copytree(tiny(), source)
+    load_base(tiny(), dtype, torch.device("cpu")).save_pretrained(source)
+    method = Method(lora=LoRA(r=4, alpha=8, dropout=0.1, dora=True))
+    torch.manual_seed(5)
+    trained = trainable_model(source, method, torch.device("cpu"))
+    for name, parameter in trained.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= torch.empty_like(parameter).uniform_(0.5, 2)
+        elif "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    Weights(trained, "sha256:" + 64 * "0", source, tiny_tokenizer()).write(adapter)
+    ids = torch.tensor([[1, 5, 6, 9]])
+
+    loaded = load_adapter(load_base(source, None, torch.device("cpu")), adapter)
+
+    with torch.inference_mode():
+        expected = trained.eval()(input_ids=ids).logits.float()
+        actual = loaded(input_ids=ids).logits.float()
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (actual - expected).norm() <= tolerance * expected.norm()
 
 
 def test_only_the_wanted_layers_are_adapted(bench: Workbench) -> None:

@@ -12,7 +12,12 @@ from finetune_trainer.failure import Preempted
 from tests.trainer.processes import TIMEOUT_SECONDS, finish, read_until, start
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
-METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
+METHODS = {
+    "LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
+    "rsLoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1, rslora=True)),
+    "DoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1, dora=True)),
+    "Full": Method(type="Full"),
+}
 
 
 @pytest.fixture

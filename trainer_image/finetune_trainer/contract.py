@@ -115,6 +115,7 @@ class FailureReason(StrEnum):
     FINGERPRINT_MISMATCH = "FingerprintMismatch"
     STORE_UNAVAILABLE = "StoreUnavailable"
     LOSS_NOT_FINITE = "LossNotFinite"
+    LOSS_DIVERGED = "LossDiverged"
     RESTARTED_WITHOUT_PROGRESS = "RestartedWithoutProgress"
     INTERNAL = "Internal"
 
@@ -227,6 +228,10 @@ class LoRA(Contract):
     alpha: int = 32
     dropout: float = 0.05
     target_modules: tuple[str, ...] = ()
+    rslora: bool = False
+    """Scaled by alpha / sqrt(r) instead of alpha / r."""
+    dora: bool = False
+    """The adapted weights' magnitudes are trained beside their direction."""
 
 
 class Method(Contract):
@@ -246,6 +251,7 @@ class RequestedHyperparameters(Contract):
     max_sequence_length: int | None = None
     seed: int | None = None
     save_every_steps: int | None = None
+    early_stopping_patience: int | None = None
 
 
 class Hyperparameters(Contract):
@@ -258,7 +264,10 @@ class Hyperparameters(Contract):
     max_sequence_length: int
     seed: int
     total_steps: int
+    """Of all epochs; a run that stops early makes fewer."""
     save_every_steps: int
+    early_stopping_patience: int | None = None
+    """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
 
 
 class ArtifactRef(Contract):
@@ -523,6 +532,10 @@ class TrainResult(Contract):
     train_loss: float | None = None
     tokens: int = 0
     restarts: int = 0
+    stopped_early: bool = False
+    """Before the last epoch, because the validation loss had not become lower for long enough."""
+    overfit: bool = False
+    """The validation loss rose after the best checkpoint while the training loss went on falling."""
     checkpoints: tuple[CheckpointResult, ...]
 
 

@@ -113,7 +113,8 @@ class LoRA(Model):
 
     r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
     alpha: Annotated[
-        int, Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r.")
+        int,
+        Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r; see rsLoRA."),
     ] = 32
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
     target_modules: Annotated[
@@ -122,6 +123,21 @@ class LoRA(Model):
             max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
         ),
     ] = ()
+    rslora: Annotated[
+        bool,
+        Field(
+            alias="rsLoRA",
+            description="Rank-stabilised LoRA (Kalajdzievski, 2023): the adapter is scaled by"
+            " alpha / sqrt(r), so that a high rank learns as fast as a low one.",
+        ),
+    ] = False
+    dora: Annotated[
+        bool,
+        Field(
+            description="DoRA (Liu et al., 2024): the magnitude of each adapted weight is trained beside its"
+            " direction. A step takes longer and more memory; the engine VLLM does not serve such adapters."
+        ),
+    ] = False
 
 
 class Method(Model):
@@ -160,6 +176,15 @@ class Hyperparameters(Model):
     seed: Annotated[int | None, Field(ge=0, le=2147483647, description="Seed of shuffling and dropout.")] = (
         None
     )
+    early_stopping_patience: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Epochs without a lower validation loss after which training ends; absent: it never"
+            " ends early. Needs validation rows.",
+        ),
+    ] = None
 
 
 class Compute(Model):

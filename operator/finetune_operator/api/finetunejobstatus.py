@@ -17,8 +17,11 @@ class ResolvedHyperparameters(Model):
     gradient_accumulation_steps: int
     max_sequence_length: int
     seed: int
-    total_steps: int
+    total_steps: Annotated[
+        int, Field(description="Optimizer steps of all epochs; a run that stops early makes fewer.")
+    ]
     save_every_steps: int
+    early_stopping_patience: int | None = None
 
 
 class Resolved(Model):

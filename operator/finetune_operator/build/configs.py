@@ -90,14 +90,8 @@ def _mounted(uri: str, mount: str) -> str | None:
 
 
 def _method(method: Method) -> contract.Method:
-    lora = method.lora
     return contract.Method(
-        type="Full" if method.type == "Full" else "LoRA",
-        lora=contract.LoRA()
-        if lora is None
-        else contract.LoRA(
-            r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules
-        ),
+        type="Full" if method.type == "Full" else "LoRA", lora=contract.LoRA(**_fields(method.lora))
     )
 
 
@@ -125,6 +119,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -
             max_sequence_length=wanted.max_sequence_length,
             seed=wanted.seed,
             save_every_steps=spec.checkpoints.every_steps,
+            early_stopping_patience=wanted.early_stopping_patience,
         ),
         devices=inputs.accelerators,
     )

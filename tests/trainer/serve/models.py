@@ -1,4 +1,4 @@
-"""Small models for the serving tests: a Llama and a Gemma 3 with a short window, two random adapters each."""
+"""Small models for the serving tests: a Llama and a Gemma 3 with a short window, with random adapters."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,12 @@ from transformers import (
 
 from hack.models import tiny
 
-ADAPTERS = ("tickets.v1", "summaries")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tickets.v1": {},
+    "summaries": {"use_rslora": True},
+    "letters": {"use_dora": True},
+}
+ADAPTERS = tuple(VARIANTS)
 
 
 def make_llama(root: Path) -> None:
@@ -66,12 +71,14 @@ def make_gemma(root: Path) -> None:
 
 def add_adapters(base: PreTrainedModel, root: Path, kind: str) -> None:
     """Save a random adapter for each name, far enough from zero to change every answer."""
-    for seed, name in enumerate(ADAPTERS):
+    for seed, (name, variant) in enumerate(VARIANTS.items()):
         torch.manual_seed(seed)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **variant)
         peft_model = get_peft_model(base, config)
         for parameter_name, parameter in peft_model.named_parameters():
-            if "lora_" in parameter_name:
+            if "lora_magnitude" in parameter_name:
+                parameter.data *= torch.empty_like(parameter).uniform_(0.5, 2)
+            elif "lora_" in parameter_name:
                 torch.nn.init.normal_(parameter, std=0.3)
         peft_model.save_pretrained(str(root / f"{kind}-{name}"))
         peft_model.unload()
@@ -84,7 +91,8 @@ class Oracle:
         self.tokenizer = AutoTokenizer.from_pretrained(root / kind)
         base = AutoModelForCausalLM.from_pretrained(root / kind)
         model = PeftModel.from_pretrained(base, str(root / f"{kind}-{ADAPTERS[0]}"), adapter_name="0")
-        model.load_adapter(str(root / f"{kind}-{ADAPTERS[1]}"), adapter_name="1")
+        for number, name in enumerate(ADAPTERS[1:], 1):
+            model.load_adapter(str(root / f"{kind}-{name}"), adapter_name=str(number))
         self._model: Any = model.eval()
 
     def chat(self, question: str) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
@@ -136,7 +136,7 @@ def test_a_cut_adapter_file_does_not_fit(own: Path) -> None:
 
 def test_a_method_whose_rows_cannot_share_a_batch_is_refused(own: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(own / "llama")
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
     get_peft_model(base, config).save_pretrained(str(own / ADAPTER))
 
     failed = failure(own)

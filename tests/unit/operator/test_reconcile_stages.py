@@ -137,6 +137,14 @@ ENDED: list[tuple[str, str, int, str, str, list[str]]] = [
         ["the loss is NaN at step 12"],
     ),
     (
+        "its own words on a divergence",
+        failed("train", "LossDiverged", "step 65: the training loss is 9.4 nats a token").to_json(),
+        ExitCode.BAD_CONFIG,
+        "",
+        "LossDiverged",
+        ["step 65: the training loss is 9.4 nats a token"],
+    ),
+    (
         "out of memory",
         "",
         137,

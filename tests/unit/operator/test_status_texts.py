@@ -95,6 +95,11 @@ def test_a_stage_that_has_ended_is_at_a_hundred_percent() -> None:
     assert (ended.step, ended.percent, ended.loss, ended.eta_seconds) == (40, 100, 0.1, None)
 
 
+def test_a_run_that_stopped_early_has_made_all_the_steps_that_it_was_to_make() -> None:
+    ended = completed(ProgressStatus(stage="train", step=30, total_steps=40, percent=75), "train", 30)
+    assert (ended.step, ended.total_steps, ended.percent) == (30, 30, 100)
+
+
 def test_columns_show_stage_loss_score_and_time_left() -> None:
     progress = ProgressStatus(stage="train", step=18, total_steps=40, percent=45, loss=0.25, eta_seconds=3700)
     shown = display(progress, None, state="Running")

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.device import multiplies_bfloat16
+from finetune_trainer.model.dora import fix_magnitudes
 
 
 def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
@@ -50,12 +51,14 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises StageFailure (ARTIFACT_CORRUPT) where the adapter does not fit.
     """
     try:
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise StageFailure(
             FailureReason.ARTIFACT_CORRUPT,
             f"adapter in {folder}: it does not fit the base model: {type(error).__name__}: {error}",
         ) from error
+    fix_magnitudes(model, model.active_adapter)
+    return model
 
 
 def context_length(config: PretrainedConfig) -> int | None:

@@ -18,6 +18,8 @@ seed
     42.
 saveEverySteps
     A tenth of all steps, at least 10: a pod that is killed repeats at most so many.
+earlyStoppingPatience
+    None: no run ends before its last epoch unless it was asked to.
 """
 
 from typing import Final, Literal
@@ -72,6 +74,7 @@ def choose(
         seed=SEED if wanted.seed is None else wanted.seed,
         total_steps=total,
         save_every_steps=wanted.save_every_steps or max(FEWEST_STEPS_BETWEEN_SAVES, total // 10),
+        early_stopping_patience=wanted.early_stopping_patience,
     )
 
 

@@ -53,6 +53,12 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
     _check_form(splits)
+    if config.hyperparameters.early_stopping_patience is not None and not splits["validation"]:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            "hyperparameters.earlyStoppingPatience: the dataset has no validation rows to see by when to"
+            " stop; raise split.validation, or leave earlyStoppingPatience out",
+        )
     uri = config.base_model_uri
     with _readable(uri), readable_model(config, context) as found:
         source = found.folder

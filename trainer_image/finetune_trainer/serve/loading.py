@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from finetune_trainer.contract import FailureReason, ServeConfig, ServedModel
 from finetune_trainer.failure import StageFailure
+from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids
 from finetune_trainer.serve.batch import BASE_ADAPTER
@@ -120,16 +121,18 @@ def _with_adapters(
         strangers = [*result.unexpected_keys, *result.missing_keys]
         if strangers:
             raise _unfit(served, folder, f"weights without a counterpart: {', '.join(strangers[:3])}")
+        fix_magnitudes(peft_model, peft_names[served.name])
     assert peft_model is not None  # noqa: S101 - called with at least one model
     return peft_model
 
 
 def _check_method(served: ServedModel, config: PeftConfig) -> None:
-    if config.peft_type != PeftType.LORA or getattr(config, "use_dora", False):
+    if config.peft_type != PeftType.LORA:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"model {served.name!r}: only plain LoRA adapters can share a base model, "
-            "and this one is of another method; merge it into its base model and serve that as Full",
+            f"model {served.name!r}: only LoRA adapters, rsLoRA and DoRA among them, can share a base model,"
+            f" and this one is of the method {config.peft_type}; merge it into its base model and serve that"
+            " as Full",
         )
 
 

@@ -1,8 +1,16 @@
 """What a run has to remember from one pod to the next beside weights, optimizer and random numbers."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
+from finetune_trainer.train.divergence import RecentLosses
+
+OVERFIT_RISE: Final = 1.05
+"""A validation loss above the lowest one times this has risen; less is the noise of few rows."""
+OVERFIT_LEAST_RISE: Final = 0.01
+"""Nats a token that it must have risen by as well: near zero every change is a large part."""
 
 
 class Fingerprint(BaseModel):
@@ -57,12 +65,28 @@ class Ledger(BaseModel):
     evaluated_step: int = 0
     """The step after which validation ran last."""
     best: Best | None = None
+    losses: RecentLosses = Field(default_factory=RecentLosses)
 
     def add_step(self, nats: float, labels: int, tokens: int) -> None:
         """Count one optimizer step."""
         self.epoch_nats += nats
         self.epoch_labels += labels
         self.tokens += tokens
+        self.losses.add(nats / labels)
+
+    @property
+    def steps_since_best(self) -> int:
+        """Steps from the lowest validation loss to the last one; 0 without validation."""
+        return 0 if self.best is None else self.evaluated_step - self.best.step
+
+    @property
+    def overfit(self) -> bool:
+        """Whether the validation loss has risen since the best epoch while the training loss has fallen."""
+        if self.best is None or self.validation_loss is None or self.train_loss is None:
+            return False
+        lowest = self.best.validation_loss
+        risen = self.validation_loss > max(lowest * OVERFIT_RISE, lowest + OVERFIT_LEAST_RISE)
+        return risen and self.train_loss < self.best.train_loss
 
     def end_epoch(self) -> None:
         """Turn the current epoch's sums into its mean."""

@@ -17,6 +17,7 @@ from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.loss import mean_completion_loss
+from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
 from finetune_trainer.train.ledger import Best, Ledger
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import Pace
@@ -29,9 +30,13 @@ LOG_SECONDS: Final = 5.0
 logger = logging.getLogger(__name__)
 
 
+class StoppedEarly(Exception):
+    """The validation loss has not become lower for as many epochs as were asked for; the state is saved."""
+
+
 @dataclass
 class Loop(TrainerCallback):
-    """Called by the Trainer around each step; ends training by raising Preempted or StageFailure.
+    """Called by the Trainer around each step; ends training by raising Preempted, StageFailure, StoppedEarly.
 
     After the last step of an epoch: validation, then saving. A run that is stopped during validation saves
     before, and the next pod validates first.
@@ -65,6 +70,8 @@ class Loop(TrainerCallback):
         step = state.global_step
         if self._ends_epoch(step) and self.ledger.evaluated_step < step:
             self._validate(step, state.epoch or 0)
+        if self._out_of_patience(step):
+            raise StoppedEarly
 
     @override
     def on_step_begin(
@@ -101,6 +108,8 @@ class Loop(TrainerCallback):
         self.ledger.add_step(nats, labels, tokens)
         self.pace.end_step(nats, labels, tokens)
         self._report(self.pace.progress(step, epoch, self._learning_rate))
+        if self.ledger.losses.diverged:
+            raise self._diverged(step, nats / labels)
         if self._ends_epoch(step):
             self.ledger.end_epoch()
             try:
@@ -110,13 +119,25 @@ class Loop(TrainerCallback):
                 raise
         stopping = self.context.stop.is_set()
         last = step == self.hyperparameters.total_steps
-        if stopping or last or step % self.hyperparameters.save_every_steps == 0:
+        # A state with a high loss would take the place of one to go back to.
+        due = step % self.hyperparameters.save_every_steps == 0 and not self.ledger.losses.high_steps
+        early = self._out_of_patience(step)
+        if stopping or last or early or due:
             self._save(step)
         if stopping:
             raise Preempted
+        if early:
+            raise StoppedEarly
 
     def _ends_epoch(self, step: int) -> bool:
         return step > 0 and step % self.steps_per_epoch == 0
+
+    def _out_of_patience(self, step: int) -> bool:
+        """Whether the run is to end after this step although there are more."""
+        patience = self.hyperparameters.early_stopping_patience
+        if patience is None or step == self.hyperparameters.total_steps:
+            return False
+        return self.ledger.steps_since_best >= patience * self.steps_per_epoch
 
     def _validate(self, step: int, epoch: float) -> None:
         if not self.validation:
@@ -170,11 +191,20 @@ class Loop(TrainerCallback):
         )
 
     def _not_finite(self, step: int, what: str) -> StageFailure:
-        good = self.states.last_good()
-        last = f"step {good.step} in {self.states.uri(good)}" if good else "the base model"
+        return self._spoiled(FailureReason.LOSS_NOT_FINITE, f"step {step}: the {what}")
+
+    def _diverged(self, step: int, loss: float) -> StageFailure:
+        return self._spoiled(
+            FailureReason.LOSS_DIVERGED,
+            f"step {step}: the training loss is {loss:.4g} nats a token, and has been above {FACTOR} times"
+            f" its running median of {self.ledger.losses.median:.4g} for {MOST_HIGH_STEPS} steps in a row, at"
+            f" a learning rate of {self._learning_rate:.2e}",
+        )
+
+    def _spoiled(self, reason: FailureReason, what: str) -> StageFailure:
         return StageFailure(
-            FailureReason.LOSS_NOT_FINITE,
-            f"step {step}: the {what}; make a new run with a hyperparameters.learningRate below"
+            reason,
+            f"{what}; make a new run with a hyperparameters.learningRate below"
             f" {self.hyperparameters.learning_rate:g}, and look for rows of extreme length or content. The"
-            f" last good state is {last}",
+            f" last good state is {self.states.last_good(self.ledger)}",
         )

@@ -42,6 +42,8 @@ def trainable_model(folder: Path, method: Method, device: torch.device) -> Train
         lora_alpha=method.lora.alpha,
         lora_dropout=method.lora.dropout,
         target_modules=targets,
+        use_rslora=method.lora.rslora,
+        use_dora=method.lora.dora,
     )
     model = get_peft_model(base, adapter)
     if not isinstance(model, PeftModel):

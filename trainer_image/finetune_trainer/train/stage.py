@@ -21,7 +21,7 @@ from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.ledger import Fingerprint, Ledger
-from finetune_trainer.train.loop import Loop
+from finetune_trainer.train.loop import Loop, StoppedEarly
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.publish import publish_checkpoints
@@ -39,8 +39,8 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
 
     On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
-    INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, STORE_UNAVAILABLE),
-    Preempted.
+    INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, LOSS_DIVERGED,
+    STORE_UNAVAILABLE), Preempted.
     """
     with context.store.run_folder(config.run, config.stage) as folder:
         states = States(folder)
@@ -77,7 +77,7 @@ def _train(
     set_seed(hyperparameters.seed)
     model = trainable_model(base, config.method, device)
     weights = Weights(model, config.base_model, base, tokenizer)
-    ledger = state.ledger if state else Ledger(fingerprint=Fingerprint.of(config))
+    ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
     collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
     trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
 
@@ -100,20 +100,29 @@ def _train(
         )
     )
     _log_size(model, len(rows), len(validation), config)
+    stopped_early = False
     with metrics.served(config.metrics_port):
-        trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+        except StoppedEarly:
+            stopped_early = True
+    steps = trainer.state.global_step
+    if stopped_early:
+        logger.info(
+            "stopped early after step %d of %d: no lower validation loss for %d epochs",
+            steps,
+            hyperparameters.total_steps,
+            hyperparameters.early_stopping_patience,
+        )
     return TrainResult(
-        steps=trainer.state.global_step,
+        steps=steps,
         train_loss=ledger.train_loss,
         tokens=ledger.tokens,
         restarts=restarts,
+        stopped_early=stopped_early,
+        overfit=ledger.overfit,
         checkpoints=publish_checkpoints(
-            context.store,
-            states,
-            ledger,
-            weights,
-            step=trainer.state.global_step,
-            epoch=float(hyperparameters.epochs),
+            context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
         ),
     )
 

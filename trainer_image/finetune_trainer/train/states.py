@@ -96,9 +96,18 @@ class States:
         """Where a state is kept, for messages."""
         return f"{self._folder.uri}/{_name(STATE, state.step)}"
 
-    def last_good(self) -> State | None:
-        """The newest state that this process has read or saved."""
-        return self._known[0] if self._known else None
+    def last_good(self, ledger: Ledger) -> str:
+        """What a run that went wrong can be gone back to, for messages.
+
+        The newest state that this process has read or saved while the loss was as usual; where there is none,
+        the best weights of the ledger.
+        """
+        good = next((state for state in self._known if state.ledger.losses.high_steps == 0), None)
+        if good is not None:
+            return f"step {good.step} in {self.uri(good)}"
+        if ledger.best is not None:
+            return f"step {ledger.best.step} in {self._folder.uri}/{_name(BEST, ledger.best.step)}"
+        return "the base model"
 
     def _read(self, step: int) -> State | None:
         folder = self._folder.load(_name(STATE, step))

@@ -10,6 +10,7 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.trained import trained_message
 from finetune_trainer.contract import StageResult, TrainResult
 
 CHECKPOINTS_AT_MOST = 10
@@ -72,9 +73,4 @@ def _record(run: Run, trained: TrainResult, hyperparameters: ResolvedHyperparame
     if ended.loss is None and trained.train_loss is not None:
         ended = ended.model_copy(update={"loss": trained.train_loss})
     run.update(checkpoints=tuple(summaries), progress=ended)
-    restarts = f", {trained.restarts} restarts" if trained.restarts else ""
-    run.condition(
-        ConditionType.TRAINED,
-        Reason.SUCCEEDED,
-        f"{trained.steps} steps, {len(summaries)} checkpoint{'s' if len(summaries) > 1 else ''}{restarts}",
-    )
+    run.condition(ConditionType.TRAINED, Reason.SUCCEEDED, trained_message(trained, hyperparameters))

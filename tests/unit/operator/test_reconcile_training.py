@@ -1,0 +1,90 @@
+"""What a run's status says of its training: how far it came, whether it ended early, whether it overfits."""
+
+from typing import Any
+
+from finetune_trainer.contract import CheckpointResult, StageResult
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    HYPERPARAMETERS,
+    JOB,
+    dataset,
+    digest,
+    finetunejob,
+    preflighted,
+    prepared,
+    surroundings,
+    trained,
+)
+
+BEST = CheckpointResult(
+    digest=digest("e"), type="Adapter", step=20, epoch=2, train_loss=0.9, validation_loss=1.2, best=True
+)
+FINAL = CheckpointResult(
+    digest=digest("f"), type="Adapter", step=30, epoch=3, train_loss=0.4, validation_loss=1.45, final=True
+)
+
+
+def preflighted_patiently() -> StageResult:
+    result = preflighted()
+    assert result.preflight is not None
+    chosen = HYPERPARAMETERS.model_copy(update={"early_stopping_patience": 1})
+    return result.model_copy(
+        update={"preflight": result.preflight.model_copy(update={"hyperparameters": chosen})}
+    )
+
+
+def after(**training: Any) -> MemoryCluster:
+    """A run with patience whose training ended with these facts."""
+    result = trained()
+    assert result.train is not None
+    result = result.model_copy(update={"train": result.train.model_copy(update=training)})
+    run = finetunejob(hyperparameters={"earlyStoppingPatience": 1})
+    cluster = MemoryCluster(*surroundings(), dataset(), run)
+    cluster.settle()
+    for stage, ended in (("prepare", prepared()), ("preflight", preflighted_patiently()), ("train", result)):
+        cluster.succeed(stage, ended, after=5)
+        cluster.settle()
+    return cluster
+
+
+def message(cluster: MemoryCluster) -> Any:
+    condition = cluster.condition("FineTuneJob", JOB, "Trained")
+    assert condition is not None
+    return condition["message"]
+
+
+def test_a_run_that_stopped_early_says_after_how_many_of_its_steps_and_why() -> None:
+    cluster = after(steps=30, stopped_early=True, checkpoints=(BEST, FINAL))
+
+    assert message(cluster) == (
+        "30 of 40 steps (stopped early: no lower validation loss for 1 epoch), 2 checkpoints"
+    )
+
+
+def test_its_patience_and_the_steps_that_were_planned_are_recorded() -> None:
+    cluster = after(steps=30, stopped_early=True, checkpoints=(BEST, FINAL))
+
+    hyperparameters = cluster.job(JOB).status.resolved.hyperparameters
+    assert hyperparameters is not None
+    assert hyperparameters.early_stopping_patience == 1
+    assert hyperparameters.total_steps == 40
+    assert cluster.config("train").hyperparameters.early_stopping_patience == 1
+
+
+def test_an_overfitting_run_names_losses_and_the_checkpoint_to_use() -> None:
+    cluster = after(steps=30, overfit=True, checkpoints=(BEST, FINAL))
+
+    assert message(cluster) == (
+        "30 steps, 2 checkpoints; validation loss rose from 1.20 after epoch 2 to 1.45 while training loss"
+        " fell: the run overfits; the best checkpoint is that of step 20; fewer epochs or more rows help"
+    )
+
+
+def test_the_best_checkpoint_is_judged_also_where_a_later_one_is_final() -> None:
+    cluster = after(steps=30, overfit=True, checkpoints=(BEST, FINAL))
+
+    assert cluster.config("evaluate").checkpoint == BEST.digest
+
+
+def test_a_run_that_does_not_overfit_says_nothing_of_it() -> None:
+    assert message(after()) == "40 steps, 1 checkpoint"

@@ -1,0 +1,51 @@
+"""DoRA adapters in inference: as fast as plain LoRA, and beside other adapters in one batch.
+
+A layer computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is
+that of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT
+multiplies BA out and takes the norm in every pass, because both change in training, and refuses batches of
+several adapters. When the weights stay as they are, the factor in front is a constant.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from torch import Tensor
+from typing_extensions import override
+
+
+class FixedMagnitude(LoraVariant):
+    """One layer's DoRA with a constant factor m / ‖W + s·BA‖ of shape (output features,)."""
+
+    def __init__(self, factor: Tensor) -> None:
+        self._factor = factor
+
+    @override
+    def forward(  # type: ignore[override] # PEFT calls it on the instance
+        self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+    ) -> Tensor:
+        """What the layer gives; `result` is the base layer's output."""
+        change = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
+        bias = module.get_base_layer().bias
+        without_bias = result if bias is None else result - bias
+        output: Tensor = self._factor * (without_bias + module.scaling[active_adapter] * change)
+        return output if bias is None else output + bias
+
+
+@torch.no_grad()
+def fix_magnitudes(model: PeftModel, adapter: str) -> None:
+    """Make the factors of a loaded DoRA adapter constants; any other adapter is left as it is."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and layer.use_dora.get(adapter, False):
+            layer.lora_variant[adapter] = FixedMagnitude(_factor(layer, adapter))
+            # PEFT reads it only to refuse batches of several adapters.
+            layer.use_dora[adapter] = False
+
+
+def _factor(layer: Any, adapter: str) -> Tensor:
+    magnitude = layer.lora_magnitude_vector[adapter]
+    change = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
+    weight = layer.get_base_layer().weight.to(change.dtype)
+    factor: Tensor = magnitude.weight / magnitude.get_weight_norm(weight, change, layer.scaling[adapter])
+    return factor
