@@ -201,9 +201,8 @@ class Secrets:
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
         from detect_secrets.plugins import keyword
 
-        kinds: dict[str, type[Any]] = {
-            kind.__name__: kind for kind in get_mapping_from_secret_type_to_class().values()
-        }
+        found: dict[str, type[Any]] = get_mapping_from_secret_type_to_class()
+        kinds = {kind.__name__: kind for kind in found.values()}
         rules = [
             Rule(
                 hints,
