@@ -17,6 +17,8 @@ from finetune_trainer.contract import (
     TrainConfig,
 )
 from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.train.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states import States
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 
 ADAPTER = LoRA(r=4, alpha=8, dropout=0.0)
@@ -109,6 +111,19 @@ def test_a_state_of_another_parent_is_refused(bench: Workbench) -> None:
 
     assert failure.reason == FailureReason.FINGERPRINT_MISMATCH
     assert f"parent {config.parent.digest if config.parent else ''} → None" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("has_parent", "expected"), [(True, "the Checkpoint it continues from"), (False, "the base model")]
+)
+def test_a_run_that_goes_wrong_before_its_first_state_says_what_it_began_with(
+    bench: Workbench, has_parent: bool, expected: str
+) -> None:
+    parent = CheckpointResult(digest=f"sha256:{'c' * 64}", type="Adapter", step=6, epoch=2)
+    config = continued(bench, parent if has_parent else None, METHODS["LoRA"])
+    ledger = Ledger(fingerprint=Fingerprint.of(config))
+
+    assert States(bench.store.run_folder(config.run, "train")).last_good(ledger) == expected
 
 
 def test_a_parent_that_left_the_store_is_named(bench: Workbench) -> None:
