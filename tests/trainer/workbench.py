@@ -125,7 +125,11 @@ class Workbench:
     def preflight(
         self, source: Path | None = None, dataset: Digest | None = None, **settings: Any
     ) -> PreflightResult:
-        config = self.preflight_config(source or tiny(), dataset or self.dataset(), **settings)
+        return self.run_preflight(
+            self.preflight_config(source or tiny(), dataset or self.dataset(), **settings)
+        )
+
+    def run_preflight(self, config: PreflightConfig) -> PreflightResult:
         return preflight.run(config, self.context())
 
     def preflight_failure(

@@ -252,3 +252,16 @@ def test_the_same_rows_are_prepared_from_each_format_without_a_problem(
 def test_every_format_has_its_example() -> None:
     found = {dataset.name.replace("-", "").removeprefix("table") for dataset in format_datasets()}
     assert found == {name.lower() for name in get_args(DataFormat)}
+
+
+def test_the_run_that_continues_leaves_the_adapters_settings_to_its_checkpoint() -> None:
+    first, onwards = (
+        FineTuneJob.model_validate(yaml.safe_load((folder / "finetunejob.yaml").read_text()))
+        for folder in (FIRST, FIRST / "continue")
+    )
+    parent = onwards.spec.base_model.checkpoint
+    assert parent is not None
+    assert parent.startswith(f"{first.name}-")
+    assert onwards.spec.method.type == first.spec.method.type
+    assert onwards.spec.method.lora is None
+    assert (onwards.spec.model, onwards.spec.dataset) == (first.spec.model, first.spec.dataset)

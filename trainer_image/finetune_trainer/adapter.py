@@ -1,18 +1,49 @@
-"""What an adapter's own files say about the base model that it was trained from."""
+"""What an adapter's own files say: how it is made, and which base model it was trained from."""
 
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.contract import Digest, FailureReason
+from finetune_trainer.contract import Digest, FailureReason, LoRA
 from finetune_trainer.failure import StageFailure
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
-class _AdapterConfig(BaseModel):
+class AdapterConfig(BaseModel):
+    """What is read of PEFT's `adapter_config.json`."""
+
     base_model_name_or_path: str | None = None
+    r: int = 8
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] = ()
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    @property
+    def lora(self) -> LoRA:
+        """Its settings; `target_modules` are all that it adapts, sorted."""
+        return LoRA(
+            r=self.r,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            target_modules=tuple(sorted(self.target_modules)),
+            rslora=self.use_rslora,
+            dora=self.use_dora,
+        )
+
+
+def read_adapter(folder: Path) -> AdapterConfig:
+    """The adapter in `folder`. Raises StageFailure (ARTIFACT_CORRUPT) where there is none, OSError."""
+    path = folder / ADAPTER_CONFIG
+    try:
+        return AdapterConfig.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise StageFailure(
+            FailureReason.ARTIFACT_CORRUPT, f"{path} is no configuration of an adapter: {error}"
+        ) from error
 
 
 def check_base_model(folder: Path, base_model: Digest) -> None:
@@ -22,15 +53,9 @@ def check_base_model(folder: Path, base_model: Digest) -> None:
     other software, and a folder without an adapter holds a whole model: then nothing is compared.
     Raises StageFailure: BASE_MODEL_MISMATCH with both digests, ARTIFACT_CORRUPT.
     """
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         return
-    try:
-        trained_from = _AdapterConfig.model_validate_json(path.read_bytes()).base_model_name_or_path or ""
-    except ValidationError as error:
-        raise StageFailure(
-            FailureReason.ARTIFACT_CORRUPT, f"{path} is no configuration of an adapter: {error}"
-        ) from error
+    trained_from = read_adapter(folder).base_model_name_or_path or ""
     if trained_from.startswith("sha256:") and trained_from != base_model:
         raise StageFailure(
             FailureReason.BASE_MODEL_MISMATCH,

@@ -270,6 +270,14 @@ class Hyperparameters(Contract):
     """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
 
 
+class ParentCheckpoint(Contract):
+    """The Checkpoint that a run continues from; its name is for messages."""
+
+    name: str
+    digest: Digest
+    type: CheckpointType = "Adapter"
+
+
 class ArtifactRef(Contract):
     """A complete folder in the store."""
 
@@ -322,6 +330,10 @@ class PreflightConfig(StageConfig):
     """Branch, tag or commit at the hub; None for its main branch."""
     base_model_credentials: SecretMount | None = None
     base_model_digest: Digest | None = None
+    """What the files must have; with a parent, also what the model is known by in the store."""
+    parent: ParentCheckpoint | None = None
+    """Trained from this base model and in the same store; the adapter's settings are its own where `method`
+    has the defaults."""
     dataset: Digest
     method: Method = Method()
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
@@ -333,6 +345,8 @@ class TrainConfig(StageConfig):
 
     stage: Literal["train"] = "train"
     base_model: Digest
+    parent: ParentCheckpoint | None = None
+    """Its weights are where training begins; the base model is that which it was trained from."""
     dataset: Digest
     method: Method = Method()
     hyperparameters: Hyperparameters
@@ -502,6 +516,8 @@ class PreflightResult(Contract):
     base_model_revision: str | None = None
     """Commit that a model at the hub was read at."""
     hyperparameters: Hyperparameters
+    lora: LoRA | None = None
+    """Settings of the adapter that is continued; None where none is."""
     chat_template: str
     """`model`, or the name of the template that the trainer supplied."""
     train_rows: int = 0

@@ -43,7 +43,7 @@ class Lineage(Model):
     dataset_version: Name
     job: JobRecord
     parent_checkpoint: Annotated[
-        Name | None, Field(description="Not written by this release. The Checkpoint it was continued from.")
+        Name | None, Field(description="The Checkpoint whose weights training began from.")
     ] = None
     hyperparameters: ResolvedHyperparameters
     trainer_image: Annotated[str, Field(max_length=512)]

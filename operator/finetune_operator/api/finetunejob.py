@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.dataset import DataPreparation, StoreReference
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus, LoRA
 from finetune_operator.api.meta import (
     DeletionPolicy,
     Digest,
@@ -75,7 +75,14 @@ class BaseModelReference(Model):
         Digest | None,
         Field(description="Digest that the model's files must have; recorded in status.resolved."),
     ] = None
-    checkpoint: Annotated[Name | None, Reserved(), Field(description="Continue from this Checkpoint.")] = None
+    checkpoint: Annotated[
+        Name | None,
+        Field(
+            description="Continue from the weights of this Checkpoint, in the same namespace and in the run's"
+            " store; the base model is that which it was trained from. An adapter goes on with method LoRA, a"
+            " whole model with Full."
+        ),
+    ] = None
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(description="Secret of type finetune.dev/credentials with what the model's server asks for."),
@@ -108,38 +115,6 @@ class JobDataset(Model):
     ] = None
 
 
-class LoRA(Model):
-    """Low-rank adapter settings (Hu et al., 2021), named as in PEFT."""
-
-    r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
-    alpha: Annotated[
-        int,
-        Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r; see rsLoRA."),
-    ] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
-    target_modules: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
-        Field(
-            max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
-        ),
-    ] = ()
-    rslora: Annotated[
-        bool,
-        Field(
-            alias="rsLoRA",
-            description="Rank-stabilised LoRA (Kalajdzievski, 2023): the adapter is scaled by"
-            " alpha / sqrt(r), so that a high rank learns as fast as a low one.",
-        ),
-    ] = False
-    dora: Annotated[
-        bool,
-        Field(
-            description="DoRA (Liu et al., 2024): the magnitude of each adapted weight is trained beside its"
-            " direction. A step takes longer and more memory; the engine VLLM does not serve such adapters."
-        ),
-    ] = False
-
-
 class Method(Model):
     """How the weights are changed."""
 
@@ -156,7 +131,13 @@ class Method(Model):
         ReservedValues.of("QLoRA", "DPO", "KTO", "ORPO"),
         Field(description="LoRA trains an adapter, Full all weights."),
     ] = "LoRA"
-    lora: Annotated[LoRA | None, Field(description="Adapter settings; absent: the defaults.")] = None
+    lora: Annotated[
+        LoRA | None,
+        Field(
+            description="Adapter settings; absent: the defaults. With baseModel.checkpoint what is left out,"
+            " or has its default, is as in the adapter that is continued."
+        ),
+    ] = None
 
 
 class Hyperparameters(Model):

@@ -24,9 +24,48 @@ class ResolvedHyperparameters(Model):
     early_stopping_patience: int | None = None
 
 
+class LoRA(Model):
+    """Low-rank adapter settings (Hu et al., 2021), named as in PEFT."""
+
+    r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
+    alpha: Annotated[
+        int,
+        Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r; see rsLoRA."),
+    ] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
+    target_modules: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
+        Field(
+            max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
+        ),
+    ] = ()
+    rslora: Annotated[
+        bool,
+        Field(
+            alias="rsLoRA",
+            description="Rank-stabilised LoRA (Kalajdzievski, 2023): the adapter is scaled by"
+            " alpha / sqrt(r), so that a high rank learns as fast as a low one.",
+        ),
+    ] = False
+    dora: Annotated[
+        bool,
+        Field(
+            description="DoRA (Liu et al., 2024): the magnitude of each adapted weight is trained beside its"
+            " direction. A step takes longer and more memory; the engine VLLM does not serve such adapters."
+        ),
+    ] = False
+
+
 class Resolved(Model):
     """What open choices became; chosen once, never again."""
 
+    parent_checkpoint: Annotated[
+        Name | None, Field(description="The Checkpoint that the run continues from.")
+    ] = None
+    parent_digest: Annotated[str | None, Field(description="Digest of that Checkpoint's weights.")] = None
+    base_model_uri: Annotated[
+        str | None, Field(description="Where the base model of that Checkpoint came from.")
+    ] = None
     base_model_digest: str | None = None
     base_model_revision: Annotated[
         str | None, Field(description="Commit at the hub that the base model was read at.")
@@ -34,6 +73,7 @@ class Resolved(Model):
     dataset_version: str | None = None
     dataset_digest: str | None = None
     hyperparameters: ResolvedHyperparameters | None = None
+    lora: Annotated[LoRA | None, Field(description="Settings of the adapter that is continued.")] = None
     profile: str | None = None
     profile_generation: int | None = None
     store: str | None = None

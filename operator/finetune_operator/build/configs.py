@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 from finetune_operator.api.dataset import DataPreparation
 from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
-from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import LoRA, Resolved, ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.build.credentials import secret_mount
 from finetune_operator.build.locations import parse_source, parse_store
@@ -89,27 +89,42 @@ def _mounted(uri: str, mount: str) -> str | None:
     return None if place is None else place.under(mount)
 
 
-def _method(method: Method) -> contract.Method:
+def _method(method: Method, lora: LoRA | None = None) -> contract.Method:
+    """`lora` is what a run that continues an adapter uses."""
     return contract.Method(
-        type="Full" if method.type == "Full" else "LoRA", lora=contract.LoRA(**_fields(method.lora))
+        type="Full" if method.type == "Full" else "LoRA", lora=contract.LoRA(**_fields(lora or method.lora))
     )
 
 
-def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -> contract.PreflightConfig:
-    """The base model against the data; `dataset` is a digest."""
-    uri, secret = spec.base_model.uri or "", spec.base_model.credentials_secret_ref
-    wanted = spec.hyperparameters
+def _parent(spec: FineTuneJobSpec, resolved: Resolved) -> contract.ParentCheckpoint | None:
+    if resolved.parent_checkpoint is None or resolved.parent_digest is None:
+        return None
+    return contract.ParentCheckpoint(
+        name=resolved.parent_checkpoint, digest=resolved.parent_digest, type=checkpoint_type(spec.method)
+    )
+
+
+def preflight_config(
+    inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved
+) -> contract.PreflightConfig:
+    """The base model against the data.
+
+    A run that continues from a Checkpoint takes its base model from the store: its volume is not mounted.
+    """
+    given, secret, wanted = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
+    parent = _parent(spec, resolved)
     return contract.PreflightConfig(
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
         report=inputs.report,
-        base_model_uri=uri,
-        base_model_path=_mounted(uri, contract.BASE_MODEL_MOUNT),
-        base_model_revision=spec.base_model.revision,
+        base_model_uri=given.uri or resolved.base_model_uri or "",
+        base_model_path=_mounted(given.uri, contract.BASE_MODEL_MOUNT) if given.uri else None,
+        base_model_revision=given.revision if parent is None else resolved.base_model_revision,
         base_model_credentials=secret_mount("base-model", secret.name if secret else None),
-        base_model_digest=spec.base_model.digest,
-        dataset=dataset,
+        base_model_digest=given.digest if parent is None else resolved.base_model_digest,
+        parent=parent,
+        dataset=resolved.dataset_digest or "",
         method=_method(spec.method),
         hyperparameters=contract.RequestedHyperparameters(
             epochs=wanted.epochs,
@@ -128,19 +143,19 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -
 def train_config(
     inputs: StageInputs,
     spec: FineTuneJobSpec,
-    base_model: str,
-    dataset: str,
+    resolved: Resolved,
     hyperparameters: ResolvedHyperparameters,
 ) -> contract.TrainConfig:
-    """Training with everything resolved; `base_model` and `dataset` are digests."""
+    """Training with everything resolved."""
     return contract.TrainConfig(
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
         report=inputs.report,
-        base_model=base_model,
-        dataset=dataset,
-        method=_method(spec.method),
+        base_model=resolved.base_model_digest or "",
+        parent=_parent(spec, resolved),
+        dataset=resolved.dataset_digest or "",
+        method=_method(spec.method, resolved.lora),
         hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
     )
 

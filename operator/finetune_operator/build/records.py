@@ -78,6 +78,8 @@ def build_checkpoint(
     *,
     store: str,
     store_credentials: str | None,
+    parent_checkpoint: str | None,
+    base_model_uri: str,
     base_model_digest: str,
     base_model_revision: str | None,
     dataset_version: str,
@@ -100,12 +102,13 @@ def build_checkpoint(
         metrics=metrics,
         lineage=Lineage(
             base_model=BaseModelRecord(
-                uri=job.spec.base_model.uri or "",
+                uri=base_model_uri,
                 revision=base_model_revision,
                 digest=base_model_digest,
             ),
             dataset_version=dataset_version,
             job=JobRecord(name=job.name, uid=job.uid),
+            parent_checkpoint=parent_checkpoint,
             hyperparameters=hyperparameters,
             trainer_image=trainer_image,
         ),

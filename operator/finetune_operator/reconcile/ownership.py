@@ -140,7 +140,8 @@ def readers_of(record: Record, world: World) -> tuple[str, ...]:
 def _has_read(job: FineTuneJob, record: Record) -> bool:
     if isinstance(record, DatasetVersion):
         return job.status.resolved.dataset_digest == record.spec.digest
-    return any(checkpoint.digest == record.spec.digest for checkpoint in job.status.checkpoints)
+    made = any(checkpoint.digest == record.spec.digest for checkpoint in job.status.checkpoints)
+    return made or job.status.resolved.parent_digest == record.spec.digest
 
 
 def _reads(job: FineTuneJob, record: Record) -> bool:
@@ -150,7 +151,9 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
             ref is not None and ref.name == record.spec.dataset and ref.version == record.name
         )
     made = any(checkpoint.name == record.name for checkpoint in job.status.checkpoints)
-    return made or job.spec.base_model.checkpoint == record.name
+    # A run that has not begun yet begins with nothing that is being deleted, so it holds up no deletion.
+    waits = record.metadata.deletion_timestamp is None and job.spec.base_model.checkpoint == record.name
+    return made or waits or job.status.resolved.parent_checkpoint == record.name
 
 
 def _why_it_stays(record: Record, world: World) -> str:

@@ -59,6 +59,10 @@ def _of_finetunejob(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
     namespace = _namespace(manifest)
     for checkpoint in lookup.checkpoints(namespace).of_run(manifest["metadata"]["uid"]):
         yield Key("Checkpoint", namespace, checkpoint.name)
+    # What it continues from may wait for its end to be removed.
+    parent = lookup.checkpoints(namespace).get(manifest["spec"]["baseModel"].get("checkpoint", ""))
+    if parent is not None and waits_for_users(parent):
+        yield Key("Checkpoint", namespace, parent.name)
 
 
 def _waiting_for_dataset(namespace: str, dataset: str, lookup: Lookup) -> Iterator[Key]:
@@ -86,6 +90,9 @@ def _of_checkpoint(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
     namespace, name = _namespace(manifest), manifest["metadata"]["name"]
     model = manifest["spec"]["model"]
     yield Key("FineTuneJob", namespace, manifest["spec"]["lineage"]["job"]["name"])
+    for job in lookup.finetunejobs(namespace):
+        if job.spec.base_model.checkpoint == name and not is_finished(job):
+            yield Key("FineTuneJob", namespace, job.name)
     for endpoint in lookup.inferencedeployments(namespace):
         if any(
             (served.follow is not None and served.follow.model == model)

@@ -62,6 +62,8 @@ class Reason(StrEnum):
     DATASET_FAILED = "DatasetFailed"
     DATASET_NOT_IN_STORE = "DatasetNotInStore"
     CHECKPOINT_NOT_FOUND = "CheckpointNotFound"
+    CHECKPOINT_NOT_IN_STORE = "CheckpointNotInStore"
+    CHECKPOINT_REJECTED = "CheckpointRejected"
     IN_USE = "InUse"
     CLEANUP_FAILED = "CleanupFailed"
     BASE_MODEL_MISMATCH = "BaseModelMismatch"

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import FailureReason, PreflightResult, SecretMount
+from finetune_trainer.contract import (
+    ArtifactRef,
+    FailureReason,
+    ParentCheckpoint,
+    PreflightResult,
+    SecretMount,
+)
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import OnBytes, nothing
 from finetune_trainer.preflight import stage as preflight
@@ -135,6 +141,48 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
 
     assert [seen.path for seen in hub.seen if "model.safetensors" in seen.path] != []
     assert len([path for path in models.iterdir() if path.name != "by-source"]) == 1
+
+
+def parent(bench: Workbench) -> ParentCheckpoint:
+    """A whole model in the store; preflight asks no more of it than that it is there."""
+    with bench.store.staging() as staging:
+        (staging / "model.safetensors").write_bytes(b"weights")
+        digest = bench.store.publish("checkpoints", staging)
+    return ParentCheckpoint(name="tuned", digest=digest, type="Full")
+
+
+def test_the_base_model_of_a_parent_is_fetched_again_only_where_the_store_has_lost_it(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
+) -> None:
+    first = run_preflight(bench, secret)
+    recorded = {
+        "parent": parent(bench),
+        "base_model_digest": first.base_model,
+        "base_model_revision": first.base_model_revision,
+    }
+    model.commit({**model.commits[model.main], "README.md": b"changed"})
+    hub.seen.clear()
+
+    assert run_preflight(bench, secret, **recorded) == first
+    assert hub.seen == []
+
+    base_model = ArtifactRef(kind="models", digest=first.base_model)
+    bench.store.delete(base_model)
+    assert run_preflight(bench, secret, **recorded) == first
+    assert "model.safetensors" in contents(hub)
+    assert bench.store.has(base_model)
+
+
+def test_another_base_model_than_the_parents_is_refused_with_both(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
+) -> None:
+    recorded = f"sha256:{'0' * 64}"
+    with pytest.raises(StageFailure) as caught:
+        run_preflight(bench, secret, parent=parent(bench), base_model_digest=recorded)
+
+    assert caught.value.reason == FailureReason.BASE_MODEL_DIGEST_MISMATCH
+    assert f"Checkpoint tuned was trained from {recorded}" in caught.value.message
+    assert bench.preflight().base_model in caught.value.message
 
 
 class Kill(BaseException):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.build.configs import StageInputs, preflight_config
 from finetune_trainer.contract import PreflightConfig
 from tests.unit.operator.runobjects import ROWS, finetunejob
@@ -12,7 +13,9 @@ def preflight(**spec: Any) -> PreflightConfig:
     manifest = finetunejob(**spec)
     manifest["metadata"]["namespace"] = "team"
     job = FineTuneJob.model_validate(manifest)
-    return preflight_config(StageInputs(job, job.uid, "pvc://artifacts/team", None), job.spec, ROWS)
+    return preflight_config(
+        StageInputs(job, job.uid, "pvc://artifacts/team", None), job.spec, Resolved(dataset_digest=ROWS)
+    )
 
 
 def test_variants_of_lora_reach_the_trainer() -> None:

@@ -179,10 +179,6 @@ NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
     ({"compute": {"nodes": 2}}, "spec.compute.nodes: 2 is not implemented in this release; use 1"),
     ({"checkpoints": {"keep": 2}}, "spec.checkpoints.keep is not implemented in this release; remove it"),
     (
-        {"baseModel": {"checkpoint": "earlier"}},
-        "spec.baseModel.checkpoint is not implemented in this release; remove it",
-    ),
-    (
         {"evaluation": {"compare": ["Base", "Live"]}},
         "spec.evaluation.compare: Live is not implemented in this release; use Base",
     ),

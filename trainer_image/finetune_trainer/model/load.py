@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -45,19 +45,22 @@ def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> 
     return model
 
 
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """The base model with the adapter in `folder`, for inference.
+def load_adapter(base: PreTrainedModel, folder: Path, trained_as: LoraConfig | None = None) -> PeftModel:
+    """The base model with the adapter in `folder`: for inference, or to be trained on with these settings.
 
     Raises StageFailure (ARTIFACT_CORRUPT) where the adapter does not fit.
     """
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        model = PeftModel.from_pretrained(
+            base, str(folder), is_trainable=trained_as is not None, config=trained_as
+        )
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise StageFailure(
             FailureReason.ARTIFACT_CORRUPT,
             f"adapter in {folder}: it does not fit the base model: {type(error).__name__}: {error}",
         ) from error
-    fix_magnitudes(model, model.active_adapter)
+    if trained_as is None:
+        fix_magnitudes(model, model.active_adapter)
     return model
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.context import StageContext
-from finetune_trainer.contract import ArtifactRef, Digest, FailureReason
+from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, ParentCheckpoint
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.meter import Meter
@@ -16,14 +16,23 @@ from finetune_trainer.preflight.files import invalid
 CHUNK_BYTES: Final = 1 << 20
 
 
-def check_digest(uri: str, found: Digest, expected: Digest | None) -> None:
-    """Raises StageFailure (BASE_MODEL_DIGEST_MISMATCH) where the user named another digest."""
-    if expected is not None and expected != found:
+def check_digest(uri: str, found: Digest, expected: Digest | None, parent: ParentCheckpoint | None) -> None:
+    """Raises StageFailure (BASE_MODEL_DIGEST_MISMATCH) where the user named another digest, or the parent was
+    trained from another."""
+    if expected is None or expected == found:
+        return
+    if parent is not None:
         raise StageFailure(
             FailureReason.BASE_MODEL_DIGEST_MISMATCH,
-            f"baseModel {uri}: its digest is {found}, but spec.baseModel.digest asks for {expected}; restore"
-            " the files, or name the new digest in a new FineTuneJob",
+            f"baseModel {uri}: its digest is {found}, but Checkpoint {parent.name} was trained from"
+            f" {expected}, which the store no longer has; restore the files, or start from the new ones with"
+            " baseModel.uri in a new FineTuneJob",
         )
+    raise StageFailure(
+        FailureReason.BASE_MODEL_DIGEST_MISMATCH,
+        f"baseModel {uri}: its digest is {found}, but spec.baseModel.digest asks for {expected}; restore"
+        " the files, or name the new digest in a new FineTuneJob",
+    )
 
 
 def store_model(uri: str, model: BaseModel, manifest: Manifest, context: StageContext, meter: Meter) -> None:

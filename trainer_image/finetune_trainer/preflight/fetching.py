@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.context import StageContext
-from finetune_trainer.contract import ArtifactRef, FailureReason, PreflightConfig
+from finetune_trainer.contract import ArtifactRef, FailureReason, ParentCheckpoint, PreflightConfig
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.meter import Meter
 from finetune_trainer.preflight.files import choose, described_by
@@ -39,6 +39,8 @@ class BaseModel:
 def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[BaseModel]:
     """The config's base model, for as long as the block lasts; downloaded unless the store has it.
 
+    That of a parent is in the store, where its training has left it.
+
     Raises StageFailure: BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, STORE_UNAVAILABLE, and of a remote model
     all that `RemoteSource` raises; Preempted, OSError.
     """
@@ -46,6 +48,12 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
         yield BaseModel(Path(config.base_model_path))
         return
     uri = config.base_model_uri
+    if config.parent is not None and config.base_model_digest is not None:
+        kept = ArtifactRef(kind="models", digest=config.base_model_digest)
+        if context.store.has(kept):
+            yield BaseModel(context.store.artifact(kept), kept, config.base_model_revision)
+            return
+        _check_remote(uri, config.parent, context.store.uri(kept))
     remote = RemoteSource(
         Wanted(
             uri=uri,
@@ -71,6 +79,17 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
             run_folder.remove(DOWNLOAD)
             raise
         run_folder.remove(DOWNLOAD)
+
+
+def _check_remote(uri: str, parent: ParentCheckpoint, kept: str) -> None:
+    """Raises StageFailure (BASE_MODEL_NOT_FOUND) for a model that this pod cannot fetch: one on a claim."""
+    if uri.startswith("pvc://"):
+        raise StageFailure(
+            FailureReason.BASE_MODEL_NOT_FOUND,
+            f"baseModel.checkpoint: the store has no {kept} any more, the base model of Checkpoint"
+            f" {parent.name}: make a FineTuneJob with baseModel.uri {uri}, whose preflight brings it back,"
+            " then make this one again",
+        )
 
 
 def _download(remote: RemoteSource, uri: str, here: Path, context: StageContext) -> None:

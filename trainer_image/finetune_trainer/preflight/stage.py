@@ -24,6 +24,7 @@ from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
 from finetune_trainer.preflight.files import model_files
 from finetune_trainer.preflight.hyperparameters import choose
 from finetune_trainer.preflight.lengths import check_answers, measure
+from finetune_trainer.preflight.parent import continued_lora
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
 from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, load_rows
 
@@ -36,9 +37,10 @@ logger = logging.getLogger(__name__)
 def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     """Publish the base model, and decide everything that training needs to know.
 
-    Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH, INVALID_CONFIG,
-    INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT,
-    STORE_UNAVAILABLE, and of a remote base model what `RemoteSource` raises), Preempted.
+    Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH,
+    BASE_MODEL_MISMATCH, INVALID_CONFIG, INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG,
+    ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and of a remote base model what `RemoteSource`
+    raises), Preempted.
     """
     if config.devices > 1:
         raise StageFailure(
@@ -76,7 +78,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         else:
             manifest = context.store.manifest(found.stored)
             meter.add(manifest.total_bytes)
-        check_digest(uri, manifest.digest, config.base_model_digest)
+        check_digest(uri, manifest.digest, config.base_model_digest, config.parent)
+        lora = None
+        if config.parent is not None:
+            lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
         store_model(uri, found, manifest, context, meter)
     meter.begin("reading the rows with the base model's tokenizer")
     lengths = measure(splits, RowEncoder(tokenizer), meter, ROW_COST)
@@ -102,6 +107,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         base_model=manifest.digest,
         base_model_revision=found.revision,
         hyperparameters=chosen,
+        lora=lora,
         chat_template=template_name(tokenizer),
         train_rows=len(splits["train"]),
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),

@@ -19,6 +19,8 @@ class Fingerprint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_model: Digest
+    parent: Digest | None = None
+    """The Checkpoint that the run continues from."""
     dataset: Digest
     method: Method
     hyperparameters: Hyperparameters
@@ -28,6 +30,7 @@ class Fingerprint(BaseModel):
         """The run's own."""
         return cls(
             base_model=config.base_model,
+            parent=config.parent.digest if config.parent else None,
             dataset=config.dataset,
             method=config.method,
             hyperparameters=config.hyperparameters,

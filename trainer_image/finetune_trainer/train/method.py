@@ -8,23 +8,28 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract import FailureReason, Method
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import linear_layers, unknown_layers
 
 Trainable = PreTrainedModel | PeftModel
 
 
-def trainable_model(folder: Path, method: Method, device: torch.device) -> Trainable:
+def trainable_model(
+    folder: Path, method: Method, device: torch.device, parent: Path | None = None
+) -> Trainable:
     """The base model in `folder`, made ready for `method`; draws random numbers for an adapter.
+
+    With `parent` training begins from the weights in that folder: of an adapter with the settings of `method`
+    for LoRA, of a whole model for Full.
 
     For LoRA the base keeps its stored precision and the adapter is float32. On a CPU that multiplies bfloat16
     its steps take a third of the time of float32 ones; float16, which it computes badly, becomes bfloat16. On
     other CPUs the base is float32. Full trains in
     float32, since small updates vanish in 16 bits; on a GPU the matrices are multiplied in bfloat16.
-    Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG).
+    Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG, ARTIFACT_CORRUPT).
     """
     if method.type == "Full":
-        return load_base(folder, torch.float32, device)
+        return load_base(parent or folder, torch.float32, device)
     base = load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
@@ -45,6 +50,8 @@ def trainable_model(folder: Path, method: Method, device: torch.device) -> Train
         use_rslora=method.lora.rslora,
         use_dora=method.lora.dora,
     )
+    if parent is not None:
+        return load_adapter(base, parent, trained_as=adapter)
     model = get_peft_model(base, adapter)
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT made a {type(model).__name__}")

@@ -73,9 +73,10 @@ def _train(
     rows = _encode(data, "train", tokenizer, config, context)
     validation = _encode(data, "validation", tokenizer, config, context)
     epoch_steps = _check_steps(len(rows), config)
+    parent = _parent(config, context)
     size = hyperparameters.per_device_batch_size
     set_seed(hyperparameters.seed)
-    model = trainable_model(base, config.method, device)
+    model = trainable_model(base, config.method, device, parent)
     weights = Weights(model, config.base_model, base, tokenizer)
     ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
     collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
@@ -125,6 +126,15 @@ def _train(
             context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
         ),
     )
+
+
+def _parent(config: TrainConfig, context: StageContext) -> Path | None:
+    """The weights that training begins from, where they are not those of the base model."""
+    if config.parent is None:
+        return None
+    logger.info("continuing from Checkpoint %s", config.parent.name)
+    ref = ArtifactRef(kind="checkpoints", digest=config.parent.digest)
+    return context.store.artifact(ref, verify=True)
 
 
 def _encode(

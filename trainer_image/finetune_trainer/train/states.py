@@ -100,14 +100,14 @@ class States:
         """What a run that went wrong can be gone back to, for messages.
 
         The newest state that this process has read or saved while the loss was as usual; where there is none,
-        the best weights of the ledger.
+        the best weights of the ledger, or what the run began with.
         """
         good = next((state for state in self._known if state.ledger.losses.high_steps == 0), None)
         if good is not None:
             return f"step {good.step} in {self.uri(good)}"
         if ledger.best is not None:
             return f"step {ledger.best.step} in {self._folder.uri}/{_name(BEST, ledger.best.step)}"
-        return "the base model"
+        return "the base model" if ledger.fingerprint.parent is None else "the Checkpoint it continues from"
 
     def _read(self, step: int) -> State | None:
         folder = self._folder.load(_name(STATE, step))

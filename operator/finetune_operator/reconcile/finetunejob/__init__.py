@@ -12,6 +12,7 @@ from finetune_operator.reconcile.finetunejob.data import data
 from finetune_operator.reconcile.finetunejob.ended import finished, restored, suspend
 from finetune_operator.reconcile.finetunejob.evaluate import evaluate
 from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata, records
+from finetune_operator.reconcile.finetunejob.parent import parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.promote import promote
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -46,7 +47,7 @@ def _reconcile(job: FineTuneJob, world: World) -> Plan:
 
 
 def _chain(run: Run) -> Halt:
-    for step in (begins, data, preflight, train, evaluate):
+    for step in (begins, parent, data, preflight, train, evaluate):
         halt = step(run)
         if halt is not None:
             return halt

@@ -59,6 +59,7 @@ def restored(run: Run) -> Plan:
         )
     lineage = records[-1].spec.lineage
     run.resolve(
+        parent_checkpoint=lineage.parent_checkpoint,
         base_model_digest=lineage.base_model.digest,
         base_model_revision=lineage.base_model.revision,
         dataset_version=lineage.dataset_version,

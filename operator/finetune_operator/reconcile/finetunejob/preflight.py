@@ -1,6 +1,6 @@
 """Preflight: base model and data fit, and the hyperparameters are chosen, before a device is asked for."""
 
-from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import LoRA, ResolvedHyperparameters
 from finetune_operator.build.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
@@ -15,8 +15,9 @@ def preflight(run: Run) -> Halt | None:
     resolved = run.status.resolved
     if resolved.base_model_digest is not None and resolved.hyperparameters is not None:
         return None
-    dataset = resolved.dataset_digest or ""
-    result = run_stage(run, "preflight", lambda inputs: preflight_config(inputs, run.job.spec, dataset))
+    result = run_stage(
+        run, "preflight", lambda inputs: preflight_config(inputs, run.job.spec, run.status.resolved)
+    )
     if not isinstance(result, StageResult):
         return result
     found = result.preflight
@@ -26,14 +27,16 @@ def preflight(run: Run) -> Halt | None:
         base_model_digest=found.base_model,
         base_model_revision=found.base_model_revision,
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
+        lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
     )
     run.update(progress=progress.completed(run.status.progress, "preflight"))
     cut = f", {found.truncated_rows} rows cut to maxSequenceLength" if found.truncated_rows else ""
+    parent = f"; continues from Checkpoint {resolved.parent_checkpoint}" if resolved.parent_checkpoint else ""
     lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
     run.condition(
         ConditionType.PREFLIGHTED,
         Reason.SUCCEEDED,
         f"{found.train_rows} training rows with {found.train_tokens} tokens{cut};"
-        f" chat template: {found.chat_template}{lengths}",
+        f" chat template: {found.chat_template}{parent}{lengths}",
     )
     return None

@@ -24,9 +24,10 @@ def train(run: Run) -> Halt | None:
     hyperparameters = resolved.hyperparameters
     if hyperparameters is None:
         return without_result("preflight")
-    base_model, dataset = resolved.base_model_digest or "", resolved.dataset_digest or ""
     result = run_stage(
-        run, "train", lambda inputs: train_config(inputs, run.job.spec, base_model, dataset, hyperparameters)
+        run,
+        "train",
+        lambda inputs: train_config(inputs, run.job.spec, run.status.resolved, hyperparameters),
     )
     if not isinstance(result, StageResult):
         return result
@@ -49,6 +50,8 @@ def _record(run: Run, trained: TrainResult, hyperparameters: ResolvedHyperparame
             checkpoint,
             store=resolved.store or "",
             store_credentials=resolved.store_credentials,
+            parent_checkpoint=resolved.parent_checkpoint,
+            base_model_uri=job.spec.base_model.uri or resolved.base_model_uri or "",
             base_model_digest=resolved.base_model_digest or "",
             base_model_revision=resolved.base_model_revision,
             dataset_version=resolved.dataset_version or "",

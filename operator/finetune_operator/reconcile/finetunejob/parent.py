@@ -1,0 +1,91 @@
+"""The Checkpoint that a run continues from, and the base model that comes with it."""
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.build.configs import checkpoint_type
+from finetune_operator.build.weights import Weights
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
+from finetune_operator.reconcile.lines import is_rejected
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt
+from finetune_operator.status.reasons import Reason
+
+
+def parent(run: Run) -> Halt | None:
+    """Freeze the Checkpoint and its base model in `status.resolved`; what becomes of the record later is no
+    matter, and its weights stay as long as the run needs them."""
+    name = run.job.spec.base_model.checkpoint
+    if name is None or run.status.resolved.parent_digest is not None:
+        return None
+    checkpoint = _standing(run, name)
+    if not isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    refused = _refused(run, checkpoint)
+    if refused is not None:
+        return refused
+    found = surroundings(run)
+    if isinstance(found, Blocked):
+        return found
+    store = Weights.of(checkpoint).store
+    if store != found.store.uri.rstrip("/"):
+        return Blocked(
+            Reason.CHECKPOINT_NOT_IN_STORE,
+            f"Checkpoint {name} is in {store}, this run uses {found.store.uri}: make a new FineTuneJob with"
+            f" spec.store.uri: {store}",
+        )
+    base_model = checkpoint.spec.lineage.base_model
+    keep(run, found)
+    run.resolve(
+        parent_checkpoint=name,
+        parent_digest=checkpoint.spec.digest,
+        base_model_uri=base_model.uri,
+        base_model_revision=base_model.revision,
+        base_model_digest=base_model.digest,
+    )
+    return None
+
+
+def _standing(run: Run, name: str) -> Checkpoint | Blocked:
+    """The Checkpoint, unless nothing should be begun with it any more."""
+    checkpoint, namespace = run.world.checkpoints.get(name), run.job.namespace
+    another = f"or name another one in a new FineTuneJob (kubectl get checkpoints -n {namespace})"
+    if checkpoint is None:
+        return Blocked(
+            Reason.CHECKPOINT_NOT_FOUND,
+            f"Checkpoint {name} of spec.baseModel.checkpoint does not exist in namespace {namespace}: wait"
+            f" until it is recorded, {another}",
+        )
+    if checkpoint.metadata.deletion_timestamp is not None:
+        return Blocked(
+            Reason.CHECKPOINT_NOT_FOUND,
+            f"Checkpoint {name} of spec.baseModel.checkpoint is being deleted: restore it, {another}",
+        )
+    if is_rejected(checkpoint):
+        why = checkpoint.spec.approval.reason if checkpoint.spec.approval is not None else ""
+        return Blocked(
+            Reason.CHECKPOINT_REJECTED,
+            f"Checkpoint {name} of spec.baseModel.checkpoint was rejected ({why or 'no reason given'}):"
+            f" remove its spec.approval, {another}",
+        )
+    return checkpoint
+
+
+def _refused(run: Run, checkpoint: Checkpoint) -> Failed | None:
+    """What can never work with this Checkpoint."""
+    spec, given = run.job.spec, checkpoint.spec
+    if given.type != checkpoint_type(spec.method):
+        works = "method.type: LoRA" if given.type == "Adapter" else "method.type: Full"
+        holds = "an adapter" if given.type == "Adapter" else "all weights"
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"spec.method.type: {spec.method.type} cannot continue from Checkpoint {checkpoint.name}, which"
+            f" holds {holds}: make a new FineTuneJob with {works}, or with baseModel.uri:"
+            f" {given.lineage.base_model.uri}",
+        )
+    wanted, base_model = spec.base_model.digest, given.lineage.base_model.digest
+    if wanted not in (None, base_model):
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel.digest is {wanted}, but Checkpoint {checkpoint.name} was trained from"
+            f" {base_model}: leave it out in a new FineTuneJob",
+        )
+    return None
