@@ -164,6 +164,32 @@ def test_full_fine_tuning_leaves_all_weights_and_they_are_served(team: Team) -> 
         assert ask(client, "tuned", "order late?") == "billing"
 
 
+def test_a_run_continues_from_the_checkpoint_of_another_and_says_so(team: Team, routing: Object) -> None:
+    parent = team.checkpoint_of(routing)
+    team.apply(
+        manifests.finetunejob(
+            "continued",
+            baseModel={"checkpoint": name_of(parent)},
+            hyperparameters={"epochs": 1, "learningRate": 0.001},
+        )
+    )
+
+    run = team.until("FineTuneJob", "continued", "Ready")
+
+    resolved = run["status"]["resolved"]
+    assert (resolved["parentCheckpoint"], resolved["parentDigest"]) == (
+        name_of(parent),
+        parent["spec"]["digest"],
+    )
+    checkpoint = team.get("Checkpoint", run["status"]["checkpoints"][-1]["name"])
+    lineage = checkpoint["spec"]["lineage"]
+    assert lineage["parentCheckpoint"] == name_of(parent)
+    assert lineage["baseModel"] == parent["spec"]["lineage"]["baseModel"]
+    # It begins where the other one ended, and not with the base model.
+    (loss,) = checkpoint["spec"]["metrics"]
+    assert loss["value"] < 1
+
+
 def test_an_endpoint_is_scaled_as_a_deployment_is(team: Team) -> None:
     uid = team.until("InferenceDeployment", "whole", "Ready")["metadata"]["uid"]
     (deployment,) = team.children("deployment", uid)
