@@ -205,6 +205,15 @@ class Compute(Model):
     nodes: Annotated[
         int, Field(ge=1, le=64, description="Pods that train together. More than 1 is reserved.")
     ] = 1
+    step_timeout_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=86400,
+            description="A train pod that finishes no batch, validation batch or saved state for so long"
+            " hangs: it ends, and the next one goes on from the last saved state. Absent: 1800.",
+        ),
+    ] = None
 
 
 class Checkpoints(Model):

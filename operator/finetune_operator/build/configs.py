@@ -142,6 +142,8 @@ def train_config(
         dataset=dataset,
         method=_method(spec.method),
         hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
+        adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
+        step_timeout_seconds=spec.compute.step_timeout_seconds or contract.STEP_TIMEOUT_SECONDS,
     )
 
 
