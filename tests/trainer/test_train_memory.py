@@ -187,6 +187,7 @@ def test_a_batch_size_that_the_user_gave_stays_and_the_end_has_figures(bench: Wo
     assert f"a batch has up to {4 * longest}" in failure.message
     assert "a smaller hyperparameters.perDeviceBatchSize" in failure.message
     assert f"maxSequenceLength below {longest}" in failure.message
+    assert "gradientCheckpointing: true" in failure.message
     assert "LoRA instead of Full" in failure.message
     assert "ComputeProfile with more memory" in failure.message
 

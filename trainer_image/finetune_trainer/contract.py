@@ -255,6 +255,7 @@ class RequestedHyperparameters(Contract):
     seed: int | None = None
     save_every_steps: int | None = None
     early_stopping_patience: int | None = None
+    gradient_checkpointing: bool | None = None
 
 
 class Hyperparameters(Contract):
@@ -271,6 +272,8 @@ class Hyperparameters(Contract):
     save_every_steps: int
     early_stopping_patience: int | None = None
     """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass instead of kept."""
 
 
 class ArtifactRef(Contract):

@@ -185,6 +185,13 @@ class Hyperparameters(Model):
             " ends early. Needs validation rows.",
         ),
     ] = None
+    gradient_checkpointing: Annotated[
+        bool | None,
+        Field(
+            description="Compute activations again in the backward pass instead of keeping them: less memory,"
+            " more time, the same weights. Absent: false."
+        ),
+    ] = None
 
 
 class Compute(Model):

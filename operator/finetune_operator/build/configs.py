@@ -120,6 +120,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, dataset: str) -
             seed=wanted.seed,
             save_every_steps=spec.checkpoints.every_steps,
             early_stopping_patience=wanted.early_stopping_patience,
+            gradient_checkpointing=wanted.gradient_checkpointing,
         ),
         devices=inputs.accelerators,
     )

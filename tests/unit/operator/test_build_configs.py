@@ -5,7 +5,7 @@ from typing import Any
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
 from finetune_operator.build.configs import StageInputs, preflight_config, train_config
-from finetune_trainer.contract import PreflightConfig, TrainConfig
+from finetune_trainer.contract import Hyperparameters, PreflightConfig, TrainConfig
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
 
@@ -21,10 +21,10 @@ def preflight(**spec: Any) -> PreflightConfig:
     return preflight_config(inputs, job.spec, ROWS)
 
 
-def train(**spec: Any) -> TrainConfig:
+def train(chosen: Hyperparameters = HYPERPARAMETERS, **spec: Any) -> TrainConfig:
     job, inputs = job_and_inputs(**spec)
-    chosen = ResolvedHyperparameters(**HYPERPARAMETERS.model_dump())
-    return train_config(inputs, job.spec, digest("b"), ROWS, chosen)
+    resolved = ResolvedHyperparameters(**chosen.model_dump())
+    return train_config(inputs, job.spec, digest("b"), ROWS, resolved)
 
 
 def test_variants_of_lora_reach_the_trainer() -> None:
@@ -55,3 +55,13 @@ def test_only_a_batch_size_that_was_left_out_may_be_adapted() -> None:
 def test_the_limit_of_a_step_reaches_the_trainer() -> None:
     assert "stepTimeoutSeconds" not in train().to_dict()
     assert train(compute={"stepTimeoutSeconds": 60}).step_timeout_seconds == 60
+
+
+def test_gradient_checkpointing_reaches_the_trainer() -> None:
+    wanted = preflight(hyperparameters={"gradientCheckpointing": True}).hyperparameters
+
+    assert wanted.gradient_checkpointing
+    assert train(chosen=HYPERPARAMETERS.model_copy(update={"gradient_checkpointing": True})).to_dict()[
+        "hyperparameters"
+    ]["gradientCheckpointing"]
+    assert "gradientCheckpointing" not in train().to_dict()["hyperparameters"]

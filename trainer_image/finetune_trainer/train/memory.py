@@ -102,6 +102,7 @@ def out_of_memory(error: OutOfMemory, used: Hyperparameters, method: MethodType)
     smaller = [
         *(["a smaller hyperparameters.perDeviceBatchSize, or without it"] if rows > 1 else []),
         f"a hyperparameters.maxSequenceLength below {longest}",
+        *([] if used.gradient_checkpointing else ["hyperparameters.gradientCheckpointing: true"]),
         *(["method.type: LoRA instead of Full"] if method == "Full" else []),
         "a ComputeProfile with more memory",
     ]
