@@ -51,6 +51,7 @@ def test_what_the_user_gives_is_kept() -> None:
         "seed": 0,
         "save_every_steps": 4,
         "early_stopping_patience": 2,
+        "gradient_checkpointing": True,
     }
 
     given = chosen(rows=20, **wanted)

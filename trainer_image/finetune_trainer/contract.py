@@ -41,6 +41,7 @@ REPORT_PATH: Final = "/v1/reports"
 SERVE_PORT: Final = 8000
 METRICS_PORT: Final = 9090
 """Prometheus port of a training pod."""
+STEP_TIMEOUT_SECONDS: Final = 1800
 
 
 class Contract(BaseModel):
@@ -116,6 +117,8 @@ class FailureReason(StrEnum):
     STORE_UNAVAILABLE = "StoreUnavailable"
     LOSS_NOT_FINITE = "LossNotFinite"
     LOSS_DIVERGED = "LossDiverged"
+    OUT_OF_MEMORY = "OutOfMemory"
+    STEP_TIMEOUT = "StepTimeout"
     RESTARTED_WITHOUT_PROGRESS = "RestartedWithoutProgress"
     INTERNAL = "Internal"
 
@@ -252,6 +255,7 @@ class RequestedHyperparameters(Contract):
     seed: int | None = None
     save_every_steps: int | None = None
     early_stopping_patience: int | None = None
+    gradient_checkpointing: bool | None = None
 
 
 class Hyperparameters(Contract):
@@ -268,6 +272,8 @@ class Hyperparameters(Contract):
     save_every_steps: int
     early_stopping_patience: int | None = None
     """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass instead of kept."""
 
 
 class ParentCheckpoint(Contract):
@@ -350,6 +356,10 @@ class TrainConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: Hyperparameters
+    adapt_batch_size: bool = True
+    """Whether batches that do not fit into memory may be halved, and twice as many accumulated."""
+    step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
+    """The longest time without a finished batch, validation batch or save; the process then ends."""
     metrics_port: int = METRICS_PORT
 
 
@@ -552,6 +562,9 @@ class TrainResult(Contract):
     """Before the last epoch, because the validation loss had not become lower for long enough."""
     overfit: bool = False
     """The validation loss rose after the best checkpoint while the training loss went on falling."""
+    per_device_batch_size: int | None = None
+    """What was used where the batches of the config did not fit into memory, as the next field is."""
+    gradient_accumulation_steps: int | None = None
     checkpoints: tuple[CheckpointResult, ...]
 
 

@@ -166,6 +166,13 @@ class Hyperparameters(Model):
             " ends early. Needs validation rows.",
         ),
     ] = None
+    gradient_checkpointing: Annotated[
+        bool | None,
+        Field(
+            description="Compute activations again in the backward pass instead of keeping them: less memory,"
+            " more time, the same weights. Absent: false."
+        ),
+    ] = None
 
 
 class Compute(Model):
@@ -186,6 +193,15 @@ class Compute(Model):
     nodes: Annotated[
         int, Field(ge=1, le=64, description="Pods that train together. More than 1 is reserved.")
     ] = 1
+    step_timeout_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=86400,
+            description="A train pod that finishes no batch, validation batch or saved state for so long"
+            " hangs: it ends, and the next one goes on from the last saved state. Absent: 1800.",
+        ),
+    ] = None
 
 
 class Checkpoints(Model):

@@ -22,6 +22,7 @@ class ResolvedHyperparameters(Model):
     ]
     save_every_steps: int
     early_stopping_patience: int | None = None
+    gradient_checkpointing: bool = False
 
 
 class LoRA(Model):

@@ -135,6 +135,7 @@ def preflight_config(
             seed=wanted.seed,
             save_every_steps=spec.checkpoints.every_steps,
             early_stopping_patience=wanted.early_stopping_patience,
+            gradient_checkpointing=wanted.gradient_checkpointing,
         ),
         devices=inputs.accelerators,
     )
@@ -157,6 +158,8 @@ def train_config(
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method, resolved.lora),
         hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
+        adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
+        step_timeout_seconds=spec.compute.step_timeout_seconds or contract.STEP_TIMEOUT_SECONDS,
     )
 
 

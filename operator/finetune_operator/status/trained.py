@@ -5,7 +5,7 @@ from finetune_trainer.contract import TrainResult
 
 
 def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> str:
-    """Steps, checkpoints and restarts; whether it ended early, and what to do where it overfits."""
+    """Steps, checkpoints and restarts; what was otherwise than planned, and whether it overfits."""
     steps = f"{trained.steps} steps"
     if trained.stopped_early:
         patience = hyperparameters.early_stopping_patience or 0
@@ -14,7 +14,30 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
             f" for {_count(patience, 'epoch')})"
         )
     restarts = f", {trained.restarts} restarts" if trained.restarts else ""
-    return f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{restarts}{_overfitting(trained)}"
+    return (
+        f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{restarts}"
+        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}"
+    )
+
+
+def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:
+    """What was planned, with the batches that fitted into memory."""
+    batches = {
+        "per_device_batch_size": trained.per_device_batch_size,
+        "gradient_accumulation_steps": trained.gradient_accumulation_steps,
+    }
+    return planned.model_copy(update={name: used for name, used in batches.items() if used is not None})
+
+
+def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> str:
+    used = used_hyperparameters(trained, planned)
+    if used == planned:
+        return ""
+    return (
+        f"; batches of {_count(used.per_device_batch_size, 'row')}, accumulated"
+        f" {used.gradient_accumulation_steps} times, because {planned.per_device_batch_size} rows at once did"
+        " not fit into memory"
+    )
 
 
 def _overfitting(trained: TrainResult) -> str:

@@ -88,3 +88,17 @@ def test_the_best_checkpoint_is_judged_also_where_a_later_one_is_final() -> None
 
 def test_a_run_that_does_not_overfit_says_nothing_of_it() -> None:
     assert message(after()) == "40 steps, 1 checkpoint"
+
+
+def test_a_run_with_smaller_batches_than_planned_says_so_and_records_them() -> None:
+    cluster = after(per_device_batch_size=1, gradient_accumulation_steps=8)
+
+    assert message(cluster) == (
+        "40 steps, 1 checkpoint; batches of 1 row, accumulated 8 times, because 4 rows at once did not fit"
+        " into memory"
+    )
+    resolved = cluster.job(JOB).status.resolved.hyperparameters
+    assert resolved is not None
+    assert (resolved.per_device_batch_size, resolved.gradient_accumulation_steps) == (1, 8)
+    (checkpoint,) = cluster.of("Checkpoint").values()
+    assert checkpoint["spec"]["lineage"]["hyperparameters"] == resolved.to_dict()

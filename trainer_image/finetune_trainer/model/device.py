@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,11 @@ import torch
 
 CPU_LIMIT_PATH: Final = Path("/sys/fs/cgroup/cpu.max")
 """Processor time that the container may use, in microseconds a period (cgroup v2)."""
+MEMORY_LIMIT_PATH: Final = Path("/sys/fs/cgroup/memory.max")
+"""Bytes of memory that the container may use, or `max` (cgroup v2)."""
+
+ALLOCATION_FAILURES: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In the words of a RuntimeError, which is all that PyTorch raises where it is not a GPU's own allocator."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,3 +53,28 @@ def available_processors(cpu_limit: Path) -> int:
         logger.debug("no CPU limit known: %s", error)
         return allowed
     return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, that of a GPU or of the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
+
+
+def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[int, int]:
+    """Bytes in use and in all: of a GPU now; of the CPU the most that this process had, and the pod's limit.
+
+    Without a limit of the pod, all is the node's memory.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, total
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    node = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        allowed = limit.read_text().strip()
+    except OSError as error:
+        logger.debug("no memory limit known: %s", error)
+        return used, node
+    return used, node if allowed == "max" else min(node, int(allowed))

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.model.device import multiplies_bfloat16
+from finetune_trainer.model.device import is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes
 
 
@@ -37,6 +37,8 @@ def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> 
             local_files_only=True,
         )
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,
             f"base model in {folder}: its weights cannot be loaded: {type(error).__name__}: {error}",

@@ -20,6 +20,8 @@ saveEverySteps
     A tenth of all steps, at least 10: a pod that is killed repeats at most so many.
 earlyStoppingPatience
     None: no run ends before its last epoch unless it was asked to.
+gradientCheckpointing
+    False: it costs time, and whether memory is short is not known before training.
 """
 
 from typing import Final, Literal
@@ -75,6 +77,7 @@ def choose(
         total_steps=total,
         save_every_steps=wanted.save_every_steps or max(FEWEST_STEPS_BETWEEN_SAVES, total // 10),
         early_stopping_patience=wanted.early_stopping_patience,
+        gradient_checkpointing=wanted.gradient_checkpointing or False,
     )
 
 

@@ -23,6 +23,7 @@ from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import Pace
 from finetune_trainer.train.states import States
 from finetune_trainer.train.trainer import CompletionTrainer
+from finetune_trainer.train.watchdog import Watchdog
 from finetune_trainer.train.weights import Weights
 
 LOG_SECONDS: Final = 5.0
@@ -53,6 +54,7 @@ class Loop(TrainerCallback):
     context: StageContext
     metrics: Metrics
     weights: Weights
+    watchdog: Watchdog
     pace: Pace = field(init=False)
     _learning_rate: float = field(init=False, default=0.0)
     _logged_at: float = field(init=False, default=float("-inf"))
@@ -68,6 +70,7 @@ class Loop(TrainerCallback):
         if self.context.stop.is_set():
             raise Preempted
         step = state.global_step
+        self.watchdog.feed(step)
         if self._ends_epoch(step) and self.ledger.evaluated_step < step:
             self._validate(step, state.epoch or 0)
         if self._out_of_patience(step):
@@ -79,6 +82,13 @@ class Loop(TrainerCallback):
     ) -> None:
         """Start the clock."""
         self.pace.begin_step()
+
+    @override
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A batch is done, and the step needs more of them."""
+        self.watchdog.feed(state.global_step)
 
     @override
     def on_pre_optimizer_step(
@@ -104,6 +114,7 @@ class Loop(TrainerCallback):
     ) -> None:
         """Count the step; validate after an epoch; save and stop when it is time."""
         step, epoch = state.global_step, state.epoch or 0.0
+        self.watchdog.feed(step)
         nats, labels, tokens = self.trainer.sums.take()
         self.ledger.add_step(nats, labels, tokens)
         self.pace.end_step(nats, labels, tokens)
@@ -142,7 +153,7 @@ class Loop(TrainerCallback):
     def _validate(self, step: int, epoch: float) -> None:
         if not self.validation:
             return
-        loss = mean_completion_loss(self.model, self._until_stopped())
+        loss = mean_completion_loss(self.model, self._until_stopped(step))
         if not math.isfinite(loss):
             raise self._not_finite(step, f"validation loss is {loss}")
         self.ledger.validation_loss = loss
@@ -153,15 +164,17 @@ class Loop(TrainerCallback):
         )
         if self.ledger.best is None or loss < self.ledger.best.validation_loss:
             self.states.save_best(step, self.weights.write)
+            self.watchdog.feed(step)
             self.ledger.best = Best(
                 step=step, epoch=epoch, train_loss=self.ledger.train_loss or 0, validation_loss=loss
             )
 
-    def _until_stopped(self) -> Iterator[Mapping[str, Tensor]]:
+    def _until_stopped(self, step: int) -> Iterator[Mapping[str, Tensor]]:
         for batch in self.validation:
             if self.context.stop.is_set():
                 raise Preempted
             yield batch
+            self.watchdog.feed(step)
 
     def _save(self, step: int) -> None:
         def fill(folder: Path) -> None:
@@ -169,6 +182,7 @@ class Loop(TrainerCallback):
             self.trainer.write_state(folder)
 
         saved = self.states.save(step, self.ledger, fill)
+        self.watchdog.feed(step)
         self.metrics.saved()
         logger.info("saved the state after step %d in %s", step, self.states.uri(saved))
 

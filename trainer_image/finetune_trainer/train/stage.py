@@ -10,6 +10,7 @@ from finetune_trainer.contract import (
     ArtifactRef,
     ExitCode,
     FailureReason,
+    Hyperparameters,
     TrainConfig,
     TrainResult,
 )
@@ -22,6 +23,7 @@ from finetune_trainer.store import RunFolder
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.loop import Loop, StoppedEarly
+from finetune_trainer.train.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.publish import publish_checkpoints
@@ -29,6 +31,7 @@ from finetune_trainer.train.schedule import steps_per_epoch
 from finetune_trainer.train.starts import Starts
 from finetune_trainer.train.states import State, States
 from finetune_trainer.train.trainer import CompletionTrainer
+from finetune_trainer.train.watchdog import Watchdog
 from finetune_trainer.train.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -40,20 +43,47 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
     INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, LOSS_DIVERGED,
-    STORE_UNAVAILABLE), Preempted.
+    OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted.
     """
+    result = None
+    while result is None:
+        result = _attempt(config, context)
+        release()
+    return result
+
+
+def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
+    """The result; None where memory ran out, and the next attempt is to be made with smaller batches."""
     with context.store.run_folder(config.run, config.stage) as folder:
         states = States(folder)
         state = states.newest(Fingerprint.of(config))
         starts = Starts(folder)
         restarts = starts.begin(state.step if state else 0)
+        split = BatchSplit.read(folder)
         if state:
             logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
         try:
-            return _train(config, context, folder=folder, states=states, state=state, restarts=restarts)
+            return _train(
+                config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
+            )
         except Preempted:
             starts.forgive()
             raise
+        except OutOfMemory as error:
+            used = split.of(config.hyperparameters)
+            if not (error.by_batch and config.adapt_batch_size and used.per_device_batch_size % 2 == 0):
+                raise out_of_memory(error, used, config.method.type) from error
+            split = split.halved()
+            split.write(folder)
+            starts.forgive()
+            used = split.of(config.hyperparameters)
+            logger.warning(
+                "%s; going on with batches of %d rows, accumulated %d times",
+                error,
+                used.per_device_batch_size,
+                used.gradient_accumulation_steps,
+            )
+            return None
 
 
 def _train(
@@ -63,50 +93,58 @@ def _train(
     folder: RunFolder,
     states: States,
     state: State | None,
+    split: BatchSplit,
     restarts: int,
 ) -> TrainResult:
-    hyperparameters = config.hyperparameters
+    hyperparameters = split.of(config.hyperparameters)
     base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     device = choose_device()
     tokenizer = load_tokenizer(base)
     rows = _encode(data, "train", tokenizer, config, context)
     validation = _encode(data, "validation", tokenizer, config, context)
-    epoch_steps = _check_steps(len(rows), config)
+    longest = max((len(row.input_ids) for row in rows), default=0)
     parent = _parent(config, context)
+    epoch_steps = _check_steps(len(rows), hyperparameters)
     size = hyperparameters.per_device_batch_size
     set_seed(hyperparameters.seed)
-    model = trainable_model(base, config.method, device, parent)
-    weights = Weights(model, config.base_model, base, tokenizer)
-    ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
-    collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-    trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
-
-    metrics = Metrics(device)
-    trainer.add_callback(
-        Loop(
-            trainer=trainer,
-            model=model,
-            validation=[
-                {name: tensor.to(device) for name, tensor in collate(validation[at : at + size]).items()}
-                for at in range(0, len(validation), size)
-            ],
-            states=states,
-            ledger=ledger,
-            hyperparameters=hyperparameters,
-            steps_per_epoch=epoch_steps,
-            context=context,
-            metrics=metrics,
-            weights=weights,
-        )
-    )
-    _log_size(model, len(rows), len(validation), config)
-    stopped_early = False
-    with metrics.served(config.metrics_port):
-        try:
-            trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
-        except StoppedEarly:
-            stopped_early = True
+    begin = state.step if state else 0
+    with Watchdog(config.run, config.step_timeout_seconds, begin, states.last_saved) as watchdog:
+        with noticed("loading the base model", device, longest, by_batch=False):
+            model = trainable_model(base, config.method, device, parent)
+        weights = Weights(model, config.base_model, base, tokenizer)
+        ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
+        metrics = Metrics(device)
+        stopped_early = False
+        with noticed("training", device, longest, by_batch=True), metrics.served(config.metrics_port):
+            collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
+            trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
+            trainer.add_callback(
+                Loop(
+                    trainer=trainer,
+                    model=model,
+                    validation=[
+                        {
+                            name: tensor.to(device)
+                            for name, tensor in collate(validation[at : at + size]).items()
+                        }
+                        for at in range(0, len(validation), size)
+                    ],
+                    states=states,
+                    ledger=ledger,
+                    hyperparameters=hyperparameters,
+                    steps_per_epoch=epoch_steps,
+                    context=context,
+                    metrics=metrics,
+                    weights=weights,
+                    watchdog=watchdog,
+                )
+            )
+            _log_size(model, len(rows), len(validation), config)
+            try:
+                trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+            except StoppedEarly:
+                stopped_early = True
     steps = trainer.state.global_step
     if stopped_early:
         logger.info(
@@ -122,6 +160,8 @@ def _train(
         restarts=restarts,
         stopped_early=stopped_early,
         overfit=ledger.overfit,
+        per_device_batch_size=size if split.halvings else None,
+        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
             context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
         ),
@@ -158,9 +198,8 @@ def _encode(
     return encoded
 
 
-def _check_steps(rows: int, config: TrainConfig) -> int:
+def _check_steps(rows: int, chosen: Hyperparameters) -> int:
     """Steps an epoch. Raises StageFailure (INVALID_CONFIG) where the config counts otherwise."""
-    chosen = config.hyperparameters
     steps = steps_per_epoch(rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps)
     if steps == 0 or steps * chosen.epochs != chosen.total_steps:
         raise StageFailure(

@@ -44,8 +44,9 @@ class Starts:
             raise StageFailure(
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
                 f"training was started {record.without_progress} times from step {step} and never reached the"
-                " next saved state; look at how the last pod ended (out of memory?), then make a new run with"
-                " more memory, or a smaller hyperparameters.perDeviceBatchSize or checkpoints.everySteps",
+                " next saved state; look at how the last pods ended. Out of memory: make a new run with more"
+                " memory, or a smaller hyperparameters.perDeviceBatchSize. Hung: check the GPU and the store."
+                " Taken away: lower checkpoints.everySteps",
             )
         record.total += 1
         record.without_progress += 1

@@ -96,6 +96,12 @@ class States:
         """Where a state is kept, for messages."""
         return f"{self._folder.uri}/{_name(STATE, state.step)}"
 
+    def last_saved(self) -> str:
+        """The newest state that this process has read or saved, for messages."""
+        if not self._known:
+            return "the base model"
+        return f"step {self._known[0].step} in {self.uri(self._known[0])}"
+
     def last_good(self, ledger: Ledger) -> str:
         """What a run that went wrong can be gone back to, for messages.
 

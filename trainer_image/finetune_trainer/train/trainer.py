@@ -75,6 +75,9 @@ class CompletionTrainer(Trainer):
             bf16=on_gpu,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
+            activation_checkpointing=hyperparameters.gradient_checkpointing,
+            # The other way needs inputs that have gradients, which those of a frozen base model have not.
+            activation_checkpointing_kwargs={"use_reentrant": False},
             remove_unused_columns=False,
             logging_strategy="no",
             eval_strategy="no",

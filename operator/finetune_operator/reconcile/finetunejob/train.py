@@ -10,7 +10,7 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.trained import trained_message
+from finetune_operator.status.trained import trained_message, used_hyperparameters
 from finetune_trainer.contract import StageResult, TrainResult
 
 CHECKPOINTS_AT_MOST = 10
@@ -37,7 +37,8 @@ def train(run: Run) -> Halt | None:
     return None
 
 
-def _record(run: Run, trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> None:
+def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) -> None:
+    hyperparameters = used_hyperparameters(trained, planned)
     job, resolved = run.job, run.status.resolved
     version = run.world.datasetversions.get(resolved.dataset_version or "")
     validation = next((s.rows for s in version.spec.splits if s.name == "validation"), 0) if version else 0
@@ -75,5 +76,9 @@ def _record(run: Run, trained: TrainResult, hyperparameters: ResolvedHyperparame
     ended = progress.completed(run.status.progress, "train", trained.steps)
     if ended.loss is None and trained.train_loss is not None:
         ended = ended.model_copy(update={"loss": trained.train_loss})
-    run.update(checkpoints=tuple(summaries), progress=ended)
-    run.condition(ConditionType.TRAINED, Reason.SUCCEEDED, trained_message(trained, hyperparameters))
+    run.update(
+        checkpoints=tuple(summaries),
+        progress=ended,
+        resolved=resolved.model_copy(update={"hyperparameters": hyperparameters}),
+    )
+    run.condition(ConditionType.TRAINED, Reason.SUCCEEDED, trained_message(trained, planned))

@@ -1,0 +1,75 @@
+"""Activations that are computed again instead of kept: less memory, and the same run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from finetune_trainer.contract import LoRA, Method, TrainConfig
+from finetune_trainer.failure import Preempted
+from finetune_trainer.rows import Row
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+
+METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def config_for(bench: Workbench, method: str, checkpointing: bool = True) -> TrainConfig:
+    return bench.train_config(
+        dataset=bench.dataset(ROWS, ROWS[:5]), method=METHODS[method], gradient_checkpointing=checkpointing
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_and_losses_are_the_same_to_the_bit(bench: Workbench, method: str) -> None:
+    plain, checkpointed = elsewhere(bench, "plain"), elsewhere(bench, "checkpointed")
+
+    expected = plain.train(config_for(plain, method, checkpointing=False))
+
+    assert checkpointed.train(config_for(checkpointed, method)) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_at_steps_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
+    other = elsewhere(bench, "uninterrupted")
+    expected = other.train(config_for(other, method))
+    config = config_for(bench, method)
+
+    for step in (1, 3):
+        with pytest.raises(Preempted):
+            bench.train(config, Sheet(stop_at=frozenset({step})))
+
+    assert bench.train(config) == expected.model_copy(update={"restarts": 2})
+
+
+def kept_bytes(bench: Workbench, checkpointing: bool) -> int:
+    """What all forward passes of one step keep for the backward pass."""
+    rows = [Row.pair(row.messages[0].content, "ship " * 20) for row in ROWS[:4]]
+    config = bench.train_config(
+        dataset=bench.dataset(rows),
+        rows=4,
+        epochs=1,
+        per_device_batch_size=4,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=checkpointing,
+    )
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        bench.train(config)
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+
+
+def test_less_is_kept_for_the_backward_pass(bench: Workbench) -> None:
+    plain, checkpointed = elsewhere(bench, "plain"), elsewhere(bench, "checkpointed")
+
+    assert kept_bytes(checkpointed, checkpointing=True) < 0.7 * kept_bytes(plain, checkpointing=False)

@@ -1,0 +1,257 @@
+"""What becomes of a run whose batches do not fit into memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
+from finetune_trainer.failure import Preempted
+from finetune_trainer.model.device import is_out_of_memory, memory_use
+from finetune_trainer.train import stage
+from finetune_trainer.train.memory import FILE
+from finetune_trainer.train.method import trainable_model
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
+
+LORA = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
+WITHOUT_DROPOUT = Method(lora=LoRA(r=4, alpha=8, dropout=0))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def gpu_is_full() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
+def allocation_fails() -> None:
+    torch.empty(10**15)
+
+
+def python_fails() -> None:
+    raise MemoryError
+
+
+@dataclass
+class Device:
+    """Has room for `rows` a batch, from the batch number `full_from` on."""
+
+    rows: int
+    fail: Callable[[], None] = gpu_is_full
+    full_from: int = 1
+    computed: list[int] = field(default_factory=list)
+    """Rows of each batch that was tried."""
+
+    def before(self, _: torch.nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        rows = rows_of(inputs)
+        self.computed.append(rows)
+        if rows > self.rows and len(self.computed) >= self.full_from:
+            self.fail()
+
+
+def rows_of(inputs: dict[str, Tensor]) -> int:
+    """Of a batch, padded or packed."""
+    if "position_ids" in inputs:
+        return int((inputs["position_ids"] == 0).sum())
+    return len(inputs["input_ids"])
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], Device]:
+    """Have models computed on a device from now on."""
+
+    def use(device: Device) -> Device:
+        def loaded(*arguments: Any) -> Any:
+            model = trainable_model(*arguments)
+            model.register_forward_pre_hook(device.before, with_kwargs=True)
+            return model
+
+        monkeypatch.setattr(stage, "trainable_model", loaded)
+        return device
+
+    return use
+
+
+On = Callable[[Device], Device]
+
+
+def config_for(bench: Workbench, batch: int, accumulation: int, **settings: Any) -> TrainConfig:
+    return bench.train_config(
+        dataset=bench.dataset(ROWS, ROWS[:5]),
+        per_device_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        **{"method": LORA, **settings},
+    )
+
+
+@pytest.mark.parametrize("fail", [gpu_is_full, allocation_fails, python_fails])
+def test_a_run_whose_batches_do_not_fit_is_the_run_with_smaller_ones(
+    bench: Workbench, on: On, fail: Callable[[], None]
+) -> None:
+    small = elsewhere(bench, "small")
+    expected = small.train(config_for(small, 2, 2))
+
+    on(Device(rows=2, fail=fail))
+    result = bench.train(config_for(bench, 4, 1))
+
+    assert (result.per_device_batch_size, result.gradient_accumulation_steps) == (2, 2)
+    assert (expected.per_device_batch_size, expected.gradient_accumulation_steps) == (None, None)
+    assert result.steps == expected.steps == 6
+    assert result.checkpoints == expected.checkpoints
+
+
+def test_batches_are_halved_until_they_fit_and_that_is_no_start_without_progress(
+    bench: Workbench, on: On
+) -> None:
+    small = elsewhere(bench, "small")
+    expected = small.train(config_for(small, 1, 8))
+    device = on(Device(rows=1))
+
+    result = bench.train(config_for(bench, 8, 1))
+
+    assert result.checkpoints == expected.checkpoints
+    assert (result.per_device_batch_size, result.gradient_accumulation_steps) == (1, 8)
+    assert device.computed[-1] == 1
+
+
+def test_training_goes_on_from_the_last_state_with_smaller_batches(bench: Workbench, on: On) -> None:
+    """The third step fails, and the second is saved."""
+    settings: dict[str, Any] = {"method": WITHOUT_DROPOUT, "save_every_steps": 2}
+    small = elsewhere(bench, "small")
+    small_sheet, sheet = Sheet(), Sheet()
+    expected = small.train(config_for(small, 2, 2, **settings), small_sheet)
+    device = on(Device(rows=2, full_from=5))
+
+    result = bench.train(config_for(bench, 4, 1, **settings), sheet)
+
+    packing = [1, 2]  # tries out whether rows can be packed
+    assert device.computed[:5] == [*packing, 4, 4, 4]
+    assert [progress.step for progress in sheet.seen] == [1, 2, 3, 4, 5, 6]
+    assert [progress.learning_rate for progress in sheet.seen] == [
+        progress.learning_rate for progress in small_sheet.seen
+    ]
+    final, wanted = result.checkpoints[-1], expected.checkpoints[-1]
+    assert final.validation_loss == pytest.approx(wanted.validation_loss, rel=1e-3)
+    assert final.train_loss == pytest.approx(wanted.train_loss, rel=1e-3)
+    tensors = weights(bench.checkpoint(final))
+    for name, tensor in weights(small.checkpoint(wanted)).items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_a_restart_does_not_try_again_what_did_not_fit(bench: Workbench, on: On) -> None:
+    small = elsewhere(bench, "small")
+    expected = small.train(config_for(small, 2, 2))
+    config = config_for(bench, 4, 1)
+    device = on(Device(rows=2))
+    with pytest.raises(Preempted):
+        bench.train(config, Sheet(stop_at=frozenset({3})))
+    assert max(device.computed) == 4
+    device.computed.clear()
+
+    result = bench.train(config)
+
+    assert max(device.computed) == 2
+    assert result.checkpoints == expected.checkpoints
+    assert result.per_device_batch_size == 2
+
+
+def test_a_damaged_memory_of_it_is_learned_anew(bench: Workbench, on: On) -> None:
+    config = config_for(bench, 4, 1)
+    bench.store.run_folder(config.run, "train").write(FILE, b"{")
+    on(Device(rows=2))
+
+    assert bench.train(config).per_device_batch_size == 2
+
+
+def test_a_batch_size_that_the_user_gave_stays_and_the_end_has_figures(bench: Workbench, on: On) -> None:
+    on(Device(rows=2))
+    config = config_for(bench, 4, 1, method=Method(type="Full")).model_copy(
+        update={"adapt_batch_size": False}
+    )
+
+    failure = bench.train_failure(config)
+
+    assert failure.reason == FailureReason.OUT_OF_MEMORY
+    assert failure.exit_code == ExitCode.BAD_CONFIG
+    assert failure.message.startswith("training ran out of memory on cpu, with ")
+    assert "GiB in use (CUDA out of memory. Tried to allocate 2.00 GiB.); perDeviceBatchSize is 4" in (
+        failure.message
+    )
+    longest = int(failure.message.partition("the longest row has ")[2].split()[0])
+    assert f"a batch has up to {4 * longest}" in failure.message
+    assert "a smaller hyperparameters.perDeviceBatchSize" in failure.message
+    assert f"maxSequenceLength below {longest}" in failure.message
+    assert "gradientCheckpointing: true" in failure.message
+    assert "LoRA instead of Full" in failure.message
+    assert "ComputeProfile with more memory" in failure.message
+
+
+def test_one_row_that_does_not_fit_ends_the_run(bench: Workbench, on: On) -> None:
+    on(Device(rows=0))
+
+    failure = bench.train_failure(config_for(bench, 2, 2))
+
+    assert failure.reason == FailureReason.OUT_OF_MEMORY
+    assert "perDeviceBatchSize is 1" in failure.message
+    assert "smaller hyperparameters.perDeviceBatchSize" not in failure.message
+    assert "LoRA instead" not in failure.message
+
+
+def test_smaller_batches_are_no_answer_to_a_model_that_does_not_fit(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+
+    def load(*_: Any) -> None:
+        loads.append(1)
+        gpu_is_full()
+
+    monkeypatch.setattr(stage, "trainable_model", load)
+
+    failure = bench.train_failure(config_for(bench, 4, 1))
+
+    assert failure.reason == FailureReason.OUT_OF_MEMORY
+    assert failure.message.startswith("loading the base model ran out of memory")
+    assert len(loads) == 1
+
+
+def test_other_errors_are_not_taken_for_it(bench: Workbench, on: On) -> None:
+    def fail() -> None:
+        raise RuntimeError("shapes do not fit")
+
+    on(Device(rows=2, fail=fail))
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        bench.train(config_for(bench, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (OSError("not enough memory"), False),
+    ],
+)
+def test_which_errors_say_that_memory_ran_out(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1073741824\n", 1 << 30), ("max\n", None), (None, None)])
+def test_all_memory_is_the_limit_of_the_pod(tmp_path: Path, limit: str | None, expected: int | None) -> None:
+    path = tmp_path / "memory.max"
+    if limit is not None:
+        path.write_text(limit)
+
+    used, total = memory_use(torch.device("cpu"), path)
+
+    assert used > 1 << 20
+    assert total == expected if expected is not None else total > 1 << 30

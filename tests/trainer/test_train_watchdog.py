@@ -1,0 +1,111 @@
+"""A training process that hangs ends, and the next one goes on."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.failure import Preempted
+from finetune_trainer.train import stage
+from finetune_trainer.train.watchdog import Watchdog
+from tests.trainer.processes import run
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+
+HANGING = """
+import os, sys, threading
+from finetune_trainer.__main__ import main
+from finetune_trainer.train import method, stage
+
+where, errors = sys.argv[1:]
+del sys.argv[1:]
+os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+
+def blocked_here(*_):
+    threading.Event().wait()
+
+def load(*arguments):
+    if where == "loading":
+        blocked_here()
+    model = method.trainable_model(*arguments)
+    model.register_forward_pre_hook(blocked_here)
+    return model
+
+stage.trainable_model = load
+sys.exit(main())
+"""
+"""A trainer process that blocks where its first argument says."""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["loading", "forward"])
+def test_a_process_that_hangs_ends_and_the_next_one_goes_on(bench: Workbench, where: str) -> None:
+    other = elsewhere(bench, "uninterrupted")
+    expected = other.train(other.train_config())
+    config, errors = bench.train_config(), bench.root / "stderr"
+    with pytest.raises(Preempted):
+        bench.train(config, Sheet(stop_at=frozenset({2})))
+    hasty = config.model_copy(update={"step_timeout_seconds": 1})
+
+    ended = run(hasty, "-c", HANGING, where, str(errors))
+
+    assert ended.code == ExitCode.INTERNAL, ended.logs
+    result = ended.result
+    assert (result.stage, result.run, result.outcome) == ("train", config.run, "Failed")
+    assert result.reason == FailureReason.STEP_TIMEOUT
+    assert result.message.startswith("step 3 hangs: ")
+    assert "within 1 seconds" in result.message
+    assert f"goes on from step 2 in {bench.store_config.uri}" in result.message
+    assert "raise compute.stepTimeoutSeconds" in result.message
+    stacks = errors.read_text()
+    assert "in load\n" in stacks or "in blocked_here\n" in stacks
+    assert bench.store.read_result(config.run, "train") is None
+    assert bench.train(config) == expected.model_copy(update={"restarts": 2})
+
+
+def test_every_batch_validation_batch_and_save_is_a_sign_of_life(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+
+    class Recorded(Watchdog):
+        @override
+        def feed(self, step: int) -> None:
+            fed.append(step)
+            super().feed(step)
+
+    monkeypatch.setattr(stage, "Watchdog", Recorded)
+
+    bench.train(bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5]), save_every_steps=2, epochs=1))
+
+    batch, step, save, validation_batch, best = 1, 1, 1, 1, 1
+    assert fed == sorted(fed)
+    assert Counter(fed) == {
+        0: 2 + batch,  # when it begins to watch, and when training begins
+        1: step + batch,
+        2: step + save + batch,
+        3: step + 3 * validation_batch + best + save,
+    }
+
+
+def test_a_run_without_a_state_begins_anew_after_it(bench: Workbench) -> None:
+    config = bench.train_config().model_copy(update={"step_timeout_seconds": 1})
+
+    ended = run(config, "-c", HANGING, "loading", str(bench.root / "stderr"))
+
+    assert "step 1 hangs" in ended.result.message
+    assert "goes on from the base model" in ended.result.message
+
+
+def test_the_watch_ends_with_training(bench: Workbench) -> None:
+    """A thread that went on would end the process while checkpoints are published."""
+    with Watchdog(bench.root.name, 60, 0, lambda: "the base model") as watchdog:
+        thread = watchdog._thread
+        assert thread.is_alive()
+
+    assert not thread.is_alive()

@@ -1,0 +1,81 @@
+"""Ends a process whose training hangs, so that the next pod goes on.
+
+A GPU that stopped answering, or storage that did, blocks a call for ever, and the main thread with it.
+"""
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from finetune_trainer import termination
+from finetune_trainer.contract import ExitCode, FailureReason, StageResult
+
+LAST_WORDS_SECONDS: Final = 30
+"""After these the process ends also where the log or the termination message is what hangs."""
+
+logger = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """A thread that ends the process unless it is fed often enough; begins and ends with its block."""
+
+    def __init__(self, run: str, seconds: float, step: int, last_state: Callable[[], str]) -> None:
+        """For a run after `step`.
+
+        `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from.
+        """
+        self._run = run
+        self._seconds = seconds
+        self._last_state = last_state
+        self._step = step
+        self._fed_at = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.feed(self._step)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def feed(self, step: int) -> None:
+        """Something is finished; `step` is the last optimizer step that is."""
+        self._step = step
+        self._fed_at = time.monotonic()
+
+    def _watch(self) -> None:
+        while (left := self._fed_at + self._seconds - time.monotonic()) > 0:
+            if self._ended.wait(left):
+                return
+        self._end()
+
+    def _end(self) -> None:
+        faulthandler.dump_traceback_later(LAST_WORDS_SECONDS, exit=True)  # with code 1, which is INTERNAL
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        message = (
+            f"step {self._step + 1} hangs: no batch, validation batch or saved state was finished within"
+            f" {self._seconds:g} seconds. The next pod goes on from {self._last_state()}; if it hangs again,"
+            " see in the pod's log where (every thread's stack is there), check its GPU and the store, and"
+            " raise compute.stepTimeoutSeconds in a new run if it only is slow"
+        )
+        logger.error("%s: %s", FailureReason.STEP_TIMEOUT, message)
+        result = StageResult(
+            stage="train",
+            run=self._run,
+            outcome="Failed",
+            reason=FailureReason.STEP_TIMEOUT,
+            message=message,
+        )
+        termination.write(termination.bounded(result))
+        os._exit(ExitCode.INTERNAL)
