@@ -10,7 +10,7 @@ from typing import Final
 
 from hack.bench.comparison import Comparison
 from hack.bench.errors import BenchError
-from hack.bench.tables import comparison, overview, requests
+from hack.bench.tables import Sheet, comparison, overview, requests
 from hack.bootstrap.uv import ROOT
 from hack.cluster.toolchain import KUBERNETES
 
@@ -25,23 +25,34 @@ def write(page: Path, compared: Sequence[Comparison]) -> None:
     Raises:
         BenchError: the page has no markers.
     """
-    text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise BenchError(f"{page} has no line {BEGIN!r} and then {END!r}: put them back")
     sheets = [comparison(compared), overview(compared), *(requests(each.operator) for each in compared)]
-    body = "\n\n".join([_circumstances(), *(sheet.to_markdown() for sheet in sheets)])
-    page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}")
+    put(page, BEGIN, sheets, f"Kubernetes {KUBERNETES.version}")
 
 
-def _circumstances() -> str:
+def put(page: Path, begin: str, sheets: Sequence[Sheet], measured: str) -> None:
+    """Put sheets in place of what stands between `begin` and the next END, with when and where it was.
+
+    `measured` says of what, with its version.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    text = page.read_text()
+    before, found, rest = text.partition(begin)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise BenchError(f"{page} has no line {begin!r} and then {END!r}: put them back")
+    body = "\n\n".join([_circumstances(measured), *(sheet.to_markdown() for sheet in sheets)])
+    page.write_text(f"{before}{begin}\n{body}\n{END}{after}")
+
+
+def _circumstances(measured: str) -> str:
     # The page itself changes with each size that is measured.
     changed = _git("status", "--porcelain", "--", ".", f":(exclude){PAGE.relative_to(ROOT)}")
     commit = _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}; Kubernetes {KUBERNETES.version}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}; {measured}, "
         f"Python {platform.python_version()}; {os.cpu_count()} cores ({_processor()}), {memory:.0f} GiB, "
         f"Linux {platform.release().partition('-')[0]}."
     )

@@ -1,19 +1,13 @@
 """What was measured, as a table, and its place in docs/benchmarks.md."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Final
 
-from hack.bench.errors import BenchError
-from hack.bench.page import END
+from hack.bench.page import put
 from hack.bench.tables import Sheet
-from hack.bootstrap.uv import ROOT
 from hack.databench.measurement import Measured
 
 BEGIN: Final = "<!-- Written by make bench-data from here -->"
@@ -48,21 +42,4 @@ def write(page: Path, table: Sheet) -> None:
     Raises:
         BenchError: the page has no markers.
     """
-    text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise BenchError(f"{page} has no line {BEGIN!r} and then {END!r}: put them back")
-    page.write_text(f"{before}{BEGIN}\n{_circumstances()}\n\n{table.to_markdown()}\n{END}{after}")
-
-
-def _circumstances() -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}; Python {platform.python_version()}, "
-        f"datasets {version('datasets')}; {os.cpu_count()} cores, {memory:.0f} GiB, "
-        f"Linux {platform.release().partition('-')[0]}."
-    )
+    put(page, BEGIN, [table], f"datasets {version('datasets')}")
