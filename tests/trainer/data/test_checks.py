@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_trainer import canonical
 from finetune_trainer.data.checks import Scanner
 from finetune_trainer.data.checks.secrets import DETECTORS, NOT_USED, Secrets
 from finetune_trainer.data.options import Checks
@@ -318,3 +319,20 @@ def test_hints_are_in_everything_that_is_found() -> None:
 
 def _codes(issues: tuple[Issue, ...]) -> list[str]:
     return [issue.code for issue in issues]
+
+
+def test_arguments_of_tool_calls_are_looked_at_too_and_stay_what_they_are() -> None:
+    calls = [{"function": {"name": "mail", "arguments": {"to": "jo@example.com", "lines": ["a", 'say "b"']}}}]
+    row = Row(
+        (
+            Message("user", "write to them"),
+            Message("assistant", "", tool_calls=canonical.text(calls)),
+        )
+    )
+
+    redacted, (issue,) = Scanner(Checks(email_addresses="Redact")).scan(row)
+
+    assert issue.column == "messages[1].tool_calls[0].function.arguments.to"
+    calls[0]["function"]["arguments"]["to"] = "[EMAIL]"  # type: ignore[index]
+    assert redacted.messages[1].tool_calls == canonical.text(calls)
+    assert Scanner(Checks(payment_cards="Fail")).scan(row) == (row, ())

@@ -1,9 +1,11 @@
 """Looks through all texts of a row for what the recipe asks, and replaces it where it asks for that."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
+from finetune_trainer import canonical
 from finetune_trainer.data.checks.base import Detector, Find
 from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
 from finetune_trainer.data.checks.secrets import Secrets
@@ -43,17 +45,47 @@ class Scanner:
         texts = [message.content for message in row.messages]
         if row.rejected is not None:
             texts.append(row.rejected)
-        everything = "\n".join(texts)
+        calls = {
+            place: json.loads(message.tool_calls)
+            for place, message in enumerate(row.messages)
+            if message.tool_calls is not None
+        }
+        everything = "\n".join([*texts, *_strings(list(calls.values()))])
         # Nearly all rows end here.
         suspects = [each for each in self._asked if each[0].may_find(everything)]
         if not suspects:
             return row, ()
         issues: list[Issue] = []
-        for place, text in enumerate(texts):
+
+        def look(text: str, column: str) -> str:
             hits = _hits(text, suspects)
-            issues += [_issue(hit, _column(row, place)) for hit in hits]
-            texts[place] = _redacted(text, hits)
-        return _with_texts(row, texts), tuple(issues)
+            issues.extend(_issue(hit, column) for hit in hits)
+            return _redacted(text, hits)
+
+        texts = [look(text, _column(row, place)) for place, text in enumerate(texts)]
+        for place, call in calls.items():
+            calls[place] = _rewritten(call, f"messages[{place}].tool_calls", look)
+        return _with_texts(row, texts, calls), tuple(issues)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, names of fields not among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
+def _rewritten(value: Any, path: str, look: Callable[[str, str], str]) -> Any:
+    """A JSON value with what `look` makes of each text, which it is given with its path."""
+    if isinstance(value, str):
+        return look(value, path)
+    if isinstance(value, list):
+        return [_rewritten(each, f"{path}[{index}]", look) for index, each in enumerate(value)]
+    if isinstance(value, dict):
+        return {name: _rewritten(each, f"{path}.{name}", look) for name, each in value.items()}
+    return value
 
 
 def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]:
@@ -79,10 +111,14 @@ def _redacted(text: str, hits: list[_Hit]) -> str:
     return text
 
 
-def _with_texts(row: Row, texts: list[str]) -> Row:
+def _with_texts(row: Row, texts: list[str], calls: Mapping[int, Any]) -> Row:
     messages = tuple(
-        message if message.content == text else replace(message, content=text)
-        for message, text in zip(row.messages, texts, strict=False)
+        replace(
+            message,
+            content=texts[place],
+            tool_calls=canonical.text(calls[place]) if place in calls else None,
+        )
+        for place, message in enumerate(row.messages)
     )
     rejected = None if row.rejected is None else texts[-1]
     if messages == row.messages and rejected == row.rejected:
