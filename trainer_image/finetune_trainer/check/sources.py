@@ -4,7 +4,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune_trainer.data.files import COMPRESSED_SUFFIXES, SUFFIXES, SourceFile, is_data
+from finetune_trainer.data.files import COMPRESSED_SUFFIXES, ENDINGS, SourceFile, is_data
 
 
 class NotFound(Exception):
@@ -44,10 +44,9 @@ def _matching(argument: str) -> Iterator[Path]:
 def _inside(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.is_file() and is_data(path.name)]
     if not files:
-        endings = " ".join(sorted(SUFFIXES))
         packed = " or ".join(sorted(COMPRESSED_SUFFIXES))
         raise NotFound(
-            f"{folder}: the folder has no file that ends with one of {endings}, packed ({packed}) or not;"
+            f"{folder}: the folder has no file that ends with one of {ENDINGS}, packed ({packed}) or not;"
             " add rows, or name a file"
         )
     return files

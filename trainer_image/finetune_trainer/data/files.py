@@ -12,6 +12,8 @@ from typing import IO, Any, Final
 
 SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
 COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst"})
+ENDINGS: Final = " ".join(sorted(SUFFIXES))
+"""For messages."""
 MAX_ROW_BYTES: Final = 16 << 20
 """Longest row; a longer one is a file without line ends, or an unclosed quote."""
 CHUNK_BYTES: Final = 1 << 18

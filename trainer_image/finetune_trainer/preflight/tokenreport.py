@@ -2,10 +2,10 @@
 
 import dataclasses
 import heapq
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from finetune_trainer.data.report.document import encode
 from finetune_trainer.data.report.page import token_page
 from finetune_trainer.data.statistics import lengths as spread
 from finetune_trainer.preflight.lengths import Lengths
@@ -46,6 +46,6 @@ def token_report(model: str, splits: Mapping[SplitName, Lengths], max_length: in
 
 def write_token_report(folder: RunFolder, report: dict[str, Any]) -> str:
     """Keep it; gives the page's uri. Raises StageFailure (STORE_UNAVAILABLE)."""
-    folder.write(REPORT_NAME, json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+    folder.write(REPORT_NAME, encode(report))
     folder.write(PAGE_NAME, token_page(report).encode())
     return f"{folder.uri}/{PAGE_NAME}"

@@ -9,11 +9,10 @@ from typing import Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract import ExitCode, FailureReason, PrepareConfig
-from finetune_trainer.data.files import SourceFile, Unreadable, is_data, readable
+from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data, readable
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
-    ENDINGS,
     find_files,
     is_pattern,
     matching,

@@ -11,7 +11,7 @@ from typing import Final
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
-    SUFFIXES,
+    ENDINGS,
     SourceFile,
     Unreadable,
     is_data,
@@ -22,7 +22,6 @@ from finetune_trainer.failure import Preempted, StageFailure
 WAIT_SECONDS: Final = 60.0
 """How long a source may take to appear: the kubelet fills the volume of a late ConfigMap on its next sync."""
 POLL_SECONDS: Final = 1.0
-ENDINGS: Final = " ".join(sorted(SUFFIXES))
 
 logger = logging.getLogger(__name__)
 

@@ -43,17 +43,18 @@ def division_of(split: Split) -> Division:
     return Division(**split.model_dump())
 
 
-def preparation_digest(config: PrepareConfig, found: DataFormat | None) -> Digest:
+def preparation_digest(config: PrepareConfig, recipe: Recipe, found: DataFormat | None) -> Digest:
     """Stands for all that was done to the source, whether it was asked for or came by itself.
+
+    `recipe` is the config's, `found` the format that the rows had.
 
     Settings at their default are left out, so that a setting that comes later changes no digest of today.
     """
-    recipe = dataclasses.replace(recipe_of(config), format=found)
     return digest_of(
         canonical.encode(
             {
                 "version": VERSION,
-                "recipe": _settings(recipe),
+                "recipe": _settings(dataclasses.replace(recipe, format=found)),
                 "onInvalidRows": config.on_invalid_rows,
                 "maxInvalidFraction": config.max_invalid_fraction,
             }

@@ -162,7 +162,7 @@ def _result(
     prompts, completions = statistics.prompt_characters, statistics.completion_characters
     return PrepareResult(
         source=digest_of(canonical.encode([[file.name, file.digest] for file in files])),
-        preparation=preparation_digest(config, prepared.format),
+        preparation=preparation_digest(config, prepared.recipe, prepared.format),
         format=prepared.format,
         statistics=DataStatistics(
             source_rows=prepared.rows,

@@ -45,13 +45,18 @@ GROUP_END: Final = re.compile(r"[A-Za-z0-9](?![A-Za-z0-9])")
 SEVEN_DIGITS: Final = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
 
 
-class EmailAddresses:
+class PersonalData:
+    """What is said of all of it."""
+
+    expected: ClassVar = "no personal data"
+    fix: ClassVar = "remove it"
+
+
+class EmailAddresses(PersonalData):
     """In the usual form, with letters of any alphabet."""
 
     code: ClassVar = Code.EMAIL_ADDRESS
     name: ClassVar = "an e-mail address"
-    expected: ClassVar = "no personal data"
-    fix: ClassVar = "remove it"
     setting: ClassVar = "checks.emailAddresses"
     placeholder: ClassVar = "[EMAIL]"
 
@@ -64,13 +69,11 @@ class EmailAddresses:
             yield Find(match.start(), match.end(), f"{local[0]}…@{domain}")
 
 
-class PaymentCards:
+class PaymentCards(PersonalData):
     """Numbers of a card network's form and length that pass the Luhn check."""
 
     code: ClassVar = Code.PAYMENT_CARD
     name: ClassVar = "a payment card's number"
-    expected: ClassVar = "no personal data"
-    fix: ClassVar = "remove it"
     setting: ClassVar = "checks.paymentCards"
     placeholder: ClassVar = "[CARD]"
 
@@ -84,13 +87,11 @@ class PaymentCards:
                 yield Find(match.start(), match.end(), f"{number[:4]}…{number[-4:]}")
 
 
-class Ibans:
+class Ibans(PersonalData):
     """International bank account numbers with the right form, length and check digits."""
 
     code: ClassVar = Code.IBAN
     name: ClassVar = "an IBAN"
-    expected: ClassVar = "no personal data"
-    fix: ClassVar = "remove it"
     setting: ClassVar = "checks.ibans"
     placeholder: ClassVar = "[IBAN]"
 
@@ -109,13 +110,11 @@ class Ibans:
                     break
 
 
-class PhoneNumbers:
+class PhoneNumbers(PersonalData):
     """Numbers that exist: with their country's code, or of `region`, a two-letter country."""
 
     code: ClassVar = Code.PHONE_NUMBER
     name: ClassVar = "a phone number"
-    expected: ClassVar = "no personal data"
-    fix: ClassVar = "remove it"
     setting: ClassVar = "checks.phoneNumbers"
     placeholder: ClassVar = "[PHONE]"
 
