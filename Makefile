@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
 
-.PHONY: help demo test test-full unit verify cluster cluster-down images bench-data bench-operator generate golden format constraints clean \
+.PHONY: help demo test test-full unit verify cluster cluster-down images bench-data bench-train bench-operator generate golden format constraints clean \
 	python packages-environment packages prometheus .venv
 
 help: ## List the targets
@@ -58,6 +58,9 @@ images: packages .venv cluster ## Build the operator and trainer images and hand
 
 bench-data: packages-environment .venv ## Prepare five million rows beside datasets.load_dataset; ROWS=100000 for fewer
 	@$(RUN) -m hack.databench $(or $(ROWS),--page)
+
+bench-train: packages-environment .venv ## Train LoRA adapters beside TRL's SFTTrainer; STEPS=8 for fewer
+	@$(RUN) -m hack.trainbench $(or $(STEPS),--page)
 
 bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" chooses how many FineTuneJobs
 	@$(RUN) -m hack.bench $(SIZES)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hack.bench.errors import BenchError
 from hack.bench.page import PAGE
-from hack.databench.measurement import Measured, measure
+from hack.bench.program import Ended, run
 from hack.databench.page import sheet, write
 from hack.databench.rows import rows_file
 
@@ -36,7 +36,7 @@ def databench(
     """
     console = Console(highlight=False)
     programs = {name: module for name, module in PROGRAMS.items() if not (only_peer and name == OURS)}
-    measured: dict[str, list[Measured]] = {name: [] for name in programs}
+    measured: dict[str, list[Ended]] = {name: [] for name in programs}
     try:
         with console.status(f"making {rows:,} rows"):
             file = rows_file(rows)
@@ -44,7 +44,7 @@ def databench(
             for name, module in programs.items():
                 # Drawn seldom, since it takes processor time of what is measured.
                 with console.status(f"{name}, {turn + 1} of {rounds}", refresh_per_second=1):
-                    measured[name].append(measure(module, file))
+                    measured[name].append(run(module, str(file)))
         table = sheet(measured, rows, file.stat().st_size)
         console.print(table.to_terminal())
         if page:
@@ -55,8 +55,8 @@ def databench(
         raise typer.Exit(1) from error
 
 
-def _judge(measured: Mapping[str, Sequence[Measured]]) -> None:
-    if len({each.rows for rounds in measured.values() for each in rounds}) > 1:
+def _judge(measured: Mapping[str, Sequence[Ended]]) -> None:
+    if len({each.printed["rows"] for rounds in measured.values() for each in rounds}) > 1:
         raise BenchError("the programs leave different numbers of rows: they did not do the same")
     peak = max((each.peak_bytes for each in measured.get(OURS, ())), default=0)
     if peak > MAX_BYTES:

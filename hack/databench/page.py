@@ -7,13 +7,13 @@ from statistics import median
 from typing import Final
 
 from hack.bench.page import put
+from hack.bench.program import Ended
 from hack.bench.tables import Sheet
-from hack.databench.measurement import Measured
 
 BEGIN: Final = "<!-- Written by make bench-data from here -->"
 
 
-def sheet(measured: Mapping[str, Sequence[Measured]], rows: int, size: int) -> Sheet:
+def sheet(measured: Mapping[str, Sequence[Ended]], rows: int, size: int) -> Sheet:
     """One line a program: the medians of its rounds, but the highest peak. `size` is the file's, in bytes."""
     lines = []
     for name, rounds in measured.items():
@@ -26,7 +26,7 @@ def sheet(measured: Mapping[str, Sequence[Measured]], rows: int, size: int) -> S
                 f"{max(each.peak_bytes for each in rounds) / (1 << 20):,.0f}",
                 f"{seconds:.1f}",
                 f"{median(each.processor_seconds for each in rounds):.1f}",
-                f"{rounds[0].rows:,}",
+                f"{rounds[0].printed['rows']:,}",
             )
         )
     return Sheet(

@@ -1,15 +1,20 @@
 """The loss against transformers' own, and what must not change it."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
+from finetune_trainer.model import head as head_module
 from finetune_trainer.model.batch import Padding, left_padded, pack
 from finetune_trainer.model.encode import RowEncoder
+from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.loss import completion_loss, mean_completion_loss
 from finetune_trainer.rows import Row
 from hack.models import tiny
+from hack.models.tiny import VOCABULARY
 from tests.trainer.workbench import tiny_tokenizer
 
 ROWS = [
@@ -22,9 +27,86 @@ ROWS = [
 PADDED = Padding(tiny_tokenizer().pad_token_id)
 
 
+CPU = torch.device("cpu")
+
+
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return load_base(tiny(), torch.float32, torch.device("cpu"))
+    return load_base(tiny(), torch.float32, CPU)
+
+
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def known_head(model: PreTrainedModel) -> ChunkedHead:
+    head = chunked_head(model, inputs_of(pack(ROWS)))
+    assert head is not None
+    return head
+
+
+@pytest.fixture(params=[1, 2, 1000])
+def positions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many the head reads at once."""
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", request.param * VOCABULARY)
+    number: int = request.param
+    return number
+
+
+@pytest.mark.usefixtures("positions")
+@pytest.mark.parametrize("trained", ["all weights", "all but the head", "the head alone"])
+def test_a_head_over_few_positions_gives_the_same_loss_and_gradients(trained: str) -> None:
+    model = load_base(tiny(), torch.float32, CPU)
+    lm_head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
+    for parameter in model.parameters():
+        parameter.requires_grad_(trained != "the head alone")
+    for parameter in lm_head.parameters():
+        parameter.requires_grad_(trained != "all but the head")
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    whole, tokens = completion_loss(model, PADDED(ROWS))
+
+    few, few_tokens = completion_loss(model, PADDED(ROWS), known_head(model))
+
+    torch.testing.assert_close(few, whole)
+    assert few_tokens == tokens
+    for ours, expected in zip(
+        torch.autograd.grad(3 * few, weights), torch.autograd.grad(3 * whole, weights), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+
+
+def test_a_model_that_multiplies_its_logits_has_the_same_loss() -> None:
+    torch.manual_seed(0)
+    scaled = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=0.1))
+
+    few, _ = completion_loss(scaled, PADDED(ROWS), known_head(scaled))
+
+    torch.testing.assert_close(few, completion_loss(scaled, PADDED(ROWS))[0])
+
+
+def test_a_model_that_caps_its_logits_makes_all_of_them() -> None:
+    torch.manual_seed(0)
+    capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=30.0))
+
+    assert chunked_head(capped, inputs_of(pack(ROWS))) is None
+
+
+def test_after_the_loss_the_model_gives_logits_again(model: PreTrainedModel) -> None:
+    completion_loss(model, PADDED(ROWS), known_head(model))
+
+    assert model(**inputs_of(pack(ROWS))).logits.shape[-1] == VOCABULARY
 
 
 def test_the_loss_is_that_of_transformers_over_the_labelled_tokens(model: PreTrainedModel) -> None:

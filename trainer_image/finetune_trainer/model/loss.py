@@ -8,23 +8,33 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.model.encode import IGNORED
+from finetune_trainer.model.head import ChunkedHead
 
 
-def completion_loss(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def completion_loss(
+    model: torch.nn.Module, batch: Mapping[str, Tensor], head: ChunkedHead | None = None
+) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the labelled tokens in nats: its sum, and how many tokens these are.
 
     `batch` has `input_ids` and `labels` of shape (rows, tokens), and the model's other inputs. The output
-    head, the costliest layer of a small model, reads only the positions that predict a labelled token, so
-    logits have the shape (labelled tokens, vocabulary). The loss is computed in float32.
+    head, the costliest layer of a small model, reads only the positions that predict a labelled token: with
+    `head` a few at a time, without it all at once, into logits of the shape (labelled tokens, vocabulary).
+    The loss is computed in float32.
     """
     targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     predicting = targets != IGNORED
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    if head is not None:
+        with head.left_out():
+            hidden = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
+        return head.nats(hidden, targets[predicting]), predicting.sum()
     logits = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
     return cross_entropy(logits.float(), targets[predicting], reduction="sum"), predicting.sum()
 
 
-def mean_completion_loss(model: torch.nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> float:
+def mean_completion_loss(
+    model: torch.nn.Module, batches: Iterable[Mapping[str, Tensor]], head: ChunkedHead | None = None
+) -> float:
     """Mean over all labelled tokens of all batches in nats, without dropout; NaN where there are none.
 
     Draws no random numbers. Leaves the model in evaluation mode.
@@ -34,7 +44,7 @@ def mean_completion_loss(model: torch.nn.Module, batches: Iterable[Mapping[str, 
     tokens = 0
     with torch.inference_mode():
         for batch in batches:
-            batch_nats, batch_tokens = completion_loss(model, batch)
+            batch_nats, batch_tokens = completion_loss(model, batch, head)
             nats += float(batch_nats)
             tokens += int(batch_tokens)
     return nats / tokens if tokens else math.nan

@@ -27,6 +27,8 @@ from finetune_trainer.train.watchdog import Watchdog
 from finetune_trainer.train.weights import Weights
 
 LOG_SECONDS: Final = 5.0
+SAVED: Final = "saved the state after step %d in %.2f s: %s"
+"""Training stands still for so long."""
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +155,7 @@ class Loop(TrainerCallback):
     def _validate(self, step: int, epoch: float) -> None:
         if not self.validation:
             return
-        loss = mean_completion_loss(self.model, self._until_stopped(step))
+        loss = mean_completion_loss(self.model, self._until_stopped(step), self.trainer.head)
         if not math.isfinite(loss):
             raise self._not_finite(step, f"validation loss is {loss}")
         self.ledger.validation_loss = loss
@@ -181,10 +183,11 @@ class Loop(TrainerCallback):
             self.weights.write_resume(folder)
             self.trainer.write_state(folder)
 
+        began = time.monotonic()
         saved = self.states.save(step, self.ledger, fill)
         self.watchdog.feed(step)
         self.metrics.saved()
-        logger.info("saved the state after step %d in %s", step, self.states.uri(saved))
+        logger.info(SAVED, step, time.monotonic() - began, self.states.uri(saved))
 
     def _report(self, progress: Progress) -> None:
         self.context.reporter.progress(progress)

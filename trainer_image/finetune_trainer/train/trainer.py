@@ -10,8 +10,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from typing_extensions import override
 
 from finetune_trainer.contract import Hyperparameters
-from finetune_trainer.model.batch import Collate, token_count
+from finetune_trainer.model.batch import Collate, pack, token_count
 from finetune_trainer.model.encode import EncodedRow
+from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.loss import completion_loss
 from finetune_trainer.train.method import Trainable
 
@@ -90,6 +91,7 @@ class CompletionTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
         self.sums = StepSums(model.device)
+        self.head = _head(model, rows)
 
     @override
     def compute_loss(
@@ -102,7 +104,7 @@ class CompletionTrainer(Trainer):
         """The batch's share of the step's mean loss a token."""
         if num_items_in_batch is None:
             raise ValueError("the Trainer did not count the labelled tokens of the step")
-        nats, labels = completion_loss(model, inputs)
+        nats, labels = completion_loss(model, inputs, self.head)
         self.sums.add(nats, labels, token_count(inputs))
         return nats / num_items_in_batch
 
@@ -111,3 +113,11 @@ class CompletionTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE))
+
+
+def _head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
+    """The output head, tried out on the shortest row."""
+    shortest = pack([min(rows, key=lambda row: len(row.input_ids))])
+    return chunked_head(
+        model, {name: tensor.to(model.device) for name, tensor in shortest.items() if name != "labels"}
+    )

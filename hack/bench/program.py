@@ -1,4 +1,4 @@
-"""One program in a process of its own: how long it takes, and how much memory at most."""
+"""One program in a process of its own: what it prints, how long it takes, and how much memory at most."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from hack.bench.errors import BenchError
 from hack.bootstrap.cache import cache_directory
@@ -15,33 +15,35 @@ from hack.bootstrap.uv import ROOT
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Ended:
     """One run.
 
     Attributes:
-        rows: in the split files.
+        printed: the JSON object that it wrote last.
         seconds: from the start of the process to its end.
         processor_seconds: user and system time of all its threads.
         peak_bytes: resident at most.
     """
 
-    rows: int
+    printed: dict[str, Any]
     seconds: float
     processor_seconds: float
     peak_bytes: int
 
 
-def measure(module: str, file: Path) -> Measured:
-    """Run `python -m module FILE FOLDER`; what it writes is removed.
+def run(module: str, *arguments: str) -> Ended:
+    """Run `python -m module ARGUMENTS FOLDER`; what it writes into the folder is removed.
 
     Raises:
         BenchError: it failed.
     """
-    # On the same disk as the rows: folders for temporary files may be in memory.
-    with TemporaryDirectory(dir=cache_directory() / "databench") as folder:
+    parent = cache_directory() / "bench"
+    parent.mkdir(parents=True, exist_ok=True)
+    # On the same disk as what is read: folders for temporary files may be in memory.
+    with TemporaryDirectory(dir=parent) as folder:
         begin = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(file), folder],
+            [sys.executable, "-m", module, *arguments, folder],
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": folder},
             stdout=subprocess.PIPE,
@@ -56,8 +58,8 @@ def measure(module: str, file: Path) -> Measured:
         process.stdout.close()
     if process.returncode:
         raise BenchError(f"{module} ended with exit code {process.returncode}")
-    return Measured(
-        rows=json.loads(output)["rows"],
+    return Ended(
+        printed=json.loads(output.splitlines()[-1]),
         seconds=seconds,
         processor_seconds=usage.ru_utime + usage.ru_stime,
         peak_bytes=usage.ru_maxrss << 10,

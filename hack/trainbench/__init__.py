@@ -1,0 +1,1 @@
+"""Training speed and memory beside TRL's SFTTrainer, and what saving the state costs."""
