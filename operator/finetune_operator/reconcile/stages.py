@@ -308,11 +308,13 @@ def _waiting(trouble: Trouble) -> Working | Blocked:
 
 
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
-    """A pod has ended and the Job has not: another pod follows; None where its end is only being counted."""
+    """A pod has ended and the Job has not: its end is being counted, or another follows; None: it did its part."""
     stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
-    if code == ExitCode.OK or code in USELESS_AGAIN or failed >= attempts:
+    if code == ExitCode.OK:
         return None
+    if code in USELESS_AGAIN or failed >= attempts:
+        return Working(RUNNING[stage], _running(stage))
     disruption = podfailures.disruption(pod)
     if code in NO_FAULT or disruption is not None:
         lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None

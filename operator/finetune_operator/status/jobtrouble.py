@@ -18,7 +18,7 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
     """
     together, nodes = current(pods), nodes_of(job)
     troubles = [trouble for pod in together if (trouble := _pod_trouble(job, pod, now)) is not None]
-    if len(together) < nodes:
+    if _lacks_a_pod(job, together):
         troubles.append(podstarts.waiting(job, None, now))
     if not troubles:
         return None
@@ -29,6 +29,13 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
         share = f"{running} of {nodes} pods {'is' if running == 1 else 'are'} running"
         first = replace(first, message=f"{share}; {first.message}")
     return replace(first, look_again=later)
+
+
+def _lacks_a_pod(job: Manifest, together: list[Manifest]) -> bool:
+    """Whether a pod is still to come; one that has done its part may be gone."""
+    done = sum(pod.get("status", {}).get("phase") == "Succeeded" for pod in together)
+    counted = job.get("status", {}).get("succeeded", 0)
+    return len(together) - done + max(done, counted) < nodes_of(job)
 
 
 def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:

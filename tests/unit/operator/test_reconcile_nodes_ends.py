@@ -141,3 +141,21 @@ def test_device_seconds_are_of_all_pods_and_seconds_are_those_of_the_stage() -> 
     assert train["queuedSeconds"] == 30
     assert train["seconds"] == 60
     assert train["deviceSeconds"] == 2 * (60 + 50)
+
+
+def test_a_pod_that_has_done_its_part_may_go_before_the_first_has_published() -> None:
+    cluster = training()
+    cluster.pod("train", running(cluster), index=0)
+    cluster.stage_job("train")["status"] = {"succeeded": 1}
+    cluster.now += timedelta(seconds=90)
+    assert state(cluster) == ("Training", "train is running")
+
+
+def test_while_a_job_that_cannot_go_on_takes_its_other_pods_away_no_pod_is_announced() -> None:
+    cluster = training()
+    both_run(cluster)
+    cluster.pod("train", ended(cluster, ExitCode.BAD_CONFIG, "no such module"), index=0)
+    name = next(name for name in cluster.of("Pod") if name.endswith("-1-pod"))
+    cluster.remove("Pod", name)
+    cluster.stage_job("train")["status"] = {"failed": 1}
+    assert state(cluster) == ("Training", "train is running")
