@@ -308,7 +308,7 @@ def _waiting(trouble: Trouble) -> Working | Blocked:
 
 
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
-    """A pod has ended and the Job has not: its end is being counted, or another follows; None: it did its part."""
+    """A pod ended and the Job has not: its end is being counted, or another follows; None: it did its part."""
     stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
     if code == ExitCode.OK:

@@ -17,7 +17,8 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
     Of a Job with several pods at once it is what keeps one of them: first what somebody has to act on.
     """
     together, nodes = current(pods), nodes_of(job)
-    troubles = [trouble for pod in together if (trouble := _pod_trouble(job, pod, now)) is not None]
+    found = [(pod, _pod_trouble(job, pod, now)) for pod in together]
+    troubles = [trouble for _, trouble in found if trouble is not None]
     if _lacks_a_pod(job, together):
         troubles.append(podstarts.waiting(job, None, now))
     if not troubles:
@@ -25,7 +26,7 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
     first = min(troubles, key=lambda trouble: (trouble.expected, trouble.reason == Reason.QUEUED))
     later = min((each.look_again for each in troubles if each.look_again is not None), default=None)
     if nodes > 1 and first.reason != Reason.QUEUED:
-        running = sum("running" in container_state(pod) for pod in together)
+        running = sum(trouble is None and "running" in container_state(pod) for pod, trouble in found)
         share = f"{running} of {nodes} pods {'is' if running == 1 else 'are'} running"
         first = replace(first, message=f"{share}; {first.message}")
     return replace(first, look_again=later)

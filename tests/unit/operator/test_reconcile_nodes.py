@@ -236,3 +236,18 @@ def test_a_job_that_kueue_holds_back_is_queued_with_all_its_pods() -> None:
     job["spec"]["suspend"] = True
     cluster.now += timedelta(days=1)
     assert state(cluster) == ("Queued", "the train Job waits in its queue for admission")
+
+
+@pytest.mark.parametrize("going", [0, 1])
+def test_any_pod_that_should_end_is_looked_at_again_when_its_time_is_over(going: int) -> None:
+    cluster = training()
+    both_run(cluster)
+    pod = cluster.pod("train", running(cluster), index=going)
+    pod["spec"] = {**pod["spec"], "nodeName": "worker-7"}
+    pod["metadata"]["deletionTimestamp"] = at(cluster.now + timedelta(seconds=20))
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 51
+    cluster.now += timedelta(seconds=51)
+    reason, message = state(cluster)
+    assert reason == "NodeLost"
+    which = f"train pod {going} {pod['metadata']['name']}"
+    assert message.startswith(f"1 of 2 pods is running; {which} should have ended")
