@@ -292,7 +292,8 @@ def _under_way(
         if between is not None:
             return replace(between, requeue_after=later)
     if trouble is not None:
-        return _waiting(trouble)
+        soonest = min((each for each in (trouble.look_again, later) if each is not None), default=None)
+        return _waiting(replace(trouble, look_again=soonest))
     return Working(RUNNING[request.stage], _running(request.stage), later)
 
 
@@ -308,7 +309,7 @@ def _waiting(trouble: Trouble) -> Working | Blocked:
 
 
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
-    """A pod ended and the Job has not: its end is being counted, or another follows; None: it did its part."""
+    """A pod ended and its Job has not: that is being counted, or another follows; None: it did its part."""
     stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
     if code == ExitCode.OK:

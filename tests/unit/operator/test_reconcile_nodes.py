@@ -251,3 +251,12 @@ def test_any_pod_that_should_end_is_looked_at_again_when_its_time_is_over(going:
     assert reason == "NodeLost"
     which = f"train pod {going} {pod['metadata']['name']}"
     assert message.startswith(f"1 of 2 pods is running; {which} should have ended")
+
+
+def test_a_pod_that_should_end_is_looked_at_again_although_another_one_waits() -> None:
+    cluster = training()
+    pod = cluster.pod("train", running(cluster), index=0)
+    pod["metadata"]["deletionTimestamp"] = at(cluster.now + timedelta(seconds=20))
+    cluster.pod("train", {}, index=1, conditions=[NO_ROOM])
+    assert state(cluster)[0] == "Unschedulable"
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 51
