@@ -34,7 +34,7 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
 
 def _lacks_a_pod(job: Manifest, together: list[Manifest]) -> bool:
     """Whether a pod is still to come; one that has done its part may be gone."""
-    done = sum(pod.get("status", {}).get("phase") == "Succeeded" for pod in together)
+    done = sum(1 for pod in together if pod.get("status", {}).get("phase") == "Succeeded")
     counted: int = job.get("status", {}).get("succeeded", 0)
     return len(together) - done + max(done, counted) < nodes_of(job)
 
