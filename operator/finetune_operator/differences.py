@@ -7,6 +7,7 @@ what was counted before.
 from collections import defaultdict
 from typing import Any, Final, get_args
 
+from finetune_operator.build.jobs import NO_FAULT
 from finetune_operator.build.labels import STAGE
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Manifest
@@ -121,7 +122,7 @@ def _names(entries: Any) -> set[str]:
 
 def _cause(pod: Manifest) -> str:
     ended = container_state(pod).get("terminated", {})
-    if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") == ExitCode.PREEMPTED_SAVED:
+    if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") in NO_FAULT:
         return "preempted"
     if ended.get("reason") == "OOMKilled":
         return "out_of_memory"

@@ -39,7 +39,7 @@ class Patience:
 class Chain:
     """Rows to a served checkpoint, and a second run that is suspended on the way and takes its place.
 
-    The second run and the Dataset that nobody uses have `deletionPolicy: Delete`.
+    The second run trains in two pods. It and the Dataset that nobody uses have `deletionPolicy: Delete`.
     """
 
     def __init__(self, api: Api, namespace: str, kubelet: FakeKubelet, wait: Patience) -> None:
@@ -97,7 +97,10 @@ class Chain:
         self._wait.until("only the kept records are left", lambda: self._left() == KEPT, self._describe_left)
 
     def _second_run(self) -> Object:
-        run = manifests.finetunejob(self._namespace, "routing-v2", promotion={"mode": "Manual"})
+        compute = {"profile": manifests.profile_name(self._namespace), "nodes": 2}
+        run = manifests.finetunejob(
+            self._namespace, "routing-v2", compute=compute, promotion={"mode": "Manual"}
+        )
         del run["spec"]["evaluation"]
         return _to_be_deleted(run)
 

@@ -59,6 +59,13 @@ def a_run(api: Api, namespace: str) -> None:
     api.create(manifests.finetunejob(namespace, compute={"profile": PROFILE}))
 
 
+def a_run_in_two_pods(api: Api, namespace: str) -> None:
+    """A run whose pods find each other by a Service, which goes at its end."""
+    api.create(manifests.dataset(namespace))
+    compute = {"profile": PROFILE, "nodes": 2}
+    api.create(manifests.finetunejob(namespace, compute=compute, childrenTTLSeconds=0))
+
+
 def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
     """A run whose first stage prepares rows that are nobody else's."""
     inline = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
@@ -279,6 +286,8 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get services": Case("InferenceDeployment", an_endpoint, stripped("Service")),
     "create services": Case("InferenceDeployment", an_endpoint),
     "patch services": Case("InferenceDeployment", an_endpoint, moved),
+    # A run that has ended keeps its verdict.
+    "delete services": Case(LOG, a_run_in_two_pods),
     "get serviceaccounts": Case("Dataset", a_run),
     "create serviceaccounts": Case("Dataset", a_run),
     "get persistentvolumeclaims": Case("Dataset", a_run),

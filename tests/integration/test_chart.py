@@ -96,6 +96,7 @@ def test_the_default_profile_is_accepted(installed: ControlPlane) -> None:
         ("delete", "jobs.batch"),
         ("patch", "deployments.apps"),
         ("patch", "services"),
+        ("delete", "services"),
         ("get", "persistentvolumeclaims"),
         ("create", "tokenreviews.authentication.k8s.io"),
     ],

@@ -42,6 +42,10 @@ SERVE_PORT: Final = 8000
 METRICS_PORT: Final = 9090
 """Prometheus port of a training pod."""
 STEP_TIMEOUT_SECONDS: Final = 1800
+RENDEZVOUS_PORT: Final = 29500
+"""Where the pods of one run find each other, at pod index 0."""
+NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
+"""Which of the run's pods this is; the Job controller sets it."""
 
 
 class Contract(BaseModel):
@@ -274,6 +278,8 @@ class Hyperparameters(Contract):
     """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
+    processes: int = 1
+    """Over which a batch is divided: nodes times devices."""
 
 
 class ParentCheckpoint(Contract):
@@ -344,6 +350,7 @@ class PreflightConfig(StageConfig):
     method: Method = Method()
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
     devices: int = 1
+    nodes: int = 1
 
 
 class TrainConfig(StageConfig):
@@ -361,6 +368,12 @@ class TrainConfig(StageConfig):
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
     """The longest time without a finished batch, validation batch or save; the process then ends."""
     metrics_port: int = METRICS_PORT
+    nodes: int = 1
+    """Pods that train together."""
+    devices: int = 1
+    """Processes in a pod, one an accelerator; CPU cores are threads of one process."""
+    coordinator: str | None = None
+    """Host name of pod index 0; None where it is alone."""
 
 
 class EvaluateConfig(StageConfig):

@@ -186,12 +186,19 @@ class Compute(Model):
         Field(
             ge=1,
             le=64,
-            description="Devices a node for the train stage. Several CPU cores work; several accelerators"
-            " are not implemented in this release, and the preflight stage refuses it.",
+            description="Devices that each pod of the train stage asks for, at most devices.max of the"
+            " ComputeProfile. Each accelerator has a process of its own, and the processes divide a batch"
+            " among them; CPU cores are threads of one process.",
         ),
     ] = 1
     nodes: Annotated[
-        int, Field(ge=1, le=64, description="Pods that train together. More than 1 is reserved.")
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Pods that train together, each with `devices`. Training begins when all of them run;"
+            " when one is lost, all go on from the last saved state.",
+        ),
     ] = 1
     step_timeout_seconds: Annotated[
         int | None,

@@ -9,6 +9,7 @@ from finetune_operator.api.finetunejobstatus import LoRA, Resolved, ResolvedHype
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.build.credentials import secret_mount
 from finetune_operator.build.locations import parse_source, parse_store
+from finetune_operator.build.peers import coordinator_host
 from finetune_trainer import contract
 
 
@@ -23,7 +24,7 @@ class StageInputs:
     store_credentials: str | None = None
     """Name of the Secret that opens the store."""
     accelerators: int = 1
-    """Of the train pod. CPU cores count as one: a single process uses them all."""
+    """Of a train pod. CPU cores count as one: a single process uses them all."""
 
     @property
     def contract_owner(self) -> contract.Owner:
@@ -138,6 +139,7 @@ def preflight_config(
             gradient_checkpointing=wanted.gradient_checkpointing,
         ),
         devices=inputs.accelerators,
+        nodes=spec.compute.nodes,
     )
 
 
@@ -148,6 +150,7 @@ def train_config(
     hyperparameters: ResolvedHyperparameters,
 ) -> contract.TrainConfig:
     """Training with everything resolved."""
+    nodes = spec.compute.nodes
     return contract.TrainConfig(
         owner=inputs.contract_owner,
         run=inputs.run,
@@ -160,6 +163,9 @@ def train_config(
         hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
         adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
         step_timeout_seconds=spec.compute.step_timeout_seconds or contract.STEP_TIMEOUT_SECONDS,
+        nodes=nodes,
+        devices=inputs.accelerators,
+        coordinator=coordinator_host(inputs.owner) if nodes > 1 else None,
     )
 
 

@@ -47,6 +47,11 @@ class Placement:
     storage: Storage
     credentials: Credentials
     devices: int = 0
+    """Of each pod."""
+    nodes: int = 1
+    """Pods that work together; of several each has an index and a name of its own."""
+    service: str | None = None
+    """The headless Service that gives several pods their names."""
 
 
 def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
@@ -90,7 +95,7 @@ def build_stage_job(
     *,
     annotations: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """A Job with one pod that carries out `config` and leaves its result as termination message.
+    """A Job whose pod, or pods, carry out `config`; one leaves the result as its termination message.
 
     `annotations` are the Job's, beside those of its store.
     """
@@ -118,20 +123,29 @@ def build_stage_job(
         },
         "spec": {
             "backoffLimit": BACKOFF_LIMIT[stage],
-            "completionMode": "NonIndexed",
+            **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(),
             "template": {
                 "metadata": {"labels": labels},
-                "spec": build_stage_pod(
-                    stage,
-                    config,
-                    image=placement.image,
-                    image_pull_policy=placement.image_pull_policy,
-                    profile=profile,
-                    devices=placement.devices,
-                    storage=placement.storage,
-                    credentials=placement.credentials,
-                ),
+                "spec": {
+                    **build_stage_pod(
+                        stage,
+                        config,
+                        image=placement.image,
+                        image_pull_policy=placement.image_pull_policy,
+                        profile=profile,
+                        devices=placement.devices,
+                        storage=placement.storage,
+                        credentials=placement.credentials,
+                    ),
+                    **({"subdomain": placement.service} if placement.service else {}),
+                },
             },
         },
     }
+
+
+def _completion(nodes: int) -> Manifest:
+    if nodes == 1:
+        return {"completionMode": "NonIndexed"}
+    return {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}

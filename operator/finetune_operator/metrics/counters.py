@@ -53,7 +53,7 @@ class Metrics:
         self.pods_ended = Counter(
             "finetune_pods_ended",
             "Pods of stages that were seen to end, by cause: succeeded, failed, out_of_memory, preempted"
-            " (evicted, drained, or stopped with its state saved).",
+            " (evicted, drained, stopped with its state saved, or left by another pod of its run).",
             ("stage", "cause"),
             registry=self.registry,
         )

@@ -25,8 +25,6 @@ from finetune_operator.reconcile.ownership import Record, is_held, needed_by, re
 from finetune_operator.reconcile.stages import (
     ended_at,
     has_ended,
-    job_trouble,
-    look_again,
     pods_of,
     until_ended,
 )
@@ -34,6 +32,7 @@ from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions, podfailures
 from finetune_operator.status.conditions import is_finished, is_settled
+from finetune_operator.status.jobtrouble import job_trouble, look_again
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract import ArtifactRef
 

@@ -7,11 +7,13 @@ from typing import Final
 
 from finetune_operator.build.jobs import NO_FAULT, USELESS_AGAIN
 from finetune_operator.build.labels import STAGE
-from finetune_operator.plan import Manifest
+from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Failed, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import lostnodes, podfailures, podstarts
+from finetune_operator.status import lostnodes, podfailures
+from finetune_operator.status.jobtrouble import job_trouble, look_again
+from finetune_operator.status.peers import called, current, nodes_of
 from finetune_operator.status.pods import Trouble, stage_of
 from finetune_operator.status.pods import has_ended as has_pod_ended
 from finetune_operator.status.reasons import EventReason, Reason
@@ -51,6 +53,8 @@ class StageRequest:
     """Makes the Job; called only when there is none."""
     collect_name: str
     build_collect: Callable[[], Manifest | Blocked | Failed]
+    services: tuple[Manifest, ...] = ()
+    """What its pods find each other by: there before the Job, and as long as it has pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,46 +116,21 @@ def is_stage_running(world: World) -> bool:
     )
 
 
-def left_behind(world: World, job: str) -> Manifest | None:
-    """A pod that still runs although its Job of this name was deleted: beside it a second one must not."""
-    return next(
-        (pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)),
-        None,
-    )
+def left_behind(world: World, job: str) -> list[Manifest]:
+    """Pods that still run although their Job of this name was deleted: beside them others must not."""
+    return [pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)]
 
 
 def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
     """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
     overdue: list[float] = []
     for pod in pods:
-        trouble = lostnodes.lost(pod, f"the {stage_of(pod)} pod", now)
+        trouble = lostnodes.lost(pod, called(stage_of(pod), pod), now)
         if trouble is not None:
             return Blocked(trouble.reason, trouble.message, None)
         left = lostnodes.until_overdue(pod, now)
         overdue += [left] if left is not None else []
     return Working(reason, message, min(overdue, default=None))
-
-
-def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble | None:
-    """What keeps an unfinished Job from going on; None: its newest pod runs, or its end is being counted."""
-    if not pods:
-        return podstarts.waiting(job, None, now)
-    newest, state = pods[0], container_state(pods[0])
-    silent = lostnodes.lost(newest, f"the {stage_of(job)} pod", now)
-    if silent is not None:
-        return silent
-    if has_pod_ended(newest) or "running" in state:
-        return None
-    if "terminated" in state:
-        return podfailures.held_open(newest, now)
-    return podstarts.waiting(job, newest, now)
-
-
-def look_again(pods: list[Manifest], now: datetime) -> float | None:
-    """Seconds until `job_trouble` may find something that it does not find now, although nothing changes."""
-    if not pods:
-        return None
-    return lostnodes.until_overdue(pods[0], now) or podfailures.until_held_open(pods[0], now)
 
 
 def advance(draft: Draft, request: StageRequest) -> Outcome:
@@ -163,20 +142,21 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
     world = draft.world
     job = world.jobs.get(request.name)
     if job is None:
-        pod = left_behind(world, request.name)
-        if pod is not None:
-            waits = f"waiting for pod {pod['metadata']['name']} of a deleted {request.stage} Job to end"
-            return until_ended((pod,), Reason.QUEUED, waits, world.now)
+        left = left_behind(world, request.name)
+        if left:
+            waits = f"waiting for pod {left[0]['metadata']['name']} of a deleted {request.stage} Job to end"
+            return until_ended(left, Reason.QUEUED, waits, world.now)
         return _start(draft, request)
     pods = pods_of(job, world)
     if "deletionTimestamp" in job["metadata"]:
-        waits = f"waiting for the previous {request.stage} pod to end"
+        waits = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
         return until_ended(pods, Reason.QUEUED, waits, world.now)
     if has_ended(job, "Complete"):
         result = _success(pods, request)
         return result or _settling(job, "Complete", request, world.now) or _collect(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
+    _name_peers(draft, request)
     return _under_way(job, pods, request, world.now)
 
 
@@ -200,9 +180,16 @@ def _start(draft: Draft, request: StageRequest) -> Working | Blocked | Failed:
     job = request.build()
     if isinstance(job, Blocked | Failed):
         return job
+    _name_peers(draft, request)
     draft.start_job(job)
     draft.event(EventReason.STAGE_STARTED, f"{request.stage} started as Job {request.name}")
-    return Working(Reason.QUEUED, f"the {request.stage} pod is being created")
+    pods = "pods are" if nodes_of(job) > 1 else "pod is"
+    return Working(Reason.QUEUED, f"the {request.stage} {pods} being created")
+
+
+def _name_peers(draft: Draft, request: StageRequest) -> None:
+    missing = (each for each in request.services if each["metadata"]["name"] not in draft.world.services)
+    draft.create += [Create(service) for service in missing]
 
 
 def _result(pod: Manifest, request: StageRequest) -> StageResult | None:
@@ -221,8 +208,8 @@ def _success(pods: list[Manifest], request: StageRequest) -> StageResult | None:
 
 
 def _last_word(pods: list[Manifest], request: StageRequest) -> StageResult | None:
-    """What the last pod that ended says; an earlier one may have failed for another reason."""
-    pod = podfailures.last_ended(pods)
+    """What the pod says whose end decides; an earlier one may have failed for another reason."""
+    pod = podfailures.decisive(pods)
     return None if pod is None else _result(pod, request)
 
 
@@ -281,7 +268,7 @@ def _retry(draft: Draft, job: Manifest, result: StageResult) -> Retry:
 def _failed(
     draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest
 ) -> Retry | Broken | Working:
-    if not pods or "terminated" not in container_state(pods[0]):
+    if not pods or any("terminated" not in container_state(pod) for pod in current(pods)):
         settling = _settling(job, "Failed", request, draft.world.now)
         if settling is not None:
             return settling
@@ -297,12 +284,16 @@ def _failed(
 def _under_way(
     job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime
 ) -> Working | Blocked:
-    trouble = job_trouble(job, pods, now)
+    trouble, later = job_trouble(job, pods, now), look_again(pods, now)
+    together = current(pods)
+    ended = podfailures.decisive([pod for pod in pods if pod in together])
+    if ended is not None and (trouble is None or trouble.expected):
+        between = _between_pods(job, ended, request)
+        if between is not None:
+            return replace(between, requeue_after=later)
     if trouble is not None:
-        return _waiting(trouble)
-    newest, later = pods[0], look_again(pods, now)
-    if "terminated" in container_state(newest) or has_pod_ended(newest):
-        return replace(_between_pods(job, newest, request), requeue_after=later)
+        soonest = min((each for each in (trouble.look_again, later) if each is not None), default=None)
+        return _waiting(replace(trouble, look_again=soonest))
     return Working(RUNNING[request.stage], _running(request.stage), later)
 
 
@@ -317,18 +308,27 @@ def _waiting(trouble: Trouble) -> Working | Blocked:
     return Blocked(trouble.reason, trouble.message, None)
 
 
-def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working:
-    """The newest pod has ended and the Job has not: its end is being counted, or another pod follows."""
+def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
+    """A pod ended and its Job has not: that is being counted, or another follows; None: it did its part."""
     stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
-    if code == ExitCode.OK or code in USELESS_AGAIN or failed >= attempts:
+    if code == ExitCode.OK:
+        return None
+    if code in USELESS_AGAIN or failed >= attempts:
         return Working(RUNNING[stage], _running(stage))
     disruption = podfailures.disruption(pod)
     if code in NO_FAULT or disruption is not None:
-        how = disruption or f"ended with exit code {code}"
+        lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None
+        how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
-        return Working(Reason.QUEUED, f"the {stage} pod {how}{saved}; the next one follows")
+        return Working(Reason.QUEUED, f"{called(stage, pod)} {how}{saved}; the next one follows")
     trouble = _result(pod, request) or podfailures.failure(job, (pod,))
+    if nodes_of(job) > 1:
+        return Working(
+            Reason.QUEUED,
+            f"{stage} failed with {trouble.reason} and is tried again (pod failure {max(1, failed)} of"
+            f" {attempts}): {trouble.message}",
+        )
     return Working(
         Reason.QUEUED,
         f"attempt {max(1, failed)} of {attempts} at {stage} failed with {trouble.reason} and is tried again:"

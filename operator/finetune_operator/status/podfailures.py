@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from finetune_operator.build.jobs import NO_FAULT
 from finetune_operator.build.labels import PROFILE
 from finetune_operator.build.pods import CONTAINER, UNCONFIGURED
 from finetune_operator.plan import Manifest
+from finetune_operator.status.peers import called, index_of
 from finetune_operator.status.pods import (
     Trouble,
     condition,
@@ -20,6 +22,7 @@ from finetune_operator.status.pods import (
 )
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.stagetimes import container_state, instant
+from finetune_trainer.contract import ExitCode
 
 DISRUPTIONS: Final = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",
@@ -46,20 +49,41 @@ OWN_LIMIT: Final = re.compile(r"exceeds the|exceeded its local ephemeral storage
 """What the kubelet says of a pod beyond a limit that was set on it; its node lacks nothing then."""
 
 
-def last_ended(pods: Iterable[Manifest]) -> Manifest | None:
-    """Of pods, newest first, the newest that has ended: it decides what is said of its Job."""
-    return next(
-        (
-            pod
-            for pod in pods
-            if "terminated" in container_state(pod) or pod.get("status", {}).get("phase") == "Failed"
-        ),
-        None,
-    )
+def decisive(pods: Iterable[Manifest]) -> Manifest | None:
+    """Of a Job's pods, newest first, the one whose end decides what is said of the Job.
+
+    That is the newest that has ended. Of several that work together it is one that failed by itself, before
+    those that ended because of it: in the newest attempt with such a pod, the first.
+    """
+    ended = [
+        pod
+        for pod in pods
+        if "terminated" in container_state(pod) or pod.get("status", {}).get("phase") == "Failed"
+    ]
+    failed = [pod for pod in ended if index_of(pod) is not None and _has_failed(pod)]
+    if not failed:
+        return ended[0] if ended else None
+    begun = min(_created(failed[0]), _ended(failed[0]))
+    return min((pod for pod in failed if _ended(pod) >= begun), key=_ended)
+
+
+def _has_failed(pod: Manifest) -> bool:
+    """Whether a pod that has ended did so badly and by itself."""
+    code = container_state(pod).get("terminated", {}).get("exitCode")
+    return code not in {ExitCode.OK, *NO_FAULT} and disruption(pod) is None
+
+
+def _created(pod: Manifest) -> datetime:
+    return instant(pod["metadata"]["creationTimestamp"])
+
+
+def _ended(pod: Manifest) -> datetime:
+    at = container_state(pod).get("terminated", {}).get("finishedAt")
+    return instant(at) if at else _created(pod)
 
 
 def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
-    """Why a Job failed whose last pod left no result of its own; newest pod first."""
+    """Why a Job failed whose decisive pod left no result of its own; newest pod first."""
     stage = stage_of(job)
     failed = condition(job, "Failed") or {}
     if failed.get("reason") == "DeadlineExceeded":
@@ -68,7 +92,7 @@ def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
             f"the {stage} Job ran past an activeDeadlineSeconds that was set on it from outside:"
             " remove what sets it, and make a new object",
         )
-    pod = last_ended(pods)
+    pod = decisive(pods)
     trouble = _end(stage, pod) if pod is not None else None
     return trouble or Trouble(
         Reason.STAGE_FAILED,
@@ -120,9 +144,9 @@ def held_open(pod: Manifest, now: datetime) -> Trouble | None:
     metadata = pod["metadata"]
     return Trouble(
         Reason.POD_NOT_ENDING,
-        f"the trainer of the {stage_of(pod)} pod has ended, but container {name}, which the platform adds to"
-        f" the pod, still runs, so that nothing follows: make {name} a native sidecar (an init container with"
-        " restartPolicy Always), or have it end when the trainer does; then kubectl delete pod"
+        f"the trainer of {called(stage_of(pod), pod)} has ended, but container {name}, which the platform"
+        f" adds to the pod, still runs, so that nothing follows: make {name} a native sidecar (an init"
+        " container with restartPolicy Always), or have it end when the trainer does; then kubectl delete pod"
         f" {metadata['name']} -n {metadata.get('namespace', '')}",
     )
 
@@ -156,14 +180,14 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
     if status.get("reason") == "DeadlineExceeded":
         return Trouble(
             Reason.DEADLINE_EXCEEDED,
-            f"the {stage} pod ran past an activeDeadlineSeconds that was set on it from outside:"
+            f"{called(stage, pod)} ran past an activeDeadlineSeconds that was set on it from outside:"
             " remove what sets it",
         )
     if ended.get("reason") in {"StartError", "ContainerCannotRun"}:
         return Trouble(
             Reason.POD_NOT_STARTING,
-            f"image {trainer(pod).get('image')} of the {stage} pod cannot be run, check images.trainer of the"
-            f" ComputeProfile: {quoted(ended.get('message'))}",
+            f"image {trainer(pod).get('image')} of {called(stage, pod)} cannot be run, check images.trainer"
+            f" of the ComputeProfile: {quoted(ended.get('message'))}",
         )
     if ended.get("exitCode"):
         return _exit(stage, pod, ended)
@@ -175,7 +199,7 @@ def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
     said = quoted(ended.get("message")) or CODES.get(code) or "it left no message"
     return Trouble(
         Reason.STAGE_FAILED,
-        f"the {stage} pod ended with exit code {code}: {said} (kubectl logs {pod['metadata']['name']})",
+        f"{called(stage, pod)} ended with exit code {code}: {said} (kubectl logs {pod['metadata']['name']})",
     )
 
 
@@ -201,14 +225,16 @@ def _refused(stage: str, pod: Manifest) -> Trouble | None:
         return None
     return Trouble(
         Reason.POD_NOT_STARTING,
-        f"node {pod['spec'].get('nodeName', '')} did not take the {stage} pod. {status['reason']}:"
+        f"node {pod['spec'].get('nodeName', '')} did not take {called(stage, pod)}. {status['reason']}:"
         f" {quoted(status.get('message'))} (kubectl describe node shows what it has left)",
     )
 
 
 def _evicted(stage: str, pod: Manifest) -> Trouble:
     said = quoted(pod["status"].get("message"))
-    return Trouble(Reason.EVICTED, f"the {stage} pod was evicted: {said} ({eviction_advice(pod, stage)})")
+    return Trouble(
+        Reason.EVICTED, f"{called(stage, pod)} was evicted: {said} ({eviction_advice(pod, stage)})"
+    )
 
 
 def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
@@ -220,7 +246,7 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
     )
     return Trouble(
         Reason.OUT_OF_MEMORY,
-        f"the {stage} pod was killed for using more memory than its limit of {limit}: raise"
+        f"{called(stage, pod)} was killed for using more memory than its limit of {limit}: raise"
         f" {_field(pod, stage, 'memory') or 'its memory limit'}{smaller}",
     )
 

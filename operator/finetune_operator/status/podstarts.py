@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from finetune_operator.build.labels import PROFILE
 from finetune_operator.plan import Manifest
+from finetune_operator.status.peers import called, index_of, nodes_of
 from finetune_operator.status.pods import Trouble, condition, init_statuses, quoted, stage_of, trainer
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.stagetimes import container_state, instant
@@ -47,10 +48,10 @@ UNSCHEDULABLE: Final = (
 
 
 def waiting(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
-    """Why the Job's newest pod, if it has one, is not running yet."""
+    """Why this pod of the Job, or one that it does not have, is not running yet."""
     if pod is None:
         return _without_pod(job, now)
-    whose = f"the {stage_of(job)} pod"
+    whose = called(stage_of(job), pod)
     troubles = [_init_trouble(pod, status) for status in init_statuses(pod)]
     image = trainer(pod).get("image", "")
     troubles.append(container_trouble(pod, whose, image, container_state(pod).get("waiting", {})))
@@ -59,10 +60,19 @@ def waiting(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
         return trouble
     scheduled = condition(pod, "PodScheduled")
     if scheduled is None:
-        return Trouble(Reason.QUEUED, f"{whose} is being created", expected=True)
+        return Trouble(
+            Reason.QUEUED,
+            _being_created(stage_of(job), several=index_of(pod) is not None),
+            expected=True,
+        )
     if scheduled.get("status") == "False":
-        return _unschedulable(job, pod, scheduled)
-    return _starting(pod, whose, scheduled, now)
+        return _unschedulable(pod, whose, scheduled)
+    return _starting(pod, stage_of(job), scheduled, now)
+
+
+def _being_created(stage: str, *, several: bool) -> str:
+    """The same for all of several pods: one by one they would be as many status writes."""
+    return f"the {stage} {'pods are' if several else 'pod is'} being created"
 
 
 def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, Any]) -> Trouble | None:
@@ -110,45 +120,51 @@ def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:
     return trouble
 
 
-def _starting(pod: Manifest, whose: str, scheduled: dict[str, Any], now: datetime) -> Trouble:
+def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetime) -> Trouble:
     since = now - instant(scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"])
     name = pod["metadata"]["name"]
     if since >= SLOW_START:
         return Trouble(
             Reason.POD_NOT_STARTING,
-            f"{whose} {name} has a node but has not started: a volume may not mount or the image may be"
-            f" large; kubectl describe pod {name} shows why",
+            f"{called(stage, pod)} {name} has a node but has not started: a volume may not mount or the image"
+            f" may be large; kubectl describe pod {name} shows why",
         )
     left = (SLOW_START - since).total_seconds()
-    return Trouble(Reason.QUEUED, f"{whose} is being created", expected=True, look_again=left + 1)
+    return Trouble(
+        Reason.QUEUED,
+        _being_created(stage, several=index_of(pod) is not None),
+        expected=True,
+        look_again=left + 1,
+    )
 
 
 def _without_pod(job: Manifest, now: datetime) -> Trouble:
-    stage, name = stage_of(job), job["metadata"]["name"]
+    stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
     if job.get("spec", {}).get("suspend"):
         return Trouble(Reason.QUEUED, f"the {stage} Job waits in its queue for admission", expected=True)
     age = now - instant(job["metadata"]["creationTimestamp"])
     if age >= NO_POD and not job.get("status", {}).get("failed"):
+        lacks = "has no pod" if nodes == 1 else "lacks a pod"
         return Trouble(
             Reason.POD_NOT_STARTING,
-            f"Job {name} has no pod: a quota, a limit range, Pod Security or another admission policy may"
+            f"Job {name} {lacks}: a quota, a limit range, Pod Security or another admission policy may"
             f" refuse it; kubectl describe job {name} shows why",
         )
     return Trouble(
         Reason.QUEUED,
-        f"the {stage} pod is being created",
+        _being_created(stage, several=nodes > 1),
         expected=True,
         look_again=max(0.0, (NO_POD - age).total_seconds()) + 1,
     )
 
 
-def _unschedulable(job: Manifest, pod: Manifest, scheduled: dict[str, Any]) -> Trouble:
-    stage, said = stage_of(job), quoted(scheduled.get("message"))
+def _unschedulable(pod: Manifest, whose: str, scheduled: dict[str, Any]) -> Trouble:
+    said = quoted(scheduled.get("message"))
     if scheduled.get("reason") == "SchedulingGated":
-        return Trouble(Reason.QUEUED, f"the {stage} pod waits for admission: {said}", expected=True)
+        return Trouble(Reason.QUEUED, f"{whose} waits for admission: {said}", expected=True)
     return Trouble(
         Reason.UNSCHEDULABLE,
-        f"no node can take the {stage} pod yet: {said} ({scheduling_advice(pod, said)})",
+        f"no node can take {whose} yet: {said} ({scheduling_advice(pod, said)})",
         expected=True,
     )
 

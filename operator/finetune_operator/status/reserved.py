@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from finetune_operator.api.finetunejob import Compute
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
 
@@ -18,8 +17,6 @@ def not_implemented(spec: Model) -> tuple[str, ...]:
 
 
 def _walk(model: Model, path: str) -> Iterator[str]:
-    if isinstance(model, Compute) and model.nodes > 1:
-        yield f"{path}.nodes: {model.nodes} is not implemented in this release; use 1"
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         here = f"{path}.{field.alias or name}"

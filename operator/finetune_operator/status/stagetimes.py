@@ -42,8 +42,9 @@ def measure(
     """What the stage has used until now, in seconds; None as long as no container of it has started.
 
     Only time after `previous.until` is added, so looking twice counts once, and a pod that has disappeared
-    keeps what was counted of it. Queued is from the Job's creation to its first container's start; device
-    seconds are the devices that the Job asked for times the time its containers ran.
+    keeps what was counted of it. Queued is from the Job's creation to its first container's start. Seconds
+    are those in which any container ran; device seconds are of all containers: the time each ran, times the
+    devices that its pod asked for.
     """
     usage = previous if previous is not None and previous.name == stage else None
     spans = [span for span in (_span(pod, now) for pod in pods) if span is not None]
@@ -55,17 +56,28 @@ def measure(
         return max(0.0, (end - (max(start, until) if until else start)).total_seconds())
 
     queued = after(instant(job["metadata"]["creationTimestamp"]), min(start for start, _ in spans))
-    ran = sum(after(start, end) for start, end in spans)
+    held = sum(after(start, end) for start, end in spans)
     labels = job["metadata"].get("labels", {})
     devices = int(labels.get(DEVICES, "0"))
     return StageUsage(
         name=stage,
         profile=labels.get(PROFILE),
         queued_seconds=(usage.queued_seconds if usage else 0) + queued,
-        seconds=(usage.seconds if usage else 0) + ran,
-        device_seconds=(usage.device_seconds if usage else 0) + ran * devices,
+        seconds=(usage.seconds if usage else 0) + sum(after(*span) for span in _apart(spans)),
+        device_seconds=(usage.device_seconds if usage else 0) + held * devices,
         until=max(end for _, end in spans),
     )
+
+
+def _apart(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    """The same time without what several spans have in common."""
+    apart: list[tuple[datetime, datetime]] = []
+    for start, end in sorted(spans):
+        if apart and start <= apart[-1][1]:
+            apart[-1] = apart[-1][0], max(apart[-1][1], end)
+        else:
+            apart.append((start, end))
+    return apart
 
 
 def finished(usage: StageUsage | None, stage: StageName) -> StageStatus:

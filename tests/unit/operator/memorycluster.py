@@ -17,6 +17,7 @@ from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
+from finetune_operator.status.peers import INDEX
 from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
@@ -221,10 +222,14 @@ class MemoryCluster:
         text = next(variable["value"] for variable in container["env"] if variable["name"] == CONFIG_ENV)
         return CONFIG_ADAPTER.validate_json(text)
 
-    def pod(self, stage: str, state: Manifest, which: str = "pod", **status: Any) -> Manifest:
-        """Put a pod of a stage in a container state, as the kubelet does; `which` tells several apart."""
+    def pod(
+        self, stage: str, state: Manifest, which: str = "pod", *, index: int | None = None, **status: Any
+    ) -> Manifest:
+        """Put a pod of a stage in a container state, as the kubelet does; `which` tells several apart that
+        follow one another, `index` those that work together."""
         job = self.stage_job(stage)
-        name = f"{job['metadata']['name']}-{which}"
+        name = f"{job['metadata']['name']}-{which if index is None else f'{index}-{which}'}"
+        marks = {} if index is None else {"annotations": {INDEX: str(index)}}
         owner = {
             "kind": "Job",
             "name": job["metadata"]["name"],
@@ -239,6 +244,7 @@ class MemoryCluster:
                     "name": name,
                     "labels": job["spec"]["template"]["metadata"]["labels"],
                     "ownerReferences": [owner],
+                    **marks,
                 },
                 "spec": job["spec"]["template"]["spec"],
             }

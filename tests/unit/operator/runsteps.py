@@ -24,9 +24,9 @@ RESULTS: Final[dict[str, Callable[[], StageResult]]] = {
 }
 
 
-def started() -> MemoryCluster:
-    """A run whose data is ready and whose first stage is under way."""
-    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob())
+def started(**spec: Any) -> MemoryCluster:
+    """A run with these fields in its spec whose data is ready and whose first stage is under way."""
+    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob(**spec))
     cluster.settle()
     cluster.succeed("prepare", prepared(), after=5)
     cluster.settle()
@@ -45,9 +45,9 @@ def ended(data: Manifest | None = None, **spec: Any) -> MemoryCluster:
     return cluster
 
 
-def reached(stage: str) -> MemoryCluster:
-    """A run in which this stage's Job exists and nothing of it has run yet."""
-    cluster = started()
+def reached(stage: str, **spec: Any) -> MemoryCluster:
+    """A run with these fields in its spec in which this stage's Job exists and nothing of it has run yet."""
+    cluster = started(**spec)
     for earlier in STAGES[: STAGES.index(stage)]:
         cluster.succeed(earlier, RESULTS[earlier](), after=10)
         cluster.settle()

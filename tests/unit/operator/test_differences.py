@@ -165,6 +165,7 @@ def disrupted(pod: Manifest) -> Manifest:
         (pod(phase="Failed", exitCode=11), "failed"),
         (pod(phase="Failed", exitCode=137, reason="OOMKilled"), "out_of_memory"),
         (pod(phase="Failed", exitCode=20), "preempted"),
+        (pod(phase="Failed", exitCode=21), "preempted"),
         (disrupted(pod(phase="Failed", exitCode=137)), "preempted"),
     ],
 )

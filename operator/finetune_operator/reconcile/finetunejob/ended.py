@@ -21,10 +21,13 @@ from finetune_operator.status.stagetimes import container_state
 
 
 def finished(job: FineTuneJob, world: World) -> Plan:
-    """Only what is left to clear away: finished Jobs after `childrenTTLSeconds`, never a record."""
+    """Only what is left to clear away after `childrenTTLSeconds`: finished Jobs, and then the Service that
+    their pods found each other by; never a record."""
     draft = Draft(world)
     requeue_after = None
     leftover = [child for child in world.jobs.values() if not is_unfinished(child)]
+    if len(leftover) == len(world.jobs):
+        leftover += world.services.values()
     end = find(job.status.conditions, ConditionType.READY) or find(
         job.status.conditions, ConditionType.STALLED
     )
@@ -85,7 +88,7 @@ def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
     running = [child for child in run.world.jobs.values() if is_unfinished(child)]
     names = [stage_job_name(run.job, stage) for stage in get_args(StageName)]
-    left = [pod for name in names if (pod := left_behind(run.world, name)) is not None]
+    left = [pod for name in names for pod in left_behind(run.world, name)]
     if not running and not left:
         return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
     for child in running:

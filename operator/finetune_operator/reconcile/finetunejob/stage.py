@@ -7,6 +7,7 @@ from finetune_operator.build.configs import StageInputs, collect_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import PROFILE, stage_job_name
 from finetune_operator.build.locations import parse_source, parse_store
+from finetune_operator.build.peers import build_peer_service, peer_service_name
 from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -29,6 +30,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         build=lambda: _build(run, stage, config),
         collect_name=stage_job_name(job, "collect", stage),
         build_collect=lambda: _build_collect(run, stage),
+        services=(build_peer_service(job),) if _nodes(run, stage) > 1 else (),
     )
     outcome = advance(run.draft, request)
     _follow(run, stage)
@@ -125,7 +127,13 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
             base_model=base_model.credentials_secret_ref if base_model else None,
         ),
         devices=devices,
+        nodes=_nodes(run, stage),
+        service=peer_service_name(run.job) if _nodes(run, stage) > 1 else None,
     )
+
+
+def _nodes(run: Run, stage: StageName) -> int:
+    return run.job.spec.compute.nodes if stage == "train" else 1
 
 
 def _follow(run: Run, stage: StageName) -> None:

@@ -1,0 +1,94 @@
+"""A run in two pods on a real Job controller: who counts as a failure, and who follows whom."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_operator.status.peers import index_of
+from finetune_trainer.contract import ExitCode
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
+from tests.integration.api import Api, Object
+from tests.integration.chain import jobs_of_stage, until_condition
+from tests.integration.manifests import condition
+from tests.integration.operators import Operators
+from tests.waiting import eventually
+
+PATIENCE = 60.0
+"""Seconds; the Job controller waits ten before it follows up a failure."""
+
+
+@pytest.fixture
+def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
+    manifests.prepare_namespace(api, namespace)
+    started = FakeKubelet(api, namespace)
+    yield started
+    started.close()
+
+
+def train_pods(api: Api, namespace: str, *others: str) -> dict[int | None, Object]:
+    """Pods of the train stage that run, by index; `others` are the uids of those that do not matter."""
+    return {
+        index_of(pod): pod
+        for pod in api.list("Pod", namespace)
+        if pod["metadata"]["labels"].get("finetune.dev/stage") == "train"
+        and pod["metadata"]["uid"] not in others
+        and pod["status"]["phase"] == "Running"
+    }
+
+
+def end(api: Api, pod: Object, code: int) -> None:
+    """What a kubelet says of a pod whose container ended with this code."""
+    status, metadata = pod["status"], pod["metadata"]
+    (container,) = status["containerStatuses"]
+    started = container["state"]["running"]["startedAt"]
+    terminated = {"exitCode": code, "reason": "Error", "startedAt": started, "finishedAt": started}
+    ended = {**container, "ready": False, "state": {"terminated": terminated}}
+    body = {"status": {**status, "phase": "Failed", "containerStatuses": [ended]}}
+    api.patch("Pod", metadata["namespace"], metadata["name"], body, "status")
+
+
+def test_a_pod_that_lost_another_one_is_followed_and_only_the_other_one_counts(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    operator = operators.start().wait_active()
+    kubelet.held.add("train")
+    compute = {"profile": manifests.profile_name(namespace), "nodes": 2}
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace, compute=compute))
+
+    def reconciling() -> Object:
+        return condition(api.get("FineTuneJob", namespace, "routing"), "Reconciling")
+
+    eventually(
+        "both pods train",
+        lambda: reconciling().get("reason") == "Training",
+        PATIENCE,
+        describe=lambda: f"{reconciling()}\n{operator.log[-4000:]}",
+    )
+    first = train_pods(api, namespace)
+    assert first.keys() == {0, 1}
+    (job,) = jobs_of_stage(api, namespace, "train")
+    (service,) = api.list("Service", namespace)
+    for index, pod in first.items():
+        spec = pod["spec"]
+        assert spec["hostname"] == f"{job['metadata']['name']}-{index}"
+        assert spec["subdomain"] == service["metadata"]["name"]
+        assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+    end(api, first[1], 137)
+    end(api, first[0], ExitCode.PEER_LOST)
+
+    gone = tuple(pod["metadata"]["uid"] for pod in first.values())
+    eventually(
+        "two other pods run",
+        lambda: train_pods(api, namespace, *gone).keys() == {0, 1},
+        PATIENCE,
+        describe=lambda: f"{api.list('Pod', namespace)}\n{operator.log[-4000:]}",
+    )
+    (again,) = jobs_of_stage(api, namespace, "train")
+    assert again["metadata"]["uid"] == job["metadata"]["uid"]
+    assert again["status"]["failed"] == 1
+    kubelet.held.clear()
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    assert len(api.list("Service", namespace)) == 1
