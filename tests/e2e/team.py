@@ -42,6 +42,13 @@ class Team:
     def patch(self, kind: str, name: str, spec: Object) -> None:
         self.kubectl("patch", kind, name, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
 
+    def evict(self, pod: Object) -> None:
+        """As a drain of its node does, with the pod's own grace period."""
+        metadata = {"name": name_of(pod), "namespace": self.namespace}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name_of(pod)}/eviction"
+        self.kubectl("create", f"--raw={path}", "--filename=-", text=json.dumps(eviction))
+
     def children(self, kind: str, uid: str, stage: str | None = None) -> list[Object]:
         """Objects of a built-in kind that carry the label of this run or endpoint."""
         selector = f"{RUN}={uid}" + (f",{STAGE}={stage}" if stage else "")

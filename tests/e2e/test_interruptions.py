@@ -16,6 +16,8 @@ from tests.waiting import eventually
 RESUMED: Final = "going on after step"
 SAVED: Final = "saved the state after step"
 STEPS: Final = 240
+LONGER: Final = {**manifests.LONG, "epochs": 200}
+WITH_DROPOUT: Final = {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}}
 
 Story = Callable[[Team, Team], None]
 
@@ -91,6 +93,51 @@ def a_pod_that_is_deleted_and_one_that_is_killed_are_followed_by_one_that_goes_o
     assert train_job(team, run) == job
 
 
+def a_run_that_everything_happens_to_ends_with_the_weights_of_one_that_is_left_alone(
+    team: Team, node: Team
+) -> None:
+    spec = {"method": WITH_DROPOUT, "hyperparameters": LONGER, "checkpoints": manifests.SAVED}
+    team.apply(manifests.finetunejob("calm", **spec), manifests.finetunejob("unlucky", **spec))
+    run = team.get("FineTuneJob", "unlucky")
+    uid, seen = uid_of(run), list[str]()
+
+    def next_pod() -> Object:
+        pod = team.pod(uid, "train", other_than=tuple(seen))
+        if seen:
+            team.until_logged(pod, RESUMED)
+        team.until_logged(pod, SAVED)
+        seen.append(name_of(pod))
+        return pod
+
+    killed = next_pod()
+    job = train_job(team, run)
+    node.kubectl("exec", "killer", "--", "python3", "-c", pods.KILL, uid_of(killed))
+    team.evict(next_pod())
+    next_pod()
+    team.access.kubectl(
+        "delete", "pods", f"--namespace={SYSTEM}", f"--selector=app.kubernetes.io/instance={RELEASE}",
+        "--force", "--grace-period=0",
+    )  # fmt: skip
+    (same,) = team.children("jobs", uid, "train")
+    assert uid_of(same) == job
+    assert same["status"]["failed"] == 1, "the eviction was counted as a failure"
+    team.patch("finetunejob", "unlucky", {"suspend": True})
+    team.until("FineTuneJob", "unlucky", "Suspended")
+    team.patch("finetunejob", "unlucky", {"suspend": False})
+    next_pod()
+
+    ended = team.until("FineTuneJob", "unlucky", "Ready", "Promoted")
+
+    assert "3 restarts" in condition_of(ended, "Trained")["message"]
+    calm = team.until("FineTuneJob", "calm", "Ready", "Promoted")
+    assert "restarts" not in condition_of(calm, "Trained")["message"]
+    assert digests(ended) == digests(calm)
+
+
+def digests(run: Object) -> list[str]:
+    return [each["digest"] for each in run["status"]["checkpoints"]]
+
+
 def get_pod(team: Team, name: str) -> Object:
     (pod,) = (each for each in team.access.pods(team.namespace, "") if name_of(each) == name)
     return pod
@@ -155,6 +202,7 @@ STORIES: Final[tuple[Story, ...]] = (
     a_suspended_run_holds_no_device_and_goes_on_when_it_is_resumed,
     an_operator_that_is_killed_goes_on_where_it_was_and_trains_nothing_twice,
     a_run_that_is_deleted_takes_its_pods_with_it_and_leaves_its_records,
+    a_run_that_everything_happens_to_ends_with_the_weights_of_one_that_is_left_alone,
 )
 
 
