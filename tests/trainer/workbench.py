@@ -146,6 +146,8 @@ class Workbench:
         *,
         method: Method | None = None,
         rows: int = len(ROWS),
+        keep: int = 0,
+        keep_steps: tuple[int, ...] = (),
         **settings: Any,
     ) -> TrainConfig:
         """A short run with dropout and accumulation: 2 epochs of 3 steps, each of 2 batches of 2 rows."""
@@ -165,6 +167,8 @@ class Workbench:
             dataset=dataset or self.dataset(),
             method=method or Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
             hyperparameters=Hyperparameters(total_steps=chosen["epochs"] * steps, **chosen),
+            keep=keep,
+            keep_steps=keep_steps,
         )
 
     def train(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:

@@ -343,6 +343,8 @@ class PreflightConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
+    keep_steps: tuple[int, ...] = ()
+    """Steps whose weights the run is to keep; all of them must be steps that it has."""
     devices: int = 1
 
 
@@ -356,6 +358,10 @@ class TrainConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: Hyperparameters
+    keep: int = 0
+    """How many of the newest regularly saved steps become Checkpoints beside the best and the final one."""
+    keep_steps: tuple[int, ...] = ()
+    """Steps that become Checkpoints in any case."""
     adapt_batch_size: bool = True
     """Whether batches that do not fit into memory may be halved, and twice as many accumulated."""
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS

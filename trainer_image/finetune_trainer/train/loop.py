@@ -18,6 +18,7 @@ from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.loss import mean_completion_loss
 from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
+from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Best, Ledger
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import Pace
@@ -54,6 +55,7 @@ class Loop(TrainerCallback):
     context: StageContext
     metrics: Metrics
     weights: Weights
+    retention: Retention
     watchdog: Watchdog
     pace: Pace = field(init=False)
     _learning_rate: float = field(init=False, default=0.0)
@@ -121,6 +123,10 @@ class Loop(TrainerCallback):
         self._report(self.pace.progress(step, epoch, self._learning_rate))
         if self.ledger.losses.diverged:
             raise self._diverged(step, nats / labels)
+        if self.retention.keeps(step, spoiled=self.ledger.losses.high_steps > 0):
+            self.states.save_kept(step, self.weights.write)
+            self.ledger.keep(step, epoch, self.retention)
+            self.watchdog.feed(step)
         if self._ends_epoch(step):
             self.ledger.end_epoch()
             try:
@@ -156,8 +162,7 @@ class Loop(TrainerCallback):
         loss = mean_completion_loss(self.model, self._until_stopped(step))
         if not math.isfinite(loss):
             raise self._not_finite(step, f"validation loss is {loss}")
-        self.ledger.validation_loss = loss
-        self.ledger.evaluated_step = step
+        self.ledger.end_validation(step, loss)
         self.metrics.validation_loss.set(loss)
         logger.info(
             "epoch %.2f: training loss %.4f, validation loss %.4f", epoch, self.ledger.train_loss or 0, loss

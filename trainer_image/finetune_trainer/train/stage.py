@@ -21,6 +21,7 @@ from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.collation import choose_collation
+from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.loop import Loop, StoppedEarly
 from finetune_trainer.train.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
@@ -108,6 +109,7 @@ def _train(
     epoch_steps = _check_steps(len(rows), hyperparameters)
     size = hyperparameters.per_device_batch_size
     set_seed(hyperparameters.seed)
+    retention = Retention.of(config)
     begin = state.step if state else 0
     with Watchdog(config.run, config.step_timeout_seconds, begin, states.last_saved) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
@@ -137,6 +139,7 @@ def _train(
                     context=context,
                     metrics=metrics,
                     weights=weights,
+                    retention=retention,
                     watchdog=watchdog,
                 )
             )
@@ -163,7 +166,7 @@ def _train(
         per_device_batch_size=size if split.halvings else None,
         gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
-            context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
+            context.store, states, ledger, weights, retention, step=steps, epoch=steps / epoch_steps
         ),
     )
 
