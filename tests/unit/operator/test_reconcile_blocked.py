@@ -177,7 +177,6 @@ NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
         "spec.method.type: QLoRA is not implemented in this release; use LoRA or Full",
     ),
     ({"compute": {"nodes": 2}}, "spec.compute.nodes: 2 is not implemented in this release; use 1"),
-    ({"checkpoints": {"keep": 2}}, "spec.checkpoints.keep is not implemented in this release; remove it"),
     (
         {"evaluation": {"compare": ["Base", "Live"]}},
         "spec.evaluation.compare: Live is not implemented in this release; use Base",
