@@ -46,9 +46,9 @@ def test_the_newest_saved_steps_and_the_named_ones_are_published(bench: Workbenc
     plain = [checkpoint for checkpoint in result.checkpoints if not (checkpoint.best or checkpoint.final)]
     best = {checkpoint.step for checkpoint in result.checkpoints if checkpoint.best}
     assert {checkpoint.step for checkpoint in plain} == {5, 6, 8, 10} - best
-    assert [checkpoint.step for checkpoint in result.checkpoints] == sorted(
-        {5, 6, 8, 10, 12} | best
-    ), "in the order of steps, the final one last"
+    assert [checkpoint.step for checkpoint in result.checkpoints] == sorted({5, 6, 8, 10, 12} | best), (
+        "in the order of steps, the final one last"
+    )
 
 
 def test_kept_weights_are_those_that_the_run_had_after_the_step(bench: Workbench) -> None:

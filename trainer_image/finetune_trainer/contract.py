@@ -557,13 +557,31 @@ class CheckpointResult(Contract):
     final: bool = False
 
 
+LossPoint = tuple[int, float, float | None]
+"""A step, the mean training loss of the steps up to it from the point before, and a validation loss if one
+was measured among these; in nats a token. A list on the wire, so that a curve fits into a termination message."""
+
+
 class TrainResult(Contract):
     """What training made."""
 
     steps: int
     train_loss: float | None = None
+    """Token mean of the last complete epoch."""
+    validation_loss: float | None = None
+    """After the last complete epoch."""
     tokens: int = 0
+    tokens_per_second: float | None = None
+    """Mean of the whole run, validation and saving included, without what was lost."""
+    device_memory_bytes: int | None = None
+    """The most that the last pod had, as in `Progress`."""
     restarts: int = 0
+    lost_device_seconds: float = 0
+    """Training that pods had not saved when they ended, and that was repeated, times the run's processes."""
+    loss_curve: tuple[LossPoint, ...] = ()
+    """At most 32 points; a termination message may be without."""
+    report_uri: str | None = None
+    """The page in the store; beside it `report.json`."""
     stopped_early: bool = False
     """Before the last epoch, because the validation loss had not become lower for long enough."""
     overfit: bool = False
@@ -624,6 +642,10 @@ class Progress(Contract):
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
+    validation_loss: float | None = None
+    """After the last epoch."""
+    device_memory_bytes: int | None = None
+    """The most that tensors took of the GPU, or on a CPU the process of memory."""
 
 
 class Report(Contract):

@@ -214,7 +214,7 @@ class Checkpoints(Model):
             " fewer keepSteps, so that both together make at most 8",
         ),
         Rule(
-            "!has(self.keepSteps) || self.keepSteps.all(step, self.keepSteps.exists_one(other, other == step))",
+            "!has(self.keepSteps) || self.keepSteps.all(one, self.keepSteps.exists_one(other, other == one))",
             "checkpoints.keepSteps names a step twice: name each step once",
             "keepSteps",
         ),

@@ -5,6 +5,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
+from finetune_trainer.train.curve import Curve
 from finetune_trainer.train.divergence import RecentLosses
 from finetune_trainer.train.kept import KeptStep, Retention
 
@@ -72,6 +73,7 @@ class Ledger(BaseModel):
     kept: list[KeptStep] = []
     """In the order of their steps."""
     losses: RecentLosses = Field(default_factory=RecentLosses)
+    curve: Curve = Field(default_factory=Curve)
 
     def add_step(self, nats: float, labels: int, tokens: int) -> None:
         """Count one optimizer step."""
@@ -79,6 +81,7 @@ class Ledger(BaseModel):
         self.epoch_labels += labels
         self.tokens += tokens
         self.losses.add(nats / labels)
+        self.curve.add_step(nats, labels)
 
     @property
     def steps_since_best(self) -> int:
@@ -102,6 +105,7 @@ class Ledger(BaseModel):
     def end_validation(self, step: int, loss: float) -> None:
         """Note the validation loss after a step."""
         self.validation_loss, self.evaluated_step = loss, step
+        self.curve.add_validation(step, loss)
         if self.kept and self.kept[-1].step == step:
             self.kept[-1].validation_loss = loss
 

@@ -16,10 +16,12 @@ from typing_extensions import override
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
 from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.model.device import peak_memory
 from finetune_trainer.model.loss import mean_completion_loss
 from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
 from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Best, Ledger
+from finetune_trainer.train.lostwork import LostWork
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import Pace
 from finetune_trainer.train.states import States
@@ -56,6 +58,7 @@ class Loop(TrainerCallback):
     metrics: Metrics
     weights: Weights
     retention: Retention
+    lost_work: LostWork
     watchdog: Watchdog
     pace: Pace = field(init=False)
     _learning_rate: float = field(init=False, default=0.0)
@@ -72,6 +75,7 @@ class Loop(TrainerCallback):
         if self.context.stop.is_set():
             raise Preempted
         step = state.global_step
+        self.lost_work.begin(step)
         self.watchdog.feed(step)
         if self._ends_epoch(step) and self.ledger.evaluated_step < step:
             self._validate(step, state.epoch or 0)
@@ -90,7 +94,7 @@ class Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A batch is done, and the step needs more of them."""
-        self.watchdog.feed(state.global_step)
+        self._alive(state.global_step)
 
     @override
     def on_pre_optimizer_step(
@@ -116,7 +120,7 @@ class Loop(TrainerCallback):
     ) -> None:
         """Count the step; validate after an epoch; save and stop when it is time."""
         step, epoch = state.global_step, state.epoch or 0.0
-        self.watchdog.feed(step)
+        self._alive(step)
         nats, labels, tokens = self.trainer.sums.take()
         self.ledger.add_step(nats, labels, tokens)
         self.pace.end_step(nats, labels, tokens)
@@ -179,7 +183,11 @@ class Loop(TrainerCallback):
             if self.context.stop.is_set():
                 raise Preempted
             yield batch
-            self.watchdog.feed(step)
+            self._alive(step)
+
+    def _alive(self, step: int) -> None:
+        self.watchdog.feed(step)
+        self.lost_work.tick()
 
     def _save(self, step: int) -> None:
         def fill(folder: Path) -> None:
@@ -187,11 +195,18 @@ class Loop(TrainerCallback):
             self.trainer.write_state(folder)
 
         saved = self.states.save(step, self.ledger, fill)
+        self.lost_work.saved(step)
         self.watchdog.feed(step)
         self.metrics.saved()
         logger.info("saved the state after step %d in %s", step, self.states.uri(saved))
 
     def _report(self, progress: Progress) -> None:
+        progress = progress.model_copy(
+            update={
+                "validation_loss": self.ledger.validation_loss,
+                "device_memory_bytes": peak_memory(self.trainer.args.device),
+            }
+        )
         self.context.reporter.progress(progress)
         self.metrics.show(progress)
         now = time.monotonic()

@@ -37,8 +37,8 @@ class States:
     """The states in a run's folder, and the weights that their ledgers name.
 
     `state/step-N` has weights, optimizer, scheduler, random numbers and the ledger; `best/step-N` has the
-    weights that a ledger's `best` stands for, in the form in which they are published, and `kept/step-N` those
-    of its `kept` steps.
+    weights that a ledger's `best` stands for, in the form in which they are published, and `kept/step-N`
+    those of its `kept` steps.
     """
 
     def __init__(self, folder: RunFolder) -> None:
