@@ -23,7 +23,7 @@ def bench(tmp_path: Path) -> Workbench:
 
 def config_for(bench: Workbench, method: str = "LoRA", **settings: Any) -> TrainConfig:
     """Four epochs of three steps; a state after every second step."""
-    settings = {"epochs": 4, "keep": 2, "keep_steps": (5, 8)} | settings
+    settings = {"epochs": 4, "keep": 2, "keep_steps": (5, 8), **settings}
     return bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5]), method=METHODS[method], **settings)
 
 

@@ -559,7 +559,7 @@ class CheckpointResult(Contract):
 
 LossPoint = tuple[int, float, float | None]
 """A step, the mean training loss of the steps up to it from the point before, and a validation loss if one
-was measured among these; in nats a token. A list on the wire, so that a curve fits into a termination message."""
+was measured among these; in nats a token. A list on the wire: a curve must fit into a termination message."""
 
 
 class TrainResult(Contract):

@@ -40,8 +40,7 @@ class Metrics:
                 (
                     "device_memory_bytes",
                     "peak_memory_bytes",
-                    "The most GPU memory that tensors have taken since the pod began; on a CPU, the most memory"
-                    " of the process.",
+                    "The most GPU memory that tensors have taken; on a CPU, the most of the process.",
                 ),
                 (
                     "validation_loss",

@@ -80,8 +80,8 @@ def facts(report: Document) -> list[tuple[str, str]]:
 def loss_chart(report: Document) -> LossChart:
     """The lines of both splits, from loss 0 to the highest one; with at least one training point."""
     series = {name: report["training" if name == "train" else name] for name in ("train", "validation")}
-    steps = max(each["step"] for points in series.values() for each in points)
-    top = _ceiling(max(each["loss"] for points in series.values() for each in points))
+    steps: int = max(each["step"] for points in series.values() for each in points)
+    top: float = _ceiling(max(each["loss"] for points in series.values() for each in points))
 
     def x(step: float) -> float:
         return round(LEFT + (WIDTH - 5 - LEFT) * step / steps, 1)
@@ -126,5 +126,5 @@ def _ceiling(value: float) -> float:
     """The next number, at least as large, that an axis can end with: 1, 2, 4 or 8 times a power of ten."""
     if value <= 0:
         return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
+    power: float = 10.0 ** math.floor(math.log10(value))
     return next((power * digit for digit in (1, 2, 4, 8) if power * digit >= value), power * 10)
