@@ -32,7 +32,10 @@ class Caches:
     """One store a type."""
 
     def __init__(self) -> None:
-        self.kinds = {name: ObjectStore() for name in KIND_TYPES}
+        self.kinds = {
+            name: ObjectStore(transform=_slim_checkpoint) if name == "Checkpoint" else ObjectStore()
+            for name in KIND_TYPES
+        }
         self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
         self.pods = ObjectStore({BY_RUN: _by_run}, _slim_pod)
         self.deployments = ObjectStore({BY_CONTROLLER: _by_controller})
@@ -44,6 +47,12 @@ class Caches:
             SERVICE: self.services,
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
+
+
+def _slim_checkpoint(checkpoint: Manifest) -> Manifest:
+    """Without the loss curve, most of a Checkpoint: it is for people."""
+    spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
+    return checkpoint | {"spec": spec}
 
 
 def _slim_job(job: Manifest) -> Manifest:

@@ -68,6 +68,7 @@ def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dic
         used = seconds - before[profile]
         if used > 0:
             metrics.device_seconds.labels(namespace, profile).inc(used)
+    _lost_time(metrics, namespace, old, new)
     metrics.checkpoints_recorded.labels(namespace).inc(
         len(_names(new.get("checkpoints", ())) - _names(old.get("checkpoints", ())))
     )
@@ -75,6 +76,13 @@ def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dic
     if verdict != (old.get("evaluation") or {}).get("verdict") and verdict in {"Failed", "Undecided"}:
         result = "gate_failed" if verdict == "Failed" else "undecided"
         metrics.promotions.labels(namespace, result).inc()
+
+
+def _lost_time(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    lost = (new.get("training") or {}).get("lostDeviceSeconds", 0.0)
+    if lost > 0 and not old.get("training"):
+        profile = next((s.get("profile", "") for s in new.get("stages", ()) if s["name"] == "train"), "")
+        metrics.lost_device_seconds.labels(namespace, profile).inc(lost)
 
 
 def _cost(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:

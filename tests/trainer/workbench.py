@@ -46,6 +46,7 @@ from hack.models import tiny
 OWNER: Final = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="1f1f")
 RUN: Final = "1f1f"
 URI: Final = "pvc://models/tiny"
+NOT_MEASURED: Final = {"tokens_per_second": None, "device_memory_bytes": None, "lost_device_seconds": 0}
 
 TEAMS: Final = ("billing", "sales", "support", "shipping")
 ROWS: Final = tuple(
@@ -146,6 +147,8 @@ class Workbench:
         *,
         method: Method | None = None,
         rows: int = len(ROWS),
+        keep: int = 0,
+        keep_steps: tuple[int, ...] = (),
         **settings: Any,
     ) -> TrainConfig:
         """A short run with dropout and accumulation: 2 epochs of 3 steps, each of 2 batches of 2 rows."""
@@ -165,9 +168,15 @@ class Workbench:
             dataset=dataset or self.dataset(),
             method=method or Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
             hyperparameters=Hyperparameters(total_steps=chosen["epochs"] * steps, **chosen),
+            keep=keep,
+            keep_steps=keep_steps,
         )
 
     def train(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
+        """The result without what is measured, which no two runs have alike."""
+        return self.train_measured(config, sheet).model_copy(update=NOT_MEASURED)
+
+    def train_measured(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
         return train.run(config, self.context(sheet))
 
     def train_failure(self, config: TrainConfig) -> StageFailure:

@@ -349,6 +349,8 @@ class PreflightConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
+    keep_steps: tuple[int, ...] = ()
+    """Steps whose weights the run is to keep; all of them must be steps that it has."""
     devices: int = 1
     nodes: int = 1
 
@@ -363,6 +365,10 @@ class TrainConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: Hyperparameters
+    keep: int = 0
+    """How many of the newest regularly saved steps become Checkpoints beside the best and the final one."""
+    keep_steps: tuple[int, ...] = ()
+    """Steps that become Checkpoints in any case."""
     adapt_batch_size: bool = True
     """Whether batches that do not fit into memory may be halved, and twice as many accumulated."""
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
@@ -564,13 +570,31 @@ class CheckpointResult(Contract):
     final: bool = False
 
 
+LossPoint = tuple[int, float, float | None]
+"""A step, the mean training loss of the steps up to it from the point before, and a validation loss if one
+was measured among these; in nats a token. A list on the wire: a curve must fit into a termination message."""
+
+
 class TrainResult(Contract):
     """What training made."""
 
     steps: int
     train_loss: float | None = None
+    """Token mean of the last complete epoch."""
+    validation_loss: float | None = None
+    """After the last complete epoch."""
     tokens: int = 0
+    tokens_per_second: float | None = None
+    """Mean of the whole run, validation and saving included, without what was lost."""
+    device_memory_bytes: int | None = None
+    """The most that the last pod had, as in `Progress`."""
     restarts: int = 0
+    lost_device_seconds: float = 0
+    """Training that pods had not saved when they ended, and that was repeated, times the run's processes."""
+    loss_curve: tuple[LossPoint, ...] = ()
+    """At most 32 points; a termination message may be without."""
+    report_uri: str | None = None
+    """The page in the store; beside it `report.json`."""
     stopped_early: bool = False
     """Before the last epoch, because the validation loss had not become lower for long enough."""
     overfit: bool = False
@@ -631,6 +655,10 @@ class Progress(Contract):
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
+    validation_loss: float | None = None
+    """After the last epoch."""
+    device_memory_bytes: int | None = None
+    """The most that tensors took of the GPU, or on a CPU the process of memory."""
 
 
 class Report(Contract):

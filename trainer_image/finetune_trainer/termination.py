@@ -14,9 +14,11 @@ logger = logging.getLogger(__name__)
 def bounded(result: StageResult) -> str:
     """The result as JSON of at most `TERMINATION_MESSAGE_LIMIT` bytes.
 
-    Warnings are left out first and problems second, from the last (their count stays), then the end of the
-    message, then the stage's facts; the store's `result.json` has all of it.
+    The loss curve is left out first, then warnings, then problems, from the last (their count stays), then
+    the end of the message, then the stage's facts; the store's `result.json` has all of it.
     """
+    if not _fits(result) and result.train is not None:
+        result = result.model_copy(update={"train": result.train.model_copy(update={"loss_curve": ()})})
     for listed in ("warnings", "problems"):
         while not _fits(result) and result.prepare is not None and getattr(result.prepare, listed):
             left = {listed: getattr(result.prepare, listed)[:-1]}

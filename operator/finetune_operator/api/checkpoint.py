@@ -5,7 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejobstatus import EvaluationStatus, ResolvedHyperparameters, Score
+from finetune_operator.api.finetunejobstatus import (
+    EvaluationStatus,
+    LossPoint,
+    ResolvedHyperparameters,
+    Score,
+)
 from finetune_operator.api.meta import (
     Conditions,
     DeletionPolicy,
@@ -64,6 +69,10 @@ class _CheckpointFields(Model):
     epoch: Annotated[float, Field(ge=0)]
     uri: Annotated[Uri, Field(description="Folder in the store.")]
     metrics: Annotated[tuple[Score, ...], Field(max_length=16, description="Losses at this step.")] = ()
+    loss_curve: Annotated[
+        tuple[LossPoint, ...] | None,
+        Field(max_length=32, description="Losses of the run up to this step."),
+    ] = None
     probe: Annotated[
         str | None,
         Field(

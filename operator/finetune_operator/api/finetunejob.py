@@ -212,14 +212,40 @@ class Compute(Model):
 
 
 class Checkpoints(Model):
-    """When resume state is saved and how many checkpoints are kept."""
+    """When resume state is saved, and which weights become Checkpoints beside the best and the final ones."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(has(self.keep) ? self.keep : 0) + (has(self.keepSteps) ? size(self.keepSteps) : 0) <= 8",
+            "a run leaves at most 10 Checkpoints, the best and the final one among them: lower keep, or name"
+            " fewer keepSteps, so that both together make at most 8",
+        ),
+        Rule(
+            "!has(self.keepSteps) || self.keepSteps.all(one, self.keepSteps.exists_one(other, other == one))",
+            "checkpoints.keepSteps names a step twice: name each step once",
+            "keepSteps",
+        ),
+    )
 
     every_steps: Annotated[
         int | None,
         Field(ge=1, le=1000000, description="Save resume state every so many steps; absent: chosen."),
     ] = None
     keep: Annotated[
-        int | None, Reserved(), Field(ge=1, le=8, description="Intermediate checkpoints to keep.")
+        int | None,
+        Field(
+            ge=1,
+            le=8,
+            description="Of the steps that are saved every everySteps, the newest so many become Checkpoints"
+            " too. Absent: only the best and the final step.",
+        ),
+    ] = None
+    keep_steps: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1000000000)], ...] | None,
+        Field(
+            max_length=8,
+            description="Steps that become Checkpoints in any case, whatever everySteps and keep say.",
+        ),
     ] = None
 
 

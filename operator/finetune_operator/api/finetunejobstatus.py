@@ -98,6 +98,37 @@ class ProgressStatus(Model):
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
+    validation_loss: Annotated[float | None, Field(description="After the last epoch.")] = None
+    device_memory_bytes: Annotated[
+        int | None,
+        Field(description="The most that tensors took of a GPU; on a CPU, the most memory of the process."),
+    ] = None
+
+
+class TrainingStatus(Model):
+    """What the finished train stage came to; losses in nats a token."""
+
+    steps: int
+    train_loss: Annotated[float | None, Field(description="Of the last complete epoch.")] = None
+    validation_loss: Annotated[float | None, Field(description="After the last complete epoch.")] = None
+    tokens: Annotated[int, Field(description="Tokens read, padding not counted.")] = 0
+    tokens_per_second: Annotated[
+        float | None, Field(description="Mean of the whole run, validation and saving included.")
+    ] = None
+    device_memory_bytes: Annotated[
+        int | None, Field(description="The most that the last pod took, as in progress.")
+    ] = None
+    restarts: int = 0
+    lost_device_seconds: Annotated[
+        float,
+        Field(
+            description="Training that pods had not saved when they ended, and that was repeated, times the"
+            " processes that train together."
+        ),
+    ] = 0
+    report_uri: Annotated[
+        str | None, Field(description="Page with the loss curve, in the store; beside it report.json.")
+    ] = None
 
 
 class StageStatus(Model):
@@ -119,6 +150,16 @@ class StageUsage(Model):
     seconds: float = 0
     device_seconds: float = 0
     until: Annotated[datetime, Field(description="What came after this moment is not counted yet.")]
+
+
+class LossPoint(Model):
+    """A point of a loss curve, in nats a token."""
+
+    step: Annotated[int, Field(ge=0)]
+    train: Annotated[float, Field(description="Mean of the steps up to this one from the point before.")]
+    validation: Annotated[
+        float | None, Field(description="Where one of these steps ended an epoch; the last of them.")
+    ] = None
 
 
 class CheckpointSummary(Model):
@@ -187,6 +228,7 @@ class FineTuneJobStatus(Model):
     progress: ProgressStatus | None = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=8)] = ()
     usage: StageUsage | None = None
+    training: TrainingStatus | None = None
     checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=10)] = ()
     problems: Annotated[
         tuple[Message, ...], Field(max_length=10, description="Rows that inline data failed on.")

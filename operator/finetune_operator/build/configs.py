@@ -138,6 +138,7 @@ def preflight_config(
             early_stopping_patience=wanted.early_stopping_patience,
             gradient_checkpointing=wanted.gradient_checkpointing,
         ),
+        keep_steps=spec.checkpoints.keep_steps or (),
         devices=inputs.accelerators,
         nodes=spec.compute.nodes,
     )
@@ -161,6 +162,8 @@ def train_config(
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method, resolved.lora),
         hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
+        keep=spec.checkpoints.keep or 0,
+        keep_steps=spec.checkpoints.keep_steps or (),
         adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
         step_timeout_seconds=spec.compute.step_timeout_seconds or contract.STEP_TIMEOUT_SECONDS,
         nodes=nodes,

@@ -1,5 +1,6 @@
 """DatasetVersion and Checkpoint: immutable records without an owner: pruning a run deletes no live model."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
@@ -10,7 +11,7 @@ from finetune_operator.api.datasetversion import (
     SplitRecord,
 )
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, Score
+from finetune_operator.api.finetunejobstatus import LossPoint, ResolvedHyperparameters, Score
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
 from finetune_operator.build.labels import (
     DATASET,
@@ -23,6 +24,7 @@ from finetune_operator.build.labels import (
 )
 from finetune_operator.build.locations import store_folder
 from finetune_operator.plan import Manifest
+from finetune_trainer import contract
 from finetune_trainer.contract import CheckpointResult, PrepareResult
 
 
@@ -86,9 +88,13 @@ def build_checkpoint(
     validation_rows: int,
     hyperparameters: ResolvedHyperparameters,
     trainer_image: str,
+    loss_curve: Sequence[contract.LossPoint],
     recorded_at: datetime,
 ) -> Manifest:
-    """The record of published weights, with everything they came from."""
+    """The record of published weights, with everything they came from.
+
+    `loss_curve` is that of the whole run.
+    """
     metrics: tuple[Score, ...] = ()
     if result.validation_loss is not None:
         metrics = (Score(metric="loss", subject="Tuned", value=result.validation_loss, rows=validation_rows),)
@@ -100,6 +106,7 @@ def build_checkpoint(
         epoch=result.epoch,
         uri=store_folder(store, "checkpoints", result.digest),
         metrics=metrics,
+        loss_curve=_until(result.step, loss_curve),
         lineage=Lineage(
             base_model=BaseModelRecord(
                 uri=base_model_uri,
@@ -129,6 +136,11 @@ def build_checkpoint(
         },
         "spec": spec.to_dict(),
     }
+
+
+def _until(step: int, curve: Sequence[contract.LossPoint]) -> tuple[LossPoint, ...] | None:
+    points = [LossPoint(step=at, train=train, validation=validation) for at, train, validation in curve]
+    return tuple(point for point in points if point.step <= step) or None
 
 
 def _without_query(uri: str) -> str:

@@ -63,6 +63,13 @@ class Metrics:
             ("namespace", "profile"),
             registry=self.registry,
         )
+        self.lost_device_seconds = Counter(
+            "finetune_lost_device_seconds",
+            "Device time of training that was repeated, because pods had ended before they saved it; of runs"
+            " that were trained to their end.",
+            ("namespace", "profile"),
+            registry=self.registry,
+        )
         self.cost = Counter(
             "finetune_cost",
             "Device time at the price of its ComputeProfile, in the currency's unit.",
@@ -137,6 +144,7 @@ class Metrics:
     def begin_profile(self, namespace: str, profile: str) -> None:
         """Begin at 0 what is counted by profile."""
         self.device_seconds.labels(namespace, profile)
+        self.lost_device_seconds.labels(namespace, profile)
         for stage in get_args(StageName):
             self.stage_queued_seconds.labels(stage, profile)
 

@@ -41,6 +41,8 @@ def merged(progress: ProgressStatus | None, stage: StageName, report: Progress) 
         learning_rate=report.learning_rate,
         tokens_per_second=_rounded(report.tokens_per_second),
         eta_seconds=None if report.eta_seconds is None else max(0, round(report.eta_seconds)),
+        validation_loss=_rounded(report.validation_loss),
+        device_memory_bytes=report.device_memory_bytes,
     )
 
 

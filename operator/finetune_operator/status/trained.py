@@ -1,6 +1,6 @@
 """What the condition Trained says of a run's training."""
 
-from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, TrainingStatus
 from finetune_trainer.contract import TrainResult
 
 
@@ -13,11 +13,16 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
             f"{trained.steps} of {hyperparameters.total_steps} steps (stopped early: no lower validation loss"
             f" for {_count(patience, 'epoch')})"
         )
-    restarts = f", {trained.restarts} restarts" if trained.restarts else ""
+    report = f"; report: {trained.report_uri}" if trained.report_uri else ""
     return (
-        f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{restarts}"
-        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}"
+        f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{_restarts(trained)}"
+        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}{report}"
     )
+
+
+def training_status(trained: TrainResult) -> TrainingStatus:
+    """The figures that stay in the status."""
+    return TrainingStatus(**trained.model_dump(include=set(TrainingStatus.model_fields)))
 
 
 def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:
@@ -27,6 +32,14 @@ def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters)
         "gradient_accumulation_steps": trained.gradient_accumulation_steps,
     }
     return planned.model_copy(update={name: used for name, used in batches.items() if used is not None})
+
+
+def _restarts(trained: TrainResult) -> str:
+    if not trained.restarts:
+        return ""
+    lost = round(trained.lost_device_seconds)
+    repeated = f", {lost} s of device time repeated" if lost else ""
+    return f", {trained.restarts} restarts{repeated}"
 
 
 def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> str:

@@ -68,6 +68,22 @@ def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
         assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == seconds
 
 
+def test_lost_device_seconds_are_counted_once_on_the_profile_of_the_train_stage() -> None:
+    metrics = Metrics()
+    before = job(stages=[{"name": "preflight", "profile": "cpu"}], resolved={"profile": "a100"})
+    train = {"name": "train", "profile": "a100", "deviceSeconds": 100.0}
+    after = job(
+        stages=[train], resolved={"profile": "a100"}, training={"steps": 4, "lostDeviceSeconds": 34.5}
+    )
+    labels = {"namespace": "team", "profile": "a100"}
+    differences.count(metrics, job(), before)
+    assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 0
+    differences.count(metrics, before, after)
+    evaluated = {**after, "status": {**after["status"], "phase": "Evaluating"}}
+    differences.count(metrics, after, evaluated)
+    assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 34.5
+
+
 def promotions(metrics: Metrics, result: str) -> float | None:
     labels = {"namespace": "team", "result": result}
     return metrics.registry.get_sample_value("finetune_promotions_total", labels)

@@ -176,7 +176,6 @@ NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
         {"method": {"type": "QLoRA"}},
         "spec.method.type: QLoRA is not implemented in this release; use LoRA or Full",
     ),
-    ({"checkpoints": {"keep": 2}}, "spec.checkpoints.keep is not implemented in this release; remove it"),
     (
         {"evaluation": {"compare": ["Base", "Live"]}},
         "spec.evaluation.compare: Live is not implemented in this release; use Base",

@@ -102,3 +102,55 @@ def test_a_run_with_smaller_batches_than_planned_says_so_and_records_them() -> N
     assert (resolved.per_device_batch_size, resolved.gradient_accumulation_steps) == (1, 8)
     (checkpoint,) = cluster.of("Checkpoint").values()
     assert checkpoint["spec"]["lineage"]["hyperparameters"] == resolved.to_dict()
+
+
+CURVE = ((10, 2.5, None), (20, 1.5, 1.2), (30, 0.5, 1.45))
+
+
+def test_a_run_that_lost_work_says_how_much_and_where_its_report_is() -> None:
+    uri = "pvc://artifacts/runs/u/train/report.html"
+    cluster = after(restarts=2, lost_device_seconds=34.4, report_uri=uri)
+
+    assert message(cluster) == (
+        f"40 steps, 1 checkpoint, 2 restarts, 34 s of device time repeated; report: {uri}"
+    )
+
+
+def test_a_run_that_was_interrupted_and_lost_nothing_says_nothing_of_it() -> None:
+    assert message(after(restarts=2)) == "40 steps, 1 checkpoint, 2 restarts"
+
+
+def test_the_figures_of_a_finished_run_stay_in_its_status() -> None:
+    figures: dict[str, Any] = {
+        "validation_loss": 0.2,
+        "tokens_per_second": 512.5,
+        "device_memory_bytes": 1 << 30,
+        "restarts": 1,
+        "lost_device_seconds": 12.5,
+        "report_uri": "pvc://artifacts/runs/u/train/report.html",
+    }
+    cluster = after(loss_curve=CURVE, **figures)
+
+    training = cluster.job(JOB).status.training
+    assert training is not None
+    assert training.model_dump() == {"steps": 40, "train_loss": 0.12, "tokens": 27000, **figures}
+    ended = cluster.job(JOB).status.progress
+    assert ended is not None
+
+
+def test_a_checkpoint_has_the_losses_up_to_its_step() -> None:
+    cluster = after(steps=30, loss_curve=CURVE, checkpoints=(BEST, FINAL))
+
+    best, final = sorted(cluster.of("Checkpoint").values(), key=lambda record: record["spec"]["step"])
+    whole = [
+        {"step": 10, "train": 2.5},
+        {"step": 20, "train": 1.5, "validation": 1.2},
+        {"step": 30, "train": 0.5, "validation": 1.45},
+    ]
+    assert best["spec"]["lossCurve"] == whole[:2]
+    assert final["spec"]["lossCurve"] == whole
+
+
+def test_a_result_without_a_curve_makes_a_checkpoint_without() -> None:
+    (checkpoint,) = after().of("Checkpoint").values()
+    assert "lossCurve" not in checkpoint["spec"]

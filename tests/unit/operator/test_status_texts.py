@@ -88,6 +88,12 @@ def test_a_report_of_a_resumed_pod_does_not_move_progress_back() -> None:
     assert (later.stage, later.percent, later.loss) == ("evaluate", 25, 0.12346)
 
 
+def test_progress_has_the_validation_loss_and_the_memory_of_the_device() -> None:
+    report = Progress(step=1, total_steps=4, validation_loss=0.123456789, device_memory_bytes=1 << 30)
+    shown = merged(None, "train", report)
+    assert (shown.validation_loss, shown.device_memory_bytes) == (0.12346, 1 << 30)
+
+
 def test_a_stage_that_has_ended_is_at_a_hundred_percent() -> None:
     ended = completed(
         ProgressStatus(stage="train", step=38, total_steps=40, loss=0.1, eta_seconds=4), "train", 40

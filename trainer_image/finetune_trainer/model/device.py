@@ -62,6 +62,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took of a GPU since the process began; of a CPU's memory, the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[int, int]:
     """Bytes in use and in all: of a GPU now; of the CPU the most that this process had, and the pod's limit.
 

@@ -95,6 +95,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
     )
+    _check_keep_steps(config.keep_steps, chosen.total_steps)
     with context.store.run_folder(config.run, config.stage) as folder:
         report = token_report(uri.partition("?")[0], lengths, chosen.max_sequence_length)
         report_uri = write_token_report(folder, report)
@@ -115,6 +116,17 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         truncated_rows=truncated,
         report_uri=report_uri,
     )
+
+
+def _check_keep_steps(keep_steps: tuple[int, ...], total_steps: int) -> None:
+    """Raise StageFailure (INVALID_CONFIG) for steps that the run will never make."""
+    beyond = [step for step in sorted(keep_steps) if step > total_steps]
+    if beyond:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"checkpoints.keepSteps: {', '.join(map(str, beyond))} cannot be kept, because the run has"
+            f" {total_steps} steps in all; name steps up to {total_steps} in a new run",
+        )
 
 
 def _check_form(splits: Mapping[SplitName, list[Row]]) -> None:

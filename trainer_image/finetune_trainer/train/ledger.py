@@ -5,7 +5,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
+from finetune_trainer.train.curve import Curve
 from finetune_trainer.train.divergence import RecentLosses
+from finetune_trainer.train.kept import KeptStep, Retention
 
 OVERFIT_RISE: Final = 1.05
 """A validation loss above the lowest one times this has risen; less is the noise of few rows."""
@@ -68,7 +70,10 @@ class Ledger(BaseModel):
     evaluated_step: int = 0
     """The step after which validation ran last."""
     best: Best | None = None
+    kept: list[KeptStep] = []
+    """In the order of their steps."""
     losses: RecentLosses = Field(default_factory=RecentLosses)
+    curve: Curve = Field(default_factory=Curve)
 
     def add_step(self, nats: float, labels: int, tokens: int) -> None:
         """Count one optimizer step."""
@@ -76,6 +81,7 @@ class Ledger(BaseModel):
         self.epoch_labels += labels
         self.tokens += tokens
         self.losses.add(nats / labels)
+        self.curve.add_step(nats, labels)
 
     @property
     def steps_since_best(self) -> int:
@@ -90,6 +96,18 @@ class Ledger(BaseModel):
         lowest = self.best.validation_loss
         risen = self.validation_loss > max(lowest * OVERFIT_RISE, lowest + OVERFIT_LEAST_RISE)
         return risen and self.train_loss < self.best.train_loss
+
+    def keep(self, step: int, epoch: float, retention: Retention) -> None:
+        """The weights after the last step counted are kept."""
+        mean = self.epoch_nats / self.epoch_labels
+        self.kept = retention.held([*self.kept, KeptStep(step=step, epoch=epoch, train_loss=mean)])
+
+    def end_validation(self, step: int, loss: float) -> None:
+        """Note the validation loss after a step."""
+        self.validation_loss, self.evaluated_step = loss, step
+        self.curve.add_validation(step, loss)
+        if self.kept and self.kept[-1].step == step:
+            self.kept[-1].validation_loss = loss
 
     def end_epoch(self) -> None:
         """Turn the current epoch's sums into its mean."""

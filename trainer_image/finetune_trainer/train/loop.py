@@ -16,9 +16,12 @@ from typing_extensions import override
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
 from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.model.device import peak_memory
 from finetune_trainer.model.loss import mean_completion_loss
 from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
+from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Best, Ledger
+from finetune_trainer.train.lostwork import LostWork
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import Pace
 from finetune_trainer.train.states import States
@@ -56,6 +59,8 @@ class Loop(TrainerCallback):
     context: StageContext
     metrics: Metrics
     weights: Weights
+    retention: Retention
+    lost_work: LostWork
     watchdog: Watchdog
     pace: Pace = field(init=False)
     _learning_rate: float = field(init=False, default=0.0)
@@ -72,6 +77,7 @@ class Loop(TrainerCallback):
         if self.context.stop.is_set():
             raise Preempted
         step = state.global_step
+        self.lost_work.begin(step)
         self.watchdog.feed(step)
         if self._ends_epoch(step) and self.ledger.evaluated_step < step:
             self._validate(step, state.epoch or 0)
@@ -90,7 +96,7 @@ class Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A batch is done, and the step needs more of them."""
-        self.watchdog.feed(state.global_step)
+        self._alive(state.global_step)
 
     @override
     def on_pre_optimizer_step(
@@ -116,13 +122,17 @@ class Loop(TrainerCallback):
     ) -> None:
         """Count the step; validate after an epoch; save and stop when it is time."""
         step, epoch = state.global_step, state.epoch or 0.0
-        self.watchdog.feed(step)
+        self._alive(step)
         nats, labels, tokens = self.trainer.sums.take()
         self.ledger.add_step(nats, labels, tokens)
         self.pace.end_step(nats, labels, tokens)
         self._report(self.pace.progress(step, epoch, self._learning_rate))
         if self.ledger.losses.diverged:
             raise self._diverged(step, nats / labels)
+        if self.retention.keeps(step, spoiled=self.ledger.losses.high_steps > 0):
+            self.states.save_kept(step, self.weights.write)
+            self.ledger.keep(step, epoch, self.retention)
+            self.watchdog.feed(step)
         if self._ends_epoch(step):
             self.ledger.end_epoch()
             try:
@@ -158,8 +168,7 @@ class Loop(TrainerCallback):
         loss = mean_completion_loss(self.model, self._until_stopped(step), self.trainer.head)
         if not math.isfinite(loss):
             raise self._not_finite(step, f"validation loss is {loss}")
-        self.ledger.validation_loss = loss
-        self.ledger.evaluated_step = step
+        self.ledger.end_validation(step, loss)
         self.metrics.validation_loss.set(loss)
         logger.info(
             "epoch %.2f: training loss %.4f, validation loss %.4f", epoch, self.ledger.train_loss or 0, loss
@@ -176,7 +185,11 @@ class Loop(TrainerCallback):
             if self.context.stop.is_set():
                 raise Preempted
             yield batch
-            self.watchdog.feed(step)
+            self._alive(step)
+
+    def _alive(self, step: int) -> None:
+        self.watchdog.feed(step)
+        self.lost_work.tick()
 
     def _save(self, step: int) -> None:
         def fill(folder: Path) -> None:
@@ -185,11 +198,18 @@ class Loop(TrainerCallback):
 
         began = time.monotonic()
         saved = self.states.save(step, self.ledger, fill)
+        self.lost_work.saved(step)
         self.watchdog.feed(step)
         self.metrics.saved()
         logger.info(SAVED, step, time.monotonic() - began, self.states.uri(saved))
 
     def _report(self, progress: Progress) -> None:
+        progress = progress.model_copy(
+            update={
+                "validation_loss": self.ledger.validation_loss,
+                "device_memory_bytes": peak_memory(self.trainer.args.device),
+            }
+        )
         self.context.reporter.progress(progress)
         self.metrics.show(progress)
         now = time.monotonic()

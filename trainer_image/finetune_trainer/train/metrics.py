@@ -37,13 +37,19 @@ class Metrics:
                 ("learning_rate", "learning_rate", "Learning rate of the last step."),
                 ("tokens_per_second", "tokens_per_second", "Training tokens a second, padding not counted."),
                 ("eta_seconds", "eta_seconds", "Seconds until the last step at the present pace."),
+                (
+                    "device_memory_bytes",
+                    "peak_memory_bytes",
+                    "The most GPU memory that tensors have taken; on a CPU, the most of the process.",
+                ),
+                (
+                    "validation_loss",
+                    "validation_loss",
+                    "Validation loss in nats a token after the last epoch.",
+                ),
             )
         }
-        self.validation_loss = Gauge(
-            "finetune_trainer_validation_loss",
-            "Validation loss in nats a token after the last epoch.",
-            registry=self.registry,
-        )
+        self.validation_loss = self._gauges["validation_loss"]
         self.checkpoint_age = Gauge(
             "finetune_trainer_checkpoint_age_seconds",
             "Training that a kill would lose now: time since the last saved state, or since this pod began."

@@ -1,10 +1,12 @@
-"""What is left of a run: the best and the final weights, as checkpoints in the store."""
+"""What is left of a run: the best, the final and the kept weights, as checkpoints in the store."""
 
 import shutil
+from pathlib import Path
 
-from finetune_trainer.contract import CheckpointResult
+from finetune_trainer.contract import CheckpointResult, Digest
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.store import Store
+from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Ledger
 from finetune_trainer.train.states import States
 from finetune_trainer.train.weights import Weights
@@ -15,34 +17,38 @@ def publish_checkpoints(
     states: States,
     ledger: Ledger,
     weights: Weights,
+    retention: Retention,
     *,
     step: int,
     epoch: float,
 ) -> tuple[CheckpointResult, ...]:
-    """Publish the weights after `step` as the final ones, and before them the best if those are others.
+    """Publish the weights after `step` as the final ones, and before them the best and the kept ones.
 
-    Best is the lowest validation loss; without validation the final weights are the best known.
+    Best is the lowest validation loss; without validation the final weights are the best known. Each digest
+    is published once, in the order of steps: a kept step may be the best one too.
     Raises StageFailure (STORE_UNAVAILABLE).
     """
     best = ledger.best
     final_is_best = best is None or best.step == step
-    published: list[CheckpointResult] = []
+    published: dict[Digest, CheckpointResult] = {}
+
+    def add(checkpoint: CheckpointResult) -> None:
+        same = published.get(checkpoint.digest)
+        if same is not None:
+            flags = {"best": same.best or checkpoint.best, "final": same.final or checkpoint.final}
+            checkpoint = checkpoint.model_copy(update=flags)
+        published[checkpoint.digest] = checkpoint
+
+    for kept in retention.published(ledger.kept, step):
+        if best is None or kept.step != best.step:
+            digest = _publish_folder(store, states.kept_folder(kept.step))
+            add(CheckpointResult(digest=digest, type=weights.type, **kept.model_dump()))
     if best is not None and not final_is_best:
-        with store.staging() as staging:
-            for path in states.best_folder(best.step).iterdir():
-                if path.name != MANIFEST_NAME:
-                    shutil.copyfile(path, staging / path.name)
-            published.append(
-                CheckpointResult(
-                    digest=store.publish("checkpoints", staging),
-                    type=weights.type,
-                    best=True,
-                    **best.model_dump(),
-                )
-            )
+        digest = _publish_folder(store, states.best_folder(best.step))
+        add(CheckpointResult(digest=digest, type=weights.type, best=True, **best.model_dump()))
     with store.staging() as staging:
         weights.write(staging)
-        published.append(
+        add(
             CheckpointResult(
                 digest=store.publish("checkpoints", staging),
                 type=weights.type,
@@ -54,4 +60,12 @@ def publish_checkpoints(
                 final=True,
             )
         )
-    return tuple(published)
+    return tuple(sorted(published.values(), key=lambda checkpoint: checkpoint.step))
+
+
+def _publish_folder(store: Store, folder: Path) -> Digest:
+    with store.staging() as staging:
+        for path in folder.iterdir():
+            if path.name != MANIFEST_NAME:
+                shutil.copyfile(path, staging / path.name)
+        return store.publish("checkpoints", staging)

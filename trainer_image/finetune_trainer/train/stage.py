@@ -15,14 +15,16 @@ from finetune_trainer.contract import (
     TrainResult,
 )
 from finetune_trainer.failure import Preempted, StageFailure
-from finetune_trainer.model.device import choose_device
+from finetune_trainer.model.device import choose_device, peak_memory
 from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.collation import choose_collation
+from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.loop import Loop, StoppedEarly
+from finetune_trainer.train.lostwork import LostWork
 from finetune_trainer.train.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
@@ -31,6 +33,7 @@ from finetune_trainer.train.schedule import steps_per_epoch
 from finetune_trainer.train.starts import Starts
 from finetune_trainer.train.states import State, States
 from finetune_trainer.train.trainer import CompletionTrainer
+from finetune_trainer.train.trainingreport import training_report, write_training_report
 from finetune_trainer.train.watchdog import Watchdog
 from finetune_trainer.train.weights import Weights
 
@@ -108,6 +111,7 @@ def _train(
     epoch_steps = _check_steps(len(rows), hyperparameters)
     size = hyperparameters.per_device_batch_size
     set_seed(hyperparameters.seed)
+    retention, lost_work = Retention.of(config), LostWork(folder)
     begin = state.step if state else 0
     with Watchdog(config.run, config.step_timeout_seconds, begin, states.last_saved) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
@@ -137,6 +141,8 @@ def _train(
                     context=context,
                     metrics=metrics,
                     weights=weights,
+                    retention=retention,
+                    lost_work=lost_work,
                     watchdog=watchdog,
                 )
             )
@@ -153,19 +159,26 @@ def _train(
             hyperparameters.total_steps,
             hyperparameters.early_stopping_patience,
         )
-    return TrainResult(
+    result = TrainResult(
         steps=steps,
         train_loss=ledger.train_loss,
+        validation_loss=ledger.validation_loss,
         tokens=ledger.tokens,
+        tokens_per_second=round(ledger.tokens / lost_work.seconds, 1) if lost_work.seconds else None,
+        device_memory_bytes=peak_memory(device),
         restarts=restarts,
+        lost_device_seconds=round(lost_work.lost_device_seconds, 1),
+        loss_curve=ledger.curve.shown(),
         stopped_early=stopped_early,
         overfit=ledger.overfit,
         per_device_batch_size=size if split.halvings else None,
         gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
-            context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
+            context.store, states, ledger, weights, retention, step=steps, epoch=steps / epoch_steps
         ),
     )
+    uri = write_training_report(folder, training_report(config, result, ledger.curve))
+    return result.model_copy(update={"report_uri": uri})
 
 
 def _parent(config: TrainConfig, context: StageContext) -> Path | None:

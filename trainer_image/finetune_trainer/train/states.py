@@ -16,6 +16,7 @@ from finetune_trainer.train.ledger import Fingerprint, Ledger
 
 STATE: Final = "state"
 BEST: Final = "best"
+KEPT_STEPS: Final = "kept"
 PREFIX: Final = "step-"
 LEDGER: Final = "ledger.json"
 KEPT: Final = 2
@@ -33,17 +34,18 @@ class State:
 
 
 class States:
-    """The states in a run's folder, and the weights that they call the best.
+    """The states in a run's folder, and the weights that their ledgers name.
 
     `state/step-N` has weights, optimizer, scheduler, random numbers and the ledger; `best/step-N` has the
-    weights that a ledger's `best` stands for, in the form in which they are published.
+    weights that a ledger's `best` stands for, in the form in which they are published, and `kept/step-N`
+    those of its `kept` steps.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._known: list[State] = []
         """Valid states, the newest first."""
-        for parent in (STATE, BEST):
+        for parent in (STATE, BEST, KEPT_STEPS):
             remove_unfinished(folder.path / parent, PREFIX)
 
     def newest(self, fingerprint: Fingerprint) -> State | None:
@@ -88,6 +90,14 @@ class States:
         """Save the weights that the next saved ledger calls the best. Raises StageFailure."""
         save_folder(self._folder, _name(BEST, step), fill)
 
+    def save_kept(self, step: int, fill: Callable[[Path], None]) -> None:
+        """Save weights that the next saved ledger names among the kept ones. Raises StageFailure."""
+        save_folder(self._folder, _name(KEPT_STEPS, step), fill)
+
+    def kept_folder(self, step: int) -> Path:
+        """Where weights are that a ledger names among the kept ones."""
+        return self._folder.path / _name(KEPT_STEPS, step)
+
     def best_folder(self, step: int) -> Path:
         """Where the best weights of a ledger are."""
         return self._folder.path / _name(BEST, step)
@@ -124,17 +134,24 @@ class States:
             except (OSError, ValidationError) as error:
                 problem = f"its {LEDGER} cannot be read: {error}"
             else:
-                if ledger.best is not None:
-                    problem = problem_of(self._folder.load(_name(BEST, ledger.best.step)))
+                problem = self._problem_of_weights(ledger)
         if problem is not None:
             logger.warning("resume state %s is not used: %s", folder, problem)
             return None
         return State(step, folder, ledger)
 
+    def _problem_of_weights(self, ledger: Ledger) -> str | None:
+        named = [_name(KEPT_STEPS, kept.step) for kept in ledger.kept]
+        if ledger.best is not None:
+            named.append(_name(BEST, ledger.best.step))
+        problems = (problem_of(self._folder.load(name)) for name in named)
+        return next((problem for problem in problems if problem is not None), None)
+
     def _forget(self) -> None:
         steps = {state.step for state in self._known}
         best = {state.ledger.best.step for state in self._known if state.ledger.best is not None}
-        for parent, needed in ((STATE, steps), (BEST, best)):
+        kept = {kept.step for state in self._known for kept in state.ledger.kept}
+        for parent, needed in ((STATE, steps), (BEST, best), (KEPT_STEPS, kept)):
             for step in self._steps(parent) - needed:
                 self._folder.remove(_name(parent, step))
 

@@ -10,7 +10,7 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.trained import trained_message, used_hyperparameters
+from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract import StageResult, TrainResult
 
 CHECKPOINTS_AT_MOST = 10
@@ -59,6 +59,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             validation_rows=validation,
             hyperparameters=hyperparameters,
             trainer_image=resolved.trainer_image or "",
+            loss_curve=trained.loss_curve,
             recorded_at=run.world.now,
         )
         run.draft.create.append(Create(record, same="Digest"))
@@ -74,11 +75,14 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             )
         )
     ended = progress.completed(run.status.progress, "train", trained.steps)
-    if ended.loss is None and trained.train_loss is not None:
-        ended = ended.model_copy(update={"loss": trained.train_loss})
+    known = {"loss": ended.loss if ended.loss is not None else trained.train_loss}
+    if trained.validation_loss is not None:
+        known["validation_loss"] = trained.validation_loss
+    ended = ended.model_copy(update=known)
     run.update(
         checkpoints=tuple(summaries),
         progress=ended,
+        training=training_status(trained),
         resolved=resolved.model_copy(update={"hyperparameters": hyperparameters}),
     )
     run.condition(ConditionType.TRAINED, Reason.SUCCEEDED, trained_message(trained, planned))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.data.report.charts import LEFT, histogram
 from finetune_trainer.data.report.document import Document
 from finetune_trainer.data.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
+from finetune_trainer.data.report.training import facts, kept_as, loss, loss_chart, training_verdict
 from finetune_trainer.data.report.verdict import counted, number, place, token_verdict, verdict
 
 if TYPE_CHECKING:
@@ -47,6 +48,18 @@ def token_page(report: Document) -> str:
     )
 
 
+def training_page(report: Document) -> str:
+    """The page of how a run's losses went; `report` is what `train.trainingreport` makes."""
+    return _template("training.html.jinja").render(
+        report=report,
+        verdict=training_verdict(report),
+        kind=f"Training report · {report['method']}",
+        source=f"run {report['run']}",
+        facts=facts(report),
+        chart=loss_chart(report) if report["training"] else None,
+    )
+
+
 @cache
 def _template(name: str) -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -62,7 +75,9 @@ def _template(name: str) -> "Template":
         "advice": advice,
         "counted": counted,
         "headline": headline,
+        "kept_as": kept_as,
         "largest_share": largest_share,
+        "loss": loss,
         "number": number,
         "place": place,
         "settings": settings,

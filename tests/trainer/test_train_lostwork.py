@@ -1,0 +1,195 @@
+"""Training that has to be repeated: what is known of it, and what a pod that saves loses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.failure import Preempted
+from finetune_trainer.store import RunFolder
+from finetune_trainer.train import lostwork
+from finetune_trainer.train.lostwork import FILE, LostWork
+from tests.trainer.workbench import RUN, Sheet, Workbench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Pods:
+    """The pods of one run, one after the other."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.clock = Clock()
+        self.folder: RunFolder = bench.store.run_folder(RUN, "train")
+        self.work = LostWork(self.folder, self.clock)
+
+    def start(self, step: int) -> None:
+        """A new pod, a day after the last one."""
+        self.clock.now += 86_400
+        self.work = LostWork(self.folder, self.clock)
+        self.work.begin(step)
+
+    def train(self, seconds: float) -> None:
+        """Steps of one second."""
+        for _ in range(round(seconds)):
+            self.clock.now += 1
+            self.work.tick()
+
+    @property
+    def lost(self) -> float:
+        return self.work.lost_seconds
+
+
+@pytest.fixture
+def pods(bench: Workbench) -> Pods:
+    pods = Pods(bench)
+    pods.start(0)
+    return pods
+
+
+def test_time_after_the_last_state_is_lost(pods: Pods) -> None:
+    pods.train(20)
+    pods.work.saved(4)
+    pods.train(30)
+    pods.start(4)
+
+    assert pods.lost == 30
+    assert pods.work.seconds == 20
+    pods.train(30)
+    assert (pods.lost, pods.work.seconds) == (30, 50)
+
+
+def test_a_pod_that_saves_before_it_ends_loses_nothing(pods: Pods) -> None:
+    pods.train(25)
+    pods.work.saved(5)
+    pods.start(5)
+
+    assert (pods.lost, pods.work.seconds) == (0, 25)
+
+
+def test_without_a_state_everything_is_lost(pods: Pods) -> None:
+    pods.train(40)
+    pods.start(0)
+
+    assert (pods.lost, pods.work.seconds) == (40, 0)
+
+
+def test_losses_of_several_pods_add_up(pods: Pods) -> None:
+    for _ in range(3):
+        pods.train(10)
+        pods.start(0)
+
+    assert pods.lost == 30
+
+
+def test_at_most_ten_seconds_are_not_known(pods: Pods) -> None:
+    pods.train(39)
+    pods.start(0)
+
+    assert pods.lost == 30
+
+
+def test_a_state_that_the_pod_had_no_time_to_mention_is_not_lost(pods: Pods) -> None:
+    pods.train(20)
+    pods.start(7)
+
+    assert (pods.lost, pods.work.seconds) == (0, 20)
+
+
+def test_going_back_to_an_older_state_loses_what_lies_between(pods: Pods) -> None:
+    for step in (2, 4):
+        pods.train(20)
+        pods.work.saved(step)
+    pods.start(2)
+
+    assert (pods.lost, pods.work.seconds) == (20, 20)
+
+
+def test_a_start_that_trains_nothing_changes_nothing(pods: Pods) -> None:
+    pods.train(20)
+    for _ in range(3):
+        pods.start(0)
+
+    assert pods.lost == 20
+
+
+def test_a_damaged_file_is_no_reason_to_end_a_run(pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
+    pods.train(20)
+    pods.folder.write(FILE, b"{")
+    pods.start(0)
+
+    assert pods.lost == 0
+    assert FILE in caplog.text
+
+
+def test_the_file_is_written_every_ten_seconds_at_most(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = Pods(bench)
+    written: list[str] = []
+    write = pods.folder.write
+
+    def noted(name: str, content: bytes) -> None:
+        written.append(name)
+        write(name, content)
+
+    monkeypatch.setattr(pods.folder, "write", noted)
+    pods.work.begin(0)
+    pods.train(100)
+
+    assert written == [FILE] * 11
+
+
+class PulledPlug(BaseException):
+    """The pod is gone from one moment to the next."""
+
+
+class PlugPuller(Sheet):
+    """Ends the process where step 4 would be reported."""
+
+    def progress(self, progress: Any) -> None:
+        if progress.step == 4:
+            raise PulledPlug
+
+
+def test_a_run_that_is_stopped_loses_nothing(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lostwork, "INTERVAL_SECONDS", 0)
+    config = bench.train_config()
+    for step in (1, 3, 4):
+        with pytest.raises(Preempted):
+            bench.train(config, Sheet(stop_at=frozenset({step})))
+
+    result = bench.train_measured(config)
+
+    assert result.restarts == 3
+    assert result.lost_device_seconds == 0
+    assert result.tokens_per_second is not None
+    assert result.tokens_per_second > 0
+
+
+def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock moves by 100 seconds whenever it is looked at, which is once a batch and once a save."""
+    monkeypatch.setattr(lostwork, "INTERVAL_SECONDS", 0)
+    looks = iter(range(0, 10**9, 100))
+    monkeypatch.setattr(LostWork.__init__, "__defaults__", (lambda: float(next(looks)),))
+    config = bench.train_config(save_every_steps=3)
+    with pytest.raises(PulledPlug):
+        bench.train(config, PlugPuller())
+
+    result = bench.train_measured(config)
+
+    assert result.restarts == 1
+    assert result.lost_device_seconds == 200, "two batches of step 4"

@@ -1,0 +1,60 @@
+"""How the losses of a run went: a report in the run's folder, as JSON and as a page."""
+
+from typing import Any, Final
+
+from finetune_trainer.contract import TrainConfig, TrainResult
+from finetune_trainer.data.report.document import encode
+from finetune_trainer.data.report.page import training_page
+from finetune_trainer.store import RunFolder
+from finetune_trainer.train.curve import Curve
+
+REPORT_NAME: Final = "report.json"
+PAGE_NAME: Final = "report.html"
+VERSION: Final = 1
+
+
+def training_report(config: TrainConfig, result: TrainResult, curve: Curve) -> dict[str, Any]:
+    """The report of a run that ended with this result: JSON types; losses in nats a token."""
+    return {
+        "version": VERSION,
+        "run": config.run,
+        "method": config.method.type,
+        "baseModel": config.base_model,
+        "dataset": config.dataset,
+        "hyperparameters": config.hyperparameters.to_dict(),
+        "steps": result.steps,
+        "totalSteps": config.hyperparameters.total_steps,
+        "stoppedEarly": result.stopped_early,
+        "overfit": result.overfit,
+        "trainLoss": result.train_loss,
+        "validationLoss": result.validation_loss,
+        "tokens": result.tokens,
+        "tokensPerSecond": result.tokens_per_second,
+        "deviceMemoryBytes": result.device_memory_bytes,
+        "restarts": result.restarts,
+        "lostDeviceSeconds": result.lost_device_seconds,
+        "checkpoints": [
+            {
+                "step": checkpoint.step,
+                "digest": checkpoint.digest,
+                "trainLoss": checkpoint.train_loss,
+                "validationLoss": checkpoint.validation_loss,
+                "best": checkpoint.best,
+                "final": checkpoint.final,
+            }
+            for checkpoint in result.checkpoints
+        ],
+        "training": [
+            {"step": point.step, "steps": point.steps, "loss": point.loss} for point in curve.points
+        ],
+        "validation": [
+            {"step": each.step, "epochs": each.epochs, "loss": each.loss} for each in curve.validation
+        ],
+    }
+
+
+def write_training_report(folder: RunFolder, report: dict[str, Any]) -> str:
+    """Keep it; gives the page's uri. Raises StageFailure (STORE_UNAVAILABLE)."""
+    folder.write(REPORT_NAME, encode(report))
+    folder.write(PAGE_NAME, training_page(report).encode())
+    return f"{folder.uri}/{PAGE_NAME}"
