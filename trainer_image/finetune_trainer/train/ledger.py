@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
 from finetune_trainer.train.divergence import RecentLosses
+from finetune_trainer.train.rewards import RewardSums
 
 OVERFIT_RISE: Final = 1.05
 """A validation loss above the lowest one times this has risen; less is the noise of few rows."""
@@ -43,12 +44,14 @@ class Fingerprint(BaseModel):
 
 
 class Best(BaseModel):
-    """The weights with the lowest validation loss so far; losses in nats a token."""
+    """The weights with the lowest validation loss so far; losses in the learner's unit."""
 
     step: int
     epoch: float
     train_loss: float
     validation_loss: float
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
 
 
 class Ledger(BaseModel):
@@ -60,22 +63,35 @@ class Ledger(BaseModel):
     epoch_nats: float = 0
     """Summed loss of the current epoch."""
     epoch_labels: int = 0
-    """Labelled tokens of the current epoch."""
+    """Labelled tokens of the current epoch; rows, where the loss is one a row."""
+    epoch_rewards: RewardSums | None = None
+    """Of the current epoch; None where answers have no rewards."""
     train_loss: float | None = None
-    """Token mean of the last complete epoch."""
+    """Mean of the last complete epoch, in the learner's unit."""
+    train_rewards: RewardSums | None = None
+    """Of the last complete epoch."""
     validation_loss: float | None = None
+    """After the last complete epoch."""
+    validation_rewards: RewardSums | None = None
     """After the last complete epoch."""
     evaluated_step: int = 0
     """The step after which validation ran last."""
     best: Best | None = None
     losses: RecentLosses = Field(default_factory=RecentLosses)
 
-    def add_step(self, nats: float, labels: int, tokens: int) -> None:
+    def add_step(self, nats: float, labels: int, tokens: int, rewards: RewardSums | None = None) -> None:
         """Count one optimizer step."""
+        if rewards is not None:
+            self.epoch_rewards = (self.epoch_rewards or RewardSums()) + rewards
         self.epoch_nats += nats
         self.epoch_labels += labels
         self.tokens += tokens
         self.losses.add(nats / labels)
+
+    def reward_figures(self) -> dict[str, float | None]:
+        """Of the validation rows, else of the last epoch's training rows; empty without rewards."""
+        rewards = self.validation_rewards or self.train_rewards
+        return {} if rewards is None else rewards.figures()
 
     @property
     def steps_since_best(self) -> int:
@@ -94,4 +110,5 @@ class Ledger(BaseModel):
     def end_epoch(self) -> None:
         """Turn the current epoch's sums into its mean."""
         self.train_loss = self.epoch_nats / self.epoch_labels
-        self.epoch_nats, self.epoch_labels = 0.0, 0
+        self.train_rewards = self.epoch_rewards
+        self.epoch_nats, self.epoch_labels, self.epoch_rewards = 0.0, 0, None
