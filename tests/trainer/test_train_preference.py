@@ -21,6 +21,7 @@ from finetune_trainer.contract import (
     TrainConfig,
     TrainResult,
 )
+from finetune_trainer.evaluate.examples import text_of
 from finetune_trainer.failure import Preempted
 from finetune_trainer.model.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.model.load import load_adapter, load_base
@@ -273,8 +274,8 @@ def test_only_the_last_answer_of_a_chat_is_judged() -> None:
 
     tokenizer = tiny_tokenizer()
     assert "shipping" in tokenizer.decode(encoded.prompt)
-    assert tokenizer.decode(encoded.answer, skip_special_tokens=True).strip() == "billing"
-    assert tokenizer.decode(encoded.rejected or [], skip_special_tokens=True).strip() == "sales"
+    assert text_of(tokenizer, encoded.answer) == "billing"
+    assert text_of(tokenizer, encoded.rejected or []) == "sales"
     assert encoded.longest == len(encoded.prompt) + max(len(encoded.answer), len(encoded.rejected or []))
 
 

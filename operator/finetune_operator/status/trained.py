@@ -16,7 +16,7 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
     restarts = f", {trained.restarts} restarts" if trained.restarts else ""
     return (
         f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{restarts}"
-        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}"
+        f"{_rewards(trained)}{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}"
     )
 
 
@@ -27,6 +27,15 @@ def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters)
         "gradient_accumulation_steps": trained.gradient_accumulation_steps,
     }
     return planned.model_copy(update={name: used for name, used in batches.items() if used is not None})
+
+
+def _rewards(trained: TrainResult) -> str:
+    best = next((checkpoint for checkpoint in trained.checkpoints if checkpoint.best), None)
+    if best is None:
+        return ""
+    accuracy, margin = best.reward_accuracy, best.reward_margin
+    right = "" if accuracy is None else f"; reward accuracy {accuracy:.2f}"
+    return f"{right}; reward margin {margin:.3g}" if margin is not None else right
 
 
 def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> str:

@@ -88,6 +88,15 @@ def test_a_report_of_a_resumed_pod_does_not_move_progress_back() -> None:
     assert (later.stage, later.percent, later.loss) == ("evaluate", 25, 0.12346)
 
 
+def test_rewards_are_shown_as_they_are_reported_and_only_of_methods_that_have_them() -> None:
+    report = Progress(step=30, total_steps=40, reward_accuracy=0.875, reward_margin=1.23456789)
+
+    shown = merged(None, "train", report)
+
+    assert (shown.reward_accuracy, shown.reward_margin) == (0.875, 1.2346)
+    assert "rewardMargin" not in merged(None, "train", Progress(step=1, total_steps=2)).to_dict()
+
+
 def test_a_stage_that_has_ended_is_at_a_hundred_percent() -> None:
     ended = completed(
         ProgressStatus(stage="train", step=38, total_steps=40, loss=0.1, eta_seconds=4), "train", 40

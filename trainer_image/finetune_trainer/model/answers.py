@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import PREFERENCE_METHODS, MethodType
-from finetune_trainer.model.encode import RowEncoder, RowNotEncodable
+from finetune_trainer.model.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.rows import Message, Row
 
 
@@ -31,6 +31,10 @@ class EncodedAnswers:
     def prompt_length(self) -> int:
         """Tokens before the answers."""
         return len(self.prompt)
+
+    def row(self, answer: list[int]) -> EncodedRow:
+        """The prompt with one of its answers, which alone has labels."""
+        return EncodedRow([*self.prompt, *answer], [*[IGNORED] * len(self.prompt), *answer])
 
     def cut(self, max_length: int) -> "EncodedAnswers":
         """Each sequence without the tokens from `max_length` on."""
