@@ -11,7 +11,7 @@ from finetune_trainer.model.batch import Padding, left_padded, pack
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import load_base
-from finetune_trainer.model.loss import completion_loss, mean_completion_loss
+from finetune_trainer.model.loss import completion_loss, mean_completion_loss, row_losses
 from finetune_trainer.rows import Row
 from hack.models import tiny
 from hack.models.tiny import VOCABULARY
@@ -151,6 +151,14 @@ def test_every_token_counts_the_same_in_whatever_batch_it_is(model: PreTrainedMo
     apart = mean_completion_loss(model, [PADDED([row]) for row in ROWS])
 
     assert together == pytest.approx(apart, rel=1e-6)
+
+
+def test_each_row_has_the_loss_that_it_has_alone(model: PreTrainedModel) -> None:
+    with torch.inference_mode():
+        losses = row_losses(model, PADDED(ROWS))
+
+    alone = [mean_completion_loss(model, [PADDED([row])]) for row in ROWS]
+    torch.testing.assert_close(losses, torch.tensor(alone))
 
 
 def test_prompts_are_padded_where_generation_does_not_begin() -> None:

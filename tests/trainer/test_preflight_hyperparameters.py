@@ -1,16 +1,16 @@
 """What is chosen where the user left it open."""
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import FailureReason, Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract import FailureReason, Hyperparameters, MethodType, RequestedHyperparameters
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.preflight.hyperparameters import choose
 
 
 def chosen(
-    method: Literal["LoRA", "Full"] = "LoRA",
+    method: MethodType = "LoRA",
     *,
     rows: int = 200,
     longest: int = 90,
@@ -79,7 +79,7 @@ def test_few_rows_are_seen_more_often_and_many_less(rows: int, epochs: int) -> N
     ],
 )
 def test_the_learning_rate_falls_with_the_models_width(
-    method: Literal["LoRA", "Full"], hidden_size: int, rate: float
+    method: MethodType, hidden_size: int, rate: float
 ) -> None:
     assert chosen(method, hidden_size=hidden_size).learning_rate == rate
 
@@ -121,3 +121,16 @@ def test_a_length_beyond_the_models_is_refused() -> None:
         chosen(context_length=512, max_sequence_length=1024)
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("method", "longest", "batch"),
+    [("LoRA", 2048, 4), ("DPO", 2048, 2), ("ORPO", 2048, 2), ("DPO", 4096, 1), ("KTO", 4096, 2)],
+)
+def test_a_row_with_two_answers_counts_twice_and_kto_has_at_least_two(
+    method: MethodType, longest: int, batch: int
+) -> None:
+    settings = chosen(method, longest=longest, max_sequence_length=longest)
+
+    assert settings.per_device_batch_size == batch
+    assert settings.per_device_batch_size * settings.gradient_accumulation_steps == 8

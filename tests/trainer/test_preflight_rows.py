@@ -83,22 +83,6 @@ def test_rows_without_an_answer_left_are_in_the_report_that_the_failure_names(be
     assert failure.message.endswith(f"All lengths: pvc://artifacts/runs/{RUN}/preflight/tokens.html")
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        Row((Message("user", "a"), Message("assistant", "b")), "Preference", rejected="c"),
-        Row((Message("user", "a"), Message("assistant", "b")), "KTO", label=True),
-    ],
-)
-def test_rows_that_no_method_learns_from_are_refused_before_the_model_is_read(
-    bench: Workbench, row: Row
-) -> None:
-    failure = bench.preflight_failure(bench.root / "no-model", bench.dataset((row,)))
-
-    assert failure.reason == FailureReason.INVALID_CONFIG
-    assert f"of the format {row.form}, which the methods LoRA and Full cannot learn from" in failure.message
-
-
 def test_rows_that_would_lose_the_whole_answer_are_named_with_the_length_they_need(bench: Workbench) -> None:
     dataset = bench.dataset((*ROWS, LONG_PROMPT), (ROWS[0],), (LONG_PROMPT,))
 

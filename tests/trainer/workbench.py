@@ -4,7 +4,7 @@ import functools
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +58,16 @@ ROWS: Final = tuple(
     )
 )
 """Twelve short questions, each with the name of a team."""
+
+UNWANTED: Final = "nobody knows"
+PAIRS: Final = tuple(replace(row, form="Preference", rejected=UNWANTED) for row in ROWS)
+"""The same questions, each with an answer that nobody wants beside the right one."""
+JUDGED: Final = tuple(
+    replace(Row.pair(row.messages[0].content, answer), form="KTO", label=answer != UNWANTED)
+    for row in ROWS
+    for answer in (row.output, UNWANTED)
+)[: len(ROWS)]
+"""Half of the questions, each with both answers, and each answer with its label."""
 
 
 @functools.cache

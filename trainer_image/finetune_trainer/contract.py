@@ -129,9 +129,11 @@ class FailureReason(StrEnum):
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Stage = Literal["prepare", "preflight", "train", "evaluate"]
-MethodType = Literal["LoRA", "Full"]
+MethodType = Literal["LoRA", "Full", "DPO", "KTO", "ORPO"]
+PREFERENCE_METHODS: Final[frozenset[MethodType]] = frozenset({"DPO", "KTO", "ORPO"})
+"""Methods that learn from judged answers; the others learn from the answers alone."""
 CheckpointType = Literal["Adapter", "Full"]
-Metric = Literal["exact_match", "loss"]
+Metric = Literal["exact_match", "loss", "preference_accuracy"]
 DataFormat = Literal[
     "PromptCompletion",
     "ChatMessages",
@@ -241,11 +243,24 @@ class LoRA(Contract):
     """The adapted weights' magnitudes are trained beside their direction."""
 
 
+class Preference(Contract):
+    """Settings of DPO, KTO and ORPO, named as in TRL; None: chosen."""
+
+    beta: float = 0.1
+    """How strongly the model is held near the reference; in ORPO the weight of the odds ratio, its λ."""
+    desirable_weight: float | None = None
+    """KTO: weight of the loss of rows whose label is true."""
+    undesirable_weight: float | None = None
+    """KTO: weight of the loss of rows whose label is false."""
+
+
 class Method(Contract):
     """How the weights are changed."""
 
     type: MethodType = "LoRA"
     lora: LoRA = LoRA()
+    """Of every method but Full: all others train an adapter."""
+    preference: Preference = Preference()
 
 
 class RequestedHyperparameters(Contract):
@@ -547,6 +562,8 @@ class PreflightResult(Contract):
     hyperparameters: Hyperparameters
     lora: LoRA | None = None
     """Settings of the adapter that is continued; None where none is."""
+    preference: Preference | None = None
+    """Settings of DPO, KTO or ORPO with what was left open; None for other methods."""
     chat_template: str
     """`model`, or the name of the template that the trainer supplied."""
     train_rows: int = 0
@@ -558,7 +575,10 @@ class PreflightResult(Contract):
 
 
 class CheckpointResult(Contract):
-    """A published checkpoint; losses in nats a token."""
+    """A published checkpoint; losses in nats a token, or a row where the method is DPO, KTO or ORPO.
+
+    Rewards are those of the validation rows; of the last epoch's training rows where there are none.
+    """
 
     digest: Digest
     type: CheckpointType
@@ -566,6 +586,10 @@ class CheckpointResult(Contract):
     epoch: float
     train_loss: float | None = None
     validation_loss: float | None = None
+    reward_accuracy: float | None = None
+    """DPO, ORPO: share of the rows whose chosen answer has the higher reward."""
+    reward_margin: float | None = None
+    """DPO, KTO, ORPO: mean reward of good answers less that of bad ones."""
     best: bool = False
     final: bool = False
 
@@ -646,12 +670,14 @@ class StageResult(Contract):
 
 
 class Progress(Contract):
-    """How far a stage is; loss in nats a token."""
+    """How far a stage is; loss in nats a token, of DPO, KTO and ORPO a row, means of the last steps."""
 
     step: int = 0
     total_steps: int = 0
     epoch: float | None = None
     loss: float | None = None
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None

@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.dataset import DataPreparation, StoreReference
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus, LoRA
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus, LoRA, Preference
 from finetune_operator.api.meta import (
+    FRACTION_ADVICE,
     DeletionPolicy,
     Digest,
     Metric,
@@ -124,12 +125,28 @@ class Method(Model):
             "method.lora has no meaning with type: Full; remove it or choose type: LoRA",
             "lora",
         ),
+        Rule(
+            "!has(self.preference) || self.type in ['DPO', 'KTO', 'ORPO']",
+            "method.preference is for rows that judge answers; remove it or choose type: DPO, KTO or ORPO",
+            "preference",
+        ),
+        Rule(
+            "!has(self.preference) || self.type == 'KTO'"
+            " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
+            "desirableWeight and undesirableWeight are of KTO, whose rows are good or bad; remove them or"
+            " choose type: KTO",
+            "preference",
+        ),
     )
 
     type: Annotated[
         Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"],
-        ReservedValues.of("QLoRA", "DPO", "KTO", "ORPO"),
-        Field(description="LoRA trains an adapter, Full all weights."),
+        ReservedValues.of("QLoRA"),
+        Field(
+            description="What is learned, and from which rows. Prompts with completions, and chats: LoRA"
+            " trains an adapter, Full all weights. Pairs of a chosen and a rejected answer: DPO and ORPO."
+            " Answers with a label true or false: KTO. DPO, KTO and ORPO train an adapter, without dropout."
+        ),
     ] = "LoRA"
     lora: Annotated[
         LoRA | None,
@@ -137,6 +154,9 @@ class Method(Model):
             description="Adapter settings; absent: the defaults. With baseModel.checkpoint what is left out,"
             " or has its default, is as in the adapter that is continued."
         ),
+    ] = None
+    preference: Annotated[
+        Preference | None, Field(description="Settings of DPO, KTO and ORPO; absent: the defaults.")
     ] = None
 
 
@@ -262,15 +282,19 @@ class Gate(Model):
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
         Rule(
-            "self.metric != 'exact_match' || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
+            "self.metric == 'loss' || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
             " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
-            "exact_match is a fraction between 0 and 1: write 0.8 for 80 %",
+            FRACTION_ADVICE,
         ),
     )
 
     metric: Annotated[
-        Metric, Field(description="exact_match (0 to 1, higher is better) or loss (lower is better).")
+        Metric,
+        Field(
+            description="exact_match (0 to 1, higher is better), loss (lower is better), or of pairs of"
+            " answers preference_accuracy (0 to 1, higher is better): how often the chosen one is likelier."
+        ),
     ]
     min: Annotated[float | None, Field(description="The tuned model's value must be at least this.")] = None
     max: Annotated[float | None, Field(description="The tuned model's value must be at most this.")] = None
@@ -362,6 +386,21 @@ class FineTuneJobSpec(_FineTuneJobFields):
             "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",
             "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
             "promotion",
+        ),
+        Rule(
+            "self.method.type != 'KTO' || !has(self.hyperparameters.perDeviceBatchSize)"
+            " || self.hyperparameters.perDeviceBatchSize >= 2",
+            "KTO compares the rows of a batch: make hyperparameters.perDeviceBatchSize at least 2, or leave"
+            " it out",
+            "hyperparameters",
+        ),
+        Rule(
+            "self.method.type in ['DPO', 'ORPO'] || !has(self.evaluation)"
+            " || !self.evaluation.metrics.exists(metric, metric == 'preference_accuracy')"
+            " && !self.evaluation.gates.exists(gate, gate.metric == 'preference_accuracy')",
+            "preference_accuracy needs pairs of answers, as DPO and ORPO learn from; leave it out of"
+            " evaluation.metrics and evaluation.gates, or choose one of these methods",
+            "evaluation",
         ),
     )
 

@@ -57,6 +57,34 @@ class LoRA(Model):
     ] = False
 
 
+class Preference(Model):
+    """Settings of the methods that learn from judged answers, named as in TRL."""
+
+    beta: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=10,
+            description="DPO and KTO: how strongly the model is held near the one that training begins from;"
+            " the smaller, the further it may move. ORPO: weight of the odds ratio beside the loss of the"
+            " chosen answer, its λ.",
+        ),
+    ] = 0.1
+    desirable_weight: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1000,
+            description="KTO: weight of the rows whose label is true; absent: chosen, so that both kinds of"
+            " rows count the same.",
+        ),
+    ] = None
+    undesirable_weight: Annotated[
+        float | None,
+        Field(gt=0, le=1000, description="KTO: weight of the rows whose label is false; absent: chosen."),
+    ] = None
+
+
 class Resolved(Model):
     """What open choices became; chosen once, never again."""
 
@@ -75,6 +103,9 @@ class Resolved(Model):
     dataset_digest: str | None = None
     hyperparameters: ResolvedHyperparameters | None = None
     lora: Annotated[LoRA | None, Field(description="Settings of the adapter that is continued.")] = None
+    preference: Annotated[
+        Preference | None, Field(description="Settings of DPO, KTO or ORPO, with what was chosen.")
+    ] = None
     profile: str | None = None
     profile_generation: int | None = None
     store: str | None = None
@@ -95,6 +126,14 @@ class ProgressStatus(Model):
     total_steps: int = 0
     percent: int = 0
     loss: float | None = None
+    reward_accuracy: Annotated[
+        float | None,
+        Field(description="DPO, ORPO: share of the last pairs whose chosen answer has the higher reward."),
+    ] = None
+    reward_margin: Annotated[
+        float | None,
+        Field(description="DPO, KTO, ORPO: mean reward of good answers less that of bad ones."),
+    ] = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: int | None = None

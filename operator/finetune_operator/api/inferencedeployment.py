@@ -7,6 +7,7 @@ from pydantic import Field
 
 from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.meta import (
+    FRACTION_ADVICE,
     Conditions,
     Digest,
     Message,
@@ -48,8 +49,8 @@ class MinScore(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.metric != 'exact_match' || self.min >= 0.0 && self.min <= 1.0",
-            "exact_match is a fraction between 0 and 1: write 0.8 for 80 %",
+            "self.metric == 'loss' || self.min >= 0.0 && self.min <= 1.0",
+            FRACTION_ADVICE,
             "min",
         ),
         Rule(

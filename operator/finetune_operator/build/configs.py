@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 from finetune_operator.api.dataset import DataPreparation
 from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
-from finetune_operator.api.finetunejobstatus import LoRA, Resolved, ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import LoRA, Preference, Resolved, ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.build.credentials import secret_mount
 from finetune_operator.build.locations import parse_source, parse_store
@@ -90,10 +90,16 @@ def _mounted(uri: str, mount: str) -> str | None:
     return None if place is None else place.under(mount)
 
 
-def _method(method: Method, lora: LoRA | None = None) -> contract.Method:
-    """`lora` is what a run that continues an adapter uses."""
+def _method(
+    method: Method, lora: LoRA | None = None, preference: Preference | None = None
+) -> contract.Method:
+    """`lora` is what a run that continues an adapter uses, `preference` what preflight made of the spec's."""
+    if method.type == "QLoRA":
+        raise ValueError("QLoRA is a reserved value, which is refused before")
     return contract.Method(
-        type="Full" if method.type == "Full" else "LoRA", lora=contract.LoRA(**_fields(lora or method.lora))
+        type=method.type,
+        lora=contract.LoRA(**_fields(lora or method.lora)),
+        preference=contract.Preference(**_fields(preference or method.preference)),
     )
 
 
@@ -160,7 +166,7 @@ def train_config(
         base_model=resolved.base_model_digest or "",
         parent=_parent(spec, resolved),
         dataset=resolved.dataset_digest or "",
-        method=_method(spec.method, resolved.lora),
+        method=_method(spec.method, resolved.lora, resolved.preference),
         hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
         keep=spec.checkpoints.keep or 0,
         keep_steps=spec.checkpoints.keep_steps or (),
@@ -184,7 +190,7 @@ def evaluate_config(
 ) -> contract.EvaluateConfig:
     """Judging one checkpoint; measures whatever the gates need beside what was asked for."""
     gated = {gate.metric for gate in evaluation.gates}
-    metrics: tuple[contract.Metric, ...] = ("exact_match", "loss")
+    metrics: tuple[contract.Metric, ...] = ("exact_match", "loss", "preference_accuracy")
     beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return contract.EvaluateConfig(
         owner=inputs.contract_owner,

@@ -38,6 +38,8 @@ def merged(progress: ProgressStatus | None, stage: StageName, report: Progress) 
         total_steps=max(0, report.total_steps),
         percent=_percent(report.step, report.total_steps),
         loss=_rounded(report.loss) if report.loss is not None else entered(progress, stage).loss,
+        reward_accuracy=_rounded(report.reward_accuracy),
+        reward_margin=_rounded(report.reward_margin),
         learning_rate=report.learning_rate,
         tokens_per_second=_rounded(report.tokens_per_second),
         eta_seconds=None if report.eta_seconds is None else max(0, round(report.eta_seconds)),

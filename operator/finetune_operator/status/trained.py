@@ -15,7 +15,7 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
         )
     report = f"; report: {trained.report_uri}" if trained.report_uri else ""
     return (
-        f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{_restarts(trained)}"
+        f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{_restarts(trained)}{_rewards(trained)}"
         f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}{report}"
     )
 
@@ -40,6 +40,15 @@ def _restarts(trained: TrainResult) -> str:
     lost = round(trained.lost_device_seconds)
     repeated = f", {lost} s of device time repeated" if lost else ""
     return f", {trained.restarts} restarts{repeated}"
+
+
+def _rewards(trained: TrainResult) -> str:
+    best = next((checkpoint for checkpoint in trained.checkpoints if checkpoint.best), None)
+    if best is None:
+        return ""
+    accuracy, margin = best.reward_accuracy, best.reward_margin
+    right = "" if accuracy is None else f"; reward accuracy {accuracy:.2f}"
+    return f"{right}; reward margin {margin:.3g}" if margin is not None else right
 
 
 def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> str:

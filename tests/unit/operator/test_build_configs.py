@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import Resolved, ResolvedHyperparameters
-from finetune_operator.build.configs import StageInputs, preflight_config, train_config
+from finetune_operator.api.finetunejobstatus import Preference, Resolved, ResolvedHyperparameters
+from finetune_operator.build.configs import StageInputs, evaluate_config, preflight_config, train_config
+from finetune_trainer import contract
 from finetune_trainer.contract import Hyperparameters, PreflightConfig, TrainConfig
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
@@ -21,9 +24,11 @@ def preflight(**spec: Any) -> PreflightConfig:
     return preflight_config(inputs, job.spec, Resolved(dataset_digest=ROWS))
 
 
-def train(chosen: Hyperparameters = HYPERPARAMETERS, **spec: Any) -> TrainConfig:
+def train(
+    chosen: Hyperparameters = HYPERPARAMETERS, preference: Preference | None = None, **spec: Any
+) -> TrainConfig:
     job, inputs = job_and_inputs(**spec)
-    resolved = Resolved(base_model_digest=digest("b"), dataset_digest=ROWS)
+    resolved = Resolved(base_model_digest=digest("b"), dataset_digest=ROWS, preference=preference)
     return train_config(inputs, job.spec, resolved, ResolvedHyperparameters(**chosen.model_dump()))
 
 
@@ -32,6 +37,41 @@ def test_variants_of_lora_reach_the_trainer() -> None:
 
     assert method.lora.rslora
     assert method.lora.dora
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full", "DPO", "KTO", "ORPO"])
+def test_the_method_reaches_the_trainer(method: str) -> None:
+    assert preflight(method={"type": method}).method.type == method
+    assert train(method={"type": method}).method.type == method
+
+
+def test_what_preflight_made_of_the_preference_reaches_training() -> None:
+    spec: dict[str, Any] = {"method": {"type": "KTO", "preference": {"beta": 0.2, "undesirableWeight": 1.5}}}
+    chosen = Preference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
+
+    asked, trained = preflight(**spec).method.preference, train(preference=chosen, **spec).method.preference
+
+    assert asked == contract.Preference(beta=0.2, undesirable_weight=1.5)
+    assert trained == contract.Preference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
+
+
+def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
+    gate = {"metric": "preference_accuracy", "min": 0.9, "minGain": 0.2, "over": "Base"}
+    job, inputs = job_and_inputs(method={"type": "DPO"}, evaluation={"metrics": ["loss"], "gates": [gate]})
+    assert job.spec.evaluation is not None
+
+    config = evaluate_config(
+        inputs,
+        job.spec,
+        job.spec.evaluation,
+        base_model=digest("b"),
+        dataset=ROWS,
+        checkpoint=digest("c"),
+        hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
+    )
+
+    assert config.metrics == ("loss", "preference_accuracy")
+    assert config.checkpoint_type == "Adapter"
 
 
 def test_the_patience_reaches_the_trainer() -> None:

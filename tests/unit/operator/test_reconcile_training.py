@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune_trainer.contract import CheckpointResult, StageResult
+from finetune_trainer.contract import CheckpointResult, Method, Preference, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     HYPERPARAMETERS,
@@ -154,3 +154,32 @@ def test_a_checkpoint_has_the_losses_up_to_its_step() -> None:
 def test_a_result_without_a_curve_makes_a_checkpoint_without() -> None:
     (checkpoint,) = after().of("Checkpoint").values()
     assert "lossCurve" not in checkpoint["spec"]
+
+
+def test_a_run_that_learned_preferences_says_how_far_the_rewards_are_apart() -> None:
+    rewards = {"reward_accuracy": 0.91666, "reward_margin": 1.2345}
+    pairs = after(checkpoints=(FINAL.model_copy(update=rewards | {"best": True}),))
+    judged = after(checkpoints=(FINAL.model_copy(update={"reward_margin": 1.2345, "best": True}),))
+
+    assert message(pairs) == "40 steps, 1 checkpoint; reward accuracy 0.92; reward margin 1.23"
+    assert message(judged) == "40 steps, 1 checkpoint; reward margin 1.23"
+
+
+def test_what_preflight_chose_for_kto_is_kept_and_trained_with() -> None:
+    chosen = Preference(beta=0.2, desirable_weight=1, undesirable_weight=3)
+    result = preflighted()
+    assert result.preflight is not None
+    result = result.model_copy(
+        update={"preflight": result.preflight.model_copy(update={"preference": chosen})}
+    )
+    run = finetunejob(method={"type": "KTO", "preference": {"beta": 0.2}})
+    cluster = MemoryCluster(*surroundings(), dataset(), run)
+    cluster.settle()
+
+    for stage, ended in (("prepare", prepared()), ("preflight", result)):
+        cluster.succeed(stage, ended)
+        cluster.settle()
+
+    kept = cluster.objects["FineTuneJob", JOB]["status"]["resolved"]["preference"]
+    assert kept == {"beta": 0.2, "desirableWeight": 1, "undesirableWeight": 3}
+    assert cluster.config("train").method == Method(type="KTO", preference=chosen)

@@ -94,6 +94,15 @@ def test_progress_has_the_validation_loss_and_the_memory_of_the_device() -> None
     assert (shown.validation_loss, shown.device_memory_bytes) == (0.12346, 1 << 30)
 
 
+def test_rewards_are_shown_as_they_are_reported_and_only_of_methods_that_have_them() -> None:
+    report = Progress(step=30, total_steps=40, reward_accuracy=0.875, reward_margin=1.23456789)
+
+    shown = merged(None, "train", report)
+
+    assert (shown.reward_accuracy, shown.reward_margin) == (0.875, 1.2346)
+    assert "rewardMargin" not in merged(None, "train", Progress(step=1, total_steps=2)).to_dict()
+
+
 def test_a_stage_that_has_ended_is_at_a_hundred_percent() -> None:
     ended = completed(
         ProgressStatus(stage="train", step=38, total_steps=40, loss=0.1, eta_seconds=4), "train", 40

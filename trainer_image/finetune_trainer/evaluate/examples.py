@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
+from finetune_trainer.model.answers import AnswerEncoder
 from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.rows import Row
 
@@ -21,35 +22,66 @@ class Example:
     """Length of the right answer, its end included."""
     accepted: frozenset[str]
     """Texts that are right: the row's completion, and the same as the chat template writes it."""
+    rejected: EncodedRow | None = None
+    """Of a Preference row, the prompt with the rejected answer."""
 
 
 def encode_examples(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, split: str
 ) -> list[Example]:
-    """All rows, by length of the prompt, so that a batch has little padding.
+    """The rows by length of the prompt, so that a batch has little padding.
 
+    Of a Preference row the chosen answer is the right one; of KTO rows only those with a good answer count.
     Raises StageFailure (INVALID_DATA) naming the row that the chat template refuses.
     """
-    encoder = RowEncoder(tokenizer)
+    whole, apart = RowEncoder(tokenizer), AnswerEncoder(tokenizer)
     examples: list[Example] = []
     for number, row in enumerate(rows, 1):
+        if row.label is False:
+            continue
         try:
-            whole, prompt = encoder.encode(row), encoder.encode_prompt(row)
+            examples.append(
+                _judged(row, apart, tokenizer, max_sequence_length)
+                if row.form in ("Preference", "KTO")
+                else _plain(row, whole, tokenizer, max_sequence_length)
+            )
         except RowNotEncodable as error:
             raise StageFailure(
                 FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
             ) from error
-        answer = whole.input_ids[len(prompt) :]
-        examples.append(
-            Example(
-                encoded=whole.cut(max_sequence_length),
-                prompt=prompt,
-                answer_tokens=len(answer),
-                # A tool call may come without text; then nothing is no right answer.
-                accepted=frozenset({row.output.strip(), text_of(tokenizer, answer)} - {""}),
-            )
-        )
     return sorted(examples, key=lambda example: len(example.prompt))
+
+
+def _plain(
+    row: Row, encoder: RowEncoder, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+) -> Example:
+    whole, prompt = encoder.encode(row), encoder.encode_prompt(row)
+    answer = whole.input_ids[len(prompt) :]
+    return Example(
+        encoded=whole.cut(max_sequence_length),
+        prompt=prompt,
+        answer_tokens=len(answer),
+        accepted=_accepted(row, tokenizer, answer),
+    )
+
+
+def _judged(
+    row: Row, encoder: AnswerEncoder, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+) -> Example:
+    answers = encoder.encode(row)
+    rejected = answers.rejected
+    return Example(
+        encoded=answers.row(answers.answer).cut(max_sequence_length),
+        prompt=answers.prompt,
+        answer_tokens=len(answers.answer),
+        accepted=_accepted(row, tokenizer, answers.answer),
+        rejected=None if rejected is None else answers.row(rejected).cut(max_sequence_length),
+    )
+
+
+def _accepted(row: Row, tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> frozenset[str]:
+    # A tool call may come without text; then nothing is no right answer.
+    return frozenset({row.output.strip(), text_of(tokenizer, answer)} - {""})
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> str:

@@ -14,7 +14,7 @@ from finetune_trainer.evaluate.examples import Example, text_of
 from finetune_trainer.meter import Meter
 from finetune_trainer.model.batch import Padding, left_padded
 from finetune_trainer.model.load import context_length
-from finetune_trainer.model.loss import mean_completion_loss
+from finetune_trainer.model.loss import mean_completion_loss, row_losses
 
 SPARE_TOKENS: Final = 16
 """Tokens that an answer may be longer than the right one, in case it spells the same text otherwise."""
@@ -51,11 +51,30 @@ class Measure:
             )
 
     def value(self, metric: Metric, model: PreTrainedModel | PeftModel) -> float:
-        """`exact_match` from 0 to 1, or `loss` in nats a token. Raises Preempted."""
-        measure: Callable[[PreTrainedModel | PeftModel], float] = (
-            self._exact_match if metric == "exact_match" else self._loss
-        )
-        return measure(model.eval())
+        """`exact_match` or `preference_accuracy` from 0 to 1, or `loss` in nats a token. Raises Preempted."""
+        measures: dict[Metric, Callable[[PreTrainedModel | PeftModel], float]] = {
+            "exact_match": self._exact_match,
+            "loss": self._loss,
+            "preference_accuracy": self._preference_accuracy,
+        }
+        return measures[metric](model.eval())
+
+    def _preference_accuracy(self, model: PreTrainedModel | PeftModel) -> float:
+        """Share of rows whose chosen answer is the likelier one, by the mean log-likelihood of its tokens.
+
+        By the mean, because a sum is mostly the higher the shorter an answer is; that of each model alone,
+        without a reference, so that models can be set beside each other.
+        """
+        collate, right = Padding(self._pad_token_id), 0
+        for batch in self._batches():
+            sides = [
+                [example.encoded for example in batch],
+                [example.rejected for example in batch if example.rejected is not None],
+            ]
+            with torch.inference_mode():
+                chosen, rejected = (row_losses(model, _on(model.device, collate(side))) for side in sides)
+            right += int((chosen < rejected).sum())
+        return right / len(self._examples)
 
     def _loss(self, model: PreTrainedModel | PeftModel) -> float:
         collate = Padding(self._pad_token_id)

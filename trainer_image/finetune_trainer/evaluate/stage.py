@@ -17,7 +17,7 @@ from finetune_trainer.contract import (
     Score,
     Subject,
 )
-from finetune_trainer.evaluate.examples import encode_examples
+from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.meter import Meter
@@ -49,7 +49,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     set_seed(config.seed)
     tokenizer = load_tokenizer(base)
     examples = encode_examples(rows, tokenizer, config.max_sequence_length, config.split)
-    meter = Meter(context, len(rows) * len(config.subjects) * len(config.metrics))
+    _check(examples, config)
+    meter = Meter(context, len(examples) * len(config.subjects) * len(config.metrics))
     scores: list[Score] = []
     for subject, model in _subjects(config, base, checkpoint, device):
         measure = Measure(
@@ -61,11 +62,27 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             meter=meter,
         )
         for metric in config.metrics:
-            meter.begin(f"{metric} of {subject} on {len(rows)} {config.split} rows")
+            meter.begin(f"{metric} of {subject} on {len(examples)} {config.split} rows")
             value = measure.value(metric, model)
             logger.info("%s of %s: %.4f", metric, subject, value)
-            scores.append(Score(metric=metric, subject=subject, value=value, rows=len(rows)))
+            scores.append(Score(metric=metric, subject=subject, value=value, rows=len(examples)))
     return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=tuple(scores))
+
+
+def _check(examples: list[Example], config: EvaluateConfig) -> None:
+    """Raise StageFailure (INVALID_CONFIG) where the rows have nothing to measure by."""
+    if not examples:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"the dataset has no {config.split} rows with the label true, which alone have a right answer to"
+            f" compare with; raise split.{config.split}, or add some",
+        )
+    if "preference_accuracy" in config.metrics and any(example.rejected is None for example in examples):
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            "evaluation.metrics: preference_accuracy needs rows with a chosen and a rejected answer (format"
+            " Preference); leave it out, in evaluation.gates too",
+        )
 
 
 def _subjects(

@@ -43,6 +43,11 @@ class EncodedRow:
         return EncodedRow(self.input_ids[:max_length], self.labels[:max_length], truncated=True)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the row."""
+        return len(self.input_ids)
+
+    @property
     def prompt_length(self) -> int:
         """Tokens before the first that is learned; all of them where none is."""
         return next((i for i, label in enumerate(self.labels) if label != IGNORED), len(self.labels))

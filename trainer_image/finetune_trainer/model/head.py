@@ -110,9 +110,7 @@ class _HeadLoss(Function):
                 continue
             # The derivative of the loss by the logits: probabilities, less 1 for the token that is right.
             probabilities = probabilities.sub_(normalizer).exp_()
-            probabilities.scatter_add_(
-                -1, tokens, -torch.ones_like(tokens, dtype=torch.float32)
-            )
+            probabilities.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=torch.float32))
             gradient = probabilities.to(logits.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = gradient @ weight

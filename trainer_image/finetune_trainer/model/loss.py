@@ -32,6 +32,17 @@ def completion_loss(
     return cross_entropy(logits.float(), targets[predicting], reduction="sum"), predicting.sum()
 
 
+def row_losses(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean negative log-likelihood of each padded row's labelled tokens in nats, of shape (rows,)."""
+    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    needed = (targets != IGNORED).any(dim=0)
+    logits = model(**inputs, use_cache=False, logits_to_keep=needed).logits.float()
+    kept = targets[:, needed]
+    nats = cross_entropy(logits.transpose(1, 2), kept, ignore_index=IGNORED, reduction="none")
+    return nats.sum(dim=1) / (kept != IGNORED).sum(dim=1)
+
+
 def mean_completion_loss(
     model: torch.nn.Module, batches: Iterable[Mapping[str, Tensor]], head: ChunkedHead | None = None
 ) -> float:

@@ -49,7 +49,7 @@ def without_weights(config: PretrainedConfig, uri: str) -> PreTrainedModel:
 
 def check_target_modules(model: PreTrainedModel, method: Method) -> None:
     """Raises StageFailure (INVALID_CONFIG) for adapter targets that the model does not have."""
-    if method.type != "LoRA":
+    if method.type == "Full":
         return
     unknown = unknown_layers(model, method.lora.target_modules)
     if unknown:

@@ -9,11 +9,16 @@ learningRate
     constants of its authors' tinker-cookbook. Of the two the lower rate, because one that is too high costs
     more. For LoRA that is 5.5e-4 at a hidden size of 640 (270 million parameters) and 2.9e-4 at 4,096
     (8 billion).
+    DPO 5e-6 and ORPO 8e-5, as TRL's scripts for them have it with an adapter (trl/scripts/dpo.py, and
+    examples/scripts/orpo.py: ten times the 8e-6 of Hong et al., "ORPO", 2024); KTO 5e-6, the upper end of
+    what TRL's page on it recommends for all weights, at the same beta of 0.1. They move a model that answers
+    well already by little; one that is small, or whose answers are to change much, needs more.
 maxSequenceLength
     The smallest multiple of 64 that holds the longest row, at most 2,048 and what the model can read.
 perDeviceBatchSize, gradientAccumulationSteps
     8 rows an optimizer step in all. As many of them at once as fit into 8,192 tokens, rounded down to a power
-    of two; the rest is accumulated.
+    of two; the rest is accumulated. A row of DPO, KTO or ORPO counts twice, since two sequences are read for
+    it. In a batch of KTO at least 2: it estimates how far the model has moved from answers to other prompts.
 seed
     42.
 saveEverySteps
@@ -24,9 +29,16 @@ gradientCheckpointing
     False: it costs time, and whether memory is short is not known before training.
 """
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Final
 
-from finetune_trainer.contract import FailureReason, Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract import (
+    PREFERENCE_METHODS,
+    FailureReason,
+    Hyperparameters,
+    MethodType,
+    RequestedHyperparameters,
+)
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.train.schedule import steps_per_epoch
 
@@ -35,7 +47,8 @@ FEWEST_VISITS: Final = 100
 MOST_VISITS: Final = 25_000
 MOST_EPOCHS: Final = 25
 
-BASE_RATE: Final = {"LoRA": 5e-4, "Full": 5e-5}
+BASE_RATE: Final[Mapping[MethodType, float]] = {"LoRA": 5e-4, "Full": 5e-5}
+PREFERENCE_RATE: Final[Mapping[MethodType, float]] = {"DPO": 5e-6, "KTO": 5e-6, "ORPO": 8e-5}
 REFERENCE_HIDDEN_SIZE: Final = 2000
 HIDDEN_SIZE_EXPONENTS: Final = (0.781, 0.0775)
 
@@ -44,6 +57,8 @@ LONGEST_SEQUENCE: Final = 2048
 
 ROWS_PER_STEP: Final = 8
 TOKENS_AT_ONCE: Final = 8192
+FEWEST_KTO_ROWS: Final = 2
+"""Of a batch."""
 
 SEED: Final = 42
 FEWEST_STEPS_BETWEEN_SAVES: Final = 10
@@ -51,7 +66,7 @@ FEWEST_STEPS_BETWEEN_SAVES: Final = 10
 
 def choose(
     wanted: RequestedHyperparameters,
-    method: Literal["LoRA", "Full"],
+    method: MethodType,
     *,
     train_rows: int,
     longest_row_tokens: int,
@@ -60,10 +75,18 @@ def choose(
 ) -> Hyperparameters:
     """Everything a run needs: what the user gave, and the rules' choice for the rest.
 
-    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read.
+    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read, and for a
+    perDeviceBatchSize that the method cannot work with.
     """
+    fewest = FEWEST_KTO_ROWS if method == "KTO" else 1
+    if wanted.per_device_batch_size is not None and wanted.per_device_batch_size < fewest:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"hyperparameters.perDeviceBatchSize: {wanted.per_device_batch_size}, but KTO needs at least"
+            f" {fewest} rows at once, to compare each with the answer of another; raise it, or leave it out",
+        )
     length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
-    batch = wanted.per_device_batch_size or _batch_size(length)
+    batch = wanted.per_device_batch_size or max(fewest, _batch_size(_tokens_a_row(method, length)))
     accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // batch)
     epochs = wanted.epochs or _epochs(train_rows)
     total = epochs * steps_per_epoch(train_rows, batch, accumulation)
@@ -89,7 +112,13 @@ def _epochs(rows: int) -> int:
     return DEFAULT_EPOCHS
 
 
-def _learning_rate(method: Literal["LoRA", "Full"], hidden_size: int) -> float:
+def _tokens_a_row(method: MethodType, length: int) -> int:
+    return 2 * length if method in PREFERENCE_METHODS else length
+
+
+def _learning_rate(method: MethodType, hidden_size: int) -> float:
+    if method in PREFERENCE_RATE:
+        return PREFERENCE_RATE[method]
     ratio = REFERENCE_HIDDEN_SIZE / hidden_size
     rate = BASE_RATE[method] * min(ratio**exponent for exponent in HIDDEN_SIZE_EXPONENTS)
     return float(f"{rate:.1e}")

@@ -8,7 +8,8 @@ from typing import Final
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.meter import Meter
-from finetune_trainer.model.encode import RowEncoder, RowNotEncodable
+from finetune_trainer.model.answers import Encoder
+from finetune_trainer.model.encode import RowNotEncodable
 from finetune_trainer.rows import Row, SplitName
 
 SHOWN: Final = 5
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Lengths:
-    """Lengths of one split's rows in tokens, in the order of its file."""
+    """Lengths of one split's rows in tokens, in the order of its file; of two answers the longer counts."""
 
     whole: list[int] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Lengths:
 
 
 def measure(
-    splits: Mapping[SplitName, list[Row]], encoder: RowEncoder, meter: Meter, cost: int
+    splits: Mapping[SplitName, list[Row]], encoder: Encoder, meter: Meter, cost: int
 ) -> dict[SplitName, Lengths]:
     """The lengths of each split's rows; each row counts `cost` on the meter.
 
@@ -61,7 +62,7 @@ def measure(
             except RowNotEncodable as error:
                 refused.append((f"{split} row {number}", str(error)))
                 continue
-            lengths.whole.append(len(encoded.input_ids))
+            lengths.whole.append(encoded.longest)
             lengths.prompts.append(encoded.prompt_length)
     if refused:
         raise StageFailure(

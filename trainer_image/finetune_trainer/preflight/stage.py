@@ -1,7 +1,7 @@
 """The stage itself: base model into the store, rows through its tokenizer, hyperparameters chosen."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,7 +15,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.meter import Meter
-from finetune_trainer.model.encode import RowEncoder
+from finetune_trainer.model.answers import encoder_of
 from finetune_trainer.model.load import context_length
 from finetune_trainer.model.template import load_tokenizer, template_name
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
@@ -23,10 +23,11 @@ from finetune_trainer.preflight.basemodel import check_digest, store_model
 from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
 from finetune_trainer.preflight.files import model_files
 from finetune_trainer.preflight.hyperparameters import choose
+from finetune_trainer.preflight.judgements import check_form, settle
 from finetune_trainer.preflight.lengths import check_answers, measure
 from finetune_trainer.preflight.parent import continued_lora
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
-from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, load_rows
+from finetune_trainer.rows import SPLIT_FILES, load_rows
 
 ROW_COST: Final = 1 << 18
 """What one row through the tokenizer counts beside bytes read: they take about as long."""
@@ -54,7 +55,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             FailureReason.NO_TRAINING_ROWS,
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
-    _check_form(splits)
+    check_form(splits, config.method.type)
+    preference = settle(config.method, splits["train"])
     if config.hyperparameters.early_stopping_patience is not None and not splits["validation"]:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
@@ -84,7 +86,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
         store_model(uri, found, manifest, context, meter)
     meter.begin("reading the rows with the base model's tokenizer")
-    lengths = measure(splits, RowEncoder(tokenizer), meter, ROW_COST)
+    lengths = measure(splits, encoder_of(config.method.type, tokenizer), meter, ROW_COST)
     longest = max(split.longest for split in lengths.values())
     limit = context_length(model_config)
     chosen = choose(
@@ -109,6 +111,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         base_model_revision=found.revision,
         hyperparameters=chosen,
         lora=lora,
+        preference=preference,
         chat_template=template_name(tokenizer),
         train_rows=len(splits["train"]),
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
@@ -126,17 +129,6 @@ def _check_keep_steps(keep_steps: tuple[int, ...], total_steps: int) -> None:
             FailureReason.INVALID_CONFIG,
             f"checkpoints.keepSteps: {', '.join(map(str, beyond))} cannot be kept, because the run has"
             f" {total_steps} steps in all; name steps up to {total_steps} in a new run",
-        )
-
-
-def _check_form(splits: Mapping[SplitName, list[Row]]) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for rows that none of this release's methods trains on."""
-    form = next((rows[0].form for rows in splits.values() if rows), None)
-    if form in ("Preference", "KTO"):
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"the dataset's rows are of the format {form}, which the methods LoRA and Full cannot learn from:"
-            " take rows with prompts and completions, or chats",
         )
 
 

@@ -8,6 +8,7 @@ from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConf
 from finetune_trainer.train.curve import Curve
 from finetune_trainer.train.divergence import RecentLosses
 from finetune_trainer.train.kept import KeptStep, Retention
+from finetune_trainer.train.rewards import RewardSums
 
 OVERFIT_RISE: Final = 1.05
 """A validation loss above the lowest one times this has risen; less is the noise of few rows."""
@@ -45,12 +46,14 @@ class Fingerprint(BaseModel):
 
 
 class Best(BaseModel):
-    """The weights with the lowest validation loss so far; losses in nats a token."""
+    """The weights with the lowest validation loss so far; losses in the learner's unit."""
 
     step: int
     epoch: float
     train_loss: float
     validation_loss: float
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
 
 
 class Ledger(BaseModel):
@@ -62,10 +65,16 @@ class Ledger(BaseModel):
     epoch_nats: float = 0
     """Summed loss of the current epoch."""
     epoch_labels: int = 0
-    """Labelled tokens of the current epoch."""
+    """Labelled tokens of the current epoch; rows, where the loss is one a row."""
+    epoch_rewards: RewardSums | None = None
+    """Of the current epoch; None where answers have no rewards."""
     train_loss: float | None = None
-    """Token mean of the last complete epoch."""
+    """Mean of the last complete epoch, in the learner's unit."""
+    train_rewards: RewardSums | None = None
+    """Of the last complete epoch."""
     validation_loss: float | None = None
+    """After the last complete epoch."""
+    validation_rewards: RewardSums | None = None
     """After the last complete epoch."""
     evaluated_step: int = 0
     """The step after which validation ran last."""
@@ -75,13 +84,20 @@ class Ledger(BaseModel):
     losses: RecentLosses = Field(default_factory=RecentLosses)
     curve: Curve = Field(default_factory=Curve)
 
-    def add_step(self, nats: float, labels: int, tokens: int) -> None:
+    def add_step(self, nats: float, labels: int, tokens: int, rewards: RewardSums | None = None) -> None:
         """Count one optimizer step."""
+        if rewards is not None:
+            self.epoch_rewards = (self.epoch_rewards or RewardSums()) + rewards
         self.epoch_nats += nats
         self.epoch_labels += labels
         self.tokens += tokens
         self.losses.add(nats / labels)
         self.curve.add_step(nats, labels)
+
+    def reward_figures(self) -> dict[str, float | None]:
+        """Of the validation rows, else of the last epoch's training rows; empty without rewards."""
+        rewards = self.validation_rewards or self.train_rewards
+        return {} if rewards is None else rewards.figures()
 
     @property
     def steps_since_best(self) -> int:
@@ -112,4 +128,5 @@ class Ledger(BaseModel):
     def end_epoch(self) -> None:
         """Turn the current epoch's sums into its mean."""
         self.train_loss = self.epoch_nats / self.epoch_labels
-        self.epoch_nats, self.epoch_labels = 0.0, 0
+        self.train_rewards = self.epoch_rewards
+        self.epoch_nats, self.epoch_labels, self.epoch_rewards = 0.0, 0, None

@@ -17,15 +17,15 @@ from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.device import peak_memory
-from finetune_trainer.model.loss import mean_completion_loss
 from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
 from finetune_trainer.train.kept import Retention
+from finetune_trainer.train.learner import Learner
 from finetune_trainer.train.ledger import Best, Ledger
 from finetune_trainer.train.lostwork import LostWork
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import Pace
+from finetune_trainer.train.rewards import in_words
 from finetune_trainer.train.states import States
-from finetune_trainer.train.trainer import CompletionTrainer
 from finetune_trainer.train.watchdog import Watchdog
 from finetune_trainer.train.weights import Weights
 
@@ -48,8 +48,7 @@ class Loop(TrainerCallback):
     before, and the next pod validates first.
     """
 
-    trainer: CompletionTrainer
-    model: torch.nn.Module
+    trainer: Learner
     validation: Sequence[Mapping[str, Tensor]]
     """Batches; none without a validation split."""
     states: States
@@ -124,9 +123,10 @@ class Loop(TrainerCallback):
         step, epoch = state.global_step, state.epoch or 0.0
         self._alive(step)
         nats, labels, tokens = self.trainer.sums.take()
-        self.ledger.add_step(nats, labels, tokens)
-        self.pace.end_step(nats, labels, tokens)
-        self._report(self.pace.progress(step, epoch, self._learning_rate))
+        rewards = self.trainer.take_rewards()
+        self.ledger.add_step(nats, labels, tokens, rewards)
+        self.pace.end_step(nats, labels, tokens, rewards)
+        self._report(self.pace.progress(step, epoch, self._learning_rate), args.device)
         if self.ledger.losses.diverged:
             raise self._diverged(step, nats / labels)
         if self.retention.keeps(step, spoiled=self.ledger.losses.high_steps > 0):
@@ -165,19 +165,29 @@ class Loop(TrainerCallback):
     def _validate(self, step: int, epoch: float) -> None:
         if not self.validation:
             return
-        loss = mean_completion_loss(self.model, self._until_stopped(step), self.trainer.head)
+        validation = self.trainer.validate(self._until_stopped(step))
+        loss = validation.loss
         if not math.isfinite(loss):
             raise self._not_finite(step, f"validation loss is {loss}")
         self.ledger.end_validation(step, loss)
+        self.ledger.validation_rewards = validation.rewards
         self.metrics.validation_loss.set(loss)
         logger.info(
-            "epoch %.2f: training loss %.4f, validation loss %.4f", epoch, self.ledger.train_loss or 0, loss
+            "epoch %.2f: training loss %.4f, validation loss %.4f%s",
+            epoch,
+            self.ledger.train_loss or 0,
+            loss,
+            in_words(validation.rewards, "validation "),
         )
         if self.ledger.best is None or loss < self.ledger.best.validation_loss:
             self.states.save_best(step, self.weights.write)
             self.watchdog.feed(step)
             self.ledger.best = Best(
-                step=step, epoch=epoch, train_loss=self.ledger.train_loss or 0, validation_loss=loss
+                step=step,
+                epoch=epoch,
+                train_loss=self.ledger.train_loss or 0,
+                validation_loss=loss,
+                **self.ledger.reward_figures(),
             )
 
     def _until_stopped(self, step: int) -> Iterator[Mapping[str, Tensor]]:
@@ -203,11 +213,11 @@ class Loop(TrainerCallback):
         self.metrics.saved()
         logger.info(SAVED, step, time.monotonic() - began, self.states.uri(saved))
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: Progress, device: torch.device) -> None:
         progress = progress.model_copy(
             update={
                 "validation_loss": self.ledger.validation_loss,
-                "device_memory_bytes": peak_memory(self.trainer.args.device),
+                "device_memory_bytes": peak_memory(device),
             }
         )
         self.context.reporter.progress(progress)
@@ -217,11 +227,12 @@ class Loop(TrainerCallback):
             return
         self._logged_at = now
         logger.info(
-            "step %d of %d, epoch %.2f, loss %.4f, learning rate %.2e, %.0f tokens/s, %.0f s left",
+            "step %d of %d, epoch %.2f, loss %.4f%s, learning rate %.2e, %.0f tokens/s, %.0f s left",
             progress.step,
             progress.total_steps,
             progress.epoch,
             progress.loss,
+            in_words(self.pace.rewards),
             progress.learning_rate,
             progress.tokens_per_second,
             progress.eta_seconds,
@@ -233,9 +244,9 @@ class Loop(TrainerCallback):
     def _diverged(self, step: int, loss: float) -> StageFailure:
         return self._spoiled(
             FailureReason.LOSS_DIVERGED,
-            f"step {step}: the training loss is {loss:.4g} nats a token, and has been above {FACTOR} times"
-            f" its running median of {self.ledger.losses.median:.4g} for {MOST_HIGH_STEPS} steps in a row, at"
-            f" a learning rate of {self._learning_rate:.2e}",
+            f"step {step}: the training loss is {loss:.4g} {self.trainer.unit}, and has been above"
+            f" {FACTOR} times its running median of {self.ledger.losses.median:.4g} for {MOST_HIGH_STEPS}"
+            f" steps in a row, at a learning rate of {self._learning_rate:.2e}",
         )
 
     def _spoiled(self, reason: FailureReason, what: str) -> StageFailure:

@@ -87,6 +87,11 @@ class BatchSplit(BaseModel):
             }
         )
 
+    def can_halve(self, used: Hyperparameters, method: MethodType) -> bool:
+        """Whether batches of half as many rows work; KTO's need two rows."""
+        rows = used.per_device_batch_size
+        return rows % 2 == 0 and (method != "KTO" or rows > 2)
+
     def halved(self) -> "BatchSplit":
         """With half as many rows a batch."""
         return BatchSplit(halvings=self.halvings + 1)

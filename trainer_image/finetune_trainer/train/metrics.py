@@ -33,7 +33,21 @@ class Metrics:
                 ("step", "step", "Optimizer steps done."),
                 ("total_steps", "total_steps", "Optimizer steps of the whole run."),
                 ("epoch", "epoch", "Passes over the training rows, with a fraction."),
-                ("loss", "loss", "Training loss in nats a token, mean of the last steps."),
+                (
+                    "loss",
+                    "loss",
+                    "Training loss in nats a token, mean of the last steps; a row in DPO, KTO and ORPO.",
+                ),
+                (
+                    "reward_accuracy",
+                    "reward_accuracy",
+                    "DPO, ORPO: share of the last steps' pairs whose chosen answer has the higher reward.",
+                ),
+                (
+                    "reward_margin",
+                    "reward_margin",
+                    "DPO, KTO, ORPO: mean reward of good answers less that of bad ones, of the last steps.",
+                ),
                 ("learning_rate", "learning_rate", "Learning rate of the last step."),
                 ("tokens_per_second", "tokens_per_second", "Training tokens a second, padding not counted."),
                 ("eta_seconds", "eta_seconds", "Seconds until the last step at the present pace."),

@@ -56,6 +56,7 @@ def publish_checkpoints(
                 epoch=epoch,
                 train_loss=ledger.train_loss,
                 validation_loss=ledger.validation_loss,
+                **ledger.reward_figures(),
                 best=final_is_best,
                 final=True,
             )

@@ -2,8 +2,9 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
@@ -15,16 +16,17 @@ from finetune_trainer.contract import (
     TrainResult,
 )
 from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.model.answers import Encoder, encoder_of
 from finetune_trainer.model.device import choose_device, peak_memory
-from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.model.encode import RowNotEncodable
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.loop import Loop, StoppedEarly
 from finetune_trainer.train.lostwork import LostWork
+from finetune_trainer.train.making import make_trainer
 from finetune_trainer.train.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
@@ -32,7 +34,6 @@ from finetune_trainer.train.publish import publish_checkpoints
 from finetune_trainer.train.schedule import steps_per_epoch
 from finetune_trainer.train.starts import Starts
 from finetune_trainer.train.states import State, States
-from finetune_trainer.train.trainer import CompletionTrainer
 from finetune_trainer.train.trainingreport import training_report, write_training_report
 from finetune_trainer.train.watchdog import Watchdog
 from finetune_trainer.train.weights import Weights
@@ -74,7 +75,8 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
             raise
         except OutOfMemory as error:
             used = split.of(config.hyperparameters)
-            if not (error.by_batch and config.adapt_batch_size and used.per_device_batch_size % 2 == 0):
+            smaller = config.adapt_batch_size and split.can_halve(used, config.method.type)
+            if not (error.by_batch and smaller):
                 raise out_of_memory(error, used, config.method.type) from error
             split = split.halved()
             split.write(folder)
@@ -104,12 +106,12 @@ def _train(
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     device = choose_device()
     tokenizer = load_tokenizer(base)
-    rows = _encode(data, "train", tokenizer, config, context)
-    validation = _encode(data, "validation", tokenizer, config, context)
-    longest = max((len(row.input_ids) for row in rows), default=0)
+    encoder = encoder_of(config.method.type, tokenizer)
+    rows = _encode(data, "train", encoder, config, context)
+    validation = _encode(data, "validation", encoder, config, context)
+    longest = max((row.longest for row in rows), default=0)
     parent = _parent(config, context)
     epoch_steps = _check_steps(len(rows), hyperparameters)
-    size = hyperparameters.per_device_batch_size
     set_seed(hyperparameters.seed)
     retention, lost_work = Retention.of(config), LostWork(folder)
     begin = state.step if state else 0
@@ -121,19 +123,19 @@ def _train(
         metrics = Metrics(device)
         stopped_early = False
         with noticed("training", device, longest, by_batch=True), metrics.served(config.metrics_port):
-            collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-            trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
+            trainer = make_trainer(
+                model,
+                rows,
+                tokenizer=tokenizer,
+                method=config.method,
+                hyperparameters=hyperparameters,
+                folder=folder.path,
+                continues=parent is not None,
+            )
             trainer.add_callback(
                 Loop(
                     trainer=trainer,
-                    model=model,
-                    validation=[
-                        {
-                            name: tensor.to(device)
-                            for name, tensor in collate(validation[at : at + size]).items()
-                        }
-                        for at in range(0, len(validation), size)
-                    ],
+                    validation=trainer.batches(validation),
                     states=states,
                     ledger=ledger,
                     hyperparameters=hyperparameters,
@@ -171,7 +173,7 @@ def _train(
         loss_curve=ledger.curve.shown(),
         stopped_early=stopped_early,
         overfit=ledger.overfit,
-        per_device_batch_size=size if split.halvings else None,
+        per_device_batch_size=hyperparameters.per_device_batch_size if split.halvings else None,
         gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
             context.store, states, ledger, weights, retention, step=steps, epoch=steps / epoch_steps
@@ -193,12 +195,11 @@ def _parent(config: TrainConfig, context: StageContext) -> Path | None:
 def _encode(
     data: Path,
     split: SplitName,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     config: TrainConfig,
     context: StageContext,
-) -> list[EncodedRow]:
-    encoder = RowEncoder(tokenizer)
-    encoded: list[EncodedRow] = []
+) -> list[Any]:
+    encoded: list[Any] = []
     for number, row in enumerate(load_rows(data / SPLIT_FILES[split]), 1):
         if context.stop.is_set():
             raise Preempted

@@ -1,8 +1,8 @@
 """transformers' Trainer with our loss, and with its state written where we say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from finetune_trainer.contract import Hyperparameters
 from finetune_trainer.model.batch import Collate, pack, token_count
 from finetune_trainer.model.encode import EncodedRow
 from finetune_trainer.model.head import ChunkedHead, chunked_head
-from finetune_trainer.model.loss import completion_loss
+from finetune_trainer.model.loss import completion_loss, mean_completion_loss
+from finetune_trainer.train.learner import Validation
 from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.sums import StepSums
 
 WARMUP: Final = 0.05
 """Part of all steps in which the learning rate rises; from there it falls linearly to 0."""
@@ -23,34 +25,59 @@ LARGEST_GRADIENT_NORM: Final = 1.0
 TRAINER_STATE: Final = "trainer_state.json"
 
 
-class StepSums:
-    """Sums over the batches of the optimizer step in progress."""
+ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def add(self, nats: Tensor, labels: Tensor, tokens: Tensor) -> None:
-        """Count one batch; stays on the device, so that it waits for nothing."""
-        self._sums += torch.stack(
-            [value.detach().double().to(self._sums.device) for value in (nats, labels, tokens)]
-        )
+def arguments(
+    kind: type[ArgumentsT],
+    hyperparameters: Hyperparameters,
+    device: torch.device,
+    folder: Path,
+    **more: Any,
+) -> ArgumentsT:
+    """What every method's trainer is told, with what is special to the method in `more`."""
+    on_gpu = device.type == "cuda"
+    return kind(
+        output_dir=str(folder),
+        num_train_epochs=hyperparameters.epochs,
+        learning_rate=hyperparameters.learning_rate,
+        per_device_train_batch_size=hyperparameters.per_device_batch_size,
+        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps,
+        seed=hyperparameters.seed,
+        data_seed=hyperparameters.seed,
+        lr_scheduler_type="linear",
+        warmup_steps=WARMUP,
+        weight_decay=0,
+        max_grad_norm=LARGEST_GRADIENT_NORM,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        activation_checkpointing=hyperparameters.gradient_checkpointing,
+        # The other way needs inputs that have gradients, which those of a frozen base model have not.
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        remove_unused_columns=False,
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        **more,
+    )
 
-    @property
-    def nats(self) -> float:
-        """Summed loss."""
-        return float(self._sums[0])
 
-    def take(self) -> tuple[float, int, int]:
-        """Summed loss, labelled tokens, and tokens read without padding; begins the next step."""
-        nats, labels, tokens = self._sums.tolist()
-        self._sums.zero_()
-        return nats, int(labels), int(tokens)
+def write_state(trainer: Trainer, folder: Path) -> None:
+    """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
+    trainer._save_optimizer_and_scheduler(str(folder))
+    trainer._save_rng_state(str(folder))
+    trainer.state.save_to_json(str(folder / TRAINER_STATE))
 
 
 class CompletionTrainer(Trainer):
     """Learns completion tokens; each token counts the same, in whatever batch of a step it is."""
 
     loss_is_scaled_for_ga = True
+    unit = "nats a token"
 
     def __init__(
         self,
@@ -60,38 +87,17 @@ class CompletionTrainer(Trainer):
         hyperparameters: Hyperparameters,
         folder: Path,
     ) -> None:
-        on_gpu = model.device.type == "cuda"
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            num_train_epochs=hyperparameters.epochs,
-            learning_rate=hyperparameters.learning_rate,
-            per_device_train_batch_size=hyperparameters.per_device_batch_size,
-            gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps,
-            seed=hyperparameters.seed,
-            data_seed=hyperparameters.seed,
-            lr_scheduler_type="linear",
-            warmup_steps=WARMUP,
-            weight_decay=0,
-            max_grad_norm=LARGEST_GRADIENT_NORM,
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            dataloader_pin_memory=on_gpu,
-            activation_checkpointing=hyperparameters.gradient_checkpointing,
-            # The other way needs inputs that have gradients, which those of a frozen base model have not.
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            remove_unused_columns=False,
-            logging_strategy="no",
-            eval_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
+        super().__init__(
+            model=model,
+            args=arguments(TrainingArguments, hyperparameters, model.device, folder),
+            data_collator=collate,
+            train_dataset=rows,
         )
-        super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=rows)
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
         self.sums = StepSums(model.device)
-        self.head = _head(model, rows)
+        self._head = _head(model, rows)
+        self._trained, self._collate = model, collate
 
     @override
     def compute_loss(
@@ -104,15 +110,31 @@ class CompletionTrainer(Trainer):
         """The batch's share of the step's mean loss a token."""
         if num_items_in_batch is None:
             raise ValueError("the Trainer did not count the labelled tokens of the step")
-        nats, labels = completion_loss(model, inputs, self.head)
+        nats, labels = completion_loss(model, inputs, self._head)
         self.sums.add(nats, labels, token_count(inputs))
         return nats / num_items_in_batch
 
+    def batches(self, rows: Sequence[EncodedRow]) -> list[dict[str, Tensor]]:
+        """Held-out rows as `validate` takes them."""
+        size = self.args.per_device_train_batch_size
+        return [
+            {
+                name: tensor.to(self.args.device)
+                for name, tensor in self._collate(rows[at : at + size]).items()
+            }
+            for at in range(0, len(rows), size)
+        ]
+
+    def take_rewards(self) -> None:
+        """Tokens that are learned have no rewards."""
+
+    def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
+        """Mean loss of the labelled tokens."""
+        return Validation(mean_completion_loss(self._trained, batches, self._head))
+
     def write_state(self, folder: Path) -> None:
         """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / TRAINER_STATE))
+        write_state(self, folder)
 
 
 def _head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:

@@ -1,6 +1,6 @@
 """Preflight: base model and data fit, and the hyperparameters are chosen, before a device is asked for."""
 
-from finetune_operator.api.finetunejobstatus import LoRA, ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import LoRA, Preference, ResolvedHyperparameters
 from finetune_operator.build.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
@@ -28,6 +28,7 @@ def preflight(run: Run) -> Halt | None:
         base_model_revision=found.base_model_revision,
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
         lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
+        preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
     run.update(progress=progress.completed(run.status.progress, "preflight"))
     cut = f", {found.truncated_rows} rows cut to maxSequenceLength" if found.truncated_rows else ""

@@ -1,0 +1,136 @@
+"""Checkpoints on rows that judge answers: pairs of them, and answers with a label."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import (
+    Digest,
+    EvaluateResult,
+    FailureReason,
+    LoRA,
+    Method,
+    MethodType,
+    Preference,
+)
+from finetune_trainer.failure import StageFailure
+from finetune_trainer.rows import Row
+from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench
+
+ADAPTER = LoRA(r=8, alpha=16)
+ALL: dict[str, Any] = {"metrics": ("preference_accuracy", "loss")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def judged(
+    bench: Workbench, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], **settings: Any
+) -> EvaluateResult:
+    base = bench.model()
+    dataset = bench.dataset(train, (), test)
+    config = bench.train_config(
+        base,
+        dataset,
+        method=Method(
+            type=method,
+            lora=ADAPTER,
+            preference=Preference(desirable_weight=1, undesirable_weight=1),
+        ),
+        epochs=10,
+        learning_rate=1e-2,
+    )
+    (checkpoint,) = bench.train(config).checkpoints
+    return bench.evaluate(base, dataset, checkpoint, **settings)
+
+
+def value(result: EvaluateResult, metric: str, subject: str) -> float:
+    (score,) = (score for score in result.scores if (score.metric, score.subject) == (metric, subject))
+    return score.value
+
+
+@pytest.mark.parametrize("method", ["DPO", "ORPO"])
+def test_a_model_that_learned_which_answer_is_wanted_prefers_it_more_often_than_its_base(
+    bench: Workbench, method: MethodType
+) -> None:
+    result = judged(bench, method, PAIRS, PAIRS[:6], **ALL)
+
+    assert value(result, "preference_accuracy", "Tuned") == 1
+    assert value(result, "preference_accuracy", "Base") < 1
+    assert {score.rows for score in result.scores} == {6}
+
+
+def test_the_preference_is_by_the_mean_of_the_tokens_and_not_by_their_sum(bench: Workbench) -> None:
+    """The sum would always be for one word and against the ten of a good answer."""
+    long = tuple(
+        replace(row, messages=(*row.input, replace(row.messages[-1], content=f"{row.output} " * 10)))
+        for row in PAIRS
+    )
+
+    result = judged(bench, "ORPO", long, long[:6], **ALL)
+
+    assert value(result, "preference_accuracy", "Tuned") == 1
+
+
+def test_pairs_the_wrong_way_round_are_told(bench: Workbench) -> None:
+    turned = tuple(
+        replace(
+            row,
+            messages=(*row.input, replace(row.messages[-1], content=row.rejected or "")),
+            rejected=row.output,
+        )
+        for row in PAIRS
+    )
+
+    result = judged(bench, "DPO", PAIRS, turned[:6], metrics=("preference_accuracy",))
+
+    assert value(result, "preference_accuracy", "Tuned") == 0
+
+
+def test_only_good_answers_are_right_ones(bench: Workbench) -> None:
+    result = judged(bench, "KTO", JUDGED, JUDGED[:8], metrics=("exact_match", "loss"))
+
+    assert {score.rows for score in result.scores} == {4}
+    assert value(result, "loss", "Tuned") < value(result, "loss", "Base")
+
+
+def test_the_loss_of_a_pair_is_that_of_its_chosen_answer(bench: Workbench) -> None:
+    base: Digest = bench.model()
+    pairs, plain = bench.dataset(PAIRS, (), PAIRS[:6]), bench.dataset(ROWS, (), ROWS[:6])
+    (checkpoint,) = bench.train(bench.train_config(base, plain)).checkpoints
+
+    of_pairs = bench.evaluate(base, pairs, checkpoint, metrics=("loss",))
+    of_rows = bench.evaluate(base, plain, checkpoint, metrics=("loss",))
+
+    assert value(of_pairs, "loss", "Tuned") == value(of_rows, "loss", "Tuned")
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "test", "words"),
+    [
+        (
+            "KTO",
+            JUDGED,
+            JUDGED,
+            "evaluation.metrics: preference_accuracy needs rows with a chosen and a rejected",
+        ),
+        (
+            "KTO",
+            JUDGED,
+            tuple(row for row in JUDGED if not row.label),
+            "the dataset has no test rows with the label true",
+        ),
+    ],
+)
+def test_rows_that_say_nothing_about_the_metric_are_refused(
+    bench: Workbench, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], words: str
+) -> None:
+    with pytest.raises(StageFailure) as caught:
+        judged(bench, method, train, test, **ALL)
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG
+    assert caught.value.message.startswith(words)

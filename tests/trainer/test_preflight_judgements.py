@@ -1,0 +1,137 @@
+"""Rows that judge answers: which method learns from them, how long they are, and what is chosen for KTO."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import FailureReason, LoRA, Method, MethodType, Preference
+from finetune_trainer.model.encode import RowEncoder
+from finetune_trainer.preflight.judgements import settle
+from finetune_trainer.rows import Row
+from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer
+
+CHAT = (replace(ROWS[0], form="ChatMessages"),)
+GOOD = [row for row in JUDGED if row.label]
+BAD = [row for row in JUDGED if not row.label]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def kto(**preference: Any) -> Method:
+    return Method(type="KTO", preference=Preference(**preference))
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "form", "instead"),
+    [
+        ("LoRA", PAIRS, "Preference", "DPO or ORPO"),
+        ("Full", JUDGED, "KTO", "KTO"),
+        ("DPO", ROWS, "PromptCompletion", "LoRA or Full"),
+        ("DPO", JUDGED, "KTO", "KTO"),
+        ("ORPO", CHAT, "ChatMessages", "LoRA or Full"),
+        ("KTO", PAIRS, "Preference", "DPO or ORPO"),
+    ],
+)
+def test_rows_of_another_kind_are_refused_before_the_model_is_read(
+    bench: Workbench, method: MethodType, rows: Sequence[Row], form: str, instead: str
+) -> None:
+    failure = bench.preflight_failure(
+        bench.root / "no-model", bench.dataset(rows), method=Method(type=method)
+    )
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert failure.message.startswith(f"method.type: {method} learns from rows with ")
+    assert failure.message.endswith(f"of the format {form}: choose method.type {instead}, or another dataset")
+
+
+@pytest.mark.parametrize(("method", "rows"), [("DPO", PAIRS), ("ORPO", PAIRS), ("KTO", JUDGED)])
+def test_rows_that_fit_their_method_pass_with_its_settings(
+    bench: Workbench, method: MethodType, rows: Sequence[Row]
+) -> None:
+    result = bench.preflight(
+        dataset=bench.dataset(rows), method=Method(type=method, preference=Preference(beta=0.2))
+    )
+
+    assert result.preference is not None
+    assert result.preference.beta == 0.2
+    assert result.hyperparameters.learning_rate == {"DPO": 5e-6, "ORPO": 8e-5, "KTO": 5e-6}[method]
+    assert (result.preference.desirable_weight is not None) == (method == "KTO")
+
+
+def test_a_method_that_learns_answers_has_no_preference_settings(bench: Workbench) -> None:
+    assert bench.preflight().preference is None
+
+
+def test_the_longer_of_two_answers_counts(bench: Workbench) -> None:
+    long = replace(PAIRS[0], rejected="it is not " * 20)
+    whole = replace(long, messages=(*long.input, replace(long.messages[-1], content=long.rejected or "")))
+
+    result = bench.preflight(dataset=bench.dataset((*PAIRS, long)), method=Method(type="DPO"))
+
+    assert result.longest_row_tokens == len(RowEncoder(tiny_tokenizer()).encode(whole).input_ids)
+
+
+def test_a_pair_whose_prompt_leaves_no_room_for_answers_is_named(bench: Workbench) -> None:
+    long = replace(
+        PAIRS[0], messages=(replace(PAIRS[0].messages[0], content="late " * 60), PAIRS[0].messages[1])
+    )
+
+    failure = bench.preflight_failure(
+        dataset=bench.dataset((*PAIRS, long)),
+        method=Method(type="DPO"),
+        hyperparameters={"max_sequence_length": 32},
+    )
+
+    assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
+    assert "train row 13" in failure.message
+
+
+def test_target_modules_are_checked_for_every_method_with_an_adapter(bench: Workbench) -> None:
+    method = Method(type="DPO", lora=LoRA(target_modules=("nothing",)))
+
+    failure = bench.preflight_failure(dataset=bench.dataset(PAIRS), method=method)
+
+    assert failure.message.startswith("method.lora.targetModules: this model has no linear layer nothing")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "given", "desirable", "undesirable"),
+    [
+        (3, 3, {}, 1, 1),
+        (6, 2, {}, 1, 3),
+        (1, 6, {}, 6, 1),
+        (6, 2, {"desirable_weight": 0.5}, 0.5, 1.5),
+        (6, 2, {"undesirable_weight": 1}, 0.3333, 1),
+        (6, 2, {"desirable_weight": 2, "undesirable_weight": 4}, 2, 4),
+    ],
+)
+def test_the_weights_of_kto_make_both_kinds_of_rows_count_the_same(
+    good: int, bad: int, given: dict[str, float], desirable: float, undesirable: float
+) -> None:
+    chosen = settle(kto(**given), [*GOOD[:good], *BAD[:bad]])
+
+    assert chosen is not None
+    assert (chosen.desirable_weight, chosen.undesirable_weight) == (desirable, undesirable)
+
+
+@pytest.mark.parametrize(("rows", "missing"), [(GOOD, "false"), (BAD, "true")])
+def test_kto_needs_both_kinds_of_rows(bench: Workbench, rows: list[Row], missing: str) -> None:
+    failure = bench.preflight_failure(dataset=bench.dataset(rows), method=kto())
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert f"of the 6 training rows none has the label {missing}: add some" in failure.message
+
+
+def test_kto_needs_two_rows_at_once(bench: Workbench) -> None:
+    failure = bench.preflight_failure(
+        dataset=bench.dataset(JUDGED), method=kto(), hyperparameters={"per_device_batch_size": 1}
+    )
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert failure.message.startswith("hyperparameters.perDeviceBatchSize: 1, but KTO needs at least 2 rows")

@@ -1,0 +1,287 @@
+"""DPO, KTO and ORPO: TRL's losses on our tokens, and runs that are interrupted like any other."""
+
+import math
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_trainer.contract import (
+    CheckpointResult,
+    LoRA,
+    Method,
+    ParentCheckpoint,
+    Preference,
+    TrainConfig,
+    TrainResult,
+)
+from finetune_trainer.evaluate.examples import text_of
+from finetune_trainer.failure import Preempted
+from finetune_trainer.model.answers import AnswerEncoder, EncodedAnswers
+from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.template import render, stop_token_ids
+from finetune_trainer.rows import Message, Row
+from finetune_trainer.train.method import trainable_model
+from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
+from hack.models import tiny
+from tests.trainer.processes import finish, start
+from tests.trainer.test_train_resume import preempted, wait_for_state
+from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Workbench, elsewhere, tiny_tokenizer
+
+ADAPTER = LoRA(r=4, alpha=8)
+KTO = Preference(desirable_weight=1, undesirable_weight=1)
+METHODS = {
+    "DPO": Method(type="DPO", lora=ADAPTER),
+    "KTO": Method(type="KTO", lora=ADAPTER, preference=KTO),
+    "ORPO": Method(type="ORPO", lora=ADAPTER),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def rows_for(method: str) -> Sequence[Row]:
+    return JUDGED if method == "KTO" else PAIRS
+
+
+def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:
+    rows = rows_for(method)
+    return bench.train_config(dataset=bench.dataset(rows, rows[:5]), method=METHODS[method], **settings)
+
+
+def uninterrupted(bench: Workbench, method: str, **settings: Any) -> TrainResult:
+    other = elsewhere(bench, "uninterrupted")
+    return other.train(config_for(other, method, **settings))
+
+
+def trainer_for(method: str, folder: Path) -> PreferenceTrainer:
+    """Over the rows of the method, with batches of two."""
+    encoder = AnswerEncoder(tiny_tokenizer())
+    config = Workbench(folder).train_config("sha256:" + "0" * 64, "sha256:" + "0" * 64)
+    trainer: PreferenceTrainer = preference_trainer(
+        trainable_model(tiny(), METHODS[method], CPU),  # type: ignore[arg-type]
+        [encoder.encode(row) for row in rows_for(method)],
+        tokenizer=tiny_tokenizer(),
+        method=METHODS[method],
+        hyperparameters=config.hyperparameters,
+        folder=folder,
+        continues=False,
+    )
+    return trainer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_moves_what_its_method_is_for(bench: Workbench, method: str) -> None:
+    sheet = Sheet()
+
+    result = bench.train(config_for(bench, method, epochs=6), sheet)
+
+    first, last = sheet.seen[0], sheet.seen[-1]
+    (final,) = (checkpoint for checkpoint in result.checkpoints if checkpoint.final)
+    assert last.loss < first.loss  # type: ignore[operator]
+    assert last.reward_margin > first.reward_margin  # type: ignore[operator]
+    assert final.reward_margin > 0.1  # type: ignore[operator]
+    assert final.reward_accuracy == (None if method == "KTO" else 1)
+    assert final.type == "Adapter"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_in_and_between_epochs_ends_with_the_same_weights(
+    bench: Workbench, method: str
+) -> None:
+    config = config_for(bench, method)
+
+    for step in (1, 3, 5):
+        preempted(bench, config, step)
+
+    assert bench.train(config) == uninterrupted(bench, method).model_copy(update={"restarts": 3})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
+    config = config_for(bench, method, epochs=8)
+    process = start(config)
+    try:
+        wait_for_state(bench, config, "step-4")
+    finally:
+        process.kill()
+        process.communicate()
+
+    result = bench.train(config)
+
+    assert process.returncode == -signal.SIGKILL
+    assert result == uninterrupted(bench, method, epochs=8).model_copy(update={"restarts": 1})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trl_learns_exactly_the_tokens_of_serving(method: str, tmp_path: Path) -> None:
+    trainer = trainer_for(method, tmp_path)
+    tokenizer = tiny_tokenizer()
+
+    batches: list[dict[str, torch.Tensor]] = list(trainer.get_train_dataloader())
+
+    learned = {pair for batch in batches for pair in _sequences(method, batch)}
+    expected = set()
+    for row in rows_for(method):
+        prompt = render(tokenizer, tuple(turn.to_dict() for turn in row.input), add_generation_prompt=True)
+        for answer in (row.output, row.rejected):
+            if answer is not None:
+                asked = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+                said = tokenizer(answer, add_special_tokens=False)["input_ids"]
+                expected.add((asked, (*said, stop_token_ids(tokenizer, None)[-1])))
+    assert learned == expected
+
+
+def _sequences(method: str, batch: dict[str, torch.Tensor]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompt and answer of each sequence, told apart by TRL's own mask or labels."""
+    if method != "ORPO":
+        parts = [(batch["input_ids"], batch["attention_mask"], batch["completion_mask"] == 1)]
+    else:
+        parts = [
+            (batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"], batch[f"{name}_labels"] != -100)
+            for name in ("chosen", "rejected")
+        ]
+    return [
+        (tuple(ids[real & ~answer].tolist()), tuple(ids[answer].tolist()))
+        for all_ids, all_real, all_answers in parts
+        for ids, real, answer in zip(all_ids, all_real == 1, all_answers, strict=True)
+    ]
+
+
+def test_kto_compares_with_the_answers_of_the_same_batch(tmp_path: Path) -> None:
+    trainer = trainer_for("KTO", tmp_path)
+
+    for batch in trainer.get_train_dataloader():
+        own = [ids[mask == 1].tolist() for ids, mask in _zipped(batch, "")]
+        other = [ids[mask == 1].tolist() for ids, mask in _zipped(batch, "KL_")]
+        assert other == [own[-1], *own[:-1]]
+
+
+def _zipped(batch: dict[str, torch.Tensor], prefix: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(zip(batch[f"{prefix}input_ids"], batch[f"{prefix}completion_mask"], strict=True))
+
+
+def test_the_margin_of_dpo_is_that_of_the_published_weights_over_the_base_model(bench: Workbench) -> None:
+    method = Method(type="DPO", lora=ADAPTER, preference=Preference(beta=0.3))
+    config = bench.train_config(dataset=bench.dataset(PAIRS, PAIRS[:5]), method=method, epochs=4)
+    (final,) = (checkpoint for checkpoint in bench.train(config).checkpoints if checkpoint.final)
+
+    encoder = AnswerEncoder(tiny_tokenizer())
+    base = load_base(tiny(), None, CPU)
+    rows = [encoder.encode(row) for row in PAIRS[:5]]
+    before = [_log_likelihoods(base, row) for row in rows]
+    tuned = load_adapter(base, bench.checkpoint(final))
+    after = [_log_likelihoods(tuned, row) for row in rows]
+
+    margins = [0.3 * ((new[0] - old[0]) - (new[1] - old[1])) for old, new in zip(before, after, strict=True)]
+    assert final.reward_margin == pytest.approx(sum(margins) / 5, rel=1e-3)
+    expected = sum(-math.log(1 / (1 + math.exp(-margin))) for margin in margins) / 5
+    assert final.validation_loss == pytest.approx(expected, rel=1e-3)
+
+
+def _log_likelihoods(model: torch.nn.Module, row: EncodedAnswers) -> tuple[float, float]:
+    """Of the chosen and of the rejected answer."""
+    return _log_likelihood(model, row.prompt, row.answer), _log_likelihood(
+        model, row.prompt, row.rejected or []
+    )
+
+
+def _log_likelihood(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
+    ids = torch.tensor([[*prompt, *answer]])
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids).logits[0].float().log_softmax(-1)
+    return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
+
+
+@pytest.mark.parametrize("method", ["DPO", "KTO"])
+def test_a_continued_adapter_is_its_own_reference(bench: Workbench, method: str) -> None:
+    """The first step finds the model where the reference is, and the reference stays there over a restart."""
+    config = config_for(bench, method, epochs=4)
+    parent = bench.train(config.model_copy(update={"run": "parent"})).checkpoints[-1]
+    onwards = config.model_copy(update={"parent": named(parent)})
+    sheet = Sheet(stop_at=frozenset({2}))
+    with pytest.raises(Preempted):
+        bench.train(onwards, sheet)
+
+    assert sheet.seen[0].loss == pytest.approx({"DPO": math.log(2), "KTO": 0.5}[method], abs=1e-6)
+    assert sheet.seen[0].reward_margin == 0
+    result = bench.train(onwards)
+    other = elsewhere(bench, "uninterrupted")
+    same = config_for(other, method, epochs=4)
+    assert other.train(same.model_copy(update={"run": "parent"})).checkpoints[-1] == parent
+    straight = other.train(same.model_copy(update={"parent": named(parent)}))
+    assert result == straight.model_copy(update={"restarts": 1})
+
+
+def named(parent: CheckpointResult) -> ParentCheckpoint:
+    return ParentCheckpoint(name="routing-1f1f-6", digest=parent.digest, type=parent.type)
+
+
+def test_what_is_published_is_a_plain_adapter_without_the_reference(bench: Workbench) -> None:
+    config = config_for(bench, "DPO")
+    parent = bench.train(config.model_copy(update={"run": "parent"})).checkpoints[-1]
+
+    onwards = bench.train(config.model_copy(update={"parent": named(parent)})).checkpoints[-1]
+
+    plain = load_file(bench.checkpoint(parent) / "adapter_model.safetensors")
+    assert load_file(bench.checkpoint(onwards) / "adapter_model.safetensors").keys() == plain.keys()
+    assert not [name for name in plain if "ref" in name]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_written_outside_the_store_and_nothing_is_asked_over_the_network(
+    bench: Workbench, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(bench, method)
+    home, scratch = bench.root / "home", bench.root / "scratch"
+    for folder in (home, scratch):
+        folder.mkdir()
+    for name in [name for name in os.environ if name.startswith(("HF_", "XDG_", "CI"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(0)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+
+        ended = finish(start(config))
+
+        with pytest.raises(BlockingIOError):
+            hub.accept()
+    assert ended.code == 0, ended.logs
+    assert not [path for folder in (home, scratch) for path in folder.rglob("*") if path.is_file()]
+    assert not [line for line in ended.logs if line["level"] != "info" and "metrics" not in line["message"]]
+
+
+def test_only_the_last_answer_of_a_chat_is_judged() -> None:
+    turns = (
+        Message("user", "order late?"),
+        Message("assistant", "shipping"),
+        Message("user", "card lost?"),
+        Message("assistant", "billing"),
+    )
+
+    encoded = AnswerEncoder(tiny_tokenizer()).encode(Row(turns, "Preference", rejected="sales"))
+
+    tokenizer = tiny_tokenizer()
+    assert "shipping" in tokenizer.decode(encoded.prompt)
+    assert text_of(tokenizer, encoded.answer) == "billing"
+    assert text_of(tokenizer, encoded.rejected or []) == "sales"
+    assert encoded.longest == len(encoded.prompt) + max(len(encoded.answer), len(encoded.rejected or []))
+
+
+def test_a_cut_row_keeps_the_prompt_and_loses_the_end_of_both_answers() -> None:
+    row = EncodedAnswers([1, 2, 3], [4, 5, 6], [7, 8])
+
+    assert row.cut(5) == EncodedAnswers([1, 2, 3], [4, 5], [7, 8])
+    assert row.cut(4) == EncodedAnswers([1, 2, 3], [4], [7])
+    assert row.cut(2) == EncodedAnswers([1, 2], [], [])

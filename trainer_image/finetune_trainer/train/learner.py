@@ -1,0 +1,42 @@
+"""What the Loop needs of a trainer, whatever its rows and its loss are."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from finetune_trainer.train.rewards import RewardSums
+from finetune_trainer.train.sums import StepSums
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What held-out rows say about the model."""
+
+    loss: float
+    """In the learner's unit."""
+    rewards: RewardSums | None = None
+    """Of methods that learn from preferences."""
+
+
+class Learner(Protocol):
+    """One of our trainers."""
+
+    unit: str
+    """What the loss is, for messages."""
+    sums: StepSums
+    """Of the optimizer step in progress."""
+
+    def take_rewards(self) -> RewardSums | None:
+        """Rewards of the optimizer step in progress; begins the next. None where answers have no rewards."""
+        ...
+
+    def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
+        """Without dropout and without random numbers; leaves the model in evaluation mode."""
+        ...
+
+    def write_state(self, folder: Path) -> None:
+        """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
+        ...

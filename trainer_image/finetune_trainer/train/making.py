@@ -1,0 +1,47 @@
+"""What a method learns from, and the trainer that learns it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.contract import PREFERENCE_METHODS, Hyperparameters, Method
+from finetune_trainer.train.collation import choose_collation
+from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.trainer import CompletionTrainer
+
+if TYPE_CHECKING:
+    from finetune_trainer.train.preference.trainers import PreferenceTrainer
+
+
+def make_trainer(
+    model: Trainable,
+    rows: Sequence[Any],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
+    hyperparameters: Hyperparameters,
+    folder: Path,
+    continues: bool,
+) -> "CompletionTrainer | PreferenceTrainer":
+    """The method's trainer for rows of its encoder; `continues` where the weights were trained before."""
+    if method.type not in PREFERENCE_METHODS:
+        size = hyperparameters.per_device_batch_size
+        collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
+        return CompletionTrainer(model, rows, collate, hyperparameters, folder)
+    # TRL takes seconds to import, which other methods do without.
+    from finetune_trainer.train.preference.trainers import preference_trainer
+
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"{method.type} trains an adapter, not a {type(model).__name__}")
+    return preference_trainer(
+        model,
+        rows,
+        tokenizer=tokenizer,
+        method=method,
+        hyperparameters=hyperparameters,
+        folder=folder,
+        continues=continues,
+    )
