@@ -43,6 +43,11 @@ METRICS_PORT: Final = 9090
 """Prometheus port of a training pod."""
 STEP_TIMEOUT_SECONDS: Final = 1800
 
+RENDEZVOUS_PORT: Final = 29500
+"""Where the processes of a run meet: a port of the pod with index 0."""
+NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in the pods of an Indexed Job: the pod's index."""
+
 
 class Contract(BaseModel):
     """Base of all messages: frozen, camelCase on the wire, unknown fields refused.
@@ -274,6 +279,8 @@ class Hyperparameters(Contract):
     """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
+    processes: int = 1
+    """That train together, each with a batch of its own; nodes times devices."""
 
 
 class ParentCheckpoint(Contract):
@@ -343,7 +350,10 @@ class PreflightConfig(StageConfig):
     dataset: Digest
     method: Method = Method()
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
+    nodes: int = 1
+    """Pods that will train together."""
     devices: int = 1
+    """Processes of each of them, one an accelerator."""
 
 
 class TrainConfig(StageConfig):
@@ -361,6 +371,12 @@ class TrainConfig(StageConfig):
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
     """The longest time without a finished batch, validation batch or save; the process then ends."""
     metrics_port: int = METRICS_PORT
+    nodes: int = 1
+    """Pods that train together, each with its index in the environment variable `NODE_RANK_ENV`."""
+    devices: int = 1
+    """Processes of each pod, one an accelerator; a pod without accelerators has one."""
+    coordinator: str | None = None
+    """Host name of the pod with index 0; None where there is one pod."""
 
 
 class EvaluateConfig(StageConfig):

@@ -29,6 +29,17 @@ def mean_completion_loss(model: torch.nn.Module, batches: Iterable[Mapping[str, 
 
     Draws no random numbers. Leaves the model in evaluation mode.
     """
+    nats, tokens = total_completion_loss(model, batches)
+    return nats / tokens if tokens else math.nan
+
+
+def total_completion_loss(
+    model: torch.nn.Module, batches: Iterable[Mapping[str, Tensor]]
+) -> tuple[float, int]:
+    """Summed loss in nats of all labelled tokens of all batches, without dropout, and how many these are.
+
+    Draws no random numbers. Leaves the model in evaluation mode.
+    """
     model.eval()
     nats = 0.0
     tokens = 0
@@ -37,4 +48,4 @@ def mean_completion_loss(model: torch.nn.Module, batches: Iterable[Mapping[str, 
             batch_nats, batch_tokens = completion_loss(model, batch)
             nats += float(batch_nats)
             tokens += int(batch_tokens)
-    return nats / tokens if tokens else math.nan
+    return nats, tokens

@@ -12,8 +12,9 @@ learningRate
 maxSequenceLength
     The smallest multiple of 64 that holds the longest row, at most 2,048 and what the model can read.
 perDeviceBatchSize, gradientAccumulationSteps
-    8 rows an optimizer step in all. As many of them at once as fit into 8,192 tokens, rounded down to a power
-    of two; the rest is accumulated.
+    8 rows an optimizer step in all, of all processes together, or one for each process where those are more.
+    Of a process's rows as many at once as fit into 8,192 tokens, rounded down to a power of two; the rest is
+    accumulated.
 seed
     42.
 saveEverySteps
@@ -57,16 +58,17 @@ def choose(
     longest_row_tokens: int,
     hidden_size: int,
     context_length: int | None,
+    processes: int = 1,
 ) -> Hyperparameters:
     """Everything a run needs: what the user gave, and the rules' choice for the rest.
 
     Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read.
     """
     length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
-    batch = wanted.per_device_batch_size or _batch_size(length)
-    accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // batch)
+    batch = wanted.per_device_batch_size or _batch_size(length, max(1, ROWS_PER_STEP // processes))
+    accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = wanted.epochs or _epochs(train_rows)
-    total = epochs * steps_per_epoch(train_rows, batch, accumulation)
+    total = epochs * steps_per_epoch(train_rows, batch, accumulation, processes)
     return Hyperparameters(
         epochs=epochs,
         learning_rate=wanted.learning_rate or _learning_rate(method, hidden_size),
@@ -78,6 +80,7 @@ def choose(
         save_every_steps=wanted.save_every_steps or max(FEWEST_STEPS_BETWEEN_SAVES, total // 10),
         early_stopping_patience=wanted.early_stopping_patience,
         gradient_checkpointing=wanted.gradient_checkpointing or False,
+        processes=processes,
     )
 
 
@@ -108,6 +111,6 @@ def _sequence_length(wanted: int | None, longest: int, context_length: int | Non
     return min(rounded, LONGEST_SEQUENCE, context_length or LONGEST_SEQUENCE)
 
 
-def _batch_size(length: int) -> int:
-    fitting = max(1, min(ROWS_PER_STEP, TOKENS_AT_ONCE // length))
+def _batch_size(length: int, most: int) -> int:
+    fitting = max(1, min(most, TOKENS_AT_ONCE // length))
     return 1 << (fitting.bit_length() - 1)

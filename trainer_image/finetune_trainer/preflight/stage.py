@@ -42,11 +42,6 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and of a remote base model what `RemoteSource`
     raises), Preempted.
     """
-    if config.devices > 1:
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"compute.devices: {config.devices} devices are not implemented in this release; use 1",
-        )
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     splits = {split: load_rows(data / file) for split, file in SPLIT_FILES.items()}
     if not splits["train"]:
@@ -94,6 +89,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         longest_row_tokens=longest,
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
+        processes=config.nodes * config.devices,
     )
     with context.store.run_folder(config.run, config.stage) as folder:
         report = token_report(uri.partition("?")[0], lengths, chosen.max_sequence_length)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing_extensions import override
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
 from finetune_trainer.failure import Preempted, StageFailure
-from finetune_trainer.model.loss import mean_completion_loss
+from finetune_trainer.model.loss import total_completion_loss
 from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
 from finetune_trainer.train.ledger import Best, Ledger
 from finetune_trainer.train.metrics import Metrics
@@ -46,7 +46,7 @@ class Loop(TrainerCallback):
     trainer: CompletionTrainer
     model: torch.nn.Module
     validation: Sequence[Mapping[str, Tensor]]
-    """Batches; none without a validation split."""
+    """This process's batches; none without a validation split."""
     states: States
     ledger: Ledger
     hyperparameters: Hyperparameters
@@ -67,7 +67,7 @@ class Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop before the first step if asked to, and catch up on a validation that was cut short."""
-        if self.context.stop.is_set():
+        if self._stopping():
             raise Preempted
         step = state.global_step
         self.watchdog.feed(step)
@@ -103,8 +103,9 @@ class Loop(TrainerCallback):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if not math.isfinite(self.trainer.sums.nats):
-            raise self._not_finite(state.global_step + 1, f"training loss is {self.trainer.sums.nats}")
+        (nats,) = self.context.group.sums(self.trainer.sums.nats)
+        if not math.isfinite(nats):
+            raise self._not_finite(state.global_step + 1, f"training loss is {nats}")
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise self._not_finite(state.global_step + 1, "gradient is not finite")
 
@@ -115,7 +116,7 @@ class Loop(TrainerCallback):
         """Count the step; validate after an epoch; save and stop when it is time."""
         step, epoch = state.global_step, state.epoch or 0.0
         self.watchdog.feed(step)
-        nats, labels, tokens = self.trainer.sums.take()
+        nats, labels, tokens = self._take_sums()
         self.ledger.add_step(nats, labels, tokens)
         self.pace.end_step(nats, labels, tokens)
         self._report(self.pace.progress(step, epoch, self._learning_rate))
@@ -127,8 +128,9 @@ class Loop(TrainerCallback):
                 self._validate(step, epoch)
             except Preempted:
                 self._save(step)
+                self.context.group.part()
                 raise
-        stopping = self.context.stop.is_set()
+        stopping = self._stopping()
         last = step == self.hyperparameters.total_steps
         # A state with a high loss would take the place of one to go back to.
         due = step % self.hyperparameters.save_every_steps == 0 and not self.ledger.losses.high_steps
@@ -136,9 +138,19 @@ class Loop(TrainerCallback):
         if stopping or last or early or due:
             self._save(step)
         if stopping:
+            self.context.group.part()
             raise Preempted
         if early:
             raise StoppedEarly
+
+    def _take_sums(self) -> tuple[float, int, int]:
+        """Of all processes: summed loss, labelled tokens and tokens read of the step that is done."""
+        nats, labels, tokens = self.context.group.sums(*self.trainer.sums.take())
+        return nats, int(labels), int(tokens)
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop; then all of them stop after the same step."""
+        return self.context.group.any(self.context.stop.is_set())
 
     def _ends_epoch(self, step: int) -> bool:
         return step > 0 and step % self.steps_per_epoch == 0
@@ -153,7 +165,9 @@ class Loop(TrainerCallback):
     def _validate(self, step: int, epoch: float) -> None:
         if not self.validation:
             return
-        loss = mean_completion_loss(self.model, self._until_stopped(step))
+        totals = total_completion_loss(self.model, self._until_stopped(step))
+        nats, tokens = self.context.group.sums(*totals)
+        loss = nats / tokens if tokens else math.nan
         if not math.isfinite(loss):
             raise self._not_finite(step, f"validation loss is {loss}")
         self.ledger.validation_loss = loss
@@ -163,7 +177,8 @@ class Loop(TrainerCallback):
             "epoch %.2f: training loss %.4f, validation loss %.4f", epoch, self.ledger.train_loss or 0, loss
         )
         if self.ledger.best is None or loss < self.ledger.best.validation_loss:
-            self.states.save_best(step, self.weights.write)
+            if self.context.group.leads:
+                self.states.save_best(step, self.weights.write)
             self.watchdog.feed(step)
             self.ledger.best = Best(
                 step=step, epoch=epoch, train_loss=self.ledger.train_loss or 0, validation_loss=loss
@@ -171,18 +186,24 @@ class Loop(TrainerCallback):
 
     def _until_stopped(self, step: int) -> Iterator[Mapping[str, Tensor]]:
         for batch in self.validation:
-            if self.context.stop.is_set():
+            if self._stopping():
                 raise Preempted
             yield batch
             self.watchdog.feed(step)
 
     def _save(self, step: int) -> None:
+        write_state = self.trainer.collect_state()
+        if self.context.group.leads:
+            self._write(step, write_state)
+        self.context.group.told(step)  # nobody leaves before it is saved
+        self.watchdog.feed(step)
+
+    def _write(self, step: int, write_state: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
             self.weights.write_resume(folder)
-            self.trainer.write_state(folder)
+            write_state(folder)
 
         saved = self.states.save(step, self.ledger, fill)
-        self.watchdog.feed(step)
         self.metrics.saved()
         logger.info("saved the state after step %d in %s", step, self.states.uri(saved))
 

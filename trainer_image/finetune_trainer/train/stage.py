@@ -1,6 +1,7 @@
 """The stage itself: go on from the newest state or begin, train to the last step, publish."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -14,6 +15,7 @@ from finetune_trainer.contract import (
     TrainConfig,
     TrainResult,
 )
+from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
@@ -28,6 +30,7 @@ from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.publish import publish_checkpoints
 from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.sharding import blank
 from finetune_trainer.train.starts import Starts
 from finetune_trainer.train.states import State, States
 from finetune_trainer.train.trainer import CompletionTrainer
@@ -43,7 +46,8 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
     INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, LOSS_DIVERGED,
-    OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted.
+    OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted, PeerLost.
+    Of several processes the leader publishes; the others return a result without checkpoints.
     """
     result = None
     while result is None:
@@ -55,17 +59,19 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
 def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
     """The result; None where memory ran out, and the next attempt is to be made with smaller batches."""
     with context.store.run_folder(config.run, config.stage) as folder:
-        states = States(folder)
+        group = context.group
+        states = States(folder, group)
         state = states.newest(Fingerprint.of(config))
-        starts = Starts(folder)
-        restarts = starts.begin(state.step if state else 0)
-        split = BatchSplit.read(folder)
+        split = group.told(BatchSplit.read(folder))
+        starts = Starts(folder, group)
+        restarts = starts.begin(state.step if state else 0, split.halvings)
         if state:
             logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
         try:
-            return _train(
-                config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
-            )
+            with group.guarded():
+                return _train(
+                    config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
+                )
         except Preempted:
             starts.forgive()
             raise
@@ -75,6 +81,10 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
                 raise out_of_memory(error, used, config.method.type) from error
             split = split.halved()
             split.write(folder)
+            if group.size > 1:
+                raise PeerLost(
+                    f"{error}; when all processes have started again, they go on with smaller batches"
+                ) from error
             starts.forgive()
             used = split.of(config.hyperparameters)
             logger.warning(
@@ -99,7 +109,8 @@ def _train(
     hyperparameters = split.of(config.hyperparameters)
     base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
-    device = choose_device()
+    group = context.group
+    device = choose_device(group.local_rank, group.local_size)
     tokenizer = load_tokenizer(base)
     rows = _encode(data, "train", tokenizer, config, context)
     validation = _encode(data, "validation", tokenizer, config, context)
@@ -116,19 +127,20 @@ def _train(
         ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
         metrics = Metrics(device)
         stopped_early = False
-        with noticed("training", device, longest, by_batch=True), metrics.served(config.metrics_port):
+        served = metrics.served(config.metrics_port) if group.leads else nullcontext()
+        with noticed("training", device, longest, by_batch=True), served:
             collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-            trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path)
+            trainer = CompletionTrainer(model, rows, collate, hyperparameters, folder.path, group=group)
             trainer.add_callback(
                 Loop(
                     trainer=trainer,
                     model=model,
                     validation=[
-                        {
-                            name: tensor.to(device)
-                            for name, tensor in collate(validation[at : at + size]).items()
-                        }
-                        for at in range(0, len(validation), size)
+                        {name: tensor.to(device) for name, tensor in collate(batch).items()}
+                        for batch in group.share(
+                            [validation[at : at + size] for at in range(0, len(validation), size)],
+                            [blank(rows[0])],
+                        )
                     ],
                     states=states,
                     ledger=ledger,
@@ -145,6 +157,7 @@ def _train(
                 trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
             except StoppedEarly:
                 stopped_early = True
+    group.part()
     steps = trainer.state.global_step
     if stopped_early:
         logger.info(
@@ -164,7 +177,9 @@ def _train(
         gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
             context.store, states, ledger, weights, step=steps, epoch=steps / epoch_steps
-        ),
+        )
+        if group.leads
+        else (),
     )
 
 
@@ -200,7 +215,9 @@ def _encode(
 
 def _check_steps(rows: int, chosen: Hyperparameters) -> int:
     """Steps an epoch. Raises StageFailure (INVALID_CONFIG) where the config counts otherwise."""
-    steps = steps_per_epoch(rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps)
+    steps = steps_per_epoch(
+        rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps, chosen.processes
+    )
     if steps == 0 or steps * chosen.epochs != chosen.total_steps:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,

@@ -1,19 +1,23 @@
 """transformers' Trainer with our loss, and with its state written where we say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from typing_extensions import override
 
 from finetune_trainer.contract import Hyperparameters
+from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.model.batch import Collate, token_count
 from finetune_trainer.model.encode import EncodedRow
 from finetune_trainer.model.loss import completion_loss
 from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.sharding import ShardedBatches, blank
 
 WARMUP: Final = 0.05
 """Part of all steps in which the learning rate rises; from there it falls linearly to 0."""
@@ -58,6 +62,8 @@ class CompletionTrainer(Trainer):
         collate: Collate,
         hyperparameters: Hyperparameters,
         folder: Path,
+        *,
+        group: Group = ALONE,
     ) -> None:
         on_gpu = model.device.type == "cuda"
         arguments = TrainingArguments(
@@ -85,11 +91,16 @@ class CompletionTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
             log_level="error",
+            ddp_broadcast_buffers=False,  # nothing that is trained changes them
         )
+        self._rows = rows
         super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=rows)
+        if not group.leads:
+            set_seed(hyperparameters.seed + group.rank)  # a dropout of its own
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
         self.sums = StepSums(model.device)
+        self._group = group
 
     @override
     def compute_loss(
@@ -103,11 +114,40 @@ class CompletionTrainer(Trainer):
         if num_items_in_batch is None:
             raise ValueError("the Trainer did not count the labelled tokens of the step")
         nats, labels = completion_loss(model, inputs)
-        self.sums.add(nats, labels, token_count(inputs))
-        return nats / num_items_in_batch
+        tokens = token_count(inputs)
+        if self._group.size > 1:
+            tokens = tokens * (labels > 0)  # none for a blank
+        self.sums.add(nats, labels, tokens)
+        # The gradients of several processes are averaged, and those of the step's tokens are to be summed.
+        return nats / num_items_in_batch * self._group.size
 
-    def write_state(self, folder: Path) -> None:
-        """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / TRAINER_STATE))
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this process."""
+        if self._group.size == 1:
+            return super().get_train_dataloader()
+        size = self.args.per_device_train_batch_size
+        return DataLoader(
+            [*self._rows, blank(self._rows[0])],  # type: ignore[arg-type] # a list is a Dataset
+            batch_sampler=ShardedBatches(len(self._rows), size, self.args.seed, self._group),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def collect_state(self) -> Callable[[Path], None]:
+        """What `train` reads to resume: optimizer, scheduler, position, and every process's random numbers.
+
+        Every process takes part; what it returns writes the files, in the leader.
+        """
+        with TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            (file,) = Path(folder).iterdir()
+            random_numbers = self._group.gathered((file.name, file.read_bytes()))
+
+        def write(folder: Path) -> None:
+            self._save_optimizer_and_scheduler(str(folder))
+            for name, content in random_numbers:
+                (folder / name).write_bytes(content)
+            self.state.save_to_json(str(folder / TRAINER_STATE))
+
+        return write
