@@ -5,9 +5,11 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
-from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult
+from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult, TrainConfig
+from tests.trainer.workbench import Workbench
 
 TIMEOUT_SECONDS = 120
 
@@ -57,6 +59,14 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             break
     return read
+
+
+def wait_for_state(bench: Workbench, config: TrainConfig, name: str) -> None:
+    """Until a run has saved the state `step-N`."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while name not in bench.states(config):
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.01)
 
 
 def finish(process: subprocess.Popen[str], read: str = "") -> Ended:

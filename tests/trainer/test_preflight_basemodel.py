@@ -162,13 +162,6 @@ def test_an_adapter_target_that_cannot_be_is_refused_with_what_can(bench: Workbe
     assert "gate_proj, k_proj" in failure.message
 
 
-def test_more_devices_than_one_are_refused(bench: Workbench) -> None:
-    failure = bench.preflight_failure(devices=2)
-
-    assert failure.reason == FailureReason.INVALID_CONFIG
-    assert "compute.devices" in failure.message
-
-
 def test_a_signal_ends_it_before_the_copy(bench: Workbench) -> None:
     stop = threading.Event()
     stop.set()

@@ -135,3 +135,13 @@ def test_kto_needs_two_rows_at_once(bench: Workbench) -> None:
 
     assert failure.reason == FailureReason.INVALID_CONFIG
     assert failure.message.startswith("hyperparameters.perDeviceBatchSize: 1, but KTO needs at least 2 rows")
+
+
+@pytest.mark.parametrize(("where", "field"), [({"nodes": 2}, "nodes"), ({"devices": 2}, "devices")])
+def test_judged_answers_are_learned_in_one_process(
+    bench: Workbench, where: dict[str, Any], field: str
+) -> None:
+    failure = bench.preflight_failure(dataset=bench.dataset(PAIRS), method=Method(type="DPO"), **where)
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert f"compute.{field}: 2, but DPO" in failure.message

@@ -32,12 +32,12 @@ class Pods:
     def __init__(self, bench: Workbench) -> None:
         self.clock = Clock()
         self.folder: RunFolder = bench.store.run_folder(RUN, "train")
-        self.work = LostWork(self.folder, self.clock)
+        self.work = LostWork(self.folder, clock=self.clock)
 
     def start(self, step: int) -> None:
         """A new pod, a day after the last one."""
         self.clock.now += 86_400
-        self.work = LostWork(self.folder, self.clock)
+        self.work = LostWork(self.folder, clock=self.clock)
         self.work.begin(step)
 
     def train(self, seconds: float) -> None:

@@ -30,8 +30,8 @@ from finetune_trainer.rows import Message, Row
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
 from hack.models import tiny
-from tests.trainer.processes import finish, start
-from tests.trainer.test_train_resume import preempted, wait_for_state
+from tests.trainer.processes import finish, start, wait_for_state
+from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Workbench, elsewhere, tiny_tokenizer
 
 ADAPTER = LoRA(r=4, alpha=8)

@@ -1,7 +1,6 @@
 """A run that is interrupted ends exactly as one that is not."""
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.failure import Preempted
-from tests.trainer.processes import TIMEOUT_SECONDS, finish, read_until, start
+from tests.trainer.processes import finish, read_until, start
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
 METHODS = {
@@ -40,13 +39,6 @@ def preempted(bench: Workbench, config: TrainConfig, *steps: int) -> None:
         bench.train(config, Sheet(stop_at=frozenset(steps)))
 
 
-def wait_for_state(bench: Workbench, config: TrainConfig, name: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while name not in bench.states(config):
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stopped_at_every_step_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
     config = config_for(bench, method)
@@ -57,21 +49,6 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_weights(bench: Workbench
         assert f"step-{step}" in bench.states(config)
 
     assert bench.train(config) == uninterrupted(bench, method).model_copy(update={"restarts": steps})
-
-
-def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench) -> None:
-    config = config_for(bench, epochs=20)
-    process = start(config)
-    try:
-        wait_for_state(bench, config, "step-4")
-    finally:
-        process.kill()
-        process.communicate()
-
-    result = bench.train(config)
-
-    assert process.returncode == -signal.SIGKILL
-    assert result == uninterrupted(bench, epochs=20).model_copy(update={"restarts": 1})
 
 
 def test_a_signal_saves_and_ends_with_the_code_that_never_counts(bench: Workbench) -> None:
@@ -160,17 +137,6 @@ def test_a_state_of_another_config_is_refused_with_what_differs(bench: Workbench
 
     assert failure.reason == FailureReason.FINGERPRINT_MISMATCH
     assert "0.0001" in failure.message
-
-
-def test_a_state_of_other_data_is_refused(bench: Workbench) -> None:
-    config = config_for(bench)
-    preempted(bench, config, 2)
-    other = bench.dataset(ROWS[::-1])
-
-    failure = bench.train_failure(config.model_copy(update={"dataset": other}))
-
-    assert failure.reason == FailureReason.FINGERPRINT_MISMATCH
-    assert other in failure.message
 
 
 class PulledPlug(BaseException):

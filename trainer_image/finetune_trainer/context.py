@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass
 
+from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.report import Reporter
 from finetune_trainer.store import Store
 
@@ -14,3 +15,5 @@ class StageContext:
     store: Store
     reporter: Reporter
     stop: threading.Event
+    group: Group = ALONE
+    """The processes that do it together."""

@@ -43,9 +43,9 @@ METRICS_PORT: Final = 9090
 """Prometheus port of a training pod."""
 STEP_TIMEOUT_SECONDS: Final = 1800
 RENDEZVOUS_PORT: Final = 29500
-"""Where the pods of one run find each other, at pod index 0."""
+"""Where the processes of a run meet: a port of the pod with index 0."""
 NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
-"""Which of the run's pods this is; the Job controller sets it."""
+"""Set by Kubernetes in the pods of an Indexed Job: the pod's index."""
 
 
 class Contract(BaseModel):
@@ -294,7 +294,7 @@ class Hyperparameters(Contract):
     gradient_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
     processes: int = 1
-    """Over which a batch is divided: nodes times devices."""
+    """That train together, each with a batch of its own; nodes times devices."""
 
 
 class ParentCheckpoint(Contract):
@@ -366,8 +366,10 @@ class PreflightConfig(StageConfig):
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
     keep_steps: tuple[int, ...] = ()
     """Steps whose weights the run is to keep; all of them must be steps that it has."""
-    devices: int = 1
     nodes: int = 1
+    """Pods that will train together."""
+    devices: int = 1
+    """Processes of each of them, one an accelerator."""
 
 
 class TrainConfig(StageConfig):
@@ -390,11 +392,11 @@ class TrainConfig(StageConfig):
     """The longest time without a finished batch, validation batch or save; the process then ends."""
     metrics_port: int = METRICS_PORT
     nodes: int = 1
-    """Pods that train together."""
+    """Pods that train together, each with its index in the environment variable `NODE_RANK_ENV`."""
     devices: int = 1
-    """Processes in a pod, one an accelerator; CPU cores are threads of one process."""
+    """Processes of each pod, one an accelerator; a pod without accelerators has one."""
     coordinator: str | None = None
-    """Host name of pod index 0; None where it is alone."""
+    """Host name of the pod with index 0; None where there is one pod."""
 
 
 class EvaluateConfig(StageConfig):

@@ -1,6 +1,11 @@
 """How a trainer process ends: its result in the store, its termination message, its exit code."""
 
 import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, cast, get_args
 
 from finetune_trainer import configuration, signals, termination
@@ -20,25 +25,33 @@ from finetune_trainer.contract import (
     ServeConfig,
     Stage,
     StageResult,
+    StoreConfig,
     TrainConfig,
 )
+from finetune_trainer.distributed.group import ALONE, Finished, Group, PeerLost
+from finetune_trainer.distributed.launch import is_launcher, launch
+from finetune_trainer.distributed.place import Place
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.report import Reporter
 from finetune_trainer.store import Store, open_store
+from finetune_trainer.store.opening import BUCKET_SCHEMES
 
 LAST_REPORT_SECONDS: Final = 5.0
+ENDING_SECONDS: Final = 30.0
 
 StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: AnyConfig) -> ExitCode:
-    """Do what the config says, and leave its result."""
+def run(config: AnyConfig) -> int:
+    """Do what the config says, and leave its result; returns an `ExitCode`, or 128 + a signal's number."""
     if isinstance(config, CleanupConfig | FetchConfig | ServeConfig):
         return _run_without_result(config)
     if isinstance(config, CollectConfig):
         return _run_collect(config)
+    if isinstance(config, TrainConfig) and config.nodes * config.devices > 1:
+        return _run_together(config)
     return _run_stage(config)
 
 
@@ -68,24 +81,53 @@ def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
     )
 
 
-def _run_stage(config: StageRunConfig) -> ExitCode:
-    stop = signals.stop_event()
-    reporter = Reporter(config.report, config.owner, config.stage)
-    store: Store | None = None
+def _run_together(config: TrainConfig) -> int:
+    """Train as one of several processes; or start those of this pod, where it is to have several."""
+    if is_launcher(config, os.environ):
+        return launch(config)
     try:
-        store = open_store(config.store, stop)
-        result = store.read_result(config.run, config.stage)
-        if result is not None and result.outcome == "Succeeded":
+        place = Place.of(config, os.environ)
+    except StageFailure as failure:
+        return _fail(failed(config.stage, config.run, failure), failure)
+    if place.local_rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
+    code = _run_stage(config, place)
+    _end_within(ENDING_SECONDS, code)
+    return code
+
+
+def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
+    """`place` is that of one of several processes that train together; the leader speaks for all."""
+    stop = signals.stop_event()
+    leads = place is None or place.leads
+    reporter = Reporter(config.report if leads else None, config.owner, config.stage)
+    store: Store | None = None
+    group = ALONE
+    try:
+        store = open_store(_store_config(config, place), stop)
+        result = _succeeded(store, config)
+        if result is not None:
             logger.info("this run's %s is done already", config.stage)
         else:
-            result = _execute(config, StageContext(store=store, reporter=reporter, stop=stop))
-            # A source is looked at for years: a look that finds nothing new leaves nothing in the store.
-            if result.prepare is None or not result.prepare.unchanged:
-                store.write_result(result)
+            with _session(config, place, store, stop) as group:
+                context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
+                result = _execute(config, context)
+                # A source is looked at for years: a look that finds nothing new leaves nothing in the store.
+                if leads and (result.prepare is None or not result.prepare.unchanged):
+                    store.write_result(result)
+                group.finish()
     except Preempted:
         logger.info("stopped by a signal; the next pod of this run goes on from here")
         return ExitCode.PREEMPTED_SAVED
+    except PeerLost as lost:
+        logger.warning("%s; this process ends, and goes on when all have started again", lost)
+        return ExitCode.PEER_LOST
+    except Finished:
+        logger.info("this run's %s is done already", config.stage)
+        return ExitCode.OK
     except StageFailure as failure:
+        if not group.fails_first():
+            return _failed_elsewhere(failure)
         result = failed(config.stage, config.run, failure)
         if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
             _keep(store, result)
@@ -93,11 +135,54 @@ def _run_stage(config: StageRunConfig) -> ExitCode:
     except Exception as error:
         logger.exception("%s ended with an error that it does not know", config.stage)
         unforeseen = _unforeseen(error)
+        if not group.fails_first():
+            return _failed_elsewhere(unforeseen)
         return _fail(failed(config.stage, config.run, unforeseen), unforeseen)
     finally:
         reporter.close(LAST_REPORT_SECONDS)
-    termination.write(termination.bounded(result))
+    if leads:
+        termination.write(termination.bounded(result))
     return ExitCode.OK
+
+
+def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
+    """The result that this stage has already, if it went well."""
+    result = store.read_result(config.run, config.stage)
+    return result if result is not None and result.outcome == "Succeeded" else None
+
+
+def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
+    """A bucket's files are copied into the pod, where processes would write over one another's."""
+    if place is None or place.local_rank == 0 or not config.store.uri.startswith(BUCKET_SCHEMES):
+        return config.store
+    own = Path(config.store.path) / f"local-rank-{place.local_rank}"
+    return config.store.model_copy(update={"path": str(own)})
+
+
+@contextmanager
+def _session(
+    config: StageRunConfig, place: Place | None, store: Store, stop: threading.Event
+) -> Iterator[Group]:
+    """The processes that train together, or this one alone."""
+    if place is None or not isinstance(config, TrainConfig):
+        yield ALONE
+        return
+    from finetune_trainer.distributed.members import session
+
+    with session(config, place, stop, lambda: _succeeded(store, config) is not None) as members:
+        yield members
+
+
+def _failed_elsewhere(failure: StageFailure) -> ExitCode:
+    logger.warning("%s: %s; another process of this run has said so", failure.reason, failure.message)
+    return ExitCode.PEER_LOST
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """End this process also where connections to lost processes keep Python from doing it."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def _execute(config: StageRunConfig, context: StageContext) -> StageResult:

@@ -23,6 +23,9 @@ class ResolvedHyperparameters(Model):
     save_every_steps: int
     early_stopping_patience: int | None = None
     gradient_checkpointing: bool = False
+    processes: Annotated[
+        int, Field(description="Processes that train together, each with a batch of its own.")
+    ] = 1
 
 
 class LoRA(Model):

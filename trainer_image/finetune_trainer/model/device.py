@@ -20,11 +20,15 @@ ALLOCATION_FAILURES: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLA
 logger = logging.getLogger(__name__)
 
 
-def choose_device() -> torch.device:
-    """The GPU where there is one, else the CPU with as many threads as the pod may use."""
+def choose_device(local_rank: int | None = None, processes: int = 1) -> torch.device:
+    """The GPU where there is one, else the CPU with as many threads as the pod may use.
+
+    `local_rank`: of one of several `processes` in this pod, which has the GPU of this number, or its share of
+    the processors.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    torch.set_num_threads(available_processors(CPU_LIMIT_PATH))
+        return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
+    torch.set_num_threads(max(1, available_processors(CPU_LIMIT_PATH) // processes))
     return torch.device("cpu")
 
 

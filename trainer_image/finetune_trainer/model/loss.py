@@ -50,6 +50,17 @@ def mean_completion_loss(
 
     Draws no random numbers. Leaves the model in evaluation mode.
     """
+    nats, tokens = total_completion_loss(model, batches, head)
+    return nats / tokens if tokens else math.nan
+
+
+def total_completion_loss(
+    model: torch.nn.Module, batches: Iterable[Mapping[str, Tensor]], head: ChunkedHead | None = None
+) -> tuple[float, int]:
+    """Summed loss in nats of all labelled tokens of all batches, without dropout, and how many these are.
+
+    Draws no random numbers. Leaves the model in evaluation mode.
+    """
     model.eval()
     nats = 0.0
     tokens = 0
@@ -58,4 +69,4 @@ def mean_completion_loss(
             batch_nats, batch_tokens = completion_loss(model, batch, head)
             nats += float(batch_nats)
             tokens += int(batch_tokens)
-    return nats / tokens if tokens else math.nan
+    return nats, tokens

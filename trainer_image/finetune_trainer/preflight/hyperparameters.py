@@ -16,9 +16,10 @@ learningRate
 maxSequenceLength
     The smallest multiple of 64 that holds the longest row, at most 2,048 and what the model can read.
 perDeviceBatchSize, gradientAccumulationSteps
-    8 rows an optimizer step in all. As many of them at once as fit into 8,192 tokens, rounded down to a power
-    of two; the rest is accumulated. A row of DPO, KTO or ORPO counts twice, since two sequences are read for
-    it. In a batch of KTO at least 2: it estimates how far the model has moved from answers to other prompts.
+    8 rows an optimizer step in all, of all processes together, or one for each process where those are more.
+    Of a process's rows as many at once as fit into 8,192 tokens, rounded down to a power of two; the rest is
+    accumulated. A row of DPO, KTO or ORPO counts twice, since two sequences are read for it. In a batch of
+    KTO at least 2: it estimates how far the model has moved from answers to other prompts.
 seed
     42.
 saveEverySteps
@@ -72,6 +73,7 @@ def choose(
     longest_row_tokens: int,
     hidden_size: int,
     context_length: int | None,
+    processes: int = 1,
 ) -> Hyperparameters:
     """Everything a run needs: what the user gave, and the rules' choice for the rest.
 
@@ -86,10 +88,11 @@ def choose(
             f" {fewest} rows at once, to compare each with the answer of another; raise it, or leave it out",
         )
     length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
-    batch = wanted.per_device_batch_size or max(fewest, _batch_size(_tokens_a_row(method, length)))
-    accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // batch)
+    most = max(1, ROWS_PER_STEP // processes)
+    batch = wanted.per_device_batch_size or max(fewest, _batch_size(_tokens_a_row(method, length), most))
+    accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = wanted.epochs or _epochs(train_rows)
-    total = epochs * steps_per_epoch(train_rows, batch, accumulation)
+    total = epochs * steps_per_epoch(train_rows, batch, accumulation, processes)
     return Hyperparameters(
         epochs=epochs,
         learning_rate=wanted.learning_rate or _learning_rate(method, hidden_size),
@@ -101,6 +104,7 @@ def choose(
         save_every_steps=wanted.save_every_steps or max(FEWEST_STEPS_BETWEEN_SAVES, total // 10),
         early_stopping_patience=wanted.early_stopping_patience,
         gradient_checkpointing=wanted.gradient_checkpointing or False,
+        processes=processes,
     )
 
 
@@ -137,6 +141,6 @@ def _sequence_length(wanted: int | None, longest: int, context_length: int | Non
     return min(rounded, LONGEST_SEQUENCE, context_length or LONGEST_SEQUENCE)
 
 
-def _batch_size(length: int) -> int:
-    fitting = max(1, min(ROWS_PER_STEP, TOKENS_AT_ONCE // length))
+def _batch_size(length: int, most: int) -> int:
+    fitting = max(1, min(most, TOKENS_AT_ONCE // length))
     return 1 << (fitting.bit_length() - 1)

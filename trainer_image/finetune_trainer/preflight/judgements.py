@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_trainer.contract import FailureReason, Method, MethodType, Preference
+from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason, Method, MethodType, Preference
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.rows import Row, RowForm, SplitName
 
@@ -32,6 +32,17 @@ def check_form(splits: Mapping[SplitName, list[Row]], method: MethodType) -> Non
         f"method.type: {method} learns from rows with {NEEDED[method]}, but the dataset's rows are of the"
         f" format {form}: choose method.type {' or '.join(METHODS_OF[form])}, or another dataset",
     )
+
+
+def check_processes(method: MethodType, nodes: int, devices: int) -> None:
+    """Raise StageFailure (INVALID_CONFIG) for several processes of a method that trains in one."""
+    if method in PREFERENCE_METHODS and nodes * devices > 1:
+        field = "compute.nodes" if nodes > 1 else "compute.devices"
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"{field}: {nodes if nodes > 1 else devices}, but {method} trains in one process in this release:"
+            " set compute.nodes and compute.devices to 1",
+        )
 
 
 def settle(method: Method, train: list[Row]) -> Preference | None:

@@ -23,7 +23,7 @@ from finetune_trainer.preflight.basemodel import check_digest, store_model
 from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
 from finetune_trainer.preflight.files import model_files
 from finetune_trainer.preflight.hyperparameters import choose
-from finetune_trainer.preflight.judgements import check_form, settle
+from finetune_trainer.preflight.judgements import check_form, check_processes, settle
 from finetune_trainer.preflight.lengths import check_answers, measure
 from finetune_trainer.preflight.parent import continued_lora
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
@@ -43,11 +43,6 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and of a remote base model what `RemoteSource`
     raises), Preempted.
     """
-    if config.devices > 1:
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"compute.devices: {config.devices} devices are not implemented in this release; use 1",
-        )
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     splits = {split: load_rows(data / file) for split, file in SPLIT_FILES.items()}
     if not splits["train"]:
@@ -56,6 +51,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
     check_form(splits, config.method.type)
+    check_processes(config.method.type, config.nodes, config.devices)
     preference = settle(config.method, splits["train"])
     if config.hyperparameters.early_stopping_patience is not None and not splits["validation"]:
         raise StageFailure(
@@ -96,6 +92,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         longest_row_tokens=longest,
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
+        processes=config.nodes * config.devices,
     )
     _check_keep_steps(config.keep_steps, chosen.total_steps)
     with context.store.run_folder(config.run, config.stage) as folder:

@@ -1,6 +1,6 @@
 """What the Loop needs of a trainer, whatever its rows and its loss are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,6 @@ class Learner(Protocol):
         """Without dropout and without random numbers; leaves the model in evaluation mode."""
         ...
 
-    def write_state(self, folder: Path) -> None:
-        """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
+    def collect_state(self) -> Callable[[Path], None]:
+        """Of all processes; what it returns writes it, in the leader, as `train` reads it to resume."""
         ...

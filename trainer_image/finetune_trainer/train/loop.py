@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -50,7 +50,7 @@ class Loop(TrainerCallback):
 
     trainer: Learner
     validation: Sequence[Mapping[str, Tensor]]
-    """Batches; none without a validation split."""
+    """This process's batches; none without a validation split."""
     states: States
     ledger: Ledger
     hyperparameters: Hyperparameters
@@ -73,7 +73,7 @@ class Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop before the first step if asked to, and catch up on a validation that was cut short."""
-        if self.context.stop.is_set():
+        if self._stopping():
             raise Preempted
         step = state.global_step
         self.lost_work.begin(step)
@@ -110,8 +110,9 @@ class Loop(TrainerCallback):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if not math.isfinite(self.trainer.sums.nats):
-            raise self._not_finite(state.global_step + 1, f"training loss is {self.trainer.sums.nats}")
+        (nats,) = self.context.group.sums(self.trainer.sums.nats)
+        if not math.isfinite(nats):
+            raise self._not_finite(state.global_step + 1, f"training loss is {nats}")
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise self._not_finite(state.global_step + 1, "gradient is not finite")
 
@@ -122,7 +123,7 @@ class Loop(TrainerCallback):
         """Count the step; validate after an epoch; save and stop when it is time."""
         step, epoch = state.global_step, state.epoch or 0.0
         self._alive(step)
-        nats, labels, tokens = self.trainer.sums.take()
+        nats, labels, tokens = self._take_sums()
         rewards = self.trainer.take_rewards()
         self.ledger.add_step(nats, labels, tokens, rewards)
         self.pace.end_step(nats, labels, tokens, rewards)
@@ -130,7 +131,8 @@ class Loop(TrainerCallback):
         if self.ledger.losses.diverged:
             raise self._diverged(step, nats / labels)
         if self.retention.keeps(step, spoiled=self.ledger.losses.high_steps > 0):
-            self.states.save_kept(step, self.weights.write)
+            if self.context.group.leads:
+                self.states.save_kept(step, self.weights.write)
             self.ledger.keep(step, epoch, self.retention)
             self.watchdog.feed(step)
         if self._ends_epoch(step):
@@ -139,8 +141,9 @@ class Loop(TrainerCallback):
                 self._validate(step, epoch)
             except Preempted:
                 self._save(step)
+                self.context.group.part()
                 raise
-        stopping = self.context.stop.is_set()
+        stopping = self._stopping()
         last = step == self.hyperparameters.total_steps
         # A state with a high loss would take the place of one to go back to.
         due = step % self.hyperparameters.save_every_steps == 0 and not self.ledger.losses.high_steps
@@ -148,9 +151,19 @@ class Loop(TrainerCallback):
         if stopping or last or early or due:
             self._save(step)
         if stopping:
+            self.context.group.part()
             raise Preempted
         if early:
             raise StoppedEarly
+
+    def _take_sums(self) -> tuple[float, int, int]:
+        """Of all processes: summed loss, labelled tokens and tokens read of the step that is done."""
+        nats, labels, tokens = self.context.group.sums(*self.trainer.sums.take())
+        return nats, int(labels), int(tokens)
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop; then all of them stop after the same step."""
+        return self.context.group.any(self.context.stop.is_set())
 
     def _ends_epoch(self, step: int) -> bool:
         return step > 0 and step % self.steps_per_epoch == 0
@@ -180,7 +193,8 @@ class Loop(TrainerCallback):
             in_words(validation.rewards, "validation "),
         )
         if self.ledger.best is None or loss < self.ledger.best.validation_loss:
-            self.states.save_best(step, self.weights.write)
+            if self.context.group.leads:
+                self.states.save_best(step, self.weights.write)
             self.watchdog.feed(step)
             self.ledger.best = Best(
                 step=step,
@@ -192,7 +206,7 @@ class Loop(TrainerCallback):
 
     def _until_stopped(self, step: int) -> Iterator[Mapping[str, Tensor]]:
         for batch in self.validation:
-            if self.context.stop.is_set():
+            if self._stopping():
                 raise Preempted
             yield batch
             self._alive(step)
@@ -202,14 +216,20 @@ class Loop(TrainerCallback):
         self.lost_work.tick()
 
     def _save(self, step: int) -> None:
+        write_state = self.trainer.collect_state()
+        if self.context.group.leads:
+            self._write(step, write_state)
+        self.context.group.told(step)  # nobody leaves before it is saved
+        self.watchdog.feed(step)
+
+    def _write(self, step: int, write_state: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
             self.weights.write_resume(folder)
-            self.trainer.write_state(folder)
+            write_state(folder)
 
         began = time.monotonic()
         saved = self.states.save(step, self.ledger, fill)
         self.lost_work.saved(step)
-        self.watchdog.feed(step)
         self.metrics.saved()
         logger.info(SAVED, step, time.monotonic() - began, self.states.uri(saved))
 

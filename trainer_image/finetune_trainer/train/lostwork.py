@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
-from torch import distributed
 
+from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
@@ -33,10 +33,13 @@ class _Record(BaseModel):
 
 
 class LostWork:
-    """The clock of one run; it stands still between pods."""
+    """The clock of one run; it stands still between pods. Of several processes the leader keeps it."""
 
-    def __init__(self, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: RunFolder, group: Group = ALONE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder = folder
+        self._group = group
         self._clock = clock
         self._record = _Record()
         self._seen_at = self._written_at = clock()
@@ -54,8 +57,7 @@ class LostWork:
     @property
     def lost_device_seconds(self) -> float:
         """The same for all processes of the run together."""
-        initialized = distributed.is_available() and distributed.is_initialized()
-        return self.lost_seconds * (distributed.get_world_size() if initialized else 1)
+        return self.lost_seconds * self._group.size
 
     def begin(self, step: int) -> None:
         """Training goes on after `step`, or begins: what was done beyond it is lost."""
@@ -103,6 +105,8 @@ class LostWork:
     def _write(self) -> None:
         """Keep it; a figure is no reason to end a run."""
         self._written_at = self._seen_at
+        if not self._group.leads:
+            return
         try:
             self._folder.write(FILE, self._record.model_dump_json().encode())
         except StageFailure as failure:

@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import PREFERENCE_METHODS, Hyperparameters, Method
+from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.trainer import CompletionTrainer
@@ -25,12 +26,13 @@ def make_trainer(
     hyperparameters: Hyperparameters,
     folder: Path,
     continues: bool,
+    group: Group,
 ) -> "CompletionTrainer | PreferenceTrainer":
     """The method's trainer for rows of its encoder; `continues` where the weights were trained before."""
     if method.type not in PREFERENCE_METHODS:
         size = hyperparameters.per_device_batch_size
         collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-        return CompletionTrainer(model, rows, collate, hyperparameters, folder)
+        return CompletionTrainer(model, rows, collate, hyperparameters, folder, group=group)
     # TRL takes seconds to import, which other methods do without.
     from finetune_trainer.train.preference.trainers import preference_trainer
 

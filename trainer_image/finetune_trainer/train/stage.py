@@ -1,6 +1,7 @@
 """The stage itself: go on from the newest state or begin, train to the last step, publish."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from finetune_trainer.contract import (
     TrainConfig,
     TrainResult,
 )
+from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.answers import Encoder, encoder_of
 from finetune_trainer.model.device import choose_device, peak_memory
@@ -47,7 +49,8 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
     INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, LOSS_DIVERGED,
-    OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted.
+    OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted, PeerLost.
+    Of several processes the leader publishes; the others return a result without checkpoints.
     """
     result = None
     while result is None:
@@ -59,17 +62,19 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
 def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
     """The result; None where memory ran out, and the next attempt is to be made with smaller batches."""
     with context.store.run_folder(config.run, config.stage) as folder:
-        states = States(folder)
+        group = context.group
+        states = States(folder, group)
         state = states.newest(Fingerprint.of(config))
-        starts = Starts(folder)
-        restarts = starts.begin(state.step if state else 0)
-        split = BatchSplit.read(folder)
+        split = group.told(BatchSplit.read(folder))
+        starts = Starts(folder, group)
+        restarts = starts.begin(state.step if state else 0, split.halvings)
         if state:
             logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
         try:
-            return _train(
-                config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
-            )
+            with group.guarded():
+                return _train(
+                    config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
+                )
         except Preempted:
             starts.forgive()
             raise
@@ -80,6 +85,10 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
                 raise out_of_memory(error, used, config.method.type) from error
             split = split.halved()
             split.write(folder)
+            if group.size > 1:
+                raise PeerLost(
+                    f"{error}; when all processes have started again, they go on with smaller batches"
+                ) from error
             starts.forgive()
             used = split.of(config.hyperparameters)
             logger.warning(
@@ -104,7 +113,8 @@ def _train(
     hyperparameters = split.of(config.hyperparameters)
     base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
-    device = choose_device()
+    group = context.group
+    device = choose_device(group.local_rank, group.local_size)
     tokenizer = load_tokenizer(base)
     encoder = encoder_of(config.method.type, tokenizer)
     rows = _encode(data, "train", encoder, config, context)
@@ -113,7 +123,7 @@ def _train(
     parent = _parent(config, context)
     epoch_steps = _check_steps(len(rows), hyperparameters)
     set_seed(hyperparameters.seed)
-    retention, lost_work = Retention.of(config), LostWork(folder)
+    retention, lost_work = Retention.of(config), LostWork(folder, group)
     begin = state.step if state else 0
     with Watchdog(config.run, config.step_timeout_seconds, begin, states.last_saved) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
@@ -122,7 +132,8 @@ def _train(
         ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
         metrics = Metrics(device)
         stopped_early = False
-        with noticed("training", device, longest, by_batch=True), metrics.served(config.metrics_port):
+        served = metrics.served(config.metrics_port) if group.leads else nullcontext()
+        with noticed("training", device, longest, by_batch=True), served:
             trainer = make_trainer(
                 model,
                 rows,
@@ -131,6 +142,7 @@ def _train(
                 hyperparameters=hyperparameters,
                 folder=folder.path,
                 continues=parent is not None,
+                group=group,
             )
             trainer.add_callback(
                 Loop(
@@ -153,6 +165,7 @@ def _train(
                 trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
             except StoppedEarly:
                 stopped_early = True
+    group.part()
     steps = trainer.state.global_step
     if stopped_early:
         logger.info(
@@ -177,8 +190,12 @@ def _train(
         gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
             context.store, states, ledger, weights, retention, step=steps, epoch=steps / epoch_steps
-        ),
+        )
+        if group.leads
+        else (),
     )
+    if not group.leads:
+        return result
     uri = write_training_report(folder, training_report(config, result, ledger.curve))
     return result.model_copy(update={"report_uri": uri})
 
@@ -214,7 +231,9 @@ def _encode(
 
 def _check_steps(rows: int, chosen: Hyperparameters) -> int:
     """Steps an epoch. Raises StageFailure (INVALID_CONFIG) where the config counts otherwise."""
-    steps = steps_per_epoch(rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps)
+    steps = steps_per_epoch(
+        rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps, chosen.processes
+    )
     if steps == 0 or steps * chosen.epochs != chosen.total_steps:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,

@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract import FailureReason
+from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
@@ -23,23 +24,35 @@ class _Record(BaseModel):
     without_progress: int = 0
     """Starts in a row from the same step, this one among them."""
     step: int = 0
+    halvings: int = 0
+    """How often batches were halved; with smaller ones a start is not the same once more."""
 
 
 class Starts:
-    """The count in a run's folder."""
+    """The count in a run's folder; of several processes the leader counts."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
+        self._group = group
         self._record = _Record()
 
-    def begin(self, step: int) -> int:
-        """Count a start from `step`; returns how many there were before.
+    def begin(self, step: int, halvings: int = 0) -> int:
+        """Count a start from `step` with batches halved so often; returns how many there were before.
 
         Raises StageFailure: RESTARTED_WITHOUT_PROGRESS after three starts from this step; STORE_UNAVAILABLE.
         """
+        return self._group.told(self._count(step, halvings) if self._group.leads else 0)
+
+    def forgive(self) -> None:
+        """Not hold this start against the run: it was asked to stop. Raises StageFailure."""
+        if self._group.leads:
+            self._record.without_progress -= 1
+            self._write()
+
+    def _count(self, step: int, halvings: int) -> int:
         record = self._read()
-        if step != record.step:
-            record = _Record(total=record.total, step=step)
+        if (step, halvings) != (record.step, record.halvings):
+            record = _Record(total=record.total, step=step, halvings=halvings)
         if record.without_progress >= MOST_WITHOUT_PROGRESS:
             raise StageFailure(
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
@@ -53,11 +66,6 @@ class Starts:
         self._record = record
         self._write()
         return record.total - 1
-
-    def forgive(self) -> None:
-        """Not hold this start against the run: it was asked to stop. Raises StageFailure."""
-        self._record.without_progress -= 1
-        self._write()
 
     def _read(self) -> _Record:
         content = self._folder.read(FILE)

@@ -8,7 +8,8 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.folders import problem_of, remove_unfinished, save_folder
@@ -41,18 +42,39 @@ class States:
     those of its `kept` steps.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
+        self._group = group
         self._known: list[State] = []
         """Valid states, the newest first."""
-        for parent in (STATE, BEST, KEPT_STEPS):
-            remove_unfinished(folder.path / parent, PREFIX)
+        if group.leads:
+            for parent in (STATE, BEST, KEPT_STEPS):
+                remove_unfinished(folder.path / parent, PREFIX)
 
     def newest(self, fingerprint: Fingerprint) -> State | None:
         """The newest valid state; one that is not is logged and left out.
 
+        The leader chooses it, and the others read the same.
         Raises StageFailure: FINGERPRINT_MISMATCH where it is of another run; STORE_UNAVAILABLE.
         """
+        state = self._choose(fingerprint) if self._group.leads else None
+        step = self._group.told(state.step if state else None)
+        return state if self._group.leads or step is None else self._read_chosen(step)
+
+    def _read_chosen(self, step: int) -> State:
+        state = self._read(step)
+        if state is None:
+            raise StageFailure(
+                FailureReason.STORE_UNAVAILABLE,
+                f"rank 0 goes on from {self._folder.uri}/{_name(STATE, step)}, which rank"
+                f" {self._group.rank} cannot read: the pod's log says why. Both have to see the same store;"
+                " of a claim, check that its volume is shared by all nodes (ReadWriteMany)",
+                ExitCode.STORE_UNAVAILABLE,
+            )
+        self._known = [state]
+        return state
+
+    def _choose(self, fingerprint: Fingerprint) -> State | None:
         self._known = []
         for step in sorted(self._steps(STATE), reverse=True):
             state = self._read(step)

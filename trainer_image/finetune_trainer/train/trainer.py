@@ -1,21 +1,26 @@
 """transformers' Trainer with our loss, and with its state written where we say."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from typing_extensions import override
 
 from finetune_trainer.contract import Hyperparameters
+from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.model.batch import Collate, pack, token_count
 from finetune_trainer.model.encode import EncodedRow
 from finetune_trainer.model.head import ChunkedHead, chunked_head
-from finetune_trainer.model.loss import completion_loss, mean_completion_loss
+from finetune_trainer.model.loss import completion_loss, total_completion_loss
 from finetune_trainer.train.learner import Validation
 from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.sharding import ShardedBatches, blank
 from finetune_trainer.train.sums import StepSums
 
 WARMUP: Final = 0.05
@@ -62,15 +67,28 @@ def arguments(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
+        ddp_broadcast_buffers=False,  # nothing that is trained changes them
         **more,
     )
 
 
-def write_state(trainer: Trainer, folder: Path) -> None:
-    """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
-    trainer._save_optimizer_and_scheduler(str(folder))
-    trainer._save_rng_state(str(folder))
-    trainer.state.save_to_json(str(folder / TRAINER_STATE))
+def collect_state(trainer: Trainer, group: Group) -> Callable[[Path], None]:
+    """What `train` reads to resume: optimizer, scheduler, position, and every process's random numbers.
+
+    Every process takes part; what it returns writes the files, in the leader.
+    """
+    with TemporaryDirectory() as folder:
+        trainer._save_rng_state(folder)
+        (file,) = Path(folder).iterdir()
+        random_numbers = group.gathered((file.name, file.read_bytes()))
+
+    def write(folder: Path) -> None:
+        trainer._save_optimizer_and_scheduler(str(folder))
+        for name, content in random_numbers:
+            (folder / name).write_bytes(content)
+        trainer.state.save_to_json(str(folder / TRAINER_STATE))
+
+    return write
 
 
 class CompletionTrainer(Trainer):
@@ -86,16 +104,22 @@ class CompletionTrainer(Trainer):
         collate: Collate,
         hyperparameters: Hyperparameters,
         folder: Path,
+        *,
+        group: Group = ALONE,
     ) -> None:
+        self._rows = rows
         super().__init__(
             model=model,
             args=arguments(TrainingArguments, hyperparameters, model.device, folder),
             data_collator=collate,
             train_dataset=rows,
         )
+        if not group.leads:
+            set_seed(hyperparameters.seed + group.rank)  # a dropout of its own
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
         self.sums = StepSums(model.device)
+        self._group = group
         self._head = _head(model, rows)
         self._trained, self._collate = model, collate
 
@@ -111,30 +135,47 @@ class CompletionTrainer(Trainer):
         if num_items_in_batch is None:
             raise ValueError("the Trainer did not count the labelled tokens of the step")
         nats, labels = completion_loss(model, inputs, self._head)
-        self.sums.add(nats, labels, token_count(inputs))
-        return nats / num_items_in_batch
+        tokens = token_count(inputs)
+        if self._group.size > 1:
+            tokens = tokens * (labels > 0)  # none for a blank
+        self.sums.add(nats, labels, tokens)
+        # The gradients of several processes are averaged, and those of the step's tokens are to be summed.
+        return nats / num_items_in_batch * self._group.size
+
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this process."""
+        if self._group.size == 1:
+            return super().get_train_dataloader()
+        size = self.args.per_device_train_batch_size
+        return DataLoader(
+            [*self._rows, blank(self._rows[0])],  # type: ignore[arg-type] # a list is a Dataset
+            batch_sampler=ShardedBatches(len(self._rows), size, self.args.seed, self._group),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def batches(self, rows: Sequence[EncodedRow]) -> list[dict[str, Tensor]]:
-        """Held-out rows as `validate` takes them."""
+        """This process's share of held-out rows, as `validate` takes them."""
         size = self.args.per_device_train_batch_size
+        every = [rows[at : at + size] for at in range(0, len(rows), size)]
         return [
-            {
-                name: tensor.to(self.args.device)
-                for name, tensor in self._collate(rows[at : at + size]).items()
-            }
-            for at in range(0, len(rows), size)
+            {name: tensor.to(self.args.device) for name, tensor in self._collate(batch).items()}
+            for batch in self._group.share(every, [blank(self._rows[0])])
         ]
 
     def take_rewards(self) -> None:
         """Tokens that are learned have no rewards."""
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
-        """Mean loss of the labelled tokens."""
-        return Validation(mean_completion_loss(self._trained, batches, self._head))
+        """Mean loss of the labelled tokens of all processes."""
+        totals = total_completion_loss(self._trained, batches, self._head)
+        nats, tokens = self._group.sums(*totals)
+        return Validation(nats / tokens if tokens else math.nan)
 
-    def write_state(self, folder: Path) -> None:
-        """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
-        write_state(self, folder)
+    def collect_state(self) -> Callable[[Path], None]:
+        """What `train` reads to resume; of all processes."""
+        return collect_state(self, self._group)
 
 
 def _head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:

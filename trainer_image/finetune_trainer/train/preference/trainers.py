@@ -5,7 +5,7 @@ off, or, where a Checkpoint is continued, a frozen copy of that adapter. Neither
 part of a resume state, so that an interrupted run goes on exactly; there is no second copy of the base model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +21,13 @@ from trl.trainer.kto_trainer import KTOTrainer
 from typing_extensions import override
 
 from finetune_trainer.contract import Hyperparameters, Method, MethodType
+from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.answers import EncodedAnswers
 from finetune_trainer.train.learner import Validation
 from finetune_trainer.train.preference.rows import TokenizedRows, columns
 from finetune_trainer.train.rewards import RewardSums
 from finetune_trainer.train.sums import StepSums
-from finetune_trainer.train.trainer import arguments, write_state
+from finetune_trainer.train.trainer import arguments, collect_state
 
 REFERENCE: Final = "ref"
 """Name under which TRL keeps a copy of the adapter that training begins from."""
@@ -92,9 +93,9 @@ class PreferenceTrainer(Trainer):
                 rewards += batch_rewards
         return Validation(loss / rewards.rows, rewards)
 
-    def write_state(self, folder: Path) -> None:
-        """Optimizer, scheduler, random numbers and position, as `train` reads them to resume."""
-        write_state(self, folder)
+    def collect_state(self) -> Callable[[Path], None]:
+        """What `train` reads to resume."""
+        return collect_state(self, ALONE)
 
     def _measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, RewardSums]:
         """TRL's loss of a batch, and its rewards, which TRL keeps for its own log."""

@@ -1,0 +1,244 @@
+"""Every way to train, interrupted in every way: the same weights to the bit, or a refusal that says why.
+
+The moment is the third dimension. `make test` takes each pair of values of two dimensions once, `make
+test-full` all combinations.
+"""
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from finetune_trainer.contract import (
+    NODE_RANK_ENV,
+    ExitCode,
+    LoRA,
+    Method,
+    TrainConfig,
+    TrainResult,
+)
+from finetune_trainer.rows import Row
+from tests.trainer.interruptions import Interruption, Pod, pod
+from tests.trainer.workbench import ROWS, Workbench
+
+LORA: Final = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train whose epochs have three steps."""
+
+    rows: int
+    method: Method = LORA
+    per_device_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    nodes: int = 1
+
+
+WAYS: Final = {
+    "LoRA with dropout": Way(rows=3),
+    "Full": Way(rows=3, method=Method(type="Full")),
+    "packing": Way(rows=12, per_device_batch_size=4),
+    "accumulation": Way(rows=12, per_device_batch_size=2, gradient_accumulation_steps=2),
+    "two ranks": Way(rows=12, per_device_batch_size=2, nodes=2),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When it happens: about to make a step, or to save the state after one."""
+
+    step: int
+    saved_step: int
+    save_every_steps: int
+
+    @property
+    def newest(self) -> int:
+        """The state that there is when the step is about to be made."""
+        return (self.step - 1) // self.save_every_steps * self.save_every_steps
+
+
+MOMENTS: Final = {
+    "within an epoch": Moment(step=2, saved_step=2, save_every_steps=1),
+    "at the end of an epoch": Moment(step=3, saved_step=3, save_every_steps=1),
+    "long after the last state": Moment(step=6, saved_step=4, save_every_steps=2),
+}
+
+
+def truncate(state: Path) -> None:
+    (weights,) = state.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def tamper(state: Path) -> None:
+    """One byte is another; size and time of the file stay."""
+    (weights,) = state.glob("*.safetensors")
+    before = weights.stat()
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def remove_optimizer(state: Path) -> None:
+    (state / "optimizer.pt").unlink()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to the pod, and then to the newest state."""
+
+    interruption: str
+    damage: Callable[[Path], None] | None = None
+    refused: bool = False
+    """The next pods get other rows."""
+
+    @property
+    def in_save(self) -> bool:
+        return self.interruption in ("killed in a save", "killed before the rename")
+
+    def resumed_step(self, moment: Moment) -> int:
+        """The state that the next pods go on from; 0: they begin anew."""
+        if self.interruption == "asked to stop":
+            return moment.step
+        if self.in_save:
+            return moment.saved_step - moment.save_every_steps
+        return moment.newest - (moment.save_every_steps if self.damage else 0)
+
+
+FAULTS: Final = {
+    "SIGKILL in a step": Fault("killed in a step"),
+    "SIGKILL in a save": Fault("killed in a save"),
+    "SIGKILL before the rename": Fault("killed before the rename"),
+    "SIGTERM": Fault("asked to stop"),
+    "newest state truncated": Fault("killed in a step", truncate),
+    "newest state tampered with": Fault("killed in a step", tamper),
+    "newest state without its optimizer": Fault("killed in a step", remove_optimizer),
+    "changed data": Fault("killed in a step", refused=True),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one way to train is tried."""
+
+    bench: Workbench
+    way: Way
+
+    def config(self, save_every_steps: int = 1, rows: Sequence[Row] = ROWS) -> TrainConfig:
+        way = self.way
+        config = self.bench.train_config(
+            dataset=self.bench.dataset(rows[: way.rows], ROWS[:5]),
+            rows=way.rows // way.nodes,
+            method=way.method,
+            per_device_batch_size=way.per_device_batch_size,
+            gradient_accumulation_steps=way.gradient_accumulation_steps,
+            save_every_steps=save_every_steps,
+            processes=way.nodes,
+        )
+        coordinator = "127.0.0.1" if way.nodes > 1 else None
+        return config.model_copy(update={"metrics_port": 0, "nodes": way.nodes, "coordinator": coordinator})
+
+    def run(self, config: TrainConfig, interruption: Interruption | None = None, rank: int = 0) -> list[Pod]:
+        """All pods of a run from start to end; the one of `rank` is interrupted."""
+        with ExitStack() as running:
+            pods = [
+                running.enter_context(
+                    pod(
+                        config,
+                        self.bench.root / f"log-{number}",
+                        interruption if number == rank else None,
+                        {NODE_RANK_ENV: str(number)},
+                    )
+                )
+                for number in range(self.way.nodes)
+            ]
+            for each in pods:
+                each.ended()
+        return pods
+
+    def finish(self, config: TrainConfig) -> TrainResult:
+        """Go on with a run to its end."""
+        pods = self.run(config)
+        assert [each.code for each in pods] == [ExitCode.OK] * len(pods), pods[0].messages[-5:]
+        result = self.bench.store.read_result(config.run, "train")
+        assert result is not None
+        assert result.train is not None
+        return result.train
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainResult]:
+    """The result of each way where nothing happens."""
+
+    @functools.cache
+    def result(way: str) -> TrainResult:
+        site = Site(Workbench(tmp_path_factory.mktemp("undisturbed")), WAYS[way])
+        return site.finish(site.config())
+
+    return result
+
+
+CELLS: Final = [
+    pytest.param(
+        way,
+        fault,
+        moment,
+        id=f"{way}, {fault}, {moment}",
+        marks=() if (i + j) % len(MOMENTS) == k else pytest.mark.full,
+    )
+    for (i, way), (j, fault), (k, moment) in product(enumerate(WAYS), enumerate(FAULTS), enumerate(MOMENTS))
+]
+
+
+@pytest.mark.parametrize(("way", "fault", "moment"), CELLS)
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    tmp_path: Path, undisturbed: Callable[[str], TrainResult], way: str, fault: str, moment: str
+) -> None:
+    site, happens, when = Site(Workbench(tmp_path), WAYS[way]), FAULTS[fault], MOMENTS[moment]
+    config = site.config(when.save_every_steps)
+    step = when.saved_step if happens.in_save else when.step
+    # The first rank saves for all.
+    rank = 0 if happens.in_save else site.way.nodes - 1
+
+    pods = site.run(config, Interruption(happens.interruption, step), rank)
+
+    others = {each.code for each in pods if each is not pods[rank]}
+    if happens.interruption == "asked to stop":
+        assert {pods[rank].code, *others} == {ExitCode.PREEMPTED_SAVED}, pods[0].messages[-5:]
+    else:
+        assert pods[rank].code == -signal.SIGKILL, pods[rank].messages[-5:]
+        assert others <= {ExitCode.PEER_LOST}
+    if happens.damage is not None:
+        folder = site.bench.store.run_folder(config.run, "train").path
+        happens.damage(folder / "state" / f"step-{when.newest}")
+    if happens.refused:
+        assert_refused(site, site.config(when.save_every_steps, rows=ROWS[::-1]))
+
+    result = site.finish(config)
+
+    expected = undisturbed(way)
+    assert result.checkpoints == expected.checkpoints
+    assert result.tokens == expected.tokens
+    messages = pods[0].messages
+    resumed = [line for line in messages if line.startswith("going on after step")]
+    step = happens.resumed_step(when)
+    assert resumed == ([f"going on after step {step} of 6"] if step else [])
+    unused = f"/state/step-{when.newest} is not used"
+    assert any(unused in line for line in messages) == (happens.damage is not None)
+
+
+def assert_refused(site: Site, config: TrainConfig) -> None:
+    pods = site.run(config)
+
+    assert ExitCode.BAD_CONFIG in {each.code for each in pods}
+    (message,) = (line for each in pods for line in each.messages if line.startswith("FingerprintMismatch"))
+    assert config.dataset in message
+    assert "a changed run needs a new FineTuneJob" in message

@@ -1,0 +1,215 @@
+"""A group of several processes, over torch.distributed: gloo between CPUs, NCCL between GPUs."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from typing_extensions import override
+
+from finetune_trainer.contract import TrainConfig
+from finetune_trainer.distributed.group import Group, PeerLost
+from finetune_trainer.distributed.peers import ENDED, LOST, PREEMPTED, Peers
+from finetune_trainer.distributed.place import LOCAL_RANK_ENV, PORT_ENV, Place
+from finetune_trainer.distributed.rendezvous import LOOK_SECONDS, STORE_TIMEOUT, Rendezvous, left
+from finetune_trainer.failure import Preempted
+from finetune_trainer.model.device import choose_device
+
+RESULT: Final = "result"
+FAILED: Final = "failed"
+HEAD_START_SECONDS: Final = 5.0
+"""For the leader, where all processes fail in the same way: it knows the states."""
+FAREWELL_SECONDS: Final = 30.0
+"""For the others to see that the run has its result."""
+QUICK_LOOK_SECONDS: Final = 0.05
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Members(Group):
+    """This process among the others of its session."""
+
+    def __init__(
+        self,
+        place: Place,
+        store: TCPStore,
+        peers: Peers,
+        stop: threading.Event,
+        finished: Callable[[], bool],
+    ) -> None:
+        self.rank = place.rank
+        self.size = place.size
+        self.local_rank = place.local_rank
+        self.local_size = place.local_size
+        self._store = store
+        self._peers = peers
+        self._stop = stop
+        self._finished = finished
+
+    @override
+    def any(self, flag: bool) -> bool:
+        return self.sums(flag)[0] > 0
+
+    @override
+    def sums(self, *values: float) -> list[float]:
+        mine = torch.tensor(values, dtype=torch.float64)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        # In the order of ranks: the reduction of a backend may add in another order in another process.
+        return [sum(column) for column in zip(*(part.tolist() for part in parts), strict=True)]
+
+    @override
+    def told(self, value: T) -> T:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @override
+    def gathered(self, value: T) -> list[T]:
+        parts: list[Any] | None = [None] * self.size if self.leads else None
+        dist.gather_object(value, parts, dst=0)
+        return parts or []
+
+    @override
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not _of_a_peer(error):
+                raise
+            if PREEMPTED in self._departures():
+                raise Preempted from error
+            raise PeerLost(f"an exchange between processes broke: {str(error)[:500]}") from error
+
+    @override
+    def part(self) -> None:
+        self._peers.part()
+
+    @override
+    def finish(self) -> None:
+        if self.leads:
+            self._store.set(RESULT, "")
+            self._linger(lambda: len(self._departures()) == self.size - 1, FAREWELL_SECONDS)
+            return
+        try:
+            while not self._store.check([RESULT]):
+                if self._stop.wait(LOOK_SECONDS):
+                    raise Preempted
+        except dist.DistError as error:
+            if not self._finished():
+                raise PeerLost("rank 0 was lost before the run had its result") from error
+
+    @override
+    def fails_first(self) -> bool:
+        try:
+            if not self.leads:
+                self._linger(lambda: self._store.check([FAILED]), HEAD_START_SECONDS)
+            first: bool = self._store.compare_set(FAILED, "", str(self.rank)).decode() == str(self.rank)
+            self._store.set(_knows(self.rank), "")
+            if self.leads:  # the others ask its process
+                everyone = [_knows(rank) for rank in range(self.size)]
+                self._linger(lambda: self._store.check(everyone), HEAD_START_SECONDS)
+        except dist.DistError as error:
+            logger.debug("rank 0 is gone: %s", error)
+            return True
+        return first
+
+    def leave(self, how: str) -> None:
+        """Tell the others how this process ended."""
+        self._peers.close()
+        try:
+            self._store.set(left(self.rank), how)
+        except dist.DistError as error:
+            logger.debug("nobody is left to tell: %s", error)
+
+    def _departures(self) -> list[str]:
+        """How other processes left; empty where nobody can be asked."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        try:
+            return [
+                self._store.get(left(rank)).decode() for rank in others if self._store.check([left(rank)])
+            ]
+        except dist.DistError as error:
+            logger.debug("rank 0 is gone: %s", error)
+            return []
+
+    def _linger(self, done: Callable[[], bool], seconds: float) -> None:
+        """Until it is done, or for so long."""
+        deadline = time.monotonic() + seconds
+        while not done() and time.monotonic() < deadline:
+            time.sleep(QUICK_LOOK_SECONDS)
+
+
+@contextmanager
+def session(
+    config: TrainConfig, place: Place, stop: threading.Event, finished: Callable[[], bool]
+) -> Iterator[Group]:
+    """Meet the other processes, and be one of them in the block.
+
+    Raises PeerLost, Preempted, Finished.
+    """
+    logger.info("rank %d of %d: meeting the others", place.rank, place.size)
+    store = Rendezvous(place, stop, finished).meet()
+    logger.info("all %d processes are there", place.size)
+    connection = TCPStore(
+        place.host, place.port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
+    )
+    members = Members(place, store, Peers(connection, place, stop), stop, finished)
+    how = LOST
+    try:
+        with members.guarded():
+            _connect(place, store, timedelta(seconds=2 * config.step_timeout_seconds))
+            yield members
+        how = ENDED
+    except Preempted:
+        how = PREEMPTED
+        raise
+    finally:
+        members.leave(how)
+        if how == ENDED:  # with lost processes it may wait for ever
+            dist.destroy_process_group()
+
+
+def _connect(place: Place, store: TCPStore, timeout: timedelta) -> None:
+    """Open the process group in the way in which accelerate finds it."""
+    os.environ.update(
+        {
+            "RANK": str(place.rank),
+            "WORLD_SIZE": str(place.size),
+            LOCAL_RANK_ENV: str(place.local_rank),
+            "LOCAL_WORLD_SIZE": str(place.local_size),
+            "MASTER_ADDR": place.host,
+            PORT_ENV: str(place.port),
+        }
+    )
+    device = choose_device(place.local_rank, place.local_size)
+    # Otherwise accelerate chooses the number of threads, from the node's processors.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timeout,
+    )
+
+
+def _of_a_peer(error: RuntimeError) -> bool:
+    """Whether an exchange failed; gloo raises plain RuntimeErrors, which name the file that they are from."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _knows(rank: int) -> str:
+    return f"knows/{rank}"

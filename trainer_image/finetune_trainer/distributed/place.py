@@ -1,0 +1,68 @@
+"""Which of a run's processes this one is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from finetune_trainer.contract import NODE_RANK_ENV, RENDEZVOUS_PORT, FailureReason, TrainConfig
+from finetune_trainer.failure import StageFailure
+
+LOCAL_RANK_ENV: Final = "LOCAL_RANK"
+PORT_ENV: Final = "MASTER_PORT"
+"""As PyTorch names it; where it is not set, the processes meet at `RENDEZVOUS_PORT`."""
+LOOPBACK: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The process of global rank `rank` among `size`; `local_rank` among `local_size` in its pod."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    """Where rank 0 is."""
+    port: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether it speaks for the run: reports, states and result are those of rank 0."""
+        return self.rank == 0
+
+    @classmethod
+    def of(cls, config: TrainConfig, environ: Mapping[str, str]) -> Self:
+        """From the config and the pod's environment. Raises StageFailure (INVALID_CONFIG)."""
+        size = config.nodes * config.devices
+        if config.hyperparameters.processes != size:
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG,
+                f"hyperparameters.processes: {config.hyperparameters.processes}, but {config.nodes} nodes"
+                f" with {config.devices} devices each are {size} processes; a run keeps the number that it"
+                " began with, so make a new one",
+            )
+        local_rank = _index(environ, LOCAL_RANK_ENV, config.devices) if config.devices > 1 else 0
+        node_rank = _index(environ, NODE_RANK_ENV, config.nodes) if config.nodes > 1 else 0
+        if config.nodes > 1 and config.coordinator is None:
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG, f"coordinator: missing, with nodes: {config.nodes}"
+            )
+        return cls(
+            rank=node_rank * config.devices + local_rank,
+            size=size,
+            local_rank=local_rank,
+            local_size=config.devices,
+            host=config.coordinator if config.coordinator and node_rank > 0 else LOOPBACK,
+            port=int(environ.get(PORT_ENV, RENDEZVOUS_PORT)),
+        )
+
+
+def _index(environ: Mapping[str, str], name: str, count: int) -> int:
+    text = environ.get(name, "")
+    if not text.isdecimal() or int(text) >= count:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"the environment variable {name} is {text!r}, and has to be a number below {count}; pods that"
+            " train together have to be those of an Indexed Job",
+        )
+    return int(text)
