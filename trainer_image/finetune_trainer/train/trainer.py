@@ -91,7 +91,7 @@ class CompletionTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
             log_level="error",
-            ddp_broadcast_buffers=False,  # nothing that is trained changes them
+            ddp_find_unused_parameters=False,  # all that are trained are used in every batch
         )
         self._rows = rows
         super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=rows)
