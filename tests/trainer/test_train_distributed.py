@@ -1,4 +1,4 @@
-"""Several processes train one run as one would, and what happens to one of them changes nothing in the end."""
+"""Several processes train one run as one would, and what happens to one of them changes nothing."""
 
 import signal
 import socket
@@ -32,6 +32,26 @@ def when_told(*arguments, **settings):
     return publish(*arguments, **settings)
 
 stage.publish_checkpoints = when_told
+sys.exit(main())
+"""
+
+HAS_ROOM_FOR_ONE_ROW = """
+import sys
+import torch
+from finetune_trainer.__main__ import main
+from finetune_trainer.train import method, stage
+
+def before(model, _, inputs):
+    rows = (inputs["position_ids"] == 0).sum() if "position_ids" in inputs else len(inputs["input_ids"])
+    if model.training and rows > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+def load(*arguments):
+    model = method.trainable_model(*arguments)
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    return model
+
+stage.trainable_model = load
 sys.exit(main())
 """
 
@@ -225,3 +245,16 @@ def test_the_failure_of_one_is_the_runs_and_the_others_lost_a_peer(two: Pods) ->
     assert finish(leader).code == ExitCode.PEER_LOST
     assert other.code == ExitCode.BAD_CONFIG
     assert other.result.reason == "ArtifactNotFound"
+
+
+def test_where_one_has_too_little_memory_all_go_on_with_smaller_batches(tmp_path: Path) -> None:
+    with pods(tmp_path) as two:
+        leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
+        assert [finish(process).code for process in (leader, other)] == [ExitCode.PEER_LOST] * 2
+
+        leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
+
+        assert [finish(process).code for process in (leader, other)] == [ExitCode.OK] * 2
+        assert two.result.per_device_batch_size == 1
+        assert two.result.gradient_accumulation_steps == 2
+        assert two.result.steps == two.config.hyperparameters.total_steps

@@ -65,7 +65,7 @@ def choose(
     Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read.
     """
     length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
-    batch = wanted.per_device_batch_size or _batch_size(length, max(1, ROWS_PER_STEP // processes))
+    batch = wanted.per_device_batch_size or _batch_size(length, _most_at_once(train_rows, processes))
     accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = wanted.epochs or _epochs(train_rows)
     total = epochs * steps_per_epoch(train_rows, batch, accumulation, processes)
@@ -109,6 +109,13 @@ def _sequence_length(wanted: int | None, longest: int, context_length: int | Non
         return wanted
     rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return min(rounded, LONGEST_SEQUENCE, context_length or LONGEST_SEQUENCE)
+
+
+def _most_at_once(rows: int, processes: int) -> int:
+    """Rows of a process, so that each of several has some."""
+    if processes == 1:
+        return ROWS_PER_STEP
+    return max(1, min(ROWS_PER_STEP, rows) // processes)
 
 
 def _batch_size(length: int, most: int) -> int:
