@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract import NODE_RANK_ENV, FailureReason
+from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, FailureReason
 from finetune_trainer.distributed.group import Finished, Group, PeerLost
 from finetune_trainer.distributed.launch import agreed
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, Place
@@ -17,6 +17,7 @@ from finetune_trainer.distributed.rendezvous import Rendezvous
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.encode import IGNORED, EncodedRow
 from finetune_trainer.train.sharding import ShardedBatches, blank
+from tests.trainer.processes import run
 from tests.trainer.test_train_distributed import Pods, free_port
 from tests.trainer.workbench import Workbench
 
@@ -137,6 +138,7 @@ def test_ranks_are_counted_through_all_pods(tmp_path: Any) -> None:
         ({"nodes": 2, "coordinator": "a"}, {NODE_RANK_ENV: "2"}, "below 2"),
         ({"nodes": 2}, {NODE_RANK_ENV: "1"}, "coordinator"),
         ({"nodes": 3, "coordinator": "a"}, {NODE_RANK_ENV: "1"}, "hyperparameters.processes: 2"),
+        ({}, {}, "hyperparameters.processes: 2"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused(
@@ -165,3 +167,10 @@ def test_the_processes_read_together_what_one_reads_alone(size: int) -> None:
 
 def test_of_a_blank_row_nothing_is_learned() -> None:
     assert blank(EncodedRow([5, 6, 7], [IGNORED, 6, 7])) == EncodedRow([5], [IGNORED])
+
+
+def test_one_process_does_not_train_what_was_planned_for_two(tmp_path: Any) -> None:
+    ended = run(Pods(Workbench(tmp_path)).together())
+
+    assert ended.code == ExitCode.BAD_CONFIG
+    assert "hyperparameters.processes: 2" in ended.result.message

@@ -1,5 +1,6 @@
 """Several processes train one run as one would, and what happens to one of them changes nothing."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -63,6 +64,17 @@ def free_port() -> int:
         return port
 
 
+@contextmanager
+def one_core(number: int) -> Iterator[None]:
+    """What is started in the block has one thread, as sums have to be the same in each run."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[number % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 @dataclass
 class Pods:
     """The pods of one run, one process each, over loopback."""
@@ -106,7 +118,8 @@ class Pods:
         return result.train
 
     def _start(self, config: TrainConfig, *arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
-        process = start(config, *arguments, environ=environ)
+        with one_core(len(self.started)):
+            process = start(config, *arguments, environ=environ)
         self.started.append(process)
         return process
 

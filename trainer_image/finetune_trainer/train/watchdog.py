@@ -31,8 +31,8 @@ class Watchdog:
     ) -> None:
         """For a run after `step`.
 
-        `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from. `group`:
-        the processes that wait for one another, of which one only fails by it.
+        `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from.
+        `group`: the processes that wait for one another, of which only one fails by it.
         """
         self._group = group
         self._run = run
