@@ -6,7 +6,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult, TrainConfig
 from tests.trainer.workbench import Workbench
@@ -36,12 +38,17 @@ class Ended:
         return result
 
 
-def start(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> subprocess.Popen[str]:
-    """Start a trainer process with a config in its environment."""
+def start(
+    config: Contract | str,
+    *arguments: str,
+    memory_bytes: int | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
+    """Start a trainer process with a config in its environment, and with `environ` beside it."""
     text = config if isinstance(config, str) else config.to_json()
     process = subprocess.Popen(
         [sys.executable, *(arguments or ("-m", "finetune_trainer"))],
-        env={**os.environ, CONFIG_ENV: text},
+        env={**os.environ, CONFIG_ENV: text, **environ},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -73,6 +80,12 @@ def finish(process: subprocess.Popen[str], read: str = "") -> Ended:
     """Wait for the end; `read` is what was taken from its output already."""
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     return Ended(process.returncode, [json.loads(line) for line in (read + output).splitlines()])
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a process as the kernel does."""
+    process.kill()
+    process.communicate()
 
 
 def run(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> Ended:

@@ -162,6 +162,13 @@ def test_an_adapter_target_that_cannot_be_is_refused_with_what_can(bench: Workbe
     assert "gate_proj, k_proj" in failure.message
 
 
+def test_a_step_is_shared_among_the_processes_of_all_nodes(bench: Workbench) -> None:
+    hyperparameters = bench.preflight(nodes=2, devices=2).hyperparameters
+
+    assert hyperparameters.processes == 4
+    assert hyperparameters.per_device_batch_size * hyperparameters.processes == 8
+
+
 def test_a_signal_ends_it_before_the_copy(bench: Workbench) -> None:
     stop = threading.Event()
     stop.set()

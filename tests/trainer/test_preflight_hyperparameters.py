@@ -16,6 +16,7 @@ def chosen(
     longest: int = 90,
     hidden_size: int = 640,
     context_length: int | None = 32768,
+    processes: int = 1,
     **wanted: Any,
 ) -> Hyperparameters:
     return choose(
@@ -25,6 +26,7 @@ def chosen(
         longest_row_tokens=longest,
         hidden_size=hidden_size,
         context_length=context_length,
+        processes=processes,
     )
 
 
@@ -56,7 +58,7 @@ def test_what_the_user_gives_is_kept() -> None:
 
     given = chosen(rows=20, **wanted)
 
-    assert given.model_dump() == wanted | {"total_steps": 5 * 4}
+    assert given.model_dump() == wanted | {"total_steps": 5 * 4, "processes": 1}
 
 
 @pytest.mark.parametrize(
@@ -134,3 +136,22 @@ def test_a_row_with_two_answers_counts_twice_and_kto_has_at_least_two(
 
     assert settings.per_device_batch_size == batch
     assert settings.per_device_batch_size * settings.gradient_accumulation_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("processes", "longest", "batch", "accumulation"),
+    [(2, 90, 4, 1), (3, 90, 2, 1), (4, 90, 2, 1), (16, 90, 1, 1), (2, 4096, 4, 1), (2, 8000, 1, 4)],
+)
+def test_a_step_has_eight_rows_of_all_processes_where_they_fit(
+    processes: int, longest: int, batch: int, accumulation: int
+) -> None:
+    length = 8000 if longest == 8000 else None
+    made = chosen(longest=longest, processes=processes, max_sequence_length=length, epochs=1)
+
+    assert (made.per_device_batch_size, made.gradient_accumulation_steps) == (batch, accumulation)
+    assert made.processes == processes
+    assert made.total_steps == -(-200 // (batch * accumulation * processes))
+
+
+def test_with_fewer_rows_than_a_step_every_process_has_one() -> None:
+    assert chosen(rows=5, processes=4).per_device_batch_size == 1

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
+from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.failure import Preempted
 from tests.trainer.processes import finish, read_until, start
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
@@ -162,6 +163,22 @@ def test_three_starts_without_a_new_state_end_the_run(bench: Workbench) -> None:
     assert failure.reason == FailureReason.RESTARTED_WITHOUT_PROGRESS
     assert failure.exit_code == ExitCode.BAD_CONFIG
     assert "3 times from step 2" in failure.message
+
+
+class PeerLoser(Sheet):
+    """Another process is gone where a step would be reported."""
+
+    def progress(self, _: object) -> None:
+        raise PeerLost
+
+
+def test_starts_that_lost_a_peer_count_too(bench: Workbench) -> None:
+    config = config_for(bench)
+    for _ in range(3):
+        with pytest.raises(PeerLost):
+            bench.train(config, PeerLoser())
+
+    assert bench.train_failure(config).reason == FailureReason.RESTARTED_WITHOUT_PROGRESS
 
 
 def test_a_new_state_makes_restarts_count_anew(bench: Workbench) -> None:

@@ -171,7 +171,12 @@ class Workbench:
             "seed": 7,
             "save_every_steps": 2,
         } | settings
-        steps = steps_per_epoch(rows, chosen["per_device_batch_size"], chosen["gradient_accumulation_steps"])
+        steps = steps_per_epoch(
+            rows,
+            chosen["per_device_batch_size"],
+            chosen["gradient_accumulation_steps"],
+            chosen.get("processes", 1),
+        )
         return TrainConfig(
             **self._common(),
             base_model=base_model or self.model(),

@@ -50,7 +50,9 @@ def run(config: AnyConfig) -> int:
         return _run_without_result(config)
     if isinstance(config, CollectConfig):
         return _run_collect(config)
-    if isinstance(config, TrainConfig) and config.nodes * config.devices > 1:
+    if isinstance(config, TrainConfig) and (
+        config.nodes * config.devices > 1 or config.hyperparameters.processes > 1
+    ):
         return _run_together(config)
     return _run_stage(config)
 

@@ -101,6 +101,7 @@ class Members(Group):
             self._store.set(RESULT, "")
             self._linger(lambda: len(self._departures()) == self.size - 1, FAREWELL_SECONDS)
             return
+        logger.info("training is done; waiting until rank 0 has written the result")
         try:
             while not self._store.check([RESULT]):
                 if self._stop.wait(LOOK_SECONDS):

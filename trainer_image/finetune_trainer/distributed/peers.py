@@ -36,12 +36,14 @@ class Peers:
         *,
         beat: float = BEAT_SECONDS,
         silent: float = SILENT_SECONDS,
+        grace: float = GRACE_SECONDS,
     ) -> None:
         self._store = store
         self._place = place
         self._stop = stop
         self._beat = beat
         self._silent = silent
+        self._grace = grace
         now = time.monotonic()
         self._watched = set(range(place.size)) - {place.rank}
         self._heard = dict.fromkeys(self._watched, (0, now))
@@ -89,7 +91,7 @@ class Peers:
         code = ExitCode.PREEMPTED_SAVED if how == PREEMPTED else ExitCode.PEER_LOST
         if code == ExitCode.PREEMPTED_SAVED:
             self._stop.set()
-        if self._ended.wait(GRACE_SECONDS):
+        if self._ended.wait(self._grace):
             return
         logger.warning("%s: this process ends, and goes on when all have started again", why)
         logging.shutdown()

@@ -88,7 +88,7 @@ def choose(
             f" {fewest} rows at once, to compare each with the answer of another; raise it, or leave it out",
         )
     length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
-    most = max(1, ROWS_PER_STEP // processes)
+    most = _most_at_once(train_rows, processes)
     batch = wanted.per_device_batch_size or max(fewest, _batch_size(_tokens_a_row(method, length), most))
     accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = wanted.epochs or _epochs(train_rows)
@@ -139,6 +139,13 @@ def _sequence_length(wanted: int | None, longest: int, context_length: int | Non
         return wanted
     rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return min(rounded, LONGEST_SEQUENCE, context_length or LONGEST_SEQUENCE)
+
+
+def _most_at_once(rows: int, processes: int) -> int:
+    """Rows of a process, so that each of several has some."""
+    if processes == 1:
+        return ROWS_PER_STEP
+    return max(1, min(ROWS_PER_STEP, rows) // processes)
 
 
 def _batch_size(length: int, most: int) -> int:

@@ -125,7 +125,8 @@ def _train(
     set_seed(hyperparameters.seed)
     retention, lost_work = Retention.of(config), LostWork(folder, group)
     begin = state.step if state else 0
-    with Watchdog(config.run, config.step_timeout_seconds, begin, states.last_saved) as watchdog:
+    timeout = config.step_timeout_seconds
+    with Watchdog(config.run, timeout, begin, states.last_saved, group) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
             model = trainable_model(base, config.method, device, parent)
         weights = Weights(model, config.base_model, base, tokenizer)

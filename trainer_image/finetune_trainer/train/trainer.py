@@ -67,7 +67,7 @@ def arguments(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
-        ddp_broadcast_buffers=False,  # nothing that is trained changes them
+        ddp_find_unused_parameters=False,  # all that are trained are used in every batch
         **more,
     )
 

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from finetune_trainer import termination
 from finetune_trainer.contract import ExitCode, FailureReason, StageResult
+from finetune_trainer.distributed.group import ALONE, Group
 
 LAST_WORDS_SECONDS: Final = 30
 """After these the process ends also where the log or the termination message is what hangs."""
@@ -25,11 +26,15 @@ logger = logging.getLogger(__name__)
 class Watchdog:
     """A thread that ends the process unless it is fed often enough; begins and ends with its block."""
 
-    def __init__(self, run: str, seconds: float, step: int, last_state: Callable[[], str]) -> None:
+    def __init__(
+        self, run: str, seconds: float, step: int, last_state: Callable[[], str], group: Group = ALONE
+    ) -> None:
         """For a run after `step`.
 
         `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from.
+        `group`: the processes that wait for one another, of which only one fails by it.
         """
+        self._group = group
         self._run = run
         self._seconds = seconds
         self._last_state = last_state
@@ -70,6 +75,8 @@ class Watchdog:
             " raise compute.stepTimeoutSeconds in a new run if it only is slow"
         )
         logger.error("%s: %s", FailureReason.STEP_TIMEOUT, message)
+        if not self._group.fails_first():
+            os._exit(ExitCode.PEER_LOST)
         result = StageResult(
             stage="train",
             run=self._run,

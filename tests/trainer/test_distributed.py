@@ -1,0 +1,176 @@
+"""How processes of one run find each other, notice that one is gone, and share rows."""
+
+import itertools
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, FailureReason
+from finetune_trainer.distributed.group import Finished, Group, PeerLost
+from finetune_trainer.distributed.launch import agreed
+from finetune_trainer.distributed.place import LOCAL_RANK_ENV, Place
+from finetune_trainer.distributed.rendezvous import Rendezvous
+from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.model.encode import IGNORED, EncodedRow
+from finetune_trainer.train.sharding import ShardedBatches, blank
+from tests.trainer.processes import run
+from tests.trainer.test_train_distributed import Pods, free_port
+from tests.trainer.workbench import Workbench
+
+WATCHES_A_SILENT_PEER = """
+import threading, time
+from datetime import timedelta
+from torch.distributed import TCPStore
+from finetune_trainer.distributed.peers import Peers
+from finetune_trainer.distributed.place import Place
+store = TCPStore("127.0.0.1", %d, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
+%s
+place = Place(rank=0, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=0)
+Peers(store, place, threading.Event(), beat=0.05, silent=%s, grace=0.1)
+time.sleep(60)
+"""
+
+
+def member(rank: int, size: int) -> Group:
+    group = Group()
+    group.rank, group.size = rank, size
+    return group
+
+
+def place(rank: int, size: int = 3, host: str = "127.0.0.1") -> Place:
+    return Place(rank=rank, size=size, local_rank=0, local_size=1, host=host, port=free_port())
+
+
+def rendezvous(where: Place, patience: float = 1.0, *, stopped: bool = False, finished: bool = False) -> Any:
+    stop = threading.Event()
+    if stopped:
+        stop.set()
+    return Rendezvous(where, stop, lambda: finished, patience)
+
+
+def test_the_leader_names_the_ranks_that_did_not_come() -> None:
+    with pytest.raises(PeerLost, match=r"after 1 seconds 2 of 3 processes have not come yet: rank 1, 2"):
+        rendezvous(place(0)).meet()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "127.0.0.1"])
+def test_a_process_without_its_leader_says_where_it_looked(host: str) -> None:
+    with pytest.raises(PeerLost, match=rf"rank 0 at {host}:\d+: "):
+        rendezvous(place(1, host=host)).meet()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_waits_for_the_others_can_be_stopped(rank: int) -> None:
+    with pytest.raises(Preempted):
+        rendezvous(place(rank), patience=60, stopped=True).meet()
+
+
+def test_who_comes_when_the_result_is_there_waits_for_nobody() -> None:
+    with pytest.raises(Finished):
+        rendezvous(place(1), patience=60, finished=True).meet()
+
+
+def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
+    """The session that its predecessor was in is told that it is lost."""
+    where = place(1, size=2)
+    leader = Place(rank=0, size=2, local_rank=0, local_size=1, host=where.host, port=where.port)
+    stores: list[Any] = []
+    thread = threading.Thread(target=lambda: stores.append(rendezvous(leader, 60).meet()))
+    thread.start()
+    first = rendezvous(where, 60).meet()
+    thread.join()
+
+    with pytest.raises(PeerLost, match="in the session of a process that this one replaces"):
+        rendezvous(where).meet()
+
+    assert first.get("left/1") == b"lost"
+
+
+@pytest.mark.parametrize(
+    ("before", "silent", "code"),
+    [("", 0.5, 21), ('store.set("left/1", "lost")', 60, 21), ('store.set("left/1", "preempted")', 60, 20)],
+)
+def test_a_process_that_hangs_ends_when_another_is_gone(before: str, silent: float, code: int) -> None:
+    script = WATCHES_A_SILENT_PEER % (free_port(), before, silent)
+
+    ended = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+
+    assert ended.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([0, 0], 0),
+        ([20, 20], 20),
+        ([21, 21], 21),
+        ([20, 21], 21),
+        ([0, 21], 21),
+        ([21, 10], 10),
+        ([1, 21], 1),
+        ([-9, 21], 137),
+        ([-15, 20], 20),
+    ],
+)
+def test_a_pod_ends_as_its_processes_agree(codes: list[int], code: int) -> None:
+    assert agreed(codes) == code
+
+
+def test_ranks_are_counted_through_all_pods(tmp_path: Any) -> None:
+    config = Pods(Workbench(tmp_path), settings={"processes": 6}).together(
+        nodes=3, devices=2, coordinator="run-train-0"
+    )
+
+    there = Place.of(config, {NODE_RANK_ENV: "2", LOCAL_RANK_ENV: "1"})
+
+    assert (there.rank, there.size, there.local_rank, there.host) == (5, 6, 1, "run-train-0")
+    assert Place.of(config, {NODE_RANK_ENV: "0", LOCAL_RANK_ENV: "0"}).leads
+
+
+@pytest.mark.parametrize(
+    ("change", "environ", "complaint"),
+    [
+        ({"nodes": 2, "coordinator": "a"}, {}, NODE_RANK_ENV),
+        ({"nodes": 2, "coordinator": "a"}, {NODE_RANK_ENV: "2"}, "below 2"),
+        ({"nodes": 2}, {NODE_RANK_ENV: "1"}, "coordinator"),
+        ({"nodes": 3, "coordinator": "a"}, {NODE_RANK_ENV: "1"}, "hyperparameters.processes: 2"),
+        ({}, {}, "hyperparameters.processes: 2"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(
+    tmp_path: Any, change: dict[str, Any], environ: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(StageFailure) as caught:
+        Place.of(Pods(Workbench(tmp_path)).together(**change), environ)
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG
+    assert complaint in caught.value.message
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_processes_read_together_what_one_reads_alone(size: int) -> None:
+    alone = ShardedBatches(11, 2, 7, member(0, 1))
+    shards = [ShardedBatches(11, 2, 7, member(rank, size)) for rank in range(size)]
+    for sampler in (alone, *shards):
+        sampler.set_epoch(3)
+
+    assert len({len(list(shard)) for shard in shards} | {len(shard) for shard in shards}) == 1
+    read = itertools.chain.from_iterable(zip(*shards, strict=True))
+    assert [batch for batch in read if batch != [11]] == list(alone)
+    generator = torch.Generator().manual_seed(7 + 3)
+    assert list(itertools.chain.from_iterable(alone)) == torch.randperm(11, generator=generator).tolist()
+
+
+def test_of_a_blank_row_nothing_is_learned() -> None:
+    assert blank(EncodedRow([5, 6, 7], [IGNORED, 6, 7])) == EncodedRow([5], [IGNORED])
+
+
+def test_one_process_does_not_train_what_was_planned_for_two(tmp_path: Any) -> None:
+    ended = run(Pods(Workbench(tmp_path)).together())
+
+    assert ended.code == ExitCode.BAD_CONFIG
+    assert "hyperparameters.processes: 2" in ended.result.message

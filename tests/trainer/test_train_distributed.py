@@ -1,0 +1,273 @@
+"""Several processes train one run as one would, and what happens to one of them changes nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, LoRA, Method, TrainConfig, TrainResult
+from finetune_trainer.distributed.place import PORT_ENV
+from tests.trainer.processes import Ended, finish, kill, read_until, start
+from tests.trainer.workbench import ROWS, RUN, Workbench, weights
+
+PUBLISHES_WHEN_TOLD = """
+import sys, time
+from pathlib import Path
+from finetune_trainer.__main__ import main
+from finetune_trainer.train import stage
+
+publish = stage.publish_checkpoints
+
+def when_told(*arguments, **settings):
+    print('{"message": "publishing"}', flush=True)
+    while not Path("%s").exists():
+        time.sleep(0.01)
+    return publish(*arguments, **settings)
+
+stage.publish_checkpoints = when_told
+sys.exit(main())
+"""
+
+HAS_ROOM_FOR_ONE_ROW = """
+import sys
+import torch
+from finetune_trainer.__main__ import main
+from finetune_trainer.train import method, stage
+
+def before(model, _, inputs):
+    rows = (inputs["position_ids"] == 0).sum() if "position_ids" in inputs else len(inputs["input_ids"])
+    if model.training and rows > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+def load(*arguments):
+    model = method.trainable_model(*arguments)
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    return model
+
+stage.trainable_model = load
+sys.exit(main())
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def one_core(number: int) -> Iterator[None]:
+    """What is started in the block has one thread, as sums have to be the same in each run."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[number % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@dataclass
+class Pods:
+    """The pods of one run, one process each, over loopback."""
+
+    bench: Workbench
+    dropout: float = 0.1
+    method: str = "LoRA"
+    settings: dict[str, Any] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.together(nodes=2, coordinator="localhost")
+
+    def together(self, **places: Any) -> TrainConfig:
+        """A step has the rows of two batches, one of each process."""
+        settings = {"gradient_accumulation_steps": 1, "processes": 2} | self.settings
+        return self._config(settings).model_copy(update=places)
+
+    def alone(self) -> TrainConfig:
+        """The same steps in one process."""
+        return self._config({"gradient_accumulation_steps": 2} | self.settings)
+
+    def start(self, rank: int, *arguments: str) -> subprocess.Popen[str]:
+        environ = {NODE_RANK_ENV: str(rank), PORT_ENV: str(self.port)}
+        return self._start(self.config, *arguments, environ=environ)
+
+    def start_devices(self) -> subprocess.Popen[str]:
+        """One pod with a process for each of two devices."""
+        return self._start(self.together(devices=2), environ={PORT_ENV: str(self.port)})
+
+    def run(self) -> list[Ended]:
+        return [finish(process) for process in [self.start(rank) for rank in range(2)]]
+
+    @property
+    def result(self) -> TrainResult:
+        result = self.bench.store.read_result(RUN, "train")
+        assert result is not None
+        assert result.train is not None
+        return result.train
+
+    def _start(self, config: TrainConfig, *arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
+        with one_core(len(self.started)):
+            process = start(config, *arguments, environ=environ)
+        self.started.append(process)
+        return process
+
+    def _config(self, settings: dict[str, Any]) -> TrainConfig:
+        lora = Method(lora=LoRA(r=4, alpha=8, dropout=self.dropout))
+        method = lora if self.method == "LoRA" else Method(type="Full")
+        dataset = self.bench.dataset(ROWS[:11], ROWS[:5])  # the last step has a batch for one process only
+        config = self.bench.train_config(dataset=dataset, method=method, rows=11, **settings)
+        return config.model_copy(update={"metrics_port": free_port()})
+
+
+@contextmanager
+def pods(root: Path, **settings: Any) -> Iterator[Pods]:
+    made = Pods(Workbench(root), **settings)
+    try:
+        yield made
+    finally:
+        for process in made.started:
+            if process.poll() is None:
+                process.kill()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Pods]:
+    """A longer run, so that there is time to disturb it."""
+    with pods(tmp_path, settings={"epochs": 10}) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    with pods(tmp_path_factory.mktemp("undisturbed"), settings={"epochs": 10}) as made:
+        assert [ended.code for ended in made.run()] == [ExitCode.OK, ExitCode.OK]
+        return made.result
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_two_processes_train_as_one_with_the_same_rows_a_step(tmp_path: Path, method: str) -> None:
+    (tmp_path / "one").mkdir()
+    one = Workbench(tmp_path / "one")
+    expected = one.train(Pods(one, dropout=0, method=method).alone())
+    with pods(tmp_path, dropout=0, method=method) as two:
+        leader, other = two.run()
+
+    assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
+    result = two.result
+    assert (result.steps, result.tokens) == (expected.steps, expected.tokens)
+    assert result.train_loss == pytest.approx(expected.train_loss, rel=1e-6)
+    for mine, theirs in zip(result.checkpoints, expected.checkpoints, strict=True):
+        assert mine.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-6)
+        together, alone = weights(two.bench.checkpoint(mine)), weights(one.checkpoint(theirs))
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert any("termination message" in line["message"] for line in leader.logs)
+    assert not any("termination message" in line["message"] for line in other.logs)
+
+
+def test_when_one_is_killed_the_other_ends_and_both_go_on(two: Pods, undisturbed: TrainResult) -> None:
+    first = [two.start(rank) for rank in range(2)]
+    read_until(first[0], "saved the state after step 4")
+    kill(first[1])
+    survivor = finish(first[0])
+
+    assert survivor.code == ExitCode.PEER_LOST, survivor.logs
+    assert [ended.code for ended in two.run()] == [ExitCode.OK, ExitCode.OK]
+    assert two.result == undisturbed.model_copy(update={"restarts": 1})
+
+
+def test_a_signal_to_one_makes_all_save_once(two: Pods, undisturbed: TrainResult) -> None:
+    two.settings["save_every_steps"] = 100
+    first = [two.start(rank) for rank in range(2)]
+    read_until(first[1], "step 1 of")
+    first[1].send_signal(signal.SIGTERM)
+
+    ended = [finish(process) for process in first]
+
+    assert [one.code for one in ended] == [ExitCode.PREEMPTED_SAVED] * 2, [one.logs for one in ended]
+    (state,) = two.bench.states(two.config)
+    assert 1 <= int(state.removeprefix("step-")) < undisturbed.steps
+    late = two.start(1)
+    read = read_until(late, "waiting: rank 0 at localhost")
+    leader, other = finish(two.start(0)), finish(late, read)
+    assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
+    assert two.result == undisturbed.model_copy(update={"restarts": 1})
+
+
+def test_what_is_published_needs_the_leader_only(two: Pods, undisturbed: TrainResult) -> None:
+    told = two.bench.root / "told"
+    leader, other = two.start(0, "-c", PUBLISHES_WHEN_TOLD % told), two.start(1)
+    read = read_until(leader, "publishing")
+    read_until(other, "waiting until rank 0 has written the result")
+    kill(other)
+    again = two.start(1)
+    waiting = read_until(again, "waiting:")
+    told.touch()
+
+    assert finish(leader, read).code == ExitCode.OK
+    assert finish(again, waiting).code == ExitCode.OK
+    assert two.result == undisturbed
+    assert finish(two.start(1)).code == ExitCode.OK
+
+
+def test_when_the_leader_is_lost_while_it_publishes_it_publishes_again(
+    two: Pods, undisturbed: TrainResult
+) -> None:
+    never = two.bench.root / "never"
+    leader, other = two.start(0, "-c", PUBLISHES_WHEN_TOLD % never), two.start(1)
+    read = read_until(other, "waiting until rank 0 has written the result")
+    kill(leader)
+
+    assert finish(other, read).code == ExitCode.PEER_LOST
+    assert [ended.code for ended in two.run()] == [ExitCode.OK, ExitCode.OK]
+    assert two.result == undisturbed.model_copy(update={"restarts": 1})
+
+
+def test_a_pod_with_two_devices_saves_when_it_is_stopped(two: Pods, undisturbed: TrainResult) -> None:
+    pod = two.start_devices()
+    read = read_until(pod, "saved the state after step 4")
+    pod.send_signal(signal.SIGTERM)
+
+    stopped = finish(pod, read)
+
+    assert stopped.code == ExitCode.PREEMPTED_SAVED, stopped.logs
+    assert finish(two.start_devices()).code == ExitCode.OK
+    assert two.result.steps == undisturbed.steps
+    assert two.result.train_loss == pytest.approx(undisturbed.train_loss, rel=1e-5)
+
+
+def test_the_failure_of_one_is_the_runs_and_the_others_lost_a_peer(two: Pods) -> None:
+    broken = two.config.model_copy(update={"dataset": f"sha256:{'0' * 64}"})
+    leader = two.start(0)
+    environ = {NODE_RANK_ENV: "1", PORT_ENV: str(two.port)}
+    other = finish(start(broken, environ=environ))
+
+    assert finish(leader).code == ExitCode.PEER_LOST
+    assert other.code == ExitCode.BAD_CONFIG
+    assert other.result.reason == "ArtifactNotFound"
+
+
+def test_where_one_has_too_little_memory_all_go_on_with_smaller_batches(tmp_path: Path) -> None:
+    with pods(tmp_path) as two:
+        leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
+        assert [finish(process).code for process in (leader, other)] == [ExitCode.PEER_LOST] * 2
+
+        leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
+
+        assert [finish(process).code for process in (leader, other)] == [ExitCode.OK] * 2
+        assert two.result.per_device_batch_size == 1
+        assert two.result.gradient_accumulation_steps == 2
+        assert two.result.steps == two.config.hyperparameters.total_steps
