@@ -39,14 +39,14 @@ def test_variants_of_lora_reach_the_trainer() -> None:
     assert method.lora.dora
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full", "DPO", "KTO", "ORPO"])
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"])
 def test_the_method_reaches_the_trainer(method: str) -> None:
     assert preflight(method={"type": method}).method.type == method
     assert train(method={"type": method}).method.type == method
 
 
 def test_what_preflight_made_of_the_preference_reaches_training() -> None:
-    spec = {"method": {"type": "KTO", "preference": {"beta": 0.2, "undesirableWeight": 1.5}}}
+    spec: dict[str, Any] = {"method": {"type": "KTO", "preference": {"beta": 0.2, "undesirableWeight": 1.5}}}
     chosen = Preference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
     asked, trained = preflight(**spec).method.preference, train(preference=chosen, **spec).method.preference

@@ -172,10 +172,6 @@ def test_a_blocked_run_sends_one_event_for_one_reason() -> None:
 
 
 NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
-    (
-        {"method": {"type": "QLoRA"}},
-        "spec.method.type: QLoRA is not implemented in this release; use LoRA or Full or DPO or KTO or ORPO",
-    ),
     ({"compute": {"nodes": 2}}, "spec.compute.nodes: 2 is not implemented in this release; use 1"),
     ({"checkpoints": {"keep": 2}}, "spec.checkpoints.keep is not implemented in this release; remove it"),
     (
