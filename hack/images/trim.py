@@ -12,7 +12,8 @@ from hack.images.stubs import write_stub
 STUB_FROM_BYTES: Final = 10 << 20
 # Whole directories go, since an empty one would still import, as a namespace package.
 NOT_NEEDED: Final = re.compile(
-    r"(triton|cuda)/|(triton|cuda_bindings|cuda_pathfinder)-[^/]*\.dist-info/|torch/include/|.*\.(a|pyi)$"
+    r"(triton|cuda)/|(triton|cuda_bindings|cuda_pathfinder)-[^/]*\.dist-info/|torch/include/"
+    r"|bitsandbytes/libbitsandbytes_(cuda|rocm|xpu)[^/]*\.so$|.*\.(a|pyi)$"
 )
 TESTS: Final = re.compile(r"(?!torch/|numpy/).*\btests?/")  # torch and numpy import theirs
 CUDA: Final = "nvidia/"

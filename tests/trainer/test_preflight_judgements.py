@@ -32,9 +32,9 @@ def kto(**preference: Any) -> Method:
     [
         ("LoRA", PAIRS, "Preference", "DPO or ORPO"),
         ("Full", JUDGED, "KTO", "KTO"),
-        ("DPO", ROWS, "PromptCompletion", "LoRA or Full"),
+        ("DPO", ROWS, "PromptCompletion", "LoRA, QLoRA or Full"),
         ("DPO", JUDGED, "KTO", "KTO"),
-        ("ORPO", CHAT, "ChatMessages", "LoRA or Full"),
+        ("ORPO", CHAT, "ChatMessages", "LoRA, QLoRA or Full"),
         ("KTO", PAIRS, "Preference", "DPO or ORPO"),
     ],
 )

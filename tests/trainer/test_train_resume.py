@@ -16,6 +16,7 @@ METHODS = {
     "LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
     "rsLoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1, rslora=True)),
     "DoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1, dora=True)),
+    "QLoRA": Method(type="QLoRA", lora=LoRA(r=4, alpha=8, dropout=0.1)),
     "Full": Method(type="Full"),
 }
 

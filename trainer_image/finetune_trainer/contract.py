@@ -129,7 +129,7 @@ class FailureReason(StrEnum):
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Stage = Literal["prepare", "preflight", "train", "evaluate"]
-MethodType = Literal["LoRA", "Full", "DPO", "KTO", "ORPO"]
+MethodType = Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"]
 PREFERENCE_METHODS: Final[frozenset[MethodType]] = frozenset({"DPO", "KTO", "ORPO"})
 """Methods that learn from judged answers; the others learn from the answers alone."""
 CheckpointType = Literal["Adapter", "Full"]

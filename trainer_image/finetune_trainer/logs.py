@@ -32,4 +32,6 @@ def configure() -> None:
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    # It says of each process which kernels for CPUs it looked for and did not find.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -141,11 +141,11 @@ class Method(Model):
 
     type: Annotated[
         Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"],
-        ReservedValues.of("QLoRA"),
         Field(
             description="What is learned, and from which rows. Prompts with completions, and chats: LoRA"
-            " trains an adapter, Full all weights. Pairs of a chosen and a rejected answer: DPO and ORPO."
-            " Answers with a label true or false: KTO. DPO, KTO and ORPO train an adapter, without dropout."
+            " trains an adapter, QLoRA the same over a base model in 4 bits, Full all weights. Pairs of a"
+            " chosen and a rejected answer: DPO and ORPO. Answers with a label true or false: KTO. These"
+            " three train an adapter, without dropout."
         ),
     ] = "LoRA"
     lora: Annotated[

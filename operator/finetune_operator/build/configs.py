@@ -94,8 +94,6 @@ def _method(
     method: Method, lora: LoRA | None = None, preference: Preference | None = None
 ) -> contract.Method:
     """`lora` is what a run that continues an adapter uses, `preference` what preflight made of the spec's."""
-    if method.type == "QLoRA":
-        raise ValueError("QLoRA is a reserved value, which is refused before")
     return contract.Method(
         type=method.type,
         lora=contract.LoRA(**_fields(lora or method.lora)),

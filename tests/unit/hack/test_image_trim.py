@@ -39,6 +39,11 @@ def full(tmp_path: Path) -> Path:
         "pandas/__init__.py",
         "pandas/tests/test_frame.py",
         "latest/__init__.py",
+        "bitsandbytes/__init__.py",
+        "bitsandbytes/libbitsandbytes_cpu.so",
+        "bitsandbytes/libbitsandbytes_cuda132.so",
+        "bitsandbytes/libbitsandbytes_rocm70.so",
+        "bitsandbytes/libbitsandbytes_xpu2026.so",
     ):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +59,8 @@ def test_what_a_cpu_never_loads_is_left_out(full: Path, tmp_path: Path) -> None:
     trim(full, tmp_path / "trimmed")
 
     assert files(tmp_path / "trimmed") == {
+        "bitsandbytes/__init__.py",
+        "bitsandbytes/libbitsandbytes_cpu.so",
         "latest/__init__.py",
         "nvidia/cublas/lib/libcublas.so.13",
         "nvidia/cuda_runtime/lib/libcudart.so.13",

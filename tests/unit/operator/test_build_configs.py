@@ -39,7 +39,7 @@ def test_variants_of_lora_reach_the_trainer() -> None:
     assert method.lora.dora
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full", "DPO", "KTO", "ORPO"])
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"])
 def test_the_method_reaches_the_trainer(method: str) -> None:
     assert preflight(method={"type": method}).method.type == method
     assert train(method={"type": method}).method.type == method

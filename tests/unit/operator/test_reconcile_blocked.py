@@ -173,10 +173,6 @@ def test_a_blocked_run_sends_one_event_for_one_reason() -> None:
 
 NOT_IMPLEMENTED: list[tuple[dict[str, Any], str]] = [
     (
-        {"method": {"type": "QLoRA"}},
-        "spec.method.type: QLoRA is not implemented in this release; use LoRA or Full or DPO or KTO or ORPO",
-    ),
-    (
         {"evaluation": {"compare": ["Base", "Live"]}},
         "spec.evaluation.compare: Live is not implemented in this release; use Base",
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.contract import FailureReason
@@ -15,13 +15,19 @@ from finetune_trainer.model.device import is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes
 
 
-def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+def load_base(
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
     """The causal language model in `folder`.
 
     Args:
         folder: config.json and safetensors.
         dtype: of the weights; None for the stored one, or float32 where the device computes no other well.
         device: where it runs.
+        quantization: of the linear layers but the output head; None for weights as they are.
 
     Raises StageFailure (BASE_MODEL_INVALID) with the reader's own words.
     """
@@ -32,6 +38,8 @@ def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> 
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
+            # Quantized layers are made where they stay.
+            **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -43,7 +51,8 @@ def load_base(folder: Path, dtype: torch.dtype | None, device: torch.device) -> 
             FailureReason.BASE_MODEL_INVALID,
             f"base model in {folder}: its weights cannot be loaded: {type(error).__name__}: {error}",
         ) from error
-    model.to(device)  # type: ignore[arg-type] # its stub knows only one of the overloads
+    if quantization is None:
+        model.to(device)  # type: ignore[arg-type] # its stub knows only one of the overloads
     return model
 
 

@@ -8,7 +8,7 @@ learningRate
     fits over the Llama and the Qwen models from J. Schulman et al., "LoRA Without Regret", 2025, with the
     constants of its authors' tinker-cookbook. Of the two the lower rate, because one that is too high costs
     more. For LoRA that is 5.5e-4 at a hidden size of 640 (270 million parameters) and 2.9e-4 at 4,096
-    (8 billion).
+    (8 billion); QLoRA, which learns as LoRA does (Dettmers et al., "QLoRA", 2023), has the same.
     DPO 5e-6 and ORPO 8e-5, as TRL's scripts for them have it with an adapter (trl/scripts/dpo.py, and
     examples/scripts/orpo.py: ten times the 8e-6 of Hong et al., "ORPO", 2024); KTO 5e-6, the upper end of
     what TRL's page on it recommends for all weights, at the same beta of 0.1. They move a model that answers
@@ -48,7 +48,7 @@ FEWEST_VISITS: Final = 100
 MOST_VISITS: Final = 25_000
 MOST_EPOCHS: Final = 25
 
-BASE_RATE: Final[Mapping[MethodType, float]] = {"LoRA": 5e-4, "Full": 5e-5}
+BASE_RATE: Final[Mapping[MethodType, float]] = {"LoRA": 5e-4, "QLoRA": 5e-4, "Full": 5e-5}
 PREFERENCE_RATE: Final[Mapping[MethodType, float]] = {"DPO": 5e-6, "KTO": 5e-6, "ORPO": 8e-5}
 REFERENCE_HIDDEN_SIZE: Final = 2000
 HIDDEN_SIZE_EXPONENTS: Final = (0.781, 0.0775)

@@ -8,13 +8,14 @@ from finetune_trainer.failure import StageFailure
 from finetune_trainer.rows import Row, RowForm, SplitName
 
 METHODS_OF: Final[Mapping[RowForm, tuple[MethodType, ...]]] = {
-    "PromptCompletion": ("LoRA", "Full"),
-    "ChatMessages": ("LoRA", "Full"),
+    "PromptCompletion": ("LoRA", "QLoRA", "Full"),
+    "ChatMessages": ("LoRA", "QLoRA", "Full"),
     "Preference": ("DPO", "ORPO"),
     "KTO": ("KTO",),
 }
 NEEDED: Final[Mapping[MethodType, str]] = {
     "LoRA": "prompts and completions, or chats",
+    "QLoRA": "prompts and completions, or chats",
     "Full": "prompts and completions, or chats",
     "DPO": "a prompt, a chosen and a rejected answer (format Preference)",
     "ORPO": "a prompt, a chosen and a rejected answer (format Preference)",
@@ -30,7 +31,7 @@ def check_form(splits: Mapping[SplitName, list[Row]], method: MethodType) -> Non
     raise StageFailure(
         FailureReason.INVALID_CONFIG,
         f"method.type: {method} learns from rows with {NEEDED[method]}, but the dataset's rows are of the"
-        f" format {form}: choose method.type {' or '.join(METHODS_OF[form])}, or another dataset",
+        f" format {form}: choose method.type {_either(METHODS_OF[form])}, or another dataset",
     )
 
 
@@ -77,6 +78,11 @@ def settle(method: Method, train: list[Row]) -> Preference | None:
     return given.model_copy(
         update={"desirable_weight": _rounded(desirable), "undesirable_weight": _rounded(undesirable)}
     )
+
+
+def _either(methods: tuple[MethodType, ...]) -> str:
+    *others, last = methods
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _rounded(weight: float | None) -> float:

@@ -109,6 +109,7 @@ def out_of_memory(error: OutOfMemory, used: Hyperparameters, method: MethodType)
         f"a hyperparameters.maxSequenceLength below {longest}",
         *([] if used.gradient_checkpointing else ["hyperparameters.gradientCheckpointing: true"]),
         *(["method.type: LoRA instead of Full"] if method == "Full" else []),
+        *(["method.type: QLoRA, whose base model takes a quarter"] if method == "LoRA" else []),
         "a ComputeProfile with more memory",
     ]
     return StageFailure(

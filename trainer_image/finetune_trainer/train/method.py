@@ -1,17 +1,21 @@
 """From base weights to a model of which the right part is trained."""
 
+import logging
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from finetune_trainer.contract import FailureReason, Method
 from finetune_trainer.failure import StageFailure
+from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import linear_layers, unknown_layers
 
 Trainable = PreTrainedModel | PeftModel
+
+logger = logging.getLogger(__name__)
 
 
 def trainable_model(
@@ -22,15 +26,17 @@ def trainable_model(
     With `parent` training begins from the weights in that folder: of an adapter with the settings of `method`
     for LoRA, of a whole model for Full.
 
-    For LoRA the base keeps its stored precision and the adapter is float32. On a CPU that multiplies bfloat16
-    its steps take a third of the time of float32 ones; float16, which it computes badly, becomes bfloat16. On
-    other CPUs the base is float32. Full trains in
-    float32, since small updates vanish in 16 bits; on a GPU the matrices are multiplied in bfloat16.
+    For every method but Full the adapter is float32. For LoRA, DPO, KTO and ORPO the base keeps its stored
+    precision. On a CPU that multiplies bfloat16 its steps take a third of the time of float32 ones; float16,
+    which it computes badly, becomes bfloat16. On other CPUs the base is float32. For QLoRA its linear layers
+    are 4-bit NormalFloats, quantized doubly, and never merged with the adapter (Dettmers et al., "QLoRA",
+    2023). Full trains in float32, since small updates vanish in 16 bits; on a GPU the matrices are multiplied
+    in bfloat16.
     Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG, ARTIFACT_CORRUPT).
     """
     if method.type == "Full":
         return load_base(parent or folder, torch.float32, device)
-    base = load_base(folder, None, device)
+    base = _quantized(folder, device) if method.type == "QLoRA" else load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
     targets = list(method.lora.target_modules) or linear_layers(base)
@@ -55,4 +61,26 @@ def trainable_model(
     model = get_peft_model(base, adapter)
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT made a {type(model).__name__}")
+    return model
+
+
+def _quantized(folder: Path, device: torch.device) -> PreTrainedModel:
+    """The base model in 4 bits; the same weights are always quantized to the same numbers."""
+    dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = load_base(folder, dtype, device, quantization)
+    if device.type == "cpu":
+        # Imported late: most runs do without it.
+        from bitsandbytes.nn.modules import Linear4bit
+
+        logger.warning("QLoRA on a CPU saves memory, but its steps take longer than those of LoRA")
+        for layer in model.modules():
+            # Else validation would turn the weights into a form that is for inference only, and stays.
+            if isinstance(layer, Linear4bit):
+                layer.support_avx512bf16_for_cpu = False
     return model
