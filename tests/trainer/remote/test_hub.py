@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from finetune_trainer.contract import (
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import OnBytes, nothing
 from finetune_trainer.preflight import stage as preflight
+from finetune_trainer.preflight import turn
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.remote.source import RemoteSource
 from finetune_trainer.store.mounted import MountedStore
 from hack.models import tiny
 from tests.trainer.preparing import json_lines, pairs
@@ -29,6 +33,7 @@ from tests.trainer.workbench import Workbench
 
 ROWS = json_lines(pairs(40)).encode()
 MODEL = "hf://team/tiny"
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -141,6 +146,56 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
 
     assert [seen.path for seen in hub.seen if "model.safetensors" in seen.path] != []
     assert len([path for path in models.iterdir() if path.name != "by-source"]) == 1
+
+
+def test_runs_that_start_together_download_a_model_once(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "LOOK_SECONDS", 0.05)
+    begun = threading.Event()
+    download = RemoteSource.download
+
+    def slow(self: RemoteSource, *arguments: Any) -> None:
+        begun.set()
+        download(self, *arguments)
+
+    monkeypatch.setattr(RemoteSource, "download", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_preflight, bench, secret, run="one")
+        assert begun.wait(DEADLINE_SECONDS)
+        second = pool.submit(run_preflight, bench, secret, run="two")
+
+        assert second.result().base_model == first.result().base_model
+
+    assert contents(hub).count("model.safetensors") == 1
+
+
+def test_a_pod_that_ended_in_its_download_is_waited_for_no_longer_than_a_minute(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(turn, "SILENT_SECONDS", 0.5)
+    run_preflight(bench, secret, run="one")
+    models = bench.root / "store" / "models"
+    (source,) = (models / "by-source").iterdir()
+    source.unlink()
+    (models.parent / "downloads" / source.name).write_text('{"run": "gone", "number": 3}')
+
+    run_preflight(bench, secret, run="two")
+
+    assert contents(hub).count("model.safetensors") == 2
+    assert (models.parent / "downloads" / source.name).read_text() == ""
+
+
+def test_a_download_that_fails_leaves_its_turn_to_the_next(
+    hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench
+) -> None:
+    with pytest.raises(StageFailure):
+        run_preflight(bench, secret, run="one", base_model_digest=f"sha256:{'0' * 64}")
+
+    run_preflight(bench, secret, run="two")
+
+    assert contents(hub).count("model.safetensors") == 2
 
 
 def parent(bench: Workbench) -> ParentCheckpoint:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from finetune_trainer.contract import ArtifactRef, FailureReason, ParentCheckpoi
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.meter import Meter
 from finetune_trainer.preflight.files import choose, described_by
+from finetune_trainer.preflight.turn import download_turn
 from finetune_trainer.remote.limits import MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
 
@@ -65,14 +66,22 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
         ),
         context.stop,
     )
-    known = None if remote.key is None else context.store.model_from(remote.key)
-    if known is not None:
-        logger.info("the store has %s already", uri)
-        yield BaseModel(context.store.artifact(known), known, remote.revision)
-        return
+    turn = nullcontext() if remote.key is None else download_turn(remote.key, config.run, context)
+    with turn as known:
+        if known is None:
+            with _downloaded(remote, config, context) as model:
+                yield model
+            return
+    logger.info("the store has %s already", uri)
+    yield BaseModel(context.store.artifact(known), known, remote.revision)
+
+
+@contextmanager
+def _downloaded(remote: RemoteSource, config: PreflightConfig, context: StageContext) -> Iterator[BaseModel]:
+    """Kept in the run's folder until the block has ended well, or the model turned out to be of no use."""
     with context.store.run_folder(config.run, config.stage) as run_folder:
         with run_folder.writable(DOWNLOAD) as here:
-            _download(remote, uri, here, context)
+            _download(remote, config.base_model_uri, here, context)
         try:
             yield BaseModel(here, None, remote.revision, remote.key)
         except StageFailure:

@@ -22,6 +22,7 @@ STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
 """What was begun longer ago than this belonged to a pod that was killed; no stage takes a week to publish."""
 RESULT_NAME: Final = "result.json"
 SOURCES: Final = "models/by-source"
+DOWNLOADS: Final = "downloads"
 """A file for each place outside that a base model was downloaded from: which artifact it became."""
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,14 @@ class Store(ABC):
         Raises StageFailure (STORE_UNAVAILABLE).
         """
         self._write(f"{SOURCES}/{source}", ref.to_json().encode())
+
+    def read_download_note(self, source: str) -> bytes | None:
+        """What was noted last about a download from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
+        return self._read(f"{DOWNLOADS}/{source}")
+
+    def write_download_note(self, source: str, content: bytes) -> None:
+        """Note who downloads a model from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
+        self._write(f"{DOWNLOADS}/{source}", content)
 
     def _read_manifest(self, ref: ArtifactRef) -> bytes | None:
         """The content of an artifact's manifest, or None where there is none."""
