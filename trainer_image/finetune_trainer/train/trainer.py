@@ -91,7 +91,9 @@ class CompletionTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
             log_level="error",
-            ddp_find_unused_parameters=False,  # all that are trained are used in every batch
+            # There are none; but looking keeps DDP from ordering its sums anew after a process's first step,
+            # by which a run that was restarted would be rounded differently.
+            ddp_find_unused_parameters=not on_gpu,
         )
         self._rows = rows
         super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=rows)
