@@ -16,7 +16,8 @@ import torch
 from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
 from tests.trainer.processes import Ended, finish, kill, read_until, start
-from tests.trainer.workbench import ROWS, RUN, Workbench, weights
+from tests.trainer.test_train_watchdog import HANGING
+from tests.trainer.workbench import ROWS, RUN, Workbench, elsewhere, weights
 
 PUBLISHES_WHEN_TOLD = """
 import sys, time
@@ -82,6 +83,8 @@ class Pods:
     bench: Workbench
     dropout: float = 0.1
     method: str = "LoRA"
+    accumulation: int = 1
+    """Batches of a process in each step."""
     settings: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -91,17 +94,16 @@ class Pods:
         return self.together(nodes=2, coordinator="localhost")
 
     def together(self, **places: Any) -> TrainConfig:
-        """A step has the rows of two batches, one of each process."""
-        settings = {"gradient_accumulation_steps": 1, "processes": 2} | self.settings
+        settings = {"gradient_accumulation_steps": self.accumulation, "processes": 2} | self.settings
         return self._config(settings).model_copy(update=places)
 
     def alone(self) -> TrainConfig:
         """The same steps in one process."""
-        return self._config({"gradient_accumulation_steps": 2} | self.settings)
+        return self._config({"gradient_accumulation_steps": 2 * self.accumulation} | self.settings)
 
-    def start(self, rank: int, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, rank: int, *arguments: str, config: TrainConfig | None = None) -> subprocess.Popen[str]:
         environ = {NODE_RANK_ENV: str(rank), PORT_ENV: str(self.port)}
-        return self._start(self.config, *arguments, environ=environ)
+        return self._start(config or self.config, *arguments, environ=environ)
 
     def start_devices(self) -> subprocess.Popen[str]:
         """One pod with a process for each of two devices."""
@@ -158,12 +160,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
         return made.result
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_two_processes_train_as_one_with_the_same_rows_a_step(tmp_path: Path, method: str) -> None:
-    (tmp_path / "one").mkdir()
-    one = Workbench(tmp_path / "one")
-    expected = one.train(Pods(one, dropout=0, method=method).alone())
-    with pods(tmp_path, dropout=0, method=method) as two:
+@pytest.mark.parametrize(("method", "accumulation"), [("LoRA", 2), ("Full", 1)])
+def test_two_processes_train_as_one_with_the_same_rows_a_step(
+    tmp_path: Path, method: str, accumulation: int
+) -> None:
+    settings: dict[str, Any] = {"dropout": 0, "method": method, "accumulation": accumulation}
+    one = elsewhere(Workbench(tmp_path), "one")
+    expected = one.train(Pods(one, **settings).alone())
+    with pods(tmp_path, **settings) as two:
         leader, other = two.run()
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
@@ -223,6 +227,7 @@ def test_what_is_published_needs_the_leader_only(two: Pods, undisturbed: TrainRe
     assert finish(two.start(1)).code == ExitCode.OK
 
 
+@pytest.mark.full
 def test_when_the_leader_is_lost_while_it_publishes_it_publishes_again(
     two: Pods, undisturbed: TrainResult
 ) -> None:
@@ -252,14 +257,14 @@ def test_a_pod_with_two_devices_saves_when_it_is_stopped(two: Pods, undisturbed:
 def test_the_failure_of_one_is_the_runs_and_the_others_lost_a_peer(two: Pods) -> None:
     broken = two.config.model_copy(update={"dataset": f"sha256:{'0' * 64}"})
     leader = two.start(0)
-    environ = {NODE_RANK_ENV: "1", PORT_ENV: str(two.port)}
-    other = finish(start(broken, environ=environ))
+    other = finish(two.start(1, config=broken))
 
     assert finish(leader).code == ExitCode.PEER_LOST
     assert other.code == ExitCode.BAD_CONFIG
     assert other.result.reason == "ArtifactNotFound"
 
 
+@pytest.mark.full
 def test_where_one_has_too_little_memory_all_go_on_with_smaller_batches(tmp_path: Path) -> None:
     with pods(tmp_path) as two:
         leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
@@ -271,3 +276,17 @@ def test_where_one_has_too_little_memory_all_go_on_with_smaller_batches(tmp_path
         assert two.result.per_device_batch_size == 1
         assert two.result.gradient_accumulation_steps == 2
         assert two.result.steps == two.config.hyperparameters.total_steps
+
+
+@pytest.mark.full
+def test_where_a_step_hangs_one_fails_by_it(tmp_path: Path) -> None:
+    with pods(tmp_path) as two:
+        hasty = two.config.model_copy(update={"step_timeout_seconds": 25})
+        leader, other = (
+            two.start(0, config=hasty),
+            two.start(1, "-c", HANGING, "forward", "/dev/null", config=hasty),
+        )
+
+        codes = {finish(process).code for process in (leader, other)}
+
+    assert codes == {ExitCode.INTERNAL, ExitCode.PEER_LOST}

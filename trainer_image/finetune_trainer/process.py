@@ -91,6 +91,7 @@ def _run_together(config: TrainConfig) -> int:
         place = Place.of(config, os.environ)
     except StageFailure as failure:
         return _fail(failed(config.stage, config.run, failure), failure)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings on every process's standard error
     if place.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
     code = _run_stage(config, place)

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -67,7 +68,9 @@ def arguments(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
-        ddp_find_unused_parameters=False,  # all that are trained are used in every batch
+        # There are none; but looking keeps DDP from ordering its sums anew after a process's first step, by
+        # which a run that was restarted would be rounded differently.
+        ddp_find_unused_parameters=not on_gpu,
         **more,
     )
 
@@ -120,7 +123,8 @@ class CompletionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
         self.sums = StepSums(model.device)
         self._group = group
-        self._head = _head(model, rows)
+        # DDP expects gradients only of what the model's own pass uses, and a trained head is left out of that.
+        self._head = _head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
         self._trained, self._collate = model, collate
 
     @override
