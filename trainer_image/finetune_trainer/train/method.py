@@ -67,7 +67,7 @@ def trainable_model(
 def _quantized(folder: Path, device: torch.device) -> PreTrainedModel:
     """The base model in 4 bits; the same weights are always quantized to the same numbers."""
     dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
-    quantization = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
