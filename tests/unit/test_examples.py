@@ -15,9 +15,18 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.build.configs import StageInputs, prepare_config
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import Columns, DataFormat, PrepareResult, Split
+from finetune_trainer.contract import (
+    ArtifactRef,
+    Columns,
+    DataFormat,
+    Method,
+    MethodType,
+    PrepareResult,
+    Split,
+)
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
+from finetune_trainer.preflight.judgements import check_form, settle
 from finetune_trainer.prepare.recipe import division_of
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
@@ -27,6 +36,7 @@ FIRST = EXAMPLES / "ticket-routing"
 SECOND = FIRST / "v2"
 FORMATS = EXAMPLES / "data"
 VOICE = EXAMPLES / "brand-voice"
+METHODS = EXAMPLES / "methods"
 PRODUCTS = VOICE / "data" / "products.csv"
 KINDS: dict[str, type[Dataset | FineTuneJob | InferenceDeployment]] = {
     "Dataset": Dataset,
@@ -265,3 +275,45 @@ def test_the_run_that_continues_leaves_the_adapters_settings_to_its_checkpoint()
     assert onwards.spec.method.type == first.spec.method.type
     assert onwards.spec.method.lora is None
     assert (onwards.spec.model, onwards.spec.dataset) == (first.spec.model, first.spec.dataset)
+
+
+def method_examples() -> dict[str, FineTuneJob]:
+    return {
+        path.stem: FineTuneJob.model_validate(yaml.safe_load(path.read_text()))
+        for path in sorted(METHODS.glob("*.yaml"))
+        if path.stem not in ("datasets", "kustomization", "pvc")
+    }
+
+
+def test_every_method_and_every_variant_of_lora_has_an_example() -> None:
+    jobs = method_examples().values()
+    adapters = [job.spec.method.lora for job in jobs if job.spec.method.lora is not None]
+
+    assert {job.spec.method.type for job in jobs} == set(get_args(MethodType))
+    assert [adapter.dora for adapter in adapters].count(True) == 1
+    assert [adapter.rslora for adapter in adapters].count(True) == 1
+
+
+def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) -> None:
+    datasets = {
+        manifest["metadata"]["name"]: Dataset.model_validate(manifest)
+        for manifest in yaml.safe_load_all((METHODS / "datasets.yaml").read_text())
+    }
+    for name, job in method_examples().items():
+        assert job.name == f"library-{name}"
+        assert job.spec.dataset.ref is not None
+        spec = datasets[job.spec.dataset.ref.name].spec
+        file = METHODS / "data" / spec.source.uri.rpartition("/")[2]
+        folder = tmp_path / name
+        folder.mkdir()
+        preparation = Preparation(folder)
+        result = preparation.run(
+            preparation.write(file.name, file.read_bytes()), split=Split(**spec.split.model_dump())
+        )
+        assert result.dataset is not None
+        artifact = ArtifactRef(kind="datasets", digest=result.dataset)
+        rows = load_rows(preparation.store.artifact(artifact, verify=True) / "train.jsonl")
+        check_form({"train": rows}, job.spec.method.type)
+        settle(Method(type=job.spec.method.type), rows)
+        assert all(split.rows >= 3 for split in result.splits)
+        assert result.problem_count == 0

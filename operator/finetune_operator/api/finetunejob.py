@@ -80,8 +80,8 @@ class BaseModelReference(Model):
         Name | None,
         Field(
             description="Continue from the weights of this Checkpoint, in the same namespace and in the run's"
-            " store; the base model is that which it was trained from. An adapter goes on with method LoRA, a"
-            " whole model with Full."
+            " store; the base model is that which it was trained from. An adapter goes on with any method but"
+            " Full, a whole model with Full."
         ),
     ] = None
     credentials_secret_ref: Annotated[

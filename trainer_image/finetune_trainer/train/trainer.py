@@ -123,7 +123,7 @@ class CompletionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
         self.sums = StepSums(model.device)
         self._group = group
-        # DDP expects gradients only of what the model's own pass uses, and a trained head is left out of that.
+        # DDP expects gradients of what the model's own pass uses only, and a trained head would not be.
         self._head = _head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
         self._trained, self._collate = model, collate
 

@@ -1,0 +1,109 @@
+"""The example `methods`: every run is taken, and those of the preference methods, DoRA and QLoRA train."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from hack.bootstrap.uv import ROOT
+from hack.demo.access import Object
+from tests.e2e import manifests
+from tests.e2e.team import Team, condition_of
+
+EXAMPLE: Final = ROOT / "examples" / "methods"
+TRAINED: Final = ("dora", "dpo", "kto", "orpo", "qlora")
+RESTING: Final = ("full", "lora", "rslora")
+"""Applied and suspended: other tests train by these methods."""
+
+SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128}
+"""24 steps; in so few the tiny model learns which answers are wanted."""
+
+
+def run(name: str) -> str:
+    return f"library-{name}"
+
+
+def overlay(folder: Path) -> Path:
+    """The example's rows and all of its runs, with the least changes that the tiny model needs."""
+    for name in (*TRAINED, *RESTING):
+        # kustomize takes no file from outside its folder.
+        (folder / f"{name}.yaml").write_text((EXAMPLE / f"{name}.yaml").read_text())
+    changes: dict[str, Any] = {
+        "baseModel": {"uri": manifests.MODEL_URI},
+        "compute": {"profile": manifests.CPU},
+        "hyperparameters": SHORT,
+    }
+    patches = [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "artifacts"},
+            "$patch": "delete",
+        },
+        *(manifests.of("FineTuneJob", run(name), changes) for name in TRAINED),
+        *(manifests.of("FineTuneJob", run(name), {**changes, "suspend": True}) for name in RESTING),
+    ]
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        # kustomize takes no absolute path.
+        "resources": [
+            os.path.relpath(EXAMPLE, folder),
+            *(f"{name}.yaml" for name in (*TRAINED, *RESTING)),
+        ],
+        "patches": [{"patch": yaml.safe_dump(patch)} for patch in patches],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def applied(team: Team, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = overlay(tmp_path_factory.mktemp("methods").resolve())
+    team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_of_the_method_ends_with_a_promoted_checkpoint(team: Team, applied: None, name: str) -> None:
+    ended = team.until("FineTuneJob", run(name), "Ready")
+
+    assert ended["status"]["evaluation"]["verdict"] == "Passed"
+    assert condition_of(team.checkpoint_of(ended), "Promoted").get("status") == "True"
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo"])
+def test_the_rewards_of_good_answers_have_risen_above_those_of_bad_ones(
+    team: Team, applied: None, name: str
+) -> None:
+    ended = team.until("FineTuneJob", run(name), "Ready")
+
+    assert ended["status"]["progress"]["rewardMargin"] > 0
+    assert "; reward margin " in condition_of(ended, "Trained")["message"]
+    preference = ended["status"]["resolved"]["preference"]
+    assert ("undesirableWeight" in preference) == (name == "kto")
+
+
+@pytest.mark.parametrize("name", ["dpo", "orpo"])
+def test_the_tuned_model_prefers_what_people_chose_more_often_than_the_base_model(
+    team: Team, applied: None, name: str
+) -> None:
+    ended = team.until("FineTuneJob", run(name), "Ready")
+
+    shares = preferences(ended)
+    assert shares["Tuned"] >= 0.8
+    assert shares["Tuned"] > shares["Base"]
+
+
+def preferences(ended: Object) -> dict[str, float]:
+    return {
+        score["subject"]: score["value"]
+        for score in ended["status"]["evaluation"]["scores"]
+        if score["metric"] == "preference_accuracy"
+    }
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_the_other_runs_are_taken_as_they_are(team: Team, applied: None, name: str) -> None:
+    team.until("FineTuneJob", run(name), "Suspended")
