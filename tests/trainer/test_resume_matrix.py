@@ -48,6 +48,9 @@ WAYS: Final = {
     "packing": Way(rows=12, per_device_batch_size=4),
     "accumulation": Way(rows=12, per_device_batch_size=2, gradient_accumulation_steps=2),
     "two ranks": Way(rows=12, per_device_batch_size=2, nodes=2),
+    "two ranks with parts of all weights": Way(
+        rows=12, method=Method(type="Full"), per_device_batch_size=2, nodes=2
+    ),
 }
 
 
@@ -136,7 +139,7 @@ class Site:
         way = self.way
         config = self.bench.train_config(
             dataset=self.bench.dataset(rows[: way.rows], ROWS[:5]),
-            rows=way.rows // way.nodes,
+            rows=way.rows,
             method=way.method,
             per_device_batch_size=way.per_device_batch_size,
             gradient_accumulation_steps=way.gradient_accumulation_steps,

@@ -125,7 +125,7 @@ def test_a_loaded_dora_adapter_says_what_the_model_in_training_says(
             torch.nn.init.normal_(parameter, std=0.1)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    Weights(trained, "sha256:" + 64 * "0", source, tiny_tokenizer()).write(adapter)
+    Weights(trained, "sha256:" + 64 * "0", source, tiny_tokenizer()).collect().write(adapter)
     ids = torch.tensor([[1, 5, 6, 9]])
 
     loaded = load_adapter(load_base(source, None, torch.device("cpu")), adapter)

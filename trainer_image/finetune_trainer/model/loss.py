@@ -64,7 +64,8 @@ def total_completion_loss(
     model.eval()
     nats = 0.0
     tokens = 0
-    with torch.inference_mode():
+    # Not inference_mode: weights that are divided among processes are gathered into tensors for training.
+    with torch.no_grad():
         for batch in batches:
             batch_nats, batch_tokens = completion_loss(model, batch, head)
             nats += float(batch_nats)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
@@ -27,7 +28,7 @@ from finetune_trainer.train.pace import Pace
 from finetune_trainer.train.rewards import in_words
 from finetune_trainer.train.states import States
 from finetune_trainer.train.watchdog import Watchdog
-from finetune_trainer.train.weights import Weights
+from finetune_trainer.train.weights import Weights, WholeWeights
 
 LOG_SECONDS: Final = 5.0
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
@@ -113,7 +114,10 @@ class Loop(TrainerCallback):
         (nats,) = self.context.group.sums(self.trainer.sums.nats)
         if not math.isfinite(nats):
             raise self._not_finite(state.global_step + 1, f"training loss is {nats}")
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if not torch.isfinite(norm):
             raise self._not_finite(state.global_step + 1, "gradient is not finite")
 
     @override
@@ -131,8 +135,9 @@ class Loop(TrainerCallback):
         if self.ledger.losses.diverged:
             raise self._diverged(step, nats / labels)
         if self.retention.keeps(step, spoiled=self.ledger.losses.high_steps > 0):
+            weights = self.weights.collect()
             if self.context.group.leads:
-                self.states.save_kept(step, self.weights.write)
+                self.states.save_kept(step, weights.write)
             self.ledger.keep(step, epoch, self.retention)
             self.watchdog.feed(step)
         if self._ends_epoch(step):
@@ -193,8 +198,9 @@ class Loop(TrainerCallback):
             in_words(validation.rewards, "validation "),
         )
         if self.ledger.best is None or loss < self.ledger.best.validation_loss:
+            weights = self.weights.collect()
             if self.context.group.leads:
-                self.states.save_best(step, self.weights.write)
+                self.states.save_best(step, weights.write)
             self.watchdog.feed(step)
             self.ledger.best = Best(
                 step=step,
@@ -216,15 +222,15 @@ class Loop(TrainerCallback):
         self.lost_work.tick()
 
     def _save(self, step: int) -> None:
-        write_state = self.trainer.collect_state()
+        weights, write_state = self.weights.collect(), self.trainer.collect_state()
         if self.context.group.leads:
-            self._write(step, write_state)
+            self._write(step, weights, write_state)
         self.context.group.told(step)  # nobody leaves before it is saved
         self.watchdog.feed(step)
 
-    def _write(self, step: int, write_state: Callable[[Path], None]) -> None:
+    def _write(self, step: int, weights: WholeWeights, write_state: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
-            self.weights.write_resume(folder)
+            weights.write_resume(folder)
             write_state(folder)
 
         began = time.monotonic()

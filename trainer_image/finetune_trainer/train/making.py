@@ -4,17 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import PREFERENCE_METHODS, Hyperparameters, Method
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_collation
+from finetune_trainer.train.fsdp import FullyShardedTrainer
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.trainer import CompletionTrainer
 
 if TYPE_CHECKING:
     from finetune_trainer.train.preference.trainers import PreferenceTrainer
+
+
+def is_sharded(method: Method, group: Group) -> bool:
+    """Whether the weights are divided among the processes, instead of each process having all."""
+    return method.type == "Full" and group.size > 1
 
 
 def make_trainer(
@@ -25,6 +32,7 @@ def make_trainer(
     method: Method,
     hyperparameters: Hyperparameters,
     folder: Path,
+    device: torch.device,
     continues: bool,
     group: Group,
 ) -> "CompletionTrainer | PreferenceTrainer":
@@ -32,7 +40,8 @@ def make_trainer(
     if method.type not in PREFERENCE_METHODS:
         size = hyperparameters.per_device_batch_size
         collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-        return CompletionTrainer(model, rows, collate, hyperparameters, folder, group=group)
+        kind = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer
+        return kind(model, rows, collate, hyperparameters, folder, device=device, group=group)
     # TRL takes seconds to import, which other methods do without.
     from finetune_trainer.train.preference.trainers import preference_trainer
 

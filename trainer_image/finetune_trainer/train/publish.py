@@ -9,14 +9,14 @@ from finetune_trainer.store import Store
 from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Ledger
 from finetune_trainer.train.states import States
-from finetune_trainer.train.weights import Weights
+from finetune_trainer.train.weights import WholeWeights
 
 
 def publish_checkpoints(
     store: Store,
     states: States,
     ledger: Ledger,
-    weights: Weights,
+    weights: WholeWeights,
     retention: Retention,
     *,
     step: int,

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from finetune_trainer.context import StageContext
@@ -28,7 +29,7 @@ from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.loop import Loop, StoppedEarly
 from finetune_trainer.train.lostwork import LostWork
-from finetune_trainer.train.making import make_trainer
+from finetune_trainer.train.making import is_sharded, make_trainer
 from finetune_trainer.train.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
@@ -128,7 +129,9 @@ def _train(
     timeout = config.step_timeout_seconds
     with Watchdog(config.run, timeout, begin, states.last_saved, group) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
-            model = trainable_model(base, config.method, device, parent)
+            # Whole only in the memory of the node; each layer goes to the device in parts.
+            placed = torch.device("cpu") if is_sharded(config.method, group) else device
+            model = trainable_model(base, config.method, placed, parent)
         weights = Weights(model, config.base_model, base, tokenizer)
         ledger = state.ledger.model_copy(deep=True) if state else Ledger(fingerprint=Fingerprint.of(config))
         metrics = Metrics(device)
@@ -142,6 +145,7 @@ def _train(
                 method=config.method,
                 hyperparameters=hyperparameters,
                 folder=folder.path,
+                device=device,
                 continues=parent is not None,
                 group=group,
             )
@@ -166,6 +170,7 @@ def _train(
                 trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
             except StoppedEarly:
                 stopped_early = True
+        final = weights.collect()
     group.part()
     steps = trainer.state.global_step
     if stopped_early:
@@ -190,7 +195,13 @@ def _train(
         per_device_batch_size=hyperparameters.per_device_batch_size if split.halvings else None,
         gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if split.halvings else None,
         checkpoints=publish_checkpoints(
-            context.store, states, ledger, weights, retention, step=steps, epoch=steps / epoch_steps
+            context.store,
+            states,
+            ledger,
+            final,
+            retention,
+            step=steps,
+            epoch=steps / epoch_steps,
         )
         if group.leads
         else (),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import torch
@@ -75,10 +76,13 @@ def arguments(
     )
 
 
-def collect_state(trainer: Trainer, group: Group) -> Callable[[Path], None]:
+def collect_state(
+    trainer: Trainer, group: Group, write_optimizer: Callable[[Path], None]
+) -> Callable[[Path], None]:
     """What `train` reads to resume: optimizer, scheduler, position, and every process's random numbers.
 
-    Every process takes part; what it returns writes the files, in the leader.
+    Every process takes part; what it returns writes the files, in the leader. Optimizer and scheduler are
+    written by `write_optimizer`.
     """
     with TemporaryDirectory() as folder:
         trainer._save_rng_state(folder)
@@ -86,7 +90,7 @@ def collect_state(trainer: Trainer, group: Group) -> Callable[[Path], None]:
         random_numbers = group.gathered((file.name, file.read_bytes()))
 
     def write(folder: Path) -> None:
-        trainer._save_optimizer_and_scheduler(str(folder))
+        write_optimizer(folder)
         for name, content in random_numbers:
             (folder / name).write_bytes(content)
         trainer.state.save_to_json(str(folder / TRAINER_STATE))
@@ -99,6 +103,8 @@ class CompletionTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
     unit = "nats a token"
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """What the Trainer is told beside what all are."""
 
     def __init__(
         self,
@@ -108,12 +114,13 @@ class CompletionTrainer(Trainer):
         hyperparameters: Hyperparameters,
         folder: Path,
         *,
+        device: torch.device,
         group: Group = ALONE,
     ) -> None:
         self._rows = rows
         super().__init__(
             model=model,
-            args=arguments(TrainingArguments, hyperparameters, model.device, folder),
+            args=arguments(TrainingArguments, hyperparameters, device, folder, **self.settings),
             data_collator=collate,
             train_dataset=rows,
         )
@@ -121,7 +128,7 @@ class CompletionTrainer(Trainer):
             set_seed(hyperparameters.seed + group.rank)  # a dropout of its own
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
-        self.sums = StepSums(model.device)
+        self.sums = StepSums(device)
         self._group = group
         # DDP expects gradients of what the model's own pass uses only, and a trained head would not be.
         self._head = _head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
@@ -179,7 +186,11 @@ class CompletionTrainer(Trainer):
 
     def collect_state(self) -> Callable[[Path], None]:
         """What `train` reads to resume; of all processes."""
-        return collect_state(self, self._group)
+        return collect_state(self, self._group, self.collect_optimizer())
+
+    def collect_optimizer(self) -> Callable[[Path], None]:
+        """Optimizer and scheduler, of all processes; what it returns writes them."""
+        return lambda folder: self._save_optimizer_and_scheduler(str(folder))
 
 
 def _head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:

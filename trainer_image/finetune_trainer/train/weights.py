@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -12,6 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 
 from finetune_trainer.contract import CheckpointType, Digest
 from finetune_trainer.model.template import stop_token_ids
+from finetune_trainer.train.fsdp import gathered_weights, is_divided
 from finetune_trainer.train.method import Trainable
 
 TOKENIZER_FILES: Final = (
@@ -39,24 +42,60 @@ class Weights:
         self._base = base
         self._tokenizer = tokenizer
 
+    def collect(self) -> "WholeWeights":
+        """The weights as they are now, to be written by the leader at once; every process takes part."""
+        if isinstance(self._model, PeftModel):
+            return WholeAdapter(self._model, self._base_model)
+        state = gathered_weights(self._model) if is_divided(self._model) else self._model.state_dict()
+        return WholeModel(self._model, state, self._base, self._tokenizer)
+
+
+class WholeWeights(Protocol):
+    """Weights that one process has all of."""
+
     @property
     def type(self) -> CheckpointType:
         """What is written."""
-        return "Adapter" if isinstance(self._model, PeftModel) else "Full"
+        ...
 
     def write(self, folder: Path) -> None:
-        """The weights as they are published."""
-        if isinstance(self._model, PeftModel):
-            _write_adapter(self._model, self._base_model, folder)
-        else:
-            _write_full(self._model, self._base, self._tokenizer, folder)
+        """As they are published."""
+        ...
 
     def write_resume(self, folder: Path) -> None:
-        """The weights in the precision in which they are trained, as Trainer resumes from them."""
-        if isinstance(self._model, PeftModel):
-            _write_adapter(self._model, self._base_model, folder)
-        else:
-            self._model.save_pretrained(folder)
+        """In the precision in which they are trained, as Trainer resumes from them."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeAdapter:
+    """Of an adapter; the same files for both purposes."""
+
+    model: PeftModel
+    base_model: Digest
+    type: CheckpointType = "Adapter"
+
+    def write(self, folder: Path) -> None:
+        _write_adapter(self.model, self.base_model, folder)
+
+    write_resume = write
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """All weights, in the order and by the names of the model's own state."""
+
+    model: PreTrainedModel
+    state: Mapping[str, Tensor]
+    base: Path
+    tokenizer: PreTrainedTokenizerBase
+    type: CheckpointType = "Full"
+
+    def write(self, folder: Path) -> None:
+        _write_full(self.model, self.state, self.base, self.tokenizer, folder)
+
+    def write_resume(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, state_dict=dict(self.state))
 
 
 def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
@@ -72,14 +111,20 @@ def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
     _write_json(folder / "adapter_config.json", config)
 
 
-def _write_full(model: PreTrainedModel, base: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _write_full(
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
     """A whole model in the precision of the base model in `base`, with its tokenizer and chat template."""
     dtype = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
     # One copy for all names of a tensor: transformers knows tied weights by their memory.
     copies: dict[int, Tensor] = {}
     weights = {
         name: copies.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
     }
     model.save_pretrained(folder, state_dict=weights)
     # The architecture is the base model's; transformers would write its own version and settings into it.
