@@ -101,9 +101,5 @@ class LostWork:
             return _Record()
 
     def _write(self) -> None:
-        """Keep it; a figure is no reason to end a run."""
         self._written_at = self._seen_at
-        try:
-            self._folder.write(FILE, self._record.model_dump_json().encode())
-        except StageFailure as failure:
-            logger.warning("lost time may be counted short: %s", failure.message)
+        self._folder.note(FILE, self._record.model_dump_json().encode())
