@@ -73,6 +73,7 @@ def test_time_after_the_last_state_is_lost(pods: Pods) -> None:
 def test_a_pod_that_saves_before_it_ends_loses_nothing(pods: Pods) -> None:
     pods.train(25)
     pods.work.saved(5)
+    pods.work.note()
     pods.start(5)
 
     assert (pods.lost, pods.work.seconds) == (0, 25)

@@ -146,6 +146,7 @@ class Loop(TrainerCallback):
         if stopping or last or early or due:
             self._save(step)
         if stopping:
+            self.lost_work.note()
             raise Preempted
         if early:
             raise StoppedEarly
