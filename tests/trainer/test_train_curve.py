@@ -116,7 +116,7 @@ def test_an_interrupted_run_has_the_same_curve_and_report(bench: Workbench) -> N
 
 
 def test_the_report_is_a_page_that_needs_nothing_else(bench: Workbench) -> None:
-    result = bench.train(bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5])))
+    result = bench.train_whole(bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5])))
 
     assert result.report_uri == f"pvc://artifacts/runs/{RUN}/train/report.html"
     page = (bench.store.run_folder(RUN, "train").path / "report.html").read_text()

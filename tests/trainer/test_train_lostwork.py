@@ -73,6 +73,7 @@ def test_time_after_the_last_state_is_lost(pods: Pods) -> None:
 def test_a_pod_that_saves_before_it_ends_loses_nothing(pods: Pods) -> None:
     pods.train(25)
     pods.work.saved(5)
+    pods.work.note()
     pods.start(5)
 
     assert (pods.lost, pods.work.seconds) == (0, 25)
@@ -138,13 +139,7 @@ def test_the_file_is_written_every_ten_seconds_at_most(
 ) -> None:
     pods = Pods(bench)
     written: list[str] = []
-    write = pods.folder.write
-
-    def noted(name: str, content: bytes) -> None:
-        written.append(name)
-        write(name, content)
-
-    monkeypatch.setattr(pods.folder, "write", noted)
+    monkeypatch.setattr(pods.folder, "note", lambda name, _: written.append(name))
     pods.work.begin(0)
     pods.train(100)
 
@@ -170,7 +165,7 @@ def test_a_run_that_is_stopped_loses_nothing(bench: Workbench, monkeypatch: pyte
         with pytest.raises(Preempted):
             bench.train(config, Sheet(stop_at=frozenset({step})))
 
-    result = bench.train_measured(config)
+    result = bench.train_whole(config)
 
     assert result.restarts == 3
     assert result.lost_device_seconds == 0
@@ -189,7 +184,7 @@ def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
     with pytest.raises(PulledPlug):
         bench.train(config, PlugPuller())
 
-    result = bench.train_measured(config)
+    result = bench.train_whole(config)
 
     assert result.restarts == 1
     assert result.lost_device_seconds == 200, "two batches of step 4"

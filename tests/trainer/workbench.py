@@ -46,7 +46,13 @@ from hack.models import tiny
 OWNER: Final = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="1f1f")
 RUN: Final = "1f1f"
 URI: Final = "pvc://models/tiny"
-NOT_MEASURED: Final = {"tokens_per_second": None, "device_memory_bytes": None, "lost_device_seconds": 0}
+OF_ONE_RUN: Final = {
+    "tokens_per_second": None,
+    "device_memory_bytes": None,
+    "lost_device_seconds": 0,
+    "report_uri": None,
+}
+"""What no two runs have alike."""
 
 TEAMS: Final = ("billing", "sales", "support", "shipping")
 ROWS: Final = tuple(
@@ -188,10 +194,10 @@ class Workbench:
         )
 
     def train(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
-        """The result without what is measured, which no two runs have alike."""
-        return self.train_measured(config, sheet).model_copy(update=NOT_MEASURED)
+        """The result without what is measured or names the run."""
+        return self.train_whole(config, sheet).model_copy(update=OF_ONE_RUN)
 
-    def train_measured(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
+    def train_whole(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
         return train.run(config, self.context(sheet))
 
     def train_failure(self, config: TrainConfig) -> StageFailure:

@@ -34,6 +34,17 @@ def test_a_cached_pod_holds_where_it_runs_and_which_images_and_not_what_they_wer
     assert pod["status"] == {"phase": "Running"}
 
 
+def test_a_cached_checkpoint_does_not_hold_its_loss_curve() -> None:
+    caches = Caches()
+    spec = {"step": 10, "lossCurve": [{"step": 10, "train": 2.5}]}
+    caches.kinds["Checkpoint"].put({"metadata": METADATA, "spec": spec, "status": {"observedGeneration": 1}})
+    checkpoint = caches.kinds["Checkpoint"].get("team", "run-train")
+    assert checkpoint is not None
+    assert checkpoint["spec"] == {"step": 10}
+    assert checkpoint["status"] == {"observedGeneration": 1}
+    assert "lossCurve" in spec
+
+
 def test_models_share_the_note_of_which_fields_were_given() -> None:
     one, other = (FineTuneJob.model_validate(run()) for _ in range(2))
     assert one.spec.model_fields_set is other.spec.model_fields_set

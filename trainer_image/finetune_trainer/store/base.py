@@ -63,6 +63,13 @@ class RunFolder(ABC):
         """Write a file; a reader sees the old content or the new. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     @abstractmethod
+    def note(self, name: str, content: bytes) -> None:
+        """Write a small file that nothing depends on; never raises, and never waits for a bucket.
+
+        There a note is left out while the one before is on its way, and may be lost with the pod.
+        """
+
+    @abstractmethod
     def names(self, parent: str) -> set[str]:
         """Names of the folders in the folder `parent`. Raises StageFailure (STORE_UNAVAILABLE)."""
 

@@ -37,6 +37,7 @@ class BucketRunFolder(RunFolder):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._pending: deque[Future[None]] = deque()
         self._failed = threading.Event()
+        self._noting: threading.Thread | None = None
         with writable(path):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -67,6 +68,13 @@ class BucketRunFolder(RunFolder):
     @override
     def write(self, name: str, content: bytes) -> None:
         self._objects.write(name, content)
+
+    @override
+    def note(self, name: str, content: bytes) -> None:
+        if self._noting is not None and self._noting.is_alive():
+            return
+        self._noting = threading.Thread(target=self._note, args=(name, content), name="note", daemon=True)
+        self._noting.start()
 
     @override
     def names(self, parent: str) -> set[str]:
@@ -130,6 +138,12 @@ class BucketRunFolder(RunFolder):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
                     file.writelines(self._objects.chunks(key, size))
+
+    def _note(self, name: str, content: bytes) -> None:
+        try:
+            self._objects.write(name, content)
+        except (StageFailure, Preempted) as failure:
+            logger.warning("%s is not written: %s", name, failure)
 
     def _later(self, task: Callable[[], None]) -> None:
         self._pending.append(self._worker.submit(self._run, task))

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from finetune_trainer import durable
 from finetune_trainer.contract import ArtifactRef, Digest
+from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
 from finetune_trainer.store.base import (
     STAGING,
@@ -162,6 +163,13 @@ class MountedRunFolder(RunFolder):
     def write(self, name: str, content: bytes) -> None:
         with reachable(self.path / name):
             durable.write_file(self.path / name, content)
+
+    @override
+    def note(self, name: str, content: bytes) -> None:
+        try:
+            self.write(name, content)
+        except StageFailure as failure:
+            logger.warning("%s", failure.message)
 
     @override
     def names(self, parent: str) -> set[str]:

@@ -39,7 +39,7 @@ def is_divided(model: torch.nn.Module) -> bool:
 
 def gathered_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """All weights on rank 0, tied ones as one tensor; empty for the other processes. Collective."""
-    state = get_model_state_dict(model, options=GATHERED)
+    state: dict[str, Any] = get_model_state_dict(model, options=GATHERED)
     return {name: state[first] for name, first in _first_names(model).items() if first in state}
 
 

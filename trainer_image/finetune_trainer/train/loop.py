@@ -156,6 +156,7 @@ class Loop(TrainerCallback):
         if stopping or last or early or due:
             self._save(step)
         if stopping:
+            self.lost_work.note()
             self.context.group.part()
             raise Preempted
         if early:

@@ -72,20 +72,19 @@ class LostWork:
         lost = record.lost_seconds + record.seconds - back
         self._record = _Record(seconds=back, lost_seconds=lost, saved=saved)
         self._seen_at = self._clock()
-        self._write()
+        self.note()
 
     def tick(self) -> None:
         """Training goes on; now and then that is written down."""
         self._count()
         if self._seen_at - self._written_at >= INTERVAL_SECONDS:
-            self._write()
+            self.note()
 
     def saved(self, step: int) -> None:
-        """The state after `step` is saved: nothing up to it will be lost."""
+        """The state after `step` is saved: nothing up to it will be lost; written down with the next tick."""
         self._count()
         marks = {**self._record.saved, step: self._record.seconds}
         self._record.saved = dict(sorted(marks.items())[-STATES:])
-        self._write()
 
     def _count(self) -> None:
         now = self._clock()
@@ -102,12 +101,8 @@ class LostWork:
             )
             return _Record()
 
-    def _write(self) -> None:
-        """Keep it; a figure is no reason to end a run."""
+    def note(self) -> None:
+        """Write down how far training is."""
         self._written_at = self._seen_at
-        if not self._group.leads:
-            return
-        try:
-            self._folder.write(FILE, self._record.model_dump_json().encode())
-        except StageFailure as failure:
-            logger.warning("lost time may be counted short: %s", failure.message)
+        if self._group.leads:
+            self._folder.note(FILE, self._record.model_dump_json().encode())
