@@ -256,3 +256,22 @@ def test_a_signal_while_the_store_is_away_saves_when_it_is_back(tmp_path: Path) 
             pod.train(config_for(pod, save_every_steps=100), Eviction())
 
         assert pod.complete_states() == ["step-1"]
+
+
+@pytest.mark.full
+def test_processes_of_one_pod_save_into_the_bucket_and_go_on_from_it(pod: Pod) -> None:
+    """Each reads what it needs into a folder of its own."""
+    settings: dict[str, Any] = {"epochs": 10, "gradient_accumulation_steps": 1, "processes": 2}
+    config = config_for(pod, **settings).model_copy(update={"devices": 2})
+    process = start(config)
+    read = read_until(process, "saved the state after step 4")
+    process.send_signal(signal.SIGTERM)
+
+    stopped = finish(process, read)
+    ended = run(in_pod(pod.next(), config))
+
+    assert stopped.code == ExitCode.PREEMPTED_SAVED, stopped.logs
+    assert ended.code == ExitCode.OK, ended.logs
+    trained = ended.result.train
+    assert trained is not None
+    assert (trained.steps, trained.restarts) == (config.hyperparameters.total_steps, 1)
