@@ -95,7 +95,11 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
 
 
 def _evaluated(config: EvaluateConfig) -> EvaluateResult:
-    values = {"exact_match": {"Tuned": 1.0, "Base": 0.0}, "loss": {"Tuned": 0.1, "Base": 3.0}}
+    values = {
+        "exact_match": {"Tuned": 1.0, "Base": 0.0},
+        "loss": {"Tuned": 0.1, "Base": 3.0},
+        "preference_accuracy": {"Tuned": 1.0, "Base": 0.5},
+    }
     scores = tuple(
         Score(metric=metric, subject=subject, value=values[metric][subject], rows=20)
         for metric in config.metrics

@@ -27,6 +27,7 @@ from finetune_trainer.model.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.template import render, stop_token_ids
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.train.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
 from hack.models import tiny
@@ -120,6 +121,26 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench, metho
 
     assert process.returncode == -signal.SIGKILL
     assert result == uninterrupted(bench, method, epochs=8).model_copy(update={"restarts": 1})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_changes_nothing(bench: Workbench, method: str) -> None:
+    checkpointed = bench.train(config_for(bench, method, gradient_checkpointing=True))
+
+    assert checkpointed == uninterrupted(bench, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "halved"), [("DPO", 2, True), ("KTO", 4, True), ("KTO", 2, False)]
+)
+def test_batches_that_do_not_fit_are_halved_as_far_as_the_method_works(
+    bench: Workbench, method: str, rows: int, halved: bool
+) -> None:
+    used = bench.train_config(
+        "sha256:" + "0" * 64, "sha256:" + "0" * 64, method=METHODS[method], per_device_batch_size=rows
+    )
+
+    assert BatchSplit().can_halve(used.hyperparameters, used.method.type) == halved
 
 
 @pytest.mark.parametrize("method", METHODS)

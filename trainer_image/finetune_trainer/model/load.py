@@ -85,5 +85,7 @@ def _quiet() -> None:
     """Keep out of the log what is for people who watch a terminal, or who develop PEFT."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings(
-        "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        "ignore",
+        message="`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated",
+        category=FutureWarning,
     )
