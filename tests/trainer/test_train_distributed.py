@@ -15,6 +15,7 @@ import torch
 
 from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
+from finetune_trainer.train import trainer
 from tests.trainer.processes import Ended, finish, kill, read_until, start
 from tests.trainer.test_train_watchdog import HANGING
 from tests.trainer.workbench import ROWS, RUN, Workbench, elsewhere, weights
@@ -34,6 +35,15 @@ def when_told(*arguments, **settings):
     return publish(*arguments, **settings)
 
 stage.publish_checkpoints = when_told
+sys.exit(main())
+"""
+
+DOES_NOT_CLIP = """
+import sys
+from finetune_trainer.__main__ import main
+from finetune_trainer.train import trainer
+
+trainer.LARGEST_GRADIENT_NORM = 1e9
 sys.exit(main())
 """
 
@@ -109,8 +119,8 @@ class Pods:
         """One pod with a process for each of two devices."""
         return self._start(self.together(devices=2), environ={PORT_ENV: str(self.port)})
 
-    def run(self) -> list[Ended]:
-        return [finish(process) for process in [self.start(rank) for rank in range(2)]]
+    def run(self, *arguments: str) -> list[Ended]:
+        return [finish(process) for process in [self.start(rank, *arguments) for rank in range(2)]]
 
     @property
     def result(self) -> TrainResult:
@@ -131,6 +141,13 @@ class Pods:
         dataset = self.bench.dataset(ROWS[:11], ROWS[:5])  # the last step has a batch for one process only
         config = self.bench.train_config(dataset=dataset, method=method, rows=11, **settings)
         return config.model_copy(update={"metrics_port": free_port()})
+
+
+def gradients(bench: Workbench, step: int) -> list[torch.Tensor]:
+    """Their running means in the state after a step."""
+    folder = bench.store.run_folder(RUN, "train").path / "state" / f"step-{step}"
+    state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    return [state[number]["exp_avg"] for number in sorted(state)]
 
 
 @contextmanager
@@ -162,13 +179,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 
 @pytest.mark.parametrize(("method", "accumulation"), [("LoRA", 2), ("Full", 1)])
 def test_two_processes_train_as_one_with_the_same_rows_a_step(
-    tmp_path: Path, method: str, accumulation: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, accumulation: int
 ) -> None:
+    monkeypatch.setattr(trainer, "LARGEST_GRADIENT_NORM", 1e9)
     settings: dict[str, Any] = {"dropout": 0, "method": method, "accumulation": accumulation}
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())
     with pods(tmp_path, **settings) as two:
-        leader, other = two.run()
+        leader, other = two.run("-c", DOES_NOT_CLIP)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     result = two.result
@@ -178,6 +196,10 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
         assert mine.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-6)
         together, alone = weights(two.bench.checkpoint(mine)), weights(one.checkpoint(theirs))
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    # Adam and clipping hide gradients that are too small or too large.
+    torch.testing.assert_close(
+        gradients(two.bench, result.steps), gradients(one, result.steps), rtol=1e-3, atol=1e-7
+    )
     assert any("termination message" in line["message"] for line in leader.logs)
     assert not any("termination message" in line["message"] for line in other.logs)
 
