@@ -79,7 +79,7 @@ def test_the_rewards_of_good_answers_have_risen_above_those_of_bad_ones(
 ) -> None:
     ended = team.until("FineTuneJob", run(name), "Ready")
 
-    assert ended["status"]["progress"]["rewardMargin"] > 0
+    assert ended["status"]["training"]["rewardMargin"] > 0
     assert "; reward margin " in condition_of(ended, "Trained")["message"]
     preference = ended["status"]["resolved"]["preference"]
     assert ("undesirableWeight" in preference) == (name == "kto")

@@ -18,7 +18,7 @@ from finetune_trainer.distributed.place import PORT_ENV
 from finetune_trainer.train import trainer
 from tests.trainer.processes import Ended, finish, kill, read_until, start
 from tests.trainer.test_train_watchdog import HANGING
-from tests.trainer.workbench import ROWS, RUN, Workbench, elsewhere, weights
+from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
 
 PUBLISHES_WHEN_TOLD = """
 import sys, time
@@ -127,7 +127,7 @@ class Pods:
         result = self.bench.store.read_result(RUN, "train")
         assert result is not None
         assert result.train is not None
-        return result.train
+        return result.train.model_copy(update=OF_ONE_RUN)
 
     def _start(self, config: TrainConfig, *arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
         with one_core(len(self.started)):
@@ -144,10 +144,14 @@ class Pods:
 
 
 def gradients(bench: Workbench, step: int) -> list[torch.Tensor]:
-    """Their running means in the state after a step."""
+    """Their running means in the state after a step, in the order of the optimizer's parameters.
+
+    Of weights that are divided the state has names instead of numbers.
+    """
     folder = bench.store.run_folder(RUN, "train").path / "state" / f"step-{step}"
-    state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
-    return [state[number]["exp_avg"] for number in sorted(state)]
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
+    parameters = [name for group in optimizer["param_groups"] for name in group["params"]]
+    return [optimizer["state"][name]["exp_avg"] for name in parameters]
 
 
 @contextmanager

@@ -153,6 +153,20 @@ class TrainingStatus(Model):
     steps: int
     train_loss: Annotated[float | None, Field(description="Of the last complete epoch.")] = None
     validation_loss: Annotated[float | None, Field(description="After the last complete epoch.")] = None
+    reward_accuracy: Annotated[
+        float | None,
+        Field(
+            description="DPO, ORPO: share of pairs whose chosen answer has the higher reward, of the best"
+            " Checkpoint."
+        ),
+    ] = None
+    reward_margin: Annotated[
+        float | None,
+        Field(
+            description="DPO, KTO, ORPO: mean reward of good answers less that of bad ones, of the best"
+            " Checkpoint."
+        ),
+    ] = None
     tokens: Annotated[int, Field(description="Tokens read, padding not counted.")] = 0
     tokens_per_second: Annotated[
         float | None, Field(description="Mean of the whole run, validation and saving included.")

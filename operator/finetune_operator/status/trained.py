@@ -1,7 +1,7 @@
 """What the condition Trained says of a run's training."""
 
 from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, TrainingStatus
-from finetune_trainer.contract import TrainResult
+from finetune_trainer.contract import CheckpointResult, TrainResult
 
 
 def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> str:
@@ -22,7 +22,9 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
 
 def training_status(trained: TrainResult) -> TrainingStatus:
     """The figures that stay in the status."""
-    return TrainingStatus(**trained.model_dump(include=set(TrainingStatus.model_fields)))
+    best = _best(trained)
+    rewards = best.model_dump(include={"reward_accuracy", "reward_margin"}) if best else {}
+    return TrainingStatus(**trained.model_dump(include=set(TrainingStatus.model_fields)), **rewards)
 
 
 def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:
@@ -43,12 +45,16 @@ def _restarts(trained: TrainResult) -> str:
 
 
 def _rewards(trained: TrainResult) -> str:
-    best = next((checkpoint for checkpoint in trained.checkpoints if checkpoint.best), None)
+    best = _best(trained)
     if best is None:
         return ""
     accuracy, margin = best.reward_accuracy, best.reward_margin
     right = "" if accuracy is None else f"; reward accuracy {accuracy:.2f}"
     return f"{right}; reward margin {margin:.3g}" if margin is not None else right
+
+
+def _best(trained: TrainResult) -> CheckpointResult | None:
+    return next((checkpoint for checkpoint in trained.checkpoints if checkpoint.best), None)
 
 
 def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> str:

@@ -133,9 +133,21 @@ def test_the_figures_of_a_finished_run_stay_in_its_status() -> None:
 
     training = cluster.job(JOB).status.training
     assert training is not None
-    assert training.model_dump() == {"steps": 40, "train_loss": 0.12, "tokens": 27000, **figures}
+    assert training.model_dump(exclude_none=True) == {
+        "steps": 40,
+        "train_loss": 0.12,
+        "tokens": 27000,
+        **figures,
+    }
+
+
+def test_a_finished_run_shows_the_loss_that_training_ended_with() -> None:
+    """The last report may be that of a pod that was lost."""
+    cluster = after(train_loss=0.02)
+
     ended = cluster.job(JOB).status.progress
     assert ended is not None
+    assert ended.loss == 0.02
 
 
 def test_a_checkpoint_has_the_losses_up_to_its_step() -> None:
@@ -162,6 +174,9 @@ def test_a_run_that_learned_preferences_says_how_far_the_rewards_are_apart() -> 
     judged = after(checkpoints=(FINAL.model_copy(update={"reward_margin": 1.2345, "best": True}),))
 
     assert message(pairs) == "40 steps, 1 checkpoint; reward accuracy 0.92; reward margin 1.23"
+    training = pairs.job(JOB).status.training
+    assert training is not None
+    assert (training.reward_accuracy, training.reward_margin) == (0.91666, 1.2345)
     assert message(judged) == "40 steps, 1 checkpoint; reward margin 1.23"
 
 
