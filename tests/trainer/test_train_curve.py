@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer import termination
-from finetune_trainer.contract import CheckpointResult, StageResult, TrainResult
+from finetune_trainer.contract import CheckpointResult, Method, MethodType, StageResult, TrainResult
 from finetune_trainer.failure import Preempted
 from finetune_trainer.train.curve import MOST_POINTS, SHOWN_POINTS, Curve
-from tests.trainer.workbench import ROWS, RUN, Sheet, Workbench, elsewhere
+from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 
 
 @pytest.fixture
@@ -135,6 +135,15 @@ def test_a_report_without_validation_has_one_line(bench: Workbench) -> None:
     page = (bench.store.run_folder(RUN, "train").path / "report.html").read_text()
     assert page.count("<polyline") == 1
     assert "no validation rows" in page
+
+
+@pytest.mark.parametrize(("method", "unit"), [("LoRA", "nats a token"), ("DPO", "loss a row")])
+def test_the_axis_says_what_the_loss_is_of(bench: Workbench, method: MethodType, unit: str) -> None:
+    rows = PAIRS if method == "DPO" else ROWS
+    bench.train(bench.train_config(dataset=bench.dataset(rows), method=Method(type=method), rows=len(rows)))
+
+    page = (bench.store.run_folder(RUN, "train").path / "report.html").read_text()
+    assert f">{unit}</text>" in page
 
 
 def long_result(points: int, checkpoints: int = 10) -> StageResult:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from finetune_trainer.contract import TrainConfig, TrainResult
+from finetune_trainer.contract import PREFERENCE_METHODS, TrainConfig, TrainResult
 from finetune_trainer.data.report.document import encode
 from finetune_trainer.data.report.page import training_page
 from finetune_trainer.store import RunFolder
@@ -14,11 +14,12 @@ VERSION: Final = 1
 
 
 def training_report(config: TrainConfig, result: TrainResult, curve: Curve) -> dict[str, Any]:
-    """The report of a run that ended with this result: JSON types; losses in nats a token."""
+    """The report of a run that ended with this result: JSON types; losses in `lossUnit`."""
     return {
         "version": VERSION,
         "run": config.run,
         "method": config.method.type,
+        "lossUnit": "loss a row" if config.method.type in PREFERENCE_METHODS else "nats a token",
         "baseModel": config.base_model,
         "dataset": config.dataset,
         "hyperparameters": config.hyperparameters.to_dict(),
