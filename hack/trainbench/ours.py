@@ -47,6 +47,7 @@ def main(model: Path, workload: str, steps: int, folder: Path) -> None:
         dataset=_dataset(store, workload, steps),
         method=Method(lora=LORA),
         hyperparameters=hyperparameters(steps, save_every_steps=max(1, steps // 4)),
+        metrics_port=0,
     )
     saves = Saves()
     loop.logger.addHandler(saves)

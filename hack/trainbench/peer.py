@@ -18,7 +18,7 @@ from finetune_trainer.model.encode import IGNORED, RowEncoder
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.model.template import load_tokenizer
-from finetune_trainer.train.trainer import LARGEST_GRADIENT_NORM, WARMUP
+from finetune_trainer.train.trainer import arguments
 from hack.trainbench.stopwatch import Stopwatch
 from hack.trainbench.workload import LORA, hyperparameters, training_rows
 
@@ -33,29 +33,14 @@ def main(folder: Path, workload: str, steps: int, output: Path) -> None:
     model = load_base(folder, None, device)
     trainer = SFTTrainer(
         model,
-        args=SFTConfig(
-            output_dir=str(output),
-            num_train_epochs=chosen.epochs,
-            learning_rate=chosen.learning_rate,
-            per_device_train_batch_size=chosen.per_device_batch_size,
-            gradient_accumulation_steps=chosen.gradient_accumulation_steps,
-            seed=chosen.seed,
-            data_seed=chosen.seed,
-            lr_scheduler_type="linear",
-            warmup_steps=WARMUP,
-            weight_decay=0,
-            max_grad_norm=LARGEST_GRADIENT_NORM,
+        args=arguments(
+            SFTConfig,
+            chosen,
+            device,
+            output,
             max_length=None,  # the rows are cut already
             completion_only_loss=True,
             padding_free=True,
-            activation_checkpointing=False,
-            bf16=device.type == "cuda",
-            use_cpu=device.type == "cpu",
-            dataloader_pin_memory=device.type == "cuda",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_dict(
             {
