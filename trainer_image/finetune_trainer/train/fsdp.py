@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from typing_extensions import override
 
-from finetune_trainer.train.trainer import CompletionTrainer
+from finetune_trainer.train.trainer import CompletionTrainer, collect_state
 
 CONFIG: Final = {"version": 2, "reshard_after_forward": True}
 """As transformers takes it; layers are those that the model's class names as such."""
@@ -49,15 +49,15 @@ class FullyShardedTrainer(CompletionTrainer):
     settings = MappingProxyType({"fsdp": True, "fsdp_config": CONFIG})
 
     @override
-    def collect_optimizer(self) -> Callable[[Path], None]:
+    def collect_state(self) -> Callable[[Path], None]:
         state = get_optimizer_state_dict(self._trained, self._own_optimizer, options=GATHERED)
         scheduler = self._scheduler.state_dict()
 
-        def write(folder: Path) -> None:
+        def write_optimizer(folder: Path) -> None:
             torch.save(state, folder / OPTIMIZER_NAME)
             torch.save(scheduler, folder / SCHEDULER_NAME)
 
-        return write
+        return collect_state(self, self._group, write_optimizer)
 
     @override
     def _load_from_checkpoint(

@@ -77,12 +77,12 @@ def arguments(
 
 
 def collect_state(
-    trainer: Trainer, group: Group, write_optimizer: Callable[[Path], None]
+    trainer: Trainer, group: Group, write_optimizer: Callable[[Path], None] | None = None
 ) -> Callable[[Path], None]:
     """What `train` reads to resume: optimizer, scheduler, position, and every process's random numbers.
 
     Every process takes part; what it returns writes the files, in the leader. Optimizer and scheduler are
-    written by `write_optimizer`.
+    written by `write_optimizer` where they are not this process's own.
     """
     with TemporaryDirectory() as folder:
         trainer._save_rng_state(folder)
@@ -90,7 +90,10 @@ def collect_state(
         random_numbers = group.gathered((file.name, file.read_bytes()))
 
     def write(folder: Path) -> None:
-        write_optimizer(folder)
+        if write_optimizer is None:
+            trainer._save_optimizer_and_scheduler(str(folder))
+        else:
+            write_optimizer(folder)
         for name, content in random_numbers:
             (folder / name).write_bytes(content)
         trainer.state.save_to_json(str(folder / TRAINER_STATE))
@@ -186,11 +189,7 @@ class CompletionTrainer(Trainer):
 
     def collect_state(self) -> Callable[[Path], None]:
         """What `train` reads to resume; of all processes."""
-        return collect_state(self, self._group, self.collect_optimizer())
-
-    def collect_optimizer(self) -> Callable[[Path], None]:
-        """Optimizer and scheduler, of all processes; what it returns writes them."""
-        return lambda folder: self._save_optimizer_and_scheduler(str(folder))
+        return collect_state(self, self._group)
 
 
 def _head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:

@@ -95,7 +95,7 @@ class PreferenceTrainer(Trainer):
 
     def collect_state(self) -> Callable[[Path], None]:
         """What `train` reads to resume."""
-        return collect_state(self, ALONE, lambda folder: self._save_optimizer_and_scheduler(str(folder)))
+        return collect_state(self, ALONE)
 
     def _measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, RewardSums]:
         """TRL's loss of a batch, and its rewards, which TRL keeps for its own log."""
