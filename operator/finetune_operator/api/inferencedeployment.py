@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.meta import (
     FRACTION_ADVICE,
@@ -184,6 +185,16 @@ class InferenceDeploymentSpec(Model):
         int, Field(ge=0, le=1000, description="Replicas; a HorizontalPodAutoscaler may set it.")
     ] = 1
     strategy: Strategy = Strategy()
+    availability: Annotated[
+        Availability | None,
+        Field(description="How replicas are spread, and how many of them evictions may take at a time."),
+    ] = None
+    network_policy: Annotated[
+        EndpointNetworkPolicy | None,
+        Field(
+            description="NetworkPolicy of the endpoint's pods. Absent: none, so that every pod can connect."
+        ),
+    ] = None
 
 
 class RevisionStatus(Model):

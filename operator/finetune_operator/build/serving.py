@@ -87,6 +87,7 @@ def build_revision(
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
         "placement": placement,
     }
+    inputs |= _added_later(endpoint)
     # Any of them opens the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
     if any(weights.checkpoint is None for _, weights in models):
@@ -94,6 +95,13 @@ def build_revision(
         inputs["store"] = [store, secret]
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
     return Revision(name, base_digest, models, profile, store, secret)
+
+
+def _added_later(endpoint: InferenceDeployment) -> dict[str, Any]:
+    """What later releases let a user choose: part of the name only where it is set (decision 5)."""
+    availability = endpoint.spec.availability
+    spread = availability.topology_spread if availability is not None else ()
+    return {"topologySpread": [each.to_dict() for each in spread]} if spread else {}
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -229,7 +237,16 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             {"name": "scratch", "emptyDir": {}},
         ],
     }
-    return {**pod, **_placement(revision.profile)}
+    return {**pod, **_placement(revision.profile), **_spread(endpoint, revision)}
+
+
+def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
+    availability = endpoint.spec.availability
+    if availability is None or not availability.topology_spread:
+        return {}
+    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}}
+    constraints = [{**each.to_dict(), "labelSelector": selector} for each in availability.topology_spread]
+    return {"topologySpreadConstraints": constraints}
 
 
 def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:

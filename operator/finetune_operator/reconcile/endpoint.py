@@ -8,6 +8,7 @@ from finetune_operator.api.inferencedeployment import EndpointDisplay, Inference
 from finetune_operator.build.labels import REVISION
 from finetune_operator.build.serving import build_replicas, endpoint_url
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile.protection import protect
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import enter, shortened, status_manifest
@@ -91,6 +92,8 @@ class Observed:
             events = (*events, Event("Warning", _event_reason(halt), halt.message))
         requeue = halt.requeue_after if isinstance(halt, Working | Blocked) else None
         status = status_manifest(endpoint.status.model_copy(update=values))
+        protection = protect(endpoint, self.world, values["revision"])
+        apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
         return Plan(create, apply, delete, status, events, requeue)
 
 

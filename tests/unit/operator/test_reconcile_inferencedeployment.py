@@ -326,13 +326,14 @@ def test_a_pin_on_a_missing_checkpoint_says_so() -> None:
     )
 
 
-def test_scaling_changes_the_replicas_and_nothing_else() -> None:
+def test_scaling_changes_the_replicas_and_gives_several_of_them_a_budget() -> None:
     cluster, revision = serving_cluster()
     cluster.log.clear()
     cluster.edit(replicas=3)
     cluster.reconcile()
     assert cluster.deployments[revision]["spec"]["replicas"] == 3
-    assert cluster.log == [f"apply Deployment {revision}"]
+    (budget,) = cluster.disruption_budgets
+    assert cluster.log == [f"apply Deployment {revision}", f"apply PodDisruptionBudget {budget}"]
 
 
 def test_another_default_image_of_the_operator_restarts_no_endpoint() -> None:
