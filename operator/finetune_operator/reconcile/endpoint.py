@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
 from finetune_operator.build.labels import REVISION
-from finetune_operator.build.serving import build_replicas, endpoint_url
+from finetune_operator.build.serving import build_replicas, build_service, endpoint_url
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.protection import protect
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
@@ -30,12 +30,33 @@ class Observed:
         return self.world.services.get(self.endpoint.name)
 
     @property
-    def serving(self) -> str:
+    def points_at(self) -> str:
         """The revision that the Service points at, or nothing."""
         if self.service is None:
             return ""
         name: str = self.service["spec"].get("selector", {}).get(REVISION, "")
         return name
+
+    @property
+    def serving(self) -> str:
+        """The revision that serves, or nothing.
+
+        The Service says it. Where it is gone, or points at nothing that exists, it is the revision that it
+        pointed at before: what serves is not given up because somebody deleted or edited a Service.
+        """
+        before = self.endpoint.status.revision
+        if self.points_at not in self.world.deployments and before in self.world.deployments:
+            return before
+        return self.points_at
+
+    def pointing(self, revision: str) -> tuple[tuple[Create, ...], tuple[Apply, ...]]:
+        """What makes the Service point at this revision."""
+        if self.service is None:
+            return (Create(build_service(self.endpoint, revision)),), ()
+        if self.points_at == revision:
+            return (), ()
+        uid = self.service["metadata"]["uid"]
+        return (), (Apply(build_service(self.endpoint, revision, uid=uid)),)
 
     def scaling(self, *revisions: str) -> tuple[Apply, ...]:
         """What gives these revisions' Deployments the replicas that the spec asks for."""
@@ -55,8 +76,12 @@ class Observed:
         delete: tuple[Delete, ...] = (),
         events: tuple[Event, ...] = (),
         update: Mapping[str, Any] | None = None,
+        point_at: str = "",
     ) -> Plan:
-        """The plan with a status that says how things stand."""
+        """The plan with a status that says how things stand.
+
+        The Service points at the revision that serves after it, or at `point_at` where none does.
+        """
         endpoint, now = self.endpoint, self.world.now
         generation = endpoint.metadata.generation
         state = {
@@ -92,6 +117,10 @@ class Observed:
             events = (*events, Event("Warning", _event_reason(halt), halt.message))
         requeue = halt.requeue_after if isinstance(halt, Working | Blocked) else None
         status = status_manifest(endpoint.status.model_copy(update=values))
+        revision = values["revision"] or point_at
+        if revision:
+            made, moved = self.pointing(revision)
+            create, apply = (*made, *create), (*moved, *apply)
         protection = protect(endpoint, self.world, values["revision"])
         apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
         return Plan(create, apply, delete, status, events, requeue)

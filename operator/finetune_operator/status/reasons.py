@@ -42,6 +42,7 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     AVAILABLE = "Available"
     SERVING = "Serving"
+    SCALED_TO_ZERO = "ScaledToZero"
     PROMOTED = "Promoted"
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
