@@ -149,7 +149,15 @@ class ServingCompute(Model):
     profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
         None
     )
-    devices: Annotated[int, Field(ge=1, le=64, description="Devices a replica.")] = 1
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Devices per replica. Engine Transformers uses one accelerator: more are refused with"
+            " reason TooManyDevices. CPU cores are threads of one process. Default: 1.",
+        ),
+    ] = 1
 
 
 class Strategy(Model):

@@ -2,6 +2,7 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.build.pods import CPU
 from finetune_operator.build.serving import Revision, build_revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.endpoint import Observed
@@ -71,6 +72,14 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
             Reason.PROFILE_INVALID,
             f"engine {profile.spec.engine} of ComputeProfile {profile.name} is not implemented in this"
             " release: use a profile with engine: Transformers",
+            requeue_after=None,
+        )
+    if devices > 1 and profile.spec.devices.resource != CPU:
+        return Blocked(
+            Reason.TOO_MANY_DEVICES,
+            f"spec.compute.devices is {devices}, but engine Transformers of ComputeProfile {profile.name} uses"
+            f" one {profile.spec.devices.resource} per replica and would leave the others idle: set it to 1,"
+            " and spec.replicas to the number of devices to serve on",
             requeue_after=None,
         )
     return check_devices(profile, devices, "spec.compute.devices")
