@@ -193,6 +193,14 @@ class InferenceDeploymentSpec(Model):
         int, Field(ge=0, le=1000, description="Replicas; a HorizontalPodAutoscaler may set it.")
     ] = 1
     strategy: Strategy = Strategy()
+    restarted_at: Annotated[
+        datetime | None,
+        Field(
+            description="Time at which the endpoint was last asked to restart. Each new value starts a new"
+            " revision by `strategy`, with the operator's current image unless the ComputeProfile names one."
+            " Absent: only another model, profile or spec starts one."
+        ),
+    ] = None
     availability: Annotated[
         Availability | None,
         Field(description="How replicas are spread, and how many of them evictions may take at a time."),

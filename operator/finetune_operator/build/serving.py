@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
@@ -99,9 +100,12 @@ def build_revision(
 
 def _added_later(endpoint: InferenceDeployment) -> dict[str, Any]:
     """What later releases let a user choose: part of the name only where it is set (decision 5)."""
-    availability = endpoint.spec.availability
-    spread = availability.topology_spread if availability is not None else ()
-    return {"topologySpread": [each.to_dict() for each in spread]} if spread else {}
+    spec, chosen = endpoint.spec, {}
+    if spec.restarted_at is not None:
+        chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
+    if spec.availability is not None and spec.availability.topology_spread:
+        chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
+    return chosen
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:

@@ -77,9 +77,9 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
     if devices > 1 and profile.spec.devices.resource != CPU:
         return Blocked(
             Reason.TOO_MANY_DEVICES,
-            f"spec.compute.devices is {devices}, but engine Transformers of ComputeProfile {profile.name} uses"
-            f" one {profile.spec.devices.resource} per replica and would leave the others idle: set it to 1,"
-            " and spec.replicas to the number of devices to serve on",
+            f"spec.compute.devices is {devices}, but engine Transformers of ComputeProfile {profile.name}"
+            f" uses one {profile.spec.devices.resource} per replica and would leave the others idle: set it"
+            " to 1, and spec.replicas to the number of devices to serve on",
             requeue_after=None,
         )
     return check_devices(profile, devices, "spec.compute.devices")

@@ -140,7 +140,9 @@ class Rollout:
         why = f": {trouble.message}" if trouble is not None else ""
         reason = trouble.reason if trouble is not None else Reason.SCALING
         message = f"{ready} of {self.endpoint.spec.replicas} replicas of {self.wanted.name} are ready{why}"
-        return self._result(Working(reason, message), keep=(self.wanted.name,))
+        hopeless = ready == 0 and trouble is not None and trouble.final
+        halt = Failed(reason, message) if hopeless else Working(reason, message)
+        return self._result(halt, keep=(self.wanted.name,))
 
     def _finish(self) -> Plan:
         entry = state_of(self.revisions, self.wanted.name)

@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     PROMOTED = "Promoted"
     AVAILABLE = "Available"
     REFRESHED = "Refreshed"
+    IMAGE_CURRENT = "ImageCurrent"
 
 
 class Reason(StrEnum):
@@ -43,6 +44,7 @@ class Reason(StrEnum):
     AVAILABLE = "Available"
     SERVING = "Serving"
     SCALED_TO_ZERO = "ScaledToZero"
+    NOT_BELOW_FLOOR = "NotBelowSecurityFloor"
     PROMOTED = "Promoted"
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
@@ -73,6 +75,9 @@ class Reason(StrEnum):
     POD_NOT_STARTING = "PodNotStarting"
     POD_NOT_ENDING = "PodNotEnding"
     NODE_LOST = "NodeLost"
+    NO_REPLICA_READY = "NoReplicaReady"
+    BELOW_FLOOR = "BelowSecurityFloor"
+    VERSION_UNKNOWN = "VersionUnknown"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
     # ended badly
