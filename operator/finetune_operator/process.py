@@ -213,6 +213,7 @@ class Process:
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
+            monitoring_namespace=self._settings.monitoring_namespace,
             unlisted=self._watches.left_out,
         )
 

@@ -481,7 +481,7 @@ class ServeConfig(Contract):
     max_queue: int = 64
     max_model_length: int = 4096
     drain_seconds: float = 10
-    """How long after the preStop hook the pod still takes requests that were routed to it."""
+    """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
 
 
 AnyConfig = Annotated[
