@@ -65,7 +65,7 @@ class Process:
         self._caches = Caches()
         self._surroundings = Surroundings(self._caches)
         self._watches = Watches()
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._surroundings.turn)
         self._board = ProgressBoard(self._add)
         self._lease = Lease(
             self._cluster,
