@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.lease import Lease, LeaseTimes
+from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
@@ -35,6 +36,7 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
 from finetune_operator.reconcile.relations import related
 from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.relook import Relook
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
@@ -45,6 +47,9 @@ from finetune_operator.surroundings import Surroundings
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 600.0
+DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "InferenceDeployment"})
+"""Kinds whose passes decide by what others of the kind are: a new term lists them before its first pass,
+because the watch may not have told yet what the active process before this one wrote last."""
 APPLIED: Final = f"{GROUP}/applied"
 """Annotation of what is applied: a hash of it."""
 
@@ -59,21 +64,24 @@ class Process:
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
         self._metrics = Metrics()
+        self._lease = LeaseThread(
+            lambda: Cluster(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
+            partial(_lease, settings),
+        )
         self._cluster = Cluster(
-            configuration, ResourceTypes(KIND_TYPES.values()), OPERATOR, self._metrics.requested
+            configuration,
+            ResourceTypes(KIND_TYPES.values()),
+            OPERATOR,
+            self._metrics.requested,
+            fence=self._lease.check,
         )
         self._caches = Caches()
         self._surroundings = Surroundings(self._caches)
         self._watches = Watches()
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._surroundings.turn)
+        # Until a term begins nobody takes keys.
+        self._queue.close()
         self._board = ProgressBoard(self._add)
-        self._lease = Lease(
-            self._cluster,
-            settings.pod_namespace,
-            settings.lease_name,
-            identity=settings.pod_name,
-            times=LeaseTimes.of(settings.lease_duration_seconds),
-        )
         self._server = ReportServer(
             Authorizer(self._cluster, self._caches),
             self._board,
@@ -125,7 +133,8 @@ class Process:
         """
         await self._probes.start(self._settings.http_port)
         # All are made before the first runs: each says at once what is waited for.
-        listing: list[Sweeper | Reflector] = [*self._sweepers(), *self._reflectors()]
+        sweepers = [*self._sweepers()]
+        listing: list[Sweeper | Reflector] = [*sweepers, *self._reflectors()]
         kopf = KopfWatch(self._configuration, self._settings.watch_namespaces, self._sink, self._kopf_ended)
         logger.info("filling the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
@@ -133,7 +142,7 @@ class Process:
             if await self._finishes(self._watches.all_settled()):
                 kopf.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
-                await self._leadership().run(self._stopping)
+                await self._leadership(sweepers).run(self._stopping)
         finally:
             for task in tasks:
                 task.cancel()
@@ -141,6 +150,7 @@ class Process:
             await asyncio.to_thread(kopf.stop)
             await self._server.stop()
             await self._probes.stop()
+            await self._lease.close()
             await self._cluster.close()
         if self._failure is not None:
             raise RuntimeError("a part of the process ended by itself") from self._failure
@@ -170,7 +180,7 @@ class Process:
                     selector=SELECTOR,
                 )
 
-    def _leadership(self) -> Leadership:
+    def _leadership(self, sweepers: list[Sweeper]) -> Leadership:
         events = EventRecorder(self._cluster, OPERATOR, self._settings.pod_name)
         executor = Executor(
             self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
@@ -192,20 +202,24 @@ class Process:
             self._settings.workers,
             lambda key, seconds, result: self._metrics.reconciled(key.kind, seconds, result),
         )
-        return Leadership(
-            self._lease,
-            self._queue,
-            workers,
-            keys=self._keys,
-            prepare=self._endpoint.publish_soon,
-            upkeep=self._endpoint.keep,
-        )
+        relook = Relook(self._queue, self._objects, SWEEP_SECONDS)
 
-    def _keys(self) -> Iterator[Key]:
+        async def prepare() -> None:
+            for sweeper in sweepers:
+                if sweeper.kind in DECIDED_TOGETHER:
+                    await sweeper.catch_up()
+            await self._endpoint.publish_soon()
+
+        async def upkeep() -> None:
+            await asyncio.gather(self._endpoint.keep(), relook.run())
+
+        return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
+
+    def _objects(self) -> Iterator[Manifest]:
         for store in self._caches.kinds.values():
-            for key in map(key_of, store):
-                if self._watches.complete(key.namespace):
-                    yield key
+            for obj in store:
+                if self._watches.complete(obj["metadata"].get("namespace", "")):
+                    yield obj
 
     def _facts(self) -> OperatorFacts:
         return OperatorFacts(
@@ -295,6 +309,17 @@ class Process:
             return False
         task.result()
         return True
+
+
+def _lease(settings: Settings, cluster: Cluster, stalled: Callable[[], float]) -> Lease:
+    return Lease(
+        cluster,
+        settings.pod_namespace,
+        settings.lease_name,
+        identity=settings.pod_name,
+        times=LeaseTimes.of(settings.lease_duration_seconds),
+        stalled=stalled,
+    )
 
 
 def _holds_devices(manifest: Manifest) -> bool:
