@@ -78,6 +78,11 @@ class Cluster:
                 return
             query = {**query, "continue": token}
 
+    async def newest(self, type_: ResourceType, namespace: str = "") -> int:
+        """The resource version that a list would have now, for the price of one object."""
+        page = await self._transport.call(Request("list", "GET", type_.path(namespace), {"limit": "1"}))
+        return int(page["metadata"]["resourceVersion"])
+
     async def watch(
         self, type_: ResourceType, namespace: str, selector: str, resource_version: str, *, seconds: int
     ) -> AsyncGenerator[Manifest]:
