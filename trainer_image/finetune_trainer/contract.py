@@ -426,6 +426,8 @@ class CollectConfig(StageConfig):
 
     stage: Literal["collect"] = "collect"
     of: Stage
+    probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
+    """Write a small file into the stage's folder and remove it first: whether the store can be used."""
 
 
 class CleanupConfig(Contract):

@@ -224,8 +224,15 @@ def cleanup_config(
     return contract.CleanupConfig(owner=inputs.contract_owner, store=inputs.store, artifact=artifact)
 
 
-def collect_config(inputs: StageInputs, stage: contract.Stage) -> contract.CollectConfig:
-    """Read the stored result of a stage whose pod is gone."""
+def collect_config(
+    inputs: StageInputs, stage: contract.Stage, *, probe: bool = False
+) -> contract.CollectConfig:
+    """Read the stored result of a stage whose pod is gone; with `probe` see whether the store can be used."""
     return contract.CollectConfig(
-        owner=inputs.contract_owner, run=inputs.run, store=inputs.store, report=inputs.report, of=stage
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=inputs.store,
+        report=inputs.report,
+        of=stage,
+        probe=probe,
     )

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     EVALUATING = "Evaluating"
     PROMOTING = "Promoting"
     COLLECTING = "Collecting"
+    CHECKING_STORE = "CheckingStore"
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"

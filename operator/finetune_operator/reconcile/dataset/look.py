@@ -5,6 +5,7 @@ from typing import Literal
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.build.configs import StageInputs, collect_config, prepare_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
@@ -51,7 +52,14 @@ def request_of(dataset: Dataset, world: World) -> StageRequest:
         build=lambda: _build(dataset, world, "prepare"),
         collect_name=collect_name,
         build_collect=lambda: _build(dataset, world, "collect"),
+        retry=retry_of(dataset),
     )
+
+
+def retry_of(dataset: Dataset) -> RetryStatus | None:
+    """Failures in a row of looks with this spec."""
+    is_current = dataset.status.observed_generation == dataset.metadata.generation
+    return dataset.status.retry if is_current else None
 
 
 def ended(dataset: Dataset, world: World, source_version: str | None) -> RefreshStatus:
