@@ -18,6 +18,7 @@ class ConditionType(StrEnum):
     AVAILABLE = "Available"
     REFRESHED = "Refreshed"
     IMAGE_CURRENT = "ImageCurrent"
+    LABELS_READ = "LabelsRead"
 
 
 class Reason(StrEnum):
@@ -31,6 +32,7 @@ class Reason(StrEnum):
     EVALUATING = "Evaluating"
     PROMOTING = "Promoting"
     COLLECTING = "Collecting"
+    CHECKING_STORE = "CheckingStore"
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"
@@ -49,6 +51,8 @@ class Reason(StrEnum):
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
     REJECTED = "Rejected"
+    # said, and nothing stops
+    OLDER_RULE = "OlderRule"
     # blocked, but may mend itself when somebody acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
