@@ -14,6 +14,7 @@ from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
 from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
@@ -165,18 +166,20 @@ def build_deployment(
 
 
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
-    spec = revision.profile.spec
+    trainer = trainer_of(revision.profile, image)
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = _store_volumes(store)
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
     fetch = FetchConfig(
+        contract=trainer.contract,
         owner=owner,
         store=store,
         items=_items(revision),
     )
     serve = ServeConfig(
+        contract=trainer.contract,
         owner=owner,
         base_folder=_base_folder(revision),
         models=tuple(
@@ -185,7 +188,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         drain_seconds=DRAIN_SECONDS,
     )
     common = {
-        "image": spec.images.trainer or image,
+        "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
