@@ -182,7 +182,8 @@ class ComputeProfileSpec(Model):
         Field(
             ge=1,
             le=1000,
-            description="Version of the contract that images.trainer reads; without effect where images.trainer is absent.",
+            description="Version of the contract that images.trainer reads; without images.trainer it has no"
+            " effect.",
         ),
     ] = 1
     engine: Annotated[
