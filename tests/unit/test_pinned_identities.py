@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import BaseModelRecord
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.computeprofile import ComputeProfile, Devices
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.build import revisionhash
 from finetune_operator.build.serving import build_revision
 from finetune_operator.build.weights import Weights
 from finetune_operator.reconcile.finetunejob.identity import mark
@@ -80,6 +81,27 @@ def test_revisions_keep_their_names(
     )
 
     assert build_revision(endpoint(**spec), digest("b"), models, made, "pvc://artifacts").name == name
+
+
+class LaterDevices(Devices):
+    """As of a release that adds a field."""
+
+    sharing: str | None = None
+
+
+@pytest.mark.parametrize(("sharing", "same"), [(None, True), ("time-slicing", False)])
+def test_a_field_that_comes_later_enters_the_name_only_when_set(
+    monkeypatch: pytest.MonkeyPatch, sharing: str | None, same: bool
+) -> None:
+    monkeypatch.setitem(revisionhash.ALWAYS, LaterDevices, revisionhash.ALWAYS[Devices])
+    made = ComputeProfile.model_validate({"kind": "ComputeProfile", "metadata": {"name": "standard"}})
+    spec = made.spec.model_copy(update={"devices": LaterDevices(sharing=sharing)})
+    later = made.model_copy(update={"spec": spec})
+    models = (("tone", RECORDED),)
+
+    name = build_revision(endpoint(), digest("b"), models, later, "pvc://artifacts").name
+
+    assert (name == REVISIONS[0][-1]) is same
 
 
 RUNS: list[tuple[str, dict[str, Any], str]] = [

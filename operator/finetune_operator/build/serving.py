@@ -13,6 +13,7 @@ from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels,
 from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
+from finetune_operator.build.revisionhash import hashed_placement, hashed_resources
 from finetune_operator.build.security import container_security, pod_security
 from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
@@ -73,20 +74,18 @@ def build_revision(
 ) -> Revision:
     """The revision for these models, named by what a user of the endpoint chose.
 
-    The operator's default image is not part of the name, so that its upgrade restarts no endpoint.
+    The operator's default image is not part of the name, so that its upgrade restarts no endpoint. A setting
+    that comes with a later release enters it only when set.
     """
     spec = profile.spec
-    placement = spec.model_dump(
-        mode="json", include={"devices", "node_selector", "tolerations", "runtime_class_name", "engine"}
-    )
     inputs: dict[str, Any] = {
         "base": base_digest,
         "models": [(name, weights.digest, weights.type) for name, weights in models],
         "image": spec.images.trainer,
         "devices": endpoint.spec.compute.devices,
-        "resources": spec.resources.serve.to_dict() if spec.resources.serve else None,
+        "resources": hashed_resources(spec.resources.serve),
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
-        "placement": placement,
+        "placement": hashed_placement(spec),
     }
     # Any of them opens the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
