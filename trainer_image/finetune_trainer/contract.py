@@ -15,12 +15,15 @@ Nothing here imports torch, and nothing ever may.
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
+
+from finetune_trainer.lenient import lenient_validator
 
 CONTRACT_VERSION: Final = 2
 CONTRACT_VERSIONS: Final = (CONTRACT_VERSION - 1, CONTRACT_VERSION)
@@ -207,6 +210,7 @@ DataFormat = Literal[
 NearDuplicates = Literal["Off", "Keep", "Remove"]
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base"]
+SplitName = Literal["train", "validation", "test"]
 
 
 class Owner(Contract):
@@ -557,7 +561,7 @@ CONFIG_ADAPTER: Final[TypeAdapter[AnyConfig]] = TypeAdapter(AnyConfig)
 class SplitRecord(Contract):
     """One split of a dataset; its digest is that of its file."""
 
-    name: Literal["train", "validation", "test"]
+    name: SplitName
     rows: int
     digest: Digest
 
@@ -731,12 +735,13 @@ class StageResult(Contract):
     def parse(cls, text: str) -> Self | None:
         """The result in a termination message, or None where the text is something else.
 
-        Fields of newer trainers are ignored.
+        Fields of newer trainers are ignored; their enum values are data, whatever the types say.
         """
-        try:
+        with suppress(ValueError):
             return cls.model_validate_json(text, extra="ignore")
-        except ValueError:
-            return None
+        with suppress(ValueError):
+            return cast("Self", lenient_validator(cls).validate_json(text, extra="ignore"))
+        return None
 
 
 class Progress(Contract):
@@ -768,5 +773,8 @@ class Report(Contract):
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """The report in a request's body; fields of newer trainers are ignored. Raises ValidationError."""
+        """The report in a request's body; fields of newer trainers are ignored.
+
+        Raises ValidationError.
+        """
         return cls.model_validate_json(text, extra="ignore")

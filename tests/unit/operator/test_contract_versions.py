@@ -67,7 +67,7 @@ def test_a_result_of_a_newer_trainer_is_read_without_what_is_unknown() -> None:
         "evaluate": {
             "checkpoint": "sha256:" + "0" * 64,
             "split": "test",
-            "scores": [{"metric": "loss", "subject": "Base", "value": 1, "rows": 2, "interval": [0, 1]}],
+            "scores": [{"metric": "bleu", "subject": "Live", "value": 1, "rows": 2, "interval": [0, 1]}],
         },
     }
 
@@ -75,7 +75,8 @@ def test_a_result_of_a_newer_trainer_is_read_without_what_is_unknown() -> None:
 
     assert result is not None
     assert result.evaluate is not None
-    assert result.evaluate.scores[0].metric == "loss"
+    score = result.evaluate.scores[0].model_dump()
+    assert (score["metric"], score["subject"]) == ("bleu", "Live")
 
 
 def test_a_report_of_a_newer_trainer_is_read_and_a_broken_one_is_not() -> None:
