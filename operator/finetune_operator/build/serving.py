@@ -14,7 +14,9 @@ from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels,
 from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
+from finetune_operator.build.revisionhash import hashed_placement, hashed_resources
 from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
@@ -73,20 +75,18 @@ def build_revision(
 ) -> Revision:
     """The revision for these models, named by what a user of the endpoint chose.
 
-    The operator's default image is not part of the name, so that its upgrade restarts no endpoint.
+    The operator's default image is not part of the name, so that its upgrade restarts no endpoint. A setting
+    that comes with a later release enters it only when set.
     """
     spec = profile.spec
-    placement = spec.model_dump(
-        mode="json", include={"devices", "node_selector", "tolerations", "runtime_class_name", "engine"}
-    )
     inputs: dict[str, Any] = {
         "base": base_digest,
         "models": [(name, weights.digest, weights.type) for name, weights in models],
         "image": spec.images.trainer,
         "devices": endpoint.spec.compute.devices,
-        "resources": spec.resources.serve.to_dict() if spec.resources.serve else None,
+        "resources": hashed_resources(spec.resources.serve),
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
-        "placement": placement,
+        "placement": hashed_placement(spec),
     }
     inputs |= _added_later(endpoint)
     # Any of them opens the store.
@@ -177,18 +177,20 @@ def build_deployment(
 
 
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
-    spec = revision.profile.spec
+    trainer = trainer_of(revision.profile, image)
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = _store_volumes(store)
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
     fetch = FetchConfig(
+        contract=trainer.contract,
         owner=owner,
         store=store,
         items=_items(revision),
     )
     serve = ServeConfig(
+        contract=trainer.contract,
         owner=owner,
         base_folder=_base_folder(revision),
         models=tuple(
@@ -197,7 +199,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         drain_seconds=DRAIN_SECONDS,
     )
     common = {
-        "image": spec.images.trainer or image,
+        "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",

@@ -6,7 +6,7 @@ from finetune_operator.build.pods import CPU
 from finetune_operator.build.serving import Revision, build_revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.endpoint import Observed
-from finetune_operator.reconcile.profiles import check_devices, resolve_profile
+from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
 from finetune_operator.reconcile.rollout import Rollout
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.storage import check_store, claim_names
@@ -82,4 +82,4 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
             " to 1, and spec.replicas to the number of devices to serve on",
             requeue_after=None,
         )
-    return check_devices(profile, devices, "spec.compute.devices")
+    return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")

@@ -74,10 +74,10 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     ),
     (
         "the profile's trainer speaks another contract",
-        with_claims(profile(trainerContract=9)),
+        with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
         {},
         "ProfileInvalid",
-        "trainerContract 9, this operator speaks 1",
+        "trainerContract 9, this operator speaks 1 and 2",
         lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
     ),
     (
