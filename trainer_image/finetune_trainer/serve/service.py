@@ -14,6 +14,7 @@ from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiE
 from finetune_trainer.serve.identity import identities
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.names import served_names
+from finetune_trainer.serve.watchdog import Watchdog
 
 if TYPE_CHECKING:
     # They import torch, which takes seconds: the server answers probes and takes signals before.
@@ -31,6 +32,7 @@ class Loaded:
 
     engine: "Engine"
     prompts: "Prompts"
+    watchdog: Watchdog
 
 
 class ModelThreadDied(Exception):
@@ -63,6 +65,7 @@ class Service:
         if self._loaded is not None:
             self._died = not self._loaded.engine.alive
             await asyncio.to_thread(self._loaded.engine.stop)
+            self._loaded.watchdog.stop()
         self._tokenizer.shutdown()
 
     @property
@@ -128,4 +131,6 @@ class Service:
         generate_one_token_each(served, prompts)
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)
         engine.start()
-        return Loaded(engine, prompts)
+        watchdog = Watchdog(lambda: engine.pass_seconds)
+        watchdog.start()
+        return Loaded(engine, prompts, watchdog)
