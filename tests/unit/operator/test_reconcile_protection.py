@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.plan import Manifest
-from tests.unit.operator.endpoints import Cluster, checkpoint
+from tests.unit.operator.endpoints import Cluster, checkpoint, profile
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
@@ -141,3 +141,32 @@ def test_protection_is_no_part_of_a_revision(spec: Manifest) -> None:
     cluster.settle()
     assert list(cluster.deployments) == [revision]
     assert cluster.condition("Ready") is not None
+
+
+KEYS = {"apiKeysSecretRef": {"name": "desk-keys"}}
+
+
+def test_keys_are_mounted_into_the_engine_alone_and_asking_for_them_is_a_new_revision() -> None:
+    cluster, plain = serving()
+    assert "api-keys" not in str(cluster.deployments[plain])
+    cluster.edit(serving=KEYS)
+    cluster.settle()
+    (guarded,) = set(cluster.deployments) - {plain}
+    pod = cluster.deployments[guarded]["spec"]["template"]["spec"]
+    assert {"name": "api-keys", "secret": {"secretName": "desk-keys"}} in pod["volumes"]
+    (engine,), (fetch,) = pod["containers"], pod["initContainers"]
+    path = "/var/run/finetune/api-keys"
+    assert {"name": "api-keys", "mountPath": path, "readOnly": True} in engine["volumeMounts"]
+    assert f'"apiKeysPath":"{path}"' in engine["env"][0]["value"]
+    assert "api-keys" not in str(fetch)
+
+
+def test_an_engine_that_does_not_know_keys_is_not_started_without_them() -> None:
+    older = {"images": {"trainer": "registry.example/older:1"}, "trainerContract": 1}
+    cluster = Cluster(checkpoint("first", "1"), serving=KEYS)
+    cluster.profiles = {"standard": profile(**older)}
+    cluster.settle()
+    assert not cluster.deployments
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "ProfileInvalid"
+    assert message.startswith("spec.serving.apiKeysSecretRef needs a trainer image of contract 2")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract import ServeConfig
+from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiError
 from finetune_trainer.serve.identity import identities
@@ -48,6 +50,7 @@ class Service:
         self.names = served_names(config)
         self.drain = Drain(config.drain_seconds)
         self.metrics = Metrics()
+        self.keys = ApiKeys(Path(config.api_keys_path)) if config.api_keys_path is not None else None
         self._loaded: Loaded | None = None
         self._loading: asyncio.Task[Loaded] | None = None
         self._died = False
