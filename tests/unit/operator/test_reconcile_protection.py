@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.plan import Manifest
+from tests.networkpolicies import Pod, admits
 from tests.unit.operator.endpoints import Cluster, checkpoint, profile
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
@@ -41,6 +42,49 @@ def test_a_network_policy_admits_the_listed_peers_and_monitoring_to_the_serving_
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
     ]
     assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}]
+
+
+SHOP = Pod("web", {"app": "shop"})
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "admitted"),
+    [
+        (SHOP, 8000, True),
+        (SHOP, 29500, False),
+        (Pod("web", {"app": "other"}), 8000, False),
+        (Pod("other", {"app": "shop"}), 8000, False),
+        (Pod("team", {"app": "neighbour"}), 8000, True),
+        (Pod("team", {"finetune.dev/run": "endpoint-uid"}), 8000, True),
+        (Pod("monitoring", {"app": "prometheus"}), 8000, True),
+        (Pod("elsewhere", address="192.168.7.7"), 8000, True),
+        (Pod("elsewhere", address="192.168.8.7"), 8000, False),
+    ],
+    ids=str,
+)
+def test_the_policy_means_what_was_asked_for(source: Pod, port: int, *, admitted: bool) -> None:
+    peers = [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}},
+            "podSelector": {"matchLabels": {"app": "shop"}},
+        },
+        {"podSelector": {}},
+        {"ipBlock": {"cidr": "192.168.7.0/24"}},
+    ]
+    cluster, revision = serving(networkPolicy={"allowFrom": peers})
+    pod = Pod("team", cluster.deployments[revision]["spec"]["template"]["metadata"]["labels"])
+    policies = list(cluster.network_policies.values())
+    assert admits(policies, pod, source, port) is admitted
+    # Other pods of the namespace are not its business.
+    assert admits(policies, Pod("team", {"app": "neighbour"}), source, port)
+
+
+def test_a_policy_that_lists_nobody_admits_monitoring_alone() -> None:
+    cluster, revision = serving(networkPolicy={})
+    pod = Pod("team", cluster.deployments[revision]["spec"]["template"]["metadata"]["labels"])
+    policies = list(cluster.network_policies.values())
+    sources = (Pod("monitoring"), Pod("team"), SHOP)
+    assert [admits(policies, pod, source, 8000) for source in sources] == [True, False, False]
 
 
 @pytest.mark.parametrize(
