@@ -1,13 +1,15 @@
 """The caches of one process: our kinds and their children, and how they are indexed."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.build.labels import RUN
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD, SERVICE, ResourceType
-from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.engine.store import NEVER, ObjectStore, Settled, controller_uid
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.status.reasons import ConditionType, Reason
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
@@ -33,7 +35,10 @@ class Caches:
 
     def __init__(self) -> None:
         self.kinds = {
-            name: ObjectStore(transform=_slim_checkpoint) if name == "Checkpoint" else ObjectStore()
+            name: ObjectStore(
+                transform=_slim_checkpoint if name == "Checkpoint" else _whole,
+                settled=SETTLED.get(name, NEVER),
+            )
             for name in KIND_TYPES
         }
         self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
@@ -48,11 +53,55 @@ class Caches:
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
 
+    def addresses(self) -> Iterator[Key]:
+        """Keys of all objects of our kinds."""
+        for kind, store in self.kinds.items():
+            for namespace, name in store.addresses():
+                yield Key(kind, namespace, name)
+
 
 def _slim_checkpoint(checkpoint: Manifest) -> Manifest:
     """Without the loss curve, most of a Checkpoint: it is for people."""
     spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
     return checkpoint | {"spec": spec}
+
+
+def _whole(obj: Manifest) -> Manifest:
+    return obj
+
+
+def _has_ended(job: Manifest) -> bool:
+    """As `conditions.is_finished`, of a run that is not being deleted."""
+    return _stays(job) and any(
+        each["status"] == "True"
+        and (
+            each["type"] == ConditionType.READY
+            or (each["type"] == ConditionType.STALLED and each.get("reason") != Reason.NAME_CONFLICT)
+        )
+        for each in (job.get("status") or {}).get("conditions") or ()
+    )
+
+
+def _is_judged(record: Manifest) -> bool:
+    """A record with its first condition hardly ever changes again."""
+    return _stays(record) and bool((record.get("status") or {}).get("conditions"))
+
+
+def _stays(obj: Manifest) -> bool:
+    return "deletionTimestamp" not in obj["metadata"]
+
+
+def _phase(job: Manifest) -> str:
+    phase: str = (job.get("status") or {}).get("phase") or "Pending"
+    return phase
+
+
+SETTLED: Final = {
+    "FineTuneJob": Settled(_has_ended, _phase),
+    "Checkpoint": Settled(_is_judged),
+    "DatasetVersion": Settled(_is_judged),
+}
+"""Which objects are history: they become ever more, and are seldom read."""
 
 
 def _slim_job(job: Manifest) -> Manifest:

@@ -109,10 +109,11 @@ class Process:
         )
         self._metrics.registry.register(
             ObjectStateCollector(
-                self._caches.kinds,
+                {kind: store.unsettled for kind, store in self._caches.kinds.items()},
                 active=lambda: self._lease.held,
                 pods=lambda uid: self._caches.pods.indexed(BY_RUN, uid).values(),
                 since_progress=self._board.since_progress,
+                settled=self._caches.kinds["FineTuneJob"].notes,
             )
         )
         for kind, store in self._caches.kinds.items():
@@ -198,10 +199,9 @@ class Process:
         )
 
     def _keys(self) -> Iterator[Key]:
-        for store in self._caches.kinds.values():
-            for key in map(key_of, store):
-                if self._watches.complete(key.namespace):
-                    yield key
+        for key in self._caches.addresses():
+            if self._watches.complete(key.namespace):
+                yield key
 
     def _facts(self) -> OperatorFacts:
         return OperatorFacts(
@@ -218,9 +218,9 @@ class Process:
             self._queue.add(key, delay)
 
     def _namespace_complete(self, namespace: str) -> None:
-        for store in self._caches.kinds.values():
-            for obj in store.names(namespace).values():
-                self._add(key_of(obj))
+        for kind, store in self._caches.kinds.items():
+            for name in store.names(namespace):
+                self._add(Key(kind, namespace, name))
 
     def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
