@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.lease import Lease, LeaseTimes
+from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
@@ -26,7 +27,7 @@ from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import Workers
 from finetune_operator.handlers import KopfWatch
-from finetune_operator.kindfeed import KindFeed
+from finetune_operator.kindfeed import SWEEP_SECONDS, KindFeed
 from finetune_operator.leadership import Leadership
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
@@ -36,6 +37,7 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
 from finetune_operator.reconcile.relations import related
 from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.relook import Relook, is_at_rest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
@@ -45,6 +47,9 @@ from finetune_operator.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
+DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "InferenceDeployment"})
+"""Kinds whose passes decide by what others of the kind are: a new term lists them before its first pass,
+because the watch may not have told yet what the active process before this one wrote last."""
 APPLIED: Final = f"{GROUP}/applied"
 """Annotation of what is applied: a hash of it."""
 
@@ -60,8 +65,16 @@ class Process:
         self._failure: BaseException | None = None
         self._is_restoring = False
         self._metrics = Metrics()
+        self._lease = LeaseThread(
+            lambda: Cluster(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
+            partial(_lease, settings),
+        )
         self._cluster = Cluster(
-            configuration, ResourceTypes(KIND_TYPES.values()), OPERATOR, self._metrics.requested
+            configuration,
+            ResourceTypes(KIND_TYPES.values()),
+            OPERATOR,
+            self._metrics.requested,
+            fence=self._lease.check,
         )
         self._caches = Caches()
         self._surroundings = Surroundings(self._caches)
@@ -73,15 +86,10 @@ class Process:
             settings.watch_namespaces,
             partial(KopfWatch, configuration, settings.watch_namespaces),
         )
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._surroundings.turn)
+        # Until a term begins nobody takes keys.
+        self._queue.close()
         self._board = ProgressBoard(self._add)
-        self._lease = Lease(
-            self._cluster,
-            settings.pod_namespace,
-            settings.lease_name,
-            identity=settings.pod_name,
-            times=LeaseTimes.of(settings.lease_duration_seconds),
-        )
         self._server = ReportServer(
             Authorizer(self._cluster, self._caches),
             self._board,
@@ -151,6 +159,7 @@ class Process:
             await self._feed.stop()
             await self._server.stop()
             await self._probes.stop()
+            await self._lease.close()
             await self._cluster.close()
         if self._failure is not None:
             raise RuntimeError("a part of the process ended by itself") from self._failure
@@ -189,19 +198,28 @@ class Process:
             self._settings.workers,
             lambda key, seconds, result: self._metrics.reconciled(key.kind, seconds, result),
         )
-        return Leadership(
-            self._lease,
-            self._queue,
-            workers,
-            keys=self._keys,
-            prepare=self._endpoint.publish_soon,
-            upkeep=self._endpoint.keep,
-        )
+        relook = Relook(self._queue, self._keys, self._is_at_rest, SWEEP_SECONDS)
+
+        async def prepare() -> None:
+            for kind in DECIDED_TOGETHER:
+                for sweeper in self._feed.sweepers[kind]:
+                    await sweeper.catch_up()
+            await self._endpoint.publish_soon()
+
+        async def upkeep() -> None:
+            await asyncio.gather(self._endpoint.keep(), relook.run())
+
+        return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
 
     def _keys(self) -> Iterator[Key]:
-        for key in self._caches.addresses():
-            if self._watches.complete(key.namespace):
-                yield key
+        return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118
+
+    def _is_at_rest(self, key: Key) -> bool:
+        store = self._caches.kinds[key.kind]
+        if store.is_settled(key.namespace, key.name):
+            return True
+        obj = store.get(key.namespace, key.name)
+        return obj is not None and is_at_rest(obj)
 
     def _facts(self) -> OperatorFacts:
         return OperatorFacts(
@@ -209,6 +227,7 @@ class Process:
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
+            monitoring_namespace=self._settings.monitoring_namespace,
             unlisted=self._watches.left_out,
         )
 
@@ -286,6 +305,17 @@ class Process:
             return False
         task.result()
         return True
+
+
+def _lease(settings: Settings, cluster: Cluster, stalled: Callable[[], float]) -> Lease:
+    return Lease(
+        cluster,
+        settings.pod_namespace,
+        settings.lease_name,
+        identity=settings.pod_name,
+        times=LeaseTimes.of(settings.lease_duration_seconds),
+        stalled=stalled,
+    )
 
 
 def _holds_devices(manifest: Manifest) -> bool:

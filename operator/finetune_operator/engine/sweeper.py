@@ -70,6 +70,22 @@ class Sweeper:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._asked.wait(), self._period)
 
+    async def catch_up(self) -> None:
+        """Have the store hold what exists now, whatever the watch still has to tell.
+
+        Tried again until it succeeds; a type that may not be listed now is left as it is.
+        """
+        while self._watches.is_known(self.name):
+            try:
+                await take_list(self._cluster, self._store, self._type, self._namespace)
+            except ApiError as error:
+                logger.warning("%s; needed before anything is decided", self._explained(error))
+                if isinstance(error, Rejected) and error.code != HTTPStatus.GONE:
+                    return
+                await asyncio.sleep(FIRST_RETRY)
+            else:
+                return
+
     async def _sweep(self) -> None:
         self._asked.clear()
         listed = await take_list(self._cluster, self._store, self._type, self._namespace)
