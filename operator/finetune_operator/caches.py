@@ -1,13 +1,15 @@
 """The caches of one process: our kinds and their children, and how they are indexed."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.build.labels import RUN
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD, SERVICE, ResourceType
-from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.engine.store import ObjectStore, Transform, controller_uid
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.indexes import INDEXERS
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
@@ -33,8 +35,7 @@ class Caches:
 
     def __init__(self) -> None:
         self.kinds = {
-            name: ObjectStore(transform=_slim_checkpoint) if name == "Checkpoint" else ObjectStore()
-            for name in KIND_TYPES
+            name: ObjectStore(INDEXERS.get(name), TRANSFORMS.get(name, _whole)) for name in KIND_TYPES
         }
         self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
         self.pods = ObjectStore({BY_RUN: _by_run}, _slim_pod)
@@ -53,6 +54,14 @@ def _slim_checkpoint(checkpoint: Manifest) -> Manifest:
     """Without the loss curve, most of a Checkpoint: it is for people."""
     spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
     return checkpoint | {"spec": spec}
+
+
+def _whole(obj: Manifest) -> Manifest:
+    return obj
+
+
+TRANSFORMS: Final[Mapping[str, Transform]] = {"Checkpoint": _slim_checkpoint}
+"""What of an object of one of our kinds is kept, where that is not all."""
 
 
 def _slim_job(job: Manifest) -> Manifest:
