@@ -1,6 +1,6 @@
 """The caches of one process: our kinds and their children, and how they are indexed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from finetune_operator.api.kinds import KINDS
@@ -15,9 +15,9 @@ from finetune_operator.engine.resources import (
     SERVICE,
     ResourceType,
 )
-from finetune_operator.engine.store import NEVER, ObjectStore, Settled, controller_uid
+from finetune_operator.engine.store import NEVER, ObjectStore, Settled, Transform, controller_uid
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.reconcile.indexes import INDEXERS, has_ended
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
@@ -43,10 +43,7 @@ class Caches:
 
     def __init__(self) -> None:
         self.kinds = {
-            name: ObjectStore(
-                transform=_slim_checkpoint if name == "Checkpoint" else _whole,
-                settled=SETTLED.get(name, NEVER),
-            )
+            name: ObjectStore(INDEXERS.get(name), TRANSFORMS.get(name, _whole), SETTLED.get(name, NEVER))
             for name in KIND_TYPES
         }
         self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
@@ -82,16 +79,13 @@ def _whole(obj: Manifest) -> Manifest:
     return obj
 
 
-def _has_ended(job: Manifest) -> bool:
-    """As `conditions.is_finished`, of a run that is not being deleted."""
-    return _stays(job) and any(
-        each["status"] == "True"
-        and (
-            each["type"] == ConditionType.READY
-            or (each["type"] == ConditionType.STALLED and each.get("reason") != Reason.NAME_CONFLICT)
-        )
-        for each in (job.get("status") or {}).get("conditions") or ()
-    )
+TRANSFORMS: Final[Mapping[str, Transform]] = {"Checkpoint": _slim_checkpoint}
+"""What of an object of one of our kinds is kept, where that is not all."""
+
+
+def _is_over(job: Manifest) -> bool:
+    """A run that has ended is not worked on again."""
+    return _stays(job) and has_ended(job)
 
 
 def _is_judged(record: Manifest) -> bool:
@@ -108,8 +102,8 @@ def _phase(job: Manifest) -> str:
     return phase
 
 
-SETTLED: Final = {
-    "FineTuneJob": Settled(_has_ended, _phase),
+SETTLED: Final[Mapping[str, Settled]] = {
+    "FineTuneJob": Settled(_is_over, _phase),
     "Checkpoint": Settled(_is_judged),
     "DatasetVersion": Settled(_is_judged),
 }

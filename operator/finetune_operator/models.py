@@ -5,7 +5,7 @@ Of settled objects, which are many and seldom read, only the models that were re
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
 from pydantic import ValidationError
@@ -77,6 +77,10 @@ class Models(Generic[R]):
             if model is not None:
                 yield model
 
+    def indexed(self, index: str, value: str) -> Iterable[R]:
+        """Objects by an index of the store; costs nothing until it is read, and may be read again."""
+        return _Indexed(self, self._store, index, value)
+
     def named(self, namespace: str) -> Mapping[str, R]:
         """One namespace's objects by name; costs nothing until it is read."""
         return _Named(self, self._store.names(namespace))
@@ -86,6 +90,20 @@ class Models(Generic[R]):
             address = (old["metadata"].get("namespace", ""), old["metadata"]["name"])
             self._parsed.pop(address, None)
             self._settled.pop(address, None)
+
+
+class _Indexed(Iterable[R]):
+    def __init__(self, models: Models[R], store: ObjectStore, index: str, value: str) -> None:
+        self._models = models
+        self._store = store
+        self._index = index
+        self._value = value
+
+    def __iter__(self) -> Iterator[R]:
+        for obj in tuple(self._store.indexed(self._index, self._value).values()):
+            model = self._models.parse(obj)
+            if model is not None:
+                yield model
 
 
 class _Named(Mapping[str, R]):

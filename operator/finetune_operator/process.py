@@ -35,7 +35,7 @@ from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
-from finetune_operator.reconcile.relations import related
+from finetune_operator.reconcile.relations import concerned_by_champion, related
 from finetune_operator.reconcile.world import OperatorFacts
 from finetune_operator.relook import Relook, is_at_rest
 from finetune_operator.report.authorizer import Authorizer
@@ -130,6 +130,7 @@ class Process:
             children.subscribe(partial(self._child_changed, type_.kind))
         for cached in self._caches.by_type.values():
             cached.subscribe_epochs(self._restored)
+        self._surroundings.subscribe_champions(self._champion_changed)
         self._watches.subscribe(self._namespace_complete)
 
     def stop(self) -> None:
@@ -248,18 +249,27 @@ class Process:
         if new is None:
             self._board.forget(changed["metadata"]["uid"])
         self._add(key_of(changed))
-        self._look_at_related(kind, changed)
+        self._look_at_related(kind, old, new)
+
+    def _champion_changed(self, namespace: str, model: str) -> None:
+        if not self._lease.held:
+            return
+        for key in concerned_by_champion(namespace, model, self._surroundings):
+            self._add(key)
 
     def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
         if changed is not None:
             if kind == POD.kind and self._lease.held:
                 differences.count_pod(self._metrics, old, new)
-            self._look_at_related(kind, changed)
+            self._look_at_related(kind, old, new)
 
-    def _look_at_related(self, kind: str, changed: Manifest) -> None:
+    def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        if not self._lease.held:
+            # Whoever is active looks, and a term begins with a look at everything.
+            return
         try:
-            for key in related(kind, changed, self._surroundings):
+            for key in related(kind, old, new, self._surroundings):
                 self._add(key)
         except Exception:
             # One strange object must not end the watch of all.

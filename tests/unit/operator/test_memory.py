@@ -12,7 +12,8 @@ POD_SPEC = {"nodeName": "node", "containers": [CONTAINER], "volumes": [{"name": 
 
 def run() -> Manifest:
     spec = {"model": "m", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "d"}}}
-    return {"metadata": {"name": "run", "uid": "u", "resourceVersion": "1"}, "spec": spec}
+    metadata = {"name": "run", "uid": "u", "resourceVersion": "1"}
+    return {"kind": "FineTuneJob", "metadata": metadata, "spec": spec}
 
 
 def test_a_cached_job_does_not_hold_the_template_of_its_pods() -> None:
@@ -67,7 +68,7 @@ def test_a_run_that_has_ended_is_settled_and_one_that_is_being_deleted_is_not() 
 def test_a_name_conflict_is_no_end() -> None:
     runs = Caches().kinds["FineTuneJob"]
     conflict = {"type": "Stalled", "status": "True", "reason": "NameConflict"}
-    runs.put({"metadata": METADATA, "spec": run()["spec"], "status": {"conditions": [conflict]}})
+    runs.put(run() | {"metadata": METADATA, "status": {"conditions": [conflict]}})
     assert not runs.is_settled("team", "run-train")
 
 
