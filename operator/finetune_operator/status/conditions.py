@@ -49,13 +49,15 @@ def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
     return condition is not None and condition.status == "True"
 
 
-def is_finished(job: FineTuneJob) -> bool:
-    """Whether a run has ended, well or badly; a run that has ended never starts again.
+CONTINUES: Final = frozenset({Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED})
+"""Reasons of a run that is Stalled and continues all the same: when the foreign object is gone (an earlier
+release called that Stalled), with the release that implements what it uses, and when the limit is raised."""
 
-    A name conflict is no end: when the foreign object goes away, the run goes on.
-    """
+
+def is_finished(job: FineTuneJob) -> bool:
+    """Whether a run has ended, well or badly; a run that has ended never starts again."""
     stalled = find(job.status.conditions, ConditionType.STALLED)
-    failed = stalled is not None and stalled.status == "True" and stalled.reason != Reason.NAME_CONFLICT
+    failed = stalled is not None and stalled.status == "True" and stalled.reason not in CONTINUES
     return failed or is_true(job.status.conditions, ConditionType.READY)
 
 
