@@ -20,6 +20,7 @@ from finetune_operator.api.meta import (
     pattern_advice,
 )
 from finetune_operator.api.retrystatus import RetryStatus
+from finetune_trainer.contract import RULE_VERSION
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"
@@ -176,6 +177,16 @@ class Split(Model):
             " and the seed then decide nothing."
         ),
     ] = False
+    rule_version: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=RULE_VERSION,
+            description="Version of the rules by which rows are read and compared; docs/data.md lists them."
+            " Default: the version of the Dataset's first DatasetVersion, and the newest one for a new"
+            " Dataset.",
+        ),
+    ] = None
 
 
 class Refresh(Model):
@@ -350,6 +361,10 @@ class DatasetStatus(Model):
     store: Annotated[str | None, Field(description="Store that the latest version was prepared in.")] = None
     format: str | None = None
     rows: int | None = None
+    rule_version: Annotated[
+        int | None,
+        Field(description="Version of the rules by which the latest version was prepared. Absent: 1."),
+    ] = None
     problem_count: Annotated[
         int | None,
         Field(description="Problems in rows that cannot be used, of the source as it was last read."),

@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     PROMOTED = "Promoted"
     AVAILABLE = "Available"
     REFRESHED = "Refreshed"
+    LABELS_READ = "LabelsRead"
 
 
 class Reason(StrEnum):
@@ -47,6 +48,8 @@ class Reason(StrEnum):
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
     REJECTED = "Rejected"
+    # said, and nothing stops
+    OLDER_RULE = "OlderRule"
     # blocked, but may mend itself when somebody acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"

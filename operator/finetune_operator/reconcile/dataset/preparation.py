@@ -7,7 +7,7 @@ from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.dataset.look import ended, number_of, request_of, retry_of
-from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, record
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.retries import Retry
@@ -30,6 +30,10 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     if isinstance(outcome, StageResult):
         recorded = record(dataset, draft, outcome.prepare)
         if recorded is not None:
+            known = labels_said(dataset.status.conditions, dataset, outcome.prepare, draft.world.now)
+            dataset = dataset.model_copy(
+                update={"status": dataset.status.model_copy(update={"conditions": known})}
+            )
             return _plan(dataset, draft, later, Done(Reason.SUCCEEDED, recorded.message), **recorded.fields)
         outcome = Broken(Reason.RESULT_LOST, INCOMPLETE, None)
     if isinstance(outcome, Broken):
