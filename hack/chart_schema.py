@@ -43,6 +43,7 @@ def values_schema() -> str:
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
         monitors=closed(enabled=FLAG, labels=TEXTS, interval=DURATION),
+        networkPolicies=closed(monitoringNamespace=TEXTS),
         alerts=closed(enabled=FLAG, labels=TEXTS, runbooks={"type": "string", "minLength": 1}),
         dashboard=closed(enabled=FLAG, labels=TEXTS),
         resources=closed(requests=QUANTITIES, limits=QUANTITIES),

@@ -5,14 +5,22 @@ from typing import Final
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.build.labels import RUN
-from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD, SERVICE, ResourceType
+from finetune_operator.engine.resources import (
+    DEPLOYMENT,
+    JOB,
+    NETWORK_POLICY,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    ResourceType,
+)
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.plan import Key, Manifest
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
 }
-CHILD_TYPES: Final = (JOB, POD, DEPLOYMENT, SERVICE)
+CHILD_TYPES: Final = (JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET)
 
 UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
 UNREAD_IN_PODS: Final = frozenset({"securityContext", "tolerations", "volumes"})
@@ -40,11 +48,15 @@ class Caches:
         self.pods = ObjectStore({BY_RUN: _by_run}, _slim_pod)
         self.deployments = ObjectStore({BY_CONTROLLER: _by_controller})
         self.services = ObjectStore({BY_CONTROLLER: _by_controller})
+        self.network_policies = ObjectStore({BY_CONTROLLER: _by_controller})
+        self.disruption_budgets = ObjectStore({BY_CONTROLLER: _by_controller})
         self.children = {
             JOB: self.jobs,
             POD: self.pods,
             DEPLOYMENT: self.deployments,
             SERVICE: self.services,
+            NETWORK_POLICY: self.network_policies,
+            POD_DISRUPTION_BUDGET: self.disruption_budgets,
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
 

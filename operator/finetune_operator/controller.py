@@ -16,7 +16,6 @@ from finetune_operator.claims import Claims
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.turns import Turns
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Event, Key, Manifest, Plan
@@ -68,19 +67,16 @@ class Controller:
         self._metrics = metrics
         self._facts = facts
         self._clock = clock
-        self._turns = Turns()
         self._service_accounts: dict[str, dict[str, float]] = {}
 
     async def look(self, key: Key) -> float | None:
         """Bring the cluster one step nearer to what the object asks for.
 
+        Passes with the same turn (`Surroundings.turn`) must not overlap: the queue sees to that.
+
         Returns:
             Seconds until another look is due although nothing may change, or None.
         """
-        async with self._turns.at(self._surroundings.turn(key)):
-            return await self._look(key)
-
-    async def _look(self, key: Key) -> float | None:
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
             raise Gone(key.name)

@@ -76,6 +76,8 @@ class Surroundings:
             orphans=orphans,
             deployments=deployments,
             services=_children(self._caches.services, resource.uid),
+            network_policies=_children(self._caches.network_policies, resource.uid),
+            disruption_budgets=_children(self._caches.disruption_budgets, resource.uid),
             service_accounts=service_accounts,
             finetunejobs=self._finetunejobs.named(namespace),
             datasets=self._datasets.named(namespace),

@@ -255,7 +255,8 @@ OWNER: Final = "an ownerReference refers to a resource you can't set finalizers 
 
 RECORDS: Final = ("checkpoints", "datasetversions")
 KINDS: Final = (*RECORDS, "datasets", "finetunejobs", "inferencedeployments")
-WATCHED: Final = (*KINDS, "jobs", "pods", "deployments", "services")
+CHILDREN: Final = ("jobs", "pods", "deployments", "services", "networkpolicies", "poddisruptionbudgets")
+WATCHED: Final = (*KINDS, *CHILDREN)
 
 IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get finetunejobs": Case("FineTuneJob", a_run),

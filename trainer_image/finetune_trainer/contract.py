@@ -17,6 +17,9 @@ from pydantic.alias_generators import to_camel
 
 CONTRACT_VERSION: Final = 1
 
+RULE_VERSION: Final = 2
+"""Newest version of the rules by which prepare reads and compares rows; docs/data.md has what each does."""
+
 CONFIG_ENV: Final = "FINETUNE_CONFIG"
 CONFIG_LIMIT: Final = 64 * 1024
 """Largest config in bytes; one environment variable takes at most 131,071."""
@@ -208,6 +211,8 @@ class Split(Contract):
     group_by: str | None = None
     column: str | None = None
     from_files: bool = False
+    rule_version: int = Field(default=1, json_schema_extra={"since": 2})
+    """Of the rules by which rows are read and compared, up to `RULE_VERSION`."""
 
 
 class Cleaning(Contract):
@@ -421,6 +426,8 @@ class CollectConfig(StageConfig):
 
     stage: Literal["collect"] = "collect"
     of: Stage
+    probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
+    """Write a small file into the stage's folder and remove it first: whether the store can be used."""
 
 
 class CleanupConfig(Contract):
@@ -476,7 +483,7 @@ class ServeConfig(Contract):
     max_queue: int = 64
     max_model_length: int = 4096
     drain_seconds: float = 10
-    """How long after the preStop hook the pod still takes requests that were routed to it."""
+    """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
 
 
 AnyConfig = Annotated[
@@ -553,6 +560,10 @@ class PrepareResult(Contract):
     unchanged: bool = False
     """The source still has the version that the config names; nothing else of the result is set."""
     difference: Difference | None = None
+    rule_version: int = Field(default=1, json_schema_extra={"since": 2})
+    """Of the rules by which the rows were read and compared."""
+    unread_labels: int = Field(default=0, json_schema_extra={"since": 2})
+    """Rows with a label that may judge the answer, which a newer rule would not learn as they are."""
 
 
 class PreflightResult(Contract):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import Conditions, Digest, Message, Metric, Model, Name
+from finetune_operator.api.retrystatus import RetryStatus
 
 
 class ResolvedHyperparameters(Model):
@@ -284,6 +285,9 @@ class FineTuneJobStatus(Model):
     progress: ProgressStatus | None = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=8)] = ()
     usage: StageUsage | None = None
+    retry: Annotated[
+        RetryStatus | None, Field(description="A stage that is tried again; absent: none is.")
+    ] = None
     training: TrainingStatus | None = None
     checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=10)] = ()
     problems: Annotated[

@@ -49,13 +49,14 @@ def prepare_config(
     inputs: StageInputs,
     preparation: DataPreparation,
     *,
+    rule_version: int = contract.RULE_VERSION,
     previous: str | None = None,
     unless_version: str | None = None,
 ) -> contract.PrepareConfig:
     """Rows in, a dataset folder out.
 
-    `previous` is the digest of the version to compare with; while the source has `unless_version`, nothing
-    is prepared.
+    `rule_version` holds where the preparation names none. `previous` is the digest of the version to compare
+    with; while the source has `unless_version`, nothing is prepared.
     """
     source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
     return contract.PrepareConfig(
@@ -71,7 +72,9 @@ def prepare_config(
         template=preparation.template,
         cleaning=contract.Cleaning(**_fields(preparation.cleaning)),
         checks=contract.Checks(**_fields(preparation.checks)),
-        split=contract.Split(**_fields(preparation.split)),
+        split=contract.Split(
+            **_fields(preparation.split) | {"rule_version": preparation.split.rule_version or rule_version}
+        ),
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,
         previous=previous,
@@ -221,8 +224,15 @@ def cleanup_config(
     return contract.CleanupConfig(owner=inputs.contract_owner, store=inputs.store, artifact=artifact)
 
 
-def collect_config(inputs: StageInputs, stage: contract.Stage) -> contract.CollectConfig:
-    """Read the stored result of a stage whose pod is gone."""
+def collect_config(
+    inputs: StageInputs, stage: contract.Stage, *, probe: bool = False
+) -> contract.CollectConfig:
+    """Read the stored result of a stage whose pod is gone; with `probe` see whether the store can be used."""
     return contract.CollectConfig(
-        owner=inputs.contract_owner, run=inputs.run, store=inputs.store, report=inputs.report, of=stage
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=inputs.store,
+        report=inputs.report,
+        of=stage,
+        probe=probe,
     )

@@ -55,6 +55,7 @@ def build_dataset_version(
         source_digest=result.source,
         preparation_digest=result.preparation,
         format=(result.format or "Unknown")[:32],
+        rule_version=result.rule_version if result.rule_version > 1 else None,
         rows=sum(split.rows for split in result.splits),
         splits=tuple(SplitRecord(name=s.name, rows=s.rows, digest=s.digest) for s in result.splits),
         statistics=DatasetStatistics(**result.statistics.model_dump()),

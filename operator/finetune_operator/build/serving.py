@@ -220,7 +220,6 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     "periodSeconds": 2,
                     "timeoutSeconds": 5,
                 },
-                "lifecycle": {"preStop": {"httpGet": {"path": "/drain", "port": SERVE_PORT}}},
                 "volumeMounts": [{**models, "readOnly": True}, scratch],
             }
         ],

@@ -41,9 +41,13 @@ class ObjectStore:
     """Objects of one type by namespace and name, and by what the indexers say, as the transform leaves them.
 
     State only moves forward: what is older than what is known, or is of an object known to be deleted, is
-    ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote.
+    ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote. Only a
+    new epoch, which begins when etcd is restored from a snapshot, brings older states back.
 
     Stored objects have no `managedFields` and must not be changed by readers.
+
+    Attributes:
+        newest: the greatest resource version that was seen in this epoch.
     """
 
     def __init__(
@@ -55,6 +59,10 @@ class ObjectStore:
         self._indexes: dict[str, dict[str, dict[str, Manifest]]] = {name: {} for name in self._indexers}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._listeners: list[Listener] = []
+        self._epoch_listeners: list[Callable[[], None]] = []
+        self._former: set[str] = set()
+        """uids of objects whose state is of the epoch before: any other state is newer."""
+        self.newest = 0
 
     def __len__(self) -> int:
         return sum(len(objects) for objects in self._objects.values())
@@ -65,6 +73,37 @@ class ObjectStore:
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
+
+    def subscribe_epochs(self, listener: Callable[[], None]) -> None:
+        """Have the listener called when a new epoch begins."""
+        self._epoch_listeners.append(listener)
+
+    def begin_epoch(self) -> None:
+        """Take everything for outdated: etcd was restored, so versions begin again at a smaller number.
+
+        What is held stays readable until the next state of it, or a complete list, says otherwise. An equal
+        version counts as another state: it may have been given again since.
+        """
+        self._former = {obj["metadata"]["uid"] for obj in self}
+        self._deleted.clear()
+        self.newest = 0
+        for listener in self._epoch_listeners:
+            listener()
+
+    def see(self, resource_version: int) -> None:
+        """There was such a version: what is read from now on cannot be older, unless etcd is restored."""
+        self.newest = max(self.newest, resource_version)
+
+    def contradicts(self, obj: Manifest, listed_at: int) -> bool:
+        """Whether a list holds a state of this object that is older than one before the list.
+
+        Args:
+            obj: as it is listed.
+            listed_at: the resource version of the list.
+        """
+        metadata = obj["metadata"]
+        held = self.get(metadata.get("namespace", ""), metadata["name"])
+        return held is not None and version(obj) < self._known(held) <= listed_at
 
     def get(self, namespace: str, name: str) -> Manifest | None:
         return self._objects.get(namespace, NOTHING).get(name)
@@ -81,10 +120,13 @@ class ObjectStore:
         """Take over a newer state; False when it was no news."""
         metadata: dict[str, Any] = obj["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
+        self.see(version(obj))
         old = self.get(namespace, name)
-        known = max(self._deleted.get(metadata["uid"], 0), version(old) if old is not None else 0)
+        known = max(self._deleted.get(metadata["uid"], 0), self._known(old) if old is not None else 0)
         if version(obj) <= known:
             return False
+        if old is not None:
+            self._former.discard(old["metadata"]["uid"])
         obj = _compact(self._transform(obj))
         obj["metadata"].pop("managedFields", None)
         if old is not None and old["metadata"]["uid"] != metadata["uid"]:
@@ -104,6 +146,7 @@ class ObjectStore:
         metadata = obj["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         self._bury(obj, version(obj) if at is None else at)
+        self._former.discard(metadata["uid"])
         old = self.get(namespace, name)
         if old is None or old["metadata"]["uid"] != metadata["uid"]:
             return False
@@ -129,11 +172,16 @@ class ObjectStore:
         known = list(self.names(namespace).values()) if namespace else list(self)
         listed_at = int(resource_version)
         for obj in known:
-            if obj["metadata"]["uid"] not in uids and version(obj) <= listed_at:
+            if obj["metadata"]["uid"] not in uids and self._known(obj) <= listed_at:
                 gone += self.remove(obj, at=listed_at)
         return gone
 
+    def _known(self, held: Manifest) -> int:
+        """The version that another state has to be newer than."""
+        return 0 if held["metadata"]["uid"] in self._former else version(held)
+
     def _bury(self, obj: Manifest, at: int) -> None:
+        self.see(at)
         self._deleted[obj["metadata"]["uid"]] = at
         while len(self._deleted) > TOMBSTONES:
             self._deleted.popitem(last=False)

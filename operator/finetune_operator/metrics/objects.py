@@ -126,7 +126,7 @@ def _blocked(objects: Iterable[Manifest]) -> Metric:
     count = GaugeMetricFamily(
         "finetune_blocked",
         "FineTuneJobs and Datasets that wait for somebody to act, by the reason of their condition; one that"
-        " is tried again every 5 minutes is not among them during the try.",
+        " is tried again is not among them during the try.",
         labels=("kind", "namespace", "reason"),
     )
     for labels, number in sorted(reasons.items()):

@@ -37,8 +37,8 @@ class Lookup(Protocol):
 def related(kind: str, manifest: Manifest, lookup: Lookup) -> frozenset[Key]:
     """Keys of the objects whose state may depend on this one, itself left out.
 
-    `kind` is one of ours or that of a child (Job, Pod, Deployment, Service); `manifest` is the object as it
-    is now, or as it last was when it has been deleted.
+    `kind` is one of ours or that of a child (Job, Pod, Deployment, Service, NetworkPolicy,
+    PodDisruptionBudget); `manifest` is the object as it is now, or as it last was when it has been deleted.
     """
     return frozenset(RELATIONS.get(kind, _owner)(manifest, lookup))
 

@@ -22,6 +22,8 @@ class OperatorFacts:
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
     report: ReportTarget | None = None
+    monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the namespaces whose pods may read the metrics of pods behind a NetworkPolicy; none: all."""
     unlisted: tuple[str, ...] = ()
     """Watched namespaces that may not be listed: what is in them is not known."""
 
@@ -77,8 +79,9 @@ class CheckpointIndex:
 class World:
     """The object's surroundings, restricted to its namespace; mappings are keyed by name.
 
-    `jobs`, `pods`, `deployments` and `services` hold only children: objects that carry our labels and whose
-    controller (for pods: whose Job's or Deployment's controller) is the object, by uid.
+    `jobs`, `pods`, `deployments`, `services`, `network_policies` and `disruption_budgets` hold only children:
+    objects that carry our labels and whose controller (for pods: whose Job's or Deployment's controller) is
+    the object, by uid.
     """
 
     now: datetime
@@ -90,6 +93,8 @@ class World:
     that Job's name. Anybody may make such a pod: it may hold its object up, and is believed nothing else."""
     deployments: Mapping[str, Manifest] = field(default_factory=dict)
     services: Mapping[str, Manifest] = field(default_factory=dict)
+    network_policies: Mapping[str, Manifest] = field(default_factory=dict)
+    disruption_budgets: Mapping[str, Manifest] = field(default_factory=dict)
     claims: Mapping[str, Manifest | None] = field(default_factory=dict)
     """PersistentVolumeClaims that the kind's `claims` function named; None where one is missing."""
     service_accounts: frozenset[str] = frozenset()

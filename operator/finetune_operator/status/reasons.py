@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     PROMOTED = "Promoted"
     AVAILABLE = "Available"
     REFRESHED = "Refreshed"
+    LABELS_READ = "LabelsRead"
 
 
 class Reason(StrEnum):
@@ -30,6 +31,7 @@ class Reason(StrEnum):
     EVALUATING = "Evaluating"
     PROMOTING = "Promoting"
     COLLECTING = "Collecting"
+    CHECKING_STORE = "CheckingStore"
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"
@@ -46,6 +48,8 @@ class Reason(StrEnum):
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
     REJECTED = "Rejected"
+    # said, and nothing stops
+    OLDER_RULE = "OlderRule"
     # blocked, but may mend itself when somebody acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"

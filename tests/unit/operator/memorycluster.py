@@ -102,9 +102,9 @@ class MemoryCluster:
 
     def world(self, resource: Resource) -> World:
         """What a pass over this object sees."""
-        jobs, deployments, services = (
+        jobs, deployments, services, network_policies, disruption_budgets = (
             {n: m for n, m in self.of(kind).items() if _controller(m) == resource.uid}
-            for kind in ("Job", "Deployment", "Service")
+            for kind in ("Job", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
         )
         uids = {job["metadata"]["uid"] for job in jobs.values()}
         orphans: dict[str, tuple[Manifest, ...]] = {}
@@ -121,6 +121,8 @@ class MemoryCluster:
             orphans=orphans,
             deployments=deployments,
             services=services,
+            network_policies=network_policies,
+            disruption_budgets=disruption_budgets,
             service_accounts=frozenset(self.of("ServiceAccount")),
             finetunejobs={n: FineTuneJob.model_validate(m) for n, m in self.of("FineTuneJob").items()},
             datasets={n: Dataset.model_validate(m) for n, m in self.of("Dataset").items()},

@@ -237,19 +237,6 @@ def test_a_failed_job_without_pods_repeats_what_the_job_says() -> None:
     assert "BackoffLimitExceeded: Job has reached the specified backoff limit" in message
 
 
-def test_a_stage_whose_store_is_away_goes_on_in_five_minutes() -> None:
-    cluster = reached("train")
-    cluster.end("train", failed("train", "StoreUnavailable", "no space left").to_json(), exit_code=12)
-    reason, message = state(cluster)
-    assert (reason, message) == ("StoreUnavailable", "no space left (tried again every 5 minutes)")
-    assert cluster.plan("FineTuneJob", JOB).requeue_after == 300
-    first = cluster.stage_job("train")["metadata"]["uid"]
-    cluster.now += timedelta(seconds=300)
-    cluster.settle()
-    assert cluster.stage_job("train")["metadata"]["uid"] != first
-    assert state(cluster)[0] == "Queued"
-
-
 def lost(cluster: MemoryCluster) -> MemoryCluster:
     """The train Job is complete and its pod has disappeared with its message."""
     cluster.end_job("train", "Complete")
