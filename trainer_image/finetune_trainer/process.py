@@ -150,10 +150,15 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     finally:
         reporter.close(LAST_REPORT_SECONDS)
     if leads:
-        if isinstance(config, TrainConfig | EvaluateConfig):
-            _remove_states(store, config.run)
-        termination.write(termination.bounded(result))
+        _end_well(config, store, result)
     return ExitCode.OK
+
+
+def _end_well(config: StageRunConfig, store: Store, result: StageResult) -> None:
+    """What follows a result that is in the store."""
+    if isinstance(config, TrainConfig | EvaluateConfig):
+        _remove_states(store, config.run)
+    termination.write(termination.bounded(result))
 
 
 def _remove_states(store: Store, run: str) -> None:
