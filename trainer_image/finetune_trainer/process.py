@@ -150,8 +150,26 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     finally:
         reporter.close(LAST_REPORT_SECONDS)
     if leads:
-        termination.write(termination.bounded(result))
+        _end_well(config, store, result)
     return ExitCode.OK
+
+
+def _end_well(config: StageRunConfig, store: Store, result: StageResult) -> None:
+    """What follows a result that is in the store."""
+    if isinstance(config, TrainConfig | EvaluateConfig):
+        _remove_states(store, config.run)
+    termination.write(termination.bounded(result))
+
+
+def _remove_states(store: Store, run: str) -> None:
+    """The resume states of a run whose training has its result; should that be missed, evaluate does it."""
+    from finetune_trainer.train.states import remove_states
+
+    try:
+        with store.run_folder(run, "train") as folder:
+            remove_states(folder)
+    except (StageFailure, Preempted) as left:
+        logger.warning("resume states of run %s are left in the store: %s", run, left)
 
 
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:

@@ -111,7 +111,7 @@ class Rollout:
     @property
     def _must_wait(self) -> bool:
         """A first revision never waits: nothing serves beside it."""
-        everywhere = self.world.endpoints_everywhere
+        everywhere = self.world.rolling_everywhere
         return not self._only_one and must_wait(self.endpoint, self.wanted.profile, everywhere)
 
     def _queue(self) -> Plan:

@@ -94,6 +94,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     EVICTED = "Evicted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    MAX_RUN_SECONDS_EXCEEDED = "MaxRunSecondsExceeded"
     RESULT_LOST = "ResultLost"
     ROLLOUT_FAILED = "RolloutFailed"
 

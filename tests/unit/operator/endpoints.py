@@ -8,7 +8,8 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import reconcile
-from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, World
+from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.world import OperatorFacts, World
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FACTS = OperatorFacts(
@@ -121,7 +122,7 @@ class Cluster:
             checkpoints=self.checkpoints,
             profiles=self.profiles,
             service_accounts=frozenset({"finetune-runner"}),
-            endpoints_everywhere=(self.endpoint, *self.others),
+            rolling_everywhere=(self.endpoint, *self.others),
         )
         plan = reconcile(self.endpoint, world)
         for create in plan.create:

@@ -57,12 +57,18 @@ def collected(
     pods: Iterable[Manifest] = (),
     since_progress: float | None = None,
     report_up: bool | None = True,
+    settled: dict[tuple[str, str], int] | None = None,
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
     kinds = {"FineTuneJob": jobs, "Dataset": datasets, "InferenceDeployment": endpoints}
     registry.register(
         ObjectStateCollector(
-            kinds, lambda: active, lambda _uid: pods, lambda _uid: since_progress, clock=lambda: NOW
+            kinds,
+            lambda: active,
+            lambda _uid: pods,
+            lambda _uid: since_progress,
+            settled=lambda: settled or {},
+            clock=lambda: NOW,
         )
     )
     registry.register(
@@ -84,8 +90,13 @@ def test_jobs_are_counted_by_namespace_and_phase() -> None:
         job("c", "other", phase="Failed"),
         job("d"),
     ]
-    registry = collected(jobs)
-    for namespace, phase, number in (("team", "Training", 2), ("other", "Failed", 1), ("team", "Pending", 1)):
+    registry = collected(jobs, settled={("team", "Succeeded"): 9, ("other", "Failed"): 4})
+    for namespace, phase, number in (
+        ("team", "Training", 2),
+        ("other", "Failed", 5),
+        ("team", "Pending", 1),
+        ("team", "Succeeded", 9),
+    ):
         labels = {"namespace": namespace, "phase": phase}
         assert registry.get_sample_value("finetune_jobs", labels) == number
 
