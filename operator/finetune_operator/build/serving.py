@@ -41,6 +41,9 @@ FETCH_CONTAINER: Final = "fetch"
 SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
 
+SCRATCH_LIMIT: Final = "1Gi"
+"""Room for temporary files. Models have a volume of their own, limited by resources.serve.ephemeralStorage."""
+
 DRAIN_SECONDS: Final = 10
 """How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
 
@@ -253,7 +256,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         "volumes": [
             *store_volumes,
             {"name": "models", "emptyDir": {}},
-            {"name": "scratch", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}},
             *key_volumes,
         ],
     }
