@@ -79,6 +79,7 @@ class Controller:
         """
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
+            self._claims.note(key, {})
             raise Gone(key.name)
         resource = self._surroundings.resource(key)
         if resource is None:
@@ -139,9 +140,9 @@ class Controller:
                 # Nothing can be created there any more, and the right to look at claims may be gone already.
                 return world
         wanted = CLAIMS[resource.kind](resource, world)
-        if not wanted:
-            return world
-        return replace(world, claims={name: await self._claims.get(namespace, name) for name in wanted})
+        claims = {name: await self._claims.get(namespace, name) for name in wanted}
+        self._claims.note(Key(resource.kind, namespace, resource.name), claims)
+        return replace(world, claims=claims) if claims else world
 
     async def _tell(self, primary: Manifest, status: Manifest, message: str) -> None:
         """Say on the object what stands in the way; that it could not be said must not hide it."""

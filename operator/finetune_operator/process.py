@@ -182,12 +182,13 @@ class Process:
         executor = Executor(
             self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
         )
+        claims = Claims(self._cluster)
         controller = Controller(
             caches=self._caches,
             surroundings=self._surroundings,
             executor=executor,
             events=events,
-            claims=Claims(self._cluster),
+            claims=claims,
             namespaces=Namespaces(self._cluster),
             board=self._board,
             metrics=self._metrics,
@@ -208,7 +209,7 @@ class Process:
             await self._endpoint.publish_soon()
 
         async def upkeep() -> None:
-            await asyncio.gather(self._endpoint.keep(), relook.run())
+            await asyncio.gather(self._endpoint.keep(), relook.run(), claims.keep_looking(self._queue.add))
 
         return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
 
