@@ -22,7 +22,7 @@ from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.report.board import ProgressBoard
-from finetune_operator.status.conditions import blocked, stalled
+from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.surroundings import Surroundings
 
@@ -90,7 +90,8 @@ class Controller:
             plan = RECONCILERS[key.kind](resource, world)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
-            await self._tell(primary, stalled(resource, Reason.NAME_CONFLICT, str(error), now), str(error))
+            message = f"{error}; this continues when that object is gone or has another name"
+            await self._tell(primary, blocked(resource, Reason.NAME_CONFLICT, message, now), message)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:

@@ -228,6 +228,7 @@ class Process:
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
+            trainer_image_floor=self._settings.trainer_image_floor,
             monitoring_namespace=self._settings.monitoring_namespace,
             unlisted=self._watches.left_out,
         )

@@ -117,6 +117,9 @@ class Resolved(Model):
         None
     )
     trainer_image: str | None = None
+    trainer_contract: Annotated[
+        int | None, Field(ge=1, le=1000, description="Version of the contract that trainerImage reads.")
+    ] = None
 
 
 StageName = Literal["prepare", "preflight", "train", "evaluate"]

@@ -165,6 +165,11 @@ def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
         "1 while a model that it follows has no checkpoint that it may serve.",
         labels=names,
     )
+    outdated = GaugeMetricFamily(
+        "finetune_endpoint_image_outdated",
+        "1 while it serves with an image older than the security floor of the operator's chart.",
+        labels=names,
+    )
     for endpoint in endpoints:
         labels, spec, status = _names(endpoint), endpoint["spec"], _status(endpoint)
         models.add_metric(labels, len(spec["models"]))
@@ -173,7 +178,8 @@ def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
         ready.add_metric(labels, status.get("readyReplicas", 0))
         reason = _reason(status, ConditionType.RECONCILING)
         waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
-    yield from (models, served, replicas, ready, waiting)
+        outdated.add_metric(labels, float(_is_false(status, ConditionType.IMAGE_CURRENT)))
+    yield from (models, served, replicas, ready, waiting, outdated)
 
 
 def _names(obj: Manifest) -> tuple[str, str]:
@@ -195,6 +201,10 @@ def _reason(status: dict[str, Any], type_: str) -> str | None:
         ),
         None,
     )
+
+
+def _is_false(status: dict[str, Any], type_: str) -> bool:
+    return any(each["type"] == type_ and each["status"] == "False" for each in status.get("conditions", ()))
 
 
 def _is_running(job: Manifest) -> bool:

@@ -226,15 +226,44 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
         elif result.reason in PASSING:
             return _retry(draft, job, result, replace(request, probe=None))
         if result is not None or how == "Failed":
-            said = result.message if result else "its Job failed too"
-            return Broken(
-                Reason.RESULT_LOST,
-                f"{request.stage} completed, but its pod is gone and its result could not be read from the"
-                f" store: {said}",
-                None,
-            )
-        draft.remove(job)
+            return _lost(request, result.message if result else "its Job failed too")
+        return _unread(draft, job, pods, request)
     return Working(Reason.COLLECTING, reading)
+
+
+def _lost(request: StageRequest, why: str) -> Broken:
+    return Broken(
+        Reason.RESULT_LOST,
+        f"{request.stage} completed, but its pod is gone and its result could not be read from the store:"
+        f" {why}",
+        None,
+    )
+
+
+def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
+    """A collect Job completed, and what it read did not arrive: try again later, a few times."""
+    world = draft.world
+    status = retries.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
+    messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
+    said = next((message for message in messages if message), None)
+    why = (
+        f"the operator cannot read it (it begins {said[:60]!r}): check that the trainer image and the"
+        " operator are at most one release apart"
+        if said
+        else "the pods that read it were removed before the operator saw how they ended: check what deletes"
+        " finished pods in this namespace"
+    )
+    if status.failures >= retries.READ_ATTEMPTS:
+        return _lost(request, f"{status.failures} attempts; {why}")
+    due = retries.due_at(status, request.run)
+    if world.now >= due:
+        draft.remove(job)
+    left = max(1.0, (due - world.now).total_seconds())
+    message = (
+        f"the result of {request.stage} is not read yet: {why} (attempt {status.failures} of"
+        f" {retries.READ_ATTEMPTS}; next try at {due:%H:%M:%S} UTC)"
+    )
+    return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, left))
 
 
 def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
@@ -302,7 +331,13 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     if found is None:
         settling = _settling(probe, "Failed", request, world.now)
         trouble = podfailures.failure(probe, pods)
-        found = retry.result.model_copy(update={"reason": str(trouble.reason), "message": trouble.message})
+        found = StageResult(
+            stage=request.stage,
+            run=request.run,
+            outcome="Failed",
+            reason=str(trouble.reason),
+            message=trouble.message,
+        )
         if settling is not None:
             return replace(retry, halt=_checking(request, settling.requeue_after))
     status = retries.counted(retry.status, request.stage, failed_at)

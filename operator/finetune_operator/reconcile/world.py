@@ -23,6 +23,8 @@ class OperatorFacts:
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
     report: ReportTarget | None = None
+    trainer_image_floor: str = ""
+    """Version below which a serving image is reported as too old; empty: none is."""
     monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
     """Labels of the namespaces whose pods may read the metrics of pods behind a NetworkPolicy; none: all."""
     unlisted: tuple[str, ...] = ()

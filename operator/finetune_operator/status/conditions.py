@@ -49,17 +49,19 @@ def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
     return condition is not None and condition.status == "True"
 
 
-def is_finished(job: FineTuneJob) -> bool:
-    """Whether a run has ended, well or badly; a run that has ended never starts again.
+CONTINUES: Final = frozenset({Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED})
+"""Reasons of a run that is Stalled and continues all the same: when the foreign object is gone (an earlier
+release called that Stalled), with the release that implements what it uses, and when the limit is raised."""
 
-    A name conflict is no end: when the foreign object goes away, the run goes on.
-    """
+
+def is_finished(job: FineTuneJob) -> bool:
+    """Whether a run has ended, well or badly; a run that has ended never starts again."""
     return any(ends_run(each.type, each.status, each.reason) for each in job.status.conditions)
 
 
 def ends_run(type_: str, status: str, reason: str) -> bool:
     """Whether this condition of a FineTuneJob says that the run has ended."""
-    failed = type_ == ConditionType.STALLED and reason != Reason.NAME_CONFLICT
+    failed = type_ == ConditionType.STALLED and reason not in CONTINUES
     return status == "True" and (failed or type_ == ConditionType.READY)
 
 

@@ -190,6 +190,20 @@ def test_an_endpoint_shows_what_it_is_asked_for_and_what_it_serves() -> None:
     assert shown("new") == [1, 0, 2, 0, 1]
 
 
+def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_unknown_does_not() -> None:
+    def judged(name: str, status: str) -> dict[str, Any]:
+        return endpoint(name, conditions=[{"type": "ImageCurrent", "status": status, "reason": "x"}])
+
+    registry = collected(endpoints=[judged("old", "False"), judged("new", "True"), judged("odd", "Unknown")])
+    values = {
+        name: registry.get_sample_value(
+            "finetune_endpoint_image_outdated", {"namespace": "team", "inferencedeployment": name}
+        )
+        for name in ("old", "new", "odd")
+    }
+    assert values == {"old": 1, "new": 0, "odd": 0}
+
+
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
     many = range(SERIES_LIMIT + 7)
     registry = collected(

@@ -47,6 +47,11 @@ GATES: list[tuple[dict[str, Any], str, str]] = [
         "Failed",
         "exact_match gain 0.3 over Base (0.65 → 0.95) < 0.4",
     ),
+    (
+        {"metric": "exact_match", "min_gain": 0, "over": "Base"},
+        "Passed",
+        "exact_match gain 0.3 over Base (0.65 → 0.95) > 0",
+    ),
     ({"metric": "loss", "min_gain": 2, "over": "Base"}, "Passed", "loss gain 2.9 over Base (3.1 → 0.2) ≥ 2"),
     (
         {"metric": "loss", "max": 1, "min_gain": 3, "over": "Base"},
@@ -65,6 +70,13 @@ GATES: list[tuple[dict[str, Any], str, str]] = [
 def test_a_gate_compares_and_says_with_what(gate: dict[str, Any], verdict: str, message: str) -> None:
     results, overall = decide((Gate(**gate),), SCORES)
     assert (results[0].verdict, results[0].message, overall) == (verdict, message, verdict)
+
+
+def test_a_model_that_equals_its_base_gains_nothing() -> None:
+    same = tuple(Score(metric="exact_match", subject=who, value=0.65, rows=24) for who in ("Tuned", "Base"))
+    results, verdict = decide((Gate(metric="exact_match", min_gain=0, over="Base"),), same)
+    assert (verdict, results[0].message) == ("Failed", "exact_match gain 0 over Base (0.65 → 0.65) ≤ 0")
+    assert decide((Gate(metric="exact_match", min_gain=-0.1, over="Base"),), same)[1] == "Passed"
 
 
 def test_one_failed_gate_fails_all_and_an_undecided_one_never_passes() -> None:

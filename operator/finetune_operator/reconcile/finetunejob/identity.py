@@ -56,7 +56,12 @@ def has_lost_status(job: FineTuneJob, index: CheckpointIndex) -> bool:
 
 def _fingerprint(job: FineTuneJob) -> str:
     # Defaults are left out: those of a newer release must not make it another run.
-    spec = job.spec.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend", "children_ttl_seconds"}
-    )
+    mutable: dict[str, bool | set[str]] = {
+        "suspend": True,
+        "children_ttl_seconds": True,
+        "compute": {"max_run_seconds"},
+    }
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=mutable)
+    if not spec.get("compute", True):
+        del spec["compute"]
     return short_hash(job.name, json.dumps(spec, sort_keys=True), length=16)

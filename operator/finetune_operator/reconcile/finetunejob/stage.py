@@ -12,6 +12,7 @@ from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
+from finetune_operator.reconcile.profiles import check_config
 from finetune_operator.reconcile.retries import Retry
 from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance, pods_of
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
@@ -73,6 +74,7 @@ def _inputs(run: Run, found: Surroundings) -> StageInputs:
         store_uri=found.store.uri,
         store_credentials=secret.name if secret else None,
         report=run.world.facts.report,
+        contract_version=found.trainer.contract,
         accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
     )
 
@@ -84,10 +86,14 @@ def _build(
     if isinstance(found, Blocked):
         return found
     keep(run, found)
+    message = config(_inputs(run, found))
+    unsent = check_config(message, found.profile)
+    if unsent is not None:
+        return unsent
     return build_stage_job(
         run.job,
         stage_job_name(run.job, stage),
-        config(_inputs(run, found)),
+        message,
         stage,
         _placement(run, found, stage),
     )
@@ -112,7 +118,7 @@ def _build_collect(
         collect_config(_inputs(run, found), stage, probe=probe),
         "collect",
         Placement(
-            image=found.image,
+            image=found.trainer.image,
             image_pull_policy=run.world.facts.image_pull_policy,
             profile=found.profile,
             storage=Storage(store=parse_store(found.store.uri)),
@@ -127,7 +133,7 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
     base_model = spec.base_model if stage == "preflight" else None
     devices = {"train": spec.compute.devices, "evaluate": 1}.get(stage, 0)
     return Placement(
-        image=found.image,
+        image=found.trainer.image,
         image_pull_policy=run.world.facts.image_pull_policy,
         profile=found.evaluate_profile if stage == "evaluate" else found.profile,
         storage=Storage(
