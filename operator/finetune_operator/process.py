@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
@@ -59,6 +60,7 @@ class Process:
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
+        self._nonce_key = secrets.token_hex(32)
         self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -223,6 +225,7 @@ class Process:
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
             monitoring_namespace=self._settings.monitoring_namespace,
+            nonce_key=self._nonce_key,
             unlisted=self._watches.left_out,
         )
 
