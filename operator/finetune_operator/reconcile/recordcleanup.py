@@ -23,12 +23,8 @@ from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
-from finetune_operator.reconcile.stages import (
-    ended_at,
-    has_ended,
-    pods_of,
-    until_ended,
-)
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stages import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions, podfailures
