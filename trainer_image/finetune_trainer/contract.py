@@ -513,13 +513,15 @@ class CollectConfig(StageConfig):
 
 
 class CleanupConfig(Contract):
-    """Remove one folder from the store; that it is gone already is as good."""
+    """Remove one folder from the store, an artifact's or a run's; that it is gone already is as good."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["cleanup"] = "cleanup"
     owner: Owner
     store: StoreConfig
-    artifact: ArtifactRef
+    artifact: ArtifactRef | None = None
+    run: Annotated[str | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Folder under `runs/`; no pod of the run is left."""
 
 
 class FetchItem(Contract):
