@@ -1,6 +1,9 @@
 """How a stage ends early: a failure that says what to fix, or a preemption whose state is saved."""
 
 from finetune_trainer.contract import ExitCode, FailureReason, PrepareResult
+from finetune_trainer.signals import Preempted
+
+__all__ = ["Preempted", "StageFailure"]
 
 
 class StageFailure(Exception):
@@ -21,7 +24,3 @@ class StageFailure(Exception):
         self.message = message
         self.exit_code = exit_code
         self.prepare = prepare
-
-
-class Preempted(Exception):
-    """SIGTERM arrived and everything needed to go on is in the store."""
