@@ -13,6 +13,7 @@ OPERATOR_FILES: Final = (
     "operator/finetune_operator",
     "trainer_image/finetune_trainer/__init__.py",
     "trainer_image/finetune_trainer/contract.py",
+    "trainer_image/finetune_trainer/lenient.py",
 )
 TRAINER_FILES: Final = (
     "trainer_image/Dockerfile",

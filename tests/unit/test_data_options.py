@@ -17,10 +17,15 @@ def test_the_formats_and_choices_are_the_same() -> None:
     assert get_args(contract.NearDuplicates) == get_args(options.NearDuplicates)
 
 
+def test_the_newest_rule_is_the_same() -> None:
+    assert contract.RULE_VERSION == options.NEWEST_RULE
+
+
 @pytest.mark.parametrize(
     ("asked", "sent", "taken"),
     [
-        (api.Split(), contract.Split(), options.Division()),
+        # Absent, the operator says the version: that of the Dataset's first DatasetVersion, or the newest.
+        (api.Split(rule_version=1), contract.Split(), options.Division()),
         (api.Checks(), contract.Checks(), options.Checks()),
         (api.Cleaning(), contract.Cleaning(), options.Cleaning()),
     ],

@@ -19,6 +19,8 @@ from finetune_operator.api.meta import (
     name_rules,
     pattern_advice,
 )
+from finetune_operator.api.retrystatus import RetryStatus
+from finetune_trainer.contract import RULE_VERSION
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"
@@ -175,6 +177,16 @@ class Split(Model):
             " and the seed then decide nothing."
         ),
     ] = False
+    rule_version: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=RULE_VERSION,
+            description="Version of the rules by which rows are read and compared; docs/data.md lists them."
+            " Default: the version of the Dataset's first DatasetVersion, and the newest one for a new"
+            " Dataset.",
+        ),
+    ] = None
 
 
 class Refresh(Model):
@@ -349,6 +361,10 @@ class DatasetStatus(Model):
     store: Annotated[str | None, Field(description="Store that the latest version was prepared in.")] = None
     format: str | None = None
     rows: int | None = None
+    rule_version: Annotated[
+        int | None,
+        Field(description="Version of the rules by which the latest version was prepared. Absent: 1."),
+    ] = None
     problem_count: Annotated[
         int | None,
         Field(description="Problems in rows that cannot be used, of the source as it was last read."),
@@ -369,6 +385,9 @@ class DatasetStatus(Model):
     ] = None
     difference: Annotated[VersionDifference | None, Field(description="Absent for the first version.")] = None
     refresh: RefreshStatus | None = None
+    retry: Annotated[
+        RetryStatus | None, Field(description="A preparation that is tried again; absent: none is.")
+    ] = None
     conditions: Conditions = ()
 
 

@@ -66,6 +66,10 @@ class _DatasetVersionFields(Model):
     source_digest: Annotated[Digest, Field(description="SHA-256 of the source's bytes.")]
     preparation_digest: Annotated[Digest, Field(description="SHA-256 of the preparation's settings.")]
     format: Annotated[str, Field(max_length=32, description="The format that was detected or given.")]
+    rule_version: Annotated[
+        int | None,
+        Field(ge=1, description="Version of the rules by which rows were read and compared. Absent: 1."),
+    ] = None
     rows: Annotated[int, Field(ge=0, description="Rows in all splits.")]
     splits: Annotated[tuple[SplitRecord, ...], Field(max_length=3)]
     statistics: DatasetStatistics = DatasetStatistics()

@@ -41,6 +41,7 @@ EVERYTHING: dict[str, Any] = {
         "groupBy": "customer",
         "column": "part",
         "fromFiles": True,
+        "ruleVersion": 2,
     },
     "onInvalidRows": "Drop",
     "maxInvalidFraction": 0.25,
@@ -82,7 +83,9 @@ def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
 
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
-    assert {"format", "columns", "template", "cleaning", "checks", "split"}.isdisjoint(sent)
+    assert {"format", "columns", "template", "cleaning", "checks"}.isdisjoint(sent)
+    # What a Dataset began with is the operator's to say.
+    assert sent["split"] == {"ruleVersion": contract.RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
     assert part_of_it.cleaning == contract.Cleaning(normalize_unicode=True)
     assert part_of_it.checks == contract.Checks(phone_numbers="Warn")

@@ -9,8 +9,16 @@ from finetune_operator.api.dataset import Dataset, DatasetStatus
 from finetune_operator.build.labels import dataset_version_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
+from finetune_operator.status import conditions
 from finetune_operator.status.conditions import blocked
-from finetune_trainer.contract import Difference, PrepareConfig, PrepareResult, StageResult
+from finetune_operator.status.reasons import ConditionType
+from finetune_trainer.contract import (
+    RULE_VERSION,
+    Difference,
+    PrepareConfig,
+    PrepareResult,
+    StageResult,
+)
 from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.runobjects import (
     DATASET,
@@ -587,3 +595,62 @@ def test_a_look_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
     assert refused["phase"] == "Ready"
     cluster.settle()
     assert refreshed(cluster) is None, "what was refused got through"
+
+
+def recorded(cluster: MemoryCluster, rule_version: int | None = None) -> None:
+    """Make the Dataset's status and version those of an earlier release, which knew no rule versions."""
+    for kind, name in (("Dataset", DATASET), ("DatasetVersion", VERSION)):
+        part = cluster.objects[kind, name]["status" if kind == "Dataset" else "spec"]
+        part.pop("ruleVersion", None)
+        if rule_version is not None:
+            part["ruleVersion"] = rule_version
+
+
+def test_a_new_dataset_is_prepared_by_the_newest_rule_and_keeps_it() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": INTERVAL}))
+    cluster.settle()
+
+    assert cluster.config("prepare").split.rule_version == RULE_VERSION
+
+    cluster.succeed("prepare", prepared(source_version="etag-1", rule_version=RULE_VERSION))
+    cluster.settle()
+
+    assert status(cluster).rule_version == RULE_VERSION
+    assert cluster.objects["DatasetVersion", VERSION]["spec"]["ruleVersion"] == RULE_VERSION
+
+
+def test_a_dataset_of_an_earlier_release_keeps_its_rule_and_reads_its_source_once_for_labels() -> None:
+    cluster = ready()
+    recorded(cluster)
+    until_due(cluster)
+
+    config = cluster.config("prepare")
+    assert (config.split.rule_version, config.unless_version) == (1, None)
+
+    cluster.succeed("prepare", prepared(run_of(cluster), source_version="etag-1", unread_labels=3))
+    cluster.settle()
+
+    assert status(cluster).latest_version == VERSION
+    condition = conditions.find(status(cluster).conditions, ConditionType.LABELS_READ)
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "OlderRule")
+    assert "3 rows have a label" in condition.message
+    assert "spec.split.ruleVersion: 2" in condition.message
+    until_due(cluster)
+    assert cluster.config("prepare").unless_version == "etag-1"
+
+
+def test_the_rule_that_the_spec_names_holds_and_ends_the_condition() -> None:
+    cluster = MemoryCluster(*surroundings(), dataset())
+    cluster.settle()
+    cluster.succeed("prepare", prepared(unread_labels=3))
+    cluster.settle()
+    assert conditions.find(status(cluster).conditions, ConditionType.LABELS_READ) is not None
+
+    cluster.change("Dataset", DATASET, split={"ruleVersion": 2})
+    cluster.settle()
+    assert cluster.config("prepare").split.rule_version == 2
+
+    cluster.succeed("prepare", prepared(run_of(cluster), dataset=NEWER, rule_version=2))
+    cluster.settle()
+    assert conditions.find(status(cluster).conditions, ConditionType.LABELS_READ) is None

@@ -13,7 +13,16 @@ import typer
 from finetune_trainer.check.recipe import division, field_names, region
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.data.files import SourceFile, Unreadable
-from finetune_trainer.data.options import Checks, Cleaning, DataFormat, Finding, NearDuplicates, Recipe
+from finetune_trainer.data.options import (
+    NEWEST_RULE,
+    OLDEST_RULE,
+    Checks,
+    Cleaning,
+    DataFormat,
+    Finding,
+    NearDuplicates,
+    Recipe,
+)
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 
 if TYPE_CHECKING:
@@ -104,6 +113,15 @@ def check(
             rich_help_panel="Splits",
         ),
     ] = False,
+    rule_version: Annotated[
+        int,
+        _split(
+            "Of reading and comparing rows; an older Dataset may keep an older one.",
+            min=OLDEST_RULE,
+            max=NEWEST_RULE,
+            metavar="NUMBER",
+        ),
+    ] = NEWEST_RULE,
     normalize_whitespace: Annotated[
         bool, _cleaning("--normalize-whitespace", text="Make white space uniform.")
     ] = False,
@@ -160,7 +178,15 @@ def check(
     recipe = Recipe(
         format=format_,
         names=field_names(columns or (), columns_by_option, template),
-        division=division(validation, test, seed, group_by, split_column, from_files=split_from_files),
+        division=division(
+            validation,
+            test,
+            seed,
+            group_by,
+            split_column,
+            from_files=split_from_files,
+            rule_version=rule_version,
+        ),
         cleaning=Cleaning(
             normalize_whitespace=normalize_whitespace,
             normalize_unicode=normalize_unicode,

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import typer
 
-from finetune_trainer.data.options import Division, FieldNames
+from finetune_trainer.data.options import NEWEST_RULE, Division, FieldNames
 from finetune_trainer.data.template import PromptTemplate
 
 COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "template")
@@ -40,7 +40,14 @@ def field_names(columns: Sequence[str], single: Mapping[str, str | None], templa
 
 
 def division(
-    validation: float, test: float, seed: int, group_by: str | None, column: str | None, *, from_files: bool
+    validation: float,
+    test: float,
+    seed: int,
+    group_by: str | None,
+    column: str | None,
+    *,
+    from_files: bool,
+    rule_version: int = NEWEST_RULE,
 ) -> Division:
     """How rows are divided. Raises typer.BadParameter."""
     if validation + test >= 1:
@@ -60,6 +67,7 @@ def division(
         group_by=group_by,
         column=column,
         from_files=from_files,
+        rule_version=rule_version,
     )
 
 

@@ -3,13 +3,15 @@
 import codecs
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.jsonlines import ONE_OBJECT
 from finetune_trainer.data.files import GZIP, ZSTD
+from finetune_trainer.data.formats.judged import Verdicts
 from finetune_trainer.data.formats.kto import label_of
-from finetune_trainer.data.options import DataFormat, FieldNames
+from finetune_trainer.data.options import NEWEST_RULE, DataFormat, FieldNames
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.template import PromptTemplate
 from finetune_trainer.data.text import listed
@@ -32,7 +34,13 @@ OTHER_KINDS: Final = (
     (b"%PDF", "PDF", "export the rows as JSON Lines or CSV"),
 )
 EXPECTED: Final = "JSON Lines or CSV"
+JUDGED_SINCE: Final = 2
+"""Rule version that reads labels in JSON as in tables."""
 LABEL_STUDIO_COLUMNS: Final = ({"annotation_id", "lead_time"}, {"annotator", "lead_time"})
+JUDGED_BY_LABEL: Final[frozenset[DataFormat]] = frozenset(
+    {"PromptCompletion", "CSV", "TSV", "Parquet", "ChatMessages", "Alpaca", "ShareGPT"}
+)
+"""Formats that learn every answer, and so must have no label that judges one."""
 DOCCANO_COLUMNS: Final = {"id", "text", "label"}
 
 
@@ -65,10 +73,10 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     if forced is not None:
         # As rows, each line is told what is wrong with it.
         return "JSON Lines"
-    shown = first_line[:60].decode(errors="backslashreplace")
+    # Nothing of it is quoted: nobody knows what it is.
     return Issue(
         Code.FILE_UNKNOWN,
-        f"the first line is neither a JSON object nor a header with commas or tabs: {shown!r}",
+        "the first line is neither a JSON object nor a header with commas or tabs",
         EXPECTED,
         "convert it, or set format",
     )
@@ -88,9 +96,11 @@ def _other_kind(head: bytes, forced: DataFormat | None) -> Issue | None:
 class Detection:
     """Tells what records mean, by their fields and by the names that the recipe gives."""
 
-    def __init__(self, names: FieldNames) -> None:
+    def __init__(self, names: FieldNames, rule: int = NEWEST_RULE) -> None:
         """Raises ValueError for a template that is none."""
         self.names = names
+        self.rule = rule
+        self.verdicts = Verdicts(names)
         self.prompt = PromptTemplate.parse(names.template).columns if names.template else (_prompt(names),)
         self.completion = names.completion or "completion"
         self.label = names.label or "label"
@@ -98,11 +108,15 @@ class Detection:
         self.answers = {names.chosen or "chosen", names.rejected or "rejected"}
 
     def format_of(self, records: Sequence[Fields], container: ContainerName) -> DataFormat | Issue:
-        """What most of the records are; pairs are named as their table. Without records, pairs."""
+        """What most of the records are; pairs are named as their table. Without records, pairs.
+
+        Where a label may judge the answers that would be learned, a person has to say what they are.
+        """
         pairs: DataFormat = container if container in TABLES else "PromptCompletion"
         found = [form for record in records if (form := self._form(record, pairs)) is not None]
         if found:
-            return Counter(found).most_common(1)[0][0]
+            form = Counter(found).most_common(1)[0][0]
+            return self._ambiguity(form, records) or form
         # Of a table the header says what is missing; of what could not be read, each record.
         if container in TABLES or not records:
             return pairs
@@ -112,6 +126,16 @@ class Detection:
             f'{listed(self.prompt)} and "{self.completion}", or "{self.messages}"',
             "map the fields in columns, or set format",
         )
+
+    def verdict_issue(self, form: DataFormat, record: Fields) -> Issue | None:
+        """Why a record of this format must not be read as one, because a label judges its answer."""
+        return self.verdicts.issue(record) if form in JUDGED_BY_LABEL else None
+
+    def _ambiguity(self, form: DataFormat, records: Sequence[Fields]) -> Issue | None:
+        if self.rule < JUDGED_SINCE:
+            return None
+        found = next((issue for record in records if (issue := self.verdict_issue(form, record))), None)
+        return None if found is None else replace(found, code=Code.FILE_UNKNOWN)
 
     def _form(self, record: Fields, pairs: DataFormat) -> DataFormat | None:
         return self._named(record, pairs) or self._usual(record, pairs)
@@ -154,6 +178,8 @@ class Detection:
 
     def _is_judged(self, record: Fields, pairs: DataFormat) -> bool:
         """Whether the record's label says true or false; in tables there are other ways to write that."""
+        if self.rule >= JUDGED_SINCE:
+            return self.verdicts.is_kto(record)
         label = record.get(self.label)
         return label_of(label) is not None if pairs in TABLES else isinstance(label, bool)
 

@@ -21,6 +21,15 @@ Finding = Literal["Off", "Warn", "Redact", "Fail"]
 the row counts as invalid."""
 NearDuplicates = Literal["Off", "Keep", "Remove"]
 
+OLDEST_RULE: Final = 1
+NEWEST_RULE: Final = 2
+"""Versions of the rules by which rows are read and compared. A Dataset keeps the one that it began with, so
+that a new release reads no label otherwise and moves no row:
+
+1. Labels in JSON are those of KTO where they are true or false. Near duplicates are told by word triples.
+2. Labels of KTO are also "true", "false", 1 and 0; where a label may judge an answer, nothing is guessed.
+"""
+
 NEAR_DUPLICATE_ROWS: Final = 200_000
 """Near duplicates are looked for up to so many rows: beyond it memory would grow past a gibibyte."""
 
@@ -51,6 +60,8 @@ class Division:
     """Column that says train, validation or test."""
     from_files: bool = False
     """The files' names say it: train.jsonl, validation.jsonl, test.jsonl."""
+    rule_version: int = OLDEST_RULE
+    """From OLDEST_RULE to NEWEST_RULE."""
 
     @property
     def is_given(self) -> bool:

@@ -98,6 +98,7 @@ def prepare(
     facts = statistics.of_rows(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
+    found.summary(statistics.unread_labels(reading.unread_labels))
     found.summary(statistics.summary_issues(index, selection, split_rows, recipe))
     return Prepared(
         recipe=recipe,
@@ -116,6 +117,7 @@ def prepare(
         statistics=facts,
         kin=selection.kin,
         difference=None if previous is None else compare(index, selection.keep, *previous),
+        unread_labels=reading.unread_labels,
     )
 
 

@@ -45,6 +45,7 @@ class Code(StrEnum):
     IBAN = "IBAN"
     PHONE_NUMBER = "PhoneNumber"
     # Of the rows together.
+    LABELS_NOT_READ = "LabelsNotRead"
     FEW_ROWS = "FewRows"
     NO_TRAINING_ROWS = "NoTrainingRows"
     EMPTY_SPLIT = "EmptySplit"

@@ -9,7 +9,14 @@ from typing import Final
 
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
 from finetune_trainer.data.containers.base import Container, Header, Record
-from finetune_trainer.data.detect import HEAD_BYTES, SAMPLE_ROWS, ContainerName, Detection, container_of
+from finetune_trainer.data.detect import (
+    HEAD_BYTES,
+    JUDGED_SINCE,
+    SAMPLE_ROWS,
+    ContainerName,
+    Detection,
+    container_of,
+)
 from finetune_trainer.data.files import CHUNK_BYTES, Damaged, SourceFile, stem
 from finetune_trainer.data.formats.alpaca import Alpaca
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
@@ -67,8 +74,11 @@ class Reading:
         self.format: DataFormat | None = None if recipe.format == "Parquet" else recipe.format
         self._files = files
         self._recipe = recipe
-        self._detection = Detection(recipe.names)
+        self._detection = Detection(recipe.names, recipe.division.rule_version)
+        self._is_forced = recipe.format not in (None, "Parquet")
         self._records: Format | None = None
+        self.unread_labels = 0
+        """Rows whose label judges an answer that an older rule learns all the same."""
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -123,10 +133,22 @@ class Reading:
                     yield Invalid(Place(name), issues, ends_file=True)
                     return
             elif isinstance(item, Record):
-                raw = form.read(item.fields)
+                raw = self._verdict(item) or form.read(item.fields)
                 yield PlacedRow(item.place, raw) if isinstance(raw, RawRow) else Invalid(item.place, raw)
             else:
                 yield item
+
+    def _verdict(self, record: Record) -> tuple[Issue] | None:
+        """Why a row is not read as what most others are; rows after the first ones have labels too."""
+        if self._is_forced or self.format is None:
+            return None
+        issue = self._detection.verdict_issue(self.format, record.fields)
+        if issue is None:
+            return None
+        if self._detection.rule < JUDGED_SINCE:
+            self.unread_labels += 1
+            return None
+        return (issue,)
 
     def _settle_format(
         self, sample: Sequence[Header | Record | Invalid], container: ContainerName
@@ -135,8 +157,7 @@ class Reading:
         records = [item.fields for item in sample if isinstance(item, Record)]
         # A table without records is told by its columns.
         records = records or [dict.fromkeys(item.columns) for item in sample if isinstance(item, Header)]
-        is_forced = self._recipe.format not in (None, "Parquet")
-        if self.format is None or (records and not is_forced):
+        if self.format is None or (records and not self._is_forced):
             found = self._detection.format_of(records, container)
             if isinstance(found, Issue):
                 return found

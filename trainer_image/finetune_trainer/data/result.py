@@ -124,6 +124,8 @@ class Prepared:
     kin: tuple[Kin, ...] = ()
     """Up to five examples of each kinship."""
     difference: Difference | None = None
+    unread_labels: int = 0
+    """Rows whose label may judge the answer, learned all the same by an older rule."""
 
     @property
     def valid_rows(self) -> int:

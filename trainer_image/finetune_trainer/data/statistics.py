@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
-from finetune_trainer.data.options import Division, Recipe
+from finetune_trainer.data.options import NEWEST_RULE, OLDEST_RULE, Division, Recipe
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
 from finetune_trainer.rows import SplitName
@@ -86,6 +86,18 @@ def summary_issues(
         near_constant_completions(index, selection),
     ]
     return tuple(issue for issue in found if issue is not None)
+
+
+def unread_labels(rows: int) -> Iterator[Issue]:
+    """A warning where an older rule learns answers that their labels may call bad."""
+    if rows:
+        yield _warning(
+            Code.LABELS_NOT_READ,
+            f"{_rows(rows)} {'has' if rows == 1 else 'have'} a label that may call the answer good or bad,"
+            f" and rule version {OLDEST_RULE} of this Dataset learns every answer",
+            "labels that are read",
+            f"set split.ruleVersion: {NEWEST_RULE} to read them as KTO does, or format to keep this",
+        )
 
 
 def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | None:

@@ -31,7 +31,9 @@ class ProblemLog:
     def __enter__(self) -> Self:
         self._folder.remove(PROBLEMS_NAME)
         with reachable(self._path):
-            self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+            self._temporary.unlink(missing_ok=True)
+            # Never through a link that somebody has put there.
+            self._file = self._temporary.open("x", encoding="utf-8", newline="\n")
         return self
 
     def __exit__(

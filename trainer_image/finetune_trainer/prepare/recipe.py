@@ -5,7 +5,16 @@ from typing import Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract import Digest, FailureReason, PrepareConfig, Split
-from finetune_trainer.data.options import Checks, Cleaning, DataFormat, Division, FieldNames, Recipe
+from finetune_trainer.data.options import (
+    NEWEST_RULE,
+    OLDEST_RULE,
+    Checks,
+    Cleaning,
+    DataFormat,
+    Division,
+    FieldNames,
+    Recipe,
+)
 from finetune_trainer.data.template import PromptTemplate
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import digest_of
@@ -39,7 +48,12 @@ def recipe_of(config: PrepareConfig) -> Recipe:
 
 
 def division_of(split: Split) -> Division:
-    """How a config's split divides rows."""
+    """How a config's split divides rows. Raises StageFailure (INVALID_CONFIG) for an unknown rule."""
+    if not OLDEST_RULE <= split.rule_version <= NEWEST_RULE:
+        raise _invalid(
+            f"split.ruleVersion {split.rule_version} is not known to this trainer image; it knows"
+            f" {OLDEST_RULE} to {NEWEST_RULE}"
+        )
     return Division(**split.model_dump())
 
 

@@ -23,6 +23,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.problems import Place
 from finetune_trainer.data.report.document import document, encode
 from finetune_trainer.data.report.page import page
 from finetune_trainer.data.result import Prepared, Problem
@@ -183,6 +184,8 @@ def _result(
         warnings=_shown(prepared, "warning"),
         report_uri=page_uri,
         difference=None if difference is None else Difference(**dataclasses.asdict(difference)),
+        rule_version=prepared.recipe.division.rule_version,
+        unread_labels=prepared.unread_labels,
     )
 
 
@@ -233,6 +236,8 @@ def _judge_invalid(config: PrepareConfig, prepared: Prepared, result: PrepareRes
 
 def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
     found = [problem for problem in prepared.problems if problem.issue.severity == severity]
+    # What is said of all rows together is in the end, and comes first where not all is shown.
+    found.sort(key=lambda problem: problem.place != Place())
     return tuple(_text(problem) for problem in found[:SHOWN_PROBLEMS])
 
 

@@ -60,7 +60,7 @@ class DrainingServer(uvicorn.Server):
         if self._loading():
             os._exit(ExitCode.OK)
         if sig == signal.SIGTERM:
-            self._drain.terminate()
+            self._drain.begin()
         elif self.should_exit:
             self.force_exit = True
         else:

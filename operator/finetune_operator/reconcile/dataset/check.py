@@ -5,10 +5,11 @@ from typing import Any, Final, Literal
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.look import ended, job_names, number_of, request_of
-from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, record
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import earliest, until_check
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.stages import Broken, Retry, advance
+from finetune_operator.reconcile.retries import Retry
+from finetune_operator.reconcile.stages import Broken, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -65,7 +66,7 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     said = _same(latest) if recorded.name == latest else news
     fields = recorded.fields | {
         "conditions": conditions.enter(
-            dataset.status.conditions,
+            labels_said(dataset.status.conditions, dataset, prepared, draft.world.now),
             ConditionType.READY,
             Reason.SUCCEEDED,
             recorded.message,

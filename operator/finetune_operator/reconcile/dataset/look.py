@@ -5,20 +5,23 @@ from typing import Literal
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.build.configs import StageInputs, collect_config, prepare_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
 from finetune_operator.build.locations import parse_source, parse_store
 from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import asked, next_check
+from finetune_operator.reconcile.ownership import versions_of
 from finetune_operator.reconcile.stages import StageRequest
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract import PrepareConfig
+from finetune_trainer.contract import RULE_VERSION, PrepareConfig
 
 
 def number_of(dataset: Dataset) -> int:
@@ -50,7 +53,14 @@ def request_of(dataset: Dataset, world: World) -> StageRequest:
         build=lambda: _build(dataset, world, "prepare"),
         collect_name=collect_name,
         build_collect=lambda: _build(dataset, world, "collect"),
+        retry=retry_of(dataset),
     )
+
+
+def retry_of(dataset: Dataset) -> RetryStatus | None:
+    """Failures in a row of looks with this spec."""
+    is_current = dataset.status.observed_generation == dataset.metadata.generation
+    return dataset.status.retry if is_current else None
 
 
 def ended(dataset: Dataset, world: World, source_version: str | None) -> RefreshStatus:
@@ -73,15 +83,29 @@ def prepared_in(dataset: Dataset, world: World) -> tuple[str | None, str | None]
     return annotations.get(STORE), annotations.get(STORE_CREDENTIALS)
 
 
+def rule_version(dataset: Dataset, world: World) -> int:
+    """Of the rules for its rows, where the spec names none: what the Dataset began with, so that a new
+    release of the operator reads and divides no row otherwise."""
+    versions = versions_of(dataset, world)
+    if versions:
+        first = min(
+            versions, key=lambda version: (version.metadata.creation_timestamp or world.now, version.name)
+        )
+        return first.spec.rule_version or 1
+    if dataset.status.latest_version is not None:
+        return dataset.status.rule_version or 1
+    return RULE_VERSION
+
+
 def profile_of(dataset: Dataset, world: World) -> ComputeProfile | Blocked | None:
     """The default profile; a Dataset with a store of its own can do without one."""
     profile = profiles.resolve_profile(None, "spec.store", dataset.namespace, world)
     unneeded = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
     if dataset.spec.store is not None:
         unneeded.add(Reason.DEFAULT_PROFILE_CONFLICT)
-    if isinstance(profile, Blocked) and profile.reason in unneeded:
-        return None
-    return profile
+    if isinstance(profile, Blocked):
+        return None if profile.reason in unneeded else profile
+    return profiles.check_trainer(profile) or profile
 
 
 def _ending(number: int) -> str:
@@ -112,24 +136,29 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
     if missing is not None:
         return missing
     secret = store.credentials_secret_ref
+    trainer = trainer_of(profile, world.facts.trainer_image)
     inputs = StageInputs(
         owner=dataset,
         run=_run(dataset),
         store_uri=store.uri,
         store_credentials=secret.name if secret else None,
         report=world.facts.report,
+        contract_version=trainer.contract,
     )
     prepares = stage == "prepare"
     name, collect_name = job_names(dataset, number_of(dataset))
-    image = profile.spec.images.trainer if profile is not None else None
+    config = _config(dataset, world, inputs) if prepares else collect_config(inputs, "prepare")
+    unsent = profiles.check_config(config, profile)
+    if unsent is not None:
+        return unsent
     request = asked(dataset)
     return build_stage_job(
         dataset,
         name if prepares else collect_name,
-        _config(dataset, world, inputs) if prepares else collect_config(inputs, "prepare"),
+        config,
         stage,
         Placement(
-            image=image or world.facts.trainer_image,
+            image=trainer.image,
             image_pull_policy=world.facts.image_pull_policy,
             profile=profile,
             storage=Storage(
@@ -145,13 +174,17 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
 
 def _config(dataset: Dataset, world: World, inputs: StageInputs) -> PrepareConfig:
     latest = _latest(dataset, world, inputs.store_uri)
+    rule = rule_version(dataset, world)
     if latest is None:
-        return prepare_config(inputs, dataset.spec)
-    # Another spec makes other rows of the same source.
-    refresh = dataset.status.refresh if is_prepared(dataset) else None
+        return prepare_config(inputs, dataset.spec, rule_version=rule)
+    # Another spec makes other rows of the same source. An earlier release has not looked for labels that it
+    # does not read.
+    knows_labels = dataset.status.rule_version is not None
+    refresh = dataset.status.refresh if is_prepared(dataset) and knows_labels else None
     return prepare_config(
         inputs,
         dataset.spec,
+        rule_version=rule,
         previous=latest.spec.digest,
         unless_version=refresh.source_version if refresh is not None else None,
     )

@@ -1,18 +1,21 @@
 """A result of prepare: its DatasetVersion, and what status and events say of it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from finetune_operator.api.dataset import Dataset, DatasetVersionSummary, VersionDifference
+from finetune_operator.api.meta import Condition
 from finetune_operator.build.labels import dataset_version_name
 from finetune_operator.build.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.dataset.look import ended, prepared_in
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.problems import faults, shown_problems, shown_warnings
-from finetune_operator.status.reasons import EventReason
-from finetune_trainer.contract import PrepareResult
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract import RULE_VERSION, PrepareResult
 
 VERSIONS_AT_MOST: Final = 10
 TEXT_LIMIT: Final = 1024
@@ -81,10 +84,33 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
             "versions": (summary, *known)[:VERSIONS_AT_MOST],
             "rows": rows,
             "format": prepared.format,
+            "rule_version": prepared.rule_version,
             "difference": difference,
             "refresh": ended(dataset, draft.world, _usable(prepared.source_version)),
             **found(prepared),
         },
+    )
+
+
+def labels_said(
+    known: tuple[Condition, ...], dataset: Dataset, prepared: PrepareResult | None, now: datetime
+) -> tuple[Condition, ...]:
+    """The conditions, with LabelsRead False where rows have labels that the Dataset's rule does not read."""
+    if prepared is None or prepared.unchanged:
+        return known
+    if not prepared.unread_labels:
+        return conditions.without(known, ConditionType.LABELS_READ)
+    rows = prepared.unread_labels
+    return conditions.with_condition(
+        known,
+        ConditionType.LABELS_READ,
+        "False",
+        Reason.OLDER_RULE,
+        f"{rows} row{'s have' if rows != 1 else ' has'} a label that may call the answer good or bad, and"
+        f" rule version {prepared.rule_version}, with which this Dataset began, learns every answer. Set"
+        f" spec.split.ruleVersion: {RULE_VERSION} to read the labels, or spec.format to keep what is read.",
+        generation=dataset.metadata.generation,
+        now=now,
     )
 
 

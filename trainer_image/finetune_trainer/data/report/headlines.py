@@ -7,6 +7,7 @@ from finetune_trainer.data.problems import Code
 
 OF_ALL_ROWS: Final = frozenset(
     {
+        Code.LABELS_NOT_READ,
         Code.FEW_ROWS,
         Code.NO_TRAINING_ROWS,
         Code.EMPTY_SPLIT,
@@ -48,6 +49,7 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.PAYMENT_CARD: "Texts have numbers of payment cards",
     Code.IBAN: "Texts have bank account numbers (IBAN)",
     Code.PHONE_NUMBER: "Texts have phone numbers",
+    Code.LABELS_NOT_READ: "Labels that judge answers are not read",
     Code.FEW_ROWS: "There are few rows",
     Code.NO_TRAINING_ROWS: "There are no rows to train on",
     Code.EMPTY_SPLIT: "A split is empty",

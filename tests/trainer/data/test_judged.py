@@ -1,0 +1,128 @@
+"""Labels that judge an answer: no rejected answer becomes one to learn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.options import NEWEST_RULE, DataFormat, Division, FieldNames, Recipe
+from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.problems import Code
+from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read
+
+NEWEST = Division(rule_version=NEWEST_RULE)
+ALPACA = {"instruction": "a", "output": "b"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+
+
+def labelled(*labels: Any) -> list[dict[str, Any]]:
+    return [{**pair, "label": label} for pair, label in zip(pairs(len(labels)), labels, strict=True)]
+
+
+def read_json(folder: Path, rows: list[dict[str, Any]], **recipe: Any) -> Outcome:
+    return read(folder, json_lines(rows), Recipe(division=NEWEST, **recipe))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("true", "false"), ("True", "FALSE"), ("1", "0"), (1, 0), (1.0, 0.0), (True, False)],
+    ids=str,
+)
+def test_labels_that_say_true_or_false_are_those_of_kto_in_json_too(
+    tmp_path: Path, labels: tuple[Any, Any]
+) -> None:
+    outcome = read_json(tmp_path, labelled(*labels))
+
+    assert (outcome.format, outcome.problems) == ("KTO", [])
+    assert [row.label for row in outcome.rows] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        labelled("good", "bad"),
+        labelled("yes", "no"),
+        labelled(1, -1, -1),
+        labelled(0, 1, 2, 3, 4),
+        labelled("true", "billing", "dispatch"),
+        [{**row, "kto_tag": True} for row in pairs(2)],
+        [{**ALPACA, "label": False}],
+        [{**SHAREGPT, "kto_tag": "false"}],
+        [{**chat("a", "b"), "label": 0}],
+    ],
+    ids=range(9),
+)
+def test_a_label_that_may_judge_the_answer_asks_for_the_format(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    outcome = read_json(tmp_path, rows)
+
+    assert (outcome.format, outcome.rows, outcome.codes) == (None, [], [Code.FILE_UNKNOWN])
+    assert "which may say whether the answer is good" in outcome.problems[0]
+    assert "set format: KTO" in outcome.problems[0]
+
+
+def test_the_format_that_is_named_decides_what_a_label_means(tmp_path: Path) -> None:
+    rows = labelled(0, 1, 2)
+
+    outcome = read_json(tmp_path, rows, format="PromptCompletion")
+
+    assert (outcome.problems, len(outcome.rows)) == ([], 3)
+    assert read_json(tmp_path, rows, format="KTO").codes == [Code.FIELD_TYPE]
+
+
+def test_labels_of_classes_are_no_verdicts(tmp_path: Path) -> None:
+    outcome = read_json(tmp_path, labelled("billing", "dispatch", 7, None, 0.5))
+
+    assert (outcome.format, outcome.problems, len(outcome.rows)) == ("PromptCompletion", [], 5)
+
+
+def test_a_label_that_is_the_answer_judges_nothing(tmp_path: Path) -> None:
+    rows = [{"prompt": f"is it {number}?", "label": "true"} for number in range(3)]
+
+    outcome = read_json(tmp_path, rows, names=FieldNames(completion="label"))
+
+    assert (outcome.format, outcome.problems, len(outcome.rows)) == ("PromptCompletion", [], 3)
+
+
+def test_a_verdict_far_behind_the_first_rows_is_refused(tmp_path: Path) -> None:
+    outcome = read_json(tmp_path, [*pairs(200), *labelled("false")])
+
+    assert (outcome.format, len(outcome.rows), outcome.codes) == (
+        "PromptCompletion",
+        200,
+        [Code.FORMATS_MIXED],
+    )
+    assert outcome.problems[0].startswith("row 201: label is 'false', which may say")
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        ("prompt,completion,label\na,b,1\nc,d,2\ne,f,3\n", None),
+        ("prompt,completion,label\na,b,1\nc,d,0\n", "KTO"),
+        ("prompt,completion,label\na,b,good\n", None),
+        (parquet_bytes(labelled(1, 0)), "KTO"),
+    ],
+    ids=range(4),
+)
+def test_tables_are_read_by_the_same_rule(
+    tmp_path: Path, content: str | bytes, form: DataFormat | None
+) -> None:
+    assert read(tmp_path, content, Recipe(division=NEWEST)).format == form
+
+
+def test_a_dataset_of_the_first_rule_reads_as_ever_and_says_what_a_newer_rule_would_read(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "rows"
+    source.write_text(json_lines(labelled("true", "false")))
+    (tmp_path / "out").mkdir()
+
+    prepared = prepare([SourceFile(source)], Recipe(), tmp_path / "out")
+
+    assert (prepared.format, prepared.kept_rows) == ("PromptCompletion", 2)
+    (told,) = prepared.examples[Code.LABELS_NOT_READ]
+    assert "2 rows have a label that may call the answer good or bad" in told.issue.what
+    assert "split.ruleVersion: 2" in told.issue.fix

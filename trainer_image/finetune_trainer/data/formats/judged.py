@@ -1,0 +1,60 @@
+"""Labels that judge an answer: rows with one are KTO, or a person says what they are."""
+
+from typing import Any, Final
+
+from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.formats.kto import label_of
+from finetune_trainer.data.options import FieldNames
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.text import shown
+
+KTO_TAG: Final = "kto_tag"
+"""The name of the label in LLaMA-Factory."""
+VERDICTS: Final = frozenset(
+    {
+        *("yes", "no", "y", "n", "good", "bad", "right", "wrong", "correct", "incorrect", "pass", "fail"),
+        *("chosen", "rejected", "accepted", "accept", "reject", "approved", "desirable", "undesirable"),
+        *("up", "down", "thumbs_up", "thumbs_down", "👍", "👎", "t", "f", "-1", "+1"),
+    }
+)
+"""Texts that usually judge an answer, but are not true or false: KTO does not read them, nothing guesses."""
+
+
+class Verdicts:
+    """Finds the label that judges a record's answer."""
+
+    def __init__(self, names: FieldNames) -> None:
+        taken = {names.prompt, names.completion, names.messages, names.chosen, names.rejected}
+        self.label = names.label or "label"
+        self._fields = tuple(name for name in (self.label, KTO_TAG) if name not in taken)
+
+    def is_kto(self, record: Fields) -> bool:
+        """Whether the label says true or false, in any spelling that KTO reads."""
+        return self.label in self._fields and label_of(record.get(self.label)) is not None
+
+    def issue(self, record: Fields) -> Issue | None:
+        """Why a record must not be read as an answer to learn."""
+        for name in self._fields:
+            if name in record and is_verdict(record[name]):
+                return Issue(
+                    Code.FORMATS_MIXED,
+                    f"{name} is {_said(record[name])}, which may say whether the answer is good",
+                    "no such label, or a format that says what it means",
+                    "set format: KTO (columns.label names the label) to learn from good and bad answers,"
+                    " or the format without it to learn every answer",
+                    column=name,
+                )
+        return None
+
+
+def is_verdict(value: Any) -> bool:
+    """Whether a value may say that an answer is good or bad."""
+    if label_of(value) is not None:
+        return True
+    if isinstance(value, int) and value == -1:
+        return True
+    return isinstance(value, str) and value.strip().lower() in VERDICTS
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else shown(value)
