@@ -13,9 +13,13 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
+# Each suite names its slowest tests; ARGS="-k name" chooses some.
+SUITE := $(PYTEST) --durations=15 --durations-min=2
+# The part of the trainer's tests that the integration lane runs, so that both lanes take about as long.
+SECOND_LANE := tests/trainer/data tests/trainer/remote tests/trainer/serve
 
-.PHONY: help demo test test-full unit verify cluster cluster-down images bench-data bench-train bench-operator generate golden format constraints clean \
-	python packages-environment packages prometheus .venv
+.PHONY: help demo test test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate golden format constraints clean \
+	python packages-environment packages prometheus programs .venv
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,21 +27,34 @@ help: ## List the targets
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m hack.demo
 
-test: packages prometheus .venv cluster images ## Every test: unit, trainer, API server, end to end on a real node
+test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node
 	$(PYTEST) tests/unit
-	@# These two wait more than they compute, so each has the core that the other leaves idle.
-	@$(PYTEST) --no-header tests/trainer -m "not full" | sed -u 's/^/trainer      /' & trainer=$$!; status=0; \
-	$(PYTEST) --no-header tests/integration | sed -u 's/^/integration  /' || status=$$?; \
-	wait $$trainer || status=$$?; exit $$status
-	$(PYTEST) tests/faults -m "not full"
-	$(PYTEST) tests/e2e
+	@# Two lanes, because each leaves a core idle half of the time.
+	@$(SUITE) --no-header tests/trainer $(SECOND_LANE:%=--ignore=%) -m "not full" | sed -u 's/^/lane 1  /' & first=$$!; \
+	status=0; $(SUITE) --no-header tests/integration $(SECOND_LANE) -m "not full" | sed -u 's/^/lane 2  /' || status=$$?; \
+	wait $$first || status=$$?; exit $$status
+	$(SUITE) tests/faults -m "not full"
+	$(SUITE) tests/e2e -m "not full"
 
-test-full: test ## Every test, every fault at every write of a chain, every way to resume: two hours more
+test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster: two hours more
 	$(PYTEST) tests/trainer -m full
 	$(PYTEST) tests/faults -m full --verbose
+	$(PYTEST) tests/e2e -m full
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit $(ARGS)
+
+trainer: packages .venv programs ## The trainer's tests: real processes, small models; ARGS="-k resume" chooses some
+	$(SUITE) tests/trainer -m "not full" $(ARGS)
+
+integration: packages prometheus .venv programs ## The operator on a real API server; ARGS chooses
+	$(SUITE) tests/integration $(ARGS)
+
+faults: packages .venv programs ## The operator disturbed at its writes; ARGS chooses
+	$(SUITE) tests/faults -m "not full" $(ARGS)
+
+e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
+	$(SUITE) tests/e2e -m "not full" $(ARGS)
 
 verify: packages-environment .venv ## Generated files, lint, types, import rules, charts
 	$(RUN) -m hack.generate --check
@@ -91,6 +108,9 @@ packages-environment: python
 
 prometheus: python
 	@$(PYTHON) -m hack.bootstrap.prometheus
+
+programs:
+	@$(RUN) -m hack.cluster binaries
 
 packages: python
 	@$(PYTHON) -m hack.bootstrap.packages environment images cluster

@@ -32,7 +32,10 @@ def values_schema() -> str:
     image["required"] = ["repository"]
     schema = closed(
         image=image,
-        trainerImage=image,
+        trainerImage={
+            **image,
+            "properties": {**image["properties"], "securityFloor": _setting("trainer_image_floor")},
+        },
         imagePullPolicy=_setting("image_pull_policy"),
         imagePullSecrets=NAMES,
         replicas={"type": "integer", "minimum": 1, "maximum": 5},
@@ -43,6 +46,7 @@ def values_schema() -> str:
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
         monitors=closed(enabled=FLAG, labels=TEXTS, interval=DURATION),
+        networkPolicies=closed(monitoringNamespace=TEXTS),
         alerts=closed(enabled=FLAG, labels=TEXTS, runbooks={"type": "string", "minLength": 1}),
         dashboard=closed(enabled=FLAG, labels=TEXTS),
         resources=closed(requests=QUANTITIES, limits=QUANTITIES),
@@ -79,7 +83,7 @@ def _setting(name: str) -> Schema:
     return {
         key: value
         for key, value in schema.items()
-        if key in {"type", "enum", "minimum", "maximum", "minLength"}
+        if key in {"type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern"}
     }
 
 

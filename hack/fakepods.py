@@ -35,7 +35,7 @@ def digest(*of: str) -> str:
 
 def succeeded(config: StageConfig) -> StageResult:
     """A plausible result of the stage; the tuned model is always right and the base model never."""
-    common: dict[str, Any] = {"run": config.run, "outcome": "Succeeded"}
+    common: dict[str, Any] = {"contract": config.contract, "run": config.run, "outcome": "Succeeded"}
     match config:
         case PrepareConfig():
             return StageResult(stage="prepare", prepare=_prepared(config), **common)

@@ -14,6 +14,7 @@ from hack.cluster.control_plane import ControlPlane
 from hack.cluster.errors import ClusterError
 from hack.cluster.layout import DEFAULT_NAME
 from hack.cluster.status import report
+from hack.cluster.toolchain import TOOLS, VERSITYGW
 
 app: Final = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -79,8 +80,8 @@ def load(archives: list[Path], name: Name = DEFAULT_NAME) -> None:
 
 @app.command(name="binaries")
 def build_binaries() -> None:
-    """Build what is missing in the cache, without starting anything."""
-    binaries.ensure()
+    """Build what clusters and tests need and the cache lacks, without starting anything."""
+    binaries.ensure((*TOOLS, VERSITYGW))
 
 
 class _Elapsed(logging.Formatter):

@@ -48,7 +48,8 @@ def _build(go: str, tool: Tool) -> None:
     # A module of one program may call it otherwise than we do. -v names each package as it is compiled.
     target = unfinished / tool.programs[0] if len(tool.programs) == 1 else f"{unfinished}/"
     command = [go, "build", "-v", "-o", target, *tool.build_arguments]
-    environment = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": ""}
+    # The compiler collects garbage less often: a tenth of the time for memory that a build machine has.
+    environment = {"GOGC": "400", **os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": ""}
     with (
         output.open("w") as log,
         subprocess.Popen(

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import IPv4Address
@@ -24,6 +25,7 @@ from hack.cluster.toolchain import ETCD, KUBERNETES, Tool
 from hack.cluster.waiting import until
 
 LOG: Final = logging.getLogger(__name__)
+_STOP_SECONDS: Final = 30
 
 
 class ControlPlane:
@@ -120,6 +122,37 @@ class ControlPlane:
                 tear_down(self.layout, self._processes)
                 shutil.rmtree(self.layout.state)
 
+    def save(self) -> None:
+        """Take a snapshot of etcd, for `restore`; etcd is away meanwhile.
+
+        Raises:
+            ClusterError: the API server does not become ready again.
+        """
+        commands = self._running_commands()
+        self._processes.stop(["etcd"], signal.SIGTERM, _STOP_SECONDS)
+        shutil.rmtree(self.layout.etcd_snapshot, ignore_errors=True)
+        shutil.copytree(self.layout.etcd, self.layout.etcd_snapshot)
+        self._processes.start("etcd", commands["etcd"])
+        self._wait_for_api_server()
+
+    def restore(self) -> None:
+        """Throw everything back to the snapshot, as after a loss of etcd's disk.
+
+        Controllers are started again, as Kubernetes' documentation asks for: what they have seen is no more.
+
+        Raises:
+            ClusterError: the API server does not become ready again.
+        """
+        commands = self._running_commands()
+        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+            self._processes.stop([name], signal.SIGKILL, _STOP_SECONDS)
+        shutil.rmtree(self.layout.etcd)
+        shutil.copytree(self.layout.etcd_snapshot, self.layout.etcd)
+        self._start_processes(commands)
+
+    def _running_commands(self) -> dict[str, list[str]]:
+        return self._commands(json.loads(self._ports_record.read_text()))
+
     def _is_present(self) -> bool:
         """Whether there is anything to remove; a node is found even if somebody removed its files."""
         return self.layout.state.exists() or self.layout.host_record.exists() or network.exists(self.layout)
@@ -178,7 +211,9 @@ class ControlPlane:
         return chosen
 
     def _start(self) -> None:
-        commands = self._commands(self._prepare())
+        self._start_processes(self._commands(self._prepare()))
+
+    def _start_processes(self, commands: dict[str, list[str]]) -> None:
         self._processes.start("etcd", commands["etcd"])
         self._processes.start("kube-apiserver", commands["kube-apiserver"])
         self._wait_for_api_server()

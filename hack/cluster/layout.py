@@ -84,6 +84,11 @@ class Layout:
         return self.state / "etcd"
 
     @property
+    def etcd_snapshot(self) -> Path:
+        """A copy of etcd's data, once one was taken."""
+        return self.state / "etcd.snapshot"
+
+    @property
     def volumes(self) -> Path:
         """Data of the volumes that the StorageClass `local` provides."""
         return self.state / "volumes"

@@ -36,6 +36,7 @@ def tear_down(layout: Layout, processes: Processes) -> None:
     # The records of processes go last, so that a failure before leaves them to the next attempt.
     for folder in (
         layout.etcd,
+        layout.etcd_snapshot,
         layout.volumes,
         layout.kubelet,
         layout.config,

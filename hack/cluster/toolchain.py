@@ -98,6 +98,7 @@ CONTAINERD: Final = Tool(
     tags=("no_btrfs",),
 )
 COREDNS: Final = Tool("coredns", ("coredns",), module="github.com/coredns/coredns")
+"""Of its plugins those that the cluster's Corefile names: the rest are most of what there is to compile."""
 HELM: Final = Tool(
     "helm",
     ("helm",),

@@ -16,14 +16,13 @@ from finetune_operator.claims import Claims
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.turns import Turns
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.report.board import ProgressBoard
-from finetune_operator.status.conditions import blocked, stalled
+from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.surroundings import Surroundings
 
@@ -68,19 +67,16 @@ class Controller:
         self._metrics = metrics
         self._facts = facts
         self._clock = clock
-        self._turns = Turns()
         self._service_accounts: dict[str, dict[str, float]] = {}
 
     async def look(self, key: Key) -> float | None:
         """Bring the cluster one step nearer to what the object asks for.
 
+        Passes with the same turn (`Surroundings.turn`) must not overlap: the queue sees to that.
+
         Returns:
             Seconds until another look is due although nothing may change, or None.
         """
-        async with self._turns.at(self._surroundings.turn(key)):
-            return await self._look(key)
-
-    async def _look(self, key: Key) -> float | None:
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
             raise Gone(key.name)
@@ -94,7 +90,8 @@ class Controller:
             plan = RECONCILERS[key.kind](resource, world)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
-            await self._tell(primary, stalled(resource, Reason.NAME_CONFLICT, str(error), now), str(error))
+            message = f"{error}; this continues when that object is gone or has another name"
+            await self._tell(primary, blocked(resource, Reason.NAME_CONFLICT, message, now), message)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:

@@ -16,13 +16,9 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import GROUP, VERSION
-from finetune_operator.plan import Manifest
+from finetune_operator.kindfeed import Sink
 
 logger = logging.getLogger(__name__)
-
-Sink = Callable[[str, Manifest], None]
-"""Takes kind of event (`DELETED`, or anything else for the object's present state) and object; called in
-Kopf's thread."""
 
 PAGE: Final = 100
 IDLE_SECONDS: Final = 0.01
@@ -51,7 +47,7 @@ class KopfWatch:
         configuration: how to reach the API server.
         namespaces: what to watch; empty for all.
         sink: where events go.
-        ended: called in Kopf's thread when Kopf ended without being asked, with what ended it.
+        ended: called in Kopf's thread when Kopf ended without being asked; maybe twice.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class KopfWatch:
         configuration: Configuration,
         namespaces: Collection[str],
         sink: Sink,
-        ended: Callable[[BaseException | None], None],
+        ended: Callable[[], None],
     ) -> None:
         self._configuration = configuration
         self._namespaces = namespaces
@@ -78,7 +74,6 @@ class KopfWatch:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        error: BaseException | None = None
         try:
             asyncio.run(
                 kopf.operator(
@@ -90,11 +85,10 @@ class KopfWatch:
                     stop_flag=self._stop,
                 )
             )
-        except Exception as caught:
+        except Exception:
             logger.exception("kopf failed")
-            error = caught
         if not self._stop.is_set():
-            self._ended(error)
+            self._ended()
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -108,7 +102,7 @@ class KopfWatch:
         async def ending(**_: Any) -> None:
             # At once: with a watch in trouble, what Kopf does from here on may never come to an end.
             if not self._stop.is_set():
-                self._ended(None)
+                self._ended()
 
         kopf.on.login(registry=registry)(login)
         kopf.on.cleanup(registry=registry)(ending)

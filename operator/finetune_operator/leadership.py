@@ -1,12 +1,16 @@
-"""Terms of being the active process: work while the Lease is held, and not a moment longer."""
+"""Terms of being the active process: work while the Lease is held, and not a moment longer.
+
+That a write is never sent later is the fence's business (`Lease.check`), since a process may be frozen at any
+moment.
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from finetune_operator.engine.lease import Lease
+from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.worker import Workers
 from finetune_operator.plan import Key
@@ -22,27 +26,25 @@ class Leadership:
 
     Args:
         lease: the right to work.
-        queue: of keys; filled by the caches all the time.
+        queue: of keys; open during terms only.
         workers: of the queue.
-        keys: all objects there are; each is looked at when a term begins.
         prepare: done at the beginning of each term, before the first pass.
-        upkeep: runs beside the passes of each term; never ends by itself.
+        upkeep: runs beside the passes of each term, and queues what needs a look when it begins; never ends
+            by itself.
     """
 
     def __init__(
         self,
-        lease: Lease,
+        lease: LeaseThread,
         queue: WorkQueue[Key],
         workers: Workers,
         *,
-        keys: Callable[[], Iterable[Key]],
         prepare: Callable[[], Awaitable[None]],
         upkeep: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._lease = lease
         self._queue = queue
         self._workers = workers
-        self._keys = keys
         self._prepare = prepare
         self._upkeep = upkeep
 
@@ -62,6 +64,7 @@ class Leadership:
             stop.cancel()
 
     async def _term(self, stop: asyncio.Task[Any]) -> None:
+        self._queue.reopen()
         keep = asyncio.create_task(self._lease.keep())
         work = asyncio.create_task(self._work())
         await asyncio.wait({keep, work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,15 +78,11 @@ class Leadership:
             await self._lease.release()
 
     async def _work(self) -> None:
-        self._queue.reopen()
         await self._prepare()
-        for key in self._keys():
-            self._queue.add(key)
-        upkeep = asyncio.create_task(self._upkeep())
-        try:
+        async with asyncio.TaskGroup() as group:
+            upkeep = group.create_task(self._upkeep())
             await self._workers.run()
-        finally:
-            await _cancelled(upkeep)
+            upkeep.cancel()
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -19,13 +19,15 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.lease import Lease, LeaseTimes
+from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
-from finetune_operator.engine.watches import Watches, watch_name
+from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import Workers
 from finetune_operator.handlers import KopfWatch
+from finetune_operator.kindfeed import SWEEP_SECONDS, KindFeed
 from finetune_operator.leadership import Leadership
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
@@ -33,8 +35,9 @@ from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
-from finetune_operator.reconcile.relations import related
+from finetune_operator.reconcile.relations import concerned_by_champion, related
 from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.relook import Relook, is_at_rest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
@@ -44,7 +47,9 @@ from finetune_operator.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
-SWEEP_SECONDS: Final = 600.0
+DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "InferenceDeployment"})
+"""Kinds whose passes decide by what others of the kind are: a new term lists them before its first pass,
+because the watch may not have told yet what the active process before this one wrote last."""
 APPLIED: Final = f"{GROUP}/applied"
 """Annotation of what is applied: a hash of it."""
 
@@ -58,22 +63,33 @@ class Process:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
+        self._is_restoring = False
         self._metrics = Metrics()
+        self._lease = LeaseThread(
+            lambda: Cluster(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
+            partial(_lease, settings),
+        )
         self._cluster = Cluster(
-            configuration, ResourceTypes(KIND_TYPES.values()), OPERATOR, self._metrics.requested
+            configuration,
+            ResourceTypes(KIND_TYPES.values()),
+            OPERATOR,
+            self._metrics.requested,
+            fence=self._lease.check,
         )
         self._caches = Caches()
         self._surroundings = Surroundings(self._caches)
         self._watches = Watches()
-        self._queue: WorkQueue[Key] = WorkQueue()
-        self._board = ProgressBoard(self._add)
-        self._lease = Lease(
+        self._feed = KindFeed(
             self._cluster,
-            settings.pod_namespace,
-            settings.lease_name,
-            identity=settings.pod_name,
-            times=LeaseTimes.of(settings.lease_duration_seconds),
+            self._caches,
+            self._watches,
+            settings.watch_namespaces,
+            partial(KopfWatch, configuration, settings.watch_namespaces),
         )
+        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._surroundings.turn)
+        # Until a term begins nobody takes keys.
+        self._queue.close()
+        self._board = ProgressBoard(self._add)
         self._server = ReportServer(
             Authorizer(self._cluster, self._caches),
             self._board,
@@ -101,16 +117,20 @@ class Process:
         )
         self._metrics.registry.register(
             ObjectStateCollector(
-                self._caches.kinds,
+                {kind: store.unsettled for kind, store in self._caches.kinds.items()},
                 active=lambda: self._lease.held,
                 pods=lambda uid: self._caches.pods.indexed(BY_RUN, uid).values(),
                 since_progress=self._board.since_progress,
+                settled=self._caches.kinds["FineTuneJob"].notes,
             )
         )
         for kind, store in self._caches.kinds.items():
             store.subscribe(partial(self._kind_changed, kind))
         for type_, children in self._caches.children.items():
             children.subscribe(partial(self._child_changed, type_.kind))
+        for cached in self._caches.by_type.values():
+            cached.subscribe_epochs(self._restored)
+        self._surroundings.subscribe_champions(self._champion_changed)
         self._watches.subscribe(self._namespace_complete)
 
     def stop(self) -> None:
@@ -125,38 +145,25 @@ class Process:
         """
         await self._probes.start(self._settings.http_port)
         # All are made before the first runs: each says at once what is waited for.
-        listing: list[Sweeper | Reflector] = [*self._sweepers(), *self._reflectors()]
-        kopf = KopfWatch(self._configuration, self._settings.watch_namespaces, self._sink, self._kopf_ended)
+        listing: list[Sweeper | Reflector] = [*self._feed, *self._reflectors()]
         logger.info("filling the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
         try:
             if await self._finishes(self._watches.all_settled()):
-                kopf.start()
+                self._feed.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
                 await self._leadership().run(self._stopping)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(kopf.stop)
+            await self._feed.stop()
             await self._server.stop()
             await self._probes.stop()
+            await self._lease.close()
             await self._cluster.close()
         if self._failure is not None:
             raise RuntimeError("a part of the process ended by itself") from self._failure
-
-    def _sweepers(self) -> Iterator[Sweeper]:
-        for kind, type_ in KIND_TYPES.items():
-            namespaces = self._settings.watch_namespaces if type_.namespaced else ()
-            for namespace in namespaces or ("",):
-                yield Sweeper(
-                    self._cluster,
-                    type_,
-                    self._caches.kinds[kind],
-                    self._watches,
-                    namespace=namespace,
-                    period=SWEEP_SECONDS,
-                )
 
     def _reflectors(self) -> Iterator[Reflector]:
         for type_ in CHILD_TYPES:
@@ -192,20 +199,28 @@ class Process:
             self._settings.workers,
             lambda key, seconds, result: self._metrics.reconciled(key.kind, seconds, result),
         )
-        return Leadership(
-            self._lease,
-            self._queue,
-            workers,
-            keys=self._keys,
-            prepare=self._endpoint.publish_soon,
-            upkeep=self._endpoint.keep,
-        )
+        relook = Relook(self._queue, self._keys, self._is_at_rest, SWEEP_SECONDS)
+
+        async def prepare() -> None:
+            for kind in DECIDED_TOGETHER:
+                for sweeper in self._feed.sweepers[kind]:
+                    await sweeper.catch_up()
+            await self._endpoint.publish_soon()
+
+        async def upkeep() -> None:
+            await asyncio.gather(self._endpoint.keep(), relook.run())
+
+        return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
 
     def _keys(self) -> Iterator[Key]:
-        for store in self._caches.kinds.values():
-            for key in map(key_of, store):
-                if self._watches.complete(key.namespace):
-                    yield key
+        return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118
+
+    def _is_at_rest(self, key: Key) -> bool:
+        store = self._caches.kinds[key.kind]
+        if store.is_settled(key.namespace, key.name):
+            return True
+        obj = store.get(key.namespace, key.name)
+        return obj is not None and is_at_rest(obj)
 
     def _facts(self) -> OperatorFacts:
         return OperatorFacts(
@@ -213,6 +228,8 @@ class Process:
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
+            trainer_image_floor=self._settings.trainer_image_floor,
+            monitoring_namespace=self._settings.monitoring_namespace,
             unlisted=self._watches.left_out,
         )
 
@@ -222,9 +239,9 @@ class Process:
             self._queue.add(key, delay)
 
     def _namespace_complete(self, namespace: str) -> None:
-        for store in self._caches.kinds.values():
-            for obj in store.names(namespace).values():
-                self._add(key_of(obj))
+        for kind, store in self._caches.kinds.items():
+            for name in store.names(namespace):
+                self._add(Key(kind, namespace, name))
 
     def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
@@ -233,40 +250,45 @@ class Process:
         if new is None:
             self._board.forget(changed["metadata"]["uid"])
         self._add(key_of(changed))
-        self._look_at_related(kind, changed)
+        self._look_at_related(kind, old, new)
+
+    def _champion_changed(self, namespace: str, model: str) -> None:
+        if not self._lease.held:
+            return
+        for key in concerned_by_champion(namespace, model, self._surroundings):
+            self._add(key)
 
     def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
         if changed is not None:
             if kind == POD.kind and self._lease.held:
                 differences.count_pod(self._metrics, old, new)
-            self._look_at_related(kind, changed)
+            self._look_at_related(kind, old, new)
 
-    def _look_at_related(self, kind: str, changed: Manifest) -> None:
+    def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        if not self._lease.held:
+            # Whoever is active looks, and a term begins with a look at everything.
+            return
         try:
-            for key in related(kind, changed, self._surroundings):
+            for key in related(kind, old, new, self._surroundings):
                 self._add(key)
         except Exception:
             # One strange object must not end the watch of all.
             logger.exception("what a changed %s concerns could not be told", kind)
 
-    def _sink(self, event: str, obj: Manifest) -> None:
-        self._loop.call_soon_threadsafe(self._take, event, obj)
-
-    def _take(self, event: str, obj: Manifest) -> None:
-        store = self._caches.kinds[obj["kind"]]
-        self._watches.beat(self._watch_of(obj))
-        if event == "DELETED":
-            store.remove(obj)
-        else:
-            store.put(obj)
-
-    def _watch_of(self, obj: Manifest) -> str:
-        namespace = obj["metadata"].get("namespace", "") if self._settings.watch_namespaces else ""
-        return watch_name(KIND_TYPES[obj["kind"]].plural, namespace)
-
-    def _kopf_ended(self, error: BaseException | None) -> None:
-        self._loop.call_soon_threadsafe(self._fail, error or RuntimeError("kopf ended"))
+    def _restored(self) -> None:
+        """One type shows that etcd was restored from a snapshot: then that is true for all of them."""
+        if self._is_restoring:
+            return
+        self._is_restoring = True
+        logger.warning(
+            "etcd was restored: the API server has older versions than before; all is listed and watched anew"
+        )
+        self._metrics.etcd_restores.inc()
+        for cached in self._caches.by_type.values():
+            cached.begin_epoch()
+        self._feed.restored()
+        self._is_restoring = False
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -294,6 +316,17 @@ class Process:
             return False
         task.result()
         return True
+
+
+def _lease(settings: Settings, cluster: Cluster, stalled: Callable[[], float]) -> Lease:
+    return Lease(
+        cluster,
+        settings.pod_namespace,
+        settings.lease_name,
+        identity=settings.pod_name,
+        times=LeaseTimes.of(settings.lease_duration_seconds),
+        stalled=stalled,
+    )
 
 
 def _holds_devices(manifest: Manifest) -> bool:

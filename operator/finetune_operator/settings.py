@@ -1,5 +1,6 @@
 """Settings of the process, each from one environment variable of the same name in capitals."""
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -30,6 +31,15 @@ class Settings(BaseModel):
     trainer_image: Annotated[
         str, Field(min_length=1, description="Image of all stages, unless a ComputeProfile names another.")
     ]
+    trainer_image_floor: Annotated[
+        str,
+        Field(
+            max_length=32,
+            pattern=r"^(v?[0-9]+(\.[0-9]+)+)?$",
+            description="Oldest version of the trainer image that has all security fixes: endpoints that"
+            " serve with an older one are reported. Empty: none is.",
+        ),
+    ] = ""
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"], Field(description="Pull policy of the trainer image.")
     ] = "IfNotPresent"
@@ -49,6 +59,13 @@ class Settings(BaseModel):
     report_port: Annotated[int, Field(ge=1, le=65535, description="HTTPS port of the report endpoint.")] = (
         8443
     )
+    monitoring_namespace: Annotated[
+        Mapping[str, str],
+        Field(
+            description="JSON object of labels: pods of namespaces that have them may read the metrics of"
+            " pods behind a NetworkPolicy of the operator. {}: pods of all namespaces."
+        ),
+    ] = {"kubernetes.io/metadata.name": "monitoring"}
     http_port: Annotated[
         int, Field(ge=1, le=65535, description="Port of /healthz, /readyz and /metrics.")
     ] = 8080
@@ -65,6 +82,12 @@ class Settings(BaseModel):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("monitoring_namespace", mode="before")
+    @classmethod
+    def _decode(cls, value: Any) -> Any:
+        # json.JSONDecodeError is a ValueError, which pydantic reports with the variable's name.
+        return json.loads(value) if isinstance(value, str) else value
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

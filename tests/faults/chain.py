@@ -21,7 +21,7 @@ SILENT: Final = "letters"
 KEPT: Final = frozenset({"Checkpoint routing-40", "DatasetVersion tickets"})
 """What is left when everything is deleted: the records with `deletionPolicy: Retain`."""
 KINDS: Final = ("FineTuneJob", "Dataset", "InferenceDeployment", "Checkpoint", "DatasetVersion")
-CHILDREN: Final = ("Job", "Pod", "Deployment", "Service")
+CHILDREN: Final = ("Job", "Pod", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
 
 
 @dataclass(frozen=True, slots=True)

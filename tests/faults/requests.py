@@ -14,7 +14,9 @@ from finetune_operator.build.labels import FINALIZER
 from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-CHILDREN: Final = frozenset({"jobs", "pods", "deployments", "services"})
+CHILDREN: Final = frozenset(
+    {"jobs", "pods", "deployments", "services", "networkpolicies", "poddisruptionbudgets"}
+)
 """Resources of the objects that the operator makes and watches."""
 
 UID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

@@ -18,6 +18,8 @@ RECORDED: Final = (
     "Pod",
     "Deployment",
     "Service",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
     "ServiceAccount",
 )
 OURS: Final = frozenset(RECORDED[:5])

@@ -26,6 +26,8 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
     built_in = {
         "Job": "/apis/batch/v1/namespaces/{}/jobs",
         "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+        "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+        "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
         "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
         "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     }

@@ -59,9 +59,13 @@ class Operator:
 
     def metric(self, line: str) -> float | None:
         """Value of the sample that is written as `line` in the text format."""
+        return self.samples(line.partition("{")[0]).get(line)
+
+    def samples(self, name: str) -> dict[str, float]:
+        """Values of all samples of this name, each by how it is written in the text format."""
         text = httpx.get(f"http://127.0.0.1:{self.http_port}/metrics", trust_env=False).text
-        values = [row.rpartition(" ")[2] for row in text.splitlines() if row.rpartition(" ")[0] == line]
-        return float(values[0]) if values else None
+        rows = (row.rpartition(" ") for row in text.splitlines())
+        return {line: float(value) for line, _, value in rows if line.partition("{")[0] == name}
 
     def is_active(self) -> bool:
         return self.status_of("readyz") == httpx.codes.OK and self.metric("finetune_active") == 1

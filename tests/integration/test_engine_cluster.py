@@ -435,7 +435,7 @@ async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
     monkeypatch.setattr("finetune_operator.engine.reflector.LONGEST_WAIT", 0.2)
 
     async def break_after_long(*_: Any, **__: Any) -> AsyncGenerator[Manifest]:
-        yield {"type": "BOOKMARK", "object": {}}
+        yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "1"}}}
         await asyncio.sleep(0.3)
         raise Unavailable("the stream broke")
 

@@ -1,6 +1,7 @@
 """Who is active: the Lease on a real API server."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,6 +9,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.lease import Lease, LeaseTimes
+from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.transport import load_configuration
 from hack.cluster import ControlPlane
@@ -94,3 +96,30 @@ async def test_a_holder_that_cannot_renew_gives_up_before_another_may_take_over(
 async def test_a_restarted_process_of_the_same_name_goes_on_at_once(cluster: Cluster, namespace: str) -> None:
     await lease(cluster, namespace, "pod-0").acquire()
     assert await acquired(lease(cluster, namespace, "pod-0"), TIMES.duration / 2)
+
+
+async def test_a_busy_event_loop_does_not_lose_the_lease(control_plane: ControlPlane, namespace: str) -> None:
+    configuration = await load_configuration(control_plane.kubeconfig)
+
+    def thread(identity: str) -> LeaseThread:
+        return LeaseThread(
+            lambda: Cluster(configuration, ResourceTypes(), "lease-test"),
+            lambda opened, stalled: Lease(
+                opened, namespace, "active", identity=identity, times=TIMES, stalled=stalled
+            ),
+        )
+
+    first, second = thread("first"), thread("second")
+    await first.acquire()
+    keeping = asyncio.create_task(first.keep())
+    waiting = asyncio.create_task(second.acquire())
+    await asyncio.sleep(TIMES.retry)
+    # Nothing else runs in this loop meanwhile.
+    time.sleep(2 * TIMES.duration)  # noqa: ASYNC251 - the very thing that is tried
+    first.check()
+    assert not second.held
+    waiting.cancel()
+    keeping.cancel()
+    await first.release()
+    for each in (first, second):
+        await each.close()

@@ -1,5 +1,6 @@
 """Operator processes on a real API server: what survives restarts, rivals, strangers and repetition."""
 
+import signal
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -159,9 +160,9 @@ def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     eventually("the Job is gone", lambda: api.get("Job", namespace, name) is None)
     api.create(stranger(namespace, name))
     again = operators.start().wait_active()
-    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Stalled", again)
-    assert condition(job, "Stalled")["reason"] == "NameConflict"
-    assert name in condition(job, "Stalled")["message"]
+    job = eventually("the conflict is told", lambda: conflicting(api, namespace))
+    assert name in condition(job, "Reconciling")["message"]
+    assert all(each["type"] != "Stalled" for each in job["status"]["conditions"])
     found = api.get("Job", namespace, name)
     assert found is not None
     assert "ownerReferences" not in found["metadata"]
@@ -169,6 +170,13 @@ def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     kubelet.held.clear()
     api.delete("Job", namespace, name)
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", again)
+
+
+def conflicting(api: Api, namespace: str) -> Object | None:
+    job = api.get("FineTuneJob", namespace, "routing")
+    conditions = job["status"].get("conditions", ()) if job is not None else ()
+    is_told = any((c["type"], c["reason"]) == ("Reconciling", "NameConflict") for c in conditions)
+    return job if is_told else None
 
 
 def stranger(namespace: str, name: str) -> Object:
@@ -264,6 +272,27 @@ def test_of_two_operators_one_works_and_the_other_takes_over_when_it_is_killed(
     kubelet.held.clear()
     eventually("the standby is active", second.is_active, 10 * LEASE_SECONDS, lambda: second.log)
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", second)
+    assert len([name for name in created_jobs(audit, mark, namespace) if "-train-" in name]) == 1
+
+
+def test_an_operator_that_was_frozen_writes_nothing_when_it_wakes_up_and_stands_by(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
+) -> None:
+    first = operators.start("operator-0").wait_active()
+    second = operators.start("operator-1").wait_ready()
+    mark = audit.mark()
+    first.process.send_signal(signal.SIGSTOP)
+    # What it wakes up to: events of these, and a Lease that is another's.
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    eventually("the standby is active", second.is_active, 10 * LEASE_SECONDS, lambda: second.log)
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", second)
+    until_settled(audit, operators.user)
+    done = audit.mark()
+    first.process.send_signal(signal.SIGCONT)
+    eventually("it has noticed", lambda: first.metric("finetune_active") == 0, describe=lambda: first.log)
+    assert audit.writes(done, operators.user) == []
+    assert second.is_active()
     assert len([name for name in created_jobs(audit, mark, namespace) if "-train-" in name]) == 1
 
 

@@ -12,7 +12,8 @@ from finetune_trainer.failure import StageFailure
 
 def main() -> int:
     """Run what the config says; the exit code is one of `ExitCode`, or 128 + a signal's number."""
-    # Nothing is compiled in a pod, and PyTorch's compiler takes bitsandbytes seconds to load.
+    # No model is compiled in a pod, and PyTorch's compiler takes bitsandbytes seconds to load. The Triton
+    # kernels that TRL launches on a GPU do without it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     logs.configure()
     parser = argparse.ArgumentParser(prog="finetune-trainer", description="Run one stage of a fine-tuning.")

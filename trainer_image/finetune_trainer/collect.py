@@ -4,12 +4,21 @@ from finetune_trainer.contract import CollectConfig, FailureReason, StageResult
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.store import Store
 
+PROBE_NAME = "probe"
+PROBE_BYTES = 1 << 20
+"""A full disk often takes a few bytes more."""
+
 
 def collect(config: CollectConfig, store: Store) -> StageResult:
     """The stored result of stage `config.of` of the same run.
 
-    Raises StageFailure (ARTIFACT_NOT_FOUND) where the stage left none.
+    With `config.probe` the store must also take a file.
+    Raises StageFailure: ARTIFACT_NOT_FOUND where the stage left none, STORE_UNAVAILABLE.
     """
+    if config.probe:
+        with store.run_folder(config.run, config.of) as folder:
+            folder.write(PROBE_NAME, bytes(PROBE_BYTES))
+            folder.remove(PROBE_NAME)
     result = store.read_result(config.run, config.of)
     if result is None:
         raise StageFailure(

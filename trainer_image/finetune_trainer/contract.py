@@ -5,17 +5,29 @@ but for `contract` and `stage`.
 Out: `result.json` in the run's folder of the store, written last, and the same in the termination message.
 On the way: reports POSTed to the operator; the chain completes without them.
 
+Versions: a release speaks `CONTRACT_VERSION` and the version before it. A field that an older version does
+not know is marked in its Field, `json_schema_extra={"since": 2}`, and is left out of its messages.
+Add `"essential": True` if the reader must not run without the field once it is set: the operator then blocks
+with a condition instead of leaving it out. Configs are read strictly, results and reports leniently.
+
 Nothing here imports torch, and nothing ever may.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
-CONTRACT_VERSION: Final = 1
+from finetune_trainer.lenient import lenient_validator
+
+CONTRACT_VERSION: Final = 2
+CONTRACT_VERSIONS: Final = (CONTRACT_VERSION - 1, CONTRACT_VERSION)
+"""Versions that this release reads and writes."""
 
 RULE_VERSION: Final = 2
 """Newest version of the rules by which prepare reads and compares rows; docs/data.md has what each does."""
@@ -52,7 +64,7 @@ NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
 
 
 class Contract(BaseModel):
-    """Base of all messages: frozen, camelCase on the wire, unknown fields refused.
+    """Base of all messages: frozen, camelCase on the wire, unknown fields refused unless read leniently.
 
     Numbers are finite: NaN and Infinity are no JSON, and the API server would refuse a status with them.
     """
@@ -70,16 +82,61 @@ class Contract(BaseModel):
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form as JSON types, without fields at their default.
+        """The wire form as JSON types, without fields at their default and those newer than its `contract`.
 
         `contract` and `stage` are always there: they decide how the reader takes the rest, and its defaults
         may be another version's.
         """
-        message = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        version = getattr(self, "contract", CONTRACT_VERSION)
+        message = self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude=_newer_fields(self, version)
+        )
         leading: dict[str, Any] = {
             name: getattr(self, name) for name in ("contract", "stage") if name in type(self).model_fields
         }
         return {**leading, **message}
+
+    def unsent(self) -> tuple[str, ...]:
+        """Wire paths of essential fields that are set, and that the message's `contract` does not know."""
+        return tuple(_essential_paths(self, getattr(self, "contract", CONTRACT_VERSION)))
+
+
+def _marks(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _is_newer(field: FieldInfo, version: int) -> bool:
+    return int(_marks(field).get("since", 1)) > version
+
+
+def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
+    """What pydantic's `exclude` takes: the fields, at any depth, that `version` does not know."""
+    newer: dict[str, Any] = {}
+    for name, field in type(message).model_fields.items():
+        value = getattr(message, name)
+        if _is_newer(field, version):
+            newer[name] = True
+        elif isinstance(value, Contract):
+            newer[name] = _newer_fields(value, version)
+        elif isinstance(value, tuple):
+            newer[name] = {
+                i: _newer_fields(item, version) for i, item in enumerate(value) if isinstance(item, Contract)
+            }
+    return {name: fields for name, fields in newer.items() if fields}
+
+
+def _essential_paths(message: BaseModel, version: int, prefix: str = "") -> Iterator[str]:
+    for name, field in type(message).model_fields.items():
+        value, path = getattr(message, name), f"{prefix}{field.alias or name}"
+        if _is_newer(field, version):
+            if _marks(field).get("essential") and value != field.get_default(call_default_factory=True):
+                yield path
+        elif isinstance(value, Contract):
+            yield from _essential_paths(value, version, f"{path}.")
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if isinstance(item, Contract):
+                    yield from _essential_paths(item, version, f"{path}[{i}].")
 
 
 class ExitCode(IntEnum):
@@ -153,6 +210,7 @@ DataFormat = Literal[
 NearDuplicates = Literal["Off", "Keep", "Remove"]
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base"]
+SplitName = Literal["train", "validation", "test"]
 
 
 class Owner(Contract):
@@ -426,6 +484,8 @@ class CollectConfig(StageConfig):
 
     stage: Literal["collect"] = "collect"
     of: Stage
+    probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
+    """Write a small file into the stage's folder and remove it first: whether the store can be used."""
 
 
 class CleanupConfig(Contract):
@@ -481,7 +541,7 @@ class ServeConfig(Contract):
     max_queue: int = 64
     max_model_length: int = 4096
     drain_seconds: float = 10
-    """How long after the preStop hook the pod still takes requests that were routed to it."""
+    """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
 
 
 AnyConfig = Annotated[
@@ -501,7 +561,7 @@ CONFIG_ADAPTER: Final[TypeAdapter[AnyConfig]] = TypeAdapter(AnyConfig)
 class SplitRecord(Contract):
     """One split of a dataset; its digest is that of its file."""
 
-    name: Literal["train", "validation", "test"]
+    name: SplitName
     rows: int
     digest: Digest
 
@@ -673,11 +733,15 @@ class StageResult(Contract):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The result in a termination message, or None where the text is something else."""
-        try:
-            return cls.model_validate_json(text)
-        except ValueError:
-            return None
+        """The result in a termination message, or None where the text is something else.
+
+        Fields of newer trainers are ignored; their enum values are data, whatever the types say.
+        """
+        with suppress(ValueError):
+            return cls.model_validate_json(text, extra="ignore")
+        with suppress(ValueError):
+            return cast("Self", lenient_validator(cls).validate_json(text, extra="ignore"))
+        return None
 
 
 class Progress(Contract):
@@ -706,3 +770,11 @@ class Report(Contract):
     stage: Stage
     sequence: int
     progress: Progress
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """The report in a request's body; fields of newer trainers are ignored.
+
+        Raises ValidationError.
+        """
+        return cls.model_validate_json(text, extra="ignore")

@@ -13,6 +13,7 @@ from finetune_trainer.cleanup import cleanup
 from finetune_trainer.collect import collect
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
+    CONTRACT_VERSIONS,
     AnyConfig,
     CleanupConfig,
     CollectConfig,
@@ -24,6 +25,7 @@ from finetune_trainer.contract import (
     PrepareConfig,
     ServeConfig,
     Stage,
+    StageConfig,
     StageResult,
     StoreConfig,
     TrainConfig,
@@ -67,13 +69,16 @@ def refuse(text: str | None, failure: StageFailure) -> ExitCode:
     if stage == "collect":
         stage = raw.get("of")
     if stage in get_args(Stage) and isinstance(run_folder, str):
-        return _fail(failed(cast("Stage", stage), run_folder, failure), failure)
+        # The config was refused, so its version cannot be relied on; the oldest is understood by all.
+        oldest = min(CONTRACT_VERSIONS)
+        return _fail(failed(cast("Stage", stage), run_folder, failure, oldest), failure)
     return _fail_in_words(failure)
 
 
-def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
-    """The result of a stage that ended with `failure`."""
+def failed(stage: Stage, run: str, failure: StageFailure, contract: int) -> StageResult:
+    """The result, in this version of the contract, of a stage that ended with `failure`."""
     return StageResult(
+        contract=contract,
         stage=stage,
         run=run,
         outcome="Failed",
@@ -90,7 +95,7 @@ def _run_together(config: TrainConfig) -> int:
     try:
         place = Place.of(config, os.environ)
     except StageFailure as failure:
-        return _fail(failed(config.stage, config.run, failure), failure)
+        return _fail(failed(config.stage, config.run, failure, config.contract), failure)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings on every process's standard error
     if place.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
@@ -103,7 +108,8 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     """`place` is that of one of several processes that train together; the leader speaks for all."""
     stop = signals.stop_event()
     leads = place is None or place.leads
-    reporter = Reporter(config.report if leads else None, config.owner, config.stage)
+    target = config.report if leads else None
+    reporter = Reporter(target, config.owner, config.stage, contract=config.contract)
     store: Store | None = None
     group = ALONE
     try:
@@ -114,7 +120,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
         else:
             with _session(config, place, store, stop) as group:
                 context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
-                result = _execute(config, context)
+                result = _answer(_execute(config, context), config)
                 # A source is looked at for years: a look that finds nothing new leaves nothing in the store.
                 if leads and (result.prepare is None or not result.prepare.unchanged):
                     store.write_result(result)
@@ -131,7 +137,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     except StageFailure as failure:
         if not group.fails_first():
             return _failed_elsewhere(failure)
-        result = failed(config.stage, config.run, failure)
+        result = failed(config.stage, config.run, failure, config.contract)
         if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
             _keep(store, result)
         return _fail(result, failure)
@@ -140,18 +146,41 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
         unforeseen = _unforeseen(error)
         if not group.fails_first():
             return _failed_elsewhere(unforeseen)
-        return _fail(failed(config.stage, config.run, unforeseen), unforeseen)
+        return _fail(failed(config.stage, config.run, unforeseen, config.contract), unforeseen)
     finally:
         reporter.close(LAST_REPORT_SECONDS)
     if leads:
-        termination.write(termination.bounded(result))
+        _end_well(config, store, result)
     return ExitCode.OK
+
+
+def _end_well(config: StageRunConfig, store: Store, result: StageResult) -> None:
+    """What follows a result that is in the store."""
+    if isinstance(config, TrainConfig | EvaluateConfig):
+        _remove_states(store, config.run)
+    termination.write(termination.bounded(result))
+
+
+def _remove_states(store: Store, run: str) -> None:
+    """The resume states of a run whose training has its result; should that be missed, evaluate does it."""
+    from finetune_trainer.train.states import remove_states
+
+    try:
+        with store.run_folder(run, "train") as folder:
+            remove_states(folder)
+    except (StageFailure, Preempted) as left:
+        logger.warning("resume states of run %s are left in the store: %s", run, left)
 
 
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
     """The result that this stage has already, if it went well."""
     result = store.read_result(config.run, config.stage)
-    return result if result is not None and result.outcome == "Succeeded" else None
+    return _answer(result, config) if result is not None and result.outcome == "Succeeded" else None
+
+
+def _answer(result: StageResult, config: StageConfig) -> StageResult:
+    """The result in the version of the contract that the config is in: its reader may know no other."""
+    return result.model_copy(update={"contract": config.contract})
 
 
 def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
@@ -223,9 +252,9 @@ def _execute(config: StageRunConfig, context: StageContext) -> StageResult:
 def _run_collect(config: CollectConfig) -> ExitCode:
     signals.end_at_once()
     try:
-        result = collect(config, open_store(config.store))
+        result = _answer(collect(config, open_store(config.store)), config)
     except StageFailure as failure:
-        return _fail(failed(config.of, config.run, failure), failure)
+        return _fail(failed(config.of, config.run, failure, config.contract), failure)
     termination.write(termination.bounded(result))
     return ExitCode.OK
 

@@ -28,6 +28,7 @@ def bounded(result: StageResult) -> str:
     if not _fits(result):
         logger.warning("the result is too long for a termination message; result.json in the store has it")
         result = StageResult(
+            contract=result.contract,
             stage=result.stage,
             run=result.run,
             outcome=result.outcome,

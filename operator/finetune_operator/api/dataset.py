@@ -19,6 +19,7 @@ from finetune_operator.api.meta import (
     name_rules,
     pattern_advice,
 )
+from finetune_operator.api.retrystatus import RetryStatus
 from finetune_trainer.contract import RULE_VERSION
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
@@ -384,6 +385,9 @@ class DatasetStatus(Model):
     ] = None
     difference: Annotated[VersionDifference | None, Field(description="Absent for the first version.")] = None
     refresh: RefreshStatus | None = None
+    retry: Annotated[
+        RetryStatus | None, Field(description="A preparation that is tried again; absent: none is.")
+    ] = None
     conditions: Conditions = ()
 
 

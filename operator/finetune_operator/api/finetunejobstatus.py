@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import Conditions, Digest, Message, Metric, Model, Name
+from finetune_operator.api.retrystatus import RetryStatus
 
 
 class ResolvedHyperparameters(Model):
@@ -116,6 +117,9 @@ class Resolved(Model):
         None
     )
     trainer_image: str | None = None
+    trainer_contract: Annotated[
+        int | None, Field(ge=1, le=1000, description="Version of the contract that trainerImage reads.")
+    ] = None
 
 
 StageName = Literal["prepare", "preflight", "train", "evaluate"]
@@ -284,6 +288,9 @@ class FineTuneJobStatus(Model):
     progress: ProgressStatus | None = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=8)] = ()
     usage: StageUsage | None = None
+    retry: Annotated[
+        RetryStatus | None, Field(description="A stage that is tried again; absent: none is.")
+    ] = None
     training: TrainingStatus | None = None
     checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=10)] = ()
     problems: Annotated[

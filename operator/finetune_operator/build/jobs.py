@@ -17,7 +17,7 @@ from finetune_operator.build.pods import (
     queue_of,
 )
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract import ExitCode, Stage
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue then owns the Job's `suspend`; this operator never writes that field."""
@@ -32,7 +32,8 @@ BACKOFF_LIMIT: Final[dict[JobStage, int]] = {
 }
 
 USELESS_AGAIN: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
-"""Ends after which the Job fails at once."""
+"""Ends after which the Job of any stage fails at once."""
+WITH_DEVICES: Final[frozenset[JobStage]] = frozenset({"train", "evaluate"})
 NO_FAULT: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
 """Ends that never count towards `backoffLimit`."""
 
@@ -66,16 +67,25 @@ def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
     }
 
 
-def pod_failure_policy() -> Manifest:
+def useless_again(stage: JobStage | Stage) -> tuple[ExitCode, ...]:
+    """Ends after which the Job of this stage fails at once.
+
+    A stage with devices also ends with its store: another pod would hold devices only to fail.
+    """
+    return (*USELESS_AGAIN, ExitCode.STORE_UNAVAILABLE) if stage in WITH_DEVICES else USELESS_AGAIN
+
+
+def pod_failure_policy(stage: JobStage) -> Manifest:
     """What a pod's end means for its Job.
 
     The first match wins: an eviction is never the run's fault, whatever code the process ended with. Bad data
-    and bad config fail at once, saved preemptions never count, and the rest counts towards `backoffLimit`.
+    and bad config fail at once, and so does a stage with devices whose store is away; saved preemptions never
+    count, and the rest counts towards `backoffLimit`.
     """
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "FailJob", "onExitCodes": _exit_codes(USELESS_AGAIN)},
+            {"action": "FailJob", "onExitCodes": _exit_codes(useless_again(stage))},
             {"action": "Ignore", "onExitCodes": _exit_codes(NO_FAULT)},
         ]
     }
@@ -124,7 +134,7 @@ def build_stage_job(
         "spec": {
             "backoffLimit": BACKOFF_LIMIT[stage],
             **_completion(placement.nodes),
-            "podFailurePolicy": pod_failure_policy(),
+            "podFailurePolicy": pod_failure_policy(stage),
             "template": {
                 "metadata": {"labels": labels},
                 "spec": {

@@ -10,7 +10,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.errors import Conflict, Rejected, Unavailable
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
-from finetune_operator.engine.transport import REQUEST_TIMEOUT, OnRequest, Request, Transport
+from finetune_operator.engine.transport import REQUEST_TIMEOUT, Fence, OnRequest, Request, Transport
 from finetune_operator.plan import Manifest
 
 PAGE: Final = 100
@@ -31,6 +31,7 @@ class Cluster:
         types: what may be addressed.
         field_manager: owner of the fields that are applied; also the user agent.
         on_request: told of every request.
+        fence: asked before every write.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class Cluster:
         types: ResourceTypes,
         field_manager: str,
         on_request: OnRequest = lambda _verb, _code: None,
+        fence: Fence = lambda: None,
     ) -> None:
         self.types = types
         self._manager = {"fieldManager": field_manager}
-        self._transport = Transport(configuration, field_manager, on_request)
+        self._transport = Transport(configuration, field_manager, on_request, fence)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -75,6 +77,11 @@ class Cluster:
             if not token:
                 return
             query = {**query, "continue": token}
+
+    async def newest(self, type_: ResourceType, namespace: str = "") -> int:
+        """The resource version that a list would have now, for the price of one object."""
+        page = await self._transport.call(Request("list", "GET", type_.path(namespace), {"limit": "1"}))
+        return int(page["metadata"]["resourceVersion"])
 
     async def watch(
         self, type_: ResourceType, namespace: str, selector: str, resource_version: str, *, seconds: int

@@ -50,6 +50,10 @@ class Unavailable(ApiError):
         self.retry_after = retry_after
 
 
+class NotActive(Unavailable):
+    """A write that was not sent: this process cannot be sure to hold the Lease."""
+
+
 class NameConflict(Exception):
     """An object that should be created exists and is somebody else's.
 

@@ -9,7 +9,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.resources import ResourceType
-from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.engine.store import ObjectStore, controller_uid, version
 from finetune_operator.plan import Apply, Create, Delete, Manifest, Plan
 
 logger = logging.getLogger(__name__)
@@ -215,8 +215,12 @@ class Executor:
         """The object as it is now; the cache learns of it."""
         metadata = manifest["metadata"]
         type_ = self._cluster.types.of(manifest)
+        before = self._cached(manifest)
         live = await self._cluster.get(type_, metadata.get("namespace", ""), metadata["name"])
         if live is not None:
+            if before is not None and version(live) < version(before):
+                # Nothing that is read is older than what was known before, unless etcd was restored.
+                self._stores[type_].begin_epoch()
             return self._remember(live)
         cached = self._cached(manifest)
         if cached is not None:

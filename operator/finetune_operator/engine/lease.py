@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.errors import ApiError, Conflict
+from finetune_operator.engine.errors import ApiError, Conflict, NotActive
 from finetune_operator.engine.resources import LEASE
 from finetune_operator.plan import Manifest
 
@@ -26,11 +26,13 @@ class LeaseTimes:
     """How long the holder goes on without a successful renewal."""
     retry: float = 2.0
     """Between two attempts, of the holder and of the others."""
+    stall: float = 60.0
+    """How long the holder's work may stand still before the Lease is left to expire."""
 
     @classmethod
     def of(cls, duration: float) -> "LeaseTimes":
         """The usual proportions for another duration."""
-        return cls(duration, duration * 2 / 3, duration * 2 / 15)
+        return cls(duration, duration * 2 / 3, duration * 2 / 15, duration * 4)
 
 
 class Lease:
@@ -38,6 +40,14 @@ class Lease:
 
     Other holders' clocks are never compared with ours: what counts is how long their renewal has not
     changed by our own monotonic clock.
+
+    Args:
+        cluster: where the Lease is; of its own, because it must not ask this Lease whether it may write.
+        namespace, name: of the Lease.
+        identity: of this process.
+        times: when to renew and when to give up.
+        clock: monotonic seconds.
+        stalled: seconds for which the work that the Lease is held for has stood still.
     """
 
     def __init__(
@@ -49,6 +59,7 @@ class Lease:
         identity: str,
         times: LeaseTimes = LeaseTimes(),
         clock: Callable[[], float] = time.monotonic,
+        stalled: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
@@ -56,6 +67,8 @@ class Lease:
         self._identity = identity
         self._times = times
         self._clock = clock
+        self._stalled = stalled
+        self._renewed = 0.0
         self._seen: Manifest | None = None
         self._seen_at = 0.0
         self.held = False
@@ -65,12 +78,24 @@ class Lease:
         """How often the Lease has changed hands, as it was last seen."""
         return int(self._seen["spec"].get("leaseTransitions") or 0) if self._seen else 0
 
+    def check(self) -> None:
+        """Make sure that nobody else may have taken over: to be called right before a write.
+
+        Raises:
+            NotActive: the Lease is not held, or was renewed so long ago that another may hold it soon. After
+                a freeze that is known before anything else has noticed.
+        """
+        if not self.held or self._clock() - self._renewed >= self._times.deadline:
+            raise NotActive(f"nothing is written: the lease {self._name} is not held, or not renewed in time")
+
     async def acquire(self) -> None:
         """Return once this process holds the Lease."""
         while True:
+            started = self._clock()
             try:
                 async with asyncio.timeout(self._times.deadline):
                     if await self._try():
+                        self._renewed = started
                         self.held = True
                         logger.info("this process is active now: it holds the lease %s", self._name)
                         return
@@ -79,27 +104,35 @@ class Lease:
             await asyncio.sleep(self._times.retry)
 
     async def keep(self) -> None:
-        """Renew; return as soon as the Lease is lost."""
-        renewed = self._clock()
-        while True:
-            await asyncio.sleep(self._times.retry)
-            started = self._clock()
-            left = renewed + self._times.deadline - started
-            try:
-                async with asyncio.timeout(max(0.0, left)):
-                    if not await self._try():
-                        logger.error("the lease %s is held by %s now", self._name, self._holder() or "nobody")
-                        break
-                # From before the request: the server's clock may have started at any time since.
-                renewed = started
-            except TimeoutError:
-                logger.error(  # noqa: TRY400 - the traceback of a time-out says nothing
-                    "the lease %s could not be renewed for %.0f s", self._name, self._times.deadline
-                )
-                break
-            except ApiError as error:
-                logger.warning("renewing the lease %s: %s", self._name, error)
+        """Renew; return as soon as the Lease is lost, or the work has stood still for too long."""
+        while await self._renew():
+            pass
         self.held = False
+
+    async def _renew(self) -> bool:
+        """One renewal after the usual pause; False when the Lease is lost or given up."""
+        await asyncio.sleep(self._times.retry)
+        stalled = self._stalled()
+        if stalled > self._times.stall:
+            logger.error("the process stands still since %.0f s: the lease %s expires", stalled, self._name)
+            return False
+        started = self._clock()
+        left = self._renewed + self._times.deadline - started
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                if not await self._try():
+                    logger.error("the lease %s is held by %s now", self._name, self._holder() or "nobody")
+                    return False
+            # From before the request: the server's clock may have started at any time since.
+            self._renewed = started
+        except TimeoutError:
+            logger.error(  # noqa: TRY400 - the traceback of a time-out says nothing
+                "the lease %s could not be renewed for %.0f s", self._name, self._times.deadline
+            )
+            return False
+        except ApiError as error:
+            logger.warning("renewing the lease %s: %s", self._name, error)
+        return True
 
     async def release(self) -> None:
         """Let another process take over at once; called after the last write."""

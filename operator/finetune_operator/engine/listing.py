@@ -5,6 +5,7 @@ from typing import NamedTuple
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
+from finetune_operator.plan import Manifest
 
 
 class Listed(NamedTuple):
@@ -21,6 +22,8 @@ async def take_list(
 ) -> Listed:
     """Have the store hold what exists, and nothing that does not any more.
 
+    A list from a restored etcd begins a new epoch of the store.
+
     Args:
         cluster: where to list.
         store: of this type, with nothing in it that the selector leaves out.
@@ -32,10 +35,23 @@ async def take_list(
         ApiError: there is no complete list; what was read of it is kept.
     """
     uids: set[str] = set()
-    missed, resource_version = 0, ""
+    missed, resource_version, seen_before = 0, "", store.newest
     async for page, listed_at in cluster.pages(type_, namespace, selector):
         resource_version = listed_at
+        if _is_of_another_epoch(store, page, int(listed_at), seen_before):
+            store.begin_epoch()
+            seen_before = 0
+        store.see(int(listed_at))
         for obj in page:
             uids.add(obj["metadata"]["uid"])
             missed += store.put(obj)
     return Listed(resource_version, missed + store.prune(uids, resource_version, namespace))
+
+
+def _is_of_another_epoch(store: ObjectStore, page: list[Manifest], listed_at: int, seen_before: int) -> bool:
+    """Whether etcd was restored from a snapshot since `seen_before`, the newest version before the list.
+
+    A list is never older than what was seen before it. After a restore it is, until as much was written as
+    was lost; then single objects still are older than they were.
+    """
+    return listed_at < seen_before or any(store.contradicts(obj, listed_at) for obj in page)

@@ -1,13 +1,14 @@
-"""A queue of keys: each at most once, one worker a key at a time, delayed and backed off.
+"""A queue of keys: each at most once, one worker per key and per turn, fair, delayed and backed off.
 
 Everything happens in one event loop; nothing here is safe to call from another thread.
 """
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
+
+from finetune_operator.engine.lanes import Lane, Turnstile
 
 K = TypeVar("K", bound=Hashable)
 
@@ -24,11 +25,25 @@ class WorkQueue(Generic[K]):
 
     A key that is added while a worker has it is handed out again when that worker is done, never to two
     at once. Of several delays the earliest wins.
+
+    Args:
+        share: what a key belongs to; shares are served in rotation, so that many keys of one delay the keys
+            of another by one pass each.
+        turn: what a key must be alone with while it is worked on, or None; asked when the key is about to be
+            handed out. A key whose turn is taken waits without a worker.
     """
 
-    def __init__(self) -> None:
-        self._ready: deque[K] = deque()
-        self._waiting: set[K] = set()
+    def __init__(
+        self,
+        share: Callable[[K], Hashable] = lambda _: None,
+        turn: Callable[[K], Hashable | None] = lambda _: None,
+    ) -> None:
+        self._share = share
+        self._turn = turn
+        self._ready: Lane[K] = Lane()
+        self._idle: Lane[K] = Lane()
+        self._turnstile: Turnstile[K] = Turnstile()
+        self._waiting: dict[K, Lane[K]] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._active: dict[K, float | None] = {}
         self._failures: dict[K, int] = {}
@@ -37,11 +52,13 @@ class WorkQueue(Generic[K]):
 
     @property
     def depth(self) -> int:
-        """Keys that could be worked on now."""
-        return len(self._ready)
+        """Keys that wait for a worker or for their turn."""
+        return len(self._waiting)
 
     def add(self, key: K, delay: float = 0.0) -> None:
-        """Hand the key out in `delay` seconds, or earlier when it was to be earlier."""
+        """Hand the key out in `delay` seconds, or earlier when it was to be earlier; not while closed."""
+        if self._closed:
+            return
         due = asyncio.get_running_loop().time() + delay
         if key in self._active:
             asked = self._active[key]
@@ -49,26 +66,31 @@ class WorkQueue(Generic[K]):
         else:
             self._schedule(key, due)
 
+    def add_idle(self, key: K) -> None:
+        """Hand the key out when no other one is ready, unless it waits or is worked on already."""
+        if not (self._closed or key in self._active or key in self._waiting):
+            self._push(key, self._idle)
+
     async def get(self) -> K:
         """The next key; call `done` with it afterwards.
 
         Raises:
             QueueClosed: the queue was closed.
         """
-        while not self._ready and not self._closed:
+        while not self._closed:
+            # Before the look: what becomes available during it is not to be missed.
             self._available.clear()
+            key = self._next()
+            if key is not None:
+                return key
             await self._available.wait()
-        if self._closed:
-            raise QueueClosed
-        key = self._ready.popleft()
-        self._waiting.discard(key)
-        self._active[key] = None
-        return key
+        raise QueueClosed
 
     def done(self, key: K) -> None:
         """The worker is through with the key."""
         due = self._active.pop(key)
-        if due is not None:
+        self._call(self._turnstile.leave(key))
+        if due is not None and not self._closed:
             self._schedule(key, due)
 
     def retry(
@@ -92,19 +114,45 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
 
     def close(self) -> None:
-        """Hand out nothing more; every waiting `get` raises."""
+        """Hand out nothing more, hold nothing and take nothing; every waiting `get` raises."""
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._waiting.clear()
+        self._ready.clear()
+        self._idle.clear()
+        self._turnstile.clear()
+        self._failures.clear()
         self._available.set()
 
     def reopen(self) -> None:
-        """Hand out keys again after `close`, beginning with those that were ready."""
+        """Take and hand out keys again after `close`."""
         self._closed = False
 
+    def _next(self) -> K | None:
+        """A key that may be worked on now, or None where there is none."""
+        for lane in (self._ready, self._idle):
+            while (key := lane.pop()) is not None:
+                turn = self._turn(key)
+                self._call(self._turnstile.skipped(key, turn))
+                if self._turnstile.enter(key, turn):
+                    del self._waiting[key]
+                    self._active[key] = None
+                    timer = self._timers.pop(key, None)
+                    if timer is not None:
+                        timer.cancel()
+                    return key
+        return None
+
+    def _call(self, key: K | None) -> None:
+        """Its turn has come: it goes before the other keys of its share."""
+        if key is not None:
+            self._waiting[key].push(self._share(key), key, first=True)
+            self._available.set()
+
     def _schedule(self, key: K, due: float) -> None:
-        if key in self._waiting:
+        if self._waiting.get(key) is self._ready:
             return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
@@ -120,6 +168,13 @@ class WorkQueue(Generic[K]):
 
     def _promote(self, key: K) -> None:
         self._timers.pop(key, None)
-        self._waiting.add(key)
-        self._ready.append(key)
+        if key not in self._waiting or self._idle.discard(self._share(key), key):
+            self._push(key, self._ready)
+        else:
+            # It waits for its turn.
+            self._waiting[key] = self._ready
+
+    def _push(self, key: K, lane: Lane[K]) -> None:
+        self._waiting[key] = lane
+        lane.push(self._share(key), key)
         self._available.set()

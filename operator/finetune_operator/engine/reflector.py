@@ -41,25 +41,29 @@ class Reflector:
         self._watches = watches
         self._namespace = namespace
         self._selector = selector
+        self._resource_version = ""
+        """What was listed or watched last; empty: a list is needed."""
+        self._is_broken = False
+        """Whether a stream from this list has broken."""
         watches.expect(self.name)
 
     async def run(self) -> None:
         """Never ends by itself; whatever the API server does is waited out."""
         clock = asyncio.get_running_loop().time
-        resource_version = ""
         wait = RECONNECT
         while True:
             began = clock()
             try:
-                resource_version = resource_version or await self._list()
-                await self._watch(resource_version)
+                if not self._resource_version:
+                    await self._list()
+                await self._watch()
                 # A list finds what no watch has told.
-                resource_version = ""
+                self._resource_version = ""
                 wait = RECONNECT
             except ApiError as error:
                 if isinstance(error, Rejected):
                     # Most often: the history from this version on is gone.
-                    resource_version = ""
+                    self._resource_version = ""
                     self._watches.refused(self.name, error)
                 if clock() - began > LONGEST_WAIT:
                     wait = RECONNECT
@@ -67,19 +71,24 @@ class Reflector:
                 await asyncio.sleep(wait)
                 wait = min(LONGEST_WAIT, wait * 2)
 
-    async def _list(self) -> str:
+    async def _list(self) -> None:
         listed = await take_list(self._cluster, self._store, self._type, self._namespace, self._selector)
+        self._resource_version = listed.resource_version
+        self._is_broken = False
         self._watches.synced(self.name)
-        return listed.resource_version
 
-    async def _watch(self, resource_version: str) -> None:
-        """Watch until the server ends the stream.
+    async def _watch(self) -> None:
+        """Watch from the newest version on, until the server ends the stream.
 
         Raises:
             Rejected: a list is needed first.
         """
+        if self._is_broken and await self._is_restored():
+            # From a version that is yet to come again, an API server tells nothing of what comes before it.
+            return
+        self._is_broken = True
         stream = self._cluster.watch(
-            self._type, self._namespace, self._selector, resource_version, seconds=WATCH_SECONDS
+            self._type, self._namespace, self._selector, self._resource_version, seconds=WATCH_SECONDS
         )
         async with contextlib.aclosing(stream):
             async for event in stream:
@@ -88,7 +97,14 @@ class Reflector:
                 if event["type"] == "ERROR":
                     raise Rejected(obj.get("code", 0), obj.get("reason", ""), obj.get("message", ""))
                 self._take(event["type"], obj)
+                self._resource_version = obj["metadata"]["resourceVersion"]
+                self._store.see(int(self._resource_version))
         await asyncio.sleep(RECONNECT)
+
+    async def _is_restored(self) -> bool:
+        """Whether the API server is behind what was watched, because its etcd was restored."""
+        newest = await self._cluster.newest(self._type, self._namespace)
+        return newest < int(self._resource_version)
 
     def _take(self, event: str, obj: Manifest) -> None:
         if event in {"ADDED", "MODIFIED"}:

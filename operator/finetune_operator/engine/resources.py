@@ -30,6 +30,8 @@ JOB: Final = ResourceType("batch/v1", "Job", "jobs")
 POD: Final = ResourceType("v1", "Pod", "pods")
 DEPLOYMENT: Final = ResourceType("apps/v1", "Deployment", "deployments")
 SERVICE: Final = ResourceType("v1", "Service", "services")
+NETWORK_POLICY: Final = ResourceType("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+POD_DISRUPTION_BUDGET: Final = ResourceType("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NAMESPACE: Final = ResourceType("v1", "Namespace", "namespaces", namespaced=False)
 SERVICE_ACCOUNT: Final = ResourceType("v1", "ServiceAccount", "serviceaccounts")
 CLAIM: Final = ResourceType("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
@@ -42,8 +44,8 @@ TOKEN_REVIEW: Final = ResourceType(
 )
 
 BUILT_IN: Final = (
-    JOB, POD, DEPLOYMENT, SERVICE, NAMESPACE, SERVICE_ACCOUNT, CLAIM, SECRET, EVENT, LEASE, ENDPOINT_SLICE,
-    TOKEN_REVIEW,
+    JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
+    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW,
 )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ TRY_SECONDS: Final = 1
 
 
 class Sweeper:
-    """Lists one type, in one namespace (or all), at the start and every `period` seconds from then on."""
+    """Lists one type, in one namespace (or all), at the start, every `period` seconds from then on, and when
+    it is asked to."""
 
     def __init__(
         self,
@@ -45,7 +46,12 @@ class Sweeper:
         self._watches = watches
         self._namespace = namespace
         self._period = period
+        self._asked = asyncio.Event()
         watches.expect(self.name)
+
+    def ask(self) -> None:
+        """List as soon as possible: there is reason to believe that the watch missed something."""
+        self._asked.set()
 
     async def run(self) -> None:
         """Never ends by itself; until the type is installed and may be listed, it is tried again."""
@@ -61,9 +67,27 @@ class Sweeper:
                 wait = min(LONGEST_RETRY, wait * 2)
             else:
                 wait = FIRST_RETRY
-                await asyncio.sleep(self._period)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._asked.wait(), self._period)
+
+    async def catch_up(self) -> None:
+        """Have the store hold what exists now, whatever the watch still has to tell.
+
+        Tried again until it succeeds; a type that may not be listed now is left as it is.
+        """
+        while self._watches.is_known(self.name):
+            try:
+                await take_list(self._cluster, self._store, self._type, self._namespace)
+            except ApiError as error:
+                logger.warning("%s; needed before anything is decided", self._explained(error))
+                if isinstance(error, Rejected) and error.code != HTTPStatus.GONE:
+                    return
+                await asyncio.sleep(FIRST_RETRY)
+            else:
+                return
 
     async def _sweep(self) -> None:
+        self._asked.clear()
         listed = await take_list(self._cluster, self._store, self._type, self._namespace)
         if listed.missed == 0 or not self._watches.is_known(self.name):
             self._watches.synced(self.name)

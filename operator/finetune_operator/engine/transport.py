@@ -27,6 +27,8 @@ WHOLE: Final = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
 
 OnRequest = Callable[[str, str], None]
 """Told verb and status code (`error` without an answer) of every request."""
+Fence = Callable[[], None]
+"""Asked before every write; raises NotActive where it must not be sent."""
 
 
 async def load_configuration(kubeconfig: Path | None = None) -> Configuration:
@@ -79,10 +81,13 @@ class Request:
 class Transport:
     """The connection to the API server; nothing is retried here."""
 
-    def __init__(self, configuration: Configuration, user_agent: str, on_request: OnRequest) -> None:
+    def __init__(
+        self, configuration: Configuration, user_agent: str, on_request: OnRequest, fence: Fence
+    ) -> None:
         self._client = ApiClient(configuration)
         self._client.user_agent = user_agent
         self._on_request = on_request
+        self._fence = fence
 
     async def close(self) -> None:
         await self._client.close()
@@ -92,6 +97,7 @@ class Transport:
 
         Raises:
             Conflict, Rejected, Unavailable: see `error_of`.
+            NotActive: it is a write, and the fence does not let it pass.
         """
         try:
             response = await self.open(request)
@@ -103,16 +109,19 @@ class Transport:
 
     async def open(self, request: Request) -> aiohttp.ClientResponse:
         """Send; the answer's body is left to be read, and aiohttp's errors are not translated."""
+        method, url, headers, body, _ = await self._client.param_serialize(
+            request.method,
+            request.path,
+            query_params=list(request.query.items()),
+            header_params={"Accept": JSON, "Content-Type": request.content_type},
+            body=request.body,
+            auth_settings=["BearerToken"],
+        )
+        if request.method != "GET":
+            # As late as possible: the process may have been frozen at any moment until now.
+            self._fence()
         code = "error"
         try:
-            method, url, headers, body, _ = await self._client.param_serialize(
-                request.method,
-                request.path,
-                query_params=list(request.query.items()),
-                header_params={"Accept": JSON, "Content-Type": request.content_type},
-                body=request.body,
-                auth_settings=["BearerToken"],
-            )
             wrapped = await self._client.rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=request.limits
             )

@@ -47,6 +47,9 @@ class Workers:
                 await self._pass(key)
             finally:
                 self._queue.done(key)
+            # A pass with nothing to do never waits for anything: without this, one worker would work off
+            # all of such passes in one go, and nothing else would run meanwhile.
+            await asyncio.sleep(0)
 
     async def _pass(self, key: Key) -> None:
         started = time.perf_counter()

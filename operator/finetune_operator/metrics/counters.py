@@ -121,6 +121,11 @@ class Metrics:
             ("code",),
             registry=self.registry,
         )
+        self.etcd_restores = Counter(
+            "finetune_etcd_restores",
+            "How often this process found that etcd was restored from a snapshot, and read everything anew.",
+            registry=self.registry,
+        )
         self.build_info = Gauge(
             "finetune_build_info",
             "1; the operator's version, and that of its contract with the trainer image.",

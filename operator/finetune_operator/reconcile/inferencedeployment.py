@@ -2,10 +2,11 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.build.pods import CPU
 from finetune_operator.build.serving import Revision, build_revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.endpoint import Observed
-from finetune_operator.reconcile.profiles import check_devices, resolve_profile
+from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
 from finetune_operator.reconcile.rollout import Rollout
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.storage import check_store, claim_names
@@ -73,4 +74,12 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
             " release: use a profile with engine: Transformers",
             requeue_after=None,
         )
-    return check_devices(profile, devices, "spec.compute.devices")
+    if devices > 1 and profile.spec.devices.resource != CPU:
+        return Blocked(
+            Reason.TOO_MANY_DEVICES,
+            f"spec.compute.devices is {devices}, but engine Transformers of ComputeProfile {profile.name}"
+            f" uses one {profile.spec.devices.resource} per replica and would leave the others idle: set it"
+            " to 1, and spec.replicas to the number of devices to serve on",
+            requeue_after=None,
+        )
+    return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")

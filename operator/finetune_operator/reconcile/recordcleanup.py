@@ -16,6 +16,7 @@ from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import OWNER_KIND, STORE, STORE_CREDENTIALS, stage_job_name
 from finetune_operator.build.locations import parse_store, store_folder
 from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Event, Manifest, Plan
 from finetune_operator.reconcile import profiles, storage
@@ -222,17 +223,17 @@ def _start(draft: Draft, record: Record, store: str, name: str) -> Working | Blo
             RETRY_SECONDS,
         )
     profile = profiles.resolve_profile(None, "spec.compute.profile", record.namespace, world)
-    known = None if isinstance(profile, Blocked) else profile
-    image = known.spec.images.trainer if known is not None else None
+    known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
+    trainer = trainer_of(known, world.facts.trainer_image)
     secret = record.metadata.annotations.get(STORE_CREDENTIALS)
     draft.start_job(
         build_stage_job(
             record,
             name,
-            cleanup_config(record, store, secret, _artifact(record)),
+            cleanup_config(record, store, secret, _artifact(record), trainer.contract),
             "cleanup",
             Placement(
-                image=image or world.facts.trainer_image,
+                image=trainer.image,
                 image_pull_policy=world.facts.image_pull_policy,
                 profile=known,
                 storage=Storage(store=parse_store(store)),

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.build.jobs import NO_FAULT, USELESS_AGAIN
+from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.build.jobs import NO_FAULT, useless_again
 from finetune_operator.build.labels import STAGE
 from finetune_operator.plan import Create, Manifest
+from finetune_operator.reconcile import retries
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Failed, Working
+from finetune_operator.reconcile.retries import PASSING, Retry
+from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import lostnodes, podfailures
 from finetune_operator.status.jobtrouble import job_trouble, look_again
@@ -29,16 +32,13 @@ RUNNING: Final[dict[Stage, Reason]] = {
 SETTLING: Final = timedelta(seconds=10)
 """A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
 
-PASSING: Final = frozenset(
-    {
-        FailureReason.ACCESS_DENIED.value,
-        FailureReason.INVALID_CREDENTIALS.value,
-        FailureReason.SOURCE_NOT_FOUND.value,
-        FailureReason.SOURCE_UNAVAILABLE.value,
-        FailureReason.STORE_UNAVAILABLE.value,
-    }
-)
-"""Failures that end when somebody mends the surroundings; the stage is tried again."""
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A small Job without devices that uses the run's store as the stage would."""
+
+    name: str
+    build: Callable[[], Manifest | Blocked | Failed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,10 @@ class StageRequest:
     build_collect: Callable[[], Manifest | Blocked | Failed]
     services: tuple[Manifest, ...] = ()
     """What its pods find each other by: there before the Job, and as long as it has pods."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Failed for now; the Job that failed goes and a new one comes at `due`."""
-
-    reason: str
-    message: str
-    due: datetime
-    result: StageResult
-
-    def blocked(self, now: datetime) -> Blocked:
-        """How a pass ends until then."""
-        left = max(1.0, (self.due - now).total_seconds())
-        return Blocked(self.reason, f"{self.message} (tried again every 5 minutes)", left)
+    retry: RetryStatus | None = None
+    """Failures in a row so far, as the status counts them."""
+    probe: Probe | None = None
+    """Of a stage that needs devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,17 +224,46 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
         elif result.outcome == "Succeeded":
             return result
         elif result.reason in PASSING:
-            return _retry(draft, job, result)
+            return _retry(draft, job, result, replace(request, probe=None))
         if result is not None or how == "Failed":
-            said = result.message if result else "its Job failed too"
-            return Broken(
-                Reason.RESULT_LOST,
-                f"{request.stage} completed, but its pod is gone and its result could not be read from the"
-                f" store: {said}",
-                None,
-            )
-        draft.remove(job)
+            return _lost(request, result.message if result else "its Job failed too")
+        return _unread(draft, job, pods, request)
     return Working(Reason.COLLECTING, reading)
+
+
+def _lost(request: StageRequest, why: str) -> Broken:
+    return Broken(
+        Reason.RESULT_LOST,
+        f"{request.stage} completed, but its pod is gone and its result could not be read from the store:"
+        f" {why}",
+        None,
+    )
+
+
+def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
+    """A collect Job completed, and what it read did not arrive: try again later, a few times."""
+    world = draft.world
+    status = retries.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
+    messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
+    said = next((message for message in messages if message), None)
+    why = (
+        f"the operator cannot read it (it begins {said[:60]!r}): check that the trainer image and the"
+        " operator are at most one release apart"
+        if said
+        else "the pods that read it were removed before the operator saw how they ended: check what deletes"
+        " finished pods in this namespace"
+    )
+    if status.failures >= retries.READ_ATTEMPTS:
+        return _lost(request, f"{status.failures} attempts; {why}")
+    due = retries.due_at(status, request.run)
+    if world.now >= due:
+        draft.remove(job)
+    left = max(1.0, (due - world.now).total_seconds())
+    message = (
+        f"the result of {request.stage} is not read yet: {why} (attempt {status.failures} of"
+        f" {retries.READ_ATTEMPTS}; next try at {due:%H:%M:%S} UTC)"
+    )
+    return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, left))
 
 
 def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
@@ -257,17 +275,79 @@ def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime
     return _waiting(trouble)
 
 
-def _retry(draft: Draft, job: Manifest, result: StageResult) -> Retry:
-    how = "Failed" if has_ended(job, "Failed") else "Complete"
-    due = ended_at(job, how) + timedelta(seconds=RETRY_SECONDS)
-    if draft.world.now >= due:
+def _retry(draft: Draft, job: Manifest, result: StageResult, request: StageRequest) -> Outcome:
+    """Wait until another try is due; then the Job that failed makes room for it."""
+    world = draft.world
+    failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
+    status = retries.counted(request.retry, request.stage, failed_at)
+    probe = None if request.probe is None else world.jobs.get(request.probe.name)
+    is_old = probe is not None and instant(probe["metadata"]["creationTimestamp"]) < failed_at
+    due = retries.due_at(status, request.run)
+    retry = retries.waiting(result, status, due, world.now)
+    if probe is not None and is_old:
+        draft.remove(probe)
+    elif probe is not None:
+        return _probed(draft, job, probe, retry, request)
+    if world.now < due:
+        return retry
+    if request.probe is None:
         draft.remove(job)
-    return Retry(result.reason, result.message, due, result)
+        return retry
+    if probe is not None:
+        return replace(retry, halt=_checking(request, None))
+    built = request.probe.build()
+    if isinstance(built, Blocked | Failed):
+        return built
+    draft.start_job(built)
+    return replace(retry, halt=_checking(request, None))
 
 
-def _failed(
-    draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest
-) -> Retry | Broken | Working:
+def _checking(request: StageRequest, look_again_in: float | None) -> Working:
+    message = f"checking the store without devices before {request.stage} is tried again"
+    return Working(Reason.CHECKING_STORE, message, look_again_in)
+
+
+def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request: StageRequest) -> Outcome:
+    """What the check of the store found: the stage's result, that it answers, or that it still does not."""
+    world, pods = draft.world, pods_of(probe, draft.world)
+    if "deletionTimestamp" in probe["metadata"]:
+        return replace(retry, halt=_checking(request, None))
+    if is_unfinished(probe):
+        trouble = job_trouble(probe, pods, world.now)
+        if trouble is None or trouble.reason == Reason.QUEUED:
+            later = trouble.look_again if trouble is not None else look_again(pods, world.now)
+            return replace(retry, halt=_checking(request, later))
+        return replace(retry, halt=_waiting(trouble))
+    found = _success(pods, request) or _last_word(pods, request)
+    if found is not None and found.outcome == "Succeeded":
+        return found
+    reads = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
+    if has_ended(probe, "Complete") or reads:
+        draft.remove(job)
+        draft.remove(probe)
+        waits = f"the store answers; waiting for the previous {request.stage} Job to go"
+        return replace(retry, halt=Working(Reason.QUEUED, waits))
+    failed_at = ended_at(probe, "Failed")
+    if found is None:
+        settling = _settling(probe, "Failed", request, world.now)
+        trouble = podfailures.failure(probe, pods)
+        found = StageResult(
+            stage=request.stage,
+            run=request.run,
+            outcome="Failed",
+            reason=str(trouble.reason),
+            message=trouble.message,
+        )
+        if settling is not None:
+            return replace(retry, halt=_checking(request, settling.requeue_after))
+    status = retries.counted(retry.status, request.stage, failed_at)
+    due = retries.due_at(status, request.run)
+    if world.now >= due:
+        draft.remove(probe)
+    return retries.waiting(found, status, due, world.now)
+
+
+def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
     if not pods or any("terminated" not in container_state(pod) for pod in current(pods)):
         settling = _settling(job, "Failed", request, draft.world.now)
         if settling is not None:
@@ -278,7 +358,7 @@ def _failed(
         return Broken(trouble.reason, trouble.message, None)
     if result.reason not in PASSING:
         return Broken(result.reason or Reason.STAGE_FAILED, result.message, result)
-    return _retry(draft, job, result)
+    return _retry(draft, job, result, request)
 
 
 def _under_way(
@@ -314,7 +394,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
     if code == ExitCode.OK:
         return None
-    if code in USELESS_AGAIN or failed >= attempts:
+    if code in useless_again(stage) or failed >= attempts:
         return Working(RUNNING[stage], _running(stage))
     disruption = podfailures.disruption(pod)
     if code in NO_FAULT or disruption is not None:

@@ -1,6 +1,6 @@
 """When a server is going away, and when it has gone."""
 
-from finetune_trainer.serve.drain import RESUME_SECONDS, Drain
+from finetune_trainer.serve.drain import Drain
 
 
 class Clock:
@@ -11,34 +11,21 @@ class Clock:
         return self.now
 
 
-def state(drain: Drain) -> tuple[bool, float, bool]:
-    return drain.active, drain.remaining, drain.over
+def state(drain: Drain) -> tuple[bool, bool]:
+    return drain.active, drain.over
 
 
 def test_a_drain_sends_clients_elsewhere_at_once_and_ends_after_its_seconds() -> None:
     clock = Clock()
     drain = Drain(10, clock)
-    assert state(drain) == (False, 0, False)
+    assert state(drain) == (False, False)
 
     drain.begin()
-    assert state(drain) == (True, 10, False)
-    clock.now += 4
-    drain.terminate()
-    assert state(drain) == (True, 6, False)
-
-    clock.now += 6
-    assert state(drain) == (True, 0, True)
-
-
-def test_sigterm_after_the_hook_adds_no_second_wait() -> None:
-    clock = Clock()
-    drain = Drain(10, clock)
-    drain.begin()
-    clock.now += 10.5
-
-    drain.terminate()
-
-    assert drain.over
+    assert state(drain) == (True, False)
+    clock.now += 9.9
+    assert state(drain) == (True, False)
+    clock.now += 0.1
+    assert state(drain) == (True, True)
 
 
 def test_beginning_again_does_not_lengthen_a_drain() -> None:
@@ -48,26 +35,15 @@ def test_beginning_again_does_not_lengthen_a_drain() -> None:
     clock.now += 9
 
     drain.begin()
+    clock.now += 1
 
-    assert drain.remaining == 1
+    assert drain.over
 
 
-def test_a_drain_that_no_sigterm_follows_is_taken_back() -> None:
+def test_a_drain_cannot_be_taken_back() -> None:
     clock = Clock()
     drain = Drain(10, clock)
     drain.begin()
-    clock.now += 10 + RESUME_SECONDS
-    assert not drain.active
-
-    drain.begin()
-    assert drain.remaining == 10
-
-
-def test_sigterm_cannot_be_taken_back() -> None:
-    clock = Clock()
-    drain = Drain(10, clock)
-    drain.terminate()
     clock.now += 1000
 
-    assert drain.active
-    assert drain.over
+    assert state(drain) == (True, True)

@@ -99,6 +99,17 @@ def test_an_unknown_model_is_not_found_and_the_served_ones_are_named(endpoint: E
         endpoint.openai.models.retrieve("gpt-4")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/drain", "/shutdown", "/quit"])
+def test_no_client_of_the_service_can_take_the_server_out_of_it(
+    endpoint: Endpoint, method: str, path: str
+) -> None:
+    answer = endpoint.http.request(method, path)
+
+    assert answer.status_code == 404
+    assert endpoint.health() == 200
+
+
 def test_fields_without_effect_and_neutral_values_are_accepted(endpoint: Endpoint) -> None:
     answer = endpoint.openai.chat.completions.create(
         model="base",

@@ -15,8 +15,9 @@ from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.plan import Create, Event, Manifest, Plan
+from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
-from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
+from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 from finetune_operator.status.peers import INDEX
 from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
 
@@ -102,9 +103,9 @@ class MemoryCluster:
 
     def world(self, resource: Resource) -> World:
         """What a pass over this object sees."""
-        jobs, deployments, services = (
+        jobs, deployments, services, network_policies, disruption_budgets = (
             {n: m for n, m in self.of(kind).items() if _controller(m) == resource.uid}
-            for kind in ("Job", "Deployment", "Service")
+            for kind in ("Job", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
         )
         uids = {job["metadata"]["uid"] for job in jobs.values()}
         orphans: dict[str, tuple[Manifest, ...]] = {}
@@ -121,6 +122,8 @@ class MemoryCluster:
             orphans=orphans,
             deployments=deployments,
             services=services,
+            network_policies=network_policies,
+            disruption_budgets=disruption_budgets,
             service_accounts=frozenset(self.of("ServiceAccount")),
             finetunejobs={n: FineTuneJob.model_validate(m) for n, m in self.of("FineTuneJob").items()},
             datasets={n: Dataset.model_validate(m) for n, m in self.of("Dataset").items()},
@@ -128,9 +131,10 @@ class MemoryCluster:
                 n: DatasetVersion.model_validate(m) for n, m in self.of("DatasetVersion").items()
             },
             checkpoints=CheckpointIndex(Checkpoint.model_validate(m) for m in self.of("Checkpoint").values()),
-            inferencedeployments={
-                n: InferenceDeployment.model_validate(m) for n, m in self.of("InferenceDeployment").items()
-            },
+            runs_with=lambda _: map(FineTuneJob.model_validate, self.of("FineTuneJob").values()),
+            endpoints_with=lambda _: map(
+                InferenceDeployment.model_validate, self.of("InferenceDeployment").values()
+            ),
             profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
             progress=self.progress,
             same_content=self._same_content(resource),

@@ -68,7 +68,7 @@ def test_suspend_and_parallelism_are_left_to_the_queue(stage: JobStage) -> None:
 
 
 def test_an_eviction_comes_before_any_exit_code() -> None:
-    rules = pod_failure_policy()["rules"]
+    rules = pod_failure_policy("prepare")["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "FailJob", "Ignore"]
     assert "onPodConditions" in rules[0]
     named = [code for rule in rules[1:] for code in rule["onExitCodes"]["values"]]
@@ -76,7 +76,7 @@ def test_an_eviction_comes_before_any_exit_code() -> None:
 
 
 def test_the_exit_code_of_an_injected_container_decides_nothing() -> None:
-    rules = pod_failure_policy()["rules"]
+    rules = pod_failure_policy("prepare")["rules"]
     assert [rule["onExitCodes"]["containerName"] for rule in rules[1:]] == ["trainer", "trainer"]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_operator.build.labels import RUN
 from finetune_operator.caches import Caches
+from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.surroundings import Surroundings
@@ -93,6 +94,16 @@ def test_only_children_by_uid_are_seen() -> None:
     scene.caches.jobs.put(child("Job", "ours", ("FineTuneJob", "run", OWNER)))
     scene.caches.jobs.put(child("Job", "predecessors", ("FineTuneJob", "run", "uid-earlier")))
     assert set(scene.world().jobs) == {"ours"}
+
+
+def test_policies_and_budgets_are_children_by_uid_too() -> None:
+    scene = Scene()
+    for type_, kind in ((NETWORK_POLICY, "NetworkPolicy"), (POD_DISRUPTION_BUDGET, "PodDisruptionBudget")):
+        store = scene.caches.children[type_]
+        store.put(child(kind, "ours", ("FineTuneJob", "run", OWNER)))
+        store.put(child(kind, "predecessors", ("FineTuneJob", "run", "uid-earlier")))
+    world = scene.world()
+    assert set(world.network_policies) == set(world.disruption_budgets) == {"ours"}
 
 
 def test_a_pod_belongs_to_its_jobs_owner() -> None:

@@ -18,7 +18,9 @@ from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.worker import Workers
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
@@ -65,9 +67,10 @@ class Scene:
         self.caches = caches
         self.cluster = Cluster(Configuration(host=url), ResourceTypes(KIND_TYPES.values()), "test")
         events = EventRecorder(self.cluster, "test", "0")
+        surroundings = Surroundings(caches)
         self.controller = Controller(
             caches=caches,
-            surroundings=Surroundings(caches),
+            surroundings=surroundings,
             executor=Executor(
                 self.cluster,
                 caches.by_type,
@@ -82,6 +85,14 @@ class Scene:
             metrics=Metrics(),
             facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
         )
+
+        self.queue: WorkQueue[Key] = WorkQueue(turn=surroundings.turn)
+        self.passed: asyncio.Queue[str] = asyncio.Queue()
+        workers = Workers(self.queue, self.controller.look, 2, self._passed)
+        self.work = asyncio.create_task(workers.run())
+
+    def _passed(self, key: Key, _seconds: float, _result: str) -> None:
+        self.passed.put_nowait(key.name)
 
     def promoted(self) -> dict[str, str]:
         """Reason of each Checkpoint's Promoted condition."""
@@ -115,6 +126,8 @@ async def server() -> AsyncIterator[tuple[SlowApiServer, Scene]]:
         scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
         yield slow, scene
         slow.answers.set()
+        scene.queue.close()
+        await scene.work
         await scene.cluster.close()
 
 
@@ -126,22 +139,26 @@ async def test_of_two_checkpoints_of_a_line_that_are_looked_at_together_the_seco
     server: tuple[SlowApiServer, Scene],
 ) -> None:
     slow, scene = server
-    async with asyncio.TaskGroup() as group:
-        group.create_task(scene.controller.look(key("newer")))
-        await slow.asked.wait()
-        group.create_task(scene.controller.look(key("older")))
+    scene.queue.add(key("newer"))
+    await slow.asked.wait()
+    scene.queue.add(key("older"))
+    for _ in range(100):
         await asyncio.sleep(0)  # the second pass goes as far as it can
-        slow.answers.set()
+    slow.answers.set()
+    async with asyncio.timeout(30):
+        assert {await scene.passed.get(), await scene.passed.get()} == {"newer", "older"}
     # An approval of what is older than the champion promotes nothing.
     assert scene.promoted() == {"newer": "Promoted", "older": "NotPromoted"}
 
 
-async def test_other_lines_do_not_wait(server: tuple[SlowApiServer, Scene]) -> None:
+async def test_other_lines_do_not_wait_even_when_one_line_has_more_keys_than_there_are_workers(
+    server: tuple[SlowApiServer, Scene],
+) -> None:
     slow, scene = server
-    first = asyncio.create_task(scene.controller.look(key("newer")))
+    for name in ("newer", "older"):
+        scene.queue.add(key(name))
     await slow.asked.wait()
     slow.asked.clear()
-    second = asyncio.create_task(scene.controller.look(key("stranger")))
-    await asyncio.wait_for(slow.asked.wait(), 10)
-    slow.answers.set()
-    await asyncio.gather(first, second)
+    scene.queue.add(key("stranger"))
+    await asyncio.wait_for(slow.asked.wait(), 30)
+    assert scene.passed.empty()

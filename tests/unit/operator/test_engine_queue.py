@@ -1,47 +1,17 @@
 """The work queue, under a clock of its own: time passes only when everybody waits."""
 
 import asyncio
-import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from finetune_operator.engine.queue import QueueClosed, WorkQueue
-
-
-class _Skipping(selectors.SelectSelector):
-    """Instead of waiting, moves the clock on by what would have been waited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None and timeout > 0:
-            self.now += timeout
-        return super().select(0 if timeout is not None else None)
-
-
-class _SkippingLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._skipping = _Skipping()
-        super().__init__(self._skipping)
-
-    def time(self) -> float:
-        return self._skipping.now
+from tests.unit.operator.skippingclock import clock, run
 
 
 def at_once(test: Callable[[WorkQueue[str]], Coroutine[Any, Any, None]]) -> None:
-    loop = _SkippingLoop()
-    try:
-        loop.run_until_complete(asyncio.wait_for(test(WorkQueue()), 10_000))
-    finally:
-        loop.close()
-
-
-def clock() -> float:
-    return asyncio.get_running_loop().time()
+    run(test(WorkQueue()))
 
 
 def test_a_key_that_waits_already_is_not_queued_twice() -> None:
@@ -135,11 +105,162 @@ def test_closing_wakes_every_waiting_worker_and_hands_out_nothing() -> None:
         queue.close()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(result, QueueClosed) for result in results)
-        queue.add("a")
         with pytest.raises(QueueClosed):
             await queue.get()
         queue.reopen()
+        queue.add("a")
         assert await queue.get() == "a"
+
+    at_once(test)
+
+
+def test_a_closed_queue_holds_nothing_however_much_is_added() -> None:
+    async def test(queue: WorkQueue[str]) -> None:
+        queue.add("worked on")
+        assert await queue.get() == "worked on"
+        for key, delay in (("ready", 0), ("later", 60), ("worked on", 0)):
+            queue.add(key, delay)
+        queue.add_idle("idle")
+        queue.close()
+        queue.done("worked on")
+        for key, delay in (("ready", 0), ("later", 60), ("worked on", 0)):
+            queue.add(key, delay)
+        queue.add_idle("idle")
+        assert queue.retry("failed") > 0
+        queue.reopen()
+        await asyncio.sleep(120)
+        assert queue.depth == 0
+
+    at_once(test)
+
+
+def by_first_letter(key: str) -> str:
+    return key[0]
+
+
+def by_turn(key: str) -> str | None:
+    """What stands behind a colon."""
+    return key.partition(":")[2] or None
+
+
+def test_shares_are_served_in_rotation_however_many_keys_one_of_them_has() -> None:
+    async def test() -> None:
+        queue: WorkQueue[str] = WorkQueue(by_first_letter)
+        for number in range(2000):
+            queue.add(f"a{number}")
+        queue.add("b0")
+        queue.add("b1")
+        queue.add("c0")
+        assert [await queue.get() for _ in range(7)] == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+        # One that comes later waits for one pass of the other share.
+        queue.add("b2")
+        assert [await queue.get() for _ in range(3)] == ["a4", "b2", "a5"]
+
+    run(test())
+
+
+def test_a_key_that_waits_for_its_turn_is_given_to_no_worker() -> None:
+    async def test() -> None:
+        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        for key in ("1:line", "2:line", "3:line", "4"):
+            queue.add(key)
+        assert [await queue.get(), await queue.get()] == ["1:line", "4"]
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        assert queue.depth == 2
+        queue.done("4")
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        queue.done("1:line")
+        assert await waiting == "2:line"
+        queue.done("2:line")
+        assert await queue.get() == "3:line"
+
+    run(test())
+
+
+def test_a_turn_comes_before_the_other_keys_of_its_share_and_in_order() -> None:
+    async def test() -> None:
+        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        for key in ("1:line", "2:line", "3:line"):
+            queue.add(key)
+        assert await queue.get() == "1:line"
+        queue.add("4")
+        assert await queue.get() == "4"
+        for key in ("5", "6:line"):
+            queue.add(key)
+        queue.done("1:line")
+        assert await queue.get() == "2:line"
+        queue.done("2:line")
+        assert await queue.get() == "3:line"
+        assert await queue.get() == "5"
+        queue.done("3:line")
+        assert await queue.get() == "6:line"
+
+    run(test())
+
+
+def test_a_key_that_no_longer_needs_its_turn_passes_it_on() -> None:
+    async def test() -> None:
+        needed = {"1": "line", "2": "line", "3": "line"}
+        queue: WorkQueue[str] = WorkQueue(turn=needed.get)
+        for key in needed:
+            queue.add(key)
+        assert await queue.get() == "1"
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(1)
+        del needed["2"]
+        queue.done("1")
+        assert {await waiting, await queue.get()} == {"2", "3"}
+
+    run(test())
+
+
+def test_a_key_that_waits_for_its_turn_is_not_queued_twice() -> None:
+    async def test() -> None:
+        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        queue.add("1:line")
+        queue.add("2:line")
+        assert await queue.get() == "1:line"
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(1)
+        queue.add("2:line")
+        queue.add("2:line", 30)
+        queue.add_idle("2:line")
+        queue.done("1:line")
+        assert await waiting == "2:line"
+        queue.done("2:line")
+        await asyncio.sleep(60)
+        assert queue.depth == 0
+
+    run(test())
+
+
+def test_idle_keys_wait_until_nothing_else_is_ready() -> None:
+    async def test(queue: WorkQueue[str]) -> None:
+        queue.add_idle("idle")
+        queue.add_idle("also idle")
+        queue.add("a")
+        queue.add("b")
+        queue.add_idle("b")
+        assert queue.depth == 4
+        assert [await queue.get() for _ in range(2)] == ["a", "b"]
+        # What happens to an idle key makes it an ordinary one.
+        queue.add("also idle")
+        assert [await queue.get() for _ in range(2)] == ["also idle", "idle"]
+
+    at_once(test)
+
+
+def test_a_look_without_need_replaces_the_one_that_was_to_come_later() -> None:
+    async def test(queue: WorkQueue[str]) -> None:
+        queue.add("a", 60)
+        queue.add_idle("a")
+        assert await queue.get() == "a"
+        queue.done("a")
+        await asyncio.sleep(120)
+        assert queue.depth == 0
 
     at_once(test)
 

@@ -18,6 +18,17 @@ def test_namespaces_are_separated_by_commas() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
 
 
+def test_the_monitoring_namespace_is_a_json_object_of_labels() -> None:
+    default = Settings.from_environment(NEEDED)
+    assert default.monitoring_namespace == {"kubernetes.io/metadata.name": "monitoring"}
+    given = Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": '{"team": "observability"}'})
+    assert given.monitoring_namespace == {"team": "observability"}
+    everywhere = Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": "{}"})
+    assert everywhere.monitoring_namespace == {}
+    with pytest.raises(SettingsError, match="MONITORING_NAMESPACE"):
+        Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": "monitoring"})
+
+
 def test_an_empty_variable_counts_as_absent() -> None:
     assert Settings.from_environment({**NEEDED, "WORKERS": ""}).workers == 8
 

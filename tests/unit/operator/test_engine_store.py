@@ -124,3 +124,46 @@ def test_what_nobody_reads_is_not_kept_and_what_was_given_is_not_changed() -> No
     store.put(given)
     assert "spec" not in (store.get("ns", "a") or {})
     assert given["spec"] == {"large": True}
+
+
+def test_after_a_restore_of_etcd_an_older_state_is_taken_over() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 200))
+    store.begin_epoch()
+    assert store.put(obj("a", 150))
+    assert not store.put(obj("a", 140))
+    assert named(store) == {"a": "150"}
+
+
+def test_after_a_restore_of_etcd_what_a_list_does_not_hold_is_gone_however_new_it_was() -> None:
+    store = ObjectStore()
+    store.put(obj("kept", 100))
+    store.put(obj("lost", 200))
+    store.begin_epoch()
+    store.put(obj("kept", 100))
+    assert store.prune({"uid-kept"}, "150") == 1
+    assert named(store) == {"kept": "100"}
+
+
+def test_after_a_restore_of_etcd_a_deletion_that_was_undone_is_undone() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 100))
+    store.remove(obj("a", 200))
+    store.begin_epoch()
+    assert store.put(obj("a", 100))
+
+
+def test_after_a_restore_of_etcd_an_older_object_takes_its_name_back() -> None:
+    store = ObjectStore()
+    store.put(obj("a", 200, uid="new"))
+    store.begin_epoch()
+    assert store.put(obj("a", 100, uid="old"))
+    assert store.get("ns", "a") == obj("a", 100, uid="old")
+
+
+def test_a_new_epoch_is_told_to_whoever_asked() -> None:
+    told: list[str] = []
+    store = ObjectStore()
+    store.subscribe_epochs(lambda: told.append("restored"))
+    store.begin_epoch()
+    assert told == ["restored"]

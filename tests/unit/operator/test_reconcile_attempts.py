@@ -93,7 +93,6 @@ def test_a_job_that_ran_past_a_deadline_says_so_whatever_code_its_pod_ended_with
             "Error",
             "failed with StageFailed and is tried again: the train pod ended with exit",
         ),
-        (12, NO_SPACE, "Error", "failed with StoreUnavailable and is tried again: no space left"),
         (137, "", "OOMKilled", "failed with OutOfMemory and is tried again: the train pod was killed"),
     ],
 )
@@ -116,7 +115,9 @@ def test_an_attempt_that_the_cluster_ended_is_not_called_a_failure() -> None:
     assert reconciling(cluster) == ("Queued", evicted)
 
 
-@pytest.mark.parametrize(("code", "failures"), [(ExitCode.BAD_DATA, 0), (1, 4)])
+@pytest.mark.parametrize(
+    ("code", "failures"), [(ExitCode.BAD_DATA, 0), (ExitCode.STORE_UNAVAILABLE, 1), (1, 4)]
+)
 def test_after_the_last_attempt_no_other_is_announced(code: int, failures: int) -> None:
     cluster = reached("train")
     cluster.pod("train", ended(cluster, code), "first")

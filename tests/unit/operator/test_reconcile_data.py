@@ -61,7 +61,7 @@ def test_a_run_whose_dataset_waits_for_somebody_waits_for_them_too_and_repeats_w
     cluster = cluster_of(*with_claims(profile()))
     away = failed("prepare", "SourceUnavailable", "status 503", run=f"{DATASET_UID}-1")
     cluster.end("prepare", away.to_json(), 12)
-    why = "SourceUnavailable: status 503 (tried again every 5 minutes)"
+    why = "SourceUnavailable: status 503 (first failure; next try at 03:01:02 UTC)"
     assert waits_for(cluster) == (
         "WaitingForDataset",
         f"waiting for Dataset tickets, which waits itself. {why}",

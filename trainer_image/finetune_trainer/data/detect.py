@@ -71,10 +71,10 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     if forced is not None:
         # As rows, each line is told what is wrong with it.
         return "JSON Lines"
-    shown = first_line[:60].decode(errors="backslashreplace")
+    # Nothing of it is quoted: nobody knows what it is.
     return Issue(
         Code.FILE_UNKNOWN,
-        f"the first line is neither a JSON object nor a header with commas or tabs: {shown!r}",
+        "the first line is neither a JSON object nor a header with commas or tabs",
         EXPECTED,
         "convert it, or set format",
     )

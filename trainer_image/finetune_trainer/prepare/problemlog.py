@@ -34,7 +34,9 @@ class LineLog:
     def __enter__(self) -> Self:
         self._folder.remove(self._name)
         with reachable(self._path):
-            self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+            self._temporary.unlink(missing_ok=True)
+            # Never through a link that somebody has put there.
+            self._file = self._temporary.open("x", encoding="utf-8", newline="\n")
         return self
 
     def __exit__(

@@ -1,24 +1,20 @@
 """How a pod stops taking requests without refusing one.
 
-1. The preStop hook, GET /drain, begins the drain: /health answers 503, so that the endpoint is taken out of
-   the Service, and every answer carries `Connection: close`, so that clients connect again, elsewhere.
-   Everything is still answered, since traffic arrives until all nodes have heard of it.
-2. After `drain_seconds` the hook returns and the kubelet sends SIGTERM. Without a hook, SIGTERM begins the
-   drain itself.
-3. Requests in flight are finished, nothing new is accepted, and the process exits 0.
+1. SIGTERM begins the drain: /health answers 503, and every answer carries `Connection: close`, so that
+   clients connect again, elsewhere. Every request is still answered, because traffic arrives until all
+   nodes have removed the endpoint.
+2. After `drain_seconds` the server accepts no more connections, finishes the requests in flight, and exits 0.
 
+No route begins a drain: a client of the Service could take an endpoint out of it. A pod needs no preStop
+hook, because the kubelet sends SIGTERM at the moment at which the endpoint leaves the Service.
 A pod's termination grace period has to hold the drain and the longest answer.
 """
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-RESUME_SECONDS: Final = 30.0
-"""A drain that no SIGTERM follows for so long was no pod's end; the kubelet sends it at once."""
 
 
 class Drain:
@@ -28,34 +24,21 @@ class Drain:
         self._seconds = seconds
         self._clock = clock
         self._end: float | None = None
-        self._terminating = False
 
     def begin(self) -> None:
-        """Start the drain; beginning again changes nothing."""
-        if not self.active:
+        """Start the drain; there is no way back, and beginning again changes nothing."""
+        if self._end is None:
             self._end = self._clock() + self._seconds
-
-    def terminate(self) -> None:
-        """Begin, with no way back."""
-        self.begin()
-        self._terminating = True
 
     @property
     def active(self) -> bool:
         """Whether clients should go elsewhere."""
-        if self._end is None:
-            return False
-        return self._terminating or self._clock() < self._end + RESUME_SECONDS
-
-    @property
-    def remaining(self) -> float:
-        """Seconds until no more requests are expected."""
-        return 0 if self._end is None else max(0.0, self._end - self._clock())
+        return self._end is not None
 
     @property
     def over(self) -> bool:
-        """Whether the process may end."""
-        return self._terminating and self.remaining == 0
+        """Whether no more requests are expected, so that the process may end."""
+        return self._end is not None and self._clock() >= self._end
 
 
 class CloseConnections:

@@ -1,6 +1,5 @@
 """The routes of the server."""
 
-import asyncio
 import time
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -73,12 +72,6 @@ def routes(service: Service) -> APIRouter:
         reason = "The server is draining." if service.ready else "The model is still loading."
         error = ApiError(HTTPStatus.SERVICE_UNAVAILABLE, reason, code=MODEL_NOT_READY)
         return JSONResponse(error.body(), error.status)
-
-    @router.get("/drain")
-    async def drain() -> dict[str, str]:
-        service.drain.begin()
-        await asyncio.sleep(service.drain.remaining)
-        return {"status": "drained"}
 
     @router.get("/metrics")
     async def metrics() -> Response:

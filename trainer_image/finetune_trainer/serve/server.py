@@ -53,7 +53,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Take a signal. Uvicorn's own method would raise it again at the end: no exit code 0."""
         if sig == signal.SIGTERM:
-            self._drain.terminate()
+            self._drain.begin()
         elif self.should_exit:
             self.force_exit = True
         else:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from finetune_trainer import termination
-from finetune_trainer.contract import ExitCode, FailureReason, StageResult
+from finetune_trainer.contract import CONTRACT_VERSION, ExitCode, FailureReason, StageResult
 from finetune_trainer.distributed.group import ALONE, Group
 
 LAST_WORDS_SECONDS: Final = 30
@@ -27,14 +27,22 @@ class Watchdog:
     """A thread that ends the process unless it is fed often enough; begins and ends with its block."""
 
     def __init__(
-        self, run: str, seconds: float, step: int, last_state: Callable[[], str], group: Group = ALONE
+        self,
+        run: str,
+        seconds: float,
+        step: int,
+        last_state: Callable[[], str],
+        group: Group = ALONE,
+        *,
+        contract: int = CONTRACT_VERSION,
     ) -> None:
-        """For a run after `step`.
+        """For a run after `step`, whose config has this version of the contract.
 
         `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from.
         `group`: the processes that wait for one another, of which only one fails by it.
         """
         self._group = group
+        self._contract = contract
         self._run = run
         self._seconds = seconds
         self._last_state = last_state
@@ -78,6 +86,7 @@ class Watchdog:
         if not self._group.fails_first():
             os._exit(ExitCode.PEER_LOST)
         result = StageResult(
+            contract=self._contract,
             stage="train",
             run=self._run,
             outcome="Failed",

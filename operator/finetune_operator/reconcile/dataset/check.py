@@ -8,7 +8,8 @@ from finetune_operator.reconcile.dataset.look import ended, job_names, number_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import earliest, until_check
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.stages import Broken, Retry, advance
+from finetune_operator.reconcile.retries import Retry
+from finetune_operator.reconcile.stages import Broken, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

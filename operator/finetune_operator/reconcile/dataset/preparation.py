@@ -6,11 +6,12 @@ from typing import Any, Literal
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import storage
-from finetune_operator.reconcile.dataset.look import ended, number_of, request_of
+from finetune_operator.reconcile.dataset.look import ended, number_of, request_of, retry_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.stages import Broken, Retry, advance
+from finetune_operator.reconcile.retries import Retry
+from finetune_operator.reconcile.stages import Broken, advance
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -25,7 +26,7 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
         return _plan(dataset, draft, later, refused)
     outcome = advance(draft, request_of(dataset, draft.world))
     if isinstance(outcome, Retry):
-        return _plan(dataset, draft, later, outcome.blocked(draft.world.now))
+        return _plan(dataset, draft, later, outcome.halt, retry=outcome.status)
     if isinstance(outcome, StageResult):
         recorded = record(dataset, draft, outcome.prepare)
         if recorded is not None:
@@ -77,6 +78,7 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
                 others, state, halt.reason, halt.message, generation=generation, now=draft.world.now
             ),
             "refresh": _before_a_look(dataset, halt),
+            "retry": None if isinstance(halt, Done | Failed) else retry_of(dataset),
             **fields,
         }
     )

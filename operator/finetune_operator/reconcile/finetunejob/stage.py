@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from finetune_operator.api.finetunejobstatus import StageName
 from finetune_operator.build.configs import StageInputs, collect_config
-from finetune_operator.build.jobs import Placement, build_stage_job
+from finetune_operator.build.jobs import WITH_DEVICES, Placement, build_stage_job
 from finetune_operator.build.labels import PROFILE, stage_job_name
 from finetune_operator.build.locations import parse_source, parse_store
 from finetune_operator.build.peers import build_peer_service, peer_service_name
@@ -12,7 +12,9 @@ from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
-from finetune_operator.reconcile.stages import Broken, Retry, StageRequest, advance, pods_of
+from finetune_operator.reconcile.profiles import check_config
+from finetune_operator.reconcile.retries import Retry
+from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance, pods_of
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress, stagetimes
 from finetune_operator.status.problems import shown_problems
@@ -23,14 +25,17 @@ from finetune_trainer.contract import StageConfig, StageResult
 def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]) -> StageResult | Halt:
     """The stage's result, or how the pass ends."""
     job = run.job
+    collect_name = stage_job_name(job, "collect", stage)
     request = StageRequest(
         stage=stage,
         name=stage_job_name(job, stage),
         run=job.uid,
         build=lambda: _build(run, stage, config),
-        collect_name=stage_job_name(job, "collect", stage),
-        build_collect=lambda: _build_collect(run, stage),
+        collect_name=collect_name,
+        build_collect=lambda: _build_collect(run, stage, collect_name),
         services=(build_peer_service(job),) if _nodes(run, stage) > 1 else (),
+        retry=run.status.retry,
+        probe=_probe(run, stage) if stage in WITH_DEVICES else None,
     )
     outcome = advance(run.draft, request)
     _follow(run, stage)
@@ -41,7 +46,8 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         run.update(progress=progress.entered(run.status.progress, stage))
     if isinstance(outcome, Retry):
         count_usage(run, stage)
-        return outcome.blocked(run.world.now)
+        run.update(retry=outcome.status)
+        return outcome.halt
     if isinstance(outcome, Broken):
         _finish(run, stage, request.name)
         prepared = outcome.result.prepare if outcome.result is not None else None
@@ -68,6 +74,7 @@ def _inputs(run: Run, found: Surroundings) -> StageInputs:
         store_uri=found.store.uri,
         store_credentials=secret.name if secret else None,
         report=run.world.facts.report,
+        contract_version=found.trainer.contract,
         accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
     )
 
@@ -79,26 +86,39 @@ def _build(
     if isinstance(found, Blocked):
         return found
     keep(run, found)
+    message = config(_inputs(run, found))
+    unsent = check_config(message, found.profile)
+    if unsent is not None:
+        return unsent
     return build_stage_job(
         run.job,
         stage_job_name(run.job, stage),
-        config(_inputs(run, found)),
+        message,
         stage,
         _placement(run, found, stage),
     )
 
 
-def _build_collect(run: Run, stage: StageName) -> Manifest | Blocked | Failed:
+def _probe(run: Run, stage: StageName) -> Probe:
+    """Reading the stage's result, which every trainer can, shows whether the store answers; one of this
+    release writes a file too."""
+    name = stage_job_name(run.job, "collect", stage, "probe")
+    return Probe(name, lambda: _build_collect(run, stage, name, probe=True))
+
+
+def _build_collect(
+    run: Run, stage: StageName, name: str, *, probe: bool = False
+) -> Manifest | Blocked | Failed:
     found = surroundings(run)
     if isinstance(found, Blocked):
         return found
     return build_stage_job(
         run.job,
-        stage_job_name(run.job, "collect", stage),
-        collect_config(_inputs(run, found), stage),
+        name,
+        collect_config(_inputs(run, found), stage, probe=probe),
         "collect",
         Placement(
-            image=found.image,
+            image=found.trainer.image,
             image_pull_policy=run.world.facts.image_pull_policy,
             profile=found.profile,
             storage=Storage(store=parse_store(found.store.uri)),
@@ -113,7 +133,7 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
     base_model = spec.base_model if stage == "preflight" else None
     devices = {"train": spec.compute.devices, "evaluate": 1}.get(stage, 0)
     return Placement(
-        image=found.image,
+        image=found.trainer.image,
         image_pull_policy=run.world.facts.image_pull_policy,
         profile=found.evaluate_profile if stage == "evaluate" else found.profile,
         storage=Storage(
@@ -171,4 +191,4 @@ def _finish(run: Run, stage: StageName, name: str) -> None:
     if name in run.world.jobs:
         count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
-    run.update(stages=(*others, stagetimes.finished(run.status.usage, stage)), usage=None)
+    run.update(stages=(*others, stagetimes.finished(run.status.usage, stage)), usage=None, retry=None)

@@ -1,5 +1,7 @@
 """Train: the only stage that needs the run's devices; each kept checkpoint becomes a record."""
 
+from typing import get_args
+
 from finetune_operator.api.finetunejobstatus import CheckpointSummary, ResolvedHyperparameters
 from finetune_operator.build.configs import train_config
 from finetune_operator.build.labels import checkpoint_name
@@ -7,11 +9,12 @@ from finetune_operator.build.records import build_checkpoint
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
+from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
-from finetune_trainer.contract import StageResult, TrainResult
+from finetune_trainer.contract import CheckpointType, StageResult, TrainResult
 
 CHECKPOINTS_AT_MOST = 10
 
@@ -24,15 +27,26 @@ def train(run: Run) -> Halt | None:
     hyperparameters = resolved.hyperparameters
     if hyperparameters is None:
         return without_result("preflight")
+    limit = limit_of(run)
+    stopped = at_limit(run, limit) if limit is not None else None
+    if stopped is not None:
+        return stopped
     result = run_stage(
         run,
         "train",
         lambda inputs: train_config(inputs, run.job.spec, run.status.resolved, hyperparameters),
     )
     if not isinstance(result, StageResult):
-        return result
+        return within(run, limit, result) if limit is not None else result
     if result.train is None or not result.train.checkpoints:
         return without_result("train")
+    unknown = sorted({each.type for each in result.train.checkpoints} - set(get_args(CheckpointType)))
+    if unknown:
+        return Failed(
+            Reason.RESULT_LOST,
+            f"train published checkpoints of type {', '.join(unknown)}, which this release of the operator"
+            " does not know: upgrade the operator, and make a new FineTuneJob",
+        )
     _record(run, result.train, hyperparameters)
     return None
 

@@ -1,0 +1,125 @@
+"""Keys in order, shared fairly: each share (a namespace) is served in rotation, whatever others queue."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Lane(Generic[K]):
+    """A first-in-first-out queue per share; `pop` takes from one share after the other.
+
+    Every operation is O(1), however many keys or shares there are.
+    """
+
+    def __init__(self) -> None:
+        self._shares: OrderedDict[Hashable, OrderedDict[K, None]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def push(self, share: Hashable, key: K, *, first: bool = False) -> None:
+        """Add a key that is not in the lane; `first` puts it before the other keys of its share."""
+        keys = self._shares.setdefault(share, OrderedDict())
+        keys[key] = None
+        if first:
+            keys.move_to_end(key, last=False)
+        self._length += 1
+
+    def pop(self) -> K | None:
+        """The first key of the share whose turn it is, or None where the lane is empty."""
+        if not self._shares:
+            return None
+        share, keys = next(iter(self._shares.items()))
+        key, _ = keys.popitem(last=False)
+        self._length -= 1
+        if keys:
+            self._shares.move_to_end(share)
+        else:
+            del self._shares[share]
+        return key
+
+    def discard(self, share: Hashable, key: K) -> bool:
+        """Remove a key; False where the lane does not hold it."""
+        keys = self._shares.get(share)
+        if keys is None or key not in keys:
+            return False
+        del keys[key]
+        self._length -= 1
+        if not keys:
+            del self._shares[share]
+        return True
+
+    def clear(self) -> None:
+        self._shares.clear()
+        self._length = 0
+
+
+class Turnstile(Generic[K]):
+    """Mutexes, called turns, for keys that must not be worked on at the same time.
+
+    First come, first served; nothing here waits, so a key that waits for its turn holds no worker.
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[Hashable, K] = {}
+        self._turns: dict[K, Hashable] = {}
+        self._waiting: dict[Hashable, OrderedDict[K, None]] = {}
+        self._called: dict[K, Hashable] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        """Keys that wait for their turn."""
+        return self._length
+
+    def enter(self, key: K, turn: Hashable | None) -> bool:
+        """Whether the key may be worked on now; else it waits until `leave` or `skipped` returns it."""
+        if turn is None:
+            return True
+        if turn in self._holders:
+            waiting = self._waiting.setdefault(turn, OrderedDict())
+            waiting[key] = None
+            if self._called.pop(key, None) == turn:
+                # It was called, and another key was quicker: it keeps its place.
+                waiting.move_to_end(key, last=False)
+            self._length += 1
+            return False
+        self._holders[turn] = key
+        self._turns[key] = turn
+        return True
+
+    def skipped(self, key: K, turn: Hashable | None) -> K | None:
+        """The next key of the turn that this one was called for and no longer needs, if there is one."""
+        called = self._called.get(key)
+        if called is None or called == turn:
+            return None
+        del self._called[key]
+        return self._next(called)
+
+    def leave(self, key: K) -> K | None:
+        """The key is done; the next one that waited for the same turn, if there is one."""
+        self._called.pop(key, None)
+        turn = self._turns.pop(key, None)
+        if turn is None:
+            return None
+        del self._holders[turn]
+        return self._next(turn)
+
+    def clear(self) -> None:
+        """Forget the keys that wait; turns that are held stay so."""
+        self._waiting.clear()
+        self._called.clear()
+        self._length = 0
+
+    def _next(self, turn: Hashable) -> K | None:
+        waiting = self._waiting.get(turn)
+        if turn in self._holders or waiting is None:
+            return None
+        key, _ = waiting.popitem(last=False)
+        if not waiting:
+            del self._waiting[turn]
+        self._length -= 1
+        self._called[key] = turn
+        return key

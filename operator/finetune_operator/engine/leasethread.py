@@ -1,0 +1,97 @@
+"""The Lease on a thread and an event loop of its own: it is renewed whatever keeps the work's loop busy.
+
+A loop that does not turn any more, though, must not hold the Lease for ever: the work's loop notes that it is
+alive, and the Lease is left to expire when it has not done so for `LeaseTimes.stall` seconds.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Final, TypeVar
+
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.lease import Lease
+
+T = TypeVar("T")
+
+BEAT_SECONDS: Final = 0.5
+STOP_SECONDS: Final = 5.0
+
+OpenCluster = Callable[[], Cluster]
+"""Makes the connection that only the Lease uses; called in the Lease's loop."""
+MakeLease = Callable[[Cluster, Callable[[], float]], Lease]
+"""Makes the Lease from that connection and from the seconds for which the work has stood still."""
+
+
+class LeaseThread:
+    """What `Lease` does, for callers in another event loop.
+
+    Args:
+        open_cluster: how to reach the API server.
+        make: the Lease.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, open_cluster: OpenCluster, make: MakeLease, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._open_cluster = open_cluster
+        self._make = make
+        self._clock = clock
+        self._beat = clock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="lease", daemon=True)
+        self._thread.start()
+        self._cluster, self._lease = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    @property
+    def held(self) -> bool:
+        return self._lease.held
+
+    @property
+    def transitions(self) -> int:
+        return self._lease.transitions
+
+    def check(self) -> None:
+        """As `Lease.check`; from any thread."""
+        self._lease.check()
+
+    async def acquire(self) -> None:
+        """As `Lease.acquire`."""
+        await self._call(self._lease.acquire())
+
+    async def keep(self) -> None:
+        """As `Lease.keep`, and until the calling loop has stood still for too long."""
+        beating = asyncio.create_task(self._beats())
+        try:
+            await self._call(self._lease.keep())
+        finally:
+            beating.cancel()
+
+    async def release(self) -> None:
+        """As `Lease.release`."""
+        await self._call(self._lease.release())
+
+    async def close(self) -> None:
+        """End the thread."""
+        await self._call(self._cluster.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _open(self) -> tuple[Cluster, Lease]:
+        cluster = self._open_cluster()
+        return cluster, self._make(cluster, self._stalled)
+
+    async def _call(self, work: Coroutine[object, object, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _beats(self) -> None:
+        while True:
+            self._beat = self._clock()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _stalled(self) -> float:
+        return self._clock() - self._beat

@@ -1,0 +1,169 @@
+"""What keeps the caches of our kinds true: Kopf's watches, and lists that repair what they miss."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterator
+from typing import Final, Protocol
+
+from finetune_operator.caches import KIND_TYPES, Caches, key_of
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.store import version
+from finetune_operator.engine.sweeper import Sweeper
+from finetune_operator.engine.watches import Watches, watch_name
+from finetune_operator.plan import Manifest
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 600.0
+"""Between two lists of each kind."""
+QUIET_SECONDS: Final = 5.0
+"""Without another object of a kind: Kopf has listed them all."""
+FIRST_RESTART: Final = 1.0
+LONGEST_RESTART: Final = 60.0
+"""Seconds before Kopf is started again, doubled each time that it ends soon."""
+
+Sink = Callable[[str, Manifest], None]
+"""Takes kind of event (`LISTED`, or a watch's) and object; called in the watch's thread."""
+
+
+class Watch(Protocol):
+    """A watch of all our kinds in a thread of its own."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        """Wait a little for its end."""
+
+
+MakeWatch = Callable[[Sink, Callable[[], None]], Watch]
+"""Makes a watch from a sink, and from what it calls in its thread when it ended without being asked."""
+
+
+class KindFeed:
+    """Feeds the stores of our kinds.
+
+    A watch that has ended is started again, and so are all when etcd was restored: from a version that is yet
+    to come again, an API server tells nothing of what comes before it. A watch that lists anew had a gap, and
+    a list tells of no deletions; where an object that is held was not listed, a sweep finds them.
+
+    Args:
+        cluster: for the lists.
+        caches: to be filled.
+        watches: told what proved to be alive.
+        namespaces: what to watch; empty for all.
+        make_watch: makes Kopf's watch.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        caches: Caches,
+        watches: Watches,
+        namespaces: Collection[str],
+        make_watch: MakeWatch,
+    ) -> None:
+        self._caches = caches
+        self._watches = watches
+        self._namespaces = namespaces
+        self._make_watch = make_watch
+        self._loop = asyncio.get_running_loop()
+        self._watch: Watch | None = None
+        self._started_at = 0.0
+        self._restart_after = FIRST_RESTART
+        self._restart: asyncio.TimerHandle | None = None
+        self._listed: dict[str, set[str]] = {}
+        self._quiet: dict[str, asyncio.TimerHandle] = {}
+        self.sweepers: dict[str, list[Sweeper]] = {
+            kind: [
+                Sweeper(
+                    cluster, type_, caches.kinds[kind], watches, namespace=namespace, period=SWEEP_SECONDS
+                )
+                for namespace in (namespaces if type_.namespaced else ()) or ("",)
+            ]
+            for kind, type_ in KIND_TYPES.items()
+        }
+
+    def __iter__(self) -> Iterator[Sweeper]:
+        for sweepers in self.sweepers.values():
+            yield from sweepers
+
+    def start(self) -> None:
+        """Begin to watch; the sweepers have to have filled the caches before."""
+        self._restart = None
+        self._started_at = self._loop.time()
+        watch = self._watch = self._make_watch(self._sink, lambda: self._ended(watch))
+        watch.start()
+
+    async def stop(self) -> None:
+        """End the watch."""
+        for timer in (*self._quiet.values(), *((self._restart,) if self._restart else ())):
+            timer.cancel()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            await asyncio.to_thread(watch.stop)
+
+    def restored(self) -> None:
+        """List and watch everything anew: etcd was restored."""
+        for sweeper in self:
+            sweeper.ask()
+        if self._watch is not None:
+            self._start_again(0.0)
+
+    def _ended(self, watch: Watch) -> None:
+        self._loop.call_soon_threadsafe(self._take_end, watch)
+
+    def _take_end(self, watch: Watch) -> None:
+        if watch is not self._watch:
+            return
+        if self._loop.time() - self._started_at > LONGEST_RESTART:
+            self._restart_after = FIRST_RESTART
+        logger.error("kopf's watches ended; they are started again in %.0f s", self._restart_after)
+        self._start_again(self._restart_after)
+        self._restart_after = min(LONGEST_RESTART, 2 * self._restart_after)
+
+    def _start_again(self, after: float) -> None:
+        old, self._watch = self._watch, None
+        if old is not None:
+            # What it still tells is as good as what the next one tells.
+            self._loop.run_in_executor(None, old.stop)
+        if self._restart is None:
+            self._restart = self._loop.call_later(after, self.start)
+
+    def _sink(self, event: str, obj: Manifest) -> None:
+        """In the watch's thread: only what is news is kept for the event loop."""
+        metadata = obj["metadata"]
+        if event == "LISTED":
+            self._loop.call_soon_threadsafe(
+                self._note_listed, obj["kind"], metadata["uid"], self._watch_of(obj)
+            )
+            store = self._caches.kinds[obj["kind"]]
+            if store.version_of(metadata.get("namespace", ""), metadata["name"]) == version(obj):
+                return
+        self._loop.call_soon_threadsafe(self._take, event, obj)
+
+    def _take(self, event: str, obj: Manifest) -> None:
+        store = self._caches.kinds[obj["kind"]]
+        self._watches.beat(self._watch_of(obj))
+        if event == "DELETED":
+            store.remove(obj)
+        else:
+            store.put(obj)
+
+    def _note_listed(self, kind: str, uid: str, watch: str) -> None:
+        self._watches.beat(watch)
+        self._listed.setdefault(kind, set()).add(uid)
+        if kind in self._quiet:
+            self._quiet[kind].cancel()
+        self._quiet[kind] = self._loop.call_later(QUIET_SECONDS, self._sweep_gap, kind)
+
+    def _sweep_gap(self, kind: str) -> None:
+        """Have what was not listed looked for: it is new, or it was deleted while nothing was watched."""
+        listed = self._listed.pop(kind)
+        del self._quiet[kind]
+        if not listed.issuperset(self._caches.kinds[kind].uids()):
+            for sweeper in self.sweepers[kind]:
+                sweeper.ask()
+
+    def _watch_of(self, obj: Manifest) -> str:
+        namespace = key_of(obj).namespace if self._namespaces else ""
+        return watch_name(KIND_TYPES[obj["kind"]].plural, namespace)
