@@ -22,7 +22,9 @@ from finetune_trainer.serve.service import Service
 def serve(config: ServeConfig) -> None:
     """Serve until a signal ends it. Raises StageFailure: a model cannot be loaded, or the port is taken."""
     service = Service(config)
-    server = DrainingServer(application(service), service.drain, lambda: service.broken)
+    server = DrainingServer(
+        application(service), service.drain, lambda: service.broken, lambda: service.loading
+    )
     server.run(sockets=[listen(config.port)])
     service.raise_failure()
 

@@ -77,6 +77,11 @@ class Service:
         return self._loaded is not None and self._loaded.engine.alive
 
     @property
+    def loading(self) -> bool:
+        """Whether models are loaded just now, so that no request is in flight."""
+        return self._loading is not None and not self._loading.done()
+
+    @property
     def broken(self) -> bool:
         """Whether loading failed or the model thread died, so that only a new process helps."""
         return self._loading is not None and self._loading.done() and not self.ready
