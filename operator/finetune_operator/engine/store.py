@@ -182,11 +182,13 @@ class ObjectStore:
 
     def names(self, namespace: str) -> Mapping[str, Manifest]:
         """The live mapping of one namespace's objects by name."""
-        return Objects(self._objects.get(namespace, NOTHING), self._read)
+        held = self._objects.get(namespace, NOTHING)
+        return Objects(held, lambda name: self._read(held[name], (namespace, name)))
 
     def indexed(self, index: str, value: str) -> Mapping[str, Manifest]:
         """Objects that the indexer `index` files under `value`, keyed `namespace/name`."""
-        return Objects(self._indexes[index].get(value, NOTHING), self._read)
+        held = self._indexes[index].get(value, NOTHING)
+        return Objects(held, lambda key: self._read(held[key]))
 
     def put(self, obj: Manifest) -> bool:
         """Take over a newer state; False when it was no news."""

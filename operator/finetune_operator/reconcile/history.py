@@ -19,17 +19,15 @@ from finetune_operator.status.reasons import EventReason
 
 def surplus(record: Record, world: World) -> Plan | None:
     """The deletion of a record that a history limit leaves no room for; None where it stays."""
-    if isinstance(record, Checkpoint):
-        run = _run(record, world)
-        found = None if run is None else _checkpoint_limit(run, world)
-        stays = run is None or _stands_for_run(record, run, world) or record.status.promoted_at is not None
-    else:
-        found = _version_limit(record, world)
-        stays = _is_latest(record, world)
+    if world.newer == 0:
+        return None
+    found = (
+        _checkpoint_limit(record, world) if isinstance(record, Checkpoint) else _version_limit(record, world)
+    )
     if found is None:
         return None
     limit, field = found
-    if world.newer < limit or stays or _is_kept(record, world):
+    if world.newer < limit or _is_kept(record, world):
         return None
     message = (
         f"{record.kind} {record.name} is deleted: {world.newer} newer ones exist, and {field} is {limit};"
@@ -62,7 +60,14 @@ def _run(checkpoint: Checkpoint, world: World) -> FineTuneJob | None:
     return run if run is not None and run.uid == made_by.uid and is_finished(run) else None
 
 
-def _checkpoint_limit(run: FineTuneJob, world: World) -> tuple[int, str] | None:
+def _checkpoint_limit(checkpoint: Checkpoint, world: World) -> tuple[int, str] | None:
+    """The limit and where it is set; None where there is none for this Checkpoint, whatever its age."""
+    limited = any(each.spec.checkpoint_history_limit is not None for each in world.profiles.values())
+    if not limited or checkpoint.status.promoted_at is not None:
+        return None
+    run = _run(checkpoint, world)
+    if run is None or _stands_for_run(checkpoint, run, world):
+        return None
     named = run.status.resolved.profile or run.spec.compute.profile
     profile = profiles.resolve_profile(named, "spec.compute.profile", run.namespace, world)
     if not isinstance(profile, ComputeProfile) or profile.spec.checkpoint_history_limit is None:
@@ -81,15 +86,11 @@ def _stands_for_run(checkpoint: Checkpoint, run: FineTuneJob, world: World) -> b
 
 
 def _version_limit(version: DatasetVersion, world: World) -> tuple[int, str] | None:
+    """The limit and where it is set; None where there is none, and for the latest: runs begin with it."""
     if version.metadata.labels.get(OWNER_KIND) != "Dataset":
         return None
     dataset = world.datasets.get(version.spec.dataset)
-    if dataset is None or dataset.spec.version_history_limit is None:
+    if dataset is None or dataset.status.latest_version in {None, version.name}:
         return None
-    return dataset.spec.version_history_limit, f"spec.versionHistoryLimit of Dataset {dataset.name}"
-
-
-def _is_latest(version: DatasetVersion, world: World) -> bool:
-    """Runs begin with it, and it is what the next rows are compared with."""
-    dataset = world.datasets.get(version.spec.dataset)
-    return dataset is None or dataset.status.latest_version in {None, version.name}
+    limit = dataset.spec.version_history_limit
+    return None if limit is None else (limit, f"spec.versionHistoryLimit of Dataset {dataset.name}")
