@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
@@ -14,6 +15,7 @@ from finetune_operator.build.labels import OPERATOR, SELECTOR, STAGE
 from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches, key_of
 from finetune_operator.claims import Claims
 from finetune_operator.controller import Controller
+from finetune_operator.definitions import Definitions
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
@@ -59,6 +61,7 @@ class Process:
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
+        self._nonce_key = secrets.token_hex(32)
         self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -105,7 +108,10 @@ class Process:
             address=settings.pod_ip,
             port=settings.report_port,
         )
-        self._probes = ProbeServer(self._watches, self._metrics.registry)
+        self._definitions = Definitions(self._cluster)
+        self._probes = ProbeServer(
+            self._watches, self._metrics.registry, outdated=lambda: self._definitions.outdated
+        )
         self._metrics.registry.register(
             ProcessStateCollector(
                 depth=lambda: self._queue.depth,
@@ -113,6 +119,7 @@ class Process:
                 active=lambda: self._lease.held,
                 lease_transitions=lambda: self._lease.transitions,
                 report_up=lambda: self._endpoint.up,
+                outdated=lambda: len(self._definitions.outdated or ()),
             )
         )
         self._metrics.registry.register(
@@ -149,7 +156,9 @@ class Process:
         logger.info("filling the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
         try:
-            if await self._finishes(self._watches.all_settled()):
+            if await self._finishes(self._definitions.wait_until_current()) and await self._finishes(
+                self._watches.all_settled()
+            ):
                 self._feed.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
                 await self._leadership().run(self._stopping)
@@ -182,12 +191,13 @@ class Process:
         executor = Executor(
             self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
         )
+        claims = Claims(self._cluster)
         controller = Controller(
             caches=self._caches,
             surroundings=self._surroundings,
             executor=executor,
             events=events,
-            claims=Claims(self._cluster),
+            claims=claims,
             namespaces=Namespaces(self._cluster),
             board=self._board,
             metrics=self._metrics,
@@ -208,7 +218,7 @@ class Process:
             await self._endpoint.publish_soon()
 
         async def upkeep() -> None:
-            await asyncio.gather(self._endpoint.keep(), relook.run())
+            await asyncio.gather(self._endpoint.keep(), relook.run(), claims.keep_looking(self._queue.add))
 
         return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
 
@@ -230,6 +240,7 @@ class Process:
             report=self._endpoint.target,
             trainer_image_floor=self._settings.trainer_image_floor,
             monitoring_namespace=self._settings.monitoring_namespace,
+            nonce_key=self._nonce_key,
             unlisted=self._watches.left_out,
         )
 

@@ -46,13 +46,21 @@ def _others(resource: Owner | Record) -> list[str]:
 
 
 def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
-    """The end of an owner that is being deleted: its records go too, but for those that somebody counts on.
-
-    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
-    """
+    """The end of an owner that is being deleted: its records go too, but for those that are needed."""
     if not is_held(owner):
         return Plan()
     draft = Draft(world)
+    delete_records(draft, records, is_last=True)
+    return draft.plan(None, metadata=released(owner))
+
+
+def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) -> None:
+    """Delete the records of an owner that is being deleted, but for those that somebody counts on.
+
+    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
+    What stays is reported in the owner's last pass, and with what goes.
+    """
+    world = draft.world
     going, staying = [], []
     for record in () if world.namespace_terminating else records:
         reason = _why_it_stays(record, world)
@@ -61,11 +69,10 @@ def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
         elif record.metadata.deletion_timestamp is None:
             draft.remove(seen(record), "Background")
             going.append(record.name)
-    if going or staying:
+    if going or (staying and is_last):
         draft.event(
             EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
         )
-    return draft.plan(None, metadata=released(owner))
 
 
 def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:

@@ -27,6 +27,8 @@ class OperatorFacts:
     """Version below which a serving image is reported as too old; empty: none is."""
     monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
     """Labels of the namespaces whose pods may read the metrics of pods behind a NetworkPolicy; none: all."""
+    nonce_key: str = ""
+    """Random text of this process, from which each Job's nonce is made; empty: Jobs have none."""
     unlisted: tuple[str, ...] = ()
     """Watched namespaces that may not be listed: what is in them is not known."""
 

@@ -17,6 +17,7 @@ from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
+from finetune_operator.reconcile.results import JOB_UID
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 from finetune_operator.status.peers import INDEX
 from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
@@ -63,6 +64,8 @@ class MemoryCluster:
             metadata.setdefault("namespace", NAMESPACE)
         if stored["kind"] in KINDS_BY_NAME:
             stored.setdefault("status", {"observedGeneration": -1})
+        if stored["kind"] == "Pod" and (uid := _controller(stored)) is not None:
+            metadata.setdefault("labels", {}).setdefault(JOB_UID, uid)  # as the Job controller does
         self.objects[stored["kind"], metadata["name"]] = stored
         return stored
 

@@ -12,6 +12,7 @@ from finetune_operator.build.pods import CPU
 from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.ownership import is_held
 from finetune_operator.reconcile.stages import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
@@ -34,7 +35,12 @@ class Surroundings:
 
 
 def claims(job: FineTuneJob, world: World) -> frozenset[str]:
-    """Claims to look at: none while a stage runs, because nothing is about to be created."""
+    """Claims to look at: none while a stage runs, because nothing is about to be created.
+
+    Of a run that is being deleted: the one with its folder.
+    """
+    if job.metadata.deletion_timestamp is not None:
+        return storage.claim_names(job.status.resolved.store) if is_held(job) else frozenset()
     if job.spec.suspend or is_finished(job) or is_stage_running(world):
         return frozenset()
     profile = _profile(job, world)
