@@ -30,10 +30,12 @@ from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, USER
 from hack.bench.measurement import patience
 from hack.bench.operatorprocess import OperatorProcess
+from hack.bench.page import PAGE, put
 from hack.bench.tables import Sheet
 from hack.bootstrap.uv import ROOT
 from hack.cluster import ControlPlane
 from hack.cluster.errors import ClusterError
+from hack.cluster.toolchain import KUBERNETES
 
 TRIES: Final = 5
 """Runs of this team beside each kind of neighbour."""
@@ -46,6 +48,8 @@ NEIGHBOURS: Final[dict[str, dict[str, Any]]] = {
     "starting": {},
 }
 """What the spec of the other team's runs says, by what they are."""
+
+BEGIN: Final = "<!-- Written by python -m hack.bench.neighbour from here -->"
 
 app = typer.Typer(add_completion=False)
 
@@ -187,6 +191,7 @@ def neighbour(
     runs: Annotated[
         int, typer.Argument(help="How many FineTuneJobs the other team creates, of each kind.")
     ] = 2000,
+    page: Annotated[bool, typer.Option(help="Whether the table replaces that in docs/benchmarks.md.")] = True,
     logs: Annotated[Path, typer.Option(help="Folder for the operator's log.")] = ROOT / "build" / "bench",
 ) -> None:
     """Measure what one team's runs do to another team's."""
@@ -204,7 +209,8 @@ def neighbour(
         raise typer.Exit(1) from error
     made = sheet(runs, waits)
     console.print(made.to_terminal())
-    print(made.to_markdown())
+    if page:
+        put(PAGE, BEGIN, [made], f"Kubernetes {KUBERNETES.version}")
 
 
 if __name__ == "__main__":
