@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from pydantic import ValidationError
 
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
+from finetune_trainer.lenient import lenient_validator
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +19,14 @@ R = TypeVar("R", bound=Resource)
 class Models(Generic[R]):
     """The objects of one kind as models.
 
-    An object that this version cannot read, which the CRDs of this version would have refused, is logged
-    and left out.
+    Values that only a newer release knows are data: such an object is read, and `unknown` names them. One
+    that cannot be read at all, which the CRDs of this version would have refused, is logged and left out.
     """
 
     def __init__(self, store: ObjectStore, model: type[R]) -> None:
         self._store = store
         self._model = model
-        self._parsed: dict[tuple[str, str], tuple[Manifest, R | None]] = {}
+        self._parsed: dict[tuple[str, str], tuple[Manifest, R | None, tuple[str, ...]]] = {}
         store.subscribe(self._forget)
 
     def get(self, namespace: str, name: str) -> R | None:
@@ -38,8 +39,25 @@ class Models(Generic[R]):
         known = self._parsed.get(address)
         if known is not None and known[0] is obj:
             return known[1]
+        model: R | None
+        unknown: tuple[str, ...] = ()
         try:
             model = self._model.model_validate(obj)
+        except ValidationError as error:
+            unknown = tuple(".".join(map(str, problem["loc"])) for problem in error.errors())
+            model = self._leniently(obj, address)
+        self._parsed[address] = (obj, model, unknown)
+        return model
+
+    def unknown(self, obj: Manifest) -> tuple[str, ...]:
+        """Paths of the values in this state of an object that only a newer release knows."""
+        self.parse(obj)
+        metadata = obj["metadata"]
+        return self._parsed[metadata.get("namespace", ""), metadata["name"]][2]
+
+    def _leniently(self, obj: Manifest, address: tuple[str, str]) -> R | None:
+        try:
+            return cast("R", lenient_validator(self._model).validate_python(obj))
         except ValidationError as error:
             logger.error(  # noqa: TRY400 - the traceback says nothing that the message does not
                 "%s %s/%s is left out, apply the CRDs of this release: %s",
@@ -47,9 +65,7 @@ class Models(Generic[R]):
                 *address,
                 error,
             )
-            model = None
-        self._parsed[address] = (obj, model)
-        return model
+            return None
 
     def all(self) -> Iterator[R]:
         for obj in self._store:
