@@ -17,6 +17,7 @@ OPERATOR_FILES: Final = (
 )
 TRAINER_FILES: Final = (
     "trainer_image/Dockerfile",
+    "trainer_image/compiler_check.py",
     "constraints/trainer.txt",
     "trainer_image/finetune_trainer",
 )

@@ -24,7 +24,7 @@ from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.report.board import ProgressBoard
-from finetune_operator.status.conditions import blocked, stalled
+from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.surroundings import Surroundings
 
@@ -82,6 +82,7 @@ class Controller:
         """
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
+            self._claims.note(key, {})
             raise Gone(key.name)
         resource = self._surroundings.resource(key)
         if resource is None:
@@ -93,8 +94,9 @@ class Controller:
             plan = self._decide(key, primary, resource, world)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
-            status = stalled(resource, Reason.NAME_CONFLICT, str(error), now)
-            await self._tell(primary, self._with_unknown(primary, resource, status), str(error))
+            message = f"{error}; this continues when that object is gone or has another name"
+            status = blocked(resource, Reason.NAME_CONFLICT, message, now)
+            await self._tell(primary, self._with_unknown(primary, resource, status), message)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:
@@ -162,9 +164,9 @@ class Controller:
                 # Nothing can be created there any more, and the right to look at claims may be gone already.
                 return world
         wanted = CLAIMS[resource.kind](resource, world)
-        if not wanted:
-            return world
-        return replace(world, claims={name: await self._claims.get(namespace, name) for name in wanted})
+        claims = {name: await self._claims.get(namespace, name) for name in wanted}
+        self._claims.note(Key(resource.kind, namespace, resource.name), claims)
+        return replace(world, claims=claims) if claims else world
 
     async def _tell(self, primary: Manifest, status: Manifest | None, message: str) -> None:
         """Say on the object what stands in the way; that it could not be said must not hide it."""

@@ -1,8 +1,12 @@
-"""Typed views of a store: each object is parsed when it is first read, once for each of its states."""
+"""Typed views of a store: each object is parsed when it is first read, once for each of its states.
+
+Of settled objects, which are many and seldom read, only the models that were read last are kept.
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar, cast
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Generic, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -15,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
 
+SETTLED_KEPT: Final = 200
+"""Models of settled objects that are kept."""
+
 
 class Models(Generic[R]):
     """The objects of one kind as models.
@@ -26,7 +33,9 @@ class Models(Generic[R]):
     def __init__(self, store: ObjectStore, model: type[R]) -> None:
         self._store = store
         self._model = model
-        self._parsed: dict[tuple[str, str], tuple[Manifest, R | None, tuple[str, ...]]] = {}
+        self._unknown: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._parsed: dict[tuple[str, str], tuple[str, R | None]] = {}
+        self._settled: OrderedDict[tuple[str, str], tuple[str, R | None]] = OrderedDict()
         store.subscribe(self._forget)
 
     def get(self, namespace: str, name: str) -> R | None:
@@ -35,25 +44,35 @@ class Models(Generic[R]):
 
     def parse(self, obj: Manifest) -> R | None:
         """The model of this state of an object, or None where it cannot be read."""
-        address = (obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
-        known = self._parsed.get(address)
-        if known is not None and known[0] is obj:
+        metadata = obj["metadata"]
+        address = (metadata.get("namespace", ""), metadata["name"])
+        state = f"{metadata['uid']}/{metadata['resourceVersion']}"
+        is_settled = self._store.is_settled(*address)
+        parsed = self._settled if is_settled else self._parsed
+        known = parsed.get(address)
+        if known is not None and known[0] == state:
             return known[1]
-        model: R | None
-        unknown: tuple[str, ...] = ()
-        try:
-            model = self._model.model_validate(obj)
-        except ValidationError as error:
-            unknown = tuple(".".join(map(str, problem["loc"])) for problem in error.errors())
-            model = self._leniently(obj, address)
-        self._parsed[address] = (obj, model, unknown)
+        model = self._validated(obj, address)
+        parsed[address] = (state, model)
+        if is_settled:
+            self._parsed.pop(address, None)
+            while len(self._settled) > SETTLED_KEPT:
+                self._settled.popitem(last=False)
         return model
 
     def unknown(self, obj: Manifest) -> tuple[str, ...]:
         """Paths of the values in this state of an object that only a newer release knows."""
         self.parse(obj)
         metadata = obj["metadata"]
-        return self._parsed[metadata.get("namespace", ""), metadata["name"]][2]
+        return self._unknown.get((metadata.get("namespace", ""), metadata["name"]), ())
+
+    def _validated(self, obj: Manifest, address: tuple[str, str]) -> R | None:
+        self._unknown.pop(address, None)
+        try:
+            return self._model.model_validate(obj)
+        except ValidationError as error:
+            self._unknown[address] = tuple(".".join(map(str, each["loc"])) for each in error.errors())
+            return self._leniently(obj, address)
 
     def _leniently(self, obj: Manifest, address: tuple[str, str]) -> R | None:
         try:
@@ -73,13 +92,34 @@ class Models(Generic[R]):
             if model is not None:
                 yield model
 
+    def indexed(self, index: str, value: str) -> Iterable[R]:
+        """Objects by an index of the store; costs nothing until it is read, and may be read again."""
+        return _Indexed(self, self._store, index, value)
+
     def named(self, namespace: str) -> Mapping[str, R]:
         """One namespace's objects by name; costs nothing until it is read."""
         return _Named(self, self._store.names(namespace))
 
     def _forget(self, old: Manifest | None, new: Manifest | None) -> None:
         if old is not None and new is None:
-            self._parsed.pop((old["metadata"].get("namespace", ""), old["metadata"]["name"]), None)
+            address = (old["metadata"].get("namespace", ""), old["metadata"]["name"])
+            self._parsed.pop(address, None)
+            self._settled.pop(address, None)
+            self._unknown.pop(address, None)
+
+
+class _Indexed(Iterable[R]):
+    def __init__(self, models: Models[R], store: ObjectStore, index: str, value: str) -> None:
+        self._models = models
+        self._store = store
+        self._index = index
+        self._value = value
+
+    def __iter__(self) -> Iterator[R]:
+        for obj in tuple(self._store.indexed(self._index, self._value).values()):
+            model = self._models.parse(obj)
+            if model is not None:
+                yield model
 
 
 class _Named(Mapping[str, R]):

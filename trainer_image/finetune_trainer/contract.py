@@ -48,6 +48,8 @@ MODELS_MOUNT: Final = "/mnt/models"
 """Where a serving pod's init container puts what it fetched, and the server reads it."""
 CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
 """Holds a folder for each Secret of type `finetune.dev/credentials` that the pod has, one file a key."""
+API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
+"""Holds the API keys of an endpoint, one file a key."""
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
 REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"
@@ -513,13 +515,15 @@ class CollectConfig(StageConfig):
 
 
 class CleanupConfig(Contract):
-    """Remove one folder from the store; that it is gone already is as good."""
+    """Remove one folder from the store, an artifact's or a run's; that it is gone already is as good."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["cleanup"] = "cleanup"
     owner: Owner
     store: StoreConfig
-    artifact: ArtifactRef
+    artifact: ArtifactRef | None = None
+    run: Annotated[str | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Folder under `runs/`; no pod of the run is left."""
 
 
 class FetchItem(Contract):
@@ -566,6 +570,8 @@ class ServeConfig(Contract):
     max_model_length: int = 4096
     drain_seconds: float = 10
     """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
+    api_keys_path: str | None = Field(default=None, json_schema_extra={"since": 2})
+    """Folder with the keys that requests need, one file a key; None: they need none."""
 
 
 AnyConfig = Annotated[

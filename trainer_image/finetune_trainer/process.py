@@ -106,25 +106,26 @@ def _run_together(config: TrainConfig) -> int:
 
 def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     """`place` is that of one of several processes that train together; the leader speaks for all."""
-    stop = signals.stop_event()
+    stop = signals.Stop()
     leads = place is None or place.leads
     target = config.report if leads else None
     reporter = Reporter(target, config.owner, config.stage, contract=config.contract)
     store: Store | None = None
     group = ALONE
     try:
-        store = open_store(_store_config(config, place), stop)
-        result = _succeeded(store, config)
-        if result is not None:
-            logger.info("this run's %s is done already", config.stage)
-        else:
-            with _session(config, place, store, stop) as group:
-                context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
-                result = config.answer(_execute(config, context))
-                # A source is looked at for years: a look that finds nothing new leaves nothing in the store.
-                if leads and (result.prepare is None or not result.prepare.unchanged):
-                    store.write_result(result)
-                group.finish()
+        with stop.listening():
+            store = open_store(_store_config(config, place), stop)
+            result = _succeeded(store, config)
+            if result is not None:
+                logger.info("this run's %s is done already", config.stage)
+            else:
+                with _session(config, place, store, stop) as group:
+                    context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
+                    result = config.answer(_execute(config, context))
+                    # A source is looked at for years; one that has not changed leaves nothing in the store.
+                    if leads and (result.prepare is None or not result.prepare.unchanged):
+                        store.write_result(result)
+                    group.finish()
     except Preempted:
         logger.info("stopped by a signal; the next pod of this run goes on from here")
         return ExitCode.PREEMPTED_SAVED
@@ -150,8 +151,22 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     finally:
         reporter.close(LAST_REPORT_SECONDS)
     if leads:
+        _remove_states(store, config)
         termination.write(termination.bounded(result))
     return ExitCode.OK
+
+
+def _remove_states(store: Store, config: StageRunConfig) -> None:
+    """Those of a run whose training has its result; where train was killed before, evaluate does it."""
+    if not isinstance(config, TrainConfig | EvaluateConfig):
+        return
+    from finetune_trainer.train.states import remove_states
+
+    try:
+        with store.run_folder(config.run, "train") as folder:
+            remove_states(folder)
+    except (StageFailure, Preempted) as left:
+        logger.warning("resume states of run %s are left in the store: %s", config.run, left)
 
 
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
@@ -170,7 +185,7 @@ def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
 
 @contextmanager
 def _session(
-    config: StageRunConfig, place: Place | None, store: Store, stop: threading.Event
+    config: StageRunConfig, place: Place | None, store: Store, stop: signals.Stop
 ) -> Iterator[Group]:
     """The processes that train together, or this one alone."""
     if place is None or not isinstance(config, TrainConfig):

@@ -19,6 +19,7 @@ from finetune_trainer.contract import (
     ReportTarget,
     Stage,
 )
+from finetune_trainer.scrubbing import SCRUBBER, one_line
 
 INTERVAL_SECONDS: Final = 2.0
 """Shortest time between two reports; the operator shows one every 10 seconds."""
@@ -129,6 +130,7 @@ class Reporter:
         )
         try:
             token = self._token_path.read_text().strip()
+            SCRUBBER.hold(token)
             answer = client.post(
                 url,
                 content=report.to_json(),
@@ -138,7 +140,7 @@ class Reporter:
             return f"{type(error).__name__}: {error}"
         if answer.is_success:
             return None
-        problem = f"status {answer.status_code}: {answer.text[:200]}"
+        problem = f"status {answer.status_code}: {one_line(SCRUBBER.scrub(answer.text[:2000]), 200)}"
         if answer.status_code in REFUSED:
             logger.warning("the operator refused a progress report: %s", problem)
             return None

@@ -220,6 +220,16 @@ class ComputeProfileSpec(Model):
     allow_remote_code: Annotated[
         bool | None, Reserved(), Field(description="Allow code shipped with a model.")
     ] = None
+    max_run_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=31536000,
+            description="Seconds that the train stage of one run may use devices, all its attempts together;"
+            " time in a queue or suspended does not count. Then the run is stopped with its state saved. A"
+            " run may ask for less with compute.maxRunSeconds. Absent: no limit.",
+        ),
+    ] = None
     max_concurrent_rollouts: Annotated[
         int | None,
         Field(

@@ -21,7 +21,7 @@ def keep_unknown(model: type[Model], live: Mapping[str, Any], new: Mapping[str, 
         part = _model_in(annotation)
         if key in new:
             kept[key] = new[key] if part is None else _keep(part, live.get(key), new[key])
-        elif part is not None and part is annotation:
+        elif part is annotation and part is not None:
             # Always there; left out, because nothing that is known is in it.
             left = keep_unknown(part, live.get(key) or {}, {})
             kept |= {key: left} if left else {}

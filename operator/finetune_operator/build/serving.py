@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
@@ -19,6 +20,7 @@ from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
+    API_KEYS_MOUNT,
     CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
@@ -38,6 +40,9 @@ ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
 SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
+
+SCRATCH_LIMIT: Final = "1Gi"
+"""Room for temporary files. Models have a volume of their own, limited by resources.serve.ephemeralStorage."""
 
 DRAIN_SECONDS: Final = 10
 """How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
@@ -87,6 +92,7 @@ def build_revision(
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
         "placement": hashed_placement(spec),
     }
+    inputs |= _added_later(endpoint)
     # Any of them opens the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
     if any(weights.checkpoint is None for _, weights in models):
@@ -94,6 +100,26 @@ def build_revision(
         inputs["store"] = [store, secret]
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
     return Revision(name, base_digest, models, profile, store, secret)
+
+
+def _added_later(endpoint: InferenceDeployment) -> dict[str, Any]:
+    """What later releases let a user choose: part of the name only where it is set (decision 5)."""
+    spec = endpoint.spec
+    chosen: dict[str, Any] = {}
+    if spec.restarted_at is not None:
+        chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
+    if api_keys_secret(endpoint) is not None:
+        chosen["apiKeysSecret"] = api_keys_secret(endpoint)
+    if spec.availability is not None and spec.availability.topology_spread:
+        chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
+    return chosen
+
+
+def api_keys_secret(endpoint: InferenceDeployment) -> str | None:
+    """Name of the Secret with the keys that requests need, or None where they need none."""
+    serving = endpoint.spec.serving
+    secret = serving.api_keys_secret_ref if serving is not None else None
+    return secret.name if secret is not None else None
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -185,7 +211,9 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             ServedModel(name=name, folder=name, type=weights.type) for name, weights in revision.models
         ),
         drain_seconds=DRAIN_SECONDS,
+        api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
     )
+    key_volumes, key_mounts = _key_volumes(api_keys_secret(endpoint))
     common = {
         "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
@@ -222,16 +250,26 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     "periodSeconds": 2,
                     "timeoutSeconds": 5,
                 },
-                "volumeMounts": [{**models, "readOnly": True}, scratch],
+                "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts],
             }
         ],
         "volumes": [
             *store_volumes,
             {"name": "models", "emptyDir": {}},
-            {"name": "scratch", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}},
+            *key_volumes,
         ],
     }
-    return {**pod, **_placement(revision.profile)}
+    return {**pod, **_placement(revision.profile), **_spread(endpoint, revision)}
+
+
+def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
+    availability = endpoint.spec.availability
+    if availability is None or not availability.topology_spread:
+        return {}
+    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}}
+    constraints = [{**each.to_dict(), "labelSelector": selector} for each in availability.topology_spread]
+    return {"topologySpreadConstraints": constraints}
 
 
 def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
@@ -249,6 +287,16 @@ def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
         volumes.append(volume)
         mounts.append(mount)
     return volumes, mounts
+
+
+def _key_volumes(secret: str | None) -> tuple[list[Manifest], list[Manifest]]:
+    """The keys' folder. It is not optional: the pod starts once there is such a Secret."""
+    if secret is None:
+        return [], []
+    return (
+        [{"name": "api-keys", "secret": {"secretName": secret}}],
+        [{"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True}],
+    )
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:

@@ -57,6 +57,8 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     while result is None:
         result = _attempt(config, context)
         release()
+        if result is None:
+            context.stop.release()
     return result
 
 
@@ -68,10 +70,10 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
         state = states.newest(Fingerprint.of(config))
         split = group.told(BatchSplit.read(folder))
         starts = Starts(folder, group)
-        restarts = starts.begin(state.step if state else 0, split.halvings)
-        if state:
-            logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
         try:
+            restarts = starts.begin(state.step if state else 0, split.halvings)
+            if state:
+                logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
             with group.guarded():
                 return _train(
                     config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
@@ -172,6 +174,7 @@ def _train(
                 stopped_early = True
         final = weights.collect()
     group.part()
+    context.stop.release()
     steps = trainer.state.global_step
     if stopped_early:
         logger.info(

@@ -8,16 +8,18 @@ from finetune_operator.api.dataset import StoreReference
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.build.pods import CPU
 from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.ownership import is_held
 from finetune_operator.reconcile.stages import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason
 
 FIRST_CONTRACT: Final = 1
 
@@ -33,7 +35,12 @@ class Surroundings:
 
 
 def claims(job: FineTuneJob, world: World) -> frozenset[str]:
-    """Claims to look at: none while a stage runs, because nothing is about to be created."""
+    """Claims to look at: none while a stage runs, because nothing is about to be created.
+
+    Of a run that is being deleted: the one with its folder.
+    """
+    if job.metadata.deletion_timestamp is not None:
+        return storage.claim_names(job.status.resolved.store) if is_held(job) else frozenset()
     if job.spec.suspend or is_finished(job) or is_stage_running(world):
         return frozenset()
     profile = _profile(job, world)
@@ -61,7 +68,19 @@ def begins(run: Run) -> Failed | Blocked | None:
     if refused is not None:
         return refused
     found = surroundings(run)
-    return found if isinstance(found, Blocked) else None
+    return found if isinstance(found, Blocked) else _too_many_processes(run.job, found.profile)
+
+
+def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:
+    """CPU cores are threads of one process; whether devices are, the API server cannot know."""
+    method, devices = job.spec.method.type, job.spec.compute.devices
+    if method not in PREFERENCE_METHODS or devices == 1 or profile.spec.devices.resource == CPU:
+        return None
+    return Failed(
+        Reason.INVALID_SPEC,
+        f"spec.compute.devices is {devices}, but {method} trains in one process in this release: make a new"
+        " FineTuneJob without it",
+    )
 
 
 def _refused(run: Run) -> Failed | None:

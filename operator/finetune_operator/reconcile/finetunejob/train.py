@@ -9,6 +9,7 @@ from finetune_operator.build.records import build_checkpoint
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status import progress
@@ -28,13 +29,17 @@ def train(run: Run) -> Halt | None:
     hyperparameters = resolved.hyperparameters
     if hyperparameters is None:
         return without_result("preflight")
+    limit = limit_of(run)
+    stopped = at_limit(run, limit) if limit is not None else None
+    if stopped is not None:
+        return stopped
     result = run_stage(
         run,
         "train",
         lambda inputs: train_config(inputs, run.job.spec, run.status.resolved, hyperparameters),
     )
     if not isinstance(result, StageResult):
-        return result
+        return within(run, limit, result) if limit is not None else result
     if result.train is None or not result.train.checkpoints:
         return without_result("train")
     unknown = sorted({each.type for each in result.train.checkpoints} - set(get_args(CheckpointType)))
