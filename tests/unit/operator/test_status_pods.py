@@ -487,13 +487,13 @@ def test_a_pod_of_an_endpoint_that_starts_or_serves_is_no_trouble() -> None:
 
 def test_the_schedulers_counts_are_left_out_so_that_their_changes_cause_no_write() -> None:
     said = (
-        "0/12 nodes are available: {} Insufficient nvidia.com/gpu, {} node(s) had untolerated taint {{a/c: d}}."
+        "0/12 nodes are available: {} Insufficient nvidia.com/gpu, {} node(s) had untolerated taint {{a}}."
         " preemption: 0/12 nodes are available: {} No preemption victims found for incoming pod."
     )
     texts = {steady(said.format(*counts)) for counts in ((5, 7, 12), (7, 5, 11), (10, 2, 12))}
     (text,) = texts
     assert text == (
-        "no nodes are available: Insufficient nvidia.com/gpu, node(s) had untolerated taint {a/c: d}."
+        "no nodes are available: Insufficient nvidia.com/gpu, node(s) had untolerated taint {a}."
         " preemption: no nodes are available: No preemption victims found for incoming pod."
     )
     assert steady("0/2 nodes are available: 2 X, 1 B") == steady("0/3 nodes are available: 1 B, 2 X")
