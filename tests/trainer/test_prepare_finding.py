@@ -10,8 +10,10 @@ from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.prepare.finding import find_files
 
 
-def find(path: Path, wait_seconds: float = 0) -> list[str]:
-    files = find_files(path, "configmap://tickets/rows.jsonl", threading.Event(), wait_seconds)
+def find(path: Path, wait_seconds: float = 0, *, root: Path | None = None) -> list[str]:
+    files = find_files(
+        path, "configmap://tickets/rows.jsonl", threading.Event(), wait_seconds, root=root or path.parent
+    )
     return [file.name for file in files]
 
 
@@ -87,4 +89,4 @@ def test_waiting_ends_when_the_pod_is_stopped(tmp_path: Path) -> None:
     stop.set()
 
     with pytest.raises(Preempted):
-        find_files(tmp_path / "rows.jsonl", "configmap://tickets/rows.jsonl", stop)
+        find_files(tmp_path / "rows.jsonl", "configmap://tickets/rows.jsonl", stop, root=tmp_path)

@@ -1,10 +1,14 @@
 """How a stage ends early: a failure that says what to fix, or a preemption whose state is saved."""
 
 from finetune_trainer.contract import ExitCode, FailureReason, PrepareResult
+from finetune_trainer.scrubbing import SCRUBBER
+from finetune_trainer.signals import Preempted
+
+__all__ = ["Preempted", "StageFailure"]
 
 
 class StageFailure(Exception):
-    """Ends the stage with a reason for the operator and a message for the user.
+    """Ends the stage with a reason for the operator and a message for the user, without any credential.
 
     `exit_code` decides whether trying again can help: BAD_CONFIG and BAD_DATA fail the Job at once.
     """
@@ -16,12 +20,8 @@ class StageFailure(Exception):
         exit_code: ExitCode = ExitCode.BAD_CONFIG,
         prepare: PrepareResult | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = SCRUBBER.scrub(message)
+        super().__init__(self.message)
         self.reason = reason
-        self.message = message
         self.exit_code = exit_code
         self.prepare = prepare
-
-
-class Preempted(Exception):
-    """SIGTERM arrived and everything needed to go on is in the store."""

@@ -5,6 +5,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from finetune_trainer.scrubbing import SCRUBBER
+
 
 class JsonFormatter(logging.Formatter):
     """`time` (RFC 3339, UTC), `level`, `logger`, `message`, and `exception` where there is one."""
@@ -15,18 +17,26 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": SCRUBBER.scrub(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = SCRUBBER.scrub(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line, and a traceback where there is one."""
+        return SCRUBBER.scrub(super().format(record))
 
 
 def configure() -> None:
     """Send all logs and warnings to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
         if sys.stdout.isatty()
         else JsonFormatter()
     )

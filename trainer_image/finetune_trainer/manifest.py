@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, BinaryIO, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -24,11 +24,16 @@ def nothing(_: int) -> None:
 
 def hash_file(path: Path, on_bytes: OnBytes = nothing) -> str:
     """SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
-    content = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            content.update(chunk)
-            on_bytes(len(chunk))
+        return hash_content(file, on_bytes)
+
+
+def hash_content(file: BinaryIO, on_bytes: OnBytes = nothing) -> str:
+    """SHA-256 of what is left of an open file, as 64 hexadecimal digits. Raises OSError."""
+    content = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        content.update(chunk)
+        on_bytes(len(chunk))
     return content.hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Final
 import httpx
 
 from finetune_trainer.contract import (
+    CONTRACT_VERSION,
     REPORT_PATH,
     REPORT_TOKEN_PATH,
     Owner,
@@ -18,6 +19,7 @@ from finetune_trainer.contract import (
     ReportTarget,
     Stage,
 )
+from finetune_trainer.scrubbing import SCRUBBER, one_line
 
 INTERVAL_SECONDS: Final = 2.0
 """Shortest time between two reports; the operator shows one every 10 seconds."""
@@ -45,7 +47,9 @@ class Reporter:
         owner: Owner,
         stage: Stage,
         token_path: Path = Path(REPORT_TOKEN_PATH),
+        contract: int = CONTRACT_VERSION,
     ) -> None:
+        self._contract = contract
         self._owner = owner
         self._stage = stage
         self._token_path = token_path
@@ -117,9 +121,16 @@ class Reporter:
         """What went wrong, or None when there is nothing left to do about this report."""
         # Grows across the pods of a run too, so that a new pod's reports are newer than the old one's.
         self._sequence = max(self._sequence + 1, time.time_ns() // 1_000_000)
-        report = Report(owner=self._owner, stage=self._stage, sequence=self._sequence, progress=progress)
+        report = Report(
+            contract=self._contract,
+            owner=self._owner,
+            stage=self._stage,
+            sequence=self._sequence,
+            progress=progress,
+        )
         try:
             token = self._token_path.read_text().strip()
+            SCRUBBER.hold(token)
             answer = client.post(
                 url,
                 content=report.to_json(),
@@ -129,7 +140,7 @@ class Reporter:
             return f"{type(error).__name__}: {error}"
         if answer.is_success:
             return None
-        problem = f"status {answer.status_code}: {answer.text[:200]}"
+        problem = f"status {answer.status_code}: {one_line(SCRUBBER.scrub(answer.text[:2000]), 200)}"
         if answer.status_code in REFUSED:
             logger.warning("the operator refused a progress report: %s", problem)
             return None

@@ -178,7 +178,13 @@ class ComputeProfileSpec(Model):
     ] = None
     images: Images = Images()
     trainer_contract: Annotated[
-        int, Field(ge=1, le=1000, description="Contract that images.trainer speaks.")
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="Version of the contract that images.trainer reads; without images.trainer it has no"
+            " effect.",
+        ),
     ] = 1
     engine: Annotated[
         Literal["VLLM", "Transformers"],

@@ -209,7 +209,8 @@ class Compute(Model):
             le=64,
             description="Devices that each pod of the train stage asks for, at most devices.max of the"
             " ComputeProfile. Each accelerator has a process of its own, and the processes divide a batch"
-            " among them; CPU cores are threads of one process.",
+            " among them; CPU cores are threads of one process. The evaluate stage uses one device, so"
+            " a model that needs several to fit cannot be evaluated.",
         ),
     ] = 1
     nodes: Annotated[

@@ -4,16 +4,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource, SecretReference
 from finetune_operator.build.configs import cleanup_config
 from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import stage_job_name
 from finetune_operator.build.locations import parse_store
 from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.stages import ended_at, has_ended, pods_of, until_ended
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stages import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status import podfailures
 from finetune_operator.status.jobtrouble import job_trouble, look_again
@@ -78,17 +81,17 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
             RETRY_SECONDS,
         )
     profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, world)
-    known = None if isinstance(profile, Blocked) else profile
-    image = known.spec.images.trainer if known is not None else None
+    known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
+    trainer = _trainer(known, removal, world.facts.trainer_image)
     secret = SecretReference(name=removal.secret) if removal.secret else None
     draft.start_job(
         build_stage_job(
             owner,
             name,
-            cleanup_config(owner, removal.store, removal.secret, removal.artifact),
+            cleanup_config(owner, removal.store, removal.secret, removal.artifact, trainer.contract),
             "cleanup",
             Placement(
-                image=image or world.facts.trainer_image,
+                image=trainer.image,
                 image_pull_policy=world.facts.image_pull_policy,
                 profile=known,
                 storage=Storage(store=parse_store(removal.store)),
@@ -97,6 +100,12 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
         )
     )
     return Working(Reason.CLEANING_UP, f"{removal.folder} is being removed")
+
+
+def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: str) -> Trainer:
+    """The profile's own, where it knows what is to be removed: folders of runs are new in contract 2."""
+    trainer = trainer_of(profile, default_image)
+    return trainer_of(None, default_image) if removal.artifact is None and trainer.contract < 2 else trainer
 
 
 def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest]) -> Blocked:

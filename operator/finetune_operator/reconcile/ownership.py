@@ -11,6 +11,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.labels import FINALIZER, OWNER_KIND
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.indexes import address
 from finetune_operator.reconcile.lines import is_rejected
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, is_finished
@@ -96,26 +97,32 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
     A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count, but
     those of other tenants are not named.
     """
-    runs = [
+    here = address(record.namespace, record.name)
+    runs = {
         f"FineTuneJob {job.name}"
-        for job in world.finetunejobs.values()
-        if job.metadata.deletion_timestamp is None and not is_finished(job) and _reads(job, record)
-    ]
+        for job in world.runs_with(here)
+        if job.namespace == record.namespace
+        and job.metadata.deletion_timestamp is None
+        and not is_finished(job)
+        and _reads(job, record)
+    }
     if isinstance(record, DatasetVersion):
         return tuple(sorted(runs))
-    endpoints = [
+    candidates = (*world.endpoints_with(here), *world.endpoints_with(record.spec.digest))
+    endpoints = {
         f"InferenceDeployment {endpoint.name}"
-        for endpoint in world.inferencedeployments.values()
-        if _holds(endpoint, record.spec.digest) or _pins(endpoint, record.name)
-    ]
-    elsewhere = [
+        for endpoint in candidates
+        if endpoint.namespace == record.namespace
+        and (_holds(endpoint, record.spec.digest) or _pins(endpoint, record.name))
+    }
+    elsewhere = {
         "an InferenceDeployment in another namespace"
-        for endpoint in world.endpoints_everywhere
+        for endpoint in candidates
         if endpoint.namespace != record.namespace
         and not record.spec.uri.startswith("pvc://")
         and _holds(endpoint, record.spec.digest)
-    ]
-    return tuple(sorted({*endpoints, *elsewhere, *runs}))
+    }
+    return tuple(sorted(endpoints | elsewhere | runs))
 
 
 def _holds(endpoint: InferenceDeployment, digest: str) -> bool:
@@ -139,7 +146,7 @@ def readers_of(record: Record, world: World) -> tuple[str, ...]:
         f"FineTuneJob {job.name}"
         if job.namespace == record.namespace
         else "a FineTuneJob in another namespace"
-        for job in world.runs_everywhere
+        for job in world.runs_with(record.spec.digest)
         if job.metadata.deletion_timestamp is None
         and not is_finished(job)
         and (job.namespace == record.namespace or not (job.status.resolved.store or "").startswith("pvc://"))

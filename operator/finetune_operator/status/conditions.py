@@ -56,9 +56,13 @@ release called that Stalled), with the release that implements what it uses, and
 
 def is_finished(job: FineTuneJob) -> bool:
     """Whether a run has ended, well or badly; a run that has ended never starts again."""
-    stalled = find(job.status.conditions, ConditionType.STALLED)
-    failed = stalled is not None and stalled.status == "True" and stalled.reason not in CONTINUES
-    return failed or is_true(job.status.conditions, ConditionType.READY)
+    return any(ends_run(each.type, each.status, each.reason) for each in job.status.conditions)
+
+
+def ends_run(type_: str, status: str, reason: str) -> bool:
+    """Whether this condition of a FineTuneJob says that the run has ended."""
+    failed = type_ == ConditionType.STALLED and reason not in CONTINUES
+    return status == "True" and (failed or type_ == ConditionType.READY)
 
 
 def is_prepared(dataset: Dataset) -> bool:
@@ -75,10 +79,13 @@ def is_settled(dataset: Dataset) -> bool:
     status = dataset.status
     if status.observed_generation != dataset.metadata.generation:
         return False
-    stalled = find(status.conditions, ConditionType.STALLED)
-    passing = {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED}
-    failed = stalled is not None and stalled.status == "True" and stalled.reason not in passing
-    return failed or is_true(status.conditions, ConditionType.READY)
+    return any(ends_dataset(each.type, each.status, each.reason) for each in status.conditions)
+
+
+def ends_dataset(type_: str, status: str, reason: str) -> bool:
+    """Whether this condition of a Dataset says that its present generation is prepared, or cannot be."""
+    failed = type_ == ConditionType.STALLED and reason not in {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED}
+    return status == "True" and (failed or type_ == ConditionType.READY)
 
 
 def with_condition(

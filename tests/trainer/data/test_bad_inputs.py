@@ -716,12 +716,12 @@ FILES: list[tuple[bytes, Code, str]] = [
     (
         b"hello\n",
         Code.FILE_UNKNOWN,
-        "the first line is neither a JSON object nor a header with commas or tabs: 'hello'; expected JSON",
+        "the first line is neither a JSON object nor a header with commas or tabs; expected JSON",
     ),
     (
         b"prompt;completion\na;b\n",
         Code.FILE_UNKNOWN,
-        "the first line is neither a JSON object nor a header with commas or tabs: 'prompt;completion'",
+        "the first line is neither a JSON object nor a header with commas or tabs; expected JSON",
     ),
     (
         b'{"text": "a", "label": "b"}',

@@ -40,6 +40,8 @@ class Answer:
     body: bytes = b""
     status: int = HTTPStatus.OK
     headers: tuple[tuple[str, str], ...] = ()
+    reason: str | None = None
+    """The words after the status; the usual ones where there are none."""
 
 
 class WebServer:
@@ -148,7 +150,7 @@ class WebServer:
             answer = self.answer(asked)
             if answer.status == HTTPStatus.OK and self.knows_ranges:
                 answer = _part(answer, asked.range, headers.get("If-Range"))
-        handler.send_response(answer.status)
+        handler.send_response(answer.status, answer.reason)
         length = (("Content-Length", str(len(answer.body))),) if self.tells_length else ()
         for name, value in (*answer.headers, *length):
             handler.send_header(name, value)

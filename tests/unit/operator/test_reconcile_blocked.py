@@ -74,10 +74,10 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     ),
     (
         "the profile's trainer speaks another contract",
-        with_claims(profile(trainerContract=9)),
+        with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
         {},
         "ProfileInvalid",
-        "trainerContract 9, this operator speaks 1",
+        "trainerContract 9, this operator speaks 1 and 2",
         lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
     ),
     (
@@ -154,7 +154,7 @@ def test_a_run_says_what_is_missing_and_goes_on_when_it_is_there(
     assert message in condition["message"]
     assert cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Blocked"
     assert not any(job.startswith(JOB) for job in cluster.of("Job"))
-    assert cluster.plan("FineTuneJob", JOB).requeue_after is not None
+    assert cluster.plan("FineTuneJob", JOB).requeue_after is None
     mend(cluster)
     cluster.settle()
     condition = cluster.condition("FineTuneJob", JOB, "Reconciling")

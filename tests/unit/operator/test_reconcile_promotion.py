@@ -9,8 +9,7 @@ from finetune_operator.api.finetunejob import Gate
 from finetune_operator.api.finetunejobstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.gates import decide
-from finetune_operator.reconcile.lines import champion, champion_name, is_older
-from finetune_operator.reconcile.world import CheckpointIndex
+from finetune_operator.reconcile.lines import CheckpointIndex, champion, champion_name, is_older
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

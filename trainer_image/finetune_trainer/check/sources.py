@@ -4,6 +4,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from finetune_trainer.beneath import kind_of, names_in
 from finetune_trainer.data.files import COMPRESSED_SUFFIXES, ENDINGS, SourceFile, is_data
 
 
@@ -16,33 +17,38 @@ def find_files(arguments: Sequence[str]) -> list[SourceFile]:
 
     Files of equal names in several folders keep their folders in their names. Raises NotFound, OSError.
     """
-    paths = {path.resolve(): path for argument in arguments for path in _matching(argument)}
-    names = [path.name for path in paths.values()]
+    found = [pair for argument in arguments for pair in _matching(argument)]
+    roots = {path.resolve(): (path, root) for path, root in found}
+    names = [path.name for path, _ in roots.values()]
     files = [
-        SourceFile(path, path.name if names.count(path.name) == 1 else path.as_posix())
-        for path in paths.values()
+        SourceFile(path, path.name if names.count(path.name) == 1 else path.as_posix(), root=root)
+        for path, root in roots.values()
     ]
     return sorted(files, key=lambda file: file.name)
 
 
-def _matching(argument: str) -> Iterator[Path]:
+def _matching(argument: str) -> Iterator[tuple[Path, Path | None]]:
+    """Each file, and the folder beneath which it must lie; None for a file that was named itself."""
+    if argument == "-":
+        raise NotFound("standard input is read once only, and rows are read twice; save them to a file first")
     path = Path(argument)
     if path.is_dir():
-        yield from _inside(path)
+        yield from ((file, path) for file in _inside(path))
     elif path.exists():
-        yield path
+        yield path, None
     elif glob.has_magic(argument):
         found = [Path(name) for name in glob.glob(argument, recursive=True)]  # noqa: PTH207
         files = [file for file in found if file.is_file()]
         if not files:
             raise NotFound(f"{argument}: no file matches; correct the pattern")
-        yield from files
+        yield from ((file, None) for file in files)
     else:
         raise NotFound(f"{argument}: not found{_beside(path)}; correct the name")
 
 
 def _inside(folder: Path) -> list[Path]:
-    files = [path for path in folder.iterdir() if path.is_file() and is_data(path.name)]
+    names = [name for name in names_in(folder, folder, with_folders=False) if is_data(name)]
+    files = [folder / name for name in names if kind_of(folder / name, folder) == "File"]
     if not files:
         packed = " or ".join(sorted(COMPRESSED_SUFFIXES))
         raise NotFound(

@@ -11,7 +11,8 @@ from finetune_trainer.data.containers.jsonlines import ONE_OBJECT
 from finetune_trainer.data.files import GZIP, ZSTD
 from finetune_trainer.data.formats.judged import Verdicts
 from finetune_trainer.data.formats.kto import label_of
-from finetune_trainer.data.options import NEWEST_RULE, DataFormat, FieldNames
+from finetune_trainer.data.formats.preference import is_openai
+from finetune_trainer.data.options import JUDGED_SINCE, MESSAGES_SINCE, NEWEST_RULE, DataFormat, FieldNames
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.template import PromptTemplate
 from finetune_trainer.data.text import listed
@@ -34,8 +35,6 @@ OTHER_KINDS: Final = (
     (b"%PDF", "PDF", "export the rows as JSON Lines or CSV"),
 )
 EXPECTED: Final = "JSON Lines or CSV"
-JUDGED_SINCE: Final = 2
-"""Rule version that reads labels in JSON as in tables."""
 LABEL_STUDIO_COLUMNS: Final = ({"annotation_id", "lead_time"}, {"annotator", "lead_time"})
 JUDGED_BY_LABEL: Final[frozenset[DataFormat]] = frozenset(
     {"PromptCompletion", "CSV", "TSV", "Parquet", "ChatMessages", "Alpaca", "ShareGPT"}
@@ -73,10 +72,10 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     if forced is not None:
         # As rows, each line is told what is wrong with it.
         return "JSON Lines"
-    shown = first_line[:60].decode(errors="backslashreplace")
+    # Nothing of it is quoted: nobody knows what it is.
     return Issue(
         Code.FILE_UNKNOWN,
-        f"the first line is neither a JSON object nor a header with commas or tabs: {shown!r}",
+        "the first line is neither a JSON object nor a header with commas or tabs",
         EXPECTED,
         "convert it, or set format",
     )
@@ -161,6 +160,8 @@ class Detection:
     def _usual(self, record: Fields, pairs: DataFormat) -> DataFormat | None:
         """By the usual names."""
         fields = record.keys()
+        if self.rule >= MESSAGES_SINCE and is_openai(record):
+            return "Preference"
         if "conversations" in fields:
             return "ShareGPT"
         if self.messages in fields:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from finetune_trainer.beneath import Refused, open_file
+
 SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
 COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst"})
 ENDINGS: Final = " ".join(sorted(SUFFIXES))
@@ -25,10 +27,12 @@ ZSTD_BYTES: Final = 2 << 10
 
 
 class Unreadable(Exception):
-    """The operating system does not let a file be read; the message says why."""
+    """A file cannot be read; the message says why."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"{path}: {error.strerror or error}")
+        self.refused = isinstance(error, Refused)
+        """Whether it could be opened and must not be; then the message says what to do too."""
+        super().__init__(str(error) if self.refused else f"{path}: {error.strerror or error}")
         self.lasting = isinstance(error, PermissionError | FileNotFoundError)
         """Whether trying again is useless."""
 
@@ -40,11 +44,13 @@ class Damaged(Exception):
 class SourceFile:
     """One file, which may be packed by gzip or zstd; told by its first bytes, not by its name.
 
+    Every opening is beneath `root`, the folder that a user fills; without one the user named the file itself.
     All that reads raises Unreadable, and of a packed file Damaged.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(self, path: Path, name: str | None = None, *, root: Path | None = None) -> None:
         self.path = path
+        self._root = root
         self.name = os.fsencode(name or path.name).decode(errors="backslashreplace")
         self._raw: _HashedFile | None = None
 
@@ -61,26 +67,31 @@ class SourceFile:
     @property
     def size(self) -> int:
         """In bytes, as it is on disk."""
-        with readable(self.path):
-            return self.path.stat().st_size
+        return self._stat().st_size
 
     @property
     def modified(self) -> int:
         """When it was written last, in nanoseconds since 1970."""
-        with readable(self.path):
-            return self.path.stat().st_mtime_ns
+        return self._stat().st_mtime_ns
 
     def head(self, size: int) -> bytes:
         """The first bytes, unpacked; they count as not read."""
-        with readable(self.path), self.path.open("rb", buffering=0) as file:
-            return _unpacked(file, _magic(self.path)).read(size)
+        with readable(self.path), self._open() as file:
+            return _unpacked(file, _magic(file)).read(size)
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
         """The file's bytes, unpacked, for the one time that it is read; then call `finish`."""
         with readable(self.path):
-            self._raw = _HashedFile(self.path)
-            yield _unpacked(self._raw, _magic(self.path))
+            file = self._open()
+            self._raw = _HashedFile(file)
+            yield _unpacked(self._raw, _magic(file))
+
+    @contextmanager
+    def as_stored(self) -> Iterator[IO[bytes]]:
+        """The bytes as they are on disk, at any place; they count as not read."""
+        with readable(self.path), self._open() as file:
+            yield io.BufferedReader(file, CHUNK_BYTES)
 
     def lines(self) -> Iterator[bytes]:
         """Each line with its end; of a line longer than `MAX_ROW_BYTES` only more than that many bytes."""
@@ -93,8 +104,16 @@ class SourceFile:
     def finish(self) -> None:
         """Count and hash what was not read."""
         with readable(self.path):
-            self._raw = self._raw or _HashedFile(self.path)
+            self._raw = self._raw or _HashedFile(self._open())
             self._raw.finish()
+
+    def _open(self) -> io.FileIO:
+        """Raises OSError."""
+        return io.FileIO(open_file(self.path, self._root))
+
+    def _stat(self) -> os.stat_result:
+        with readable(self.path), self._open() as file:
+            return os.fstat(file.fileno())
 
 
 def stem(name: str) -> str:
@@ -128,9 +147,11 @@ def readable(path: Path) -> Iterator[None]:
         raise Unreadable(path, error) from error
 
 
-def _magic(path: Path) -> bytes:
-    with path.open("rb", buffering=0) as file:
-        return file.read(len(ZSTD))
+def _magic(file: io.FileIO) -> bytes:
+    """The first bytes; the next read begins with them again."""
+    magic = file.read(len(ZSTD))
+    file.seek(0)
+    return magic
 
 
 def _unpacked(file: io.RawIOBase, magic: bytes) -> IO[bytes]:
@@ -184,8 +205,8 @@ class _ZstdFrames(io.RawIOBase):
 class _HashedFile(io.RawIOBase):
     """A file that is read once; what passes is counted and hashed. Call `finish` in the end."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
         self.bytes_read = 0
         self.content = hashlib.sha256()
 

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from finetune_trainer.beneath import Held, kind_of, names_in, root_of
 from finetune_trainer.context import StageContext
-from finetune_trainer.contract import ArtifactRef, FailureReason, ParentCheckpoint, PreflightConfig
+from finetune_trainer.contract import (
+    BASE_MODEL_MOUNT,
+    ArtifactRef,
+    FailureReason,
+    ParentCheckpoint,
+    PreflightConfig,
+)
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.meter import Meter
-from finetune_trainer.preflight.files import choose, described_by
+from finetune_trainer.preflight.files import absent, choose, described_by
 from finetune_trainer.preflight.turn import download_turn
 from finetune_trainer.remote.limits import MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
@@ -46,7 +53,9 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
     all that `RemoteSource` raises; Preempted, OSError.
     """
     if config.base_model_path is not None:
-        yield BaseModel(Path(config.base_model_path))
+        folder = Path(config.base_model_path)
+        with _on_volume(folder, root_of(folder, BASE_MODEL_MOUNT), config.base_model_uri) as here:
+            yield BaseModel(here)
         return
     uri = config.base_model_uri
     if config.parent is not None and config.base_model_digest is not None:
@@ -74,6 +83,19 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
             return
     logger.info("the store has %s already", uri)
     yield BaseModel(context.store.artifact(known), known, remote.revision)
+
+
+@contextmanager
+def _on_volume(folder: Path, root: Path, uri: str) -> Iterator[Path]:
+    """The model's files on a volume that the user fills, opened once: the libraries below take paths."""
+    if kind_of(folder, root) != "Folder":
+        raise absent(uri)
+    names = names_in(folder, root, with_folders=False)
+    described = described_by(set(names))
+    with Held(folder, root) as held:
+        held.add(described)
+        held.add(set(choose(held.path, uri, set(names))) - described)
+        yield held.path
 
 
 @contextmanager

@@ -34,6 +34,14 @@ def invalid(uri: str, what: str) -> StageFailure:
     return StageFailure(FailureReason.BASE_MODEL_INVALID, f"baseModel {uri}: {what}")
 
 
+def absent(uri: str) -> StageFailure:
+    """The failure for a base model that is not there."""
+    return StageFailure(
+        FailureReason.BASE_MODEL_NOT_FOUND,
+        f"baseModel {uri}: there is no such folder; check the claim's name and the path in it",
+    )
+
+
 def model_files(folder: Path, uri: str) -> tuple[str, ...]:
     """Names of the model's files in `folder`, sorted.
 
@@ -41,10 +49,7 @@ def model_files(folder: Path, uri: str) -> tuple[str, ...]:
     are no whole safetensors files. Raises OSError.
     """
     if not folder.is_dir():
-        raise StageFailure(
-            FailureReason.BASE_MODEL_NOT_FOUND,
-            f"baseModel {uri}: there is no such folder; check the claim's name and the path in it",
-        )
+        raise absent(uri)
     names = choose(folder, uri, {path.name for path in folder.iterdir() if path.is_file()})
     for name in names:
         _check_whole(folder / name, uri)

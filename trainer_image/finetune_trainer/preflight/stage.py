@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from finetune_trainer.beneath import Refused
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
@@ -21,7 +22,7 @@ from finetune_trainer.model.template import load_tokenizer, template_name
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
 from finetune_trainer.preflight.basemodel import check_digest, store_model
 from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
-from finetune_trainer.preflight.files import model_files
+from finetune_trainer.preflight.files import invalid, model_files
 from finetune_trainer.preflight.hyperparameters import choose
 from finetune_trainer.preflight.judgements import check_form, check_processes, settle
 from finetune_trainer.preflight.lengths import check_answers, measure
@@ -133,8 +134,7 @@ def _check_keep_steps(keep_steps: tuple[int, ...], total_steps: int) -> None:
 def _readable(uri: str) -> Iterator[None]:
     try:
         yield
+    except Refused as refusal:
+        raise invalid(uri, str(refusal)) from refusal
     except OSError as error:
-        raise StageFailure(
-            FailureReason.BASE_MODEL_INVALID,
-            f"baseModel {uri}: {error}; check that uid 65532 may read the files",
-        ) from error
+        raise invalid(uri, f"{error}; check that uid 65532 may read the files") from error

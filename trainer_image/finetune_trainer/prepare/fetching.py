@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer import canonical
-from finetune_trainer.contract import ExitCode, FailureReason, PrepareConfig
-from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data, readable
+from finetune_trainer.beneath import root_of
+from finetune_trainer.contract import SOURCE_MOUNT, ExitCode, FailureReason, PrepareConfig
+from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
@@ -40,7 +41,7 @@ class MountedRows:
     revision = None
 
     def __init__(self, path: Path, uri: str, stop: threading.Event) -> None:
-        self._files = find_files(path, uri, stop)
+        self._files = find_files(path, uri, stop, root=root_of(path, SOURCE_MOUNT))
         is_configmap = uri.startswith("configmap://")
         try:
             listed = [
@@ -91,7 +92,7 @@ class RemoteRows:
         with folder.writable(DOWNLOAD) as here:
             self._remote.download(self._files, here)
         try:
-            yield [SourceFile(here / file.name) for file in self._files]
+            yield [SourceFile(here / file.name, root=here) for file in self._files]
         except StageFailure:
             folder.remove(DOWNLOAD)
             raise
@@ -138,5 +139,5 @@ def _divided(uri: str) -> tuple[str, str | None]:
 
 
 def _content(file: SourceFile) -> str:
-    with readable(file.path):
-        return digest_of(file.path.read_bytes())
+    with file.as_stored() as content:
+        return digest_of(content.read())

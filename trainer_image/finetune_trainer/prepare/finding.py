@@ -4,10 +4,12 @@ import fnmatch
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from finetune_trainer.beneath import kind_of, names_in
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
@@ -27,23 +29,25 @@ logger = logging.getLogger(__name__)
 
 
 def find_files(
-    path: Path, uri: str, stop: threading.Event, wait_seconds: float = WAIT_SECONDS
+    path: Path, uri: str, stop: threading.Event, wait_seconds: float = WAIT_SECONDS, *, root: Path
 ) -> list[SourceFile]:
-    """The source's files sorted by name, as soon as there is one.
+    """The source's files sorted by name, as soon as there is one; all of them lie beneath `root`.
 
     Raises StageFailure (SOURCE_NOT_FOUND) naming `uri`, Preempted.
     """
     deadline = time.monotonic() + wait_seconds
     said = False
-    while not (files := _list(path, uri)):
+    while not (files := _list(path, uri, root)):
         if time.monotonic() >= deadline:
-            raise StageFailure(FailureReason.SOURCE_NOT_FOUND, f"{uri}: {_absence(path)}", ExitCode.BAD_DATA)
+            with _explained(path, uri):
+                message = f"{uri}: {_absence(path, root)}"
+            raise StageFailure(FailureReason.SOURCE_NOT_FOUND, message, ExitCode.BAD_DATA)
         if not said:
             logger.info("waiting up to %.0f s for %s to appear", wait_seconds, uri)
             said = True
         if stop.wait(POLL_SECONDS):
             raise Preempted
-    return [SourceFile(file) for file in files]
+    return [SourceFile(file, root=root) for file in files]
 
 
 def is_pattern(name: str) -> bool:
@@ -67,47 +71,54 @@ def unreadable(uri: str, error: Unreadable) -> StageFailure:
     """The failure of a source whose files cannot be read."""
     return StageFailure(
         FailureReason.SOURCE_NOT_FOUND,
-        f"{uri}: {error}; the source must be readable by uid 65532",
+        f"{uri}: {error}" + ("" if error.refused else "; the source must be readable by uid 65532"),
         ExitCode.BAD_DATA if error.lasting else ExitCode.INTERNAL,
     )
 
 
-def _list(path: Path, uri: str) -> list[Path]:
+@contextmanager
+def _explained(path: Path, uri: str) -> Iterator[None]:
     try:
         with readable(path):
-            return _data_files(path)
+            yield
     except Unreadable as error:
         raise unreadable(uri, error) from error
 
 
-def _data_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return _of_folder(path)
-    if is_pattern(path.name) and path.parent.is_dir():
-        names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
-        return [path.parent / name for name in matching(names, path.name)]
+def _list(path: Path, uri: str, root: Path) -> list[Path]:
+    with _explained(path, uri):
+        return _data_files(path, root)
+
+
+def _data_files(path: Path, root: Path) -> list[Path]:
+    match kind_of(path, root):
+        case "File":
+            return [path]
+        case "Folder":
+            return _of_folder(path, root)
+    if is_pattern(path.name) and kind_of(path.parent, root) == "Folder":
+        names = matching(names_in(path.parent, root), path.name)
+        return [path.parent / name for name in names if kind_of(path.parent / name, root) == "File"]
     return []
 
 
-def _of_folder(path: Path) -> list[Path]:
+def _of_folder(path: Path, root: Path) -> list[Path]:
     # Names with a leading dot are the kubelet's own, in the volume of a ConfigMap.
-    files = [entry for entry in sorted(path.iterdir()) if entry.is_file() and not entry.name.startswith(".")]
-    taken = [file for file in files if is_data(file.name)]
-    if taken and len(taken) < len(files):
-        skipped = ", ".join(file.name for file in files if file not in taken)
+    names = [name for name in names_in(path, root, with_folders=False) if not name.startswith(".")]
+    taken = [name for name in names if is_data(name) and kind_of(path / name, root) == "File"]
+    if taken and len(taken) < len(names):
+        skipped = ", ".join(name for name in names if name not in taken)
         packed = " ".join(sorted(COMPRESSED_SUFFIXES))
         logger.warning("not read, because it is none of %s (packed: %s): %s", ENDINGS, packed, skipped)
-    return taken
+    return [path / name for name in taken]
 
 
-def _absence(path: Path) -> str:
-    if path.is_dir():
+def _absence(path: Path, root: Path) -> str:
+    if kind_of(path, root) == "Folder":
         return f"it has no file with one of the endings {ENDINGS}; add the rows there"
-    if not path.parent.is_dir():
+    if kind_of(path.parent, root) != "Folder":
         return "not found; make it, or correct source.uri"
-    there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    there = [name for name in names_in(path.parent, root) if not name.startswith(".")]
     if is_pattern(path.name):
         return nothing_matches(path.name, there)
     beside = f"there are: {', '.join(there[:10])}" if there else "nothing is there"

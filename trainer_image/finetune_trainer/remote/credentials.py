@@ -1,9 +1,14 @@
 """What a Secret of type `finetune.dev/credentials` says; its files are mounted in the pod, one a key."""
 
 import base64
+import json
+import os
 import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
@@ -11,7 +16,12 @@ from pydantic.alias_generators import to_camel
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.origin import check_endpoint
+from finetune_trainer.scrubbing import SCRUBBER, SHORTEST_PUBLIC
 
+PUBLIC: Final = frozenset({"endpoint", "region", "caBundle", "accountName"})
+"""Keys whose values may be in messages."""
+NAMES: Final = frozenset({"username", "accessKeyId"})
+"""Keys whose values prove nothing alone."""
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "hf": ("endpoint", "token", "caBundle"),
     "https": ("endpoint", "token", "username", "password", "caBundle"),
@@ -112,11 +122,24 @@ def load_credentials(mount: SecretMount | None) -> Credentials | None:
         raise invalid(mount.name, f"it cannot be read: {error}") from error
     if not values:
         raise invalid(mount.name, "it does not exist in this namespace, or is empty")
+    _hold(values)
     try:
-        return Credentials.model_validate({**values, "secret name": mount.name}, by_alias=True, by_name=False)
+        credentials = Credentials.model_validate(
+            {**values, "secret name": mount.name}, by_alias=True, by_name=False
+        )
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         raise invalid(mount.name, _describe(problem["type"], problem["loc"], problem["msg"])) from None
+    SCRUBBER.hold(credentials.authorization)
+    return credentials
+
+
+def hold_file(variable: str) -> None:
+    """Keep out of messages what is in the file that a variable of the environment names, if there is one."""
+    path = os.environ.get(variable)
+    if path is not None:
+        with suppress(OSError, UnicodeDecodeError):  # its reader says what is wrong with it
+            SCRUBBER.hold(Path(path).read_text(encoding="utf-8"))
 
 
 def plain(value: SecretStr | None) -> str | None:
@@ -131,6 +154,31 @@ def invalid(secret: str, what: str) -> StageFailure:
         f"Secret {secret}: {what}; correct it, see docs/storage.md for its keys",
         ExitCode.BAD_CONFIG,
     )
+
+
+def _hold(values: Mapping[str, str]) -> None:
+    """Keep the values out of messages; an unknown key may hold a credential as well."""
+    for key, value in values.items():
+        if key == "sasToken":
+            SCRUBBER.hold(
+                value, *(part for name, part in parse_qsl(value.removeprefix("?")) if name == "sig")
+            )
+        elif key == "serviceAccountKey":
+            SCRUBBER.hold(*_private(value))
+        elif key in NAMES:
+            SCRUBBER.hold(value if len(value) >= SHORTEST_PUBLIC else None)
+        elif key not in PUBLIC:
+            SCRUBBER.hold(value)
+
+
+def _private(key: str) -> Iterator[str]:
+    """What proves something in a service account's key; the rest of it is the same in all of them."""
+    try:
+        fields = json.loads(key)
+        yield fields["private_key_id"]
+        yield from (line for line in fields["private_key"].splitlines() if "PRIVATE KEY" not in line)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        yield key
 
 
 def _describe(kind: str, location: tuple[int | str, ...], message: str) -> str:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from finetune_trainer.beneath import unlinked
 from finetune_trainer.failure import Preempted
 from finetune_trainer.manifest import OnBytes, hash_file, nothing
 from finetune_trainer.remote.files import open_stream, version_of
@@ -58,7 +59,7 @@ class Download:
             self._count(target, on_bytes)
             return
         whole.unlink(missing_ok=True)
-        with part.open("ab") as content:
+        with open(part, "ab", opener=unlinked) as content:
             on_bytes(content.tell())
             if file.size is None or content.tell() != file.size:
                 try:

@@ -8,9 +8,12 @@ from typing import Final
 
 from finetune_trainer.remote.addresses import AddressRefused
 from finetune_trainer.remote.origin import RedirectRefused
+from finetune_trainer.scrubbing import SCRUBBER, one_line
 
 WORTH_TRYING_AGAIN: Final = frozenset({408, 425, 429})
 """Client errors of HTTP that pass; all server errors may."""
+SHOWN_CHARACTERS: Final = 300
+"""Of what a server or its client says."""
 
 
 class Kind(Enum):
@@ -43,7 +46,7 @@ def problem_of(error: BaseException) -> Problem:
         if isinstance(cause, RedirectRefused):
             return Problem(Kind.REFUSED, str(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Problem(Kind.UNTRUSTED, f"the server's certificate is not trusted: {_first_line(cause)}")
+            return Problem(Kind.UNTRUSTED, f"the server's certificate is not trusted: {_words_of(cause)}")
     status = next((code for code in map(_status, chain) if code is not None), None)
     text = _words(chain, status)
     if status in {401, 403} or any(isinstance(cause, PermissionError) for cause in chain):
@@ -80,10 +83,10 @@ def _status(error: BaseException) -> int | None:
 
 
 def _words(chain: list[BaseException], status: int | None) -> str:
-    first = next((text for text in (_first_line(cause) for cause in chain) if text), type(chain[0]).__name__)
+    first = next((text for text in map(_words_of, chain) if text), type(chain[0]).__name__)
     return first if status is None or str(status) in first else f"status {status}: {first}"
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0].strip(" ,.;")
-    return text if len(text) <= 300 else f"{text[:300]}…"
+def _words_of(error: BaseException) -> str:
+    # Before it is cut: of a credential that is cut in two nobody finds the rest.
+    return one_line(SCRUBBER.scrub(str(error)), SHOWN_CHARACTERS)

@@ -19,6 +19,7 @@ from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import DOWNLOAD_SECONDS, MAX_FILES
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind, Problem
+from finetune_trainer.scrubbing import SCRUBBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class RemoteSource:
         self._wanted = wanted
         self._stop = stop
         self._deadline = time.monotonic() + DOWNLOAD_SECONDS
+        SCRUBBER.hold_uri(wanted.uri)
         folder = open_filesystem(wanted.uri, load_credentials(wanted.credentials))
         self._patience = Patience(folder, stop)
         self.revision: str | None = None

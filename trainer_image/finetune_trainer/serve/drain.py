@@ -1,8 +1,8 @@
 """How a pod stops taking requests without refusing one.
 
 1. SIGTERM begins the drain: /health answers 503, and every answer carries `Connection: close`, so that
-   clients connect again, elsewhere. Every request is still answered, because traffic arrives until all nodes have
-   removed the endpoint.
+   clients connect again, elsewhere. Every request is still answered, because traffic arrives until all
+   nodes have removed the endpoint.
 2. After `drain_seconds` the server accepts no more connections, finishes the requests in flight, and exits 0.
 
 No route begins a drain: a client of the Service could take an endpoint out of it. A pod needs no preStop

@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from finetune_trainer.beneath import Refused, open_file
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
-from finetune_trainer.manifest import Manifest, hash_file
+from finetune_trainer.manifest import Manifest, hash_content
 
 
 @contextmanager
@@ -24,6 +26,8 @@ def reachable(path: Path) -> Iterator[None]:
 
 def unavailable(error: OSError, path: Path) -> StageFailure:
     """The failure for a mounted store that cannot be read or written."""
+    if isinstance(error, Refused):
+        return StageFailure(FailureReason.STORE_UNAVAILABLE, f"store: {error}", ExitCode.STORE_UNAVAILABLE)
     return StageFailure(
         FailureReason.STORE_UNAVAILABLE,
         f"store: {_named(error, path)}: {error.strerror or error}; check that the claim is mounted, has free"
@@ -60,18 +64,29 @@ def corrupt(place: str, what: str) -> StageFailure:
     )
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Check each listed file's size and hash. Raises StageFailure (ARTIFACT_CORRUPT) and OSError."""
+def verify_files(folder: Path, manifest: Manifest, root: Path | None = None, *, hashes: bool = True) -> None:
+    """Check that each listed file is there, beneath `root` or else `folder`, its size and its hash.
+
+    Raises StageFailure (ARTIFACT_CORRUPT), OSError.
+    """
     for entry in manifest.files:
         path = folder / entry.path
-        if not path.is_file():
-            raise corrupt(str(path), "it is missing")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise corrupt(str(path), f"it has {size} bytes, not {entry.bytes}")
-        found = hash_file(path)
-        if found != entry.sha256:
-            raise corrupt(str(path), f"its sha256 is {found}, not {entry.sha256}")
+        with open_entry(path, root or folder) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.bytes:
+                raise corrupt(str(path), f"it has {size} bytes, not {entry.bytes}")
+            if hashes and (found := hash_content(file)) != entry.sha256:
+                raise corrupt(str(path), f"its sha256 is {found}, not {entry.sha256}")
+
+
+def open_entry(path: Path, root: Path) -> BinaryIO:
+    """A file that a manifest lists. Raises StageFailure (ARTIFACT_CORRUPT), OSError."""
+    try:
+        return open(open_file(path, root), "rb")  # noqa: PTH123 - of a descriptor
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise corrupt(str(path), "it is missing") from error
+    except Refused as refusal:
+        raise corrupt(str(path), f"it {refusal.strerror}") from refusal
 
 
 def _named(error: OSError, path: Path) -> Path:

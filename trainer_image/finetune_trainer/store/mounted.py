@@ -14,7 +14,8 @@ from types import TracebackType
 from typing_extensions import override
 
 from finetune_trainer import durable
-from finetune_trainer.contract import ArtifactRef, Digest
+from finetune_trainer.beneath import read_file, require_beneath, root_of
+from finetune_trainer.contract import STORE_MOUNT, ArtifactRef, Digest
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
 from finetune_trainer.store.base import (
@@ -26,43 +27,38 @@ from finetune_trainer.store.base import (
     key_of,
     run_key,
 )
-from finetune_trainer.store.failures import corrupt, reachable, unavailable, verify_files
+from finetune_trainer.store.failures import open_entry, reachable, unavailable, verify_files
 
 logger = logging.getLogger(__name__)
 
 
 class MountedStore(Store):
-    """Artifacts and run folders below one mounted folder."""
+    """Artifacts and run folders below one mounted folder; links that lead out of its volume are refused."""
 
     def __init__(self, uri: str, root: Path) -> None:
         super().__init__(uri)
         self._root = root
+        self._volume = root_of(root, STORE_MOUNT)
 
     @override
     def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
         folder = self._folder(ref)
         manifest = self.manifest(ref)
-        if verify:
-            with reachable(folder):
-                verify_files(folder, manifest)
+        with reachable(folder):
+            verify_files(folder, manifest, self._volume, hashes=verify)
         return folder
 
     @override
     def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
         path = self._folder(ref) / entry.path
-        with reachable(path):
-            try:
-                file = path.open("rb")
-            except FileNotFoundError as error:
-                raise corrupt(str(path), "it is missing") from error
-            with file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
+        with reachable(path), open_entry(path, self._volume) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
 
     @override
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        parent = self._root / STAGING
+        parent = self._at(STAGING)
         with reachable(parent):
             parent.mkdir(parents=True, exist_ok=True)
             _remove_stale(parent)
@@ -86,7 +82,7 @@ class MountedStore(Store):
             target = self._folder(ArtifactRef(kind=kind, digest=manifest.digest))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Another pod may publish the same content between the look and the rename.
-            while not _is_file(target / MANIFEST_NAME):
+            while _read(target / MANIFEST_NAME, self._volume) is None:
                 self._discard(target)
                 try:
                     durable.move_folder(staging, target)
@@ -112,15 +108,15 @@ class MountedStore(Store):
     @override
     def run_folder(self, run: str, stage: str) -> "MountedRunFolder":
         key = run_key(run, stage)
-        return MountedRunFolder(f"{self._uri}/{key}", self._root / key)
+        return MountedRunFolder(f"{self._uri}/{key}", self._at(key), self._volume)
 
     @override
     def _read(self, key: str) -> bytes | None:
-        return _read(self._root / key)
+        return _read(self._at(key), self._volume)
 
     @override
     def _write(self, key: str, content: bytes) -> None:
-        path = self._root / key
+        path = self._at(key)
         with reachable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             durable.write_file(path, content)
@@ -130,7 +126,14 @@ class MountedStore(Store):
         return str(self._folder(ref))
 
     def _folder(self, ref: ArtifactRef) -> Path:
-        return self._root / key_of(ref)
+        return self._at(key_of(ref))
+
+    def _at(self, key: str) -> Path:
+        """Raises StageFailure (STORE_UNAVAILABLE) where a link would lead elsewhere."""
+        path = self._root / key
+        with reachable(path):
+            require_beneath(path, self._volume)
+        return path
 
     def _discard(self, folder: Path) -> None:
         if not folder.exists():
@@ -144,8 +147,9 @@ class MountedStore(Store):
 class MountedRunFolder(RunFolder):
     """What is written is where it stays."""
 
-    def __init__(self, uri: str, path: Path) -> None:
+    def __init__(self, uri: str, path: Path, volume: Path) -> None:
         super().__init__(uri, path)
+        self._volume = volume
         with reachable(path):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -158,15 +162,17 @@ class MountedRunFolder(RunFolder):
     @override
     @contextmanager
     def writable(self, name: str) -> Iterator[Path]:
-        with reachable(self.path / name):
-            yield self.path / name
+        path = self._at(name)
+        with reachable(path):
+            yield path
 
     @override
     def read(self, name: str) -> bytes | None:
-        return _read(self.path / name)
+        return _read(self._at(name), self._volume)
 
     @override
     def write(self, name: str, content: bytes) -> None:
+        self._at(name)
         with reachable(self.path / name):
             durable.write_file(self.path / name, content)
 
@@ -179,13 +185,14 @@ class MountedRunFolder(RunFolder):
 
     @override
     def names(self, parent: str) -> set[str]:
-        with reachable(self.path / parent), suppress(FileNotFoundError):
-            return {entry.name for entry in (self.path / parent).iterdir() if entry.is_dir()}
+        folder = self._at(parent)
+        with reachable(folder), suppress(FileNotFoundError):
+            return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()}
         return set()
 
     @override
     def load(self, name: str) -> Path:
-        return self.path / name
+        return self._at(name)
 
     @override
     def keep(self, name: str) -> None:
@@ -193,29 +200,28 @@ class MountedRunFolder(RunFolder):
 
     @override
     def remove(self, name: str) -> None:
+        self._at(str(Path(name).parent))
         path = self.path / name
         with reachable(path), suppress(FileNotFoundError):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
+    def _at(self, name: str) -> Path:
+        """Raises StageFailure (STORE_UNAVAILABLE) where a link would lead elsewhere."""
+        path = self.path / name
+        with reachable(path):
+            require_beneath(path, self._volume)
+        return path
 
-def _read(path: Path) -> bytes | None:
+
+def _read(path: Path, volume: Path) -> bytes | None:
     with reachable(path):
         try:
-            return path.read_bytes()
+            return read_file(path, volume)
         except FileNotFoundError:
             return None
-
-
-def _is_file(path: Path) -> bool:
-    # Path.is_file() would call a store that cannot be read an absent file.
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _remove_stale(parent: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from finetune_trainer import durable
+from finetune_trainer.beneath import read_file
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
@@ -46,7 +47,7 @@ def problem_of(folder: Path) -> str | None:
     try:
         with reachable(folder):
             try:
-                content = (folder / MANIFEST_NAME).read_bytes()
+                content = read_file(folder / MANIFEST_NAME, folder)
             except FileNotFoundError:
                 return f"it has no {MANIFEST_NAME}"
             verify_files(folder, Manifest.model_validate_json(content))

@@ -10,8 +10,9 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.build.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.ownership import Record, holding, versions_of
-from finetune_operator.reconcile.world import CheckpointIndex, World
+from finetune_operator.reconcile.world import World
 
 
 def mark(job: FineTuneJob) -> str:

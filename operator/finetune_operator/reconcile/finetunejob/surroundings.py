@@ -1,12 +1,15 @@
 """What a run needs around it before one of its stages may start: profiles, a store, claims."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.build.pods import CPU
+from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
@@ -18,15 +21,17 @@ from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason
 
+FIRST_CONTRACT: Final = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Everything is there; the image and the store stay those of the first stage."""
+    """Everything is there; the trainer and the store stay those of the first stage."""
 
     profile: ComputeProfile
     evaluate_profile: ComputeProfile
     store: StoreReference
-    image: str
+    trainer: Trainer
 
 
 def claims(job: FineTuneJob, world: World) -> frozenset[str]:
@@ -124,8 +129,20 @@ def surroundings(run: Run) -> Surroundings | Blocked:
     missing = _missing_claim(job, store, profile, world)
     if missing is not None:
         return missing
-    image = job.status.resolved.trainer_image or profile.spec.images.trainer or world.facts.trainer_image
-    return Surroundings(profile, evaluate_profile, store, image)
+    trainer = _kept_trainer(job.status.resolved)
+    if trainer is None:
+        unknown = profiles.check_trainer(profile)
+        if unknown is not None:
+            return unknown
+        trainer = trainer_of(profile, world.facts.trainer_image)
+    return Surroundings(profile, evaluate_profile, store, trainer)
+
+
+def _kept_trainer(resolved: Resolved) -> Trainer | None:
+    """The trainer of the first stage; releases that did not record its contract spoke the first one."""
+    if resolved.trainer_image is None:
+        return None
+    return Trainer(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
 
 
 def keep(run: Run, found: Surroundings) -> None:
@@ -136,7 +153,8 @@ def keep(run: Run, found: Surroundings) -> None:
         profile_generation=found.profile.metadata.generation,
         store=found.store.uri,
         store_credentials=secret.name if secret else None,
-        trainer_image=found.image,
+        trainer_image=found.trainer.image,
+        trainer_contract=found.trainer.contract,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.containers.base import Fields, Header, Record, repeated_column
-from finetune_trainer.data.files import GZIP, ZSTD, SourceFile, readable
+from finetune_trainer.data.files import GZIP, ZSTD, SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def read(file: SourceFile, name: str | None) -> Iterator[Header | Record | Inval
     from pyarrow.parquet import ParquetFile
 
     number = 0
-    with readable(file.path), file.path.open("rb") as content:
+    with file.as_stored() as content:
         if issue := _magic_issue(content.read(len(MAGIC))):
             yield Invalid(Place(name), (issue,), ends_file=True)
             return
