@@ -13,7 +13,7 @@ from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
-from finetune_operator.reconcile.stages import is_stage_running
+from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
