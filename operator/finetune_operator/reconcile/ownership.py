@@ -67,7 +67,7 @@ def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) ->
         if reason:
             staying.append(f"{record.name} ({reason})")
         elif record.metadata.deletion_timestamp is None:
-            draft.remove(_seen(record), "Background")
+            draft.remove(seen(record), "Background")
             going.append(record.name)
     if going or (staying and is_last):
         draft.event(
@@ -181,7 +181,8 @@ def _why_it_stays(record: Record, world: World) -> str:
     return ", ".join(f"in use by {user}" for user in needed_by(record, world)[:NAMED_AT_MOST])
 
 
-def _seen(record: Record) -> Manifest:
+def seen(record: Record) -> Manifest:
+    """The record as it was seen, for its deletion."""
     metadata = record.metadata
     return {
         "apiVersion": record.api_version,

@@ -125,6 +125,7 @@ class EventReason(StrEnum):
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     RECORDS_DELETED = "RecordsDeleted"
+    HISTORY_LIMIT_EXCEEDED = "HistoryLimitExceeded"
     CONTENT_REMOVED = "ContentRemoved"
     CONTENT_KEPT = "ContentKept"
     ROLLOUT_STARTED = "RolloutStarted"
