@@ -52,12 +52,15 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self._entries) // ENTRY.size
 
-    def add(self, row: Row, split: SplitName, file: int, record: int) -> None:
-        """Remember a row: its split, the number of its file from 0, and its record's number from 1."""
+    def add(self, row: Row, split: SplitName, file: int, record: int, *, shown: str | None = None) -> None:
+        """Remember a row: its split, the number of its file from 0, and its record's number from 1.
+
+        `shown` is what reports show of its output, where that is not all of it.
+        """
         output = row.output
         completion = hashlib.sha256(output.encode()).digest()[:8]
         if len(self._labels) <= MAX_LABELS and completion not in self._labels:
-            self._labels[completion] = _shortened(output)
+            self._labels[completion] = _shortened(output if shown is None else shown)
         self.allows_answers = self.allows_answers or row.form in ("Preference", "KTO")
         self._entries += ENTRY.pack(
             input_digest(row),

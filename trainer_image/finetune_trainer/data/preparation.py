@@ -87,7 +87,13 @@ def prepare(
                 continue
             redacted += row is not cleaned
             writer.write(split, row)
-            index.add(row, split, numbers.get(item.place.file or "", 0), item.place.record or 0)
+            index.add(
+                row,
+                split,
+                numbers.get(item.place.file or "", 0),
+                item.place.record or 0,
+                shown=scanner.masked(row.output) if issues else None,
+            )
             if near is not None:
                 near.add(row)
     if not found.rows and not found.errors:

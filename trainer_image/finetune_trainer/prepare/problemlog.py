@@ -1,6 +1,7 @@
-"""Where problems are kept: every one in a file of the run's folder, and the first few at hand."""
+"""Where problems are kept: in a file of the run's folder."""
 
 import io
+import logging
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,10 +12,14 @@ from finetune_trainer.store import RunFolder
 from finetune_trainer.store.failures import reachable
 
 PROBLEMS_NAME: Final = "problems.jsonl"
+MAX_BYTES: Final = 64 << 20
+"""Nobody reads more of them, and the store is used by others too."""
+
+logger = logging.getLogger(__name__)
 
 
 class ProblemLog:
-    """Writes every problem to `problems.jsonl` in a run's folder.
+    """Writes every problem to `problems.jsonl` in a run's folder, as long as these are not too many.
 
     A log of an earlier try is replaced; without problems there is no file.
     Raises StageFailure (STORE_UNAVAILABLE).
@@ -25,6 +30,7 @@ class ProblemLog:
         self._folder = folder
         self._path = folder.path / PROBLEMS_NAME
         self._count = 0
+        self._bytes = 0
         self._temporary = folder.path / f".{PROBLEMS_NAME}.part"
         self._file: io.TextIOWrapper | None = None
 
@@ -55,5 +61,11 @@ class ProblemLog:
         if self._file is None:
             raise ValueError("the log is not open")
         self._count += 1
+        if self._bytes > MAX_BYTES:
+            return
+        line = canonical.text(problem_record(problem)) + "\n"
+        self._bytes += len(line.encode())
         with reachable(self._path):
-            self._file.write(canonical.text(problem_record(problem)) + "\n")
+            self._file.write(line)
+        if self._bytes > MAX_BYTES:
+            logger.warning("%s has the first %d problems and no more", self.uri, self._count)

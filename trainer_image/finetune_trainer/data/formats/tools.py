@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import SURROGATE, listed, shown, text_issue, type_name
+from finetune_trainer.data.text import SURROGATE, field_names, shown, text_issue, type_name
 
 TOOL: Final = '{"type": "function", "function": {"name": …}}'
 CALL: Final = '{"type": "function", "function": {"name": …, "arguments": …}}'
@@ -50,7 +50,7 @@ def _call(place: str, call: Any, tools: frozenset[str], found: list[Issue]) -> d
             _issue(
                 f"{place}.function.name",
                 f"is {shown(name)}, which is none of the row's tools",
-                f"one of {listed(sorted(tools))}",
+                f"one of {field_names(sorted(tools), 'tools')}",
                 "add the tool, or correct the name",
             )
         )
