@@ -32,7 +32,10 @@ def values_schema() -> str:
     image["required"] = ["repository"]
     schema = closed(
         image=image,
-        trainerImage=image,
+        trainerImage={
+            **image,
+            "properties": {**image["properties"], "securityFloor": _setting("trainer_image_floor")},
+        },
         imagePullPolicy=_setting("image_pull_policy"),
         imagePullSecrets=NAMES,
         replicas={"type": "integer", "minimum": 1, "maximum": 5},
@@ -80,7 +83,7 @@ def _setting(name: str) -> Schema:
     return {
         key: value
         for key, value in schema.items()
-        if key in {"type", "enum", "minimum", "maximum", "minLength"}
+        if key in {"type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern"}
     }
 
 

@@ -23,6 +23,8 @@ UNSEEN: Final = frozenset(
     {
         *(f"update {kind}/finalizers" for kind in ("datasets", "finetunejobs", "inferencedeployments")),
         "create endpointslices",
+        "create networkpolicies",
+        "create poddisruptionbudgets",
     }
 )
 """Rights that the API server looks for while it answers another request, so that no line names them."""
@@ -34,6 +36,12 @@ SELDOM: Final = frozenset(
         "get deployments",
         "get pods",
         "get services",
+        # Endpoints with several replicas, or with a NetworkPolicy of their own.
+        "get networkpolicies",
+        "patch networkpolicies",
+        "delete networkpolicies",
+        "get poddisruptionbudgets",
+        "patch poddisruptionbudgets",
     }
 )
 """Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""

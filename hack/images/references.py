@@ -13,9 +13,11 @@ OPERATOR_FILES: Final = (
     "operator/finetune_operator",
     "trainer_image/finetune_trainer/__init__.py",
     "trainer_image/finetune_trainer/contract.py",
+    "trainer_image/finetune_trainer/lenient.py",
 )
 TRAINER_FILES: Final = (
     "trainer_image/Dockerfile",
+    "trainer_image/compiler_check.py",
     "constraints/trainer.txt",
     "trainer_image/finetune_trainer",
 )

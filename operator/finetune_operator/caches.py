@@ -1,5 +1,6 @@
 """The caches of one process: our kinds and their children, and how they are indexed."""
 
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from finetune_operator.api.kinds import KINDS
@@ -14,8 +15,9 @@ from finetune_operator.engine.resources import (
     SERVICE,
     ResourceType,
 )
-from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.engine.store import NEVER, ObjectStore, Settled, Transform, controller_uid
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.indexes import INDEXERS, has_ended
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
@@ -41,7 +43,7 @@ class Caches:
 
     def __init__(self) -> None:
         self.kinds = {
-            name: ObjectStore(transform=_slim_checkpoint) if name == "Checkpoint" else ObjectStore()
+            name: ObjectStore(INDEXERS.get(name), TRANSFORMS.get(name, _whole), SETTLED.get(name, NEVER))
             for name in KIND_TYPES
         }
         self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
@@ -60,11 +62,52 @@ class Caches:
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
 
+    def keys(self) -> Iterator[Key]:
+        """Of all objects of our kinds."""
+        for kind, store in self.kinds.items():
+            for namespace, name in store.addresses():
+                yield Key(kind, namespace, name)
+
 
 def _slim_checkpoint(checkpoint: Manifest) -> Manifest:
     """Without the loss curve, most of a Checkpoint: it is for people."""
     spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
     return checkpoint | {"spec": spec}
+
+
+def _whole(obj: Manifest) -> Manifest:
+    return obj
+
+
+TRANSFORMS: Final[Mapping[str, Transform]] = {"Checkpoint": _slim_checkpoint}
+"""What of an object of one of our kinds is kept, where that is not all."""
+
+
+def _is_over(job: Manifest) -> bool:
+    """A run that has ended is not worked on again."""
+    return _stays(job) and has_ended(job)
+
+
+def _is_judged(record: Manifest) -> bool:
+    """A record with its first condition hardly ever changes again."""
+    return _stays(record) and bool((record.get("status") or {}).get("conditions"))
+
+
+def _stays(obj: Manifest) -> bool:
+    return "deletionTimestamp" not in obj["metadata"]
+
+
+def _phase(job: Manifest) -> str:
+    phase: str = (job.get("status") or {}).get("phase") or "Pending"
+    return phase
+
+
+SETTLED: Final[Mapping[str, Settled]] = {
+    "FineTuneJob": Settled(_is_over, _phase),
+    "Checkpoint": Settled(_is_judged),
+    "DatasetVersion": Settled(_is_judged),
+}
+"""Which objects are history: they become ever more, and are seldom read."""
 
 
 def _slim_job(job: Manifest) -> Manifest:

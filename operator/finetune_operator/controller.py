@@ -13,7 +13,8 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
 from finetune_operator.claims import Claims
-from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected
+from finetune_operator.definitions import APPLY
+from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.metrics.counters import Metrics
@@ -22,7 +23,7 @@ from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.report.board import ProgressBoard
-from finetune_operator.status.conditions import blocked, stalled
+from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.surroundings import Surroundings
 
@@ -32,11 +33,9 @@ KNOWN: Final = 5.0
 """Seconds for which a service account that was seen counts as there: enough that a burst of runs does not ask
 for it again and again, and less than a namespace takes to go and come again."""
 
-UNDECLARED: Final = "field not declared in schema"
-"""What the API server says to an apply with a field that the installed definition lacks."""
 OLD_DEFINITIONS: Final = (
-    "the CustomResourceDefinitions in this cluster are older than this operator, so no status can be written:"
-    " kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade leaves them as they are)"
+    "the CustomResourceDefinitions in this cluster are older than this operator, so the status cannot be"
+    f" written: {APPLY}"
 )
 
 
@@ -79,6 +78,7 @@ class Controller:
         """
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
+            self._claims.note(key, {})
             raise Gone(key.name)
         resource = self._surroundings.resource(key)
         if resource is None:
@@ -90,7 +90,8 @@ class Controller:
             plan = RECONCILERS[key.kind](resource, world)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
-            await self._tell(primary, stalled(resource, Reason.NAME_CONFLICT, str(error), now), str(error))
+            message = f"{error}; this continues when that object is gone or has another name"
+            await self._tell(primary, blocked(resource, Reason.NAME_CONFLICT, message, now), message)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:
@@ -98,8 +99,11 @@ class Controller:
                     # What has our finalizer must not be dropped: the next look knows that the namespace goes.
                     raise Conflict(str(error)) from error
                 raise Gone(f"namespace {key.namespace} is going") from error
-            if UNDECLARED in error.message:
-                logger.warning(OLD_DEFINITIONS)
+            if isinstance(error, Undeclared):
+                # The status is what cannot be written, so an event has to do.
+                logger.warning("%s (%s)", OLD_DEFINITIONS, error)
+                await self._events.record(primary, Event("Warning", EventReason.BLOCKED, OLD_DEFINITIONS))
+                raise
             reason = _reason(error)
             message = f"the API server refuses what this needs: {error.message}{_advice(error)}"
             await self._tell(primary, blocked(resource, reason, message, now), message)
@@ -138,9 +142,9 @@ class Controller:
                 # Nothing can be created there any more, and the right to look at claims may be gone already.
                 return world
         wanted = CLAIMS[resource.kind](resource, world)
-        if not wanted:
-            return world
-        return replace(world, claims={name: await self._claims.get(namespace, name) for name in wanted})
+        claims = {name: await self._claims.get(namespace, name) for name in wanted}
+        self._claims.note(Key(resource.kind, namespace, resource.name), claims)
+        return replace(world, claims=claims) if claims else world
 
     async def _tell(self, primary: Manifest, status: Manifest, message: str) -> None:
         """Say on the object what stands in the way; that it could not be said must not hide it."""

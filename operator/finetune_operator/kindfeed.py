@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from finetune_operator.caches import KIND_TYPES, Caches, key_of
 from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.store import version
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches, watch_name
 from finetune_operator.plan import Manifest
@@ -131,12 +132,12 @@ class KindFeed:
     def _sink(self, event: str, obj: Manifest) -> None:
         """In the watch's thread: only what is news is kept for the event loop."""
         metadata = obj["metadata"]
-        held = self._caches.kinds[obj["kind"]].get(metadata.get("namespace", ""), metadata["name"])
         if event == "LISTED":
             self._loop.call_soon_threadsafe(
                 self._note_listed, obj["kind"], metadata["uid"], self._watch_of(obj)
             )
-            if held is not None and held["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
+            store = self._caches.kinds[obj["kind"]]
+            if store.version_of(metadata.get("namespace", ""), metadata["name"]) == version(obj):
                 return
         self._loop.call_soon_threadsafe(self._take, event, obj)
 
@@ -159,7 +160,7 @@ class KindFeed:
         """Have what was not listed looked for: it is new, or it was deleted while nothing was watched."""
         listed = self._listed.pop(kind)
         del self._quiet[kind]
-        if any(obj["metadata"]["uid"] not in listed for obj in self._caches.kinds[kind]):
+        if not listed.issuperset(self._caches.kinds[kind].uids()):
             for sweeper in self.sweepers[kind]:
                 sweeper.ask()
 

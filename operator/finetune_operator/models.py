@@ -1,8 +1,12 @@
-"""Typed views of a store: each object is parsed when it is first read, once for each of its states."""
+"""Typed views of a store: each object is parsed when it is first read, once for each of its states.
+
+Of settled objects, which are many and seldom read, only the models that were read last are kept.
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,6 +17,9 @@ from finetune_operator.plan import Manifest
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
+
+SETTLED_KEPT: Final = 200
+"""Models of settled objects that are kept."""
 
 
 class Models(Generic[R]):
@@ -25,7 +32,8 @@ class Models(Generic[R]):
     def __init__(self, store: ObjectStore, model: type[R]) -> None:
         self._store = store
         self._model = model
-        self._parsed: dict[tuple[str, str], tuple[Manifest, R | None]] = {}
+        self._parsed: dict[tuple[str, str], tuple[str, R | None]] = {}
+        self._settled: OrderedDict[tuple[str, str], tuple[str, R | None]] = OrderedDict()
         store.subscribe(self._forget)
 
     def get(self, namespace: str, name: str) -> R | None:
@@ -34,22 +42,34 @@ class Models(Generic[R]):
 
     def parse(self, obj: Manifest) -> R | None:
         """The model of this state of an object, or None where it cannot be read."""
-        address = (obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
-        known = self._parsed.get(address)
-        if known is not None and known[0] is obj:
+        metadata = obj["metadata"]
+        address = (metadata.get("namespace", ""), metadata["name"])
+        state = f"{metadata['uid']}/{metadata['resourceVersion']}"
+        is_settled = self._store.is_settled(*address)
+        parsed = self._settled if is_settled else self._parsed
+        known = parsed.get(address)
+        if known is not None and known[0] == state:
             return known[1]
+        model = self._validated(obj)
+        parsed[address] = (state, model)
+        if is_settled:
+            self._parsed.pop(address, None)
+            while len(self._settled) > SETTLED_KEPT:
+                self._settled.popitem(last=False)
+        return model
+
+    def _validated(self, obj: Manifest) -> R | None:
         try:
-            model = self._model.model_validate(obj)
+            return self._model.model_validate(obj)
         except ValidationError as error:
             logger.error(  # noqa: TRY400 - the traceback says nothing that the message does not
                 "%s %s/%s is left out, apply the CRDs of this release: %s",
                 self._model.__name__,
-                *address,
+                obj["metadata"].get("namespace", ""),
+                obj["metadata"]["name"],
                 error,
             )
-            model = None
-        self._parsed[address] = (obj, model)
-        return model
+            return None
 
     def all(self) -> Iterator[R]:
         for obj in self._store:
@@ -57,13 +77,33 @@ class Models(Generic[R]):
             if model is not None:
                 yield model
 
+    def indexed(self, index: str, value: str) -> Iterable[R]:
+        """Objects by an index of the store; costs nothing until it is read, and may be read again."""
+        return _Indexed(self, self._store, index, value)
+
     def named(self, namespace: str) -> Mapping[str, R]:
         """One namespace's objects by name; costs nothing until it is read."""
         return _Named(self, self._store.names(namespace))
 
     def _forget(self, old: Manifest | None, new: Manifest | None) -> None:
         if old is not None and new is None:
-            self._parsed.pop((old["metadata"].get("namespace", ""), old["metadata"]["name"]), None)
+            address = (old["metadata"].get("namespace", ""), old["metadata"]["name"])
+            self._parsed.pop(address, None)
+            self._settled.pop(address, None)
+
+
+class _Indexed(Iterable[R]):
+    def __init__(self, models: Models[R], store: ObjectStore, index: str, value: str) -> None:
+        self._models = models
+        self._store = store
+        self._index = index
+        self._value = value
+
+    def __iter__(self) -> Iterator[R]:
+        for obj in tuple(self._store.indexed(self._index, self._value).values()):
+            model = self._models.parse(obj)
+            if model is not None:
+                yield model
 
 
 class _Named(Mapping[str, R]):

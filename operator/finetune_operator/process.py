@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
@@ -14,6 +15,7 @@ from finetune_operator.build.labels import OPERATOR, SELECTOR, STAGE
 from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches, key_of
 from finetune_operator.claims import Claims
 from finetune_operator.controller import Controller
+from finetune_operator.definitions import Definitions
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
@@ -35,9 +37,9 @@ from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
-from finetune_operator.reconcile.relations import related
+from finetune_operator.reconcile.relations import concerned_by_champion, related
 from finetune_operator.reconcile.world import OperatorFacts
-from finetune_operator.relook import Relook
+from finetune_operator.relook import Relook, is_at_rest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
@@ -59,6 +61,7 @@ class Process:
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
+        self._nonce_key = secrets.token_hex(32)
         self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -105,7 +108,10 @@ class Process:
             address=settings.pod_ip,
             port=settings.report_port,
         )
-        self._probes = ProbeServer(self._watches, self._metrics.registry)
+        self._definitions = Definitions(self._cluster)
+        self._probes = ProbeServer(
+            self._watches, self._metrics.registry, outdated=lambda: self._definitions.outdated
+        )
         self._metrics.registry.register(
             ProcessStateCollector(
                 depth=lambda: self._queue.depth,
@@ -113,14 +119,16 @@ class Process:
                 active=lambda: self._lease.held,
                 lease_transitions=lambda: self._lease.transitions,
                 report_up=lambda: self._endpoint.up,
+                outdated=lambda: len(self._definitions.outdated or ()),
             )
         )
         self._metrics.registry.register(
             ObjectStateCollector(
-                self._caches.kinds,
+                {kind: store.unsettled for kind, store in self._caches.kinds.items()},
                 active=lambda: self._lease.held,
                 pods=lambda uid: self._caches.pods.indexed(BY_RUN, uid).values(),
                 since_progress=self._board.since_progress,
+                settled=self._caches.kinds["FineTuneJob"].notes,
             )
         )
         for kind, store in self._caches.kinds.items():
@@ -129,6 +137,7 @@ class Process:
             children.subscribe(partial(self._child_changed, type_.kind))
         for cached in self._caches.by_type.values():
             cached.subscribe_epochs(self._restored)
+        self._surroundings.subscribe_champions(self._champion_changed)
         self._watches.subscribe(self._namespace_complete)
 
     def stop(self) -> None:
@@ -147,7 +156,9 @@ class Process:
         logger.info("filling the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
         try:
-            if await self._finishes(self._watches.all_settled()):
+            if await self._finishes(self._definitions.wait_until_current()) and await self._finishes(
+                self._watches.all_settled()
+            ):
                 self._feed.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
                 await self._leadership().run(self._stopping)
@@ -180,12 +191,13 @@ class Process:
         executor = Executor(
             self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
         )
+        claims = Claims(self._cluster)
         controller = Controller(
             caches=self._caches,
             surroundings=self._surroundings,
             executor=executor,
             events=events,
-            claims=Claims(self._cluster),
+            claims=claims,
             namespaces=Namespaces(self._cluster),
             board=self._board,
             metrics=self._metrics,
@@ -197,7 +209,7 @@ class Process:
             self._settings.workers,
             lambda key, seconds, result: self._metrics.reconciled(key.kind, seconds, result),
         )
-        relook = Relook(self._queue, self._objects, SWEEP_SECONDS)
+        relook = Relook(self._queue, self._keys, self._is_at_rest, SWEEP_SECONDS)
 
         async def prepare() -> None:
             for kind in DECIDED_TOGETHER:
@@ -206,15 +218,19 @@ class Process:
             await self._endpoint.publish_soon()
 
         async def upkeep() -> None:
-            await asyncio.gather(self._endpoint.keep(), relook.run())
+            await asyncio.gather(self._endpoint.keep(), relook.run(), claims.keep_looking(self._queue.add))
 
         return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
 
-    def _objects(self) -> Iterator[Manifest]:
-        for store in self._caches.kinds.values():
-            for obj in store:
-                if self._watches.complete(obj["metadata"].get("namespace", "")):
-                    yield obj
+    def _keys(self) -> Iterator[Key]:
+        return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118
+
+    def _is_at_rest(self, key: Key) -> bool:
+        store = self._caches.kinds[key.kind]
+        if store.is_settled(key.namespace, key.name):
+            return True
+        obj = store.get(key.namespace, key.name)
+        return obj is not None and is_at_rest(obj)
 
     def _facts(self) -> OperatorFacts:
         return OperatorFacts(
@@ -222,7 +238,9 @@ class Process:
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
+            trainer_image_floor=self._settings.trainer_image_floor,
             monitoring_namespace=self._settings.monitoring_namespace,
+            nonce_key=self._nonce_key,
             unlisted=self._watches.left_out,
         )
 
@@ -232,9 +250,9 @@ class Process:
             self._queue.add(key, delay)
 
     def _namespace_complete(self, namespace: str) -> None:
-        for store in self._caches.kinds.values():
-            for obj in store.names(namespace).values():
-                self._add(key_of(obj))
+        for kind, store in self._caches.kinds.items():
+            for name in store.names(namespace):
+                self._add(Key(kind, namespace, name))
 
     def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
@@ -243,18 +261,27 @@ class Process:
         if new is None:
             self._board.forget(changed["metadata"]["uid"])
         self._add(key_of(changed))
-        self._look_at_related(kind, changed)
+        self._look_at_related(kind, old, new)
+
+    def _champion_changed(self, namespace: str, model: str) -> None:
+        if not self._lease.held:
+            return
+        for key in concerned_by_champion(namespace, model, self._surroundings):
+            self._add(key)
 
     def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         changed = new or old
         if changed is not None:
             if kind == POD.kind and self._lease.held:
                 differences.count_pod(self._metrics, old, new)
-            self._look_at_related(kind, changed)
+            self._look_at_related(kind, old, new)
 
-    def _look_at_related(self, kind: str, changed: Manifest) -> None:
+    def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        if not self._lease.held:
+            # Whoever is active looks, and a term begins with a look at everything.
+            return
         try:
-            for key in related(kind, changed, self._surroundings):
+            for key in related(kind, old, new, self._surroundings):
                 self._add(key)
         except Exception:
             # One strange object must not end the watch of all.

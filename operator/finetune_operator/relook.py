@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from finetune_operator.caches import key_of
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.status.reasons import ConditionType
@@ -27,29 +26,35 @@ class Relook:
 
     Args:
         queue: where to; what is at rest comes after everything else.
-        objects: all there are.
+        keys: of all objects.
+        at_rest: whether nothing is likely to be due for the object.
         period: seconds in which each is looked at once.
     """
 
     def __init__(
-        self, queue: WorkQueue[Key], objects: Callable[[], Iterable[Manifest]], period: float
+        self,
+        queue: WorkQueue[Key],
+        keys: Callable[[], Iterable[Key]],
+        at_rest: Callable[[Key], bool],
+        period: float,
     ) -> None:
         self._queue = queue
-        self._objects = objects
+        self._keys = keys
+        self._at_rest = at_rest
         self._period = period
 
     async def run(self) -> None:
         """Queue everything, and from then on a portion at a time; never ends by itself."""
-        for number, obj in enumerate(self._objects(), 1):
-            if is_at_rest(obj):
-                self._queue.add_idle(key_of(obj))
+        for number, key in enumerate(self._keys(), 1):
+            if self._at_rest(key):
+                self._queue.add_idle(key)
             else:
-                self._queue.add(key_of(obj))
+                self._queue.add(key)
             if number % BATCH == 0:
                 await asyncio.sleep(0)
         while True:
             await asyncio.sleep(self._period / STEPS)
-            await self._spread([key_of(obj) for obj in self._objects()])
+            await self._spread(list(self._keys()))
 
     async def _spread(self, keys: list[Key]) -> None:
         size = math.ceil(len(keys) / STEPS)

@@ -31,6 +31,15 @@ class Settings(BaseModel):
     trainer_image: Annotated[
         str, Field(min_length=1, description="Image of all stages, unless a ComputeProfile names another.")
     ]
+    trainer_image_floor: Annotated[
+        str,
+        Field(
+            max_length=32,
+            pattern=r"^(v?[0-9]+(\.[0-9]+)+)?$",
+            description="Oldest version of the trainer image that has all security fixes: endpoints that"
+            " serve with an older one are reported. Empty: none is.",
+        ),
+    ] = ""
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"], Field(description="Pull policy of the trainer image.")
     ] = "IfNotPresent"

@@ -1,7 +1,8 @@
 """What a pass sees: the world of one object, put together from the caches at the cost of its children."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeGuard, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
@@ -15,8 +16,10 @@ from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.models import Models
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.indexes import BY_CONTENT, BY_DIGEST, BY_STATE, ROLLING
+from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.turns import turn
-from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
+from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 
 R = TypeVar("R", bound=Resource)
 
@@ -42,8 +45,12 @@ class Surroundings:
             "ComputeProfile": self._profiles,
         }
         self._lines: dict[str, CheckpointIndex] = {}
-        self._going: dict[tuple[str, str], Checkpoint] = {}
+        self._champion_listeners: list[Callable[[str, str], None]] = []
         kinds["Checkpoint"].subscribe(self._index)
+
+    def subscribe_champions(self, listener: Callable[[str, str], None]) -> None:
+        """Have the listener called with the namespace and name of each model line whose champion changed."""
+        self._champion_listeners.append(listener)
 
     def resource(self, key: Key) -> Resource | None:
         """The object as a model; None where it does not exist or cannot be read."""
@@ -52,7 +59,7 @@ class Surroundings:
     def turn(self, key: Key) -> tuple[str, ...] | None:
         """What a pass over this object decides about together with others, which it must not overlap."""
         resource = self.resource(key)
-        return None if resource is None else turn(resource, self._profiles.all())
+        return None if resource is None else turn(resource, self._profiles.named(""))
 
     def world(
         self,
@@ -83,22 +90,17 @@ class Surroundings:
             datasets=self._datasets.named(namespace),
             datasetversions=self._datasetversions.named(namespace),
             checkpoints=self.checkpoints(namespace),
-            inferencedeployments=self._inferencedeployments.named(namespace),
+            runs_with=partial(self._with_content, self._finetunejobs),
+            endpoints_with=partial(self._with_content, self._inferencedeployments),
+            rolling_everywhere=self._inferencedeployments.indexed(BY_STATE, ROLLING),
             profiles=self._profiles.named(""),
             progress=progress,
             same_content=self._same_content(resource),
-            runs_everywhere=tuple(self._finetunejobs.all()) if _is_going_record(resource) else (),
-            endpoints_everywhere=self._endpoints_everywhere(resource),
         )
 
-    def finetunejobs(self, namespace: str | None) -> Iterable[FineTuneJob]:
-        return _listed(self._finetunejobs, namespace)
-
-    def datasets(self, namespace: str | None) -> Iterable[Dataset]:
-        return _listed(self._datasets, namespace)
-
-    def inferencedeployments(self, namespace: str | None) -> Iterable[InferenceDeployment]:
-        return _listed(self._inferencedeployments, namespace)
+    def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
+        """Objects of a kind by an index of `reconcile.indexes`."""
+        return tuple(self._caches.kinds[kind].indexed(index, value).values())
 
     def computeprofiles(self) -> Iterable[ComputeProfile]:
         return self._profiles.all()
@@ -106,36 +108,45 @@ class Surroundings:
     def checkpoints(self, namespace: str) -> CheckpointIndex:
         return self._lines.get(namespace, CheckpointIndex())
 
-    def going_checkpoints(self) -> Iterable[Checkpoint]:
-        return tuple(self._going.values())
+    def records_of(self, content: str) -> Iterable[Checkpoint | DatasetVersion]:
+        """Records of all namespaces by digest, or the one by `indexes.address`."""
+        namespace, _, name = content.partition("/")
+        for records in (self._checkpoints, self._datasetversions):
+            named: Any = records.get(namespace, name)
+            if named is not None:
+                yield named
+            yield from records.indexed(BY_DIGEST, content)
 
     def _index(self, old: Manifest | None, new: Manifest | None) -> None:
         metadata = (new or old or {})["metadata"]
-        address = metadata["namespace"], metadata["name"]
-        line = self._lines.setdefault(metadata["namespace"], CheckpointIndex())
-        checkpoint = self._checkpoints.parse(new) if new is not None else None
-        self._going.pop(address, None)
-        if checkpoint is None:
-            line.remove(metadata["name"])
-            return
-        line.put(checkpoint)
-        if checkpoint.metadata.deletion_timestamp is not None:
-            self._going[address] = checkpoint
+        namespace, name = metadata["namespace"], metadata["name"]
+        index = self._lines.get(namespace)
+        if index is None:
+            load = partial(self._checkpoints.get, namespace)
+            index = self._lines[namespace] = CheckpointIndex(load=load)
+        after = self._checkpoints.parse(new) if new is not None else None
+        models = {index.model_of(name), None if after is None else after.spec.model}
+        champions = {model: index.champion_identity(model) for model in models if model is not None}
+        if after is None:
+            index.remove(name)
+        else:
+            index.put(after)
+        if index.is_empty:
+            del self._lines[namespace]
+        for model, champion in champions.items():
+            if index.champion_identity(model) != champion:
+                for listener in self._champion_listeners:
+                    listener(namespace, model)
 
-    def _endpoints_everywhere(self, resource: Resource) -> tuple[InferenceDeployment, ...]:
-        is_going = resource.metadata.deletion_timestamp is not None
-        concerned = is_going or isinstance(resource, InferenceDeployment)
-        return tuple(self._inferencedeployments.all()) if concerned else ()
+    def _with_content(self, models: Models[R], content: str) -> Iterable[R]:
+        return models.indexed(BY_CONTENT, content)
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
         if not _is_going_record(resource):
             return ()
         records: Models[Any] = self._models[resource.kind]
-        return tuple(
-            record
-            for record in records.all()
-            if record.spec.digest == resource.spec.digest and record.uid != resource.uid
-        )
+        same = records.indexed(BY_DIGEST, resource.spec.digest)
+        return tuple(record for record in same if record.uid != resource.uid)
 
     def _pods(
         self, uid: str, jobs: Mapping[str, Manifest], deployments: Mapping[str, Manifest]
@@ -161,10 +172,6 @@ class Surroundings:
 def _is_going_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersion]:
     is_record = isinstance(resource, Checkpoint | DatasetVersion)
     return is_record and resource.metadata.deletion_timestamp is not None
-
-
-def _listed(models: Models[R], namespace: str | None) -> Iterable[R]:
-    return models.all() if namespace is None else models.named(namespace).values()
 
 
 def _children(store: ObjectStore, uid: str) -> dict[str, Manifest]:

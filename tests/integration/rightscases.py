@@ -82,6 +82,13 @@ def an_endpoint(api: Api, namespace: str) -> None:
     api.create(endpoint)
 
 
+def a_protected_endpoint(api: Api, namespace: str) -> None:
+    """One with a NetworkPolicy and a PodDisruptionBudget."""
+    an_endpoint(api, namespace)
+    spec = {"networkPolicy": {"allowFrom": [{"podSelector": {}}]}, "availability": {"maxUnavailable": 1}}
+    api.patch("InferenceDeployment", namespace, "support", {"spec": spec})
+
+
 def a_record_of_rows(api: Api, namespace: str) -> None:
     """One whose content goes with it."""
     api.create(_version(namespace, ROWS))
@@ -158,6 +165,12 @@ def moved(api: Api, namespace: str, _operator: Operator) -> None:
     _until_serving(api, namespace)
     models = _pinned_to(CHECKPOINTS[1])
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"models": models}})
+
+
+def unprotected(api: Api, namespace: str, _operator: Operator) -> None:
+    """The NetworkPolicy is no longer wanted."""
+    _until_serving(api, namespace)
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"networkPolicy": None}})
 
 
 def stripped(kind: str) -> GoOn:
@@ -289,6 +302,13 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "patch services": Case("InferenceDeployment", an_endpoint, moved),
     # A run that has ended keeps its verdict.
     "delete services": Case(LOG, a_run_in_two_pods),
+    "get networkpolicies": Case("InferenceDeployment", a_protected_endpoint),
+    "create networkpolicies": Case("InferenceDeployment", a_protected_endpoint),
+    "patch networkpolicies": Case("InferenceDeployment", a_protected_endpoint),
+    "delete networkpolicies": Case("InferenceDeployment", a_protected_endpoint, unprotected),
+    "get poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint),
+    "create poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint),
+    "patch poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint),
     "get serviceaccounts": Case("Dataset", a_run),
     "create serviceaccounts": Case("Dataset", a_run),
     "get persistentvolumeclaims": Case("Dataset", a_run),

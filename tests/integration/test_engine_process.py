@@ -160,9 +160,9 @@ def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     eventually("the Job is gone", lambda: api.get("Job", namespace, name) is None)
     api.create(stranger(namespace, name))
     again = operators.start().wait_active()
-    job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Stalled", again)
-    assert condition(job, "Stalled")["reason"] == "NameConflict"
-    assert name in condition(job, "Stalled")["message"]
+    job = eventually("the conflict is told", lambda: conflicting(api, namespace))
+    assert name in condition(job, "Reconciling")["message"]
+    assert all(each["type"] != "Stalled" for each in job["status"]["conditions"])
     found = api.get("Job", namespace, name)
     assert found is not None
     assert "ownerReferences" not in found["metadata"]
@@ -170,6 +170,13 @@ def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     kubelet.held.clear()
     api.delete("Job", namespace, name)
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", again)
+
+
+def conflicting(api: Api, namespace: str) -> Object | None:
+    job = api.get("FineTuneJob", namespace, "routing")
+    conditions = job["status"].get("conditions", ()) if job is not None else ()
+    is_told = any((c["type"], c["reason"]) == ("Reconciling", "NameConflict") for c in conditions)
+    return job if is_told else None
 
 
 def stranger(namespace: str, name: str) -> Object:

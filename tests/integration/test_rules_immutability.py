@@ -96,6 +96,16 @@ def test_what_lies_inside_an_immutable_field_cannot_change(
     _refused(api, with_every_field["FineTuneJob"], field, patch)
 
 
+def test_the_time_that_a_run_may_use_can_change_go_and_come_back(
+    api: Api, with_every_field: dict[str, Object], with_required_fields: dict[str, Object]
+) -> None:
+    for stored in (with_every_field["FineTuneJob"], with_required_fields["FineTuneJob"]):
+        for seconds in (600, 1200, None, 60):
+            verdict = try_patch(api, stored, {"spec": {"compute": {"maxRunSeconds": seconds}}})
+            assert verdict.accepted, verdict.message
+    _refused(api, with_every_field["FineTuneJob"], "compute", {"maxRunSeconds": 60, "devices": 8})
+
+
 @pytest.mark.parametrize(("kind", "field"), FREE)
 def test_a_mutable_field_can_change_go_and_come_back(
     api: Api, with_required_fields: dict[str, Object], kind: Kind, field: str

@@ -19,7 +19,7 @@ CANARY = "quokka"
 """In every text of a row."""
 TOKEN = "ghp_" + "kN3mQ8rT5vX2zB7dF4gH9jL6pS1wY0aC3eUq"
 """In a form that is found."""
-ABOUT_ROWS = {"report.json", "report.html", "problems.jsonl"}
+ABOUT_ROWS = {"report.json", "report.html", "problems.jsonl", "alike.jsonl"}
 
 
 @pytest.fixture

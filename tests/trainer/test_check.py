@@ -118,6 +118,17 @@ def test_as_many_problems_are_listed_as_asked_for_and_the_others_are_counted(tmp
     assert "30   Fields are empty" in done.stdout
 
 
+def test_rows_that_contradict_others_and_leaked_rows_are_named(tmp_path: Path) -> None:
+    rows = [*good_rows(300), {**good_rows(1)[0], "completion": "another"}]
+    rows = [{**row, "part": "train" if number else "test"} for number, row in enumerate(rows)]
+    write(tmp_path / "rows.jsonl", [*rows, {**rows[5], "completion": "another"}])
+
+    output = words(check(tmp_path, "rows.jsonl", "--split-column", "part").output)
+
+    assert "row 301 is for training, and the same as the held-out row 1" in output
+    assert "row 302 has another answer than row 6" in output
+
+
 def test_characters_that_act_on_a_terminal_are_escaped(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [*good_rows(), {"\x1b[2J[bold]": "a"}])
 

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_trainer import termination
 from finetune_trainer.contract import (
+    CONTRACT_VERSIONS,
     TERMINATION_MESSAGE_LIMIT,
     CollectConfig,
     ExitCode,
@@ -109,7 +110,7 @@ BASE = {
 @pytest.mark.parametrize(
     ("config", "reason", "message"),
     [
-        ({**BASE, "contract": 2}, FailureReason.CONTRACT_MISMATCH, "the operator speaks version 2 and this"),
+        ({**BASE, "contract": 3}, FailureReason.CONTRACT_MISMATCH, "the operator speaks version 3 and this"),
         ({**BASE, "news": 1}, FailureReason.CONTRACT_MISMATCH, "news: Extra inputs are not permitted"),
         ({**BASE, "store": {}}, FailureReason.INVALID_CONFIG, "store.uri: Field required"),
         ({**BASE, "sourceUri": 7}, FailureReason.INVALID_CONFIG, "sourceUri: Input should be a valid string"),
@@ -131,6 +132,15 @@ def test_a_config_that_cannot_be_used_names_the_field(
     # One that is too long is not read, so its stage is not known.
     assert f"{reason}" in ended.termination_message
     assert message in ended.termination_message
+
+
+@pytest.mark.parametrize("version", CONTRACT_VERSIONS)
+def test_the_result_is_in_the_contract_of_the_config(tmp_path: Path, version: int) -> None:
+    store = {"uri": "pvc://artifacts", "path": str(tmp_path)}
+    ended = run(json.dumps({**BASE, "contract": version, "store": store}))
+
+    assert ended.code == ExitCode.BAD_DATA
+    assert ended.result.contract == version
 
 
 @pytest.mark.parametrize(

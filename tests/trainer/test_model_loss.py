@@ -1,9 +1,11 @@
 """The loss against transformers' own, and what must not change it."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from finetune_trainer.model import head as head_module
@@ -15,6 +17,7 @@ from finetune_trainer.model.loss import completion_loss, mean_completion_loss, r
 from finetune_trainer.rows import Row
 from hack.models import tiny
 from hack.models.tiny import VOCABULARY
+from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tests.trainer.workbench import tiny_tokenizer
 
 ROWS = [
@@ -74,6 +77,44 @@ def test_a_head_over_few_positions_gives_the_same_loss_and_gradients(trained: st
         torch.autograd.grad(3 * few, weights), torch.autograd.grad(3 * whole, weights), strict=True
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def wrapped() -> Iterator[Callable[[PreTrainedModel], PreTrainedModel]]:
+    """What accelerate makes of a model on a GPU: it computes in bfloat16, and what it gives is float32."""
+    with as_a_gpu_trains():
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        yield accelerator.prepare_model
+
+
+@pytest.mark.usefixtures("positions")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_head_over_few_positions_multiplies_as_the_whole_one_does_on_a_gpu(
+    dtype: torch.dtype, wrapped: Callable[[PreTrainedModel], PreTrainedModel]
+) -> None:
+    model = load_base(tiny(), dtype, CPU)
+    lm_head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY, dtype=dtype))
+    head = known_head(model)
+    wrapped(model)
+    weights = list(model.parameters())
+    whole, _ = completion_loss(model, PADDED(ROWS))
+
+    few, _ = completion_loss(model, PADDED(ROWS), head)
+
+    assert whole.dtype == few.dtype == torch.float32
+    torch.testing.assert_close(few, whole, rtol=1e-5, atol=0)  # float32 logits would differ by 1e-3
+    assert mean_completion_loss(model, [PADDED(ROWS)], head) == pytest.approx(
+        mean_completion_loss(model, [PADDED(ROWS)]), rel=1e-5
+    )
+    model.train()
+    for ours, expected in zip(
+        torch.autograd.grad(3 * completion_loss(model, PADDED(ROWS), head)[0], weights),
+        torch.autograd.grad(3 * completion_loss(model, PADDED(ROWS))[0], weights),
+        strict=True,
+    ):
+        assert ours.dtype == dtype
+        assert (ours - expected).norm() <= 0.02 * expected.norm()
 
 
 SMALL: dict[str, Any] = {

@@ -10,6 +10,7 @@ from finetune_trainer.contract import (
     CONFIG_ENV,
     CONFIG_LIMIT,
     CONTRACT_VERSION,
+    CONTRACT_VERSIONS,
     AnyConfig,
     FailureReason,
 )
@@ -22,11 +23,12 @@ def parse(text: str | None) -> AnyConfig:
     """The config in `text`. Raises StageFailure: INVALID_CONFIG or CONTRACT_MISMATCH."""
     raw = decode(text)
     contract = raw.get("contract", CONTRACT_VERSION)
-    if contract != CONTRACT_VERSION:
+    if contract not in CONTRACT_VERSIONS:
+        versions = " and ".join(map(str, CONTRACT_VERSIONS))
         raise StageFailure(
             FailureReason.CONTRACT_MISMATCH,
-            f"contract: the operator speaks version {contract} and this trainer image version"
-            f" {CONTRACT_VERSION}; {SAME_RELEASE}",
+            f"contract: the operator speaks version {contract} and this trainer image versions {versions};"
+            f" {SAME_RELEASE}",
         )
     try:
         return CONFIG_ADAPTER.validate_json(json.dumps(raw), strict=True)

@@ -5,17 +5,30 @@ but for `contract` and `stage`.
 Out: `result.json` in the run's folder of the store, written last, and the same in the termination message.
 On the way: reports POSTed to the operator; the chain completes without them.
 
+Versions: a release speaks `CONTRACT_VERSION` and the version before it. A field that an older version does
+not know is marked in its Field, `json_schema_extra={"since": 2}`, and is left out of its messages.
+Add `"essential": True` if the reader must not run without the field once it is set: the operator then blocks
+with a condition instead of leaving it out. Configs are read strictly, results and reports leniently.
+
 Nothing here imports torch, and nothing ever may.
 """
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
-CONTRACT_VERSION: Final = 1
+from finetune_trainer.lenient import lenient_validator
+
+CONTRACT_VERSION: Final = 2
+CONTRACT_VERSIONS: Final = (CONTRACT_VERSION - 1, CONTRACT_VERSION)
+"""Versions that this release reads and writes."""
 
 RULE_VERSION: Final = 2
 """Newest version of the rules by which prepare reads and compares rows; docs/data.md has what each does."""
@@ -35,6 +48,8 @@ MODELS_MOUNT: Final = "/mnt/models"
 """Where a serving pod's init container puts what it fetched, and the server reads it."""
 CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
 """Holds a folder for each Secret of type `finetune.dev/credentials` that the pod has, one file a key."""
+API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
+"""Holds the API keys of an endpoint, one file a key."""
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
 REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"
@@ -52,7 +67,7 @@ NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
 
 
 class Contract(BaseModel):
-    """Base of all messages: frozen, camelCase on the wire, unknown fields refused.
+    """Base of all messages: frozen, camelCase on the wire, unknown fields refused unless read leniently.
 
     Numbers are finite: NaN and Infinity are no JSON, and the API server would refuse a status with them.
     """
@@ -70,16 +85,61 @@ class Contract(BaseModel):
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form as JSON types, without fields at their default.
+        """The wire form as JSON types, without fields at their default and those newer than its `contract`.
 
         `contract` and `stage` are always there: they decide how the reader takes the rest, and its defaults
         may be another version's.
         """
-        message = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        version = getattr(self, "contract", CONTRACT_VERSION)
+        message = self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude=_newer_fields(self, version)
+        )
         leading: dict[str, Any] = {
             name: getattr(self, name) for name in ("contract", "stage") if name in type(self).model_fields
         }
         return {**leading, **message}
+
+    def unsent(self) -> tuple[str, ...]:
+        """Wire paths of essential fields that are set, and that the message's `contract` does not know."""
+        return tuple(_essential_paths(self, getattr(self, "contract", CONTRACT_VERSION)))
+
+
+def _marks(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _is_newer(field: FieldInfo, version: int) -> bool:
+    return int(_marks(field).get("since", 1)) > version
+
+
+def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
+    """What pydantic's `exclude` takes: the fields, at any depth, that `version` does not know."""
+    newer: dict[str, Any] = {}
+    for name, field in type(message).model_fields.items():
+        value = getattr(message, name)
+        if _is_newer(field, version):
+            newer[name] = True
+        elif isinstance(value, Contract):
+            newer[name] = _newer_fields(value, version)
+        elif isinstance(value, tuple):
+            newer[name] = {
+                i: _newer_fields(item, version) for i, item in enumerate(value) if isinstance(item, Contract)
+            }
+    return {name: fields for name, fields in newer.items() if fields}
+
+
+def _essential_paths(message: BaseModel, version: int, prefix: str = "") -> Iterator[str]:
+    for name, field in type(message).model_fields.items():
+        value, path = getattr(message, name), f"{prefix}{field.alias or name}"
+        if _is_newer(field, version):
+            if _marks(field).get("essential") and value != field.get_default(call_default_factory=True):
+                yield path
+        elif isinstance(value, Contract):
+            yield from _essential_paths(value, version, f"{path}.")
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if isinstance(item, Contract):
+                    yield from _essential_paths(item, version, f"{path}[{i}].")
 
 
 class ExitCode(IntEnum):
@@ -153,6 +213,7 @@ DataFormat = Literal[
 NearDuplicates = Literal["Off", "Keep", "Remove"]
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base"]
+SplitName = Literal["train", "validation", "test"]
 
 
 class Owner(Contract):
@@ -326,6 +387,25 @@ class StageConfig(Contract):
     """Folder under `runs/`: a FineTuneJob's uid, or a Dataset's uid, generation and number of the look."""
     store: StoreConfig
     report: ReportTarget | None = None
+    nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Repeated in the result, which so belongs to the Job that was made with it."""
+
+    @property
+    def digest(self) -> str:
+        """Of what the stage is to do: 64 hexadecimal digits.
+
+        Without what may differ between two Jobs that do the same.
+        """
+        same = {
+            key: value for key, value in self.to_dict().items() if key not in ("contract", "nonce", "report")
+        }
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
+    def answer(self, result: "StageResult") -> "StageResult":
+        """The result for the reader of this config's Job: in its version of the contract, with its nonce."""
+        return result.model_copy(
+            update={"contract": self.contract, "nonce": self.nonce, "config_digest": self.digest}
+        )
 
 
 class PrepareConfig(StageConfig):
@@ -429,15 +509,21 @@ class CollectConfig(StageConfig):
     probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
     """Write a small file into the stage's folder and remove it first: whether the store can be used."""
 
+    def answer(self, result: "StageResult") -> "StageResult":
+        """The result for the reader of this Job; the config that it belongs to is the stage's own."""
+        return result.model_copy(update={"contract": self.contract, "nonce": self.nonce})
+
 
 class CleanupConfig(Contract):
-    """Remove one folder from the store; that it is gone already is as good."""
+    """Remove one folder from the store, an artifact's or a run's; that it is gone already is as good."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["cleanup"] = "cleanup"
     owner: Owner
     store: StoreConfig
-    artifact: ArtifactRef
+    artifact: ArtifactRef | None = None
+    run: Annotated[str | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Folder under `runs/`; no pod of the run is left."""
 
 
 class FetchItem(Contract):
@@ -484,6 +570,8 @@ class ServeConfig(Contract):
     max_model_length: int = 4096
     drain_seconds: float = 10
     """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
+    api_keys_path: str | None = Field(default=None, json_schema_extra={"since": 2})
+    """Folder with the keys that requests need, one file a key; None: they need none."""
 
 
 AnyConfig = Annotated[
@@ -503,7 +591,7 @@ CONFIG_ADAPTER: Final[TypeAdapter[AnyConfig]] = TypeAdapter(AnyConfig)
 class SplitRecord(Contract):
     """One split of a dataset; its digest is that of its file."""
 
-    name: Literal["train", "validation", "test"]
+    name: SplitName
     rows: int
     digest: Digest
 
@@ -672,14 +760,22 @@ class StageResult(Contract):
     preflight: PreflightResult | None = None
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
+    nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Of the config of the pod that leaves this message."""
+    config_digest: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """`digest` of the config that the stage ran with."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The result in a termination message, or None where the text is something else."""
-        try:
-            return cls.model_validate_json(text)
-        except ValueError:
-            return None
+        """The result in a termination message, or None where the text is something else.
+
+        Fields of newer trainers are ignored; their enum values are data, whatever the types say.
+        """
+        with suppress(ValueError):
+            return cls.model_validate_json(text, extra="ignore")
+        with suppress(ValueError):
+            return cast("Self", lenient_validator(cls).validate_json(text, extra="ignore"))
+        return None
 
 
 class Progress(Contract):
@@ -708,3 +804,11 @@ class Report(Contract):
     stage: Stage
     sequence: int
     progress: Progress
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """The report in a request's body; fields of newer trainers are ignored.
+
+        Raises ValidationError.
+        """
+        return cls.model_validate_json(text, extra="ignore")

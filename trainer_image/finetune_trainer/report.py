@@ -10,6 +10,7 @@ from typing import Final
 import httpx
 
 from finetune_trainer.contract import (
+    CONTRACT_VERSION,
     REPORT_PATH,
     REPORT_TOKEN_PATH,
     Owner,
@@ -46,7 +47,9 @@ class Reporter:
         owner: Owner,
         stage: Stage,
         token_path: Path = Path(REPORT_TOKEN_PATH),
+        contract: int = CONTRACT_VERSION,
     ) -> None:
+        self._contract = contract
         self._owner = owner
         self._stage = stage
         self._token_path = token_path
@@ -118,7 +121,13 @@ class Reporter:
         """What went wrong, or None when there is nothing left to do about this report."""
         # Grows across the pods of a run too, so that a new pod's reports are newer than the old one's.
         self._sequence = max(self._sequence + 1, time.time_ns() // 1_000_000)
-        report = Report(owner=self._owner, stage=self._stage, sequence=self._sequence, progress=progress)
+        report = Report(
+            contract=self._contract,
+            owner=self._owner,
+            stage=self._stage,
+            sequence=self._sequence,
+            progress=progress,
+        )
         try:
             token = self._token_path.read_text().strip()
             SCRUBBER.hold(token)

@@ -178,7 +178,13 @@ class ComputeProfileSpec(Model):
     ] = None
     images: Images = Images()
     trainer_contract: Annotated[
-        int, Field(ge=1, le=1000, description="Contract that images.trainer speaks.")
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="Version of the contract that images.trainer reads; without images.trainer it has no"
+            " effect.",
+        ),
     ] = 1
     engine: Annotated[
         Literal["VLLM", "Transformers"],
@@ -213,6 +219,16 @@ class ComputeProfileSpec(Model):
     ] = None
     allow_remote_code: Annotated[
         bool | None, Reserved(), Field(description="Allow code shipped with a model.")
+    ] = None
+    max_run_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=31536000,
+            description="Seconds that the train stage of one run may use devices, all its attempts together;"
+            " time in a queue or suspended does not count. Then the run is stopped with its state saved. A"
+            " run may ask for less with compute.maxRunSeconds. Absent: no limit.",
+        ),
     ] = None
     max_concurrent_rollouts: Annotated[
         int | None,

@@ -43,12 +43,16 @@ class _WithRules(GenerateJsonSchema):
         return result
 
 
-def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
+def validations(rules: tuple[Rule, ...]) -> list[dict[str, Any]]:
     """`x-kubernetes-validations` of one type."""
-    return [
-        {"rule": rule.rule, "message": rule.message} | ({"fieldPath": f".{rule.field}"} if rule.field else {})
-        for rule in rules
-    ]
+    return [_validation(rule) for rule in rules]
+
+
+def _validation(rule: Rule) -> dict[str, Any]:
+    validation: dict[str, Any] = {"rule": rule.rule, "message": rule.message}
+    if rule.on_create:
+        validation |= {"rule": f"oldSelf.hasValue() || {rule.rule}", "optionalOldSelf": True}
+    return validation | ({"fieldPath": f".{rule.field}"} if rule.field else {})
 
 
 def reserved_note(field: FieldInfo) -> str:

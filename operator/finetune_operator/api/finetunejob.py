@@ -20,6 +20,7 @@ from finetune_operator.api.meta import (
     SecretReference,
     ShortName,
     Uri,
+    immutable_part,
     immutable_rules,
     name_rules,
 )
@@ -208,7 +209,8 @@ class Compute(Model):
             le=64,
             description="Devices that each pod of the train stage asks for, at most devices.max of the"
             " ComputeProfile. Each accelerator has a process of its own, and the processes divide a batch"
-            " among them; CPU cores are threads of one process.",
+            " among them; CPU cores are threads of one process. The evaluate stage uses one device, so"
+            " a model that needs several to fit cannot be evaluated.",
         ),
     ] = 1
     nodes: Annotated[
@@ -227,6 +229,17 @@ class Compute(Model):
             le=86400,
             description="A train pod that finishes no batch, validation batch or saved state for so long"
             " hangs: it ends, and the next one goes on from the last saved state. Absent: 1800.",
+        ),
+    ] = None
+    max_run_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=31536000,
+            description="MUTABLE. Seconds that the train stage may use devices, all its attempts together;"
+            " time in a queue or suspended does not count. Then the run is stopped with its state saved,"
+            " and continues when this is raised. The ComputeProfile's maxRunSeconds limits it too. Absent:"
+            " only that of the profile.",
         ),
     ] = None
 
@@ -278,6 +291,11 @@ class Gate(Model):
             "a gate needs a bound: add min, max or minGain, for example min: 0.8",
         ),
         Rule(
+            "!has(self.min) || !has(self.max) || self.min <= self.max",
+            "no value is at least min and at most max: make min the smaller one, or leave one of them out",
+            "min",
+        ),
+        Rule(
             "has(self.minGain) == has(self.over)",
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
@@ -300,7 +318,10 @@ class Gate(Model):
     max: Annotated[float | None, Field(description="The tuned model's value must be at most this.")] = None
     min_gain: Annotated[
         float | None,
-        Field(description="The tuned model must be better by at least this much (for loss: lower)."),
+        Field(
+            description="The tuned model must be better by at least this much (for loss: lower); 0: by more"
+            " than 0."
+        ),
     ] = None
     over: Annotated[
         Literal["Base", "Prompted", "Live"] | None,
@@ -376,11 +397,20 @@ class _FineTuneJobFields(Model):
 
 
 class FineTuneJobSpec(_FineTuneJobFields):
-    """Desired state of a run; immutable except `suspend` and `childrenTTLSeconds`."""
+    """Desired state of a run; immutable except `suspend`, `childrenTTLSeconds` and
+    `compute.maxRunSeconds`."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *immutable_rules(
-            _FineTuneJobFields, mutable=frozenset({"suspend", "childrenTTLSeconds"}), advice=ADVICE
+            _FineTuneJobFields, mutable=frozenset({"suspend", "childrenTTLSeconds", "compute"}), advice=ADVICE
+        ),
+        immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
+        Rule(
+            "!(self.method.type in ['DPO', 'KTO', 'ORPO']) || self.compute.nodes == 1",
+            "DPO, KTO and ORPO train in one process in this release: leave compute.nodes out, or choose LoRA,"
+            " QLoRA or Full",
+            "compute.nodes",
+            on_create=True,
         ),
         Rule(
             "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",

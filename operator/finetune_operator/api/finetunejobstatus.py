@@ -117,6 +117,9 @@ class Resolved(Model):
         None
     )
     trainer_image: str | None = None
+    trainer_contract: Annotated[
+        int | None, Field(ge=1, le=1000, description="Version of the contract that trainerImage reads.")
+    ] = None
 
 
 StageName = Literal["prepare", "preflight", "train", "evaluate"]
@@ -185,6 +188,13 @@ class TrainingStatus(Model):
     ] = 0
     report_uri: Annotated[
         str | None, Field(description="Page with the loss curve, in the store; beside it report.json.")
+    ] = None
+    image: Annotated[
+        str | None,
+        Field(
+            max_length=512,
+            description="Trainer image that the train pods ran, by digest; absent where no node says.",
+        ),
     ] = None
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.meta import (
     FRACTION_ADVICE,
@@ -148,7 +149,15 @@ class ServingCompute(Model):
     profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
         None
     )
-    devices: Annotated[int, Field(ge=1, le=64, description="Devices a replica.")] = 1
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Devices per replica. Engine Transformers uses one accelerator: more are refused with"
+            " reason TooManyDevices. CPU cores are threads of one process. Default: 1.",
+        ),
+    ] = 1
 
 
 class Strategy(Model):
@@ -160,6 +169,20 @@ class Strategy(Model):
     progress_deadline_seconds: Annotated[
         int, Field(ge=10, le=86400, description="A revision not ready by then is rolled back.")
     ] = 600
+
+
+class Serving(Model):
+    """How the engine answers."""
+
+    api_keys_secret_ref: Annotated[
+        SecretReference | None,
+        Field(
+            description="Secret in the same namespace whose values are API keys, each under a name of its"
+            " own that does not begin with a dot. Requests need one of them as a bearer token; /health and"
+            " /metrics need none. A changed Secret takes effect within about two minutes, without a restart;"
+            " another Secret starts a new revision. Absent: requests need no key."
+        ),
+    ] = None
 
 
 class InferenceDeploymentSpec(Model):
@@ -184,6 +207,25 @@ class InferenceDeploymentSpec(Model):
         int, Field(ge=0, le=1000, description="Replicas; a HorizontalPodAutoscaler may set it.")
     ] = 1
     strategy: Strategy = Strategy()
+    restarted_at: Annotated[
+        datetime | None,
+        Field(
+            description="Time at which the endpoint was last asked to restart. Each new value starts a new"
+            " revision by `strategy`, with the operator's current image unless the ComputeProfile names one."
+            " Absent: only another model, profile or spec starts one."
+        ),
+    ] = None
+    serving: Annotated[Serving | None, Field(description="How the engine answers.")] = None
+    availability: Annotated[
+        Availability | None,
+        Field(description="How replicas are spread, and how many of them evictions may take at a time."),
+    ] = None
+    network_policy: Annotated[
+        EndpointNetworkPolicy | None,
+        Field(
+            description="NetworkPolicy of the endpoint's pods. Absent: none, so that every pod can connect."
+        ),
+    ] = None
 
 
 class RevisionStatus(Model):

@@ -47,12 +47,14 @@ class Model(BaseModel):
 class Rule:
     """A CEL rule with the message a user reads when it refuses; `message` says what to do.
 
-    `field` is the field of the type that the refusal names; empty: the type as a whole.
+    `field` is the field of the type that the refusal names; empty: the type as a whole. A rule `on_create`
+    leaves objects alone that exist already.
     """
 
     rule: str
     message: str
     field: str = ""
+    on_create: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +210,18 @@ def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> 
         if field.is_required():
             rules.append(Rule(f"self.{alias} == oldSelf.{alias}", f"{alias} is immutable: {advice}", alias))
         else:
-            rules.append(
-                Rule(
-                    f"has(self.{alias}) == has(oldSelf.{alias})"
-                    f" && (!has(self.{alias}) || self.{alias} == oldSelf.{alias})",
-                    f"{alias} is immutable: {advice}",
-                    alias,
-                )
-            )
+            rules.append(Rule(_same(alias), f"{alias} is immutable: {advice}", alias))
     return tuple(rules)
+
+
+def immutable_part(part: str, model: type[Model], mutable: frozenset[str], advice: str) -> Rule:
+    """A field of the spec, always there by its default, that may change in its fields `mutable` only."""
+    aliases = (field.alias or to_camel(name) for name, field in model.model_fields.items())
+    same = " && ".join(_same(f"{part}.{alias}") for alias in aliases if alias not in mutable)
+    but = ", ".join(f"{part}.{alias}" for alias in sorted(mutable))
+    return Rule(same, f"{part} is immutable: {advice}; only {but} can change", part)
+
+
+def _same(path: str) -> str:
+    """Neither changed, nor removed, nor added."""
+    return f"has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || self.{path} == oldSelf.{path})"

@@ -18,3 +18,6 @@ class RetryStatus(Model):
         int, Field(ge=1, description="Failures in a row, failed checks of the store included.")
     ]
     last_failure_at: Annotated[datetime, Field(description="End of the last attempt.")]
+    reading: Annotated[
+        bool | None, Field(description="The attempts were to read the result of the stage, which succeeded.")
+    ] = None

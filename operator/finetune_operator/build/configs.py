@@ -25,6 +25,8 @@ class StageInputs:
     """Name of the Secret that opens the store."""
     accelerators: int = 1
     """Of a train pod. CPU cores count as one: a single process uses them all."""
+    contract_version: int = contract.CONTRACT_VERSION
+    """Version that the pod's trainer reads; newer fields are left out of its config."""
 
     @property
     def contract_owner(self) -> contract.Owner:
@@ -60,6 +62,7 @@ def prepare_config(
     """
     source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
     return contract.PrepareConfig(
+        contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
@@ -122,6 +125,7 @@ def preflight_config(
     given, secret, wanted = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
     return contract.PreflightConfig(
+        contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
@@ -160,6 +164,7 @@ def train_config(
     """Training with everything resolved."""
     nodes = spec.compute.nodes
     return contract.TrainConfig(
+        contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
@@ -194,6 +199,7 @@ def evaluate_config(
     metrics: tuple[contract.Metric, ...] = ("exact_match", "loss", "preference_accuracy")
     beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return contract.EvaluateConfig(
+        contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
@@ -215,13 +221,22 @@ def checkpoint_type(method: Method) -> contract.CheckpointType:
 
 
 def cleanup_config(
-    record: Resource, store_uri: str, secret: str | None, artifact: contract.ArtifactRef
+    owner: Resource, store_uri: str, secret: str | None, artifact: contract.ArtifactRef | None, version: int
 ) -> contract.CleanupConfig:
-    """Remove what a record stands for from one store, which the Secret opens."""
+    """Remove an artifact, or without one the run's folder, from one store, which the Secret opens.
+
+    `version` is that of the contract that the pod's trainer reads.
+    """
     inputs = StageInputs(
-        owner=record, run=record.uid, store_uri=store_uri, report=None, store_credentials=secret
+        owner=owner, run=owner.uid, store_uri=store_uri, report=None, store_credentials=secret
     )
-    return contract.CleanupConfig(owner=inputs.contract_owner, store=inputs.store, artifact=artifact)
+    return contract.CleanupConfig(
+        contract=version,
+        owner=inputs.contract_owner,
+        store=inputs.store,
+        artifact=artifact,
+        run=owner.uid if artifact is None else None,
+    )
 
 
 def collect_config(
@@ -229,6 +244,7 @@ def collect_config(
 ) -> contract.CollectConfig:
     """Read the stored result of a stage whose pod is gone; with `probe` see whether the store can be used."""
     return contract.CollectConfig(
+        contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import get_args
 
 from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
 from finetune_operator.api.datasetversion import (
@@ -25,7 +26,7 @@ from finetune_operator.build.labels import (
 from finetune_operator.build.locations import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer import contract
-from finetune_trainer.contract import CheckpointResult, PrepareResult
+from finetune_trainer.contract import CheckpointResult, PrepareResult, SplitName
 
 
 def build_dataset_version(
@@ -57,7 +58,11 @@ def build_dataset_version(
         format=(result.format or "Unknown")[:32],
         rule_version=result.rule_version if result.rule_version > 1 else None,
         rows=sum(split.rows for split in result.splits),
-        splits=tuple(SplitRecord(name=s.name, rows=s.rows, digest=s.digest) for s in result.splits),
+        splits=tuple(
+            SplitRecord(name=s.name, rows=s.rows, digest=s.digest)
+            for s in result.splits
+            if s.name in get_args(SplitName)
+        ),
         statistics=DatasetStatistics(**result.statistics.model_dump()),
         deletion_policy=deletion_policy,
     )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
@@ -13,10 +14,13 @@ from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels,
 from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
+from finetune_operator.build.revisionhash import hashed_placement, hashed_resources
 from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
+    API_KEYS_MOUNT,
     CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
@@ -36,6 +40,9 @@ ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
 SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
+
+SCRATCH_LIMIT: Final = "1Gi"
+"""Room for temporary files. The models' volume is limited by `resources.serve.ephemeralStorage`."""
 
 DRAIN_SECONDS: Final = 10
 """How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
@@ -72,21 +79,20 @@ def build_revision(
 ) -> Revision:
     """The revision for these models, named by what a user of the endpoint chose.
 
-    The operator's default image is not part of the name, so that its upgrade restarts no endpoint.
+    The operator's default image is not part of the name, so that its upgrade restarts no endpoint. A setting
+    that comes with a later release enters it only when set.
     """
     spec = profile.spec
-    placement = spec.model_dump(
-        mode="json", include={"devices", "node_selector", "tolerations", "runtime_class_name", "engine"}
-    )
     inputs: dict[str, Any] = {
         "base": base_digest,
         "models": [(name, weights.digest, weights.type) for name, weights in models],
         "image": spec.images.trainer,
         "devices": endpoint.spec.compute.devices,
-        "resources": spec.resources.serve.to_dict() if spec.resources.serve else None,
+        "resources": hashed_resources(spec.resources.serve),
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
-        "placement": placement,
+        "placement": hashed_placement(spec),
     }
+    inputs |= _added_later(endpoint)
     # Any of them opens the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
     if any(weights.checkpoint is None for _, weights in models):
@@ -94,6 +100,26 @@ def build_revision(
         inputs["store"] = [store, secret]
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
     return Revision(name, base_digest, models, profile, store, secret)
+
+
+def _added_later(endpoint: InferenceDeployment) -> dict[str, Any]:
+    """What later releases let a user choose: part of the name only where it is set (decision 5)."""
+    spec = endpoint.spec
+    chosen: dict[str, Any] = {}
+    if spec.restarted_at is not None:
+        chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
+    if api_keys_secret(endpoint) is not None:
+        chosen["apiKeysSecret"] = api_keys_secret(endpoint)
+    if spec.availability is not None and spec.availability.topology_spread:
+        chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
+    return chosen
+
+
+def api_keys_secret(endpoint: InferenceDeployment) -> str | None:
+    """Name of the Secret with the keys that requests need, or None where they need none."""
+    serving = endpoint.spec.serving
+    secret = serving.api_keys_secret_ref if serving is not None else None
+    return secret.name if secret is not None else None
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -165,27 +191,31 @@ def build_deployment(
 
 
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
-    spec = revision.profile.spec
+    trainer = trainer_of(revision.profile, image)
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = _store_volumes(store)
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
     fetch = FetchConfig(
+        contract=trainer.contract,
         owner=owner,
         store=store,
         items=_items(revision),
     )
     serve = ServeConfig(
+        contract=trainer.contract,
         owner=owner,
         base_folder=_base_folder(revision),
         models=tuple(
             ServedModel(name=name, folder=name, type=weights.type) for name, weights in revision.models
         ),
         drain_seconds=DRAIN_SECONDS,
+        api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
     )
+    key_volumes, key_mounts = _key_volumes(api_keys_secret(endpoint))
     common = {
-        "image": spec.images.trainer or image,
+        "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
@@ -220,16 +250,26 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     "periodSeconds": 2,
                     "timeoutSeconds": 5,
                 },
-                "volumeMounts": [{**models, "readOnly": True}, scratch],
+                "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts],
             }
         ],
         "volumes": [
             *store_volumes,
             {"name": "models", "emptyDir": {}},
-            {"name": "scratch", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}},
+            *key_volumes,
         ],
     }
-    return {**pod, **_placement(revision.profile)}
+    return {**pod, **_placement(revision.profile), **_spread(endpoint, revision)}
+
+
+def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
+    availability = endpoint.spec.availability
+    if availability is None or not availability.topology_spread:
+        return {}
+    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}}
+    constraints = [{**each.to_dict(), "labelSelector": selector} for each in availability.topology_spread]
+    return {"topologySpreadConstraints": constraints}
 
 
 def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
@@ -247,6 +287,16 @@ def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
         volumes.append(volume)
         mounts.append(mount)
     return volumes, mounts
+
+
+def _key_volumes(secret: str | None) -> tuple[list[Manifest], list[Manifest]]:
+    """The keys' folder. It is not optional: the pod starts once there is such a Secret."""
+    if secret is None:
+        return [], []
+    return (
+        [{"name": "api-keys", "secret": {"secretName": secret}}],
+        [{"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True}],
+    )
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:

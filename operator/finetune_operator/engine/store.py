@@ -1,18 +1,16 @@
 """The newest known state of objects of one type: fed by a watch, repaired by lists, read by passes."""
 
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from finetune_operator.engine.packing import Held, Objects, Packer, Unsettled, compact
 from finetune_operator.plan import Manifest
 
 TOMBSTONES: Final = 10_000
 """Deletions that are remembered, so that a list or event from before them cannot bring an object back."""
-
-SHARED: Final = 80
-"""Characters; a longer text is seldom said twice."""
 
 Indexer = Callable[[Manifest], Iterable[str]]
 Transform = Callable[[Manifest], Manifest]
@@ -20,7 +18,10 @@ Transform = Callable[[Manifest], Manifest]
 Listener = Callable[[Manifest | None, Manifest | None], None]
 """Told old and new state of every change."""
 
-NOTHING: Final[Mapping[str, Manifest]] = MappingProxyType({})
+UNPACKED: Final = 100
+"""Settled objects that stay unpacked after they were read by name, because a pass reads several times."""
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def version(obj: Manifest) -> int:
@@ -37,6 +38,25 @@ def controller_uid(obj: Manifest) -> str:
     return ""
 
 
+Address = tuple[str, str]
+"""Namespace and name."""
+
+
+class Settled(NamedTuple):
+    """Which objects are held packed, because they are seldom read.
+
+    Attributes:
+        is_settled: whether this state of an object is.
+        note: what is known of it without unpacking it; equal notes are one object.
+    """
+
+    is_settled: Callable[[Manifest], bool] = lambda _: False
+    note: Callable[[Manifest], str] = lambda _: ""
+
+
+NEVER: Final = Settled()
+
+
 class ObjectStore:
     """Objects of one type by namespace and name, and by what the indexers say, as the transform leaves them.
 
@@ -44,19 +64,27 @@ class ObjectStore:
     ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote. Only a
     new epoch, which begins when etcd is restored from a snapshot, brings older states back.
 
-    Stored objects have no `managedFields` and must not be changed by readers.
+    Stored objects have no `managedFields` and must not be changed by readers. Settled ones are held packed
+    and unpacked when they are read: what can do without reading all of them uses `addresses`, `notes`, `uids`
+    or `unsettled`.
 
     Attributes:
         newest: the greatest resource version that was seen in this epoch.
     """
 
     def __init__(
-        self, indexers: Mapping[str, Indexer] | None = None, transform: Transform = lambda obj: obj
+        self,
+        indexers: Mapping[str, Indexer] | None = None,
+        transform: Transform = lambda obj: obj,
+        settled: Settled = NEVER,
     ) -> None:
-        self._objects: dict[str, dict[str, Manifest]] = {}
+        self._objects: dict[str, dict[str, Held]] = {}
         self._indexers = dict(indexers or {})
         self._transform = transform
-        self._indexes: dict[str, dict[str, dict[str, Manifest]]] = {name: {} for name in self._indexers}
+        self._settled = settled
+        self._packer = Packer()
+        self._unpacked: OrderedDict[Address, tuple[int, Manifest]] = OrderedDict()
+        self._indexes: dict[str, dict[str, dict[str, Held]]] = {name: {} for name in self._indexers}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._listeners: list[Listener] = []
         self._epoch_listeners: list[Callable[[], None]] = []
@@ -68,8 +96,42 @@ class ObjectStore:
         return sum(len(objects) for objects in self._objects.values())
 
     def __iter__(self) -> Iterator[Manifest]:
-        for objects in list(self._objects.values()):
-            yield from list(objects.values())
+        for held in self._all():
+            yield self._read(held)
+
+    def addresses(self) -> Iterator[Address]:
+        """Namespace and name of all objects."""
+        for namespace, objects in list(self._objects.items()):
+            for name in list(objects):
+                yield namespace, name
+
+    @property
+    def unsettled(self) -> Iterable[Manifest]:
+        """The objects that are not settled."""
+        return Unsettled(self._all)
+
+    def notes(self) -> Counter[tuple[str, str]]:
+        """How many settled objects there are of each namespace and note."""
+        return Counter(
+            (namespace, held.note)
+            for namespace, objects in self._objects.items()
+            for held in objects.values()
+            if isinstance(held.state, bytes)
+        )
+
+    def is_settled(self, namespace: str, name: str) -> bool:
+        """Whether there is such an object, and it is settled."""
+        held = self._objects.get(namespace, NOTHING).get(name)
+        return held is not None and isinstance(held.state, bytes)
+
+    def version_of(self, namespace: str, name: str) -> int:
+        """Resource version of the object; 0 where there is none."""
+        held = self._objects.get(namespace, NOTHING).get(name)
+        return 0 if held is None else held.version
+
+    def uids(self) -> Iterator[str]:
+        """Those of all objects."""
+        return (held.uid for held in self._all())
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -84,7 +146,7 @@ class ObjectStore:
         What is held stays readable until the next state of it, or a complete list, says otherwise. An equal
         version counts as another state: it may have been given again since.
         """
-        self._former = {obj["metadata"]["uid"] for obj in self}
+        self._former = set(self.uids())
         self._deleted.clear()
         self.newest = 0
         for listener in self._epoch_listeners:
@@ -101,38 +163,39 @@ class ObjectStore:
             obj: as it is listed.
             listed_at: the resource version of the list.
         """
-        metadata = obj["metadata"]
-        held = self.get(metadata.get("namespace", ""), metadata["name"])
+        held = self._held(obj)
         return held is not None and version(obj) < self._known(held) <= listed_at
 
     def get(self, namespace: str, name: str) -> Manifest | None:
-        return self._objects.get(namespace, NOTHING).get(name)
+        held = self._objects.get(namespace, NOTHING).get(name)
+        return None if held is None else self._read(held, (namespace, name))
 
     def names(self, namespace: str) -> Mapping[str, Manifest]:
         """The live mapping of one namespace's objects by name."""
-        return self._objects.get(namespace, NOTHING)
+        return Objects(self._objects.get(namespace, NOTHING), self._read)
 
     def indexed(self, index: str, value: str) -> Mapping[str, Manifest]:
         """Objects that the indexer `index` files under `value`, keyed `namespace/name`."""
-        return self._indexes[index].get(value, NOTHING)
+        return Objects(self._indexes[index].get(value, NOTHING), self._read)
 
     def put(self, obj: Manifest) -> bool:
         """Take over a newer state; False when it was no news."""
         metadata: dict[str, Any] = obj["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         self.see(version(obj))
-        old = self.get(namespace, name)
-        known = max(self._deleted.get(metadata["uid"], 0), self._known(old) if old is not None else 0)
+        held = self._held(obj)
+        known = max(self._deleted.get(metadata["uid"], 0), self._known(held) if held is not None else 0)
         if version(obj) <= known:
             return False
-        if old is not None:
-            self._former.discard(old["metadata"]["uid"])
-        obj = _compact(self._transform(obj))
+        old = None if held is None else self._read(held, (namespace, name))
+        if held is not None:
+            self._former.discard(held.uid)
+            if held.uid != metadata["uid"]:
+                self._bury(held.uid, held.version)
+        self._unpacked.pop((namespace, name), None)
+        obj = compact(self._transform(obj))
         obj["metadata"].pop("managedFields", None)
-        if old is not None and old["metadata"]["uid"] != metadata["uid"]:
-            self._bury(old, version(old))
-        self._objects.setdefault(namespace, {})[name] = obj
-        self._index(old, obj)
+        self._replace(namespace, name, obj, old)
         self._tell(old, obj)
         return True
 
@@ -144,16 +207,18 @@ class ObjectStore:
             at: the resource version at which it was gone; absent: that of `obj`.
         """
         metadata = obj["metadata"]
-        namespace, name = metadata.get("namespace", ""), metadata["name"]
-        self._bury(obj, version(obj) if at is None else at)
+        self._bury(metadata["uid"], version(obj) if at is None else at)
         self._former.discard(metadata["uid"])
-        old = self.get(namespace, name)
-        if old is None or old["metadata"]["uid"] != metadata["uid"]:
+        held = self._held(obj)
+        if held is None or held.uid != metadata["uid"]:
             return False
+        namespace, name = metadata.get("namespace", ""), metadata["name"]
+        old = self._read(held)
+        self._unpacked.pop((namespace, name), None)
         del self._objects[namespace][name]
         if not self._objects[namespace]:
             del self._objects[namespace]
-        self._index(old, None)
+        self._unindex(old)
         self._tell(old, None)
         return True
 
@@ -169,48 +234,72 @@ class ObjectStore:
             How many were gone.
         """
         gone = 0
-        known = list(self.names(namespace).values()) if namespace else list(self)
+        known = list(self._objects.get(namespace, NOTHING).values()) if namespace else list(self._all())
         listed_at = int(resource_version)
-        for obj in known:
-            if obj["metadata"]["uid"] not in uids and self._known(obj) <= listed_at:
-                gone += self.remove(obj, at=listed_at)
+        for held in known:
+            if held.uid not in uids and self._known(held) <= listed_at:
+                gone += self.remove(self._read(held), at=listed_at)
         return gone
 
-    def _known(self, held: Manifest) -> int:
-        """The version that another state has to be newer than."""
-        return 0 if held["metadata"]["uid"] in self._former else version(held)
+    def _all(self) -> Iterator[Held]:
+        for objects in list(self._objects.values()):
+            yield from list(objects.values())
 
-    def _bury(self, obj: Manifest, at: int) -> None:
+    def _held(self, obj: Manifest) -> Held | None:
+        """What is held under the object's name."""
+        metadata = obj["metadata"]
+        return self._objects.get(metadata.get("namespace", ""), NOTHING).get(metadata["name"])
+
+    def _read(self, held: Held, keep_as: Address | None = None) -> Manifest:
+        """The object; one that was unpacked is kept for a while where its address is given."""
+        if not isinstance(held.state, bytes):
+            return held.state
+        if keep_as is None:
+            return self._packer.unpack(held.state)
+        known = self._unpacked.get(keep_as)
+        if known is None or known[0] != held.version:
+            known = self._unpacked[keep_as] = (held.version, self._packer.unpack(held.state))
+            while len(self._unpacked) > UNPACKED:
+                self._unpacked.popitem(last=False)
+        return known[1]
+
+    def _known(self, held: Held) -> int:
+        """The version that another state has to be newer than."""
+        return 0 if held.uid in self._former else held.version
+
+    def _bury(self, uid: str, at: int) -> None:
         self.see(at)
-        self._deleted[obj["metadata"]["uid"]] = at
+        self._deleted[uid] = at
         while len(self._deleted) > TOMBSTONES:
             self._deleted.popitem(last=False)
 
-    def _index(self, old: Manifest | None, new: Manifest | None) -> None:
+    def _replace(self, namespace: str, name: str, obj: Manifest, old: Manifest | None) -> None:
+        is_settled = self._settled.is_settled(obj)
+        held = Held(
+            obj["metadata"]["uid"],
+            version(obj),
+            self._packer.pack(obj) if is_settled else obj,
+            sys.intern(self._settled.note(obj)) if is_settled else "",
+        )
+        self._objects.setdefault(namespace, {})[sys.intern(name)] = held
+        self._unindex(old)
+        for index, indexer in self._indexers.items():
+            for value in indexer(obj):
+                self._indexes[index].setdefault(value, {})[_address(obj)] = held
+
+    def _unindex(self, old: Manifest | None) -> None:
+        if old is None:
+            return
         for index, indexer in self._indexers.items():
             entries = self._indexes[index]
-            if old is not None:
-                key = _address(old)
-                for value in indexer(old):
-                    entries[value].pop(key, None)
-                    if not entries[value]:
-                        del entries[value]
-            if new is not None:
-                for value in indexer(new):
-                    entries.setdefault(value, {})[_address(new)] = new
+            for value in indexer(old):
+                entries[value].pop(_address(old), None)
+                if not entries[value]:
+                    del entries[value]
 
     def _tell(self, old: Manifest | None, new: Manifest | None) -> None:
         for listener in self._listeners:
             listener(old, new)
-
-
-def _compact(value: Any) -> Any:
-    """A copy whose strings are shared with all other objects: names of fields, uids, times."""
-    if isinstance(value, dict):
-        return {sys.intern(key): _compact(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_compact(inner) for inner in value]
-    return sys.intern(value) if isinstance(value, str) and len(value) <= SHARED else value
 
 
 def _address(obj: Manifest) -> str:

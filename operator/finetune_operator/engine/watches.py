@@ -42,6 +42,7 @@ class Watches:
         self._answers: dict[str, float] = {}
         self._unsynced: dict[str, set[str]] = {}
         self._forbidden: set[str] = set()
+        self._left_out: tuple[str, ...] | None = None
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[str], None]] = []
 
@@ -53,6 +54,7 @@ class Watches:
         """There is such a watch; until its first list is complete its namespace is not."""
         self._beats.setdefault(name, self._clock())
         self._unsynced.setdefault(_namespace(name), set()).add(name)
+        self._left_out = None
 
     def synced(self, name: str) -> None:
         """A list is complete."""
@@ -62,6 +64,7 @@ class Watches:
             return
         namespace = _namespace(name)
         self._unsynced[namespace].discard(name)
+        self._left_out = None
         self._changed.set()
         for each in self._namespaces() if namespace == EVERYWHERE else (namespace,):
             if self.complete(each):
@@ -102,8 +105,10 @@ class Watches:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Namespaces that are not complete."""
-        return tuple(each for each in self._namespaces() if each and not self.complete(each))
+        """Namespaces that are not complete; every pass asks."""
+        if self._left_out is None:
+            self._left_out = tuple(each for each in self._namespaces() if each and not self.complete(each))
+        return self._left_out
 
     @property
     def waiting_for(self) -> tuple[str, ...]:

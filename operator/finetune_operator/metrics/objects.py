@@ -21,10 +21,11 @@ class ObjectStateCollector(Collector):
     """What the active process knows of our objects; another says nothing, so that sums over all are right.
 
     Args:
-        kinds: all objects by kind.
+        kinds: the objects by kind, without settled runs.
         active: whether this process is the active one.
         pods: those of the run with this uid.
         since_progress: seconds since the run with this uid last reported another step, or None.
+        settled: how many settled runs there are by namespace and phase.
         clock: Unix time.
     """
 
@@ -34,9 +35,12 @@ class ObjectStateCollector(Collector):
         active: Callable[[], bool],
         pods: Callable[[str], Iterable[Manifest]],
         since_progress: Callable[[str], float | None],
+        *,
+        settled: Callable[[], Mapping[tuple[str, str], int]] = dict,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._kinds = kinds
+        self._settled = settled
         self._active = active
         self._pods = pods
         self._since_progress = since_progress
@@ -48,7 +52,7 @@ class ObjectStateCollector(Collector):
             list(self._kinds[kind]) if active else []
             for kind in ("FineTuneJob", "Dataset", "InferenceDeployment")
         )
-        yield _phases(jobs)
+        yield _phases(jobs, self._settled() if active else {})
         yield _blocked((*jobs, *datasets))
         running = [job for job in jobs if _is_running(job)]
         faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
@@ -109,8 +113,9 @@ class ObjectStateCollector(Collector):
         return max(moments)
 
 
-def _phases(jobs: Iterable[Manifest]) -> Metric:
+def _phases(jobs: Iterable[Manifest], settled: Mapping[tuple[str, str], int]) -> Metric:
     phases = Tally((job["metadata"]["namespace"], _status(job).get("phase") or "Pending") for job in jobs)
+    phases.update(settled)
     count = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase.", labels=("namespace", "phase"))
     for labels, number in sorted(phases.items()):
         count.add_metric(labels, number)
@@ -160,6 +165,11 @@ def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
         "1 while a model that it follows has no checkpoint that it may serve.",
         labels=names,
     )
+    outdated = GaugeMetricFamily(
+        "finetune_endpoint_image_outdated",
+        "1 while it serves with an image older than the security floor of the operator's chart.",
+        labels=names,
+    )
     for endpoint in endpoints:
         labels, spec, status = _names(endpoint), endpoint["spec"], _status(endpoint)
         models.add_metric(labels, len(spec["models"]))
@@ -168,7 +178,8 @@ def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
         ready.add_metric(labels, status.get("readyReplicas", 0))
         reason = _reason(status, ConditionType.RECONCILING)
         waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
-    yield from (models, served, replicas, ready, waiting)
+        outdated.add_metric(labels, float(_is_false(status, ConditionType.IMAGE_CURRENT)))
+    yield from (models, served, replicas, ready, waiting, outdated)
 
 
 def _names(obj: Manifest) -> tuple[str, str]:
@@ -190,6 +201,10 @@ def _reason(status: dict[str, Any], type_: str) -> str | None:
         ),
         None,
     )
+
+
+def _is_false(status: dict[str, Any], type_: str) -> bool:
+    return any(each["type"] == type_ and each["status"] == "False" for each in status.get("conditions", ()))
 
 
 def _is_running(job: Manifest) -> bool:

@@ -8,6 +8,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile import recordcleanup
+from finetune_operator.reconcile.indexes import address
 from finetune_operator.reconcile.lines import (
     champion,
     champion_name,
@@ -164,8 +165,9 @@ def _users(checkpoint: Checkpoint, world: World) -> tuple[str, ...]:
     return tuple(
         sorted(
             endpoint.name
-            for endpoint in world.inferencedeployments.values()
-            if any(model.checkpoint == checkpoint.name for model in endpoint.status.models)
+            for endpoint in world.endpoints_with(address(checkpoint.namespace, checkpoint.name))
+            if endpoint.namespace == checkpoint.namespace
+            and any(model.checkpoint == checkpoint.name for model in endpoint.status.models)
         )
     )
 

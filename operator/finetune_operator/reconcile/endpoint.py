@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
+from finetune_operator.api.meta import Condition
 from finetune_operator.build.labels import REVISION
-from finetune_operator.build.serving import build_replicas, endpoint_url
+from finetune_operator.build.serving import build_replicas, build_service, endpoint_url
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile.protection import protect
+from finetune_operator.reconcile.revisions import trouble_of
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import enter, shortened, status_manifest
+from finetune_operator.status.endpointhealth import availability, image_age, with_verdict
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 NAMES_SHOWN: Final = 200
@@ -29,12 +33,33 @@ class Observed:
         return self.world.services.get(self.endpoint.name)
 
     @property
-    def serving(self) -> str:
+    def points_at(self) -> str:
         """The revision that the Service points at, or nothing."""
         if self.service is None:
             return ""
         name: str = self.service["spec"].get("selector", {}).get(REVISION, "")
         return name
+
+    @property
+    def serving(self) -> str:
+        """The revision that serves, or nothing.
+
+        The Service says it. Where it is gone, or points at nothing that exists, it is the revision that it
+        pointed at before: what serves is not given up because somebody deleted or edited a Service.
+        """
+        before = self.endpoint.status.revision
+        if self.points_at not in self.world.deployments and before in self.world.deployments:
+            return before
+        return self.points_at
+
+    def pointing(self, revision: str) -> tuple[tuple[Create, ...], tuple[Apply, ...]]:
+        """What makes the Service point at this revision."""
+        if self.service is None:
+            return (Create(build_service(self.endpoint, revision)),), ()
+        if self.points_at == revision:
+            return (), ()
+        uid = self.service["metadata"]["uid"]
+        return (), (Apply(build_service(self.endpoint, revision, uid=uid)),)
 
     def scaling(self, *revisions: str) -> tuple[Apply, ...]:
         """What gives these revisions' Deployments the replicas that the spec asks for."""
@@ -54,8 +79,12 @@ class Observed:
         delete: tuple[Delete, ...] = (),
         events: tuple[Event, ...] = (),
         update: Mapping[str, Any] | None = None,
+        point_at: str = "",
     ) -> Plan:
-        """The plan with a status that says how things stand."""
+        """The plan with a status that says how things stand.
+
+        The Service points at the revision that serves after it, or at `point_at` where none does.
+        """
         endpoint, now = self.endpoint, self.world.now
         generation = endpoint.metadata.generation
         state = {
@@ -73,14 +102,6 @@ class Observed:
             "revision": self.serving,
             "selector": f"{REVISION}={self.serving}" if self.serving else "",
             "url": endpoint_url(endpoint),
-            "conditions": enter(
-                endpoint.status.conditions,
-                state,  # type: ignore[arg-type]  # one of the four states
-                halt.reason,
-                halt.message,
-                generation=generation,
-                now=now,
-            ),
             "display": EndpointDisplay(
                 models=shortened(",".join(model.name for model in endpoint.spec.models), NAMES_SHOWN),
                 ready=f"{ready}/{endpoint.spec.replicas}",
@@ -90,8 +111,37 @@ class Observed:
         if isinstance(halt, Blocked | Failed):
             events = (*events, Event("Warning", _event_reason(halt), halt.message))
         requeue = halt.requeue_after if isinstance(halt, Working | Blocked) else None
+        conditions = enter(
+            endpoint.status.conditions,
+            state,  # type: ignore[arg-type]  # one of the four states
+            halt.reason,
+            halt.message,
+            generation=generation,
+            now=now,
+        )
+        values["conditions"] = self._with_health(conditions, values["revision"])
         status = status_manifest(endpoint.status.model_copy(update=values))
+        revision = values["revision"] or point_at
+        if revision:
+            made, moved = self.pointing(revision)
+            create, apply = (*made, *create), (*moved, *apply)
+        protection = protect(endpoint, self.world, values["revision"])
+        apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
         return Plan(create, apply, delete, status, events, requeue)
+
+    def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
+        """With what holds whatever state the endpoint is in; `revision` is the one that serves."""
+        world, generation = self.world, self.endpoint.metadata.generation
+        deployment = world.deployments.get(revision)
+        trouble = trouble_of(revision, world.pods, world.now)
+        floor = world.facts.trainer_image_floor
+        verdicts = {
+            ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),
+            ConditionType.IMAGE_CURRENT: image_age(deployment, floor) if floor and deployment else None,
+        }
+        for type_, verdict in verdicts.items():
+            conditions = with_verdict(conditions, type_, verdict, generation=generation, now=world.now)
+        return conditions
 
 
 def _event_reason(halt: Blocked | Failed) -> EventReason:

@@ -43,10 +43,13 @@ def _judge(gate: Gate, scores: tuple[Score, ...]) -> GateResult:
         if other is None:
             return _result(gate, "Undecided", [*said, f"{gate.metric} of {gate.over} was not measured"])
         gain = other.value - tuned.value if gate.metric in LOWER_IS_BETTER else tuned.value - other.value
-        reached = gain >= gate.min_gain - TOLERANCE
+        # "No worse" is a negative minGain; 0 must not promote a model that learned nothing.
+        strict = gate.min_gain == 0
+        reached = gain > TOLERANCE if strict else gain >= gate.min_gain - TOLERANCE
+        over, under = (">", "≤") if strict else ("≥", "<")
         said.append(
             f"{gate.metric} gain {gain:.4g} over {gate.over} ({other.value:.4g} → {tuned.value:.4g})"
-            f" {'≥' if reached else '<'} {gate.min_gain:.4g}"
+            f" {over if reached else under} {gate.min_gain:.4g}"
         )
         passed = passed and reached
     return _result(gate, "Passed" if passed else "Failed", said)

@@ -1,10 +1,176 @@
 """Model lines: which Checkpoint a line's followers should serve."""
 
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.build.labels import RECORDED_AT
-from finetune_operator.reconcile.world import CheckpointIndex
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is known of a Checkpoint without reading it."""
+
+    uid: str
+    run: str
+    model: str
+    promoted_at: datetime | None
+    may_lead: bool
+    is_approved: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "_Entry":
+        return cls(
+            uid=checkpoint.uid,
+            run=checkpoint.spec.lineage.job.uid,
+            model=checkpoint.spec.model,
+            promoted_at=checkpoint.status.promoted_at,
+            may_lead=not (is_rejected(checkpoint) or _is_going(checkpoint)),
+            is_approved=is_approved(checkpoint),
+        )
+
+
+class CheckpointIndex:
+    """The Checkpoints of one namespace by name, by run and by model line; kept up to date one by one.
+
+    What a line is asked for, its champion and its latest promotion, costs the same however long the line is.
+
+    Args:
+        checkpoints: to begin with.
+        load: reads a Checkpoint of the index by its name; absent: the index holds them itself.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Iterable[Checkpoint] = (),
+        load: Callable[[str], Checkpoint | None] | None = None,
+    ) -> None:
+        self._held: dict[str, Checkpoint] | None = {} if load is None else None
+        self._load = self._held.get if self._held is not None else load
+        self._entries: dict[str, _Entry] = {}
+        self._by_run: dict[str, tuple[str, ...]] = {}
+        self._lines: dict[str, _Line] = {}
+        for checkpoint in checkpoints:
+            self.put(checkpoint)
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        self.remove(checkpoint.name)
+        if self._held is not None:
+            self._held[checkpoint.name] = checkpoint
+        entry = self._entries[checkpoint.name] = _Entry.of(checkpoint)
+        self._by_run[entry.run] = (*self._by_run.get(entry.run, ()), checkpoint.name)
+        self._lines.setdefault(entry.model, _Line()).add(checkpoint.name, entry)
+
+    def remove(self, name: str) -> None:
+        old = self._entries.pop(name, None)
+        if old is None:
+            return
+        if self._held is not None:
+            del self._held[name]
+        others = tuple(each for each in self._by_run[old.run] if each != name)
+        if others:
+            self._by_run[old.run] = others
+        else:
+            del self._by_run[old.run]
+        self._lines[old.model].discard(name, old)
+        if self._lines[old.model].is_empty:
+            del self._lines[old.model]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._entries
+
+    def get(self, name: str) -> Checkpoint | None:
+        if self._load is None or name not in self._entries:
+            return None
+        return self._load(name)
+
+    def of_run(self, uid: str) -> tuple[Checkpoint, ...]:
+        """Checkpoints that the FineTuneJob with this uid made."""
+        return self._all(self._by_run.get(uid, ()))
+
+    def of_model(self, model: str) -> tuple[Checkpoint, ...]:
+        """Checkpoints of this model line; reads all of them."""
+        return self._all(self._lines.get(model, ()))
+
+    def model_of(self, name: str) -> str | None:
+        """The model line of the Checkpoint of this name."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.model
+
+    def champion(self, model: str) -> Checkpoint | None:
+        """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected or deleted."""
+        identity = self.champion_identity(model)
+        return None if identity is None else self.get(identity[0])
+
+    def champion_identity(self, model: str) -> tuple[str, str] | None:
+        """Name and uid of the line's champion."""
+        line = self._lines.get(model)
+        name = None if line is None else line.champion
+        return None if name is None else (name, self._entries[name].uid)
+
+    def last_promotion(self, model: str) -> datetime | None:
+        """The newest `status.promotedAt` of the line, whatever became of the Checkpoint since."""
+        line = self._lines.get(model)
+        return None if line is None else line.last_promotion
+
+    def approved(self, model: str) -> tuple[str, ...]:
+        """Names of the line's Checkpoints that a person has approved and that are not promoted."""
+        line = self._lines.get(model)
+        return () if line is None else tuple(line.approved)
+
+    def _all(self, names: Iterable[str]) -> tuple[Checkpoint, ...]:
+        return tuple(checkpoint for name in names if (checkpoint := self.get(name)) is not None)
+
+
+class _Line:
+    """The names of one line, and its promotions in order."""
+
+    __slots__ = ("_eligible", "_names", "_promoted", "approved")
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self._promoted: list[tuple[datetime, str]] = []
+        self._eligible: list[tuple[datetime, str]] = []
+        self.approved: dict[str, None] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._names
+
+    @property
+    def champion(self) -> str | None:
+        return self._eligible[-1][1] if self._eligible else None
+
+    @property
+    def last_promotion(self) -> datetime | None:
+        return self._promoted[-1][0] if self._promoted else None
+
+    def add(self, name: str, entry: _Entry) -> None:
+        self._names[name] = None
+        if entry.promoted_at is None:
+            if entry.is_approved:
+                self.approved[name] = None
+            return
+        insort(self._promoted, (entry.promoted_at, name))
+        if entry.may_lead:
+            insort(self._eligible, (entry.promoted_at, name))
+
+    def discard(self, name: str, entry: _Entry) -> None:
+        del self._names[name]
+        self.approved.pop(name, None)
+        if entry.promoted_at is None:
+            return
+        promotion = (entry.promoted_at, name)
+        for entries in (self._promoted, self._eligible):
+            place = bisect_left(entries, promotion)
+            if entries[place : place + 1] == [promotion]:
+                del entries[place]
 
 
 def is_rejected(checkpoint: Checkpoint) -> bool:
@@ -25,22 +191,13 @@ def standing(index: CheckpointIndex, name: str) -> Checkpoint | None:
 
 def champion(index: CheckpointIndex, model: str) -> Checkpoint | None:
     """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected or deleted."""
-    best: Checkpoint | None = None
-    best_key: tuple[datetime, str] | None = None
-    for checkpoint in index.of_model(model):
-        promoted_at = checkpoint.status.promoted_at
-        if promoted_at is None or is_rejected(checkpoint) or _is_going(checkpoint):
-            continue
-        key = (promoted_at, checkpoint.name)
-        if best_key is None or key > best_key:
-            best, best_key = checkpoint, key
-    return best
+    return index.champion(model)
 
 
 def champion_name(index: CheckpointIndex, model: str) -> str | None:
     """The champion's name, or None where the line has no champion."""
-    current = champion(index, model)
-    return None if current is None else current.name
+    identity = index.champion_identity(model)
+    return None if identity is None else identity[0]
 
 
 def is_older(checkpoint: Checkpoint, than: Checkpoint) -> bool:
@@ -51,8 +208,8 @@ def is_older(checkpoint: Checkpoint, than: Checkpoint) -> bool:
 
 def promotion_time(index: CheckpointIndex, model: str, now: datetime) -> datetime:
     """A time for `promotedAt` that is newer than every other of the line, also where clocks disagree."""
-    times = [c.status.promoted_at for c in index.of_model(model) if c.status.promoted_at is not None]
-    return max([now, *(time + timedelta(milliseconds=1) for time in times)])
+    last = index.last_promotion(model)
+    return now if last is None else max(now, last + timedelta(milliseconds=1))
 
 
 def _recorded_at(checkpoint: Checkpoint) -> datetime | None:

@@ -11,6 +11,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.labels import FINALIZER, OWNER_KIND
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.indexes import address
 from finetune_operator.reconcile.lines import is_rejected
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, is_finished
@@ -45,13 +46,21 @@ def _others(resource: Owner | Record) -> list[str]:
 
 
 def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
-    """The end of an owner that is being deleted: its records go too, but for those that somebody counts on.
-
-    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
-    """
+    """The end of an owner that is being deleted: its records go too, but for those that are needed."""
     if not is_held(owner):
         return Plan()
     draft = Draft(world)
+    delete_records(draft, records, is_last=True)
+    return draft.plan(None, metadata=released(owner))
+
+
+def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) -> None:
+    """Delete the records of an owner that is being deleted, but for those that somebody counts on.
+
+    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
+    What stays is reported in the owner's last pass, and with what goes.
+    """
+    world = draft.world
     going, staying = [], []
     for record in () if world.namespace_terminating else records:
         reason = _why_it_stays(record, world)
@@ -60,11 +69,10 @@ def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
         elif record.metadata.deletion_timestamp is None:
             draft.remove(_seen(record), "Background")
             going.append(record.name)
-    if going or staying:
+    if going or (staying and is_last):
         draft.event(
             EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
         )
-    return draft.plan(None, metadata=released(owner))
 
 
 def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:
@@ -88,26 +96,32 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
 
     A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count.
     """
-    runs = [
+    here = address(record.namespace, record.name)
+    runs = {
         f"FineTuneJob {job.name}"
-        for job in world.finetunejobs.values()
-        if job.metadata.deletion_timestamp is None and not is_finished(job) and _reads(job, record)
-    ]
+        for job in world.runs_with(here)
+        if job.namespace == record.namespace
+        and job.metadata.deletion_timestamp is None
+        and not is_finished(job)
+        and _reads(job, record)
+    }
     if isinstance(record, DatasetVersion):
         return tuple(sorted(runs))
-    endpoints = [
+    candidates = (*world.endpoints_with(here), *world.endpoints_with(record.spec.digest))
+    endpoints = {
         f"InferenceDeployment {endpoint.name}"
-        for endpoint in world.inferencedeployments.values()
-        if _holds(endpoint, record.spec.digest) or _pins(endpoint, record.name)
-    ]
-    elsewhere = [
+        for endpoint in candidates
+        if endpoint.namespace == record.namespace
+        and (_holds(endpoint, record.spec.digest) or _pins(endpoint, record.name))
+    }
+    elsewhere = {
         f"InferenceDeployment {endpoint.namespace}/{endpoint.name}"
-        for endpoint in world.endpoints_everywhere
+        for endpoint in candidates
         if endpoint.namespace != record.namespace
         and not record.spec.uri.startswith("pvc://")
         and _holds(endpoint, record.spec.digest)
-    ]
-    return tuple(sorted([*endpoints, *elsewhere, *runs]))
+    }
+    return tuple(sorted(endpoints | elsewhere | runs))
 
 
 def _holds(endpoint: InferenceDeployment, digest: str) -> bool:
@@ -129,7 +143,7 @@ def readers_of(record: Record, world: World) -> tuple[str, ...]:
     """Runs that have not ended and have this content from another record, which may be on its way out too."""
     return tuple(
         f"FineTuneJob {job.name if job.namespace == record.namespace else f'{job.namespace}/{job.name}'}"
-        for job in world.runs_everywhere
+        for job in world.runs_with(record.spec.digest)
         if job.metadata.deletion_timestamp is None
         and not is_finished(job)
         and (job.namespace == record.namespace or not (job.status.resolved.store or "").startswith("pvc://"))

@@ -7,7 +7,7 @@ from finetune_operator.api.dataset import StoreReference
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract import CONTRACT_VERSION
+from finetune_trainer.contract import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
 
 NAMED_AT_MOST: Final = 8
 
@@ -57,13 +57,34 @@ def resolve_profile(name: str | None, field: str, namespace: str, world: World) 
             f"ComputeProfile {name} may not be used in namespace {namespace}: ask the platform team to add it"
             f" to the profile's spec.allowedNamespaces, or name another{_names(world, namespace)}",
         )
-    if profile.spec.trainer_contract != CONTRACT_VERSION:
-        return Blocked(
-            Reason.PROFILE_INVALID,
-            f"ComputeProfile {name} has trainerContract {profile.spec.trainer_contract}, this operator speaks"
-            f" {CONTRACT_VERSION}: use a trainer image of this release and set trainerContract accordingly",
-        )
     return profile
+
+
+def check_trainer(profile: ComputeProfile) -> Blocked | None:
+    """Whether this operator and the profile's own trainer image understand each other."""
+    spec = profile.spec
+    if spec.images.trainer is None or spec.trainer_contract in CONTRACT_VERSIONS:
+        return None
+    return Blocked(
+        Reason.PROFILE_INVALID,
+        f"ComputeProfile {profile.name} has trainerContract {spec.trainer_contract}, this operator speaks"
+        f" {' and '.join(map(str, CONTRACT_VERSIONS))}: use a trainer image of this release and set"
+        " trainerContract accordingly",
+    )
+
+
+def check_config(config: Contract, profile: ComputeProfile | None) -> Blocked | None:
+    """Whether the trainer's version of the contract has every setting that its pod must not run without."""
+    unsent = config.unsent()
+    if not unsent:
+        return None
+    where = f"ComputeProfile {profile.name}" if profile is not None else "the default ComputeProfile"
+    return Blocked(
+        Reason.PROFILE_INVALID,
+        f"the trainer image does not know {', '.join(unsent)}, which this object sets: give {where} a trainer"
+        f" image of this release with trainerContract {CONTRACT_VERSION}, or leave the setting out; a run"
+        " that has begun keeps its image, so make a new one",
+    )
 
 
 def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked | None:

@@ -1,152 +1,189 @@
-"""Which objects to look at again when another one has changed."""
+"""Which objects to look at again when another one has changed, at the cost of those that are found."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.build.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.indexes import (
+    BY_CONTENT,
+    BY_DATASET,
+    BY_LINE,
+    BY_PARENT,
+    BY_PROFILE,
+    BY_STATE,
+    DEFAULT_PROFILE,
+    QUEUED,
+    UNSETTLED,
+    address,
+    contents,
+    is_rolling,
+    namespace_of,
+)
+from finetune_operator.reconcile.lines import CheckpointIndex, champion_name
 from finetune_operator.reconcile.ownership import waits_for_users
-from finetune_operator.reconcile.world import CheckpointIndex
-from finetune_operator.status.conditions import find, is_finished, is_settled
-from finetune_operator.status.reasons import ConditionType, Reason
 
 
 class Lookup(Protocol):
-    """Listings from the controller's caches; a namespace of None means all namespaces."""
+    """What the controller's caches hold, by the indexes of `reconcile.indexes`."""
 
-    def finetunejobs(self, namespace: str | None) -> Iterable[FineTuneJob]: ...
-
-    def datasets(self, namespace: str | None) -> Iterable[Dataset]: ...
-
-    def inferencedeployments(self, namespace: str | None) -> Iterable[InferenceDeployment]: ...
-
-    def computeprofiles(self) -> Iterable[ComputeProfile]: ...
+    def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]: ...
 
     def checkpoints(self, namespace: str) -> CheckpointIndex: ...
 
-    def going_checkpoints(self) -> Iterable[Checkpoint]:
-        """Those of all namespaces that are being deleted."""
+    def computeprofiles(self) -> Iterable[ComputeProfile]: ...
+
+    def records_of(self, content: str) -> Iterable[Checkpoint | DatasetVersion]:
+        """Records of all namespaces by digest, or the one by `address`."""
 
 
-def related(kind: str, manifest: Manifest, lookup: Lookup) -> frozenset[Key]:
+class Change:
+    """Two states of an object, of which one is missing where it was created or deleted."""
+
+    def __init__(self, old: Manifest | None, new: Manifest | None) -> None:
+        known = new or old
+        if known is None:
+            raise ValueError("a change needs at least one state of the object")
+        self.old = old
+        self.new = new
+        self.known: Manifest = known
+        """The object as it is, or as it last was when it has been deleted."""
+        self.namespace = namespace_of(known)
+        self.name: str = known["metadata"]["name"]
+        self.states = tuple(state for state in (old, new) if state is not None)
+
+
+def related(kind: str, old: Manifest | None, new: Manifest | None, lookup: Lookup) -> frozenset[Key]:
     """Keys of the objects whose state may depend on this one, itself left out.
 
     `kind` is one of ours or that of a child (Job, Pod, Deployment, Service, NetworkPolicy,
-    PodDisruptionBudget); `manifest` is the object as it is now, or as it last was when it has been deleted.
+    PodDisruptionBudget).
+
+    Raises:
+        ValueError: there is neither an old nor a new state.
     """
-    return frozenset(RELATIONS.get(kind, _owner)(manifest, lookup))
+    change = Change(old, new)
+    return frozenset(RELATIONS.get(kind, _owner)(change, lookup))
 
 
-def _namespace(manifest: Manifest) -> str:
-    namespace: str = manifest["metadata"].get("namespace", "")
-    return namespace
+def concerned_by_champion(namespace: str, model: str, lookup: Lookup) -> frozenset[Key]:
+    """Keys of what may act on another champion of a model line: its followers, the runs that have not ended
+    with the Checkpoints that they wait for, and what a person has approved."""
+    line, index = address(namespace, model), lookup.checkpoints(namespace)
+    keys = {_key(endpoint) for endpoint in lookup.indexed("InferenceDeployment", BY_LINE, line)}
+    for job in lookup.indexed("FineTuneJob", BY_LINE, line):
+        keys.add(_key(job))
+        made = index.of_run(job["metadata"]["uid"])
+        keys |= {_record_key(each) for each in made if each.status.promoted_at is None}
+    return frozenset(keys | {Key("Checkpoint", namespace, name) for name in index.approved(model)})
 
 
-def _owner(manifest: Manifest, _: Lookup) -> Iterator[Key]:
-    labels = manifest["metadata"].get("labels", {})
+def _key(manifest: Manifest) -> Key:
+    return Key(manifest["kind"], namespace_of(manifest), manifest["metadata"]["name"])
+
+
+def _record_key(record: Checkpoint | DatasetVersion) -> Key:
+    return Key(record.kind, record.namespace, record.name)
+
+
+def _owner(change: Change, _: Lookup) -> Iterator[Key]:
+    labels = change.known["metadata"].get("labels", {})
     kind, name = labels.get(OWNER_KIND), labels.get(OWNER_NAME)
     if kind in KINDS_BY_NAME and name:
-        yield Key(kind, _namespace(manifest), name)
+        yield Key(kind, change.namespace, name)
 
 
-def _of_finetunejob(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
-    namespace = _namespace(manifest)
-    for checkpoint in lookup.checkpoints(namespace).of_run(manifest["metadata"]["uid"]):
-        yield Key("Checkpoint", namespace, checkpoint.name)
-    # What it continues from may wait for its end to be removed.
-    parent = lookup.checkpoints(namespace).get(manifest["spec"]["baseModel"].get("checkpoint", ""))
-    if parent is not None and waits_for_users(parent):
-        yield Key("Checkpoint", namespace, parent.name)
+def _released(change: Change, lookup: Lookup) -> Iterator[Key]:
+    """Records that are being deleted and may have waited for this object to need them no longer."""
+    before = contents(change.old) if change.old is not None else frozenset()
+    after = contents(change.new) if change.new is not None else frozenset()
+    for content in before - after:
+        yield from (_record_key(each) for each in lookup.records_of(content) if waits_for_users(each))
+
+
+def _of_finetunejob(change: Change, lookup: Lookup) -> Iterator[Key]:
+    for checkpoint in lookup.checkpoints(change.namespace).of_run(change.known["metadata"]["uid"]):
+        yield _record_key(checkpoint)
+    yield from _released(change, lookup)
 
 
 def _waiting_for_dataset(namespace: str, dataset: str, lookup: Lookup) -> Iterator[Key]:
-    for job in lookup.finetunejobs(namespace):
-        ref = job.spec.dataset.ref
-        if ref is not None and ref.name == dataset and not is_finished(job):
-            yield Key("FineTuneJob", namespace, job.name)
+    yield from map(_key, lookup.indexed("FineTuneJob", BY_DATASET, address(namespace, dataset)))
 
 
-def _of_dataset(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
-    namespace = _namespace(manifest)
-    yield from _waiting_for_dataset(namespace, manifest["metadata"]["name"], lookup)
-    latest = manifest.get("status", {}).get("latestVersion")
+def _of_dataset(change: Change, lookup: Lookup) -> Iterator[Key]:
+    yield from _waiting_for_dataset(change.namespace, change.name, lookup)
+    latest = (change.known.get("status") or {}).get("latestVersion")
     if latest:
-        yield Key("DatasetVersion", namespace, latest)
+        yield Key("DatasetVersion", change.namespace, latest)
 
 
-def _of_datasetversion(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
-    namespace = _namespace(manifest)
-    yield from _waiting_for_dataset(namespace, manifest["spec"]["dataset"], lookup)
-    yield from _owner(manifest, lookup)
+def _of_datasetversion(change: Change, lookup: Lookup) -> Iterator[Key]:
+    yield from _waiting_for_dataset(change.namespace, change.known["spec"]["dataset"], lookup)
+    yield from _owner(change, lookup)
 
 
-def _of_checkpoint(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
-    namespace, name = _namespace(manifest), manifest["metadata"]["name"]
-    model = manifest["spec"]["model"]
-    yield Key("FineTuneJob", namespace, manifest["spec"]["lineage"]["job"]["name"])
-    for job in lookup.finetunejobs(namespace):
-        if job.spec.base_model.checkpoint == name and not is_finished(job):
-            yield Key("FineTuneJob", namespace, job.name)
-    for endpoint in lookup.inferencedeployments(namespace):
-        if any(
-            (served.follow is not None and served.follow.model == model)
-            or (served.pin is not None and served.pin.checkpoint == name)
-            for served in endpoint.spec.models
-        ):
-            yield Key("InferenceDeployment", namespace, endpoint.name)
-    for other in lookup.checkpoints(namespace).of_model(model):
-        # A new champion matters to those of the line that still wait for their promotion, and to their runs.
-        if other.name != name and other.status.promoted_at is None:
-            yield Key("Checkpoint", namespace, other.name)
-            yield Key("FineTuneJob", namespace, other.spec.lineage.job.name)
+def _of_checkpoint(change: Change, lookup: Lookup) -> Iterator[Key]:
+    """What depends on this very Checkpoint; another champion has relations of its own."""
+    spec, here = change.known["spec"], address(change.namespace, change.name)
+    yield Key("FineTuneJob", change.namespace, spec["lineage"]["job"]["name"])
+    yield from map(_key, lookup.indexed("FineTuneJob", BY_PARENT, here))
+    yield from map(_key, lookup.indexed("InferenceDeployment", BY_CONTENT, here))
+    if champion_name(lookup.checkpoints(change.namespace), spec["model"]) == change.name:
+        # Its scores and its approval decide whether it is served.
+        line = address(change.namespace, spec["model"])
+        yield from map(_key, lookup.indexed("InferenceDeployment", BY_LINE, line))
 
 
-def _of_inferencedeployment(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
-    namespace, name = _namespace(manifest), manifest["metadata"]["name"]
-    serves = {model.get("checkpoint") for model in manifest.get("status", {}).get("models", ())}
-    for checkpoint in lookup.checkpoints(namespace):
-        if checkpoint.name in serves or name in checkpoint.status.in_use_by:
-            yield Key("Checkpoint", namespace, checkpoint.name)
+def _of_inferencedeployment(change: Change, lookup: Lookup) -> Iterator[Key]:
+    index = lookup.checkpoints(change.namespace)
+    for state in change.states:
+        for model in (state.get("status") or {}).get("models", ()):
+            checkpoint = index.get(model.get("checkpoint") or "")
+            if checkpoint is not None:
+                yield _record_key(checkpoint)
     # What it no longer serves or pins may be removed now, whichever namespace has the record.
-    for checkpoint in lookup.going_checkpoints():
-        if waits_for_users(checkpoint):
-            yield Key("Checkpoint", checkpoint.namespace, checkpoint.name)
+    yield from _released(change, lookup)
     # One that has rolled out makes room for those that wait, wherever they are.
-    for other in lookup.inferencedeployments(None):
-        working = find(other.status.conditions, ConditionType.RECONCILING)
-        if working is not None and working.reason == Reason.QUEUED:
-            yield Key("InferenceDeployment", other.namespace, other.name)
+    was_rolling = change.old is not None and is_rolling(change.old)
+    if was_rolling and not (change.new is not None and is_rolling(change.new)):
+        waiting = map(_key, lookup.indexed("InferenceDeployment", BY_STATE, QUEUED))
+        yield from (key for key in waiting if key != _key(change.known))
 
 
-def _of_computeprofile(manifest: Manifest, lookup: Lookup) -> Iterator[Key]:
-    name = manifest["metadata"]["name"]
-    for profile in lookup.computeprofiles():
-        # Two defaults are a conflict of both.
-        if profile.is_default and profile.name != name:
-            yield Key("ComputeProfile", "", profile.name)
-    # Who names no profile depends on which one is the default: this one, or no longer this one.
-    concerned = (name, None)
-    for job in lookup.finetunejobs(None):
-        evaluation = job.spec.evaluation
-        judged_on = evaluation.profile if evaluation is not None else None
-        uses = job.spec.compute.profile in concerned or judged_on == name
-        if uses and not is_finished(job):
-            yield Key("FineTuneJob", job.namespace, job.name)
-    for dataset in lookup.datasets(None):
-        if not is_settled(dataset):
-            yield Key("Dataset", dataset.namespace, dataset.name)
-    for endpoint in lookup.inferencedeployments(None):
-        if endpoint.spec.compute.profile in concerned:
-            yield Key("InferenceDeployment", endpoint.namespace, endpoint.name)
+def _of_computeprofile(change: Change, lookup: Lookup) -> Iterator[Key]:
+    old, new = change.old, change.new
+    if old is not None and new is not None and _profile_text(old) == _profile_text(new):
+        # Its status is for people.
+        return
+    names = [change.name]
+    if any(map(_is_default, change.states)):
+        # Two defaults are a conflict of both, and who names no profile depends on which one is the default.
+        names.append(DEFAULT_PROFILE)
+        for profile in lookup.computeprofiles():
+            if profile.is_default and profile.name != change.name:
+                yield Key("ComputeProfile", "", profile.name)
+    for kind in ("FineTuneJob", "InferenceDeployment"):
+        for name in names:
+            yield from map(_key, lookup.indexed(kind, BY_PROFILE, name))
+    yield from map(_key, lookup.indexed("Dataset", BY_STATE, UNSETTLED))
 
 
-RELATIONS: Final[Mapping[str, Callable[[Manifest, Lookup], Iterator[Key]]]] = {
+def _profile_text(profile: Manifest) -> tuple[object, ...]:
+    metadata = profile["metadata"]
+    return profile.get("spec"), metadata.get("annotations"), metadata.get("labels")
+
+
+def _is_default(profile: Manifest) -> bool:
+    marks = (profile["metadata"].get(where) or {} for where in ("annotations", "labels"))
+    return any(mark.get(DEFAULT_PROFILE_LABEL) == "true" for mark in marks)
+
+
+RELATIONS: Final[Mapping[str, Callable[[Change, Lookup], Iterator[Key]]]] = {
     "FineTuneJob": _of_finetunejob,
     "Dataset": _of_dataset,
     "DatasetVersion": _of_datasetversion,

@@ -12,6 +12,8 @@ from finetune_trainer.contract import FailureReason, Stage, StageResult
 
 FIRST_SECONDS: Final = 60
 LAST_SECONDS: Final = 3600
+READ_ATTEMPTS: Final = 3
+"""Times that the result of a stage is read from the store in vain before the stage counts as failed."""
 JITTER: Final = 0.1
 """Fraction of the wait by which it may be shorter or longer, so that not all runs of a store come at once."""
 
@@ -33,18 +35,23 @@ class Retry:
 
     reason: str
     message: str
-    result: StageResult
+    result: StageResult | None
     status: RetryStatus
     halt: Working | Blocked
 
 
-def counted(before: RetryStatus | None, stage: Stage, failed_at: datetime) -> RetryStatus:
-    """The failures in a row with the one of this moment; seeing it twice counts it once."""
-    if before is None or before.stage != stage:
-        return RetryStatus(stage=stage, failures=1, last_failure_at=failed_at)
+def counted(
+    before: RetryStatus | None, stage: Stage, failed_at: datetime, *, reading: bool | None = None
+) -> RetryStatus:
+    """The failures in a row with the one of this moment; seeing it twice counts it once.
+
+    `reading`: of reading the stage's result, which are counted apart from those of the stage.
+    """
+    if before is None or (before.stage, before.reading) != (stage, reading):
+        return RetryStatus(stage=stage, failures=1, last_failure_at=failed_at, reading=reading)
     if before.last_failure_at >= failed_at:
         return before
-    return RetryStatus(stage=stage, failures=before.failures + 1, last_failure_at=failed_at)
+    return before.model_copy(update={"failures": before.failures + 1, "last_failure_at": failed_at})
 
 
 def due_at(status: RetryStatus, uid: str) -> datetime:

@@ -50,8 +50,12 @@ def failure_of(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime
 
 
 def spec_hash(endpoint: InferenceDeployment) -> str:
-    """Tells edits of an endpoint apart; scaling is none."""
-    spec = endpoint.spec.model_dump(mode="json", exclude={"replicas"})
+    """Tells edits of an endpoint apart that may mend a failed revision; scaling and protection may not.
+
+    A field that a later release added counts only where it is set, so that an upgrade is no edit.
+    """
+    dumped = endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy"})
+    spec = {name: value for name, value in dumped.items() if value is not None}
     return short_hash(json.dumps(spec, sort_keys=True), length=16)
 
 

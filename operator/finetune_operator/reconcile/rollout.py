@@ -1,8 +1,9 @@
 """One pass of an endpoint towards the revision it should serve.
 
-The Service's selector is the truth about what serves. A new revision comes up beside the old one; when it is
-ready the Service moves, and only then the old one goes. A revision that cannot start is recorded as failed
-and removed; what serves keeps serving.
+The Service's selector says what serves. A new revision comes up beside the old one; when it is ready the
+Service moves, and only then the old one goes. A revision that cannot start is recorded as failed and removed;
+what serves keeps serving. No revision goes live before a pod of it was ready: without replicas, what serves
+stays.
 """
 
 from collections.abc import Mapping
@@ -14,10 +15,9 @@ from finetune_operator.build.serviceaccount import build_runner_account
 from finetune_operator.build.serving import (
     Revision,
     build_deployment,
-    build_service,
     endpoint_url,
 )
-from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.endpoint import Observed
 from finetune_operator.reconcile.revisions import (
     RevisionState,
@@ -53,6 +53,8 @@ class Rollout:
         deployment = self.world.deployments.get(self.wanted.name)
         if self._has_failed():
             return self._keep_serving(deployment)
+        if self.endpoint.spec.replicas == 0 and not self._is_live():
+            return self._put_off()
         if deployment is None:
             return self._queue() if self._must_wait else self._start()
         if is_ready(deployment, self.endpoint.spec.replicas):
@@ -85,8 +87,6 @@ class Rollout:
             self.endpoint, self.wanted, facts.trainer_image, facts.image_pull_policy
         )
         creates = [Create(deployment)]
-        if self.observed.service is None:
-            creates.insert(0, Create(build_service(self.endpoint, self.wanted.name)))
         if RUNNER not in self.world.service_accounts:
             creates.insert(0, Create(build_runner_account(self.endpoint.namespace), same="Any"))
         self._mark(self.wanted.name, "RollingOut")
@@ -95,12 +95,23 @@ class Rollout:
             Working(Reason.ROLLING_OUT, f"{message} is starting"),
             create=tuple(creates),
             events=(Event("Normal", EventReason.ROLLOUT_STARTED, message),),
+            point_at=self.wanted.name,
         )
+
+    def _put_off(self) -> Plan:
+        """Without replicas nothing shows whether the revision can serve, so nothing of it is started."""
+        serving = self.observed.serving
+        until = f"; {serving} serves until then" if serving else ""
+        message = (
+            f"spec.replicas is 0: revision {self.wanted.name} ({self._described()}) starts with the first"
+            f" replica{until}"
+        )
+        return self._result(Done(Reason.SCALED_TO_ZERO, message), keep=(serving,))
 
     @property
     def _must_wait(self) -> bool:
         """A first revision never waits: nothing serves beside it."""
-        everywhere = self.world.endpoints_everywhere
+        everywhere = self.world.rolling_everywhere
         return not self._only_one and must_wait(self.endpoint, self.wanted.profile, everywhere)
 
     def _queue(self) -> Plan:
@@ -129,7 +140,9 @@ class Rollout:
         why = f": {trouble.message}" if trouble is not None else ""
         reason = trouble.reason if trouble is not None else Reason.SCALING
         message = f"{ready} of {self.endpoint.spec.replicas} replicas of {self.wanted.name} are ready{why}"
-        return self._result(Working(reason, message), keep=(self.wanted.name,))
+        hopeless = ready == 0 and trouble is not None and trouble.final
+        halt = Failed(reason, message) if hopeless else Working(reason, message)
+        return self._result(halt, keep=(self.wanted.name,))
 
     def _finish(self) -> Plan:
         entry = state_of(self.revisions, self.wanted.name)
@@ -151,15 +164,7 @@ class Rollout:
             "base_model_digest": self.wanted.base_digest,
             "models": self._served_models(),
         }
-        if self.observed.serving != self.wanted.name:
-            service = self.observed.service
-            if service is None:
-                create = (Create(build_service(self.endpoint, self.wanted.name)),)
-                return self._result(self._verdict(), create=create, events=events, update=update)
-            uid = service["metadata"]["uid"]
-            apply = (Apply(build_service(self.endpoint, self.wanted.name, uid=uid)),)
-            return self._result(self._verdict(), apply=apply, events=events, update=update)
-        return self._result(self._verdict(), events=events, update=update, keep=(self.wanted.name,))
+        return self._result(self._verdict(), events=events, update=update)
 
     def _fail(self, failure: str) -> Plan:
         self._mark(self.wanted.name, "Failed", Reason.ROLLOUT_FAILED, failure)
@@ -218,15 +223,15 @@ class Rollout:
         halt: Halt,
         *,
         create: tuple[Create, ...] = (),
-        apply: tuple[Apply, ...] = (),
         delete: tuple[Delete, ...] = (),
         events: tuple[Event, ...] = (),
         update: Mapping[str, Any] | None = None,
         keep: tuple[str, ...] = (),
+        point_at: str = "",
     ) -> Plan:
         """The plan, which also scales what serves and removes Deployments that nobody needs any more."""
         keep = keep or (self.wanted.name, self.observed.serving)
-        apply = (*apply, *self.observed.scaling(*keep))
+        apply = self.observed.scaling(*keep)
         for name, deployment in self.world.deployments.items():
             if name not in keep and not any(d.manifest is deployment for d in delete):
                 delete = (*delete, Delete(deployment, "Background"))
@@ -238,6 +243,7 @@ class Rollout:
             delete=delete,
             events=events,
             update={"revisions": self.revisions, **(update or {})},
+            point_at=point_at,
         )
 
     def _retire(self, name: str) -> None:

@@ -11,6 +11,14 @@ from finetune_operator.build.labels import STAGE
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile import retries
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.results import (
+    Expected,
+    is_foreign,
+    last_word,
+    pods_of,
+    result_of,
+    success,
+)
 from finetune_operator.reconcile.retries import PASSING, Retry
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.reconcile.world import World
@@ -59,6 +67,13 @@ class StageRequest:
     """Failures in a row so far, as the status counts them."""
     probe: Probe | None = None
     """Of a stage that needs devices."""
+    contract: int = 1
+    """Version of the contract that the stage's Jobs are known to be made in."""
+
+    @property
+    def expected(self) -> Expected:
+        """What its result must be of."""
+        return Expected(self.run, self.stage, self.contract)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +86,6 @@ class Broken:
 
 
 Outcome = StageResult | Working | Blocked | Failed | Retry | Broken
-
-
-def pods_of(job: Manifest, world: World) -> list[Manifest]:
-    """The Job's pods, newest first."""
-    uid = job["metadata"]["uid"]
-    pods = [
-        pod
-        for pod in world.pods.values()
-        if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
-    ]
-    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
 
 
 def has_ended(job: Manifest, how: str) -> bool:
@@ -136,17 +140,28 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
             waits = f"waiting for pod {left[0]['metadata']['name']} of a deleted {request.stage} Job to end"
             return until_ended(left, Reason.QUEUED, waits, world.now)
         return _start(draft, request)
+    if is_foreign(job, request.expected, world):
+        return _foreign(job)
     pods = pods_of(job, world)
     if "deletionTimestamp" in job["metadata"]:
         waits = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
         return until_ended(pods, Reason.QUEUED, waits, world.now)
     if has_ended(job, "Complete"):
-        result = _success(pods, request)
+        result = success(pods, job, request.expected)
         return result or _settling(job, "Complete", request, world.now) or _collect(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     _name_peers(draft, request)
     return _under_way(job, pods, request, world.now)
+
+
+def _foreign(job: Manifest) -> Blocked:
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    return Blocked(
+        Reason.NAME_CONFLICT,
+        f"Job {name} has the name and owner of a Job of this run, but the operator did not create it: see who"
+        f" did, and delete it: kubectl delete job {name} -n {namespace}; the operator then creates its own",
+    )
 
 
 def ended_at(job: Manifest, how: str) -> datetime:
@@ -181,27 +196,6 @@ def _name_peers(draft: Draft, request: StageRequest) -> None:
     draft.create += [Create(service) for service in missing]
 
 
-def _result(pod: Manifest, request: StageRequest) -> StageResult | None:
-    """What the pod left as its termination message, if that is a result of this very stage."""
-    message = container_state(pod).get("terminated", {}).get("message", "")
-    result = StageResult.parse(message) if message else None
-    if result is not None and (result.run, result.stage) == (request.run, request.stage):
-        return result
-    return None
-
-
-def _success(pods: list[Manifest], request: StageRequest) -> StageResult | None:
-    """Of a Job that completed, what the pod that succeeded says; an earlier one may have failed."""
-    results = (_result(pod, request) for pod in pods)
-    return next((result for result in results if result and result.outcome == "Succeeded"), None)
-
-
-def _last_word(pods: list[Manifest], request: StageRequest) -> StageResult | None:
-    """What the pod says whose end decides; an earlier one may have failed for another reason."""
-    pod = podfailures.decisive(pods)
-    return None if pod is None else _result(pod, request)
-
-
 def _collect(draft: Draft, request: StageRequest) -> Outcome:
     """The result from the store, by a small Job, because the pod that had it is gone."""
     job = draft.world.jobs.get(request.collect_name)
@@ -211,12 +205,14 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
         if isinstance(built, Blocked | Failed):
             return built
         draft.start_job(built)
+    elif is_foreign(job, request.expected, draft.world):
+        return _foreign(job)
     elif is_unfinished(job):
         return _collecting(job, pods_of(job, draft.world), reading, draft.world.now)
     else:
         how = "Complete" if has_ended(job, "Complete") else "Failed"
         pods = pods_of(job, draft.world)
-        result = _success(pods, request) or _last_word(pods, request)
+        result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
         if result is None:
             settling = _settling(job, how, request, draft.world.now)
             if settling is not None:
@@ -226,15 +222,44 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
         elif result.reason in PASSING:
             return _retry(draft, job, result, replace(request, probe=None))
         if result is not None or how == "Failed":
-            said = result.message if result else "its Job failed too"
-            return Broken(
-                Reason.RESULT_LOST,
-                f"{request.stage} completed, but its pod is gone and its result could not be read from the"
-                f" store: {said}",
-                None,
-            )
-        draft.remove(job)
+            return _lost(request, result.message if result else "its Job failed too")
+        return _unread(draft, job, pods, request)
     return Working(Reason.COLLECTING, reading)
+
+
+def _lost(request: StageRequest, why: str) -> Broken:
+    return Broken(
+        Reason.RESULT_LOST,
+        f"{request.stage} completed, but its pod is gone and its result could not be read from the store:"
+        f" {why}",
+        None,
+    )
+
+
+def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
+    """A collect Job completed, and what it read did not arrive: try again later, a few times."""
+    world = draft.world
+    status = retries.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
+    messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
+    said = next((message for message in messages if message), None)
+    why = (
+        f"the operator cannot read it (it begins {said[:60]!r}): check that the trainer image and the"
+        " operator are at most one release apart"
+        if said
+        else "the pods that read it were removed before the operator saw how they ended: check what deletes"
+        " finished pods in this namespace"
+    )
+    if status.failures >= retries.READ_ATTEMPTS:
+        return _lost(request, f"{status.failures} attempts; {why}")
+    due = retries.due_at(status, request.run)
+    if world.now >= due:
+        draft.remove(job)
+    left = max(1.0, (due - world.now).total_seconds())
+    message = (
+        f"the result of {request.stage} is not read yet: {why} (attempt {status.failures} of"
+        f" {retries.READ_ATTEMPTS}; next try at {due:%H:%M:%S} UTC)"
+    )
+    return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, left))
 
 
 def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
@@ -289,7 +314,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
             later = trouble.look_again if trouble is not None else look_again(pods, world.now)
             return replace(retry, halt=_checking(request, later))
         return replace(retry, halt=_waiting(trouble))
-    found = _success(pods, request) or _last_word(pods, request)
+    found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)
     if found is not None and found.outcome == "Succeeded":
         return found
     reads = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
@@ -302,7 +327,13 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     if found is None:
         settling = _settling(probe, "Failed", request, world.now)
         trouble = podfailures.failure(probe, pods)
-        found = retry.result.model_copy(update={"reason": str(trouble.reason), "message": trouble.message})
+        found = StageResult(
+            stage=request.stage,
+            run=request.run,
+            outcome="Failed",
+            reason=str(trouble.reason),
+            message=trouble.message,
+        )
         if settling is not None:
             return replace(retry, halt=_checking(request, settling.requeue_after))
     status = retries.counted(retry.status, request.stage, failed_at)
@@ -317,7 +348,7 @@ def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
         settling = _settling(job, "Failed", request, draft.world.now)
         if settling is not None:
             return settling
-    result = _last_word(pods, request)
+    result = last_word(pods, job, request.expected)
     if result is None or result.outcome != "Failed":
         trouble = podfailures.failure(job, pods)
         return Broken(trouble.reason, trouble.message, None)
@@ -367,7 +398,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
         return Working(Reason.QUEUED, f"{called(stage, pod)} {how}{saved}; the next one follows")
-    trouble = _result(pod, request) or podfailures.failure(job, (pod,))
+    trouble = result_of(pod, job, request.expected) or podfailures.failure(job, (pod,))
     if nodes_of(job) > 1:
         return Working(
             Reason.QUEUED,

@@ -12,8 +12,7 @@ from finetune_operator.api.inferencedeployment import (
 )
 from finetune_operator.build.locations import parse_store
 from finetune_operator.build.weights import Weights, short_digest
-from finetune_operator.reconcile.lines import champion, is_approved, is_rejected, standing
-from finetune_operator.reconcile.world import CheckpointIndex
+from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_approved, is_rejected, standing
 from finetune_operator.status.reasons import Reason
 
 

@@ -1,6 +1,6 @@
 """What a reconciler may look at besides its own object."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -11,6 +11,7 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_trainer.contract import Progress, ReportTarget, Stage
 
 
@@ -22,8 +23,12 @@ class OperatorFacts:
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
     report: ReportTarget | None = None
+    trainer_image_floor: str = ""
+    """Version below which a serving image is reported as too old; empty: none is."""
     monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
     """Labels of the namespaces whose pods may read the metrics of pods behind a NetworkPolicy; none: all."""
+    nonce_key: str = ""
+    """Random text of this process, from which each Job's nonce is made; empty: Jobs have none."""
     unlisted: tuple[str, ...] = ()
     """Watched namespaces that may not be listed: what is in them is not known."""
 
@@ -34,45 +39,6 @@ class RunProgress:
 
     stage: Stage
     progress: Progress
-
-
-class CheckpointIndex:
-    """The Checkpoints of one namespace by name, by run and by model line; kept up to date one by one."""
-
-    def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
-        self._by_name: dict[str, Checkpoint] = {}
-        self._by_run: dict[str, dict[str, Checkpoint]] = {}
-        self._by_model: dict[str, dict[str, Checkpoint]] = {}
-        for checkpoint in checkpoints:
-            self.put(checkpoint)
-
-    def put(self, checkpoint: Checkpoint) -> None:
-        self.remove(checkpoint.name)
-        self._by_name[checkpoint.name] = checkpoint
-        self._by_run.setdefault(checkpoint.spec.lineage.job.uid, {})[checkpoint.name] = checkpoint
-        self._by_model.setdefault(checkpoint.spec.model, {})[checkpoint.name] = checkpoint
-
-    def remove(self, name: str) -> None:
-        old = self._by_name.pop(name, None)
-        if old is not None:
-            for index, key in ((self._by_run, old.spec.lineage.job.uid), (self._by_model, old.spec.model)):
-                index[key].pop(name)
-                if not index[key]:
-                    del index[key]
-
-    def __iter__(self) -> Iterator[Checkpoint]:
-        return iter(tuple(self._by_name.values()))
-
-    def get(self, name: str) -> Checkpoint | None:
-        return self._by_name.get(name)
-
-    def of_run(self, uid: str) -> tuple[Checkpoint, ...]:
-        """Checkpoints that the FineTuneJob with this uid made."""
-        return tuple(self._by_run.get(uid, {}).values())
-
-    def of_model(self, model: str) -> tuple[Checkpoint, ...]:
-        """Checkpoints of this model line."""
-        return tuple(self._by_model.get(model, {}).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +68,12 @@ class World:
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     datasetversions: Mapping[str, DatasetVersion] = field(default_factory=dict)
     checkpoints: CheckpointIndex = field(default_factory=CheckpointIndex)
-    inferencedeployments: Mapping[str, InferenceDeployment] = field(default_factory=dict)
-    endpoints_everywhere: Sequence[InferenceDeployment] = ()
-    """The InferenceDeployments of all namespaces: for an endpoint, because profiles have no namespace, and
-    for what is being deleted, because weights in a bucket have none either."""
-    runs_everywhere: Sequence[FineTuneJob] = ()
-    """For a record that is being deleted: the FineTuneJobs of all namespaces."""
+    runs_with: Callable[[str], Iterable[FineTuneJob]] = lambda _: ()
+    """FineTuneJobs of all namespaces that may need a content (`indexes.contents`); too many do no harm."""
+    endpoints_with: Callable[[str], Iterable[InferenceDeployment]] = lambda _: ()
+    """InferenceDeployments, likewise: weights in a bucket have no namespace."""
+    rolling_everywhere: Iterable[InferenceDeployment] = ()
+    """InferenceDeployments of all namespaces with a revision that starts: profiles have no namespace."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()

@@ -87,7 +87,7 @@ class ReportServer:
 
     async def _accept(self, caller: Caller, request: web.Request) -> web.Response:
         try:
-            report = Report.model_validate_json(await request.read())
+            report = Report.parse(await request.read())
         except web.HTTPRequestEntityTooLarge:
             return _refusal(413, f"a report has at most {BODY_LIMIT} bytes")
         except ValidationError as error:

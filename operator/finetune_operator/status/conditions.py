@@ -49,14 +49,20 @@ def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
     return condition is not None and condition.status == "True"
 
 
-def is_finished(job: FineTuneJob) -> bool:
-    """Whether a run has ended, well or badly; a run that has ended never starts again.
+CONTINUES: Final = frozenset({Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED})
+"""Reasons of a run that is Stalled and continues all the same: when the foreign object is gone (an earlier
+release called that Stalled), with the release that implements what it uses, and when the limit is raised."""
 
-    A name conflict is no end: when the foreign object goes away, the run goes on.
-    """
-    stalled = find(job.status.conditions, ConditionType.STALLED)
-    failed = stalled is not None and stalled.status == "True" and stalled.reason != Reason.NAME_CONFLICT
-    return failed or is_true(job.status.conditions, ConditionType.READY)
+
+def is_finished(job: FineTuneJob) -> bool:
+    """Whether a run has ended, well or badly; a run that has ended never starts again."""
+    return any(ends_run(each.type, each.status, each.reason) for each in job.status.conditions)
+
+
+def ends_run(type_: str, status: str, reason: str) -> bool:
+    """Whether this condition of a FineTuneJob says that the run has ended."""
+    failed = type_ == ConditionType.STALLED and reason not in CONTINUES
+    return status == "True" and (failed or type_ == ConditionType.READY)
 
 
 def is_prepared(dataset: Dataset) -> bool:
@@ -73,10 +79,13 @@ def is_settled(dataset: Dataset) -> bool:
     status = dataset.status
     if status.observed_generation != dataset.metadata.generation:
         return False
-    stalled = find(status.conditions, ConditionType.STALLED)
-    passing = {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED}
-    failed = stalled is not None and stalled.status == "True" and stalled.reason not in passing
-    return failed or is_true(status.conditions, ConditionType.READY)
+    return any(ends_dataset(each.type, each.status, each.reason) for each in status.conditions)
+
+
+def ends_dataset(type_: str, status: str, reason: str) -> bool:
+    """Whether this condition of a Dataset says that its present generation is prepared, or cannot be."""
+    failed = type_ == ConditionType.STALLED and reason not in {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED}
+    return status == "True" and (failed or type_ == ConditionType.READY)
 
 
 def with_condition(

@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     PROMOTED = "Promoted"
     AVAILABLE = "Available"
     REFRESHED = "Refreshed"
+    IMAGE_CURRENT = "ImageCurrent"
     LABELS_READ = "LabelsRead"
 
 
@@ -44,6 +45,8 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     AVAILABLE = "Available"
     SERVING = "Serving"
+    SCALED_TO_ZERO = "ScaledToZero"
+    NOT_BELOW_FLOOR = "NotBelowSecurityFloor"
     PROMOTED = "Promoted"
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
@@ -76,6 +79,9 @@ class Reason(StrEnum):
     POD_NOT_STARTING = "PodNotStarting"
     POD_NOT_ENDING = "PodNotEnding"
     NODE_LOST = "NodeLost"
+    NO_REPLICA_READY = "NoReplicaReady"
+    BELOW_FLOOR = "BelowSecurityFloor"
+    VERSION_UNKNOWN = "VersionUnknown"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
     # ended badly
@@ -88,6 +94,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     EVICTED = "Evicted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    MAX_RUN_SECONDS_EXCEEDED = "MaxRunSecondsExceeded"
     RESULT_LOST = "ResultLost"
     ROLLOUT_FAILED = "RolloutFailed"
 

@@ -1,6 +1,9 @@
 """What the images promise: a base that can be pinned, a user that is not root, a size."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,37 @@ def test_an_image_within_its_budget_says_how_much_of_it_is_used() -> None:
 def test_an_image_beyond_its_budget_is_an_error_that_says_what_to_do(image: str) -> None:
     with pytest.raises(ImageError, match="or raise its budget in"):
         spent(image, BUDGETS[image] + 1)
+
+
+COMPILER_CHECK = ROOT / "trainer_image" / "compiler_check.py"
+
+
+def test_the_cuda_image_compiles_triton_s_driver_as_it_is_built() -> None:
+    """In the stage whose place the packages of the CPU variant take."""
+    stages = dict(
+        re.findall(
+            r"^FROM [^\n]* AS (\w+)\n(.*?)(?=^FROM|\Z)", DOCKERFILES[1].read_text(), re.MULTILINE | re.DOTALL
+        )
+    )
+
+    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", stages["dependencies"])
+    assert re.search(r"^RUN python3 \S*compiler_check\.py", stages["dependencies"], re.MULTILINE)
+    assert "gcc" not in stages["python"]
+
+
+def test_an_image_without_a_compiler_is_not_built() -> None:
+    checked = subprocess.run(
+        [sys.executable, COMPILER_CHECK],
+        env={"PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert checked.returncode != 0
+    assert "Failed to find C compiler" in checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler here")
+def test_with_a_compiler_triton_s_driver_is_built() -> None:
+    subprocess.run([sys.executable, COMPILER_CHECK], check=True)

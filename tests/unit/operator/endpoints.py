@@ -8,10 +8,15 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import reconcile
-from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, World
+from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.world import OperatorFacts, World
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
-FACTS = OperatorFacts(namespace="finetune-system", trainer_image="registry.example/trainer:1")
+FACTS = OperatorFacts(
+    namespace="finetune-system",
+    trainer_image="registry.example/trainer:1",
+    monitoring_namespace={"kubernetes.io/metadata.name": "monitoring"},
+)
 BASE = "sha256:" + "b" * 64
 
 
@@ -99,6 +104,8 @@ class Cluster:
         self.profiles = {"standard": profile()}
         self.deployments: dict[str, Manifest] = {}
         self.services: dict[str, Manifest] = {}
+        self.network_policies: dict[str, Manifest] = {}
+        self.disruption_budgets: dict[str, Manifest] = {}
         self.pods: dict[str, Manifest] = {}
         self.log: list[str] = []
 
@@ -109,11 +116,13 @@ class Cluster:
             facts=FACTS,
             deployments=dict(self.deployments),
             services=dict(self.services),
+            network_policies=dict(self.network_policies),
+            disruption_budgets=dict(self.disruption_budgets),
             pods=dict(self.pods),
             checkpoints=self.checkpoints,
             profiles=self.profiles,
             service_accounts=frozenset({"finetune-runner"}),
-            endpoints_everywhere=(self.endpoint, *self.others),
+            rolling_everywhere=(self.endpoint, *self.others),
         )
         plan = reconcile(self.endpoint, world)
         for create in plan.create:
@@ -122,7 +131,7 @@ class Cluster:
             self._merge(apply.manifest)
         for delete in plan.delete:
             self.log.append(f"delete {delete.manifest['metadata']['name']}")
-            del self.deployments[delete.manifest["metadata"]["name"]]
+            del self._store(delete.manifest)[delete.manifest["metadata"]["name"]]
         self.log.extend(f"event {event.reason}" for event in plan.events)
         if plan.status is not None:
             self.endpoint = InferenceDeployment.model_validate(
@@ -133,11 +142,15 @@ class Cluster:
     def settle(self) -> None:
         """Passes until nothing changes any more."""
         for _ in range(10):
-            before = (self.endpoint, dict(self.deployments), dict(self.services))
+            before = self._state()
             self.reconcile()
-            if before == (self.endpoint, self.deployments, self.services):
+            if before == self._state():
                 return
         raise AssertionError(f"does not settle: {self.log}")
+
+    def _state(self) -> tuple[InferenceDeployment, list[dict[str, Manifest]]]:
+        children = (self.deployments, self.services, self.network_policies, self.disruption_budgets)
+        return self.endpoint, [dict(each) for each in children]
 
     def edit(self, **spec: Any) -> None:
         """What a user's `kubectl apply` does."""
@@ -178,17 +191,31 @@ class Cluster:
                 return condition.reason, condition.message
         return None
 
+    def _store(self, manifest: Manifest) -> dict[str, Manifest]:
+        return {
+            "Deployment": self.deployments,
+            "Service": self.services,
+            "NetworkPolicy": self.network_policies,
+            "PodDisruptionBudget": self.disruption_budgets,
+        }[manifest["kind"]]
+
     def _put(self, manifest: Manifest, verb: str) -> None:
-        name = manifest["metadata"]["name"]
-        store = {"Deployment": self.deployments, "Service": self.services}[manifest["kind"]]
+        name, store = manifest["metadata"]["name"], self._store(manifest)
         if name not in store:
             self.log.append(f"{verb} {manifest['kind']} {name}")
             metadata = {**manifest["metadata"], "uid": f"uid-of-{name}", "generation": 1}
             store[name] = {**manifest, "metadata": metadata}
 
     def _merge(self, manifest: Manifest) -> None:
-        name = manifest["metadata"]["name"]
-        store = {"Deployment": self.deployments, "Service": self.services}[manifest["kind"]]
-        assert manifest["metadata"]["uid"] == store[name]["metadata"]["uid"]
-        self.log.append(f"apply {manifest['kind']} {name}")
-        store[name] = {**store[name], "spec": {**store[name]["spec"], **manifest["spec"]}}
+        """Apply as the executor does: without a uid to what is there, and nothing where it is so already."""
+        name, store = manifest["metadata"]["name"], self._store(manifest)
+        if name not in store:
+            self._put(manifest, "apply")
+            return
+        assert (
+            manifest["metadata"].get("uid", store[name]["metadata"]["uid"]) == store[name]["metadata"]["uid"]
+        )
+        merged = {**store[name], "spec": {**store[name]["spec"], **manifest["spec"]}}
+        if merged != store[name]:
+            self.log.append(f"apply {manifest['kind']} {name}")
+            store[name] = merged

@@ -15,8 +15,10 @@ from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.plan import Create, Event, Manifest, Plan
+from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
-from finetune_operator.reconcile.world import CheckpointIndex, OperatorFacts, RunProgress, World
+from finetune_operator.reconcile.results import JOB_UID
+from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 from finetune_operator.status.peers import INDEX
 from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
 
@@ -62,6 +64,8 @@ class MemoryCluster:
             metadata.setdefault("namespace", NAMESPACE)
         if stored["kind"] in KINDS_BY_NAME:
             stored.setdefault("status", {"observedGeneration": -1})
+        if stored["kind"] == "Pod" and (uid := _controller(stored)) is not None:
+            metadata.setdefault("labels", {}).setdefault(JOB_UID, uid)  # as the Job controller does
         self.objects[stored["kind"], metadata["name"]] = stored
         return stored
 
@@ -130,9 +134,10 @@ class MemoryCluster:
                 n: DatasetVersion.model_validate(m) for n, m in self.of("DatasetVersion").items()
             },
             checkpoints=CheckpointIndex(Checkpoint.model_validate(m) for m in self.of("Checkpoint").values()),
-            inferencedeployments={
-                n: InferenceDeployment.model_validate(m) for n, m in self.of("InferenceDeployment").items()
-            },
+            runs_with=lambda _: map(FineTuneJob.model_validate, self.of("FineTuneJob").values()),
+            endpoints_with=lambda _: map(
+                InferenceDeployment.model_validate, self.of("InferenceDeployment").values()
+            ),
             profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
             progress=self.progress,
             same_content=self._same_content(resource),

@@ -188,7 +188,7 @@ def test_a_record_that_waits_is_looked_at_when_an_endpoint_of_another_namespace_
     scene.put(desk)
 
     def looked_at() -> frozenset[Key]:
-        return related("InferenceDeployment", desk, scene.surroundings)
+        return related("InferenceDeployment", desk, None, scene.surroundings)
 
     assert looked_at() == frozenset()
     scene.delete(scene.record)

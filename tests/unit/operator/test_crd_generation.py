@@ -57,7 +57,10 @@ def test_a_rule_points_at_a_field_that_exists(kind: Kind) -> None:
     for path, node in _nodes(_root(kind)):
         for rule in node.get("x-kubernetes-validations", []):
             if "fieldPath" in rule:
-                assert rule["fieldPath"].removeprefix(".") in node["properties"], path
+                target = node
+                for name in rule["fieldPath"].removeprefix(".").split("."):
+                    assert name in target["properties"], path
+                    target = target["properties"][name]
 
 
 def test_a_union_is_refused_when_definitions_are_generated() -> None:

@@ -2,6 +2,7 @@
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.caches import Caches
+from finetune_operator.models import SETTLED_KEPT, Models
 from finetune_operator.plan import Manifest
 
 METADATA = {"name": "run-train", "namespace": "team", "uid": "u", "resourceVersion": "1"}
@@ -11,7 +12,8 @@ POD_SPEC = {"nodeName": "node", "containers": [CONTAINER], "volumes": [{"name": 
 
 def run() -> Manifest:
     spec = {"model": "m", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "d"}}}
-    return {"metadata": {"name": "run", "uid": "u", "resourceVersion": "1"}, "spec": spec}
+    metadata = {"name": "run", "uid": "u", "resourceVersion": "1"}
+    return {"kind": "FineTuneJob", "metadata": metadata, "spec": spec}
 
 
 def test_a_cached_job_does_not_hold_the_template_of_its_pods() -> None:
@@ -43,6 +45,47 @@ def test_a_cached_checkpoint_does_not_hold_its_loss_curve() -> None:
     assert checkpoint["spec"] == {"step": 10}
     assert checkpoint["status"] == {"observedGeneration": 1}
     assert "lossCurve" in spec
+
+
+ENDED = {"type": "Ready", "status": "True", "reason": "Promoted"}
+
+
+def test_a_run_that_has_ended_is_settled_and_one_that_is_being_deleted_is_not() -> None:
+    runs = Caches().kinds["FineTuneJob"]
+    ended = run() | {"status": {"phase": "Succeeded", "conditions": [ENDED]}}
+    going = {**ended["metadata"], "name": "going", "deletionTimestamp": "2030-01-01T00:00:00Z"}
+    runs.put(run() | {"metadata": {**METADATA, "name": "working"}})
+    runs.put(ended | {"metadata": {**METADATA, "name": "ended"}})
+    runs.put(ended | {"metadata": {**METADATA, **going}})
+    assert {name: runs.is_settled("team", name) for name in ("working", "ended", "going")} == {
+        "working": False,
+        "ended": True,
+        "going": False,
+    }
+    assert runs.notes() == {("team", "Succeeded"): 1}
+
+
+def test_a_name_conflict_is_no_end() -> None:
+    runs = Caches().kinds["FineTuneJob"]
+    conflict = {"type": "Stalled", "status": "True", "reason": "NameConflict"}
+    runs.put(run() | {"metadata": METADATA, "status": {"conditions": [conflict]}})
+    assert not runs.is_settled("team", "run-train")
+
+
+def test_of_settled_objects_only_the_models_that_were_read_last_are_kept() -> None:
+    store = Caches().kinds["FineTuneJob"]
+    models = Models(store, FineTuneJob)
+    for number in range(SETTLED_KEPT + 50):
+        metadata = {**METADATA, "name": f"run-{number}", "uid": f"u-{number}", "resourceVersion": "1"}
+        store.put(
+            {"metadata": metadata, "spec": run()["spec"], "kind": "FineTuneJob"}
+            | {"status": {"conditions": [{**ENDED, "lastTransitionTime": "2030-01-01T00:00:00Z"}]}}
+        )
+        found = models.get("team", f"run-{number}")
+        assert found is not None
+        assert found.uid == f"u-{number}"
+    assert len(models._settled) == SETTLED_KEPT
+    assert not models._parsed
 
 
 def test_models_share_the_note_of_which_fields_were_given() -> None:

@@ -57,12 +57,18 @@ def collected(
     pods: Iterable[Manifest] = (),
     since_progress: float | None = None,
     report_up: bool | None = True,
+    settled: dict[tuple[str, str], int] | None = None,
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
     kinds = {"FineTuneJob": jobs, "Dataset": datasets, "InferenceDeployment": endpoints}
     registry.register(
         ObjectStateCollector(
-            kinds, lambda: active, lambda _uid: pods, lambda _uid: since_progress, clock=lambda: NOW
+            kinds,
+            lambda: active,
+            lambda _uid: pods,
+            lambda _uid: since_progress,
+            settled=lambda: settled or {},
+            clock=lambda: NOW,
         )
     )
     registry.register(
@@ -84,8 +90,13 @@ def test_jobs_are_counted_by_namespace_and_phase() -> None:
         job("c", "other", phase="Failed"),
         job("d"),
     ]
-    registry = collected(jobs)
-    for namespace, phase, number in (("team", "Training", 2), ("other", "Failed", 1), ("team", "Pending", 1)):
+    registry = collected(jobs, settled={("team", "Succeeded"): 9, ("other", "Failed"): 4})
+    for namespace, phase, number in (
+        ("team", "Training", 2),
+        ("other", "Failed", 5),
+        ("team", "Pending", 1),
+        ("team", "Succeeded", 9),
+    ):
         labels = {"namespace": namespace, "phase": phase}
         assert registry.get_sample_value("finetune_jobs", labels) == number
 
@@ -177,6 +188,20 @@ def test_an_endpoint_shows_what_it_is_asked_for_and_what_it_serves() -> None:
 
     assert shown("up") == [2, 1, 2, 1, 0]
     assert shown("new") == [1, 0, 2, 0, 1]
+
+
+def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_unknown_does_not() -> None:
+    def judged(name: str, status: str) -> dict[str, Any]:
+        return endpoint(name, conditions=[{"type": "ImageCurrent", "status": status, "reason": "x"}])
+
+    registry = collected(endpoints=[judged("old", "False"), judged("new", "True"), judged("odd", "Unknown")])
+    values = {
+        name: registry.get_sample_value(
+            "finetune_endpoint_image_outdated", {"namespace": "team", "inferencedeployment": name}
+        )
+        for name in ("old", "new", "odd")
+    }
+    assert values == {"old": 1, "new": 0, "odd": 0}
 
 
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:

@@ -74,10 +74,10 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     ),
     (
         "the profile's trainer speaks another contract",
-        with_claims(profile(trainerContract=9)),
+        with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
         {},
         "ProfileInvalid",
-        "trainerContract 9, this operator speaks 1",
+        "trainerContract 9, this operator speaks 1 and 2",
         lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
     ),
     (
@@ -154,7 +154,7 @@ def test_a_run_says_what_is_missing_and_goes_on_when_it_is_there(
     assert message in condition["message"]
     assert cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Blocked"
     assert not any(job.startswith(JOB) for job in cluster.of("Job"))
-    assert cluster.plan("FineTuneJob", JOB).requeue_after is not None
+    assert cluster.plan("FineTuneJob", JOB).requeue_after is None
     mend(cluster)
     cluster.settle()
     condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
@@ -211,3 +211,33 @@ def test_a_uri_that_points_nowhere_is_an_invalid_spec(spec: dict[str, Any], mess
     assert condition is not None
     assert condition["reason"] == "InvalidSpec"
     assert message in condition["message"]
+
+
+@pytest.mark.parametrize(("resource", "refused"), [("nvidia.com/gpu", True), ("cpu", False)])
+@pytest.mark.parametrize("method", ["DPO", "KTO", "ORPO"])
+def test_several_devices_for_a_method_that_trains_in_one_process_are_refused_at_once(
+    method: str, resource: str, refused: bool
+) -> None:
+    objects = with_claims(profile(devices={"resource": resource, "max": 4}))
+    cluster = cluster_of(*objects, method={"type": method}, compute={"devices": 2}, evaluation=None)
+    if not refused:
+        assert "Reconciling" in cluster.states("FineTuneJob", JOB)
+        return
+    condition = cluster.condition("FineTuneJob", JOB, "Stalled")
+    assert condition is not None
+    assert condition["reason"] == "InvalidSpec"
+    assert f"spec.compute.devices is 2, but {method} trains in one process" in condition["message"]
+
+
+def test_a_run_that_an_earlier_release_did_not_implement_starts_with_this_one() -> None:
+    cluster = MemoryCluster(*with_claims(profile()), dataset(), finetunejob())
+    stalled = {
+        "type": "Stalled",
+        "status": "True",
+        "reason": "NotImplemented",
+        "message": "spec.evaluation.gates[0].over: Live is not implemented in this release",
+        "lastTransitionTime": "2030-01-02T03:00:00Z",
+    }
+    cluster.objects["FineTuneJob", JOB]["status"] = {"observedGeneration": 1, "conditions": [stalled]}
+    cluster.settle()
+    assert cluster.states("FineTuneJob", JOB) == {"Reconciling": "WaitingForDataset"}

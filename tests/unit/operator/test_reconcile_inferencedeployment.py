@@ -326,13 +326,14 @@ def test_a_pin_on_a_missing_checkpoint_says_so() -> None:
     )
 
 
-def test_scaling_changes_the_replicas_and_nothing_else() -> None:
+def test_scaling_changes_the_replicas_and_gives_several_of_them_a_budget() -> None:
     cluster, revision = serving_cluster()
     cluster.log.clear()
     cluster.edit(replicas=3)
     cluster.reconcile()
     assert cluster.deployments[revision]["spec"]["replicas"] == 3
-    assert cluster.log == [f"apply Deployment {revision}"]
+    (budget,) = cluster.disruption_budgets
+    assert cluster.log == [f"apply Deployment {revision}", f"apply PodDisruptionBudget {budget}"]
 
 
 def test_another_default_image_of_the_operator_restarts_no_endpoint() -> None:
@@ -375,3 +376,34 @@ def test_an_endpoint_being_deleted_is_left_alone() -> None:
     plan = cluster.reconcile()
     assert plan.create == ()
     assert plan.status is None
+
+
+def test_devices_that_the_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
+    cluster = Cluster(checkpoint("first", "1"), compute={"devices": 2})
+    cluster.profiles = {"standard": profile(devices={"resource": "nvidia.com/gpu", "max": 8})}
+    cluster.settle()
+    assert not cluster.deployments
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "TooManyDevices"
+    assert message.startswith("spec.compute.devices is 2, but engine Transformers")
+    cluster.edit(compute={"devices": 1})
+    cluster.settle()
+    assert len(cluster.deployments) == 1
+
+
+def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
+    cluster = Cluster(checkpoint("first", "1"), compute={"devices": 4})
+    cluster.profiles = {"standard": profile(devices={"resource": "cpu", "max": 8})}
+    cluster.settle()
+    (deployment,) = cluster.deployments.values()
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == "4"
+
+
+def test_an_endpoint_that_reserved_idle_devices_before_keeps_serving_and_says_so() -> None:
+    cluster, revision = serving_cluster()
+    cluster.edit(compute={"devices": 2})
+    cluster.settle()
+    assert list(cluster.deployments) == [revision]
+    assert cluster.points_at == revision
+    assert (cluster.condition("Reconciling") or ("", ""))[0] == "TooManyDevices"

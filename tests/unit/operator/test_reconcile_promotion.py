@@ -9,8 +9,7 @@ from finetune_operator.api.finetunejob import Gate
 from finetune_operator.api.finetunejobstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.gates import decide
-from finetune_operator.reconcile.lines import champion, champion_name, is_older
-from finetune_operator.reconcile.world import CheckpointIndex
+from finetune_operator.reconcile.lines import CheckpointIndex, champion, champion_name, is_older
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
@@ -48,6 +47,11 @@ GATES: list[tuple[dict[str, Any], str, str]] = [
         "Failed",
         "exact_match gain 0.3 over Base (0.65 → 0.95) < 0.4",
     ),
+    (
+        {"metric": "exact_match", "min_gain": 0, "over": "Base"},
+        "Passed",
+        "exact_match gain 0.3 over Base (0.65 → 0.95) > 0",
+    ),
     ({"metric": "loss", "min_gain": 2, "over": "Base"}, "Passed", "loss gain 2.9 over Base (3.1 → 0.2) ≥ 2"),
     (
         {"metric": "loss", "max": 1, "min_gain": 3, "over": "Base"},
@@ -66,6 +70,13 @@ GATES: list[tuple[dict[str, Any], str, str]] = [
 def test_a_gate_compares_and_says_with_what(gate: dict[str, Any], verdict: str, message: str) -> None:
     results, overall = decide((Gate(**gate),), SCORES)
     assert (results[0].verdict, results[0].message, overall) == (verdict, message, verdict)
+
+
+def test_a_model_that_equals_its_base_gains_nothing() -> None:
+    same = tuple(Score(metric="exact_match", subject=who, value=0.65, rows=24) for who in ("Tuned", "Base"))
+    results, verdict = decide((Gate(metric="exact_match", min_gain=0, over="Base"),), same)
+    assert (verdict, results[0].message) == ("Failed", "exact_match gain 0 over Base (0.65 → 0.65) ≤ 0")
+    assert decide((Gate(metric="exact_match", min_gain=-0.1, over="Base"),), same)[1] == "Passed"
 
 
 def test_one_failed_gate_fails_all_and_an_undecided_one_never_passes() -> None:

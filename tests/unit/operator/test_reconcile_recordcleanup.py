@@ -21,7 +21,7 @@ from tests.unit.operator.runobjects import (
     surroundings,
     trained,
 )
-from tests.unit.operator.runsteps import ended, reached
+from tests.unit.operator.runsteps import delete_run, ended, reached
 
 WEIGHTS_FOLDER = f"pvc://artifacts/checkpoints/{'c' * 64}"
 RECORDS = [
@@ -401,8 +401,7 @@ def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() ->
     cluster.settle()
     cluster.succeed("prepare", prepared(run=cluster.job(JOB).uid))
     cluster.settle()
-    cluster.delete("FineTuneJob", JOB)
-    cluster.look("FineTuneJob", JOB)
+    delete_run(cluster)
     again = finetunejob(dataset=inline)
     again["metadata"]["uid"] = "22222222-0000-4000-8000-000000000001"
     cluster.add(again)

@@ -6,12 +6,11 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.relations import related
-from finetune_operator.reconcile.world import CheckpointIndex
+from finetune_operator.reconcile.indexes import INDEXERS, address
+from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.relations import concerned_by_champion, related
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
@@ -32,28 +31,25 @@ class Listings:
     def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
 
-    def finetunejobs(self, namespace: str | None) -> Iterable[FineTuneJob]:
-        return [FineTuneJob.model_validate(m) for m in self._in(namespace, "FineTuneJob")]
-
-    def datasets(self, namespace: str | None) -> Iterable[Dataset]:
-        return [Dataset.model_validate(m) for m in self._in(namespace, "Dataset")]
-
-    def inferencedeployments(self, namespace: str | None) -> Iterable[InferenceDeployment]:
-        return [InferenceDeployment.model_validate(m) for m in self._in(namespace, "InferenceDeployment")]
+    def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
+        indexer = INDEXERS[kind][index]
+        return [manifest for manifest in self._cluster.of(kind).values() if value in indexer(manifest)]
 
     def computeprofiles(self) -> Iterable[ComputeProfile]:
         return [ComputeProfile.model_validate(m) for m in self._cluster.of("ComputeProfile").values()]
 
     def checkpoints(self, namespace: str) -> CheckpointIndex:
-        return CheckpointIndex(Checkpoint.model_validate(m) for m in self._in(namespace, "Checkpoint"))
+        found = (
+            m for m in self._cluster.of("Checkpoint").values() if m["metadata"]["namespace"] == namespace
+        )
+        return CheckpointIndex(map(Checkpoint.model_validate, found))
 
-    def going_checkpoints(self) -> Iterable[Checkpoint]:
-        found = map(Checkpoint.model_validate, self._in(None, "Checkpoint"))
-        return [each for each in found if each.metadata.deletion_timestamp is not None]
-
-    def _in(self, namespace: str | None, kind: str) -> list[Manifest]:
-        found = self._cluster.of(kind).values()
-        return [m for m in found if namespace in (None, m["metadata"]["namespace"])]
+    def records_of(self, content: str) -> Iterable[Checkpoint | DatasetVersion]:
+        records: list[Checkpoint | DatasetVersion] = [
+            *map(Checkpoint.model_validate, self._cluster.of("Checkpoint").values()),
+            *map(DatasetVersion.model_validate, self._cluster.of("DatasetVersion").values()),
+        ]
+        return [each for each in records if content in {each.spec.digest, address(each.namespace, each.name)}]
 
 
 def endpoint(name: str, served: str = "", **model: object) -> Manifest:
@@ -75,7 +71,7 @@ def cluster() -> MemoryCluster:
 
 
 def names(cluster: MemoryCluster, kind: str, name: str) -> set[tuple[str, str]]:
-    keys = related(kind, cluster.objects[kind, name], Listings(cluster))
+    keys = related(kind, None, cluster.objects[kind, name], Listings(cluster))
     assert all(key.namespace == NAMESPACE for key in keys)
     return {(key.kind, key.name) for key in keys}
 
@@ -90,39 +86,62 @@ def test_a_job_and_its_pod_lead_to_their_owner(cluster: MemoryCluster) -> None:
 def test_labels_that_name_a_foreign_kind_lead_nowhere(cluster: MemoryCluster) -> None:
     labels = {"finetune.dev/owner-kind": "Secret", "finetune.dev/owner-name": "admin"}
     foreign = {"metadata": {"name": "x", "namespace": "team", "labels": labels}}
-    assert related("Job", foreign, Listings(cluster)) == frozenset()
-    assert related("Service", {"metadata": {"name": "x"}}, Listings(cluster)) == frozenset()
+    assert related("Job", None, foreign, Listings(cluster)) == frozenset()
+    assert related("Service", None, {"metadata": {"name": "x"}}, Listings(cluster)) == frozenset()
 
 
 def test_a_dataset_leads_to_the_runs_that_wait_for_it_and_to_its_version(cluster: MemoryCluster) -> None:
-    other = finetunejob(dataset={"ref": {"name": "other"}})
-    other["metadata"] = {"name": "other-run", "uid": "other"}
-    cluster.add(other)
-    assert names(cluster, "Dataset", DATASET) == {("FineTuneJob", JOB), ("DatasetVersion", VERSION)}
-    cluster.succeed("evaluate", evaluated())
-    cluster.settle()
-    assert names(cluster, "Dataset", DATASET) == {("DatasetVersion", VERSION)}
+    for name, ref in (("waiting", DATASET), ("other-run", "other")):
+        job = finetunejob(dataset={"ref": {"name": ref}})
+        job["metadata"] = {"name": name, "uid": name}
+        cluster.add(job)
+    # A run whose rows are resolved has no use for what becomes of the Dataset.
+    assert names(cluster, "Dataset", DATASET) == {("FineTuneJob", "waiting"), ("DatasetVersion", VERSION)}
+    assert names(cluster, "DatasetVersion", VERSION) == {("FineTuneJob", "waiting"), ("Dataset", DATASET)}
 
 
-def test_a_version_leads_to_its_dataset_and_the_runs_that_wait_for_it(cluster: MemoryCluster) -> None:
-    assert names(cluster, "DatasetVersion", VERSION) == {("FineTuneJob", JOB), ("Dataset", DATASET)}
+def rival_of(cluster: MemoryCluster, name: str, **spec: object) -> Manifest:
+    """A Checkpoint of the same line, of a run that does not exist."""
+    original = cluster.objects["Checkpoint", CHECKPOINT]
+    lineage = {**original["spec"]["lineage"], "job": {"name": f"{name}-run", "uid": name}}
+    made = {**original, "metadata": {"name": name}, "spec": {**original["spec"], "lineage": lineage, **spec}}
+    return cluster.add(made)
 
 
-def test_a_checkpoint_leads_to_its_run_its_followers_and_the_waiting_of_its_line(
+def test_a_checkpoint_leads_to_its_run_and_to_those_that_pin_or_serve_it_and_not_to_its_line(
     cluster: MemoryCluster,
 ) -> None:
-    rival = cluster.objects["Checkpoint", CHECKPOINT]
-    lineage = {**rival["spec"]["lineage"], "job": {"name": "rival-run", "uid": "rival"}}
-    cluster.add({**rival, "metadata": {"name": "rival"}, "spec": {**rival["spec"], "lineage": lineage}})
+    rival_of(cluster, "rival")
+    cluster.add(endpoint("server", served=CHECKPOINT, follow={"model": "another-line"}))
     assert names(cluster, "Checkpoint", CHECKPOINT) == {
         ("FineTuneJob", JOB),
-        ("InferenceDeployment", "follower"),
         ("InferenceDeployment", "pinned"),
-        ("Checkpoint", "rival"),
-        ("FineTuneJob", "rival-run"),
+        ("InferenceDeployment", "server"),
     }
-    cluster.objects["Checkpoint", "rival"]["status"] = {"promotedAt": "2030-01-01T00:00:00Z"}
-    assert ("Checkpoint", "rival") not in names(cluster, "Checkpoint", CHECKPOINT)
+
+
+def test_the_champion_leads_to_the_followers_of_its_line(cluster: MemoryCluster) -> None:
+    cluster.objects["Checkpoint", CHECKPOINT]["status"] = {"promotedAt": "2030-01-01T00:00:00Z"}
+    assert ("InferenceDeployment", "follower") in names(cluster, "Checkpoint", CHECKPOINT)
+
+
+def test_another_champion_concerns_followers_unfinished_runs_and_what_is_approved(
+    cluster: MemoryCluster,
+) -> None:
+    rival_of(cluster, "of-an-ended-run")
+    rival_of(cluster, "approved", approval={"state": "Approved"})
+    rival_of(cluster, "promoted")["status"] = {"promotedAt": "2030-01-01T00:00:00Z"}
+    keys = concerned_by_champion(NAMESPACE, "ticket-routing", Listings(cluster))
+    assert {(key.kind, key.name) for key in keys} == {
+        ("FineTuneJob", JOB),
+        ("Checkpoint", CHECKPOINT),
+        ("Checkpoint", "approved"),
+        ("InferenceDeployment", "follower"),
+    }
+    cluster.succeed("evaluate", evaluated())
+    cluster.settle()
+    after = concerned_by_champion(NAMESPACE, "ticket-routing", Listings(cluster))
+    assert after == {Key("InferenceDeployment", NAMESPACE, "follower")}
 
 
 def test_a_run_leads_to_its_checkpoints(cluster: MemoryCluster) -> None:
@@ -131,13 +150,14 @@ def test_a_run_leads_to_its_checkpoints(cluster: MemoryCluster) -> None:
 
 def test_an_endpoint_leads_to_what_it_serves_and_to_what_it_served(cluster: MemoryCluster) -> None:
     assert names(cluster, "InferenceDeployment", "follower") == set()
-    cluster.add(endpoint("server", served=CHECKPOINT, follow={"model": "ticket-routing"}))
-    assert names(cluster, "InferenceDeployment", "server") == {("Checkpoint", CHECKPOINT)}
-    cluster.objects["Checkpoint", CHECKPOINT]["status"] = {"inUseBy": ["follower"]}
-    assert names(cluster, "InferenceDeployment", "follower") == {("Checkpoint", CHECKPOINT)}
+    served = cluster.add(endpoint("server", served=CHECKPOINT, follow={"model": "ticket-routing"}))
+    checkpoint = Key("Checkpoint", NAMESPACE, CHECKPOINT)
+    unserved = {**served, "status": {}}
+    for old, new in ((None, served), (served, unserved), (unserved, served), (served, None)):
+        assert related("InferenceDeployment", old, new, Listings(cluster)) == {checkpoint}
 
 
-def test_an_endpoint_leads_to_the_going_records_that_wait_for_users_in_every_namespace(
+def test_an_endpoint_leads_to_the_going_records_that_it_no_longer_needs_in_every_namespace(
     cluster: MemoryCluster,
 ) -> None:
     record = cluster.objects["Checkpoint", CHECKPOINT]
@@ -151,8 +171,13 @@ def test_an_endpoint_leads_to_the_going_records_that_wait_for_users_in_every_nam
             made["metadata"]["deletionTimestamp"] = "2030-01-02T03:00:00Z"
             since = {"lastTransitionTime": "2030-01-02T03:00:00Z", "status": "True"}
             made["status"] = {"conditions": [{"type": "Reconciling", "reason": reason, **since}]}
-    keys = related("InferenceDeployment", cluster.objects["InferenceDeployment", "pinned"], Listings(cluster))
-    assert keys == {Key("Checkpoint", "elsewhere", "used")}
+    pinning = cluster.add(endpoint("exact", pin={"uri": "s3://b/c", "digest": record["spec"]["digest"]}))
+    assert related("InferenceDeployment", None, pinning, Listings(cluster)) == frozenset()
+    assert related("InferenceDeployment", pinning, pinning, Listings(cluster)) == frozenset()
+    going_too = {**pinning, "metadata": {**pinning["metadata"], "deletionTimestamp": "2030-01-02T03:00:00Z"}}
+    for now in (None, going_too):
+        keys = related("InferenceDeployment", pinning, now, Listings(cluster))
+        assert keys == {Key("Checkpoint", "elsewhere", "used")}
 
 
 def test_a_profile_leads_to_what_uses_it_by_name_or_by_default(cluster: MemoryCluster) -> None:
@@ -160,33 +185,48 @@ def test_a_profile_leads_to_what_uses_it_by_name_or_by_default(cluster: MemoryCl
     named["metadata"] = {"name": "named", "uid": "named"}
     cluster.add(named)
     cluster.change("Dataset", DATASET, split={"seed": 7})
-    keys = related("ComputeProfile", cluster.objects["ComputeProfile", "cpu"], Listings(cluster))
+    keys = related("ComputeProfile", None, cluster.objects["ComputeProfile", "cpu"], Listings(cluster))
     assert keys == {
         Key("FineTuneJob", NAMESPACE, JOB),
         Key("Dataset", NAMESPACE, DATASET),
         *(Key("InferenceDeployment", NAMESPACE, name) for name in ("follower", "pinned", "stranger")),
     }
     changed = {"metadata": {"name": "a100"}}
-    assert Key("FineTuneJob", NAMESPACE, "named") in related("ComputeProfile", changed, Listings(cluster))
+    assert Key("FineTuneJob", NAMESPACE, "named") in related(
+        "ComputeProfile", None, changed, Listings(cluster)
+    )
+
+
+def test_a_profile_that_is_not_the_default_leads_to_nobody_who_names_none(cluster: MemoryCluster) -> None:
+    plain = profile("plain", default=False)
+    assert related("ComputeProfile", None, plain, Listings(cluster)) == frozenset()
+    was_default = related("ComputeProfile", profile("plain"), plain, Listings(cluster))
+    assert Key("FineTuneJob", NAMESPACE, JOB) in was_default
+
+
+def test_the_status_of_a_profile_leads_to_nothing(cluster: MemoryCluster) -> None:
+    before = cluster.objects["ComputeProfile", "cpu"]
+    after = {**before, "status": {"observedGeneration": 7}}
+    assert related("ComputeProfile", before, after, Listings(cluster)) == frozenset()
 
 
 def test_a_profile_leads_to_the_other_default_profiles() -> None:
     cluster = MemoryCluster(profile("first"), profile("second"), profile("other", default=False))
     first = cluster.objects["ComputeProfile", "first"]
-    assert related("ComputeProfile", first, Listings(cluster)) == {Key("ComputeProfile", "", "second")}
+    assert related("ComputeProfile", None, first, Listings(cluster)) == {Key("ComputeProfile", "", "second")}
 
 
 def test_a_profile_leads_to_nothing_that_is_through(cluster: MemoryCluster) -> None:
     cluster.succeed("evaluate", evaluated())
     cluster.settle()
-    keys = related("ComputeProfile", cluster.objects["ComputeProfile", "cpu"], Listings(cluster))
+    keys = related("ComputeProfile", None, cluster.objects["ComputeProfile", "cpu"], Listings(cluster))
     assert {key.kind for key in keys} == {"InferenceDeployment"}
 
 
 def test_a_deleted_run_still_leads_to_its_checkpoints(cluster: MemoryCluster) -> None:
     manifest = cluster.objects["FineTuneJob", JOB]
     cluster.remove("FineTuneJob", JOB)
-    keys = related("FineTuneJob", manifest, Listings(cluster))
+    keys = related("FineTuneJob", manifest, None, Listings(cluster))
     assert keys == {Key("Checkpoint", NAMESPACE, CHECKPOINT)}
 
 

@@ -95,12 +95,17 @@ def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_i
     edit_profile(cluster)
     cluster.settle()
     known = MemoryCluster(cluster.endpoint.to_dict())
-    keys = related("InferenceDeployment", other(state="Live").to_dict(), Listings(known))
-    assert Key("InferenceDeployment", "team", "desk") in keys
+    before, after = other().to_dict(), other(state="Live").to_dict()
+    assert related("InferenceDeployment", before, before, Listings(known)) == frozenset()
+    for now in (after, None):
+        keys = related("InferenceDeployment", before, now, Listings(known))
+        assert keys == {Key("InferenceDeployment", "team", "desk")}
 
 
 def test_passes_over_endpoints_overlap_unless_their_profile_has_a_limit() -> None:
     endpoint = Cluster().endpoint
-    assert turn(endpoint, [profile()]) is None
-    assert turn(endpoint, [limited()]) == turn(other(), [limited()])
-    assert turn(other(compute={"profile": "h100"}), [limited()]) is None
+    one = {"standard": limited()}
+    assert turn(endpoint, {"standard": profile()}) is None
+    assert turn(endpoint, one) == turn(other(), one)
+    assert turn(other(compute={"profile": "standard"}), one) == turn(endpoint, one)
+    assert turn(other(compute={"profile": "h100"}), one) is None

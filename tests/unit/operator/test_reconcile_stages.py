@@ -1,5 +1,6 @@
 """A stage's pod that waits, dies or disappears, and what the run says about it."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import ExitCode
 from tests.unit.operator.memorycluster import NOW, MemoryCluster, at
-from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, trained
+from tests.unit.operator.runobjects import CHECKPOINT, JOB, evaluated, failed, trained
 from tests.unit.operator.runsteps import reached
 
 
@@ -329,13 +330,53 @@ def test_a_collector_on_a_node_that_is_gone_says_so() -> None:
     assert message.startswith("the collect pod ")
 
 
-def test_a_collector_whose_message_is_lost_too_is_started_again() -> None:
+VANISHED = "the pods that read it were removed before the operator saw how they ended"
+UNREADABLE = "the operator cannot read it (it begins '{not a result'): check that the trainer image"
+
+
+@pytest.mark.parametrize(("message", "why"), [(None, VANISHED), ("{not a result", UNREADABLE)])
+def test_a_result_that_does_not_arrive_is_read_three_times(message: str | None, why: str) -> None:
     cluster = lost(reached("train"))
-    first = cluster.stage_job("collect")["metadata"]["uid"]
-    cluster.end_job("collect", "Complete")
-    cluster.now += timedelta(seconds=11)
+    jobs = []
+    for attempt in (1, 2, 3):
+        jobs.append(cluster.stage_job("collect")["metadata"]["uid"])
+        if message is None:
+            cluster.end_job("collect", "Complete")
+        else:
+            cluster.end("collect", message)
+        cluster.now += timedelta(seconds=11)
+        cluster.settle()
+        if attempt < 3:
+            reason, said = state(cluster)
+            assert reason == "Collecting"
+            assert why in said
+            assert f"attempt {attempt} of 3" in said
+            cluster.now += timedelta(seconds=300)
+            cluster.settle()
+
+    reason, said = state(cluster, "Stalled")
+    assert reason == "ResultLost"
+    assert f"3 attempts; {why}" in said
+    assert len(set(jobs)) == 3
+
+
+def test_a_failure_in_words_of_a_newer_trainer_keeps_its_reason() -> None:
+    cluster = reached("train")
+    message = {**failed("train", "LossOdd", "NaN at step 12").to_dict(), "news": {"a": 1}}
+    cluster.end("train", json.dumps(message), exit_code=10)
+    assert state(cluster, "Stalled") == ("LossOdd", "NaN at step 12")
+
+
+def test_scores_of_a_newer_trainer_are_left_out_and_the_known_ones_count() -> None:
+    cluster = reached("evaluate")
+    message = evaluated().to_dict()
+    message["evaluate"]["scores"].append({"metric": "bleu", "subject": "Live", "value": 1, "rows": 2})
+    cluster.end("evaluate", json.dumps(message))
     cluster.settle()
-    assert cluster.stage_job("collect")["metadata"]["uid"] != first
+    evaluation = cluster.job(JOB).status.evaluation
+    assert evaluation is not None
+    assert evaluation.verdict == "Passed"
+    assert {score.metric for score in evaluation.scores} == {"exact_match", "loss"}
 
 
 def test_a_result_that_is_nowhere_ends_the_run() -> None:

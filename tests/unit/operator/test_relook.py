@@ -2,6 +2,7 @@
 
 import asyncio
 
+from finetune_operator.caches import key_of
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.relook import Relook, is_at_rest
@@ -21,13 +22,18 @@ def run_of(name: str, **conditions: str) -> Manifest:
     }
 
 
+async def looking(queue: WorkQueue[Key], objects: list[Manifest]) -> None:
+    by_key = {key_of(obj): obj for obj in objects}
+    await Relook(queue, lambda: by_key, lambda key: is_at_rest(by_key[key]), PERIOD).run()
+
+
 def test_a_term_begins_with_what_is_under_way_and_comes_to_the_rest_afterwards() -> None:
     ended = [run_of(f"ended-{number}", Ready="True") for number in range(3)]
     objects = [*ended, run_of("running", Reconciling="True"), run_of("new")]
 
     async def test() -> None:
         queue: WorkQueue[Key] = WorkQueue()
-        relook = asyncio.create_task(Relook(queue, lambda: objects, PERIOD).run())
+        relook = asyncio.create_task(looking(queue, objects))
         order = [(await queue.get()).name for _ in objects]
         assert order == ["running", "new", "ended-0", "ended-1", "ended-2"]
         assert clock() == 0
@@ -41,7 +47,7 @@ def test_each_object_is_looked_at_once_a_period_and_not_all_at_once() -> None:
 
     async def test() -> None:
         queue: WorkQueue[Key] = WorkQueue()
-        relook = asyncio.create_task(Relook(queue, lambda: objects, PERIOD).run())
+        relook = asyncio.create_task(looking(queue, objects))
         times: dict[str, list[float]] = {}
         while clock() < 3 * PERIOD:
             key = await queue.get()
@@ -58,7 +64,7 @@ def test_each_object_is_looked_at_once_a_period_and_not_all_at_once() -> None:
 def test_a_few_objects_are_looked_at_as_rarely_as_many() -> None:
     async def test() -> None:
         queue: WorkQueue[Key] = WorkQueue()
-        relook = asyncio.create_task(Relook(queue, lambda: [run_of("run")], PERIOD).run())
+        relook = asyncio.create_task(looking(queue, [run_of("run")]))
         for _ in range(4):
             queue.done(await queue.get())
         assert clock() > 2 * PERIOD

@@ -85,10 +85,11 @@ def test_a_finished_run_keeps_its_verdict_whatever_the_api_server_refuses() -> N
         assert [each["type"] for each in status["conditions"]] == ["Ready"]
 
 
-def test_a_run_is_finished_when_ready_or_failed_but_not_while_a_name_is_taken() -> None:
+def test_a_run_is_finished_when_ready_or_failed_but_not_with_a_reason_that_can_end() -> None:
     assert is_finished(job({"conditions": [condition("Ready", "Promoted")]}))
     assert is_finished(job({"conditions": [condition("Stalled", "GateFailed")]}))
-    assert not is_finished(job({"conditions": [condition("Stalled", "NameConflict")]}))
+    for reason in ("NameConflict", "NotImplemented", "MaxRunSecondsExceeded"):
+        assert not is_finished(job({"conditions": [condition("Stalled", reason)]}))
     assert not is_finished(job({"conditions": [condition("Reconciling", "Training")]}))
     assert not is_finished(job({"observedGeneration": -1}))
     assert not is_true((), ConditionType.READY)

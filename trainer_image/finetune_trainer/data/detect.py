@@ -10,7 +10,8 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.jsonlines import ONE_OBJECT
 from finetune_trainer.data.formats.judged import Verdicts
 from finetune_trainer.data.formats.kto import label_of
-from finetune_trainer.data.options import NEWEST_RULE, DataFormat, FieldNames
+from finetune_trainer.data.formats.preference import is_openai
+from finetune_trainer.data.options import JUDGED_SINCE, MESSAGES_SINCE, NEWEST_RULE, DataFormat, FieldNames
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.template import PromptTemplate
 from finetune_trainer.data.text import field_names, listed
@@ -42,8 +43,6 @@ UTF16_SHARE: Final = 0.7
 TAR: Final = (257, b"ustar")
 """Where an archive says what it is."""
 EXPECTED: Final = "JSON Lines or CSV"
-JUDGED_SINCE: Final = 2
-"""Rule version that reads labels in JSON as in tables."""
 LABEL_STUDIO_COLUMNS: Final = ({"annotation_id", "lead_time"}, {"annotator", "lead_time"})
 JUDGED_BY_LABEL: Final[frozenset[DataFormat]] = frozenset(
     {"PromptCompletion", "CSV", "TSV", "Parquet", "ChatMessages", "Alpaca", "ShareGPT"}
@@ -189,6 +188,8 @@ class Detection:
     def _usual(self, record: Fields, pairs: DataFormat) -> DataFormat | None:
         """By the usual names."""
         fields = record.keys()
+        if self.rule >= MESSAGES_SINCE and is_openai(record):
+            return "Preference"
         if "conversations" in fields:
             return "ShareGPT"
         if self.messages in fields:

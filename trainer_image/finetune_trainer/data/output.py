@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from finetune_trainer.data.index import SPLITS
 from finetune_trainer.data.unpacking import Budget
-from finetune_trainer.rows import SPLIT_FILES, Row, SplitName
+from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, parse_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,25 @@ class SplitWriter:
         self._budget.use(len(line) if line.isascii() else len(line.encode()))
         self._files[split].write(line)
         self.rows[split] += 1
+
+
+def read_rows(
+    folder: Path, splits: "NDArray[np.uint8]", wanted: "NDArray[np.bool_]"
+) -> Iterator[tuple[int, Row]]:
+    """The rows that are wanted, by their numbers in the order of writing, split after split. Raises OSError.
+
+    `splits` has the number of every row's split.
+    """
+    import numpy as np
+
+    for number, name in enumerate(SPLITS):
+        rows = np.flatnonzero(splits == number)
+        if not wanted[rows].any():
+            continue
+        with (folder / SPLIT_FILES[name]).open(encoding="utf-8", newline="\n") as lines:
+            for row, is_wanted, line in zip(rows.tolist(), wanted[rows].tolist(), lines, strict=True):
+                if is_wanted:
+                    yield row, parse_row(line)
 
 
 def keep_rows(folder: Path, splits: "NDArray[np.uint8]", keep: "NDArray[np.bool_]") -> dict[SplitName, int]:

@@ -67,6 +67,8 @@ class Code(StrEnum):
     NEAR_DUPLICATES = "NearDuplicates"
     NEAR_DUPLICATES_SKIPPED = "NearDuplicatesSkipped"
     LEAKED_ROWS = "LeakedRows"
+    ONE_LABEL = "OneLabel"
+    LABEL_NOT_HELD_OUT = "LabelNotHeldOut"
     NEAR_CONSTANT_COMPLETIONS = "NearConstantCompletions"
 
 

@@ -11,7 +11,6 @@ from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, par
 from finetune_trainer.data.containers.base import Container, Header, Record
 from finetune_trainer.data.detect import (
     HEAD_BYTES,
-    JUDGED_SINCE,
     SAMPLE_ROWS,
     ContainerName,
     Detection,
@@ -27,7 +26,7 @@ from finetune_trainer.data.formats.labelstudio import LabelStudio
 from finetune_trainer.data.formats.pairs import Pairs
 from finetune_trainer.data.formats.preference import Preference
 from finetune_trainer.data.formats.sharegpt import ShareGPT
-from finetune_trainer.data.options import DataFormat, Recipe
+from finetune_trainer.data.options import JUDGED_SINCE, DataFormat, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 from finetune_trainer.data.unpacking import CHUNK_BYTES
 from finetune_trainer.rows import SplitName

@@ -1,6 +1,7 @@
 """Checks of single values that hold in every format."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -8,6 +9,10 @@ from finetune_trainer.data.problems import Code, Issue, quoted
 
 UNFIT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters other than tab and line ends, and halves of characters."""
+INVISIBLE: Final = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+"""Characters that a reader does not see: of no width, marks of direction, selectors of a glyph."""
 SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 MAX_NAMES: Final = 200
 """A table with more columns is looked at by its report only."""
@@ -99,6 +104,13 @@ def text_issue(field: str, value: Any) -> Issue | None:
 def normal_line_ends(text: str) -> str:
     """CRLF and CR become LF, so that where a file was written decides nothing."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def as_seen(text: str) -> str:
+    """The text as a reader sees it: in one Unicode form, without invisible characters, with single blanks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
+    return " ".join(text.split())
 
 
 def listed(names: Iterable[str]) -> str:

@@ -31,9 +31,13 @@ class ChunkedHead:
     def __init__(self, head: nn.Linear) -> None:
         self._head = head
         self._positions = max(1, LOGITS_AT_ONCE // head.out_features)
+        self._dtype = head.weight.dtype
 
     def nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in float32.
+
+        The head multiplies in the dtype in which it would have multiplied in the model's last pass: that of
+        autocast, where that is on, which `hidden` may have been widened from since.
 
         Args:
             hidden: what the head reads, of shape (positions, hidden size).
@@ -43,14 +47,21 @@ class ChunkedHead:
         bias: Tensor | None = self._head.bias
         if not torch.is_grad_enabled():
             weight, bias = weight.detach(), None if bias is None else bias.detach()
-        nats: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, self._positions)
+        nats: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, self._positions, self._dtype)
         return nats
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
         """Meanwhile the model gives in place of its logits what the head would read, or a multiple of it."""
-        with _replaced(self._head, lambda hidden: hidden):
+        with _replaced(self._head, self._passed_on):
             yield
+
+    def _passed_on(self, hidden: Tensor) -> Tensor:
+        # accelerate gives the model's outputs as float32, and the loss is computed outside of its autocast.
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self._dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        return hidden
 
 
 @torch.inference_mode()
@@ -92,17 +103,24 @@ class _HeadLoss(Function):
     @staticmethod
     @override
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, positions: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        positions: int,
+        dtype: torch.dtype,
     ) -> Tensor:
         learned = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
         grad_hidden = torch.zeros_like(hidden) if learned[0] else None
         grad_weight = torch.zeros_like(weight) if learned[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and learned[2] else None
         nats = torch.zeros((), device=hidden.device)
+        multiplied, added = weight.to(dtype), None if bias is None else bias.to(dtype)
         for begin in range(0, len(targets), positions):
             part = slice(begin, begin + positions)
-            inputs, tokens = hidden[part], targets[part, None]
-            logits = linear(inputs, weight, bias)
+            inputs, tokens = hidden[part].to(dtype), targets[part, None]
+            logits = linear(inputs, multiplied, added)
             probabilities = logits.float()
             normalizer = probabilities.logsumexp(-1, keepdim=True)
             nats += (normalizer - probabilities.gather(-1, tokens)).sum()
@@ -113,7 +131,7 @@ class _HeadLoss(Function):
             probabilities.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=torch.float32))
             gradient = probabilities.to(logits.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = gradient @ weight
+                grad_hidden[part] = gradient @ multiplied
             if grad_weight is not None:
                 grad_weight += gradient.T @ inputs
             if grad_bias is not None:
@@ -128,4 +146,4 @@ class _HeadLoss(Function):
             None if gradient is None else gradient * scale.to(gradient.dtype)
             for gradient in ctx.saved_tensors
         )
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

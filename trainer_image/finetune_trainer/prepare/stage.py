@@ -34,7 +34,7 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.fetching import open_source, shown
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.pace import Pace
-from finetune_trainer.prepare.problemlog import ProblemLog
+from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 from finetune_trainer.store import RunFolder
@@ -51,8 +51,8 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     """Make the source a published dataset: the three split files, each row one canonical JSON line.
 
     The kept rows stay in the source's order. The run's folder gets the report, as JSON and as a page, and
-    every problem in `problems.jsonl`, whether the rows are taken or not. A source that still has the version
-    which the config names is left alone.
+    every problem in `problems.jsonl` and all rows that are alike in `alike.jsonl`, whether the rows are taken
+    or not. A source that still has the version which the config names is left alone.
     Raises StageFailure (SOURCE_NOT_FOUND, INVALID_DATA, NO_TRAINING_ROWS, INVALID_CONFIG,
     STORE_UNAVAILABLE, and of a remote source what `RemoteSource` raises), Preempted.
     """
@@ -66,8 +66,8 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
         source.readable(folder) as files,
         context.store.staging() as staging,
     ):
-        with ProblemLog(folder) as log:
-            prepared = _prepare(config, context, files, recipe=recipe, folder=staging, log=log)
+        with ProblemLog(folder) as log, AlikeLog(folder) as alike:
+            prepared = _prepare(config, context, files, recipe=recipe, folder=staging, logs=(log, alike))
         report = _Report(folder, config, prepared, log)
         result = _result(config, prepared, files, report.page_uri).model_copy(
             update={"source_revision": source.revision, "source_version": source.version}
@@ -87,10 +87,10 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
 class _Listener:
     """Counts rows for the operator, keeps problems, and ends the preparation when the pod is stopped."""
 
-    def __init__(self, pace: Pace, log: ProblemLog, stop: threading.Event) -> None:
+    def __init__(self, pace: Pace, logs: tuple[ProblemLog, AlikeLog], stop: threading.Event) -> None:
         self._pace = pace
         self._stop = stop
-        self.problem = log.add
+        self.problem, self.alike = logs[0].add, logs[1].add
 
     def row(self) -> None:
         if self._stop.is_set():
@@ -105,7 +105,7 @@ def _prepare(
     *,
     recipe: Recipe,
     folder: Path,
-    log: ProblemLog,
+    logs: tuple[ProblemLog, AlikeLog],
 ) -> Prepared:
     pace = Pace(files, context.reporter)
     try:
@@ -113,7 +113,7 @@ def _prepare(
             files,
             recipe,
             folder,
-            listener=_Listener(pace, log, context.stop),
+            listener=_Listener(pace, logs, context.stop),
             previous=_previous(config, context),
         )
     except Unreadable as error:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from typing_extensions import override
 
@@ -30,6 +30,8 @@ CONFIG: Final = {"version": 2, "reshard_after_forward": True}
 GATHERED: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 """Whole tensors in the memory of rank 0's CPU, and nothing in the other processes."""
 WHOLE: Final = StateDictOptions(full_state_dict=True)
+MIXED: Final = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+"""Gradients are summed in float32, as those of DDP and of one process are; accelerate would in bfloat16."""
 
 
 def is_divided(model: torch.nn.Module) -> bool:
@@ -47,6 +49,12 @@ class FullyShardedTrainer(CompletionTrainer):
     """Reads and writes states that know nothing of the division."""
 
     settings = MappingProxyType({"fsdp": True, "fsdp_config": CONFIG})
+
+    @override
+    def create_accelerator_and_postprocess(self) -> None:
+        if self.args.mixed_precision == "bf16":
+            self.args.fsdp_plugin_args["mixed_precision_policy"] = MIXED
+        super().create_accelerator_and_postprocess()
 
     @override
     def collect_state(self) -> Callable[[Path], None]:

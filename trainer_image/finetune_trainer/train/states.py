@@ -185,5 +185,11 @@ class States:
         }
 
 
+def remove_states(folder: RunFolder) -> None:
+    """Remove what only an unfinished run needs. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
+    for parent in (STATE, BEST, KEPT_STEPS):
+        folder.remove(parent)
+
+
 def _name(parent: str, step: int) -> str:
     return f"{parent}/{PREFIX}{step}"

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from finetune_trainer import termination
-from finetune_trainer.contract import ExitCode, FailureReason, StageResult
+from finetune_trainer.contract import ExitCode, FailureReason, StageConfig, StageResult
 from finetune_trainer.distributed.group import ALONE, Group
 
 LAST_WORDS_SECONDS: Final = 30
@@ -27,7 +27,14 @@ class Watchdog:
     """A thread that ends the process unless it is fed often enough; begins and ends with its block."""
 
     def __init__(
-        self, run: str, seconds: float, step: int, last_state: Callable[[], str], group: Group = ALONE
+        self,
+        run: str,
+        seconds: float,
+        step: int,
+        last_state: Callable[[], str],
+        group: Group = ALONE,
+        *,
+        config: StageConfig | None = None,
     ) -> None:
         """For a run after `step`.
 
@@ -35,6 +42,7 @@ class Watchdog:
         `group`: the processes that wait for one another, of which only one fails by it.
         """
         self._group = group
+        self._config = config
         self._run = run
         self._seconds = seconds
         self._last_state = last_state
@@ -84,5 +92,7 @@ class Watchdog:
             reason=FailureReason.STEP_TIMEOUT,
             message=message,
         )
+        if self._config is not None:
+            result = self._config.answer(result)
         termination.write(termination.bounded(result))
         os._exit(ExitCode.INTERNAL)

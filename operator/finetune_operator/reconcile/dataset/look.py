@@ -11,6 +11,7 @@ from finetune_operator.build.jobs import Placement, build_stage_job
 from finetune_operator.build.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
 from finetune_operator.build.locations import parse_source, parse_store
 from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import asked, next_check
@@ -102,9 +103,9 @@ def profile_of(dataset: Dataset, world: World) -> ComputeProfile | Blocked | Non
     unneeded = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
     if dataset.spec.store is not None:
         unneeded.add(Reason.DEFAULT_PROFILE_CONFLICT)
-    if isinstance(profile, Blocked) and profile.reason in unneeded:
-        return None
-    return profile
+    if isinstance(profile, Blocked):
+        return None if profile.reason in unneeded else profile
+    return profiles.check_trainer(profile) or profile
 
 
 def _ending(number: int) -> str:
@@ -135,24 +136,29 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
     if missing is not None:
         return missing
     secret = store.credentials_secret_ref
+    trainer = trainer_of(profile, world.facts.trainer_image)
     inputs = StageInputs(
         owner=dataset,
         run=_run(dataset),
         store_uri=store.uri,
         store_credentials=secret.name if secret else None,
         report=world.facts.report,
+        contract_version=trainer.contract,
     )
     prepares = stage == "prepare"
     name, collect_name = job_names(dataset, number_of(dataset))
-    image = profile.spec.images.trainer if profile is not None else None
+    config = _config(dataset, world, inputs) if prepares else collect_config(inputs, "prepare")
+    unsent = profiles.check_config(config, profile)
+    if unsent is not None:
+        return unsent
     request = asked(dataset)
     return build_stage_job(
         dataset,
         name if prepares else collect_name,
-        _config(dataset, world, inputs) if prepares else collect_config(inputs, "prepare"),
+        config,
         stage,
         Placement(
-            image=image or world.facts.trainer_image,
+            image=trainer.image,
             image_pull_policy=world.facts.image_pull_policy,
             profile=profile,
             storage=Storage(
@@ -163,6 +169,7 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
             ),
         ),
         annotations={REFRESH_REQUESTED: request} if prepares and request is not None else {},
+        nonce_key=world.facts.nonce_key,
     )
 
 

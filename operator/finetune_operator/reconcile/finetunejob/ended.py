@@ -5,19 +5,19 @@ from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import CheckpointSummary, StageName
-from finetune_operator.build.labels import RECORDED_RUN, STAGE, stage_job_name
-from finetune_operator.plan import Manifest, Plan
+from finetune_operator.build.labels import RECORDED_RUN, stage_job_name
+from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stage import count_usage
+from finetune_operator.reconcile.finetunejob.stopping import stop
 from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
-from finetune_operator.reconcile.stages import is_unfinished, left_behind, pods_of, until_ended
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stages import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_operator.status.stagetimes import container_state
 
 
 def finished(job: FineTuneJob, world: World) -> Plan:
@@ -92,18 +92,7 @@ def suspend(run: Run) -> Plan:
     if not running and not left:
         return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
     for child in running:
-        stage = child["metadata"].get("labels", {}).get(STAGE)
-        if stage in get_args(StageName) and not _saves(child, run.world):
-            count_usage(run, stage)
-        run.draft.remove(child)
+        stop(run, child)
     pods = [*left, *(pod for child in running for pod in pods_of(child, run.world))]
     waits = "waiting for the pods to save their state and end"
     return run.plan(until_ended(pods, Reason.SUSPENDING, waits, run.world.now))
-
-
-def _saves(child: Manifest, world: World) -> bool:
-    """Whether the Job is on its way and a pod of it still runs: that time is counted once the pod has ended,
-    because counting it in each pass would make each pass write, and so cause the next."""
-    return "deletionTimestamp" in child["metadata"] and any(
-        "running" in container_state(pod) for pod in pods_of(child, world)
-    )

@@ -1,5 +1,7 @@
 """Evaluate: the best checkpoint on held-out rows, and what the gates say about it."""
 
+from typing import get_args
+
 from finetune_operator.api.finetunejob import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import EvaluationStatus, Score
 from finetune_operator.build.configs import evaluate_config
@@ -10,7 +12,7 @@ from finetune_operator.reconcile.lines import champion_name
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract import Metric, StageResult, Subject
 
 SCORES_AT_MOST = 16
 
@@ -34,8 +36,10 @@ def evaluate(run: Run) -> Halt | None:
         return without_result("evaluate")
     scores = tuple(
         Score(metric=score.metric, subject=score.subject, value=score.value, rows=score.rows)
-        for score in result.evaluate.scores[:SCORES_AT_MOST]
-    )
+        for score in result.evaluate.scores
+        # A newer trainer may measure more, which this release has no words for.
+        if score.metric in get_args(Metric) and score.subject in get_args(Subject)
+    )[:SCORES_AT_MOST]
     gates, verdict = decide(spec.gates, scores)
     run.update(
         evaluation=EvaluationStatus(

@@ -10,8 +10,9 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.build.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.ownership import Record, holding, versions_of
-from finetune_operator.reconcile.world import CheckpointIndex, World
+from finetune_operator.reconcile.world import World
 
 
 def mark(job: FineTuneJob) -> str:
@@ -55,7 +56,12 @@ def has_lost_status(job: FineTuneJob, index: CheckpointIndex) -> bool:
 
 def _fingerprint(job: FineTuneJob) -> str:
     # Defaults are left out: those of a newer release must not make it another run.
-    spec = job.spec.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend", "children_ttl_seconds"}
-    )
+    mutable: dict[str, bool | set[str]] = {
+        "suspend": True,
+        "children_ttl_seconds": True,
+        "compute": {"max_run_seconds"},
+    }
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=mutable)
+    if not spec.get("compute", True):
+        del spec["compute"]
     return short_hash(job.name, json.dumps(spec, sort_keys=True), length=16)

@@ -11,9 +11,16 @@ from finetune_operator.build.peers import build_peer_service, peer_service_name
 from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
+from finetune_operator.reconcile.finetunejob.surroundings import (
+    FIRST_CONTRACT,
+    Surroundings,
+    keep,
+    surroundings,
+)
+from finetune_operator.reconcile.profiles import check_config
+from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.retries import Retry
-from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance, pods_of
+from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress, stagetimes
 from finetune_operator.status.problems import shown_problems
@@ -35,6 +42,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         services=(build_peer_service(job),) if _nodes(run, stage) > 1 else (),
         retry=run.status.retry,
         probe=_probe(run, stage) if stage in WITH_DEVICES else None,
+        contract=run.status.resolved.trainer_contract or FIRST_CONTRACT,
     )
     outcome = advance(run.draft, request)
     _follow(run, stage)
@@ -73,6 +81,7 @@ def _inputs(run: Run, found: Surroundings) -> StageInputs:
         store_uri=found.store.uri,
         store_credentials=secret.name if secret else None,
         report=run.world.facts.report,
+        contract_version=found.trainer.contract,
         accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
     )
 
@@ -84,12 +93,17 @@ def _build(
     if isinstance(found, Blocked):
         return found
     keep(run, found)
+    message = config(_inputs(run, found))
+    unsent = check_config(message, found.profile)
+    if unsent is not None:
+        return unsent
     return build_stage_job(
         run.job,
         stage_job_name(run.job, stage),
-        config(_inputs(run, found)),
+        message,
         stage,
         _placement(run, found, stage),
+        nonce_key=run.world.facts.nonce_key,
     )
 
 
@@ -112,12 +126,13 @@ def _build_collect(
         collect_config(_inputs(run, found), stage, probe=probe),
         "collect",
         Placement(
-            image=found.image,
+            image=found.trainer.image,
             image_pull_policy=run.world.facts.image_pull_policy,
             profile=found.profile,
             storage=Storage(store=parse_store(found.store.uri)),
             credentials=Credentials(store=found.store.credentials_secret_ref),
         ),
+        nonce_key=run.world.facts.nonce_key,
     )
 
 
@@ -127,7 +142,7 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
     base_model = spec.base_model if stage == "preflight" else None
     devices = {"train": spec.compute.devices, "evaluate": 1}.get(stage, 0)
     return Placement(
-        image=found.image,
+        image=found.trainer.image,
         image_pull_policy=run.world.facts.image_pull_policy,
         profile=found.evaluate_profile if stage == "evaluate" else found.profile,
         storage=Storage(

@@ -1,34 +1,46 @@
 """What a run needs around it before one of its stages may start: profiles, a store, claims."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.build.pods import CPU
+from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.ownership import is_held
 from finetune_operator.reconcile.stages import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason
+
+FIRST_CONTRACT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Everything is there; the image and the store stay those of the first stage."""
+    """Everything is there; the trainer and the store stay those of the first stage."""
 
     profile: ComputeProfile
     evaluate_profile: ComputeProfile
     store: StoreReference
-    image: str
+    trainer: Trainer
 
 
 def claims(job: FineTuneJob, world: World) -> frozenset[str]:
-    """Claims to look at: none while a stage runs, because nothing is about to be created."""
+    """Claims to look at: none while a stage runs, because nothing is about to be created.
+
+    Of a run that is being deleted: the one with its folder.
+    """
+    if job.metadata.deletion_timestamp is not None:
+        return storage.claim_names(job.status.resolved.store) if is_held(job) else frozenset()
     if job.spec.suspend or is_finished(job) or is_stage_running(world):
         return frozenset()
     profile = _profile(job, world)
@@ -56,7 +68,19 @@ def begins(run: Run) -> Failed | Blocked | None:
     if refused is not None:
         return refused
     found = surroundings(run)
-    return found if isinstance(found, Blocked) else None
+    return found if isinstance(found, Blocked) else _too_many_processes(run.job, found.profile)
+
+
+def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:
+    """CPU cores are threads of one process; whether devices are, the API server cannot know."""
+    method, devices = job.spec.method.type, job.spec.compute.devices
+    if method not in PREFERENCE_METHODS or devices == 1 or profile.spec.devices.resource == CPU:
+        return None
+    return Failed(
+        Reason.INVALID_SPEC,
+        f"spec.compute.devices is {devices}, but {method} trains in one process in this release: make a new"
+        " FineTuneJob without it",
+    )
 
 
 def _refused(run: Run) -> Failed | None:
@@ -90,8 +114,20 @@ def surroundings(run: Run) -> Surroundings | Blocked:
     missing = _missing_claim(job, store, profile, world)
     if missing is not None:
         return missing
-    image = job.status.resolved.trainer_image or profile.spec.images.trainer or world.facts.trainer_image
-    return Surroundings(profile, evaluate_profile, store, image)
+    trainer = _kept_trainer(job.status.resolved)
+    if trainer is None:
+        unknown = profiles.check_trainer(profile)
+        if unknown is not None:
+            return unknown
+        trainer = trainer_of(profile, world.facts.trainer_image)
+    return Surroundings(profile, evaluate_profile, store, trainer)
+
+
+def _kept_trainer(resolved: Resolved) -> Trainer | None:
+    """The trainer of the first stage; releases that did not record its contract spoke the first one."""
+    if resolved.trainer_image is None:
+        return None
+    return Trainer(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
 
 
 def keep(run: Run, found: Surroundings) -> None:
@@ -102,7 +138,8 @@ def keep(run: Run, found: Surroundings) -> None:
         profile_generation=found.profile.metadata.generation,
         store=found.store.uri,
         store_credentials=secret.name if secret else None,
-        trainer_image=found.image,
+        trainer_image=found.trainer.image,
+        trainer_contract=found.trainer.contract,
     )
 
 

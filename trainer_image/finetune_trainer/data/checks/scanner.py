@@ -103,18 +103,24 @@ def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]
         for found in detector.find(text)
     ]
     hits.sort(key=lambda hit: (STRICTEST.index(hit.finding), hit.found.start - hit.found.end))
+    # One byte a character: a row may have as many finds as it has words.
+    taken = bytearray(len(text))
     kept: list[_Hit] = []
     for hit in hits:
-        if all(hit.found.end <= other.found.start or other.found.end <= hit.found.start for other in kept):
+        start, end = hit.found.start, hit.found.end
+        if taken.find(1, start, end) < 0:
+            taken[start:end] = b"\1" * (end - start)
             kept.append(hit)
     return sorted(kept, key=lambda hit: hit.found.start)
 
 
 def _redacted(text: str, hits: list[_Hit]) -> str:
-    for hit in reversed(hits):
+    parts, end = [], 0
+    for hit in hits:
         if hit.finding == "Redact":
-            text = text[: hit.found.start] + hit.detector.placeholder + text[hit.found.end :]
-    return text
+            parts += (text[end : hit.found.start], hit.detector.placeholder)
+            end = hit.found.end
+    return "".join((*parts, text[end:])) if parts else text
 
 
 def _with_texts(row: Row, texts: list[str], calls: Mapping[int, Any]) -> Row:

@@ -4,6 +4,7 @@ Its detectors are used on the lines of a text directly. Each is asked only where
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +76,11 @@ DETECTORS: Final = {
     "TwilioKeyDetector": Hints(("AC", "SK"), shape=re.compile("(?:AC|SK)[a-z0-9]{32}")),
 }
 """Classes of detect-secrets."""
+HEADS: Final = {
+    "JwtTokenDetector": re.compile(r"eyJ[A-Za-z0-9\-_=]++"),
+    "NpmDetector": re.compile(r"//.*"),
+}
+"""Of patterns that take quadratic time when each place is tried."""
 KEYWORDS: Final = Hints(
     ("key", "pass", "pwd", "secret", "contrase"),
     any_case=True,
@@ -93,13 +99,17 @@ SHAPES: Final = tuple(hints.shape for hints in ALL_HINTS if hints.shape and not 
 
 WORD_REST: Final = re.compile(r"[\w+/=\-]*")
 """Tokens have grown longer since the patterns were written."""
-PRIVATE_KEY: Final = re.compile(
-    r"-*(?:BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-*"
-    r"(?P<key>.*?-END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-*|(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*)"
-    r"|PuTTY-User-Key-File-2(?P<putty>.*?Private-MAC: *[0-9a-f]+|))",
-    re.DOTALL,
+KEY_HEAD: Final = re.compile(
+    r"-*(?:BEGIN [A-Z0-9 ]{0,64}PRIVATE KEY(?: BLOCK)?-*|(?P<putty>PuTTY-User-Key-File-2))"
 )
-"""From its first line, by which it is found, to its end."""
+"""A key's first line, by which it is found."""
+KEY_ENDS: Final = {
+    False: re.compile(r"-END [A-Z0-9 ]{0,64}PRIVATE KEY(?: BLOCK)?-*"),
+    True: re.compile(r"Private-MAC: *[0-9a-f]+"),
+}
+"""Of other keys, and of PuTTY's."""
+KEY_REST: Final = re.compile(r"(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*")
+"""Of a key whose end is missing."""
 KEY_CHARACTERS: Final = 64
 """A text that only speaks of keys has fewer between the first line and the last."""
 
@@ -117,28 +127,47 @@ class Rule:
     """A JSON Web Token, which must also be one in form."""
     is_key: bool = False
     """The first line of a private key."""
+    head: re.Pattern[str] | None = None
+    """Where the pattern can begin, each time with all that it would read in vain from a later place in it."""
 
     def spans(self, line: str) -> Iterator[tuple[int, int]]:
         """Where it is, in a line that fits the hints."""
-        for match in self.pattern.finditer(line):
+        last = 0
+        for match in self._matches(line):
             start, end = match.span(self.group)
+            if start < last:
+                # In what is told already.
+                continue
             if self.group == 0:
                 # Some patterns begin and end with the space or the mark beside the secret.
                 start += len(match[0]) - len(match[0].lstrip(' \t=:"'))
                 end = _rest(line, start + len(match[0].strip(' \t=:"')))
             if self._is_secret(line[start:end], line):
+                last = end
                 yield start, end
 
-    def found(self, text: str, start: int, end: int) -> Find | None:
+    def _matches(self, line: str) -> Iterator[re.Match[str]]:
+        if self.head is None:
+            yield from self.pattern.finditer(line)
+            return
+        for head in self.head.finditer(line):
+            if match := self.pattern.match(line, head.start()):
+                yield match
+
+    def found(self, text: str, start: int, end: int, key_ends: "_KeyEnds") -> Find | None:
         """What is there in the whole text; None where a private key has a first line only."""
-        if self.is_key:
-            start = len(text[:start].rstrip("-"))
-            key = PRIVATE_KEY.match(text, start)
-            if key is None or len(key["key"] or key["putty"] or "") < KEY_CHARACTERS:
-                return None
-            return Find(start, key.end(), self.kind)
-        value = text[start:end]
-        return Find(start, end, f"{self.kind}, {value[: min(4, len(value) // 4)]}…")
+        if not self.is_key:
+            return Find(start, end, f"{self.kind}, {text[start : start + min(4, (end - start) // 4)]}…")
+        while start and text[start - 1] == "-":
+            start -= 1
+        head = KEY_HEAD.match(text, start)
+        if head is None:
+            return None
+        is_putty = head["putty"] is not None
+        end = key_ends.after(head.end(), is_putty=is_putty) or head.end()
+        if end == head.end() and not is_putty and (rest := KEY_REST.match(text, end)):
+            end = rest.end()
+        return Find(start, end, self.kind) if end - head.end() >= KEY_CHARACTERS else None
 
     def _is_secret(self, value: str, line: str) -> bool:
         from detect_secrets.filters import heuristic
@@ -183,14 +212,14 @@ class Secrets:
         return any(shape.search(text) for shape in SHAPES)
 
     def find(self, text: str) -> Iterator[Find]:
-        offset = 0
+        offset, key_ends = 0, _KeyEnds(text)
         for line in text.split("\n"):
             folded = line.lower()
             for rule in self._rules:
                 if not rule.hints.fit(line, folded):
                     continue
                 for start, end in rule.spans(line):
-                    found = rule.found(text, offset + start, offset + end)
+                    found = rule.found(text, offset + start, offset + end, key_ends)
                     if found is not None:
                         yield found
             offset += len(line) + 1
@@ -211,6 +240,7 @@ class Secrets:
                 group=1 if hints.has_value and pattern.groups else 0,
                 is_token=name == "JwtTokenDetector",
                 is_key=name == "PrivateKeyDetector",
+                head=HEADS.get(name),
             )
             for name, hints in DETECTORS.items()
             for pattern in kinds[name].denylist
@@ -222,6 +252,22 @@ class Secrets:
             if pattern is not keyword.PRECEDED_BY_EQUAL_COMPARISON_SIGNS_QUOTES_REQUIRED_REGEX
         ]
         return rules
+
+
+class _KeyEnds:
+    """Where private keys end in a text, found once for all of their first lines."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._found: dict[bool, list[tuple[int, int]]] = {}
+
+    def after(self, start: int, *, is_putty: bool) -> int | None:
+        """The end of the first one that begins at an index or later."""
+        if is_putty not in self._found:
+            self._found[is_putty] = [match.span() for match in KEY_ENDS[is_putty].finditer(self._text)]
+        ends = self._found[is_putty]
+        place = bisect_left(ends, (start, 0))
+        return ends[place][1] if place < len(ends) else None
 
 
 def _fit(text: str) -> bool:

@@ -1,5 +1,6 @@
 """What all containers give: records, as they were written, each with its place."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,7 +37,7 @@ class Container(Protocol):
 
 def repeated_column(columns: Sequence[str]) -> Issue | None:
     """The issue of a table that has two columns of one name."""
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
     if not twice:
         return None
     what = f"the header has {field_names(twice, 'names')} twice"

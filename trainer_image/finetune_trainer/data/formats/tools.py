@@ -1,6 +1,7 @@
 """Tools and the calls of them, as in the chat API of OpenAI."""
 
 import json
+from functools import lru_cache
 from typing import Any, Final
 
 from finetune_trainer import canonical
@@ -50,7 +51,7 @@ def _call(place: str, call: Any, tools: frozenset[str], found: list[Issue]) -> d
             _issue(
                 f"{place}.function.name",
                 f"is {shown(name)}, which is none of the row's tools",
-                f"one of {field_names(sorted(tools), 'tools')}",
+                f"one of {_listed(tools)}",
                 "add the tool, or correct the name",
             )
         )
@@ -100,6 +101,12 @@ def _function(place: str, value: Any, shape: str, found: list[Issue]) -> dict[st
         found.append(issue)
         return None
     return function
+
+
+@lru_cache(maxsize=1)
+def _listed(tools: frozenset[str]) -> str:
+    """The names of one row's tools, which each of its wrong calls is told."""
+    return field_names(sorted(tools), "tools")
 
 
 def _canonical(place: str, value: Any, found: list[Issue]) -> str | None:

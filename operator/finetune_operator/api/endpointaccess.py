@@ -1,0 +1,130 @@
+"""Who may connect to an endpoint, and how its replicas survive work on nodes."""
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.computeprofile import LabelValue
+from finetune_operator.api.meta import Model, Rule, pattern_advice
+
+LABEL_KEY: Final = r"^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
+CIDR: Final = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"
+
+
+class LabelSelector(Model):
+    """Labels that an object must have, all of them."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"self.matchLabels.all(key, key.matches(r'{LABEL_KEY}'))",
+            "a key of matchLabels is a label's name, for example app.kubernetes.io/name",
+            "matchLabels",
+        ),
+    )
+
+    match_labels: Annotated[
+        dict[str, LabelValue], Field(max_length=16, description="Labels by name; empty: every object.")
+    ] = Field(default={})
+
+
+class IPBlock(Model):
+    """A range of addresses."""
+
+    cidr: Annotated[
+        str,
+        Field(
+            min_length=3,
+            max_length=64,
+            pattern=CIDR,
+            json_schema_extra=pattern_advice(CIDR, "write a range of addresses, for example 10.0.0.0/8"),
+            description="Range of IPv4 or IPv6 addresses in CIDR notation.",
+        ),
+    ]
+
+
+class NetworkPeer(Model):
+    """Pods or addresses that may connect, as a NetworkPolicyPeer of Kubernetes names them."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.ipBlock) != (has(self.namespaceSelector) || has(self.podSelector))",
+            "a peer has either ipBlock or selectors: give namespaceSelector, podSelector or both, or ipBlock"
+            " alone",
+        ),
+    )
+
+    namespace_selector: Annotated[
+        LabelSelector | None,
+        Field(description="Namespaces of the peer. Absent: the endpoint's own namespace."),
+    ] = None
+    pod_selector: Annotated[
+        LabelSelector | None, Field(description="Pods of the peer. Absent: all pods of those namespaces.")
+    ] = None
+    ip_block: Annotated[
+        IPBlock | None, Field(description="Addresses of the peer, for clients that are not pods.")
+    ] = None
+
+
+class EndpointNetworkPolicy(Model):
+    """A NetworkPolicy that refuses all connections to the endpoint's pods except those listed."""
+
+    allow_from: Annotated[
+        tuple[NetworkPeer, ...],
+        Field(
+            max_length=32,
+            description="Peers that may connect to the endpoint's port. Empty: none. Pods of the monitoring"
+            " namespace of the operator's chart may always connect, because metrics have the same port.",
+        ),
+    ] = ()
+
+
+class TopologySpread(Model):
+    """How to spread the replicas of a revision over nodes, zones or other groups of nodes."""
+
+    topology_key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=LABEL_KEY,
+            json_schema_extra=pattern_advice(
+                LABEL_KEY, "topologyKey is a label's name, for example topology.kubernetes.io/zone"
+            ),
+            description="Node label whose values are the groups, for example kubernetes.io/hostname.",
+        ),
+    ]
+    max_skew: Annotated[
+        int,
+        Field(ge=1, le=100, description="Max difference in replicas between two groups. Default: 1."),
+    ] = 1
+    when_unsatisfiable: Annotated[
+        Literal["ScheduleAnyway", "DoNotSchedule"],
+        Field(
+            description="Whether a replica that would exceed maxSkew is scheduled all the same or waits."
+            " Default: ScheduleAnyway."
+        ),
+    ] = "ScheduleAnyway"
+
+
+class Availability(Model):
+    """What the replicas of an endpoint withstand."""
+
+    max_unavailable: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1000,
+            description="Max replicas that evictions, such as those of kubectl drain, may take at a time: the"
+            " endpoint gets a PodDisruptionBudget. 0 refuses every eviction of a ready replica, so that a"
+            " node with one cannot be drained. Default: 1 where there are several replicas.",
+        ),
+    ] = None
+    topology_spread: Annotated[
+        tuple[TopologySpread, ...],
+        Field(
+            max_length=4,
+            json_schema_extra={"x-list-map-keys": ["topologyKey"]},
+            description="Spread constraints of the endpoint's pods. A change starts a new revision. Empty:"
+            " the scheduler's defaults, which prefer to spread over nodes and zones.",
+        ),
+    ] = ()

@@ -1,0 +1,67 @@
+"""Manifests of what protects an endpoint's pods: its NetworkPolicy and its PodDisruptionBudget."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from finetune_operator.api.endpointaccess import NetworkPeer
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.build.jobs import owner_reference
+from finetune_operator.build.labels import REVISION, RUN, child_labels, stage_job_name
+from finetune_operator.build.networkpolicies import allow, build_network_policy, namespaces_with
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract import SERVE_PORT
+
+DEFAULT_MAX_UNAVAILABLE: Final = 1
+
+
+def build_endpoint_policy(endpoint: InferenceDeployment, monitoring: Mapping[str, str]) -> Manifest:
+    """The NetworkPolicy of all revisions of an endpoint that has `spec.networkPolicy`.
+
+    Args:
+        endpoint: whose pods are protected.
+        monitoring: labels of the namespaces that may always connect, since metrics have the same port.
+    """
+    assert endpoint.spec.network_policy is not None  # noqa: S101 - the caller looked
+    peers = [_peer(peer) for peer in endpoint.spec.network_policy.allow_from]
+    return build_network_policy(
+        endpoint,
+        stage_job_name(endpoint, "ingress"),
+        {RUN: endpoint.uid},
+        [allow([*peers, namespaces_with(monitoring)], SERVE_PORT)],
+    )
+
+
+def _peer(peer: NetworkPeer) -> Manifest:
+    if peer.ip_block is not None:
+        return {"ipBlock": {"cidr": peer.ip_block.cidr}}
+    selectors = {"namespaceSelector": peer.namespace_selector, "podSelector": peer.pod_selector}
+    return {
+        name: {"matchLabels": selector.match_labels} if selector.match_labels else {}
+        for name, selector in selectors.items()
+        if selector is not None
+    }
+
+
+def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Manifest:
+    """The PodDisruptionBudget of the revision that serves.
+
+    Not of all revisions: while one comes up, its pods that are not ready yet would use up the budget, and no
+    node could be drained. Pods that are not ready may always be evicted, since nobody is served by them.
+    """
+    availability = endpoint.spec.availability
+    chosen = availability.max_unavailable if availability is not None else None
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {
+            "name": stage_job_name(endpoint, "budget"),
+            "namespace": endpoint.namespace,
+            "labels": child_labels(endpoint),
+            "ownerReferences": [owner_reference(endpoint)],
+        },
+        "spec": {
+            "maxUnavailable": DEFAULT_MAX_UNAVAILABLE if chosen is None else chosen,
+            "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision}},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }

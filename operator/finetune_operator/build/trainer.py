@@ -1,0 +1,26 @@
+"""Which trainer image a pod runs, and which version of the contract that image reads."""
+
+from dataclasses import dataclass
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_trainer.contract import CONTRACT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """A trainer image."""
+
+    image: str
+    contract: int
+
+
+def trainer_of(profile: ComputeProfile | None, default_image: str) -> Trainer:
+    """The profile's own trainer, or the operator's.
+
+    `spec.trainerContract` describes `spec.images.trainer`. The operator's own image reads the operator's
+    version of the contract, whatever default is stored in the profile.
+    """
+    own = profile.spec.images.trainer if profile is not None else None
+    if profile is None or own is None:
+        return Trainer(default_image, CONTRACT_VERSION)
+    return Trainer(own, profile.spec.trainer_contract)

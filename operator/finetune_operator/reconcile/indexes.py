@@ -1,0 +1,191 @@
+"""By what objects are found when another one has changed, so that looking costs what is found.
+
+Indexers read objects as the API server sends them, because most objects never need a model. A run that has
+ended is in no index: nothing wakes it any more.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from finetune_operator.plan import Manifest
+from finetune_operator.status.conditions import ends_dataset, ends_run
+from finetune_operator.status.reasons import ConditionType, Reason
+
+Indexer = Callable[[Manifest], Iterable[str]]
+
+BY_DATASET: Final = "dataset"
+"""FineTuneJobs that wait for rows, by `address` of their Dataset."""
+BY_PARENT: Final = "parent"
+"""FineTuneJobs that wait for the Checkpoint to continue from, by its `address`."""
+BY_LINE: Final = "line"
+"""FineTuneJobs that have not ended, and endpoints that follow, by `address` of the model line."""
+BY_PROFILE: Final = "profile"
+"""FineTuneJobs that have not ended, and endpoints, by name of the ComputeProfile, or DEFAULT_PROFILE."""
+BY_CONTENT: Final = "content"
+"""FineTuneJobs and endpoints by what they need: digests, and `address` of records."""
+BY_DIGEST: Final = "digest"
+"""Checkpoints and DatasetVersions."""
+BY_STATE: Final = "state"
+"""Objects by UNSETTLED, QUEUED or ROLLING."""
+
+DEFAULT_PROFILE: Final = ""
+"""In place of a profile's name: whichever is the default."""
+UNSETTLED: Final = "unsettled"
+QUEUED: Final = "queued"
+ROLLING: Final = "rolling"
+
+
+def address(namespace: str, name: str) -> str:
+    """One value for a name in a namespace."""
+    return f"{namespace}/{name}"
+
+
+def namespace_of(manifest: Manifest) -> str:
+    """The object's namespace, empty where its kind has none."""
+    namespace: str = manifest["metadata"].get("namespace", "")
+    return namespace
+
+
+def contents(manifest: Manifest) -> frozenset[str]:
+    """What an endpoint, or a run that has not ended, needs to stay: digests, and `address` of records."""
+    if "deletionTimestamp" in manifest["metadata"]:
+        return frozenset()
+    digests, names = _needs_of_run(manifest) if manifest["kind"] == "FineTuneJob" else _needs(manifest)
+    namespace = namespace_of(manifest)
+    return frozenset(filter(None, digests)) | {address(namespace, name) for name in names if name}
+
+
+def has_ended(job: Manifest) -> bool:
+    """As `conditions.is_finished`."""
+    return any(ends_run(*state) for state in _conditions(job))
+
+
+def is_rolling(endpoint: Manifest) -> bool:
+    """Whether a revision of the endpoint starts, beside another one or as the first."""
+    return any(revision.get("state") == "RollingOut" for revision in _status(endpoint).get("revisions", ()))
+
+
+def _needs_of_run(job: Manifest) -> tuple[list[Any], list[Any]]:
+    if has_ended(job):
+        return [], []
+    spec, status, resolved = _spec(job), _status(job), _resolved(job)
+    made = status.get("checkpoints", ())
+    ref = spec.get("dataset", {}).get("ref") or {}
+    return (
+        [resolved.get("datasetDigest"), resolved.get("parentDigest"), *(each.get("digest") for each in made)],
+        [
+            resolved.get("datasetVersion"),
+            resolved.get("parentCheckpoint"),
+            ref.get("version"),
+            spec.get("baseModel", {}).get("checkpoint"),
+            *(each.get("name") for each in made),
+        ],
+    )
+
+
+def _needs(endpoint: Manifest) -> tuple[list[Any], list[Any]]:
+    served = _status(endpoint).get("models", ())
+    pins = [model.get("pin") or {} for model in _spec(endpoint).get("models", ())]
+    return (
+        [each.get("digest") for each in (*served, *pins)],
+        [each.get("checkpoint") for each in (*served, *pins)],
+    )
+
+
+def _run_by_dataset(job: Manifest) -> Iterator[str]:
+    name = (_spec(job).get("dataset", {}).get("ref") or {}).get("name") if not has_ended(job) else None
+    if name and not _resolved(job).get("datasetVersion"):
+        yield address(namespace_of(job), name)
+
+
+def _run_by_parent(job: Manifest) -> Iterator[str]:
+    name = _spec(job).get("baseModel", {}).get("checkpoint") if not has_ended(job) else None
+    if name and not _resolved(job).get("parentDigest"):
+        yield address(namespace_of(job), name)
+
+
+def _run_by_line(job: Manifest) -> Iterator[str]:
+    model = _spec(job).get("model") if not has_ended(job) else None
+    if model:
+        yield address(namespace_of(job), model)
+
+
+def _run_by_profile(job: Manifest) -> Iterable[str]:
+    if has_ended(job):
+        return ()
+    spec = _spec(job)
+    judged_on = (spec.get("evaluation") or {}).get("profile")
+    return {_profile(spec), *([judged_on] if judged_on else [])}
+
+
+def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:
+    followed = {(model.get("follow") or {}).get("model") for model in _spec(endpoint).get("models", ())}
+    return {address(namespace_of(endpoint), model) for model in followed if model}
+
+
+def _endpoint_by_profile(endpoint: Manifest) -> Iterator[str]:
+    yield _profile(_spec(endpoint))
+
+
+def _endpoint_by_state(endpoint: Manifest) -> Iterator[str]:
+    if is_rolling(endpoint):
+        yield ROLLING
+    if (ConditionType.RECONCILING, "True", Reason.QUEUED) in _conditions(endpoint):
+        yield QUEUED
+
+
+def _dataset_by_state(dataset: Manifest) -> Iterator[str]:
+    current = _status(dataset).get("observedGeneration") == dataset["metadata"].get("generation", 0)
+    if not (current and any(ends_dataset(*state) for state in _conditions(dataset))):
+        yield UNSETTLED
+
+
+def _by_digest(record: Manifest) -> Iterator[str]:
+    digest = _spec(record).get("digest")
+    if digest:
+        yield digest
+
+
+def _profile(spec: dict[str, Any]) -> str:
+    return (spec.get("compute") or {}).get("profile") or DEFAULT_PROFILE
+
+
+def _spec(manifest: Manifest) -> dict[str, Any]:
+    spec: dict[str, Any] = manifest.get("spec") or {}
+    return spec
+
+
+def _status(manifest: Manifest) -> dict[str, Any]:
+    status: dict[str, Any] = manifest.get("status") or {}
+    return status
+
+
+def _resolved(job: Manifest) -> dict[str, Any]:
+    resolved: dict[str, Any] = _status(job).get("resolved") or {}
+    return resolved
+
+
+def _conditions(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    for each in _status(manifest).get("conditions") or ():
+        yield each["type"], each["status"], each.get("reason", "")
+
+
+INDEXERS: Final[Mapping[str, Mapping[str, Indexer]]] = {
+    "FineTuneJob": {
+        BY_DATASET: _run_by_dataset,
+        BY_PARENT: _run_by_parent,
+        BY_LINE: _run_by_line,
+        BY_PROFILE: _run_by_profile,
+        BY_CONTENT: contents,
+    },
+    "Dataset": {BY_STATE: _dataset_by_state},
+    "DatasetVersion": {BY_DIGEST: _by_digest},
+    "Checkpoint": {BY_DIGEST: _by_digest},
+    "InferenceDeployment": {
+        BY_LINE: _endpoint_by_line,
+        BY_PROFILE: _endpoint_by_profile,
+        BY_CONTENT: contents,
+        BY_STATE: _endpoint_by_state,
+    },
+}
+"""By kind and index."""

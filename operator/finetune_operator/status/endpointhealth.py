@@ -1,0 +1,111 @@
+"""Domain conditions of an endpoint: whether it can answer, and whether its image is recent enough."""
+
+import re
+from datetime import datetime
+from typing import Final, Literal, NamedTuple
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.meta import Condition
+from finetune_operator.build.serving import ENGINE_CONTAINER
+from finetune_operator.plan import Manifest
+from finetune_operator.status.conditions import with_condition, without
+from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.status.servingpods import ServingTrouble
+
+VERSION: Final = re.compile(r"^v?([0-9]+(?:\.[0-9]+)+)(?![0-9A-Za-z])")
+
+Status = Literal["True", "False", "Unknown"]
+
+
+class Verdict(NamedTuple):
+    """Whether a condition is so, and why."""
+
+    status: Status
+    reason: Reason
+    message: str
+
+
+def availability(
+    endpoint: InferenceDeployment, revision: str, deployment: Manifest | None, trouble: ServingTrouble | None
+) -> Verdict:
+    """Whether at least one replica of the revision that serves is ready to answer."""
+    replicas = endpoint.spec.replicas
+    ready: int = (deployment or {}).get("status", {}).get("readyReplicas", 0)
+    if not revision:
+        return Verdict("False", Reason.NO_REPLICA_READY, "no revision has served yet")
+    if ready:
+        return Verdict("True", Reason.AVAILABLE, f"revision {revision} has ready replicas")
+    if replicas == 0:
+        return Verdict(
+            "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0: raise it to have requests answered"
+        )
+    why = trouble.message if trouble is not None else "its pods are starting, or fail their readiness probe"
+    return Verdict(
+        "False", Reason.NO_REPLICA_READY, f"0 of {replicas} replicas of revision {revision} are ready: {why}"
+    )
+
+
+def image_age(deployment: Manifest, floor: str) -> Verdict:
+    """Whether the engine's image has at least the version `floor`, by its tag."""
+    image = _engine_image(deployment)
+    version = _version(image.rpartition("/")[2].partition("@")[0].partition(":")[2])
+    name = deployment["metadata"]["name"]
+    mend = (
+        "set spec.restartedAt to the current time to start a revision with the operator's image; where the"
+        " ComputeProfile names images.trainer, raise that first"
+    )
+    if version is None:
+        return Verdict(
+            "Unknown",
+            Reason.VERSION_UNKNOWN,
+            f"revision {name} serves with image {image}, whose tag is not a version, so nothing tells whether"
+            f" it is older than the security floor {floor}: if it is, {mend}",
+        )
+    if version < (_version(floor) or ()):
+        return Verdict(
+            "False",
+            Reason.BELOW_FLOOR,
+            f"revision {name} serves with image {image}, older than the security floor {floor}: {mend}",
+        )
+    return Verdict(
+        "True", Reason.NOT_BELOW_FLOOR, f"image {image} is not older than the security floor {floor}"
+    )
+
+
+def with_verdict(
+    conditions: tuple[Condition, ...],
+    type_: ConditionType,
+    verdict: Verdict | None,
+    *,
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """The conditions with this one as the verdict has it; without it where there is none."""
+    if verdict is None:
+        return without(conditions, type_)
+    return with_condition(
+        conditions,
+        type_,
+        verdict.status,
+        verdict.reason,
+        verdict.message,
+        generation=generation,
+        now=now,
+    )
+
+
+def _engine_image(deployment: Manifest) -> str:
+    containers = deployment["spec"].get("template", {}).get("spec", {}).get("containers", ())
+    image: str = next((each["image"] for each in containers if each["name"] == ENGINE_CONTAINER), "")
+    return image
+
+
+def _version(text: str) -> tuple[int, ...] | None:
+    """Numbers of a version, without trailing zeros; suffixes such as -rc1 do not count."""
+    found = VERSION.match(text)
+    if found is None:
+        return None
+    numbers = [int(part) for part in found[1].split(".")]
+    while len(numbers) > 1 and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

@@ -1,0 +1,78 @@
+"""Every method with what training on a GPU does to a model: steps, validation, and going on after a stop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import ExitCode, TrainConfig
+from tests.trainer import test_train_preference as preference
+from tests.trainer.gpuwrapping import VARIABLE, as_a_gpu_trains, tiny_in_bfloat16
+from tests.trainer.test_train_distributed import pods
+from tests.trainer.test_train_resume import METHODS, preempted
+from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+
+EVERY_METHOD = {
+    "LoRA": METHODS["LoRA"],
+    "DoRA": METHODS["DoRA"],
+    "QLoRA": METHODS["QLoRA"],
+    "Full": METHODS["Full"],
+    **preference.METHODS,
+}
+CHECKPOINTED = ("LoRA", "DPO")
+"""Those whose layers are computed twice: pairwise, since each method is tested so in float32."""
+
+TRAINS_AS_ON_A_GPU = """
+import os, sys
+import torch
+from finetune_trainer.__main__ import main
+from finetune_trainer.train import loop
+
+os.environ["%s"] = "bf16"
+check = loop.Loop.on_pre_optimizer_step
+
+def checked(self, *arguments, optimizer, **given):
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = getattr(parameter.grad, "_local_tensor", parameter.grad)
+            if gradient is not None and not torch.equal(gradient, gradient.bfloat16().float()):
+                print('{"message": "a gradient has more than 8 bits"}', flush=True)
+    check(self, *arguments, optimizer=optimizer, **given)
+
+loop.Loop.on_pre_optimizer_step = checked
+sys.exit(main())
+"""
+
+
+def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:
+    rows = preference.rows_for(method) if method in preference.METHODS else ROWS
+    return bench.train_config(
+        bench.model(tiny_in_bfloat16()),
+        bench.dataset(rows, rows[:5]),
+        method=EVERY_METHOD[method],
+        gradient_checkpointing=method in CHECKPOINTED,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_a_run_learns_and_goes_on_exactly_after_a_stop(tmp_path: Path, method: str) -> None:
+    bench, sheet = Workbench(tmp_path), Sheet()
+    other = elsewhere(bench, "uninterrupted")
+    with as_a_gpu_trains():
+        straight = other.train(config_for(other, method, epochs=3), sheet)
+        config = config_for(bench, method, epochs=3)
+        preempted(bench, config, 4)
+
+        assert bench.train(config) == straight.model_copy(update={"restarts": 1})
+    assert sheet.seen[-1].loss < sheet.seen[0].loss  # type: ignore[operator]
+    assert straight.validation_loss is not None
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_two_processes_sum_gradients_in_float32(tmp_path: Path, method: str) -> None:
+    with pods(tmp_path, dropout=0, method=method) as two:
+        leader, other = two.run("-c", TRAINS_AS_ON_A_GPU % VARIABLE)
+
+    assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
+    assert any("more than 8 bits" in line["message"] for line in leader.logs)

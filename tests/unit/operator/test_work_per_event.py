@@ -1,0 +1,162 @@
+"""One event costs what it touches, however long a model line is and however many runs have ended."""
+
+import random
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.caches import Caches
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_rejected, promotion_time
+from finetune_operator.reconcile.relations import concerned_by_champion, related
+from finetune_operator.surroundings import Surroundings
+from tests.unit.operator.endpoints import endpoint
+from tests.unit.operator.test_controller_surroundings import checkpoint, obj
+
+BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
+ENDED = {"conditions": [{"type": "Ready", "status": "True", "reason": "Promoted"}]}
+
+
+def run(name: str, **status: object) -> Manifest:
+    spec = {"model": "line", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "tickets"}}}
+    return obj("FineTuneJob", name, spec=spec, status=status)
+
+
+def record(name: str, job: str, version: int = 1, minute: int | None = None) -> Manifest:
+    made = checkpoint(name, version=version)
+    made["spec"]["lineage"]["job"] = {"name": job, "uid": f"uid-{job}"}
+    made["status"] = {} if minute is None else {"promotedAt": (BEGIN + timedelta(minutes=minute)).isoformat()}
+    return made
+
+
+class Line:
+    """The caches with one line of `length` ended runs, each with a promoted and an unpromoted Checkpoint."""
+
+    def __init__(self, length: int) -> None:
+        self.caches = Caches()
+        self.surroundings = Surroundings(self.caches)
+        self.champions: list[tuple[str, str]] = []
+        self.keys: set[Key] = set()
+        for number in range(length):
+            name = f"run-{number}"
+            self.caches.kinds["FineTuneJob"].put(run(name, **ENDED))
+            self.caches.kinds["Checkpoint"].put(record(f"{name}-best", name, minute=number))
+            self.caches.kinds["Checkpoint"].put(record(f"{name}-last", name))
+        follower = endpoint(models=[{"name": "m", "follow": {"model": "line"}}]).to_dict()
+        follower["metadata"] |= {"uid": "uid-desk", "resourceVersion": "1"}
+        self.caches.kinds["InferenceDeployment"].put(follower)
+        self.surroundings.subscribe_champions(self._champion_changed)
+        for kind, store in self.caches.kinds.items():
+            store.subscribe(partial(self._changed, kind))
+
+    def _champion_changed(self, namespace: str, model: str) -> None:
+        self.champions.append((namespace, model))
+        self.keys |= concerned_by_champion(namespace, model, self.surroundings)
+
+    def _changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        self.keys |= related(kind, old, new, self.surroundings)
+
+    def change(self, manifest: Manifest) -> set[tuple[str, str]]:
+        """What is looked at because of this change."""
+        self.keys = set()
+        self.caches.kinds[manifest["kind"]].put(manifest)
+        return {(key.kind, key.name) for key in self.keys}
+
+
+@pytest.mark.parametrize("length", [3, 100])
+def test_a_changed_checkpoint_of_a_long_line_concerns_its_own_run_alone(length: int) -> None:
+    line = Line(length)
+    changed = record("run-1-best", "run-1", version=2, minute=1)
+    changed["metadata"]["labels"] = {"team": "a"}
+    assert line.change(changed) == {("FineTuneJob", "run-1")}
+    assert line.champions == []
+
+
+@pytest.mark.parametrize("length", [3, 100])
+def test_a_new_champion_wakes_followers_and_unfinished_runs_and_no_ended_one(length: int) -> None:
+    line = Line(length)
+    line.caches.kinds["FineTuneJob"].put(run("judging"))
+    line.caches.kinds["Checkpoint"].put(record("judging-best", "judging"))
+    assert line.champions == []
+    looked_at = line.change(record("run-0-last", "run-0", version=2, minute=1000))
+    assert looked_at == {
+        ("FineTuneJob", "run-0"),
+        ("FineTuneJob", "judging"),
+        ("Checkpoint", "judging-best"),
+        ("InferenceDeployment", "desk"),
+    }
+    assert line.champions == [("team", "line")]
+
+
+def test_a_champion_that_is_rejected_deleted_or_going_is_another_champion() -> None:
+    for number, after in enumerate(("rejected", "deleted", "going")):
+        line = Line(5)
+        last = record("run-4-best", "run-4", version=2 + number, minute=4)
+        if after == "rejected":
+            last["spec"]["approval"] = {"state": "Rejected", "reason": "worse"}
+        if after == "going":
+            last["metadata"]["deletionTimestamp"] = "2030-01-02T00:00:00Z"
+        if after == "deleted":
+            line.caches.kinds["Checkpoint"].remove(last)
+        else:
+            line.change(last)
+        assert line.champions == [("team", "line")], after
+        current = champion(line.surroundings.checkpoints("team"), "line")
+        assert current is not None
+        assert current.name == "run-3-best"
+
+
+def test_an_ended_run_is_woken_by_nothing_that_it_once_needed() -> None:
+    line = Line(5)
+    dataset = obj("Dataset", "tickets", spec={}, status={"latestVersion": "tickets-1"})
+    assert line.change(dataset) == {("DatasetVersion", "tickets-1")}
+    line.change(run("waiting"))
+    assert line.change({**dataset, "metadata": {**dataset["metadata"], "resourceVersion": "2"}}) == {
+        ("FineTuneJob", "waiting"),
+        ("DatasetVersion", "tickets-1"),
+    }
+
+
+def test_a_namespace_without_checkpoints_leaves_nothing_behind() -> None:
+    line = Line(2)
+    for manifest in list(line.caches.kinds["Checkpoint"]):
+        line.caches.kinds["Checkpoint"].remove(manifest)
+    assert line.surroundings._lines == {}
+
+
+def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:
+    chance = random.Random(7)  # noqa: S311 - repeatable
+    index = CheckpointIndex()
+    known: dict[str, Checkpoint] = {}
+    for step in range(2000):
+        name = f"c{chance.randrange(20)}"
+        if chance.random() < 0.2:
+            index.remove(name)
+            known.pop(name, None)
+        else:
+            made = record(name, "run", minute=chance.choice([None, *range(10)]))
+            if chance.random() < 0.3:
+                made["spec"]["approval"] = {"state": chance.choice(["Rejected", "Approved"]), "reason": "r"}
+            if chance.random() < 0.2:
+                made["metadata"]["deletionTimestamp"] = "2030-01-02T00:00:00Z"
+            made["spec"]["model"] = chance.choice(["line", "another"])
+            known[name] = Checkpoint.model_validate(made)
+            index.put(known[name])
+        for model in ("line", "another"):
+            members = [each for each in known.values() if each.spec.model == model]
+            times = [each.status.promoted_at for each in members if each.status.promoted_at is not None]
+            eligible = [
+                (each.status.promoted_at, each.name)
+                for each in members
+                if each.status.promoted_at is not None
+                and each.metadata.deletion_timestamp is None
+                and not is_rejected(each)
+            ]
+            best = champion(index, model)
+            assert (None if best is None else best.name) == (max(eligible)[1] if eligible else None), step
+            now = BEGIN + timedelta(minutes=5)
+            later = [time + timedelta(milliseconds=1) for time in times]
+            assert promotion_time(index, model, now) == max([now, *later])
+            assert {each.name for each in index.of_model(model)} == {each.name for each in members}
