@@ -30,7 +30,8 @@ def closed(**properties: Schema) -> Schema:
 
 def values_schema() -> str:
     """Text of values.schema.json; what a ComputeProfile holds comes from its model."""
-    image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT)
+    digest = {"type": "string", "pattern": r"^(sha256:[0-9a-f]{64})?$"}
+    image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT, digest=digest)
     image["required"] = ["repository"]
     schema = closed(
         image=image,
@@ -86,7 +87,7 @@ def values_schema() -> str:
         priorityClassName=TEXT,
         podLabels=TEXTS,
         podAnnotations=TEXTS,
-        rbac=closed(aggregate=FLAG, approval=FLAG),
+        rbac=closed(aggregate=FLAG, approval=FLAG, listProfiles=FLAG),
         defaultProfile=closed(
             create=FLAG,
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},

@@ -163,6 +163,37 @@ def test_watching_two_namespaces_gives_rights_in_these_two_only() -> None:
     assert bindings == [("RoleBinding", "team-a"), ("RoleBinding", "team-b")]
 
 
+def test_a_restricted_operator_may_post_events_about_profiles(manifests: list[Manifest]) -> None:
+    restricted = rendered("watchNamespaces={team-a}")
+    role = named(restricted, "Role", "finetune-operator-events")
+    assert role["metadata"]["namespace"] == "default"
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+    assert not any(m["metadata"]["name"] == "finetune-operator-events" for m in manifests)
+
+
+def test_all_users_may_list_the_profiles_unless_the_values_say_otherwise(manifests: list[Manifest]) -> None:
+    binding = named(manifests, "ClusterRoleBinding", "finetune-operator-profiles")
+    assert [subject["name"] for subject in binding["subjects"]] == ["system:authenticated"]
+    (rule,) = named(manifests, "ClusterRole", "finetune-operator-profiles")["rules"]
+    assert (rule["resources"], rule["verbs"]) == (["computeprofiles"], ["get", "list", "watch"])
+    names = {m["metadata"]["name"] for m in rendered("rbac.listProfiles=false")}
+    assert "finetune-operator-profiles" not in names
+
+
+def test_images_can_be_named_by_digest() -> None:
+    digest = "sha256:" + "a" * 64
+    manifests = rendered(f"image.digest={digest}", f"trainerImage.digest={digest}", "image.tag=1")
+    (container,) = named(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"finetune-operator:1@{digest}"
+    trainer = next(v["value"] for v in container["env"] if v["name"] == "TRAINER_IMAGE")
+    assert trainer.endswith(f"@{digest}")
+
+
+def test_the_default_profile_outlives_the_release(manifests: list[Manifest]) -> None:
+    profile = named(manifests, "ComputeProfile", "default")
+    assert profile["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
 def test_the_default_profile_is_one_and_readable_by_the_operator(manifests: list[Manifest]) -> None:
     profiles = [ComputeProfile.model_validate(m) for m in manifests if m["kind"] == "ComputeProfile"]
     assert [(profile.name, profile.is_default) for profile in profiles] == [("default", True)]
