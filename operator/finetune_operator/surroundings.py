@@ -27,7 +27,7 @@ from finetune_operator.reconcile.indexes import (
     version_owner,
 )
 from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.turns import turn
+from finetune_operator.reconcile.turns import line_turn, rollout_turn
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 
 R = TypeVar("R", bound=Resource)
@@ -72,8 +72,15 @@ class Surroundings:
 
     def turn(self, key: Key) -> tuple[str, ...] | None:
         """What a pass over this object decides about together with others, which it must not overlap."""
-        resource = self.resource(key)
-        return None if resource is None else turn(resource, self._profiles.named(""))
+        if key.kind == "Checkpoint":
+            # Without reading it: a line may have thousands, of which all but one wait.
+            index = self._lines.get(key.namespace)
+            model = None if index is None else index.model_of(key.name)
+            return None if model is None else line_turn(key.namespace, model)
+        if key.kind != "InferenceDeployment":
+            return None
+        endpoint = self._inferencedeployments.get(key.namespace, key.name)
+        return None if endpoint is None else rollout_turn(endpoint, self._profiles.named(""))
 
     def world(
         self,
