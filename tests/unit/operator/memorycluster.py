@@ -184,7 +184,8 @@ class MemoryCluster:
 
     def _newer(self, resource: Resource) -> int:
         """Of a record: how many of the same line or Dataset were created later."""
-        if not isinstance(resource, Checkpoint | DatasetVersion):
+        own = self.objects.get((resource.kind, resource.name))
+        if own is None or not isinstance(resource, Checkpoint | DatasetVersion):
             return 0
         others = [
             manifest
@@ -196,7 +197,6 @@ class MemoryCluster:
                 else manifest["spec"]["dataset"] == resource.spec.dataset
             )
         ]
-        own = self.objects[resource.kind, resource.name]
         return sum(_age(other) > _age(own) for other in others)
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
