@@ -42,7 +42,7 @@ SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
 
 SCRATCH_LIMIT: Final = "1Gi"
-"""Room for temporary files. Models have a volume of their own, limited by resources.serve.ephemeralStorage."""
+"""Room for temporary files. The models' volume is limited by `resources.serve.ephemeralStorage`."""
 
 DRAIN_SECONDS: Final = 10
 """How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
