@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar, cast
 from pydantic import ValidationError
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.store import ObjectStore
+from finetune_operator.engine.store import ObjectStore, version
 from finetune_operator.plan import Manifest
 from finetune_trainer.lenient import lenient_validator
 
@@ -34,11 +34,15 @@ class Models(Generic[R]):
         self._store = store
         self._model = model
         self._unknown: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._parsed: dict[tuple[str, str], tuple[str, R | None]] = {}
-        self._settled: OrderedDict[tuple[str, str], tuple[str, R | None]] = OrderedDict()
+        self._parsed: dict[tuple[str, str], tuple[int, R | None]] = {}
+        self._settled: OrderedDict[tuple[str, str], tuple[int, R | None]] = OrderedDict()
         store.subscribe(self._forget)
 
     def get(self, namespace: str, name: str) -> R | None:
+        known = self._settled.get((namespace, name))
+        if known is not None and known[0] == self._store.version_of(namespace, name):
+            # Without unpacking the object.
+            return known[1]
         obj = self._store.get(namespace, name)
         return None if obj is None else self.parse(obj)
 
@@ -46,7 +50,7 @@ class Models(Generic[R]):
         """The model of this state of an object, or None where it cannot be read."""
         metadata = obj["metadata"]
         address = (metadata.get("namespace", ""), metadata["name"])
-        state = f"{metadata['uid']}/{metadata['resourceVersion']}"
+        state = version(obj)
         is_settled = self._store.is_settled(*address)
         parsed = self._settled if is_settled else self._parsed
         known = parsed.get(address)
@@ -56,6 +60,7 @@ class Models(Generic[R]):
         parsed[address] = (state, model)
         if is_settled:
             self._parsed.pop(address, None)
+            self._settled.move_to_end(address)
             while len(self._settled) > SETTLED_KEPT:
                 self._settled.popitem(last=False)
         return model
@@ -98,7 +103,11 @@ class Models(Generic[R]):
 
     def named(self, namespace: str) -> Mapping[str, R]:
         """One namespace's objects by name; costs nothing until it is read."""
-        return _Named(self, self._store.names(namespace))
+        return _Named(self, namespace)
+
+    def names(self, namespace: str) -> list[str]:
+        """Of one namespace's objects, readable or not."""
+        return list(self._store.names(namespace))
 
     def _forget(self, old: Manifest | None, new: Manifest | None) -> None:
         if old is not None and new is None:
@@ -123,18 +132,19 @@ class _Indexed(Iterable[R]):
 
 
 class _Named(Mapping[str, R]):
-    def __init__(self, models: Models[R], objects: Mapping[str, Manifest]) -> None:
+    def __init__(self, models: Models[R], namespace: str) -> None:
         self._models = models
-        self._objects = objects
+        self._namespace = namespace
 
     def __getitem__(self, name: str) -> R:
-        model = self._models.parse(self._objects[name])
+        model = self._models.get(self._namespace, name)
         if model is None:
             raise KeyError(name)
         return model
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in list(self._objects) if self._models.parse(self._objects[name]) is not None)
+        names = self._models.names(self._namespace)
+        return (name for name in names if self._models.get(self._namespace, name) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

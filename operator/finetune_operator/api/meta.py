@@ -113,6 +113,13 @@ FRACTION_ADVICE: Final = (
 )
 
 
+class FieldManager(Model):
+    """Who has set fields of an object."""
+
+    manager: str = ""
+    subresource: str = ""
+
+
 class ObjectMeta(Model):
     """The part of `metadata` that the operator reads."""
 
@@ -126,6 +133,8 @@ class ObjectMeta(Model):
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
     finalizers: list[str] = Field(default_factory=list)
+    managed_fields: tuple[FieldManager, ...] = ()
+    """Of records only."""
 
 
 class SecretReference(Model):

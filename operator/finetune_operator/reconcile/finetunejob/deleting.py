@@ -11,7 +11,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
 from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
 from finetune_operator.reconcile.results import pods_of
-from finetune_operator.reconcile.stages import is_unfinished, until_ended
+from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
