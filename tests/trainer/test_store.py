@@ -226,3 +226,21 @@ def test_a_full_disk_while_staging_is_the_stores_failure(store: Store) -> None:
 def test_a_file_elsewhere_while_staging_is_not_the_stores_failure(store: Store) -> None:
     with pytest.raises(FileNotFoundError), store.staging():
         Path("/nowhere/base-model").read_bytes()
+
+
+def test_what_only_the_newer_contract_knows_is_kept_beside_the_result(tmp_path: Path) -> None:
+    store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path)))
+    prepare = PrepareResult(unchanged=True, rule_version=2)
+    result = StageResult(stage="prepare", run="uid-1", outcome="Succeeded", prepare=prepare)
+
+    store.write_result(result.model_copy(update={"nonce": "0f"}))
+
+    folder = tmp_path / "runs" / "uid-1" / "prepare"
+    assert "ruleVersion" not in (folder / "result.json").read_text()
+    assert store.read_result("uid-1", "prepare") == result
+    # A trainer of the older contract came after: what is beside its result is of an earlier attempt.
+    later = result.model_copy(update={"contract": 1, "message": "again"})
+    (folder / "result.json").write_text(later.to_json())
+    read = store.read_result("uid-1", "prepare")
+    assert read is not None
+    assert read.prepare == PrepareResult(unchanged=True)
