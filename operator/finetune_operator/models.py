@@ -6,13 +6,14 @@ Of settled objects, which are many and seldom read, only the models that were re
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from pydantic import ValidationError
 
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.store import ObjectStore, version
 from finetune_operator.plan import Manifest
+from finetune_trainer.lenient import lenient_validator
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +26,14 @@ SETTLED_KEPT: Final = 200
 class Models(Generic[R]):
     """The objects of one kind as models.
 
-    An object that this version cannot read, which the CRDs of this version would have refused, is logged
-    and left out.
+    Values that only a newer release knows are data: such an object is read, and `unknown` names them. One
+    that cannot be read at all, which the CRDs of this version would have refused, is logged and left out.
     """
 
     def __init__(self, store: ObjectStore, model: type[R]) -> None:
         self._store = store
         self._model = model
+        self._unknown: dict[tuple[str, str], tuple[str, ...]] = {}
         self._parsed: dict[tuple[str, str], tuple[int, R | None]] = {}
         self._settled: OrderedDict[tuple[str, str], tuple[int, R | None]] = OrderedDict()
         store.subscribe(self._forget)
@@ -54,7 +56,7 @@ class Models(Generic[R]):
         known = parsed.get(address)
         if known is not None and known[0] == state:
             return known[1]
-        model = self._validated(obj)
+        model = self._validated(obj, address)
         parsed[address] = (state, model)
         if is_settled:
             self._parsed.pop(address, None)
@@ -63,15 +65,28 @@ class Models(Generic[R]):
                 self._settled.popitem(last=False)
         return model
 
-    def _validated(self, obj: Manifest) -> R | None:
+    def unknown(self, obj: Manifest) -> tuple[str, ...]:
+        """Paths of the values in this state of an object that only a newer release knows."""
+        self.parse(obj)
+        metadata = obj["metadata"]
+        return self._unknown.get((metadata.get("namespace", ""), metadata["name"]), ())
+
+    def _validated(self, obj: Manifest, address: tuple[str, str]) -> R | None:
+        self._unknown.pop(address, None)
         try:
             return self._model.model_validate(obj)
+        except ValidationError as error:
+            self._unknown[address] = tuple(".".join(map(str, each["loc"])) for each in error.errors())
+            return self._leniently(obj, address)
+
+    def _leniently(self, obj: Manifest, address: tuple[str, str]) -> R | None:
+        try:
+            return cast("R", lenient_validator(self._model).validate_python(obj))
         except ValidationError as error:
             logger.error(  # noqa: TRY400 - the traceback says nothing that the message does not
                 "%s %s/%s is left out, apply the CRDs of this release: %s",
                 self._model.__name__,
-                obj["metadata"].get("namespace", ""),
-                obj["metadata"]["name"],
+                *address,
                 error,
             )
             return None
@@ -99,6 +114,7 @@ class Models(Generic[R]):
             address = (old["metadata"].get("namespace", ""), old["metadata"]["name"])
             self._parsed.pop(address, None)
             self._settled.pop(address, None)
+            self._unknown.pop(address, None)
 
 
 class _Indexed(Iterable[R]):

@@ -245,7 +245,7 @@ class Process:
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
             trainer_image_floor=self._settings.trainer_image_floor,
-            monitoring_namespace=self._settings.monitoring_namespace,
+            monitoring_namespace=self._settings.monitoring_labels,
             nonce_key=self._nonce_key,
             unlisted=self._watches.left_out,
         )

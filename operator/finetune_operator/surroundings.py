@@ -65,6 +65,11 @@ class Surroundings:
         """The object as a model; None where it does not exist or cannot be read."""
         return self._models[key.kind].get(key.namespace, key.name)
 
+    def unknown(self, key: Key) -> tuple[str, ...]:
+        """Paths of the object's values that only a newer release knows."""
+        obj = self._caches.kinds[key.kind].get(key.namespace, key.name)
+        return () if obj is None else self._models[key.kind].unknown(obj)
+
     def turn(self, key: Key) -> tuple[str, ...] | None:
         """What a pass over this object decides about together with others, which it must not overlap."""
         resource = self.resource(key)

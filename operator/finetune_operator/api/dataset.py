@@ -34,11 +34,20 @@ SOURCE_RULE = Rule(
     "uri",
 )
 
+# Whoever may read the object, its Jobs or an audit log would read them. An object that has them already can
+# still be changed: the API server does not judge a value again that stays the same.
+NO_USER_RULE = Rule(
+    "!self.uri.matches('^https://[^/?#]*@')",
+    "uri must not contain a user name or password: put them as keys username and password into a Secret of"
+    " type finetune.dev/credentials and name it in credentialsSecretRef",
+    "uri",
+)
+
 
 class DataSource(Model):
     """Where the rows are."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (SOURCE_RULE,)
+    rules: ClassVar[tuple[Rule, ...]] = (SOURCE_RULE, NO_USER_RULE)
 
     uri: Annotated[
         Uri,

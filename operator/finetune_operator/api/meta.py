@@ -40,7 +40,8 @@ class Model(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The wire form: camelCase, JSON types, absent fields left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # A value that only a newer release knows is no reason for a warning.
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
 
 
 @dataclass(frozen=True, slots=True)

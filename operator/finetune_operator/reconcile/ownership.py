@@ -174,8 +174,8 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
 
 
 def _why_it_stays(record: Record, world: World) -> str:
-    if record.spec.deletion_policy == "Retain":
-        return "deletionPolicy: Retain"
+    if record.spec.deletion_policy != "Delete":
+        return f"deletionPolicy: {record.spec.deletion_policy}"
     if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
         return "promoted"
     return ", ".join(f"in use by {user}" for user in needed_by(record, world)[:NAMED_AT_MOST])

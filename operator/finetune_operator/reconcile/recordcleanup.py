@@ -65,8 +65,8 @@ def clean_up(record: Record, world: World) -> Plan:
 
 def _why_it_stays(record: Record, stores: tuple[str, ...], world: World) -> Event | None:
     folders = _folders(record, _stores(record))
-    if record.spec.deletion_policy == "Retain":
-        return _kept(f"{folders} stays: deletionPolicy is Retain")
+    if record.spec.deletion_policy != "Delete":
+        return _kept(f"{folders} stays: deletionPolicy is {record.spec.deletion_policy}")
     if world.namespace_terminating:
         return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
     maker = _being_made_again(record, world)

@@ -58,6 +58,7 @@ class Reason(StrEnum):
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     PROFILE_INVALID = "ProfileInvalid"
+    UNKNOWN_VALUES = "UnknownValues"
     DEFAULT_PROFILE_CONFLICT = "DefaultProfileConflict"
     TOO_MANY_DEVICES = "TooManyDevices"
     STORE_MISSING = "StoreMissing"
