@@ -139,6 +139,8 @@ def test_editors_run_jobs_and_leave_records_and_profiles_alone(
     assert can(installed, "editor", "patch", "inferencedeployments.finetune.dev/scale", namespace)
     assert not can(installed, "editor", "create", "checkpoints.finetune.dev", namespace)
     assert not can(installed, "editor", "create", "computeprofiles.finetune.dev")
+    assert can(installed, "anyone", "list", "computeprofiles.finetune.dev")
+    assert not can(installed, "anyone", "patch", "computeprofiles.finetune.dev")
 
 
 class Approvals:
