@@ -8,7 +8,6 @@ from finetune_trainer import canonical
 from finetune_trainer.data.report.document import problem_record
 from finetune_trainer.data.result import Problem
 from finetune_trainer.store import RunFolder
-from finetune_trainer.store.failures import reachable
 
 PROBLEMS_NAME: Final = "problems.jsonl"
 
@@ -30,7 +29,7 @@ class ProblemLog:
 
     def __enter__(self) -> Self:
         self._folder.remove(PROBLEMS_NAME)
-        with reachable(self._path):
+        with self._folder.mount.reachable(self._path):
             self._temporary.unlink(missing_ok=True)
             # Never through a link that somebody has put there.
             self._file = self._temporary.open("x", encoding="utf-8", newline="\n")
@@ -41,7 +40,7 @@ class ProblemLog:
     ) -> None:
         if self._file is None:
             return
-        with reachable(self._path):
+        with self._folder.mount.reachable(self._path):
             self._file.close()
             if self._count:
                 self._temporary.replace(self._path)
@@ -55,5 +54,5 @@ class ProblemLog:
         if self._file is None:
             raise ValueError("the log is not open")
         self._count += 1
-        with reachable(self._path):
+        with self._folder.mount.reachable(self._path):
             self._file.write(canonical.text(problem_record(problem)) + "\n")
