@@ -34,11 +34,12 @@ test: packages prometheus .venv cluster programs images ## Every test: unit, tra
 	status=0; $(SUITE) --no-header tests/integration $(SECOND_LANE) -m "not full" | sed -u 's/^/lane 2  /' || status=$$?; \
 	wait $$first || status=$$?; exit $$status
 	$(SUITE) tests/faults -m "not full"
-	$(SUITE) tests/e2e
+	$(SUITE) tests/e2e -m "not full"
 
-test-full: test ## Every test, every fault at every write of a chain, every way to resume: two hours more
+test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster: two hours more
 	$(PYTEST) tests/trainer -m full
 	$(PYTEST) tests/faults -m full --verbose
+	$(PYTEST) tests/e2e -m full
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
 	$(PYTEST) tests/unit $(ARGS)
@@ -53,7 +54,7 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 	$(SUITE) tests/faults -m "not full" $(ARGS)
 
 e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
-	$(SUITE) tests/e2e $(ARGS)
+	$(SUITE) tests/e2e -m "not full" $(ARGS)
 
 verify: packages-environment .venv ## Generated files, lint, types, import rules, charts
 	$(RUN) -m hack.generate --check
@@ -79,8 +80,10 @@ bench-data: packages-environment .venv ## Prepare five million rows beside datas
 bench-train: packages-environment .venv ## Train LoRA adapters beside TRL's SFTTrainer; STEPS=8 for fewer
 	@$(RUN) -m hack.trainbench $(or $(STEPS),--page)
 
-bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" chooses how many FineTuneJobs
+bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs
 	@$(RUN) -m hack.bench $(SIZES)
+	@$(RUN) -m hack.bench.neighbour $(NEIGHBOUR)
+	@$(RUN) -m hack.bench.history $(HISTORY)
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate

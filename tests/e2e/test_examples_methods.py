@@ -1,4 +1,4 @@
-"""The example `methods`: every run is taken, and those of the preference methods, DoRA and QLoRA train."""
+"""The example `methods`: every run is taken; DPO and QLoRA train, in `make test-full` the others too."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,11 @@ from tests.e2e import manifests
 from tests.e2e.team import Team, condition_of
 
 EXAMPLE: Final = ROOT / "examples" / "methods"
-TRAINED: Final = ("dora", "dpo", "kto", "orpo", "qlora")
-RESTING: Final = ("full", "lora", "rslora")
-"""Applied and suspended: other tests train by these methods."""
+TRAINED: Final = ("dpo", "qlora")
+RESTING: Final = ("dora", "full", "kto", "lora", "orpo", "rslora")
+"""Applied and suspended: other tests train by these methods, those of tests/trainer by all of them."""
+DORA, KTO, ORPO = (pytest.param(name, marks=pytest.mark.full) for name in ("dora", "kto", "orpo"))
+"""Those of the suspended ones that `make test-full` resumes."""
 
 SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128}
 """24 steps; in so few the tiny model learns which answers are wanted."""
@@ -65,19 +67,31 @@ def applied(team: Team, tmp_path_factory: pytest.TempPathFactory) -> None:
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
 
 
-@pytest.mark.parametrize("name", TRAINED)
+def until_ended(team: Team, name: str) -> Object:
+    """The run at its end; one that rests is resumed for it."""
+    if name in RESTING:
+        team.patch("finetunejob", run(name), {"suspend": False})
+    return team.until("FineTuneJob", run(name), "Ready")
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_the_other_runs_are_taken_as_they_are(team: Team, applied: None, name: str) -> None:
+    team.until("FineTuneJob", run(name), "Suspended")
+
+
+@pytest.mark.parametrize("name", [*TRAINED, DORA, KTO, ORPO])
 def test_a_run_of_the_method_ends_with_a_promoted_checkpoint(team: Team, applied: None, name: str) -> None:
-    ended = team.until("FineTuneJob", run(name), "Ready")
+    ended = until_ended(team, name)
 
     assert ended["status"]["evaluation"]["verdict"] == "Passed"
     assert condition_of(team.checkpoint_of(ended), "Promoted").get("status") == "True"
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "orpo"])
+@pytest.mark.parametrize("name", ["dpo", KTO, ORPO])
 def test_the_rewards_of_good_answers_have_risen_above_those_of_bad_ones(
     team: Team, applied: None, name: str
 ) -> None:
-    ended = team.until("FineTuneJob", run(name), "Ready")
+    ended = until_ended(team, name)
 
     assert ended["status"]["training"]["rewardMargin"] > 0
     assert "; reward margin " in condition_of(ended, "Trained")["message"]
@@ -85,11 +99,11 @@ def test_the_rewards_of_good_answers_have_risen_above_those_of_bad_ones(
     assert ("undesirableWeight" in preference) == (name == "kto")
 
 
-@pytest.mark.parametrize("name", ["dpo", "orpo"])
+@pytest.mark.parametrize("name", ["dpo", ORPO])
 def test_the_tuned_model_prefers_what_people_chose_more_often_than_the_base_model(
     team: Team, applied: None, name: str
 ) -> None:
-    ended = team.until("FineTuneJob", run(name), "Ready")
+    ended = until_ended(team, name)
 
     shares = preferences(ended)
     assert shares["Tuned"] >= 0.8
@@ -102,8 +116,3 @@ def preferences(ended: Object) -> dict[str, float]:
         for score in ended["status"]["evaluation"]["scores"]
         if score["metric"] == "preference_accuracy"
     }
-
-
-@pytest.mark.parametrize("name", RESTING)
-def test_the_other_runs_are_taken_as_they_are(team: Team, applied: None, name: str) -> None:
-    team.until("FineTuneJob", run(name), "Suspended")

@@ -74,8 +74,6 @@ def test_two_pods_train_one_checkpoint_and_the_time_of_both_is_counted(
     assert train_job(team, uid_of(undisturbed))["spec"]["completions"] == 2
     (train,) = (stage for stage in undisturbed["status"]["stages"] if stage["name"] == "train")
     assert train["seconds"] < train["deviceSeconds"] <= 2 * train["seconds"]
-    start(team, "twin")
-    assert final_digest(team.until("FineTuneJob", "twin", "Ready", "Promoted")) == final_digest(undisturbed)
 
 
 def test_when_one_pod_is_killed_both_go_on_from_the_saved_state_to_the_same_weights(
@@ -107,6 +105,7 @@ def test_when_one_pod_is_killed_both_go_on_from_the_saved_state_to_the_same_weig
     assert finished["status"].get("failed", 0) <= 2, "a pod that lost another one was counted as a failure"
 
 
+@pytest.mark.full
 def test_all_weights_are_trained_in_two_pods_too(team: Team, undisturbed: Object) -> None:
     start(team, "whole-pair", method={"type": "Full"}, hyperparameters={"epochs": 5, "learningRate": 0.003})
     run = team.until("FineTuneJob", "whole-pair", "Ready", "Promoted")

@@ -424,3 +424,31 @@ def test_a_version_that_is_gone_is_no_reason_to_stop(preparation: Preparation) -
 
     assert result.difference is None
     assert result.dataset is not None
+
+
+def test_every_row_that_is_left_out_is_listed_with_the_row_that_it_repeats(preparation: Preparation) -> None:
+    rows = [{"prompt": f"question {number // 2}", "completion": "yes"} for number in range(300)]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    preparation.run(source, split=ALL_TRAIN)
+
+    log = preparation.store.run_folder(RUN, "prepare").path / "alike.jsonl"
+    listed = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(listed) == 150
+    assert len(report(preparation)["alike"]) == 100
+    assert listed[0] == {
+        "kinship": "Exact",
+        "row": {"file": None, "line": None, "record": 2},
+        "of": {"file": None, "line": None, "record": 1},
+    }
+
+
+def test_short_distinct_texts_with_one_answer_all_stay_by_the_newest_rule(preparation: Preparation) -> None:
+    names = ["printer", "router", "laptop", "screen", "mouse", "phone"]
+    states = ["broken", "missing", "slow", "stolen", "loud", "hot"]
+    rows = [{"prompt": f"{name} {state}", "completion": "hardware"} for name in names for state in states]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    result = preparation.run(source, split=Split(validation=0.2, test=0.2, rule_version=2))
+
+    assert (sum(split.rows for split in result.splits), result.statistics.leaked_rows) == (36, 0)

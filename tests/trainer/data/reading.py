@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import DataFormat, Recipe
 from finetune_trainer.data.problems import Code, Invalid
 from finetune_trainer.data.reading import PlacedRow, Reading
+from finetune_trainer.data.similarity import Rows
 from finetune_trainer.rows import Row
 
 DEFAULT = Recipe()
@@ -101,3 +102,8 @@ def turns(*contents: str, roles: tuple[str, ...] = ("user", "assistant")) -> lis
 
 def chat(*contents: str, roles: tuple[str, ...] = ("user", "assistant"), **fields: Any) -> dict[str, Any]:
     return {"messages": turns(*contents, roles=roles), **fields}
+
+
+def reader(rows: Sequence[Row]) -> Rows:
+    """Rows that can be read again by their numbers."""
+    return lambda wanted: ((number, row) for number, row in enumerate(rows) if wanted[number])

@@ -2,17 +2,20 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
+from finetune_trainer.data.options import Cleaning
 from finetune_trainer.data.options import NearDuplicates as Option
 from finetune_trainer.data.problems import Place
 from finetune_trainer.data.result import Kin
-from finetune_trainer.data.similarity import NearDuplicates
 from finetune_trainer.rows import Message, Row, SplitName
+from tests.trainer.data.reading import reader
 
 LONG = "my parcel was sent last week and it still has not come to my door in the old town"
 
@@ -51,24 +54,74 @@ def test_other_answers_to_an_input_are_told_and_kept() -> None:
     assert Kin("Conflict", _place(2), _place(1)) in selection.kin
 
 
-def test_preferences_and_judged_answers_may_have_several_answers() -> None:
-    pair = Row.pair("a", "b")
-    rows = [replace(pair, form="KTO", label=label) for label in (True, False, True)]
+def test_an_answer_that_is_judged_both_ways_contradicts_and_another_answer_does_not() -> None:
+    rows = [
+        replace(Row.pair("a", answer), form="KTO", label=label)
+        for answer, label in (("b", True), ("c", False), ("b", False), ("b", True))
+    ]
 
     selection = _select_rows(rows)
 
-    assert (selection.conflicting, selection.duplicates) == (0, 1)
+    assert (selection.conflicting, selection.duplicates) == (1, 1)
+    assert Kin("Conflict", _place(3), _place(1)) in selection.kin
 
 
-def test_examples_are_five_at_most_and_name_their_files() -> None:
+def test_the_same_two_answers_preferred_both_ways_contradict_and_others_do_not() -> None:
+    rows = [
+        replace(Row.pair("a", chosen), form="Preference", rejected=rejected)
+        for chosen, rejected in (("b", "c"), ("b", "d"), ("c", "b"), ("d", "c"))
+    ]
+
+    selection = _select_rows(rows)
+
+    assert selection.conflicting == 1
+    assert Kin("Conflict", _place(3), _place(1)) in selection.kin
+
+
+@pytest.mark.parametrize(
+    "twin",
+    ["Caf\u0065\u0301 au lait", "Caf\u00e9\u200b au lait", "Caf\u00e9  au lait ", "Caf\u00e9 au\u00a0lait"],
+    ids=["decomposed", "zero width", "blanks", "no-break space"],
+)
+def test_a_training_row_that_only_looks_the_same_as_a_held_out_row_is_left_out(twin: str) -> None:
+    rows = [Row.pair(twin, "a"), Row.pair("Caf\u00e9 au lait", "b")]
+
+    selection = _select_rows(rows, ["train", "test"], "Off", as_seen=True)
+
+    assert selection.keep.tolist() == [False, True]
+    assert selection.kin == (Kin("Leak", _place(1), _place(2)),)
+    assert _select_rows(rows, ["train", "test"], "Off").keep.all(), "by the first rule they are two inputs"
+
+
+def test_a_training_row_in_other_case_whose_answer_has_a_blank_more_is_left_out() -> None:
+    rows = [Row.pair(LONG.upper(), "Dispatch  now"), Row.pair(LONG, "dispatch now")]
+
+    selection = _select_rows(rows, ["train", "test"], as_seen=True)
+
+    assert selection.keep.tolist() == [False, True]
+    assert selection.kin == (Kin("NearLeak", _place(1), _place(2)),)
+
+
+def test_distinct_short_texts_with_one_answer_stay() -> None:
+    first = ["printer", "router", "laptop", "screen", "mouse", "phone"]
+    second = ["broken", "missing", "slow", "stolen", "loud", "hot"]
+    rows = [Row.pair(f"{one} {two}", "hardware") for one in first for two in second]
+    splits: list[SplitName] = [("train", "train", "test")[number % 3] for number in range(len(rows))]
+
+    selection = _select_rows(rows, splits, as_seen=True)
+
+    assert selection.keep.all()
+
+
+def test_examples_are_bounded_and_name_their_files_and_all_pairs_can_be_had() -> None:
     index = RowIndex()
-    for record in range(20):
+    for record in range(200):
         index.add(Row.pair("a", "b"), "train", record % 2, record // 2 + 1)
 
-    selection = select(index, None, "Off", ["one.jsonl", "two.jsonl"])
+    selection = select(index, reader([]), Cleaning(near_duplicates="Off"), ["one.jsonl", "two.jsonl"])
 
-    assert selection.duplicates == 19
-    assert len(selection.kin) == 5
+    assert selection.duplicates == len(list(selection.all_kin())) == 199
+    assert len(selection.kin) == 100
     assert selection.kin[0] == Kin("Exact", Place("two.jsonl", 1), Place("one.jsonl", 1))
 
 
@@ -102,20 +155,35 @@ def test_exact_duplicates_are_no_near_duplicates() -> None:
 
 
 def test_above_the_limit_nothing_is_near() -> None:
-    index, near = RowIndex(), NearDuplicates(limit=1)
-    for number in range(2):
-        row = Row.pair(f"{LONG} {number}", "a")
-        index.add(row, "train", 0, number + 1)
-        near.add(row)
+    rows = [Row.pair(f"{LONG} {number}", "a") for number in range(2)]
 
-    selection = select(index, near, "Remove", [None])
+    selection = _select_rows(rows, option="Remove", limit=1)
 
     assert selection.keep.all()
-    assert selection.near_duplicates is None
+    assert (selection.near_duplicates, selection.skipped) == (None, 2)
+
+
+def test_above_the_limit_no_row_is_read_again() -> None:
+    index = RowIndex()
+    for number in range(2):
+        index.add(Row.pair(f"{LONG} {number}", "a"), "train", 0, number + 1)
+
+    def rows(wanted: Any) -> Any:
+        raise AssertionError
+
+    assert select(index, rows, Cleaning(max_rows_for_near_duplicates=1), [None]).skipped == 2
+
+
+def test_rows_whose_answer_is_given_once_are_not_read_again_and_do_not_count_for_the_limit() -> None:
+    rows = [Row.pair(f"{LONG} {number}", str(number)) for number in range(5)]
+
+    selection = _select_rows(rows, option="Remove", limit=1, as_seen=True)
+
+    assert (selection.near_duplicates, selection.skipped) == (0, 0)
 
 
 def test_no_rows_are_no_trouble() -> None:
-    assert select(RowIndex(), NearDuplicates(10), "Remove", [None]).keep.tolist() == []
+    assert _select([]).keep.tolist() == []
 
 
 def test_what_the_model_sees_is_the_input_and_all_else_is_the_answer() -> None:
@@ -173,14 +241,18 @@ def _select(
 
 
 def _select_rows(
-    rows: list[Row], splits: list[SplitName] | None = None, option: Option = "Keep"
+    rows: list[Row],
+    splits: list[SplitName] | None = None,
+    option: Option = "Keep",
+    *,
+    as_seen: bool = False,
+    limit: int = 1000,
 ) -> Selection:
-    index, near = RowIndex(), None if option == "Off" else NearDuplicates(limit=1000)
+    index = RowIndex(as_seen=as_seen)
     for number, row in enumerate(rows):
         index.add(row, splits[number] if splits else "train", 0, number + 1)
-        if near is not None:
-            near.add(row)
-    return select(index, near, option, [None])
+    cleaning = Cleaning(near_duplicates=option, max_rows_for_near_duplicates=limit)
+    return select(index, reader(rows), cleaning, [None])
 
 
 def _place(record: int) -> Place:

@@ -3,8 +3,9 @@
 import numpy as np
 
 from finetune_trainer.data.index import RowIndex, groups
-from finetune_trainer.data.similarity import NearDuplicates
+from finetune_trainer.data.similarity import find_near
 from finetune_trainer.rows import Message, Row
+from tests.trainer.data.reading import reader
 
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "el", "in", "or", "ush")]
 
@@ -87,28 +88,32 @@ def test_nearly_all_pairs_above_the_threshold_are_found_and_none_far_below() -> 
     assert all(each == -1 for each in near[2::3])
 
 
-def test_beyond_the_limit_it_gives_up_and_frees_its_memory() -> None:
-    near = NearDuplicates(limit=3)
-    gave_up = []
-    for number in range(5):
-        near.add(Row.pair(_text(number, 5), "a"))
-        gave_up.append(near.gave_up)
+def test_short_texts_are_near_where_every_word_is_the_same() -> None:
+    texts = ["Reset my password", "reset my password!", "reset my passwort", "…", "!", "👍", "👍\ufe0f"]
 
-    assert gave_up == [False, False, False, True, True]
-    assert not near._signatures
-    assert not near._sample
+    assert _near([(text, "a") for text in texts], compares_whole=True) == [-1, 0, -1, -1, -1, -1, 5]
 
 
-def _near(pairs: list[tuple[str, str]]) -> list[int]:
-    return _near_rows([Row.pair(*pair) for pair in pairs])
+def test_texts_of_which_the_template_leaves_little_are_compared_whole() -> None:
+    template = _text(1, 40)
+    cities = ["Ulm", "Bonn", "Jena", "Kiel", "Trier", "Worms", "Hof", "Suhl", "Gera", "Fulda", "Marl", "Bern"]
+    rows = [(f"{template} {city}", "yes") for city in cities]
+
+    assert _near([*rows, (rows[3][0].upper(), "yes")], compares_whole=True) == [*[-1] * 12, 3]
 
 
-def _near_rows(rows: list[Row]) -> list[int]:
-    index, near = RowIndex(), NearDuplicates(limit=10_000)
+def _near(pairs: list[tuple[str, str]], *, compares_whole: bool = False) -> list[int]:
+    return _near_rows([Row.pair(*pair) for pair in pairs], compares_whole=compares_whole)
+
+
+def _near_rows(rows: list[Row], *, compares_whole: bool = False) -> list[int]:
+    index = RowIndex(as_seen=compares_whole)
     for number, row in enumerate(rows):
         index.add(row, "train", 0, number + 1)
-        near.add(row)
-    found: list[int] = near.find(np.arange(len(rows)), groups(index.table["answer"])).tolist()
+    answers = groups(index.table["seen_answer" if compares_whole else "answer"])
+    found: list[int] = find_near(
+        reader(rows), np.arange(len(rows)), answers, compares_whole=compares_whole
+    ).tolist()
     return found
 
 

@@ -1,6 +1,7 @@
 """Facts about the rows, and warnings about all of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,15 @@ from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import Cleaning, Division, Recipe
 from finetune_trainer.data.output import SplitWriter
 from finetune_trainer.data.result import Bucket, Difference, Lengths
-from finetune_trainer.data.statistics import lengths, near_constant_completions, of_rows, summary_issues
+from finetune_trainer.data.statistics import (
+    labels_not_held_out,
+    lengths,
+    near_constant_completions,
+    of_rows,
+    summary_issues,
+)
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName
+from tests.trainer.data.reading import reader
 
 NO_SPLITS = Recipe(division=Division(validation=0, test=0), cleaning=Cleaning(near_duplicates="Off"))
 
@@ -167,6 +175,42 @@ def test_warnings_say_what_is_expected(
     assert warning in _warnings(rows, splits, recipe)
 
 
+def test_labels_that_no_held_out_row_has_are_named() -> None:
+    rows = [(f"a{number}", "xyz"[number % 3]) for number in range(30)]
+    splits: list[SplitName] = ["test" if number % 3 == 0 else "train" for number in range(30)]
+    index, selection = _index(rows, splits)
+    facts = of_rows(index, selection, 0)
+
+    (found,) = labels_not_held_out(facts.labels, {"train": 20, "validation": 0, "test": 10})
+
+    assert str(found) == (
+        "2 of 3 answers have no row in the test split: 'y' (10 for training), 'z' (10 for training);"
+        " expected some rows of each answer; add rows, raise split.test, or take another split.seed; scores"
+        " say nothing of these answers"
+    )
+
+
+def test_completions_of_their_own_are_no_labels() -> None:
+    rows = [(f"a{number}", f"b{number}") for number in range(30)]
+    index, selection = _index(rows, ["train"] * 29 + ["test"])
+
+    facts = of_rows(index, selection, 0)
+
+    assert not list(labels_not_held_out(facts.labels, {"train": 29, "validation": 0, "test": 1}))
+
+
+def test_judged_answers_of_one_label_only_are_told_of() -> None:
+    rows = [replace(Row.pair(f"a{number}", "b"), form="KTO", label=True) for number in range(3)]
+    index = RowIndex()
+    for number, row in enumerate(rows):
+        index.add(row, "train", 0, number + 1)
+    selection = select(index, reader(rows), Cleaning(near_duplicates="Off"), [None])
+
+    told = [str(issue) for issue in summary_issues(index, selection, {"train": 3}, NO_SPLITS)]
+
+    assert any("every row has the label true" in text for text in told)
+
+
 def test_near_rows_are_told_of() -> None:
     selection = Selection(
         keep=np.ones(300, dtype=bool),
@@ -175,7 +219,10 @@ def test_near_rows_are_told_of() -> None:
         near_leaked=1,
         conflicting=0,
         near_duplicates=4,
-        kin=(),
+        skipped=0,
+        index=RowIndex(),
+        files=[None],
+        alike=(),
     )
 
     def told(recipe: Recipe) -> list[str]:
@@ -259,7 +306,7 @@ def _index_of(rows: int) -> RowIndex:
 
 
 def _warnings(rows: list[tuple[str, str]], splits: Sequence[SplitName], recipe: Recipe) -> list[str]:
-    index, selection = _index(rows, splits)
+    index, selection = _index(rows, splits, recipe.cleaning)
     kept = np.bincount(index.table["split"][selection.keep], minlength=3).tolist()
     issues = summary_issues(index, selection, dict(zip(SPLITS, kept, strict=True)), recipe)
     assert {issue.severity for issue in issues} <= {"warning"}
@@ -267,9 +314,11 @@ def _warnings(rows: list[tuple[str, str]], splits: Sequence[SplitName], recipe: 
 
 
 def _index(
-    rows: list[tuple[str, str]], splits: Sequence[SplitName] | None = None
+    pairs: list[tuple[str, str]],
+    splits: Sequence[SplitName] | None = None,
+    cleaning: Cleaning = NO_SPLITS.cleaning,
 ) -> tuple[RowIndex, Selection]:
-    index = RowIndex()
+    index, rows = RowIndex(), [Row.pair(*pair) for pair in pairs]
     for number, row in enumerate(rows):
-        index.add(Row.pair(*row), splits[number] if splits else "train", 0, number + 1)
-    return index, select(index, None, "Off", [None])
+        index.add(row, splits[number] if splits else "train", 0, number + 1)
+    return index, select(index, reader(rows), cleaning, [None])

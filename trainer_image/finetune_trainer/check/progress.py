@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.result import Problem
+from finetune_trainer.data.result import Kin, Problem
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -39,6 +39,9 @@ class Bar:
 
     def problem(self, problem: Problem) -> None:
         """They are shown in the end."""
+
+    def alike(self, kin: Kin) -> None:
+        """So are they."""
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.report.document import Document
-from finetune_trainer.data.report.headlines import OF_ALL_ROWS, headline
+from finetune_trainer.data.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
 from finetune_trainer.data.report.verdict import counted, number, place, sentence, verdict
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def show(report: Document, console: "Console", problems: int) -> None:
     if said.detail:
         console.print(Text(said.detail))
     _problems(report, console, problems)
+    _alike(report, console, problems)
     if report["keptRows"]:
         _splits(report, console)
         _labels(report, console)
@@ -86,6 +87,22 @@ def _warn(problem: dict[str, Any], console: "Console") -> None:
     text = Text(f"{problem['severity']}: ", style)
     text.append(sentence(problem), "not bold default")
     console.print(text)
+
+
+def _alike(report: Document, console: "Console", limit: int) -> None:
+    """The rows that are left out of training, and those that contradict others."""
+    from rich.text import Text
+
+    counts = report["statistics"]
+    for key, kinds in (("leakedRows", ("Leak", "NearLeak")), ("conflictingRows", ("Conflict",))):
+        pairs = [kin for kin in report["alike"] if kin["kinship"] in kinds][:limit]
+        if pairs:
+            console.print()
+        for kin in pairs:
+            line = f"{place(kin['row'])} {KINSHIPS[kin['kinship']]} {place(kin['of'])}"
+            console.print(Text(line))
+        if pairs and counts[key] > len(pairs):
+            console.print(Text(f"and {number(counts[key] - len(pairs))} more"))
 
 
 def _found(problem: dict[str, Any]) -> str:

@@ -10,19 +10,25 @@ In this order, each of the rows that are left:
   is the same: there it would be known by heart. It is left out, unless looking for near duplicates is off.
 - A near duplicate is near to an earlier row of its split, with the same answer. It is kept or left out as the
   recipe says.
-- A row conflicts where an earlier row has the same input and another answer. It is kept. Preferences and KTO
-  have such rows by design; there they do not count.
+- A row conflicts where an earlier row has the same input and another answer. It is kept. A preference does
+  where an earlier one prefers the other of the same two answers, a row of KTO where an earlier one judges the
+  same answer otherwise.
+
+By rule version 2 inputs are equal across splits where a reader sees no difference between them: in another
+Unicode form, with invisible characters, with other blanks. For nearness answers are equal in that way too, in
+small letters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, SupportsInt
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.index import RowIndex, groups
-from finetune_trainer.data.options import NearDuplicates as NearDuplicatesOption
+from finetune_trainer.data.options import Cleaning
 from finetune_trainer.data.problems import Place
 from finetune_trainer.data.result import Kin, Kinship
-from finetune_trainer.data.similarity import NearDuplicates
+from finetune_trainer.data.similarity import Rows, find_near
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +37,8 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Numbers = NDArray[np.int64]
 
-EXAMPLES: Final = 5
-"""Of each kinship."""
+EXAMPLES: Final = 100
+"""Of each kinship, in reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,54 +52,76 @@ class Selection:
     conflicting: int
     near_duplicates: int | None
     """None: not looked for."""
-    kin: tuple[Kin, ...]
+    skipped: int
+    """Rows that are too many to look for near duplicates; 0 where that was done, or is not asked for."""
+    index: RowIndex
+    files: Sequence[str | None]
+    """Names for places."""
+    alike: "tuple[tuple[Kinship, Numbers, Numbers], ...]"
+    """Of each kinship the rows, and for each of them the one that it is alike to."""
+
+    @property
+    def kin(self) -> tuple[Kin, ...]:
+        """Examples."""
+        return tuple(kin for part in self.alike for kin in islice(self._pairs(*part), EXAMPLES))
+
+    def all_kin(self) -> Iterator[Kin]:
+        """Every pair of rows that are alike."""
+        for part in self.alike:
+            yield from self._pairs(*part)
+
+    def _pairs(self, kinship: Kinship, rows: "Numbers", of: "Numbers") -> Iterator[Kin]:
+        for row, other in zip(rows, of, strict=True):
+            yield Kin(kinship, self._place(int(row)), self._place(int(other)))
+
+    def _place(self, row: int) -> Place:
+        table = self.index.table
+        return Place(self.files[table["file"][row]], int(table["record"][row]))
 
 
-def select(
-    index: RowIndex,
-    near: NearDuplicates | None,
-    option: NearDuplicatesOption,
-    files: Sequence[str | None],
-) -> Selection:
-    """Decide about every row. `near` is None where the option is Off; `files` are names for places."""
+def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str | None]) -> Selection:
+    """Decide about every row; `rows` reads them again, and `files` are names for places.
+
+    Raises OSError, and what `rows` raises.
+    """
     import numpy as np
 
     table = index.table
     split = table["split"]
-    rows = np.arange(len(table), dtype=np.int32)
+    numbers = np.arange(len(table), dtype=np.int32)
     inputs = groups(table["input"][:, 0], table["input"][:, 1])
+    seen = groups(table["seen_input"]) if index.compares_as_seen else inputs
 
-    held_out = _highest(inputs, split)
+    held_out = _highest(seen, split)
     leaks = split < held_out
     keep = ~leaks
-    kin = _examples(
-        "Leak",
-        leaks,
-        lambda row: int(np.flatnonzero((inputs == inputs[row]) & (split == held_out[row]))[0]),
-    )
+    alike = [_alike("Leak", leaks, _firsts(seen, split == held_out))]
 
     first = _firsts(groups(table["answer"], inputs), keep)
-    duplicates = keep & (first != rows)
+    duplicates = keep & (first != numbers)
     keep &= ~duplicates
-    kin += _examples("Exact", duplicates, first.__getitem__)
+    alike.append(_alike("Exact", duplicates, first))
 
-    to = _near(index, near, keep)
+    option = cleaning.near_duplicates
+    answers = groups(table["seen_answer" if index.compares_as_seen else "answer"])
+    order = _order(split, keep, answers)
+    # By the first rule all rows count.
+    compared = len(order) if index.compares_as_seen else len(table)
+    is_over = option != "Off" and compared > cleaning.max_rows_for_near_duplicates
+    to = np.full(len(table), -1, dtype=np.int64)
+    if option != "Off" and not is_over:
+        to = find_near(rows, order, answers, compares_whole=index.compares_as_seen)
     near_leaks = (to >= 0) & (split[to] > split)
     near_duplicates = (to >= 0) & ~near_leaks
     keep &= ~near_leaks
     if option == "Remove":
         keep &= ~near_duplicates
-    kin += _examples("NearLeak", near_leaks, to.__getitem__)
-    kin += _examples("Near", near_duplicates, to.__getitem__)
+    alike += [_alike("NearLeak", near_leaks, to), _alike("Near", near_duplicates, to)]
 
-    first = _firsts(inputs, keep)
-    conflicts = keep & (first != rows)
-    if index.allows_answers:
-        conflicts[:] = False
-    kin += _examples("Conflict", conflicts, first.__getitem__)
-
-    def place(row: int) -> Place:
-        return Place(files[table["file"][row]], int(table["record"][row]))
+    subjects = groups(table["subject"], inputs)
+    first = _firsts(subjects, keep)
+    conflicts = keep & (first != numbers)
+    alike.append(_alike("Conflict", conflicts, first))
 
     return Selection(
         keep=keep,
@@ -101,20 +129,24 @@ def select(
         leaked=int(np.count_nonzero(leaks)),
         near_leaked=int(np.count_nonzero(near_leaks)),
         conflicting=int(np.count_nonzero(conflicts)),
-        near_duplicates=(None if near is None or near.gave_up else int(np.count_nonzero(near_duplicates))),
-        kin=tuple(Kin(kinship, place(row), place(of)) for kinship, row, of in kin),
+        near_duplicates=None if option == "Off" or is_over else int(np.count_nonzero(near_duplicates)),
+        skipped=compared if is_over else 0,
+        index=index,
+        files=files,
+        alike=tuple(alike),
     )
 
 
-def _near(index: RowIndex, near: NearDuplicates | None, keep: "Mask") -> "Numbers":
-    """For each row the one that it is near to, or -1."""
+def _order(split: "NDArray[np.uint8]", keep: "Mask", answers: "NDArray[np.int32]") -> "Numbers":
+    """The rows that may be near to another one; what is held out more comes first, so that others are near to
+    it."""
     import numpy as np
 
-    if near is None or near.gave_up:
-        return np.full(len(keep), -1, dtype=np.int64)
-    # What is held out more comes first, so that rows of other splits are near to it.
-    order = np.argsort(-index.table["split"].astype(np.int8), kind="stable")
-    return near.find(order[keep[order]], groups(index.table["answer"]))
+    order = np.argsort(-split.astype(np.int8), kind="stable")
+    order = order[keep[order]]
+    # Most answers are given once.
+    rows: Numbers = order[np.bincount(answers[order], minlength=1)[answers[order]] > 1]
+    return rows
 
 
 def _highest(group: "NDArray[np.int32]", split: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
@@ -126,19 +158,18 @@ def _highest(group: "NDArray[np.int32]", split: "NDArray[np.uint8]") -> "NDArray
     return highest[group]
 
 
-def _firsts(group: "NDArray[np.int32]", keep: "Mask") -> "NDArray[np.int32]":
-    """For each row the first one of its group that is kept, if there is one."""
+def _firsts(group: "NDArray[np.int32]", among: "Mask") -> "NDArray[np.int32]":
+    """For each row the first one of its group among some, if there is one."""
     import numpy as np
 
-    rows = np.flatnonzero(keep).astype(np.int32)
+    rows = np.flatnonzero(among).astype(np.int32)
     first = np.full(len(group), len(group), dtype=np.int32)
     np.minimum.at(first, group[rows], rows)
     return first[group]
 
 
-def _examples(
-    kinship: Kinship, rows: "Mask", of: Callable[[int], SupportsInt]
-) -> list[tuple[Kinship, int, int]]:
+def _alike(kinship: Kinship, rows: "Mask", of: "NDArray[np.integer]") -> "tuple[Kinship, Numbers, Numbers]":
     import numpy as np
 
-    return [(kinship, int(row), int(of(row))) for row in np.flatnonzero(rows)[:EXAMPLES]]
+    found = np.flatnonzero(rows)
+    return kinship, found, of[found]

@@ -1,13 +1,15 @@
-"""What is remembered of every row until all are read: digests and numbers, 53 bytes a row.
+"""What is remembered of every row until all are read: digests and numbers, 70 bytes a row.
 
 Rows are numbered from 0 in the order in which they are added, which is the order in which they are written.
 """
 
 import hashlib
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName
+from finetune_trainer.data.text import as_seen
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, RowForm, SplitName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +23,15 @@ MAX_LABELS: Final = 50
 """So many distinct completions are labels."""
 LABEL_CHARACTERS: Final = 200
 
-ENTRY: Final = struct.Struct("<16s8s8sBIIII")
+ENTRY: Final = struct.Struct("<16s8s8s8s4sIBBIIII")
 FIELDS: Final = [
     ("input", "<u8", 2),
     ("answer", "<u8"),
     ("completion", "<u8"),
+    ("seen_input", "<u8"),
+    ("seen_answer", "<u4"),
+    ("subject", "<u4"),
+    ("label", "u1"),
     ("split", "u1"),
     ("file", "<u4"),
     ("record", "<u4"),
@@ -33,7 +39,11 @@ FIELDS: Final = [
     ("completion_characters", "<u4"),
 ]
 """`input` and `answer` together stand for the whole row: 16 bytes of SHA-256 of all that the model sees
-before it answers, and 8 of the rest. `completion` is of the last turn's text only."""
+before it answers, and 8 of the rest. `completion` is of the last turn's text only. `seen_input` and
+`seen_answer` are those of the texts as a reader sees them, the answer's in small letters; where the rule
+does not ask for them, of the texts themselves. Rows with the same input and `subject` and another answer
+contradict each other. `label` is 1 + KTO's label, and 0 without one.
+"""
 
 # Control characters are in no valid row.
 PART: Final = "\x1f"
@@ -43,26 +53,39 @@ NONE: Final = "\x1e"
 class RowIndex:
     """Grows by a row at a time; read `table` when all are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_seen: bool = False) -> None:
+        """`as_seen`: rows are compared by what a reader sees, too."""
+        self.compares_as_seen = as_seen
         self._entries = bytearray()
         self._labels: dict[bytes, str] = {}
-        self.allows_answers = False
-        """Whether the rows are of a form in which one input has several answers: preferences and KTO."""
+        self.form: RowForm | None = None
+        """Of the rows; None before the first one."""
 
     def __len__(self) -> int:
         return len(self._entries) // ENTRY.size
 
-    def add(self, row: Row, split: SplitName, file: int, record: int) -> None:
-        """Remember a row: its split, the number of its file from 0, and its record's number from 1."""
+    def add(self, row: Row, split: SplitName, file: int, record: int, *, shown: str | None = None) -> None:
+        """Remember a row: its split, the number of its file from 0, and its record's number from 1.
+
+        `shown` is what reports show of its output, where that is not all of it.
+        """
+        self.form = row.form
         output = row.output
         completion = hashlib.sha256(output.encode()).digest()[:8]
         if len(self._labels) <= MAX_LABELS and completion not in self._labels:
-            self._labels[completion] = _shortened(output)
-        self.allows_answers = self.allows_answers or row.form in ("Preference", "KTO")
+            self._labels[completion] = _shortened(output if shown is None else shown)
+        digest, answer = input_digest(row), answer_digest(row)
+        seen, seen_answer = (digest, answer)
+        if self.compares_as_seen:
+            seen, seen_answer = input_digest(row, as_seen), answer_digest(row, folded)
         self._entries += ENTRY.pack(
-            input_digest(row),
-            answer_digest(row),
+            digest,
+            answer,
             completion,
+            seen,
+            seen_answer,
+            _subject(row, completion),
+            0 if row.label is None else 1 + row.label,
             SPLIT_NUMBERS[split],
             file,
             record,
@@ -82,19 +105,19 @@ class RowIndex:
         return self._labels.get(completion.to_bytes(8, "little"))
 
 
-def input_digest(row: Row) -> bytes:
-    """16 bytes of all that the model sees: every turn before the last, and the tools."""
-    parts = [part for message in row.input for part in _seen(message)]
+def input_digest(row: Row, form: Callable[[str], str] = str) -> bytes:
+    """16 bytes of all that the model sees: every turn before the last, in a form, and the tools."""
+    parts = [part for message in row.input for part in _seen(message, form)]
     parts.append(NONE if row.tools is None else row.tools)
     return hashlib.sha256(PART.join(parts).encode()).digest()[:16]
 
 
-def answer_digest(row: Row) -> bytes:
-    """8 bytes of what is learned: the answer, and what says how it is learned."""
+def answer_digest(row: Row, form: Callable[[str], str] = str) -> bytes:
+    """8 bytes of what is learned: the answer, in a form, and what says how it is learned."""
     parts = [
-        row.output,
+        form(row.output),
         row.messages[-1].tool_calls or NONE,
-        row.rejected or NONE,
+        form(row.rejected or NONE),
         str(row.label),
         "".join("01"[message.learned] for message in row.messages),
     ]
@@ -115,12 +138,28 @@ def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
     return numbers
 
 
-def _seen(message: Message) -> tuple[str, ...]:
+def folded(text: str) -> str:
+    """The text as a reader sees it, in small letters."""
+    return as_seen(text).casefold()
+
+
+def _subject(row: Row, completion: bytes) -> int:
+    """What is judged of an input: KTO's answer, a preference's two in either order; of others nothing."""
+    if row.form == "KTO":
+        return int.from_bytes(completion[:4], "little")
+    if row.rejected is None:
+        return 0
+    rejected = hashlib.sha256(row.rejected.encode()).digest()
+    return int.from_bytes(completion[:4], "little") ^ int.from_bytes(rejected[:4], "little")
+
+
+def _seen(message: Message, form: Callable[[str], str]) -> tuple[str, ...]:
+    content = form(message.content)
     if message.tool_calls is None and message.tool_call_id is None and message.name is None:
-        return message.role, message.content
+        return message.role, content
     return (
         message.role,
-        message.content,
+        content,
         message.tool_calls or NONE,
         message.tool_call_id or NONE,
         message.name or NONE,

@@ -28,7 +28,17 @@ that a new release reads no label otherwise and moves no row:
 
 1. Labels in JSON are those of KTO where they are true or false. Near duplicates are told by word triples.
 2. Labels of KTO are also "true", "false", 1 and 0; where a label may judge an answer, nothing is guessed.
+   Prompts and completions may be lists of messages; preferences as in OpenAI's API and the tasks of Label
+   Studio for generative AI are read. Short texts are near duplicates where all their words are the same.
+   Inputs that a reader sees as the same are the same, whatever their Unicode form, invisible characters and
+   blanks.
 """
+JUDGED_SINCE: Final = 2
+"""Labels in JSON are read as in tables."""
+MESSAGES_SINCE: Final = 2
+"""Prompts and completions may be lists of messages, and more exports of tools are known by their content."""
+SEEN_SINCE: Final = 2
+"""Rows are compared as a reader sees them, short ones whole."""
 
 NEAR_DUPLICATE_ROWS: Final = 200_000
 """Near duplicates are looked for up to so many rows: beyond it memory would grow past a gibibyte."""

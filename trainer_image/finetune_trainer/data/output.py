@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from finetune_trainer.data.index import SPLITS
-from finetune_trainer.rows import SPLIT_FILES, Row, SplitName
+from finetune_trainer.data.unpacking import Budget
+from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, parse_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ class SplitWriter:
 
     def __init__(self, folder: Path) -> None:
         self.rows: dict[SplitName, int] = dict.fromkeys(SPLIT_FILES, 0)
+        self._budget = Budget("prepared, the rows are")
         self._stack = ExitStack()
         self._files = {
             name: self._stack.enter_context((folder / file).open("w", encoding="utf-8", newline="\n"))
@@ -34,9 +36,30 @@ class SplitWriter:
         self._stack.close()
 
     def write(self, split: SplitName, row: Row) -> None:
-        """Append one row."""
-        self._files[split].write(row.to_line() + "\n")
+        """Append one row. Raises TooLarge."""
+        line = row.to_line() + "\n"
+        self._budget.use(len(line) if line.isascii() else len(line.encode()))
+        self._files[split].write(line)
         self.rows[split] += 1
+
+
+def read_rows(
+    folder: Path, splits: "NDArray[np.uint8]", wanted: "NDArray[np.bool_]"
+) -> Iterator[tuple[int, Row]]:
+    """The rows that are wanted, by their numbers in the order of writing, split after split. Raises OSError.
+
+    `splits` has the number of every row's split.
+    """
+    import numpy as np
+
+    for number, name in enumerate(SPLITS):
+        rows = np.flatnonzero(splits == number)
+        if not wanted[rows].any():
+            continue
+        with (folder / SPLIT_FILES[name]).open(encoding="utf-8", newline="\n") as lines:
+            for row, is_wanted, line in zip(rows.tolist(), wanted[rows].tolist(), lines, strict=True):
+                if is_wanted:
+                    yield row, parse_row(line)
 
 
 def keep_rows(folder: Path, splits: "NDArray[np.uint8]", keep: "NDArray[np.bool_]") -> dict[SplitName, int]:

@@ -16,11 +16,10 @@ from finetune_trainer.data.cleaning import clean
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import RowIndex
-from finetune_trainer.data.options import Cleaning, Recipe
+from finetune_trainer.data.options import SEEN_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 from finetune_trainer.data.reading import Reading
-from finetune_trainer.data.result import FileRecord, Prepared, Problem
-from finetune_trainer.data.similarity import NearDuplicates
+from finetune_trainer.data.result import FileRecord, Kin, Prepared, Problem
 from finetune_trainer.data.split import split_of
 
 PROBLEMS_KEPT: Final = 1000
@@ -44,6 +43,9 @@ class Listener(Protocol):
     def problem(self, problem: Problem) -> None:
         """A problem was found; every one is told, once."""
 
+    def alike(self, kin: Kin) -> None:
+        """Two rows are alike; every pair is told, once, after all rows were read."""
+
 
 class Silence:
     """A listener that needs nothing."""
@@ -52,6 +54,9 @@ class Silence:
         """Nothing happens."""
 
     def problem(self, problem: Problem) -> None:
+        """Nothing happens."""
+
+    def alike(self, kin: Kin) -> None:
         """Nothing happens."""
 
 
@@ -70,8 +75,9 @@ def prepare(
     Raises Unreadable, OSError about `folder`, and what the listener raises.
     """
     found = _Findings(listener or Silence())
-    reading, index = Reading(files, recipe), RowIndex()
-    scanner, near = Scanner(recipe.checks), _near_duplicates(recipe.cleaning)
+    reading = Reading(files, recipe)
+    index = RowIndex(as_seen=recipe.division.rule_version >= SEEN_SINCE)
+    scanner = Scanner(recipe.checks)
     numbers = {file.name: number for number, file in enumerate(files)}
     redacted = 0
     with output.SplitWriter(folder) as writer:
@@ -87,18 +93,28 @@ def prepare(
                 continue
             redacted += row is not cleaned
             writer.write(split, row)
-            index.add(row, split, numbers.get(item.place.file or "", 0), item.place.record or 0)
-            if near is not None:
-                near.add(row)
+            index.add(
+                row,
+                split,
+                numbers.get(item.place.file or "", 0),
+                item.place.record or 0,
+                shown=scanner.masked(row.output) if issues else None,
+            )
     if not found.rows and not found.errors:
         found.summary([Issue(Code.FILE_EMPTY, "no rows", "at least one row", "add rows")])
     names = [file.name if len(files) > 1 else None for file in files]
-    selection = duplicates.select(index, near, recipe.cleaning.near_duplicates, names)
+    splits = index.table["split"]
+    selection = duplicates.select(
+        index, lambda wanted: output.read_rows(folder, splits, wanted), recipe.cleaning, names
+    )
+    for kin in selection.all_kin():
+        found.listener.alike(kin)
     split_rows = output.keep_rows(folder, index.table["split"], selection.keep)
     facts = statistics.of_rows(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
     found.summary(statistics.unread_labels(reading.unread_labels))
+    found.summary(statistics.labels_not_held_out(facts.labels, split_rows))
     found.summary(statistics.summary_issues(index, selection, split_rows, recipe))
     return Prepared(
         recipe=recipe,
@@ -121,12 +137,6 @@ def prepare(
     )
 
 
-def _near_duplicates(cleaning: Cleaning) -> NearDuplicates | None:
-    if cleaning.near_duplicates == "Off":
-        return None
-    return NearDuplicates(cleaning.max_rows_for_near_duplicates)
-
-
 class _Findings:
     """Counts rows and problems, keeps the first of them, and tells the listener every one."""
 
@@ -135,7 +145,7 @@ class _Findings:
         self.problems: list[Problem] = []
         self.counts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[Problem]] = defaultdict(list)
-        self._listener = listener
+        self.listener = listener
 
     def accept(self, place: Place, issues: Sequence[Issue]) -> bool:
         """Count a row that was read; whether it can be used."""
@@ -143,7 +153,7 @@ class _Findings:
         is_valid = all(issue.severity == "warning" for issue in issues)
         self.invalid += not is_valid
         self.rows += 1
-        self._listener.row()
+        self.listener.row()
         return is_valid
 
     def refuse(self, invalid: Invalid) -> None:
@@ -154,7 +164,7 @@ class _Findings:
         else:
             self.rows += 1
             self.invalid += 1
-        self._listener.row()
+        self.listener.row()
 
     def summary(self, issues: Iterable[Issue]) -> None:
         """Add what is to be said of all rows together."""
@@ -163,7 +173,7 @@ class _Findings:
     def _add(self, place: Place, issues: Iterable[Issue]) -> None:
         for issue in issues:
             problem = Problem(place, issue)
-            self._listener.problem(problem)
+            self.listener.problem(problem)
             self.errors += issue.severity == "error"
             self.warnings += issue.severity == "warning"
             self.counts[issue.code] += 1

@@ -11,13 +11,12 @@ from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, par
 from finetune_trainer.data.containers.base import Container, Header, Record
 from finetune_trainer.data.detect import (
     HEAD_BYTES,
-    JUDGED_SINCE,
     SAMPLE_ROWS,
     ContainerName,
     Detection,
     container_of,
 )
-from finetune_trainer.data.files import CHUNK_BYTES, Damaged, SourceFile, stem
+from finetune_trainer.data.files import Damaged, SourceFile, stem
 from finetune_trainer.data.formats.alpaca import Alpaca
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
 from finetune_trainer.data.formats.chat import Chats
@@ -27,8 +26,9 @@ from finetune_trainer.data.formats.labelstudio import LabelStudio
 from finetune_trainer.data.formats.pairs import Pairs
 from finetune_trainer.data.formats.preference import Preference
 from finetune_trainer.data.formats.sharegpt import ShareGPT
-from finetune_trainer.data.options import DataFormat, Recipe
+from finetune_trainer.data.options import JUDGED_SINCE, DataFormat, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.unpacking import CHUNK_BYTES
 from finetune_trainer.rows import SplitName
 
 CONTAINERS: Final[Mapping[ContainerName, Container]] = {
@@ -110,9 +110,9 @@ class Reading:
             used = "nothing of it was used" if row is None else f"nothing after row {row} was used"
             issue = Issue(
                 Code.FILE_DAMAGED,
-                f"the file cannot be unpacked to its end: {damage}; {used}",
+                f"the file cannot be {damage.doing} to its end: {damage}; {used}",
                 "a whole file",
-                "pack or copy it again",
+                damage.fix,
             )
             yield Invalid(Place(name), (issue,), ends_file=True)
 

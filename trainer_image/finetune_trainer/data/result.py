@@ -122,7 +122,7 @@ class Prepared:
     """Up to three problems of each code."""
     statistics: Statistics = field(default_factory=Statistics)
     kin: tuple[Kin, ...] = ()
-    """Up to five examples of each kinship."""
+    """Up to a hundred examples of each kinship."""
     difference: Difference | None = None
     unread_labels: int = 0
     """Rows whose label may judge the answer, learned all the same by an older rule."""

@@ -1,20 +1,27 @@
 """Rows that say nearly the same: MinHash of the words of their inputs, of rows with the same answer.
 
-Two rows are near where the sets of their inputs' word triples (in small letters; of texts with fewer than
-three words, the words) have a Jaccard similarity of about 0.8 or more, and their answers are equal. Inputs
-that are alike with different answers, such as two tickets that differ by a number and by the team they go to,
-are what a model is to learn from, and no harm in a test.
+Two rows are near where the sets of their inputs' word triples (in small letters) have a Jaccard similarity
+of about 0.8 or more, and their answers are equal. Inputs that are alike with different answers, such as two
+tickets that differ by a number and by the team they go to, are what a model is to learn from, and no harm in
+a test.
 
-Prompts that are made by a template share its words, and would all be near each other. So word triples that
-many of the first rows have are left out: they say nothing of a row.
+Prompts that are made by a template share its words, and would all be near each other. So word triples
+that many of the first rows have are left out: they say nothing of a row.
+
+Of a short text, or of one of which the template leaves little, a share of triples says nothing: by rule
+version 2 such texts are near where their words are the same, one by one. By version 1 the words of a text
+with fewer than three are its triples.
 """
 
+import hashlib
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer.data.index import answer_digest
+from finetune_trainer.data.index import answer_digest, folded
+from finetune_trainer.data.text import as_seen
 from finetune_trainer.rows import Row
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Numbers = NDArray[np.int64]
+    Mask = NDArray[np.bool_]
 
 THRESHOLD: Final = 0.8
 PERMUTATIONS: Final = 128
@@ -31,104 +39,156 @@ BANDS: Final = (9, 8)
 band takes about 370 bytes of memory a row."""
 TRIPLE: Final = 3
 WORD: Final = re.compile(r"\w+")
+BATCH: Final = 4096
+"""Triples that are hashed at once, of which each takes a kibibyte then."""
 
 SAMPLE_ROWS: Final = 1000
 TEMPLATE_SHARE: Final = 0.05
 TEMPLATE_ROWS: Final = 10
 """A triple is the template's where so large a share of the first rows, and so many of them, have it."""
 
+SHORT_WORDS: Final = 8
+"""Texts with fewer words are compared whole."""
+FEW_TRIPLES: Final = 4
+"""So are texts with fewer triples of their own: of these, one in common would be too large a share."""
 
-class NearDuplicates:
-    """Takes the rows in the order of the index; gives up beyond `limit` rows.
+Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
+"""The rows whose numbers a mask has, with their numbers, in any order."""
 
-    Half a kibibyte a row, and less than four more while it finds them.
+
+def find_near(
+    rows: Rows, order: "Numbers", answers: "NDArray[np.int32]", *, compares_whole: bool
+) -> "Numbers":
+    """For each row of the index, the row that it is near to, or -1. Raises OSError.
+
+    `order` has the rows to look at: a row is near to the first one there that is itself near to none.
+    `answers` has a number for each row of the index, equal where answers are. `compares_whole`: short texts
+    are compared whole. Takes half a kibibyte for each row in `order`, and less than four more while it finds.
     """
+    import numpy as np
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.gave_up = False
-        self._rows = 0
-        self._sample: list[tuple[int, set[bytes]]] = []
-        self._template: frozenset[bytes] | None = None
-        self._signatures = bytearray()
+    near = np.full(len(answers), -1, dtype=np.int64)
+    if not len(order):
+        return near
+    words = _folded_words if compares_whole else _words
+    template = _template(rows, len(answers), words)
+    wanted = np.zeros(len(answers), dtype=bool)
+    wanted[order] = True
+    places = np.full(len(answers), -1, dtype=np.int64)
+    places[order] = np.arange(len(order))
+    signatures = np.zeros((len(order), PERMUTATIONS), dtype=np.uint32)
+    signer, texts = _Signer(), {}
+    for number, row in rows(wanted):
+        features, text = _features(row, template, words, compares_whole=compares_whole)
+        if text is None:
+            # The answer is where hashing begins, so that rows with different answers have no hash in common.
+            seed = answer_digest(row, folded) if compares_whole else answer_digest(row)
+            signatures[places[number]] = signer.sign(features, int.from_bytes(seed[:4], "big"))
+        else:
+            texts[number] = text
+    _find_whole(near, order, answers, texts)
+    _find_signed(near, order, answers, signatures, texts)
+    return near
+
+
+def _find_whole(near: "Numbers", order: "Numbers", answers: "Numbers", texts: dict[int, bytes]) -> None:
+    first: dict[tuple[int, bytes], int] = {}
+    for number in order.tolist():
+        if number in texts:
+            earlier = first.setdefault((int(answers[number]), texts[number]), number)
+            if earlier != number:
+                near[number] = earlier
+
+
+def _find_signed(
+    near: "Numbers", order: "Numbers", answers: "Numbers", signatures: "Numbers", texts: dict[int, bytes]
+) -> None:
+    if len(texts) == len(order):
+        return
+    from datasketch import MinHash, MinHashLSH
+
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS)
+    permutations = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
+    for position, number in enumerate(order.tolist()):
+        if number in texts:
+            continue
+        signature = MinHash(
+            num_perm=PERMUTATIONS,
+            permutations=permutations,
+            scheme="affine32",
+            hashvalues=signatures[position],
+        )
+        places = sorted(index.query(signature))
+        candidates = order[places]
+        same = answers[candidates] == answers[number]
+        alike = (signatures[places] == signatures[position]).mean(axis=1) >= THRESHOLD
+        if (same & alike).any():
+            near[number] = candidates[(same & alike).argmax()]
+        else:
+            index.insert(position, signature, check_duplication=False)
+
+
+class _Signer:
+    """Makes signatures that share their permutations."""
+
+    def __init__(self) -> None:
         self._empty: Any = None
 
-    def add(self, row: Row) -> None:
-        """Remember the next row."""
-        if self.gave_up:
-            return
-        self._rows += 1
-        if self._rows > self.limit:
-            self.gave_up = True
-            self._sample.clear()
-            self._signatures.clear()
-            return
-        # The answer is where hashing begins, so that rows with different answers have no hash in common.
-        seed = int.from_bytes(answer_digest(row)[:4], "big")
-        triples = _triples(row)
-        if self._template is None:
-            self._sample.append((seed, triples))
-            if len(self._sample) == SAMPLE_ROWS:
-                self._end_sample()
-        else:
-            self._sign(seed, triples, self._template)
-
-    def find(self, order: "Numbers", answers: "NDArray[np.int32]") -> "Numbers":
-        """For each row added, the row that it is near to, or -1.
-
-        `order` has the rows to look at: a row is near to the first one there that is itself near to none.
-        `answers` has a number for each row added, equal where answers are.
-        """
-        import numpy as np
-        from datasketch import MinHashLSH
-
-        self._end_sample()
-        near = np.full(self._rows, -1, dtype=np.int64)
-        signatures = np.frombuffer(self._signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
-        # Most answers are given once.
-        order = order[np.bincount(answers[order])[answers[order]] > 1]
-        index = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS)
-        for position, number in enumerate(order.tolist()):
-            signature = self._min_hash(hashvalues=signatures[number])
-            candidates = order[sorted(index.query(signature))]
-            candidates = candidates[answers[candidates] == answers[number]]
-            alike = (signatures[candidates] == signatures[number]).mean(axis=1) >= THRESHOLD
-            if alike.any():
-                near[number] = candidates[alike.argmax()]
-            else:
-                index.insert(position, signature, check_duplication=False)
-        return near
-
-    def _end_sample(self) -> None:
-        if self._template is not None:
-            return
-        counts = Counter(triple for _, triples in self._sample for triple in triples)
-        least = max(TEMPLATE_ROWS, TEMPLATE_SHARE * len(self._sample))
-        self._template = frozenset(triple for triple, rows in counts.items() if rows >= least)
-        for seed, triples in self._sample:
-            self._sign(seed, triples, self._template)
-        self._sample.clear()
-
-    def _sign(self, seed: int, triples: set[bytes], template: frozenset[bytes]) -> None:
-        own = triples - template or triples
-        signature = self._min_hash()
-        signature.hashfunc = lambda triple: zlib.crc32(triple, seed)
-        signature.update_batch(own)
-        self._signatures += signature.hashvalues.tobytes()
-
-    def _min_hash(self, **values: Any) -> Any:
-        """A signature that shares the permutations of all."""
+    def sign(self, features: set[bytes], seed: int) -> "NDArray[np.uint32]":
         from datasketch import MinHash
 
         if self._empty is None:
             self._empty = MinHash(num_perm=PERMUTATIONS, scheme="affine32")
-        return MinHash(
-            num_perm=PERMUTATIONS, permutations=self._empty.permutations, scheme="affine32", **values
+        signature = MinHash(
+            num_perm=PERMUTATIONS,
+            permutations=self._empty.permutations,
+            scheme="affine32",
+            hashfunc=lambda feature: zlib.crc32(feature, seed),
         )
+        every = list(features)
+        for start in range(0, len(every), BATCH):
+            signature.update_batch(every[start : start + BATCH])
+        values: NDArray[np.uint32] = signature.hashvalues
+        return values
 
 
-def _triples(row: Row) -> set[bytes]:
-    words = [word for message in row.input for word in WORD.findall(message.content.lower())]
+def _template(rows: Rows, count: int, words: Callable[[Row], list[str]]) -> frozenset[bytes]:
+    """The triples that many of the first rows have."""
+    import numpy as np
+
+    sample = np.arange(count) < SAMPLE_ROWS
+    counts: Counter[bytes] = Counter()
+    seen = 0
+    for _, row in rows(sample):
+        counts.update(_triples(words(row)))
+        seen += 1
+    least = max(TEMPLATE_ROWS, TEMPLATE_SHARE * seen)
+    return frozenset(triple for triple, found in counts.items() if found >= least)
+
+
+def _features(
+    row: Row, template: frozenset[bytes], words: Callable[[Row], list[str]], *, compares_whole: bool
+) -> tuple[set[bytes], bytes | None]:
+    """The triples of a row's own, or what stands for the text that is compared whole."""
+    found = words(row)
+    triples = _triples(found)
+    own = triples - template
+    if compares_whole and (len(found) < SHORT_WORDS or len(own) < FEW_TRIPLES):
+        # Of marks and pictures only, what they are.
+        text = " ".join(found) or "\0".join(as_seen(message.content) for message in row.input)
+        return set(), hashlib.sha256(text.encode()).digest()[:16]
+    return own or triples, None
+
+
+def _words(row: Row) -> list[str]:
+    return [word for message in row.input for word in WORD.findall(message.content.lower())]
+
+
+def _folded_words(row: Row) -> list[str]:
+    return [word for message in row.input for word in WORD.findall(folded(message.content))]
+
+
+def _triples(words: list[str]) -> set[bytes]:
     if len(words) < TRIPLE:
         return {word.encode() for word in words}
     return {" ".join(words[start : start + TRIPLE]).encode() for start in range(len(words) - TRIPLE + 1)}

@@ -1,14 +1,14 @@
 """Facts about the rows, and what is worth a warning about all of them together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
 from finetune_trainer.data.options import NEWEST_RULE, OLDEST_RULE, Division, Recipe
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.problems import Code, Issue, quoted
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
-from finetune_trainer.rows import SplitName
+from finetune_trainer.rows import RowForm, SplitName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,17 @@ NEAR_CONSTANT_SHARE: Final = 0.95
 NEAR_CONSTANT_ROWS: Final = 20
 """With fewer rows a share says little."""
 
+CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
+    "KTO": "and the same answer with the other label",
+    "Preference": "and prefer the answer that it rejects",
+}
+"""What a row says against an earlier one; of other forms, another answer."""
+
 MAX_BUCKETS: Final = 20
+ROWS_OF_A_LABEL: Final = 4
+"""On average, and more; otherwise completions are texts of their own."""
+NAMED_LABELS: Final = 10
+
 STEPS: Final = (
     (10, 12, 15, 20, 25, 30, 40, 50, 60, 80),
     (10, 20, 40, 60),
@@ -84,6 +94,7 @@ def summary_issues(
         ),
         *_alike(selection, recipe),
         near_constant_completions(index, selection),
+        _one_label(index, selection),
     ]
     return tuple(issue for issue in found if issue is not None)
 
@@ -109,12 +120,52 @@ def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | 
     if rows < NEAR_CONSTANT_ROWS or most < NEAR_CONSTANT_SHARE * rows:
         return None
     text = index.label(int(completions[counts.argmax()]))
-    shown = "" if text is None else f" {text[:60]!r}"
+    shown = "" if text is None else quoted(f" {text[:60]!r}", "")
     return _warning(
         Code.NEAR_CONSTANT_COMPLETIONS,
         f"{most} of {rows} rows have the same completion{shown}",
         "completions that depend on the prompt",
         "add rows with other completions, or leave some of these out; a model learns to say this always",
+    )
+
+
+def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, int]) -> Iterator[Issue]:
+    """Warnings of labels that have rows to train on, and none to measure with.
+
+    Where most completions are given once, they are no labels.
+    """
+    if len(labels) * ROWS_OF_A_LABEL > sum(split_rows.values()):
+        return
+    for split in ("validation", "test"):
+        absent = [label for label in labels if label.rows["train"] and not label.rows[split]]
+        if not split_rows[split] or not absent:
+            continue
+        named = ", ".join(
+            f"{label.completion!r} ({label.rows['train']} for training)" for label in absent[:NAMED_LABELS]
+        )
+        more = f" and {len(absent) - NAMED_LABELS} more" if len(absent) > NAMED_LABELS else ""
+        yield _warning(
+            Code.LABEL_NOT_HELD_OUT,
+            f"{len(absent)} of {len(labels)} answers {'has' if len(absent) == 1 else 'have'} no row in the"
+            f" {split} split{quoted(f': {named}{more}', ', which the report names')}",
+            "some rows of each answer",
+            f"add rows, raise split.{split}, or take another split.seed; scores say nothing of these answers",
+        )
+
+
+def _one_label(index: RowIndex, selection: Selection) -> Issue | None:
+    """A warning where all rows of KTO have the same label."""
+    import numpy as np
+
+    labels = np.unique(index.table["label"][selection.keep])
+    if index.form != "KTO" or len(labels) != 1:
+        return None
+    label = "false" if labels[0] == 1 else "true"
+    return _warning(
+        Code.ONE_LABEL,
+        f"every row has the label {label}",
+        "good and bad answers",
+        "add rows with the other label; KTO learns from both",
     )
 
 
@@ -146,7 +197,7 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
         yield _warning(
             Code.CONFLICTING_DUPLICATES,
             f"{_rows(rows)} {'has' if rows == 1 else 'have'} the same input as an earlier row, "
-            "and another answer",
+            + CONTRADICTIONS.get(selection.index.form, "and another answer"),
             "one answer to an input",
             "keep the right one",
         )
@@ -166,12 +217,11 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
             "rows that differ",
             "set cleaning.nearDuplicates: Remove to leave them out",
         )
-    limit = recipe.cleaning.max_rows_for_near_duplicates
-    if recipe.cleaning.near_duplicates != "Off" and len(selection.keep) > limit:
+    if selection.skipped:
         yield _warning(
             Code.NEAR_DUPLICATES_SKIPPED,
-            f"near duplicates were not looked for in {len(selection.keep)} rows",
-            f"at most {limit} rows",
+            f"near duplicates were not looked for in {selection.skipped} rows",
+            f"at most {recipe.cleaning.max_rows_for_near_duplicates} rows",
             "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory a row, "
             "or set cleaning.nearDuplicates: Off",
         )

@@ -1,34 +1,43 @@
-"""Where problems are kept: every one in a file of the run's folder, and the first few at hand."""
+"""Where problems, and rows that are alike, are kept: in files of the run's folder."""
 
 import io
+import logging
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from finetune_trainer import canonical
-from finetune_trainer.data.report.document import problem_record
-from finetune_trainer.data.result import Problem
+from finetune_trainer.data.report.document import kin_record, problem_record
+from finetune_trainer.data.result import Kin, Problem
 from finetune_trainer.store import RunFolder
 
 PROBLEMS_NAME: Final = "problems.jsonl"
+ALIKE_NAME: Final = "alike.jsonl"
+MAX_BYTES: Final = 64 << 20
+"""Of one log: nobody reads more, and the store is used by others too."""
+
+logger = logging.getLogger(__name__)
 
 
-class ProblemLog:
-    """Writes every problem to `problems.jsonl` in a run's folder.
+class LineLog:
+    """Writes records to a file in a run's folder, one a line, as long as these are not too many.
 
-    A log of an earlier try is replaced; without problems there is no file.
+    A log of an earlier try is replaced; without records there is no file.
     Raises StageFailure (STORE_UNAVAILABLE).
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.uri = f"{folder.uri}/{PROBLEMS_NAME}"
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        self.uri = f"{folder.uri}/{name}"
         self._folder = folder
-        self._path = folder.path / PROBLEMS_NAME
+        self._name = name
+        self._path = folder.path / name
         self._count = 0
-        self._temporary = folder.path / f".{PROBLEMS_NAME}.part"
+        self._bytes = 0
+        self._temporary = folder.path / f".{name}.part"
         self._file: io.TextIOWrapper | None = None
 
     def __enter__(self) -> Self:
-        self._folder.remove(PROBLEMS_NAME)
+        self._folder.remove(self._name)
         with self._folder.mount.reachable(self._path):
             self._temporary.unlink(missing_ok=True)
             # Never through a link that somebody has put there.
@@ -47,12 +56,40 @@ class ProblemLog:
             else:
                 self._temporary.unlink()
         if self._count:
-            self._folder.keep(PROBLEMS_NAME)
+            self._folder.keep(self._name)
 
-    def add(self, problem: Problem) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Note one."""
         if self._file is None:
             raise ValueError("the log is not open")
         self._count += 1
+        if self._bytes > MAX_BYTES:
+            return
+        line = canonical.text(record) + "\n"
+        self._bytes += len(line.encode())
         with self._folder.mount.reachable(self._path):
-            self._file.write(canonical.text(problem_record(problem)) + "\n")
+            self._file.write(line)
+        if self._bytes > MAX_BYTES:
+            logger.warning("%s has the first %d records and no more", self.uri, self._count)
+
+
+class ProblemLog(LineLog):
+    """Every problem, in `problems.jsonl`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, PROBLEMS_NAME)
+
+    def add(self, problem: Problem) -> None:
+        """Note one."""
+        self.write(problem_record(problem))
+
+
+class AlikeLog(LineLog):
+    """Every two rows that are alike, in `alike.jsonl`: which row is left out, or told of, and for which."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, ALIKE_NAME)
+
+    def add(self, kin: Kin) -> None:
+        """Note one."""
+        self.write(kin_record(kin))

@@ -23,17 +23,18 @@ from finetune_trainer.contract import (
 from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
-from finetune_trainer.data.problems import Place
+from finetune_trainer.data.problems import QUOTED, Place
 from finetune_trainer.data.report.document import document, encode
 from finetune_trainer.data.report.page import page
 from finetune_trainer.data.result import Prepared, Problem
-from finetune_trainer.data.text import listed
+from finetune_trainer.data.text import field_names
+from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.fetching import open_source, shown
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.pace import Pace
-from finetune_trainer.prepare.problemlog import ProblemLog
+from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 from finetune_trainer.store import RunFolder
@@ -50,8 +51,8 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     """Make the source a published dataset: the three split files, each row one canonical JSON line.
 
     The kept rows stay in the source's order. The run's folder gets the report, as JSON and as a page, and
-    every problem in `problems.jsonl`, whether the rows are taken or not. A source that still has the version
-    which the config names is left alone.
+    every problem in `problems.jsonl` and all rows that are alike in `alike.jsonl`, whether the rows are taken
+    or not. A source that still has the version which the config names is left alone.
     Raises StageFailure (SOURCE_NOT_FOUND, INVALID_DATA, NO_TRAINING_ROWS, INVALID_CONFIG,
     STORE_UNAVAILABLE, and of a remote source what `RemoteSource` raises), Preempted.
     """
@@ -65,8 +66,8 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
         source.readable(folder) as files,
         context.store.staging() as staging,
     ):
-        with ProblemLog(folder) as log:
-            prepared = _prepare(config, context, files, recipe=recipe, folder=staging, log=log)
+        with ProblemLog(folder) as log, AlikeLog(folder) as alike:
+            prepared = _prepare(config, context, files, recipe=recipe, folder=staging, logs=(log, alike))
         report = _Report(folder, config, prepared, log)
         result = _result(config, prepared, files, report.page_uri).model_copy(
             update={"source_revision": source.revision, "source_version": source.version}
@@ -86,10 +87,10 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
 class _Listener:
     """Counts rows for the operator, keeps problems, and ends the preparation when the pod is stopped."""
 
-    def __init__(self, pace: Pace, log: ProblemLog, stop: threading.Event) -> None:
+    def __init__(self, pace: Pace, logs: tuple[ProblemLog, AlikeLog], stop: threading.Event) -> None:
         self._pace = pace
         self._stop = stop
-        self.problem = log.add
+        self.problem, self.alike = logs[0].add, logs[1].add
 
     def row(self) -> None:
         if self._stop.is_set():
@@ -104,7 +105,7 @@ def _prepare(
     *,
     recipe: Recipe,
     folder: Path,
-    log: ProblemLog,
+    logs: tuple[ProblemLog, AlikeLog],
 ) -> Prepared:
     pace = Pace(files, context.reporter)
     try:
@@ -112,11 +113,14 @@ def _prepare(
             files,
             recipe,
             folder,
-            listener=_Listener(pace, log, context.stop),
+            listener=_Listener(pace, logs, context.stop),
             previous=_previous(config, context),
         )
     except Unreadable as error:
         raise unreadable(shown(config.source_uri), error) from error
+    except TooLarge as error:
+        message = f"{shown(config.source_uri)}: {error}"
+        raise StageFailure(FailureReason.SOURCE_TOO_LARGE, message, ExitCode.BAD_DATA) from error
     pace.done()
     return prepared
 
@@ -244,7 +248,7 @@ def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
 def _text(problem: Problem) -> str:
     issue, place = problem.issue, problem.place
     is_summary = issue.severity == "warning" and place.file is None and place.record is None
-    text = str(issue) if is_summary else f"{place}: {issue}"
+    text = issue.public if is_summary else f"{place}: {issue.public}"
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
@@ -267,6 +271,7 @@ def _say(prepared: Prepared) -> None:
     if prepared.invalid_rows:
         logger.warning("%d invalid rows were dropped", prepared.invalid_rows)
     if prepared.unused_fields:
-        logger.warning("fields that are not used: %s", listed(list(prepared.unused_fields)))
+        names = QUOTED.sub(r"\2", field_names(prepared.unused_fields, "of the rows"))
+        logger.warning("fields that are not used: %s", names)
     for text in _shown(prepared, "warning"):
         logger.warning("%s", text)

@@ -129,7 +129,7 @@ def _train(
     retention, lost_work = Retention.of(config), LostWork(folder, group)
     begin = state.step if state else 0
     timeout = config.step_timeout_seconds
-    with Watchdog(config.run, timeout, begin, states.last_saved, group, contract=config.contract) as watchdog:
+    with Watchdog(config.run, timeout, begin, states.last_saved, group, config=config) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
             # Whole only in the memory of the node; each layer goes to the device in parts.
             placed = torch.device("cpu") if is_sharded(config.method, group) else device

@@ -16,10 +16,16 @@ from finetune_operator.build.peers import (
 from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
+from finetune_operator.reconcile.finetunejob.surroundings import (
+    FIRST_CONTRACT,
+    Surroundings,
+    keep,
+    surroundings,
+)
 from finetune_operator.reconcile.profiles import check_config
+from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.retries import Retry
-from finetune_operator.reconcile.stages import Broken, Peers, Probe, StageRequest, advance, pods_of
+from finetune_operator.reconcile.stages import Broken, Peers, Probe, StageRequest, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress, stagetimes
 from finetune_operator.status.problems import shown_problems
@@ -41,6 +47,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         peers=_peers(run) if _nodes(run, stage) > 1 else None,
         retry=run.status.retry,
         probe=_probe(run, stage) if stage in WITH_DEVICES else None,
+        contract=run.status.resolved.trainer_contract or FIRST_CONTRACT,
     )
     outcome = advance(run.draft, request)
     _follow(run, stage)
@@ -101,6 +108,7 @@ def _build(
         message,
         stage,
         _placement(run, found, stage),
+        nonce_key=run.world.facts.nonce_key,
     )
 
 
@@ -129,6 +137,7 @@ def _build_collect(
             storage=Storage(store=parse_store(found.store.uri)),
             credentials=Credentials(store=found.store.credentials_secret_ref),
         ),
+        nonce_key=run.world.facts.nonce_key,
     )
 
 

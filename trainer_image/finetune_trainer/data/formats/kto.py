@@ -28,7 +28,7 @@ class KTO(Format):
         *_, completion, name = self.columns()
         found = tools_issues(record)
         answer = read_answer(record, completion, found)
-        turns = read_prompt(self, record, answer, found) if answer else []
+        turns = read_prompt(self, record, answer, found, self.names.prompt or "prompt") if answer else []
         label = label_of(record.get(name))
         if name not in record:
             found.append(missing(record, name))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import listed, normal_line_ends, printable, shown, text_issue, type_name
+from finetune_trainer.data.text import field_names, normal_line_ends, printable, shown, text_issue, type_name
 from finetune_trainer.rows import Row
 
 META: Final = (
@@ -170,7 +170,7 @@ def _ambiguous(tags: Sequence[str]) -> Issue:
         )
     return Issue(
         Code.FIELD_MISSING,
-        f"the completion may be any of {listed(tags)}",
+        f"the completion may be any of {field_names(tags, 'control tags')}",
         "the name of the control tag",
         "name it in columns.completion",
     )

@@ -1,7 +1,7 @@
 """Lists of messages, as in the chat API of OpenAI: each message, and the order of the turns."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from finetune_trainer.data.formats.tools import read_calls
@@ -201,8 +201,17 @@ def _tool_field(
     return normal_line_ends(value)
 
 
-def order_issues(place: str, turns: Sequence[Message], said: Mapping[Role, str] = AS_WRITTEN) -> list[Issue]:
-    """What is wrong with the order of valid turns; `said` are the roles as the file calls them."""
+def order_issues(
+    place: str,
+    turns: Sequence[Message],
+    said: Mapping[Role, str] = AS_WRITTEN,
+    at: Callable[[int], str] | None = None,
+) -> list[Issue]:
+    """What is wrong with the order of valid turns; `said` are the roles as the file calls them.
+
+    `at` gives the place of a turn, where the turns are not one list.
+    """
+    at = at or (lambda index: f"{place}[{index}]")
     if not any(turn.role == "assistant" for turn in turns):
         return [
             Issue(
@@ -218,7 +227,7 @@ def order_issues(place: str, turns: Sequence[Message], said: Mapping[Role, str] 
         if turn.role == "system" and index == 0:
             continue
         if turn.role not in allowed:
-            return [_order_issue(f"{place}[{index}]", turn, allowed, said)]
+            return [_order_issue(at(index), turn, allowed, said)]
         allowed = _after(turn)
     if turns[-1].role != "assistant":
         return [
@@ -230,7 +239,7 @@ def order_issues(place: str, turns: Sequence[Message], said: Mapping[Role, str] 
                 column=place,
             )
         ]
-    return _answer_issues(place, turns) + _learning_issues(place, turns)
+    return _answer_issues(turns, at) + _learning_issues(place, turns)
 
 
 def _after(turn: Message) -> tuple[Role, ...]:
@@ -276,7 +285,7 @@ def _order_issue(place: str, turn: Message, allowed: tuple[Role, ...], said: Map
     )
 
 
-def _answer_issues(place: str, turns: Sequence[Message]) -> list[Issue]:
+def _answer_issues(turns: Sequence[Message], at: Callable[[int], str]) -> list[Issue]:
     """Of tools' turns that answer a call that was not made."""
     found = []
     identities: set[str] = set()
@@ -284,7 +293,7 @@ def _answer_issues(place: str, turns: Sequence[Message]) -> list[Issue]:
         if turn.tool_calls is not None:
             identities = {call["id"] for call in json.loads(turn.tool_calls) if "id" in call}
         elif turn.tool_call_id is not None and turn.tool_call_id not in identities:
-            column = f"{place}[{index}].tool_call_id"
+            column = f"{at(index)}.tool_call_id"
             found.append(
                 Issue(
                     Code.TOOL_CALL,

@@ -1,13 +1,23 @@
-"""A prompt and its completion, in two fields or columns."""
+"""A prompt and its completion, in two fields or columns: texts, or lists of messages as in TRL."""
+
+from dataclasses import replace
+from typing import Any
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, text
+from finetune_trainer.data.formats.messages import order_issues, read_messages
+from finetune_trainer.data.formats.tools import read_tools
+from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.rows import Row
+from finetune_trainer.rows import Message, Row
 
 
 class Pairs(Format):
-    """`prompt` (or what a template makes) and `completion`."""
+    """`prompt` (or what a template makes) and `completion`; with messages also the `tools` to be called."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._reads_messages = recipe.division.rule_version >= MESSAGES_SINCE
 
     def columns(self) -> tuple[str, ...]:
         """Prompt and completion."""
@@ -19,9 +29,45 @@ class Pairs(Format):
         if messages in record and not any(name in record for name in self.prompt_columns):
             return (mixed(f'a chat row, with "{messages}"', "prompt and completion"),)
         found: list[Issue] = []
+        *prompts, completion = self.columns()
+        if self._reads_messages and any(
+            isinstance(record.get(name), list) for name in (*prompts, completion)
+        ):
+            return self._conversation(record, prompts[0], completion)
         prompt = self.prompt(record, found)
-        completion = text(record, self.names.completion or "completion", found)
-        return tuple(found) or Row.pair(prompt, completion)
+        answer = text(record, completion, found)
+        return tuple(found) or Row.pair(prompt, answer)
+
+    def _conversation(self, record: Fields, prompt: str, completion: str) -> Row | Issues:
+        """Turns of which those of the completion are learned."""
+        self._known.add("tools")
+        found: list[Issue] = []
+        tools, names = None, frozenset[str]()
+        if record.get("tools") is not None:
+            tools, names = read_tools("tools", record["tools"], found)
+        if isinstance(record.get(prompt), list):
+            before = read_messages(prompt, record[prompt], found, names)
+        else:
+            before = [Message("user", self.prompt(record, found))]
+        answer = _answer(record, completion, names, found)
+        if found:
+            return tuple(found)
+
+        def at(index: int) -> str:
+            is_answer = index >= len(before)
+            return f"{completion}[{index - len(before)}]" if is_answer else f"{prompt}[{index}]"
+
+        context = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
+        turns = (*context, *answer)
+        issues = order_issues(completion, turns, at=at)
+        return tuple(issues) or Row(turns, tools=tools)
+
+
+def _answer(record: Fields, name: str, tools: frozenset[str], found: list[Issue]) -> list[Message]:
+    value: Any = record.get(name)
+    if isinstance(value, list):
+        return read_messages(name, value, found, tools)
+    return [Message("assistant", text(record, name, found))]
 
 
 def mixed(found: str, expected: str) -> Issue:

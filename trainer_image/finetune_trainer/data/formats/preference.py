@@ -1,11 +1,17 @@
-"""Preference pairs, as TRL has them: a prompt, and a chosen and a rejected answer."""
+"""Preference pairs, as in TRL: a prompt, and a chosen and a rejected answer; and as in the API of OpenAI."""
+
+from collections.abc import Sequence
+from typing import Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing, text
 from finetune_trainer.data.formats.messages import order_issues, read_messages, unsupported
-from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.rows import Message, Row
+
+OPENAI_FIELDS: Final = frozenset({"input", "preferred_output", "non_preferred_output"})
+OPENAI_INPUT: Final = frozenset({"messages", "tools", "parallel_tool_calls"})
 
 
 class Preference(Format):
@@ -15,15 +21,38 @@ class Preference(Format):
         super().__init__(recipe)
         self._known.update(self.prompt_columns)
         self._known.add("tools")
+        self._reads_openai = recipe.division.rule_version >= MESSAGES_SINCE
 
     def columns(self) -> tuple[str, ...]:
         """The answers; a prompt may be in them."""
         return (self.names.chosen or "chosen", self.names.rejected or "rejected")
 
+    def header_issues(self, columns: Sequence[str]) -> Issues:
+        """What a table's columns lack."""
+        if self._reads_openai and set(columns) >= OPENAI_FIELDS:
+            return ()
+        return super().header_issues(columns)
+
     def row(self, record: Fields) -> Row | Issues:
         """The pair of answers."""
+        if self._reads_openai and is_openai(record):
+            return self._openai_row(record)
+        return self._row(record, self.columns(), self.names.prompt or "prompt")
+
+    def _openai_row(self, record: Fields) -> Row | Issues:
+        self._known |= OPENAI_FIELDS
+        given = record["input"]
+        self.note_unused({name: given[name] for name in given if name not in OPENAI_INPUT}, "input.")
+        if given.get("tools"):
+            return (unsupported("input.tools"),)
+        fields = {name: value for name, value in record.items() if name in OPENAI_FIELDS}
+        if "messages" in given:
+            fields["input.messages"] = given["messages"]
+        return self._row(fields, ("preferred_output", "non_preferred_output"), "input.messages")
+
+    def _row(self, record: Fields, columns: tuple[str, ...], prompt: str) -> Row | Issues:
         found = tools_issues(record)
-        answers = {name: read_answer(record, name, found) for name in self.columns()}
+        answers = {name: read_answer(record, name, found) for name in columns}
         (chosen_name, chosen), (rejected_name, rejected) = answers.items()
         if found:
             return tuple(found)
@@ -47,7 +76,7 @@ class Preference(Format):
                     column=rejected_name,
                 )
             )
-        turns = read_prompt(self, record, chosen, found)
+        turns = read_prompt(self, record, chosen, found, prompt)
         found = found or order_issues(chosen_name, turns)
         return tuple(found) or Row(tuple(turns), "Preference", rejected=rejected[-1].content)
 
@@ -77,9 +106,15 @@ def read_answer(record: Fields, name: str, found: list[Issue]) -> list[Message]:
     return turns
 
 
-def read_prompt(form: Format, record: Fields, answer: list[Message], found: list[Issue]) -> list[Message]:
+def is_openai(record: Fields) -> bool:
+    """Whether a record is a preference as in the API of OpenAI."""
+    return record.keys() >= OPENAI_FIELDS and isinstance(record["input"], dict)
+
+
+def read_prompt(
+    form: Format, record: Fields, answer: list[Message], found: list[Issue], name: str
+) -> list[Message]:
     """All turns up to an answer, with it: those of the prompt, unless the answer's own begin with them."""
-    name = form.names.prompt or "prompt"
     before = answer[:-1]
     value = record.get(name) if form.template is None else None
     if isinstance(value, list):

@@ -65,7 +65,7 @@ def document(
         ],
         "digest": digest,
         "statistics": _statistics(prepared.statistics),
-        "alike": [_kin(kin) for kin in prepared.kin],
+        "alike": [kin_record(kin) for kin in prepared.kin],
         "difference": _difference(prepared.difference),
         "preparation": {
             "format": prepared.recipe.format,
@@ -124,7 +124,8 @@ def _place(place: Place) -> Document:
     return {"file": _shown(place.file), "line": place.line, "record": place.record}
 
 
-def _kin(kin: Kin) -> Document:
+def kin_record(kin: Kin) -> Document:
+    """Two rows that are alike, as in `alike` and in a log of all of them."""
     return {"kinship": kin.kinship, "row": _place(kin.place), "of": _place(kin.of)}
 
 

@@ -16,6 +16,8 @@ OF_ALL_ROWS: Final = frozenset(
         Code.NEAR_DUPLICATES_SKIPPED,
         Code.LEAKED_ROWS,
         Code.NEAR_CONSTANT_COMPLETIONS,
+        Code.ONE_LABEL,
+        Code.LABEL_NOT_HELD_OUT,
     }
 )
 """What is said of the rows together."""
@@ -57,6 +59,8 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.NEAR_DUPLICATES: "Rows are nearly the same",
     Code.NEAR_DUPLICATES_SKIPPED: "Near duplicates were not looked for",
     Code.LEAKED_ROWS: "Training rows are in validation or test too",
+    Code.ONE_LABEL: "All labels are the same",
+    Code.LABEL_NOT_HELD_OUT: "Labels have no held-out rows",
     Code.NEAR_CONSTANT_COMPLETIONS: "Nearly all answers are the same",
 }
 

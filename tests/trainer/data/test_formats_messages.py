@@ -1,0 +1,116 @@
+"""Pairs and preferences whose texts are lists of messages: of TRL, and of the API of OpenAI."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.options import NEWEST_RULE, Division, Recipe
+from finetune_trainer.data.problems import Code
+from tests.trainer.data.reading import Outcome, json_lines, parquet_bytes, read, turns
+
+NEWEST = Recipe(division=Division(rule_version=NEWEST_RULE))
+PAIR: dict[str, Any] = {
+    "prompt": [{"role": "system", "content": "Be short."}, *turns("a", "b", "c")],
+    "completion": turns("d", roles=("assistant",)),
+}
+PREFERENCE: dict[str, Any] = {
+    "input": {"messages": turns("a"), "tools": [], "parallel_tool_calls": True},
+    "preferred_output": turns("b", roles=("assistant",)),
+    "non_preferred_output": turns("c", roles=("assistant",)),
+}
+
+
+def read_json(folder: Path, *rows: Any) -> Outcome:
+    return read(folder, json_lines(rows), NEWEST)
+
+
+@pytest.mark.parametrize("content", [json_lines([PAIR]), parquet_bytes([PAIR])], ids=["json", "parquet"])
+def test_of_a_conversation_the_completions_turns_are_learned(tmp_path: Path, content: str | bytes) -> None:
+    outcome = read(tmp_path, content, NEWEST)
+
+    assert outcome.problems == []
+    assert outcome.format in ("PromptCompletion", "Parquet")
+    assert outcome.dicts == [
+        {
+            "messages": [
+                {"role": "system", "content": "Be short."},
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b", "weight": 0},
+                {"role": "user", "content": "c"},
+                {"role": "assistant", "content": "d"},
+            ]
+        }
+    ]
+
+
+def test_a_prompts_text_may_have_messages_as_its_completion(tmp_path: Path) -> None:
+    outcome = read_json(tmp_path, {"prompt": "a", "completion": turns("b", roles=("assistant",))})
+
+    assert outcome.dicts == [{"messages": turns("a", "b")}]
+
+
+def test_a_completion_may_call_tools(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    row = {
+        "prompt": turns("a"),
+        "completion": [{"role": "assistant", "content": None, "tool_calls": [call]}],
+        "tools": [{"type": "function", "function": {"name": "look"}}],
+    }
+
+    outcome = read_json(tmp_path, row)
+
+    assert (outcome.problems, outcome.unused) == ([], ())
+    assert outcome.rows[0].tools is not None
+
+
+def test_what_is_wrong_with_a_conversation_is_told_at_its_turn(tmp_path: Path) -> None:
+    outcome = read_json(
+        tmp_path,
+        {**PAIR, "prompt": turns("a", "b")},
+        {**PAIR, "completion": turns("d", "e", roles=("assistant", "user"))},
+        {**PAIR, "prompt": [{"role": "robot", "content": "a"}]},
+        {**PAIR, "completion": 5},
+    )
+
+    assert [problem.split(";")[0] for problem in outcome.problems] == [
+        "row 1: completion[0] is from assistant",
+        "row 2: completion ends with user",
+        "row 3: prompt[0].role is 'robot'",
+        "row 4: completion is a number",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [json_lines([PREFERENCE]), parquet_bytes([{**PREFERENCE, "input": {"messages": turns("a")}}])],
+    ids=["json", "parquet"],
+)
+def test_preferences_of_openai_are_found_by_their_fields(tmp_path: Path, content: str | bytes) -> None:
+    outcome = read(tmp_path, content, NEWEST)
+
+    assert (outcome.format, outcome.problems, outcome.unused) == ("Preference", [], ())
+    assert outcome.dicts == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+
+
+def test_what_is_wrong_with_a_preference_of_openai_is_told_by_its_fields(tmp_path: Path) -> None:
+    outcome = read_json(
+        tmp_path,
+        PREFERENCE,
+        {**PREFERENCE, "input": {}},
+        {**PREFERENCE, "input": {"messages": turns("a"), "tools": [{"type": "function"}]}},
+        {**PREFERENCE, "non_preferred_output": PREFERENCE["preferred_output"]},
+        {**PREFERENCE, "preferred_output": turns("b")},
+    )
+
+    assert outcome.codes == [Code.FIELD_MISSING, Code.UNSUPPORTED, Code.FIELD_VALUE, Code.TURN_ORDER]
+    assert [problem.split(";")[0] for problem in outcome.problems][1:] == [
+        "row 3: input.tools is not supported",
+        "row 4: preferred_output and non_preferred_output are the same",
+        "row 5: preferred_output ends with user",
+    ]
+
+
+@pytest.mark.parametrize("row", [PAIR, PREFERENCE], ids=["pair", "preference"])
+def test_the_first_rule_reads_none_of_them(tmp_path: Path, row: Any) -> None:
+    assert read(tmp_path, json_lines([row])).rows == []
