@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
+from secrets import token_bytes
 from typing import Any, TypeGuard, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import OWNER_KIND
+from finetune_operator.build.peers import KEY_BYTES
 from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.models import Models
@@ -99,6 +101,7 @@ class Surroundings:
         return World(
             now=now,
             facts=facts,
+            entropy=token_bytes(KEY_BYTES),
             jobs=jobs,
             pods=pods,
             orphans=orphans,

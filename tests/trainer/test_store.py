@@ -126,6 +126,7 @@ def test_a_damaged_artifact_names_the_file(store: Store, damage: object, message
         store.artifact(ref, verify=True)
 
     assert caught.value.reason is FailureReason.ARTIFACT_CORRUPT
+    assert caught.value.message.startswith(store.uri(ref))
 
 
 def test_a_file_changed_together_with_its_manifest_is_found_by_the_digest(store: Store) -> None:
@@ -209,7 +210,8 @@ def test_a_store_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "file")))
 
-    with pytest.raises(StageFailure, match=r"file/runs.*Not a directory; check that the claim") as caught:
+    message = r"^store: pvc://artifacts/runs/uid-1\S*: Not a directory; check that the claim"
+    with pytest.raises(StageFailure, match=message) as caught:
         store.run_folder("uid-1", "prepare")
 
     assert caught.value.reason is FailureReason.STORE_UNAVAILABLE
@@ -217,7 +219,8 @@ def test_a_store_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> No
 
 
 def test_a_full_disk_while_staging_is_the_stores_failure(store: Store) -> None:
-    with pytest.raises(StageFailure, match="No space left on device") as caught, store.staging():
+    message = r"^store: pvc://artifacts/team/\.staging/\w+: No space left on device"
+    with pytest.raises(StageFailure, match=message) as caught, store.staging():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     assert caught.value.reason is FailureReason.STORE_UNAVAILABLE

@@ -14,6 +14,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import RUN, STAGE
+from finetune_operator.build.peers import KEY_BYTES
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
@@ -120,6 +121,7 @@ class MemoryCluster:
         world = World(
             now=self.now,
             facts=self.facts,
+            entropy=bytes(KEY_BYTES),
             jobs=jobs,
             pods={n: m for n, m in self.of("Pod").items() if _controller(m) in uids},
             orphans=orphans,

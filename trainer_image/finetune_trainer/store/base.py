@@ -21,7 +21,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing
-from finetune_trainer.store.failures import corrupt
+from finetune_trainer.store.failures import Mount, corrupt
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]
 
@@ -50,6 +50,11 @@ class RunFolder(ABC):
         """For messages."""
         self.path = path
         """Where the stage writes, on a file system of the pod."""
+
+    @property
+    def mount(self) -> Mount:
+        """`path` as messages name it."""
+        return Mount(str(self.path), self.path)
 
     def __enter__(self) -> Self:
         return self
