@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune_trainer.beneath import Refused, open_file
+from finetune_trainer.beneath import Refused, open_file, require_all_beneath
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest, hash_content
@@ -67,8 +67,12 @@ def corrupt(place: str, what: str) -> StageFailure:
 def verify_files(folder: Path, manifest: Manifest, root: Path | None = None, *, hashes: bool = True) -> None:
     """Check that each listed file is there, beneath `root` or else `folder`, its size and its hash.
 
-    Raises StageFailure (ARTIFACT_CORRUPT), OSError.
+    Nothing else in the folder may lead out either. Raises StageFailure (ARTIFACT_CORRUPT), OSError.
     """
+    try:
+        require_all_beneath(folder, root or folder)
+    except Refused as refusal:
+        raise corrupt(str(refusal.filename), f"it {refusal.strerror}") from refusal
     for entry in manifest.files:
         path = folder / entry.path
         with open_entry(path, root or folder) as file:
