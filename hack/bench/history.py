@@ -31,6 +31,7 @@ from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger
 from hack.bench.measurement import patience
 from hack.bench.operatorprocess import OperatorProcess
+from hack.bench.page import PAGE, put
 from hack.bench.tables import MEBIBYTE, Sheet
 from hack.bench.usage import peak_bytes
 from hack.bootstrap.uv import ROOT
@@ -38,6 +39,7 @@ from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
 from hack.cluster.errors import ClusterError
 from hack.cluster.processes import resident_bytes
+from hack.cluster.toolchain import KUBERNETES
 
 LINE: Final = "routing"
 """The model line of half of the runs."""
@@ -46,6 +48,8 @@ SILENCE_SECONDS: Final = 300
 """After which an operator that does not answer its probe counts as dead."""
 ORIGINAL_SECONDS: Final = 120
 SERVER_FIELDS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
+
+BEGIN: Final = "<!-- Written by python -m hack.bench.history from here -->"
 
 app = typer.Typer(add_completion=False)
 
@@ -304,6 +308,7 @@ def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
 @app.command()
 def history(
     runs: Annotated[int, typer.Argument(help="How many FineTuneJobs that have ended.")] = 10_000,
+    page: Annotated[bool, typer.Option(help="Whether the table replaces that in docs/benchmarks.md.")] = True,
     logs: Annotated[Path, typer.Option(help="Folder for the operator's log.")] = ROOT / "build" / "bench",
 ) -> None:
     """Measure the start of the operator on a control plane of its own beside a long history."""
@@ -321,7 +326,8 @@ def history(
         raise typer.Exit(1) from error
     made = sheet(runs, phases)
     console.print(made.to_terminal())
-    print(made.to_markdown())
+    if page:
+        put(PAGE, BEGIN, [made], f"Kubernetes {KUBERNETES.version}")
 
 
 if __name__ == "__main__":

@@ -106,9 +106,10 @@ def test_policy_and_budget_come_change_move_and_ask_nothing_while_nothing_change
     assert new != old
     eventually("the budget moves", lambda: behind(api, "PodDisruptionBudget", namespace) == new)
 
-    api.patch("InferenceDeployment", namespace, "support", {"spec": {"networkPolicy": None}})
-    eventually("the policy is gone", lambda: not api.list("NetworkPolicy", namespace))
-    assert behind(api, "PodDisruptionBudget", namespace) == new
+    own = {"networkPolicy": None, "availability": {"disruptionBudget": "None"}}
+    api.patch("InferenceDeployment", namespace, "support", {"spec": own})
+    for kind in ("NetworkPolicy", "PodDisruptionBudget"):
+        eventually(f"the {kind} is gone", lambda kind=kind: not api.list(kind, namespace))  # type: ignore[misc]
 
 
 def test_a_policy_of_that_name_that_is_somebody_elses_is_left_alone_and_named(

@@ -314,6 +314,16 @@ class DatasetSpec(DataPreparation):
             " finetune.dev/refresh-requested to a value that it did not have."
         ),
     ] = None
+    version_history_limit: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Number of most recent DatasetVersions to keep. Older ones are deleted, with their"
+            " stored rows where their deletionPolicy is Delete, unless a run that has not ended uses them, a"
+            " Checkpoint was trained on them, or anyone else has edited them. Absent: all are kept.",
+        ),
+    ] = None
     deletion_policy: Annotated[
         DeletionPolicy,
         Field(

@@ -2,20 +2,18 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.configs import store_config
-from finetune_operator.build.credentials import secret_volume
 from finetune_operator.build.jobs import owner_reference
 from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels, revision_name
-from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
-from finetune_operator.build.revisionhash import hashed_placement, hashed_resources
+from finetune_operator.build.revisionhash import hashed_choices, hashed_placement, hashed_resources
 from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.build.servingvolumes import key_volume, scratch_volume, store_volume
 from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
@@ -25,7 +23,6 @@ from finetune_trainer.contract import (
     MODELS_MOUNT,
     SCRATCH_MOUNT,
     SERVE_PORT,
-    STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
     ArtifactRef,
     FetchConfig,
@@ -33,16 +30,12 @@ from finetune_trainer.contract import (
     Owner,
     ServeConfig,
     ServedModel,
-    StoreConfig,
 )
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
 SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
-
-SCRATCH_LIMIT: Final = "1Gi"
-"""Room for temporary files. The models' volume is limited by `resources.serve.ephemeralStorage`."""
 
 DRAIN_SECONDS: Final = 10
 """How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
@@ -92,7 +85,7 @@ def build_revision(
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
         "placement": hashed_placement(spec),
     }
-    inputs |= _added_later(endpoint)
+    inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # Any of them opens the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
     if any(weights.checkpoint is None for _, weights in models):
@@ -100,19 +93,6 @@ def build_revision(
         inputs["store"] = [store, secret]
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
     return Revision(name, base_digest, models, profile, store, secret)
-
-
-def _added_later(endpoint: InferenceDeployment) -> dict[str, Any]:
-    """What later releases let a user choose: part of the name only where it is set (decision 5)."""
-    spec = endpoint.spec
-    chosen: dict[str, Any] = {}
-    if spec.restarted_at is not None:
-        chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
-    if api_keys_secret(endpoint) is not None:
-        chosen["apiKeysSecret"] = api_keys_secret(endpoint)
-    if spec.availability is not None and spec.availability.topology_spread:
-        chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
-    return chosen
 
 
 def api_keys_secret(endpoint: InferenceDeployment) -> str | None:
@@ -193,7 +173,7 @@ def build_deployment(
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
     trainer = trainer_of(revision.profile, image)
     store = store_config(revision.store, revision.store_credentials)
-    store_volumes, store_mounts = _store_volumes(store)
+    store_volumes, store_mounts = store_volume(store)
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
@@ -213,7 +193,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         drain_seconds=DRAIN_SECONDS,
         api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
     )
-    key_volumes, key_mounts = _key_volumes(api_keys_secret(endpoint))
+    key_volumes, key_mounts = key_volume(api_keys_secret(endpoint))
     common = {
         "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
@@ -256,7 +236,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         "volumes": [
             *store_volumes,
             {"name": "models", "emptyDir": {}},
-            {"name": "scratch", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}},
+            scratch_volume(),
             *key_volumes,
         ],
     }
@@ -270,33 +250,6 @@ def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
     selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}}
     constraints = [{**each.to_dict(), "labelSelector": selector} for each in availability.topology_spread]
     return {"topologySpreadConstraints": constraints}
-
-
-def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
-    """What the init container reads the store with: from a bucket it copies straight to the models."""
-    volumes: list[Manifest] = []
-    mounts: list[Manifest] = []
-    claim = parse_store(store.uri)
-    if claim is not None:
-        volumes.append(
-            {"name": "store", "persistentVolumeClaim": {"claimName": claim.name, "readOnly": True}}
-        )
-        mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
-    if store.credentials is not None:
-        volume, mount = secret_volume(store.credentials)
-        volumes.append(volume)
-        mounts.append(mount)
-    return volumes, mounts
-
-
-def _key_volumes(secret: str | None) -> tuple[list[Manifest], list[Manifest]]:
-    """The keys' folder. It is not optional: the pod starts once there is such a Secret."""
-    if secret is None:
-        return [], []
-    return (
-        [{"name": "api-keys", "secret": {"secretName": secret}}],
-        [{"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True}],
-    )
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:

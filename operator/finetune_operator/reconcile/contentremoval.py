@@ -16,7 +16,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.results import pods_of
-from finetune_operator.reconcile.stages import ended_at, has_ended, until_ended
+from finetune_operator.reconcile.stagejobs import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status import podfailures
 from finetune_operator.status.jobtrouble import job_trouble, look_again

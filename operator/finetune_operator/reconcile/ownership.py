@@ -67,7 +67,7 @@ def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) ->
         if reason:
             staying.append(f"{record.name} ({reason})")
         elif record.metadata.deletion_timestamp is None:
-            draft.remove(_seen(record), "Background")
+            draft.remove(seen(record), "Background")
             going.append(record.name)
     if going or (staying and is_last):
         draft.event(
@@ -94,7 +94,8 @@ def waits_for_users(record: Record) -> bool:
 def needed_by(record: Record, world: World) -> tuple[str, ...]:
     """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended.
 
-    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count.
+    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count, but
+    those of other tenants are not named.
     """
     here = address(record.namespace, record.name)
     runs = {
@@ -115,7 +116,7 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
         and (_holds(endpoint, record.spec.digest) or _pins(endpoint, record.name))
     }
     elsewhere = {
-        f"InferenceDeployment {endpoint.namespace}/{endpoint.name}"
+        "an InferenceDeployment in another namespace"
         for endpoint in candidates
         if endpoint.namespace != record.namespace
         and not record.spec.uri.startswith("pvc://")
@@ -142,7 +143,9 @@ def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
 def readers_of(record: Record, world: World) -> tuple[str, ...]:
     """Runs that have not ended and have this content from another record, which may be on its way out too."""
     return tuple(
-        f"FineTuneJob {job.name if job.namespace == record.namespace else f'{job.namespace}/{job.name}'}"
+        f"FineTuneJob {job.name}"
+        if job.namespace == record.namespace
+        else "a FineTuneJob in another namespace"
         for job in world.runs_with(record.spec.digest)
         if job.metadata.deletion_timestamp is None
         and not is_finished(job)
@@ -171,14 +174,15 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
 
 
 def _why_it_stays(record: Record, world: World) -> str:
-    if record.spec.deletion_policy == "Retain":
-        return "deletionPolicy: Retain"
+    if record.spec.deletion_policy != "Delete":
+        return f"deletionPolicy: {record.spec.deletion_policy}"
     if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
         return "promoted"
     return ", ".join(f"in use by {user}" for user in needed_by(record, world)[:NAMED_AT_MOST])
 
 
-def _seen(record: Record) -> Manifest:
+def seen(record: Record) -> Manifest:
+    """The record as it was seen, for its deletion."""
     metadata = record.metadata
     return {
         "apiVersion": record.api_version,

@@ -49,11 +49,10 @@ def clean_up(record: Record, world: World) -> Plan:
     if users:
         message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
         return _wait(record, world, Draft(world), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
-    unseen = _unseen(stores, world)
-    if unseen:
+    if _is_partly_unseen(stores, world):
         message = (
-            f"{_folders(record, stores)} is removed when the operator may list what is in namespace"
-            f" {' and '.join(unseen)}: a record there may stand for it too"
+            f"{_folders(record, stores)} is removed when the operator may list every namespace that it"
+            " watches (its log names those that it may not): a record there may stand for it too"
         )
         return _wait(record, world, Draft(world), Blocked(Reason.FORBIDDEN, message, LOOK_AGAIN))
     draft = Draft(world)
@@ -66,8 +65,8 @@ def clean_up(record: Record, world: World) -> Plan:
 
 def _why_it_stays(record: Record, stores: tuple[str, ...], world: World) -> Event | None:
     folders = _folders(record, _stores(record))
-    if record.spec.deletion_policy == "Retain":
-        return _kept(f"{folders} stays: deletionPolicy is Retain")
+    if record.spec.deletion_policy != "Delete":
+        return _kept(f"{folders} stays: deletionPolicy is {record.spec.deletion_policy}")
     if world.namespace_terminating:
         return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
     maker = _being_made_again(record, world)
@@ -136,9 +135,9 @@ def _is_place(store: str) -> bool:
 
 
 def _sharers(store: str, record: Record, world: World) -> list[str]:
-    """Other records, not on their way out themselves, that name the same folder."""
+    """Other records, not on their way out themselves, that name the same folder; those of others unnamed."""
     return [
-        f"{other.namespace}/{other.name}"
+        other.name if other.namespace == record.namespace else "a record in another namespace"
         for other in world.same_content
         if other.metadata.deletion_timestamp is None
         and store in _stores(other)
@@ -147,10 +146,9 @@ def _sharers(store: str, record: Record, world: World) -> list[str]:
     ]
 
 
-def _unseen(stores: tuple[str, ...], world: World) -> tuple[str, ...]:
-    """Namespaces whose records are not known, where one of these stores can be theirs as well."""
-    shared = any(not store.startswith("pvc://") for store in stores)
-    return world.facts.unlisted[:NAMED_AT_MOST] if shared else ()
+def _is_partly_unseen(stores: tuple[str, ...], world: World) -> bool:
+    """Whether there are namespaces whose records are not known, and one of these stores can be theirs too."""
+    return bool(world.facts.unlisted) and any(not store.startswith("pvc://") for store in stores)
 
 
 def _artifact(record: Record) -> ArtifactRef:

@@ -1,13 +1,11 @@
 """One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
 
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.build.jobs import NO_FAULT, useless_again
-from finetune_operator.build.labels import STAGE
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile import retries
 from finetune_operator.reconcile.draft import Draft
@@ -20,25 +18,24 @@ from finetune_operator.reconcile.results import (
     success,
 )
 from finetune_operator.reconcile.retries import PASSING, Retry
+from finetune_operator.reconcile.stagejobs import (
+    RUNNING,
+    SETTLING,
+    ended_at,
+    foreign,
+    has_ended,
+    is_unfinished,
+    left_behind,
+    until_ended,
+)
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
-from finetune_operator.reconcile.world import World
-from finetune_operator.status import lostnodes, podfailures
+from finetune_operator.status import podfailures
 from finetune_operator.status.jobtrouble import job_trouble, look_again
 from finetune_operator.status.peers import called, current, nodes_of
-from finetune_operator.status.pods import Trouble, stage_of
-from finetune_operator.status.pods import has_ended as has_pod_ended
+from finetune_operator.status.pods import Trouble
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.stagetimes import container_state, instant
 from finetune_trainer.contract import ExitCode, FailureReason, Stage, StageResult
-
-RUNNING: Final[dict[Stage, Reason]] = {
-    "prepare": Reason.PREPARING,
-    "preflight": Reason.PREFLIGHT,
-    "train": Reason.TRAINING,
-    "evaluate": Reason.EVALUATING,
-}
-SETTLING: Final = timedelta(seconds=10)
-"""A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,44 +85,6 @@ class Broken:
 Outcome = StageResult | Working | Blocked | Failed | Retry | Broken
 
 
-def has_ended(job: Manifest, how: str) -> bool:
-    """Whether the Job has the condition `Complete` or `Failed`."""
-    return any(
-        condition["type"] == how and condition["status"] == "True"
-        for condition in job.get("status", {}).get("conditions") or ()
-    )
-
-
-def is_unfinished(job: Manifest) -> bool:
-    """Whether the Job may still have, or get, a running pod."""
-    return not has_ended(job, "Complete") and not has_ended(job, "Failed")
-
-
-def is_stage_running(world: World) -> bool:
-    """Whether a stage's Job is under way, so that nothing needs to be created."""
-    return any(
-        is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
-        for job in world.jobs.values()
-    )
-
-
-def left_behind(world: World, job: str) -> list[Manifest]:
-    """Pods that still run although their Job of this name was deleted: beside them others must not."""
-    return [pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)]
-
-
-def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
-    """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
-    overdue: list[float] = []
-    for pod in pods:
-        trouble = lostnodes.lost(pod, called(stage_of(pod), pod), now)
-        if trouble is not None:
-            return Blocked(trouble.reason, trouble.message, None)
-        left = lostnodes.until_overdue(pod, now)
-        overdue += [left] if left is not None else []
-    return Working(reason, message, min(overdue, default=None))
-
-
 def advance(draft: Draft, request: StageRequest) -> Outcome:
     """The stage's result, or how far it is; starts its Job when there is none.
 
@@ -141,7 +100,7 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
             return until_ended(left, Reason.QUEUED, waits, world.now)
         return _start(draft, request)
     if is_foreign(job, request.expected, world):
-        return _foreign(job)
+        return foreign(job)
     pods = pods_of(job, world)
     if "deletionTimestamp" in job["metadata"]:
         waits = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
@@ -153,24 +112,6 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
         return _failed(draft, job, pods, request)
     _name_peers(draft, request)
     return _under_way(job, pods, request, world.now)
-
-
-def _foreign(job: Manifest) -> Blocked:
-    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
-    return Blocked(
-        Reason.NAME_CONFLICT,
-        f"Job {name} has the name and owner of a Job of this run, but the operator did not create it: see who"
-        f" did, and delete it: kubectl delete job {name} -n {namespace}; the operator then creates its own",
-    )
-
-
-def ended_at(job: Manifest, how: str) -> datetime:
-    """When the Job got the condition `Complete` or `Failed`, which it has."""
-    return next(
-        instant(condition["lastTransitionTime"])
-        for condition in job["status"]["conditions"]
-        if condition["type"] == how and condition["status"] == "True"
-    )
 
 
 def _settling(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
@@ -206,7 +147,7 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
             return built
         draft.start_job(built)
     elif is_foreign(job, request.expected, draft.world):
-        return _foreign(job)
+        return foreign(job)
     elif is_unfinished(job):
         return _collecting(job, pods_of(job, draft.world), reading, draft.world.now)
     else:
@@ -282,6 +223,8 @@ def _retry(draft: Draft, job: Manifest, result: StageResult, request: StageReque
     retry = retries.waiting(result, status, due, world.now)
     if probe is not None and is_old:
         draft.remove(probe)
+    elif probe is not None and is_foreign(probe, request.expected, world):
+        return foreign(probe)
     elif probe is not None:
         return _probed(draft, job, probe, retry, request)
     if world.now < due:

@@ -78,5 +78,7 @@ class World:
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """Of a record that is being deleted: the other records of its kind and digest, in any namespace."""
+    newer: int = 0
+    """Of a record: how many newer ones there are of its model line, or of its Dataset."""
     namespace_terminating: bool = False
     """Of what is being deleted and has our finalizer: whether its whole namespace is."""

@@ -141,6 +141,7 @@ class MemoryCluster:
             profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
             progress=self.progress,
             same_content=self._same_content(resource),
+            newer=self._newer(resource),
             namespace_terminating=self.is_terminating,
         )
         claims = self.of("PersistentVolumeClaim")
@@ -180,6 +181,23 @@ class MemoryCluster:
         metadata["finalizers"] = new.get("finalizers", metadata.get("finalizers", []))
         if "deletionTimestamp" in metadata and not metadata["finalizers"]:
             self.remove(kind, name)
+
+    def _newer(self, resource: Resource) -> int:
+        """Of a record: how many of the same line or Dataset were created later."""
+        if not isinstance(resource, Checkpoint | DatasetVersion):
+            return 0
+        others = [
+            manifest
+            for manifest in self.of(resource.kind).values()
+            if "deletionTimestamp" not in manifest["metadata"]
+            and (
+                manifest["spec"]["model"] == resource.spec.model
+                if isinstance(resource, Checkpoint)
+                else manifest["spec"]["dataset"] == resource.spec.dataset
+            )
+        ]
+        own = self.objects[resource.kind, resource.name]
+        return sum(_age(other) > _age(own) for other in others)
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
         if not isinstance(resource, Checkpoint | DatasetVersion):
@@ -310,6 +328,11 @@ class MemoryCluster:
         """The conditions that are True, with their reasons."""
         conditions = self.objects[kind, name]["status"].get("conditions", ())
         return {c["type"]: c["reason"] for c in conditions if c["status"] == "True"}
+
+
+def _age(manifest: Manifest) -> tuple[str, str]:
+    metadata = manifest["metadata"]
+    return metadata["creationTimestamp"], metadata["name"]
 
 
 def _identity(create: Create, manifest: Manifest) -> str | None:

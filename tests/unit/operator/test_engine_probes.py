@@ -93,15 +93,13 @@ async def test_metrics_are_prometheus_text(probed: Probed) -> None:
     assert "# TYPE finetune_api_requests_total counter" in answer.text
 
 
-@pytest.mark.parametrize(("outdated", "code"), [((), 200), (None, 503), (("datasets lacks x",), 503)])
-async def test_outdated_definitions_hold_up_the_readiness(
-    outdated: tuple[str, ...] | None, code: int
-) -> None:
-    probed = Probed(lambda: outdated)
+@pytest.mark.parametrize(("lacking", "code"), [((), 200), (None, 503), (("datasets lacks x",), 503)])
+async def test_outdated_definitions_hold_up_the_readiness(lacking: tuple[str, ...] | None, code: int) -> None:
+    probed = Probed(lambda: lacking)
     await probed.server.start(probed.port)
     try:
         answer = await probed.get("/readyz")
     finally:
         await probed.server.stop()
     assert answer.status_code == code
-    assert tuple(answer.json().get("outdatedDefinitions", ())) == (outdated or ())
+    assert tuple(answer.json().get("outdatedDefinitions", ())) == (lacking or ())

@@ -142,6 +142,18 @@ def test_the_budget_is_what_the_spec_says_also_for_one_replica() -> None:
     assert only(cluster.disruption_budgets)["spec"]["maxUnavailable"] == 0
 
 
+def test_whoever_has_a_budget_of_their_own_refuses_the_operators() -> None:
+    cluster, revision = serving(replicas=2)
+    assert cluster.disruption_budgets
+    cluster.edit(availability={"disruptionBudget": "None"})
+    cluster.settle()
+    assert cluster.disruption_budgets == {}
+    assert list(cluster.deployments) == [revision]
+    cluster.edit(availability={"disruptionBudget": "Managed"})
+    cluster.settle()
+    assert cluster.disruption_budgets
+
+
 def test_the_budget_moves_with_the_service() -> None:
     cluster, old = serving(replicas=2)
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))

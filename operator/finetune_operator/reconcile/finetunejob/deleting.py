@@ -10,7 +10,8 @@ from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
 from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
-from finetune_operator.reconcile.stages import is_unfinished, pods_of, until_ended
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions

@@ -13,7 +13,7 @@ from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
-from finetune_operator.reconcile.stages import is_stage_running
+from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
@@ -68,7 +68,22 @@ def begins(run: Run) -> Failed | Blocked | None:
     if refused is not None:
         return refused
     found = surroundings(run)
-    return found if isinstance(found, Blocked) else _too_many_processes(run.job, found.profile)
+    if isinstance(found, Blocked):
+        return found
+    return _unusable(found.profile, found.evaluate_profile) or _too_many_processes(run.job, found.profile)
+
+
+def _unusable(*profiles: ComputeProfile) -> Blocked | None:
+    """A profile that asks for what this release does not do; a run that has begun is not stopped for it."""
+    for profile in profiles:
+        messages = not_implemented(profile.spec)
+        if messages:
+            return Blocked(
+                Reason.PROFILE_INVALID,
+                f"ComputeProfile {profile.name} cannot be used. {'; '.join(messages)}",
+                requeue_after=None,
+            )
+    return None
 
 
 def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:
