@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune_trainer.beneath import Refused, open_file
+from finetune_trainer.beneath import Refused, open_file, require_all_beneath
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest, hash_content
@@ -96,10 +96,14 @@ def verify_files(
 ) -> None:
     """Check that each listed file is there, beneath `root` or else `folder`, its size and its hash.
 
-    `named`: a path in messages.
+    Nothing else in the folder may lead out either. `named`: a path in messages.
 
     Raises StageFailure (ARTIFACT_CORRUPT), OSError.
     """
+    try:
+        require_all_beneath(folder, root or folder)
+    except Refused as refusal:
+        raise corrupt(named(Path(refusal.filename)), f"it {refusal.strerror}") from refusal
     for entry in manifest.files:
         path = folder / entry.path
         with open_entry(path, root or folder, named) as file:
