@@ -109,7 +109,8 @@ def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]
 
 
 def _redacted(text: str, hits: list[_Hit]) -> str:
-    parts, end = [], 0
+    parts: list[str] = []
+    end = 0
     for hit in hits:
         if hit.finding == "Redact":
             parts += (text[end : hit.found.start], hit.detector.placeholder)
