@@ -161,3 +161,9 @@ def test_a_pairwise_task_without_a_choice_is_told(tmp_path: Path, value: Any) ->
     content = exported("json", data, result("pw", "pairwise", selected=value))
 
     assert len(read_newest(tmp_path, content).problems) == 1
+
+
+def test_exports_before_version_1_have_completions_for_annotations(tmp_path: Path) -> None:
+    content = json.dumps([{"id": 1, "data": {"text": "a"}, "completions": [{"result": [CHOICE]}]}])
+
+    assert clean(read_newest(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]

@@ -179,6 +179,9 @@ class Detection:
             return "Alpaca"
         if is_doccano(record, pairs):
             return "Doccano"
+        if self.rule >= MESSAGES_SINCE and pairs in TABLES and fields >= DOCCANO_COLUMNS:
+            # With columns of metadata.
+            return pairs if has_prompt or has_completion else "Doccano"
         return pairs if has_prompt or has_completion else None
 
     def _is_judged(self, record: Fields, pairs: DataFormat) -> bool:

@@ -9,6 +9,7 @@ from finetune_trainer import canonical
 from finetune_trainer.data.checks.base import Detector, Find
 from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
 from finetune_trainer.data.checks.secrets import Secrets
+from finetune_trainer.data.checks.sequences import SEQUENCES, sequence_issue
 from finetune_trainer.data.options import Checks, Finding
 from finetune_trainer.data.problems import Issue, Severity
 from finetune_trainer.rows import Row
@@ -53,9 +54,12 @@ class Scanner:
         everything = "\n".join([*texts, *_strings(list(calls.values()))])
         # Nearly all rows end here.
         suspects = [each for each in self._asked if each[0].may_find(everything)]
-        if not suspects:
-            return row, ()
         issues: list[Issue] = []
+        if SEQUENCES.search(everything):
+            found = (sequence_issue(text, _column(row, place)) for place, text in enumerate(texts))
+            issues += (issue for issue in found if issue is not None)
+        if not suspects:
+            return row, tuple(issues)
 
         def look(text: str, column: str) -> str:
             hits = _hits(text, suspects)

@@ -26,6 +26,8 @@ META: Final = (
 """What Label Studio adds to the data and the answers in flat exports."""
 COLLIDED: Final = "_data_"
 """Before the names of data in flat exports, where a control tag has the same name."""
+OLD_ANNOTATIONS: Final = "completions"
+"""What annotations are called in exports before version 1.0."""
 READABLE: Final = ("choices", "textarea")
 CHATS: Final = ("chatmessages", "chatmessage", "chat")
 PROMPTS: Final = ("text", "prompt")
@@ -39,6 +41,7 @@ class LabelStudio(Format):
     one, the tag Pairwise prefers one of two answers. By version 1 the first of several annotations counts.
     """
 
+    named = frozenset({"prompt", "completion", "template", "chosen", "rejected"})
     used: ClassVar = META
 
     usual_prompt: ClassVar = "text"
@@ -74,7 +77,8 @@ class LabelStudio(Format):
             return (
                 Issue(Code.FIELD_TYPE, f"data is {state}", "an object", "export it again", column="data"),
             )
-        answers = _answers(record.get("annotations"), is_asked=self._reads_tasks)
+        annotations = record.get("annotations", record.get(OLD_ANNOTATIONS) if self._reads_tasks else None)
+        answers = _answers(annotations, is_asked=self._reads_tasks)
         if isinstance(answers, Issue) and self._reads_tasks and record.get("predictions"):
             answers = issues.predicted()
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))
@@ -196,7 +200,8 @@ class LabelStudio(Format):
 def is_task(record: Fields) -> bool:
     """Whether a record is a task with its data apart; otherwise it is a row of a flat export."""
     return "annotations" in record or (
-        isinstance(record.get("data"), dict) and isinstance(record.get("predictions"), list)
+        isinstance(record.get("data"), dict)
+        and any(isinstance(record.get(name), list) for name in (OLD_ANNOTATIONS, "predictions"))
     )
 
 
