@@ -80,8 +80,10 @@ bench-data: packages-environment .venv ## Prepare five million rows beside datas
 bench-train: packages-environment .venv ## Train LoRA adapters beside TRL's SFTTrainer; STEPS=8 for fewer
 	@$(RUN) -m hack.trainbench $(or $(STEPS),--page)
 
-bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" chooses how many FineTuneJobs
+bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs
 	@$(RUN) -m hack.bench $(SIZES)
+	@$(RUN) -m hack.bench.neighbour $(NEIGHBOUR)
+	@$(RUN) -m hack.bench.history $(HISTORY)
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate

@@ -17,6 +17,8 @@ QUANTITIES: Final[Schema] = {
     "type": "object",
     "additionalProperties": {"type": ["string", "number"], "pattern": r"^[0-9.]+(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"},
 }
+COUNT_OR_SHARE: Final[Schema] = {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"}
+HONOR: Final[Schema] = {"type": "string", "enum": ["Honor", "Ignore"]}
 DURATION: Final[Schema] = {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h))+$"}
 NAMES: Final[Schema] = {"type": "array", "items": {"type": "string", "pattern": DNS_LABEL, "maxLength": 63}}
 
@@ -28,7 +30,8 @@ def closed(**properties: Schema) -> Schema:
 
 def values_schema() -> str:
     """Text of values.schema.json; what a ComputeProfile holds comes from its model."""
-    image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT)
+    digest = {"type": "string", "pattern": r"^(sha256:[0-9a-f]{64})?$"}
+    image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT, digest=digest)
     image["required"] = ["repository"]
     schema = closed(
         image=image,
@@ -39,6 +42,25 @@ def values_schema() -> str:
         imagePullPolicy=_setting("image_pull_policy"),
         imagePullSecrets=NAMES,
         replicas={"type": "integer", "minimum": 1, "maximum": 5},
+        strategy=closed(
+            type={"type": "string", "enum": ["RollingUpdate", "Recreate"]},
+            rollingUpdate=closed(maxSurge=COUNT_OR_SHARE, maxUnavailable=COUNT_OR_SHARE),
+        ),
+        podDisruptionBudget=closed(enabled=FLAG, maxUnavailable=COUNT_OR_SHARE),
+        topologySpreadConstraints={
+            "type": "array",
+            "items": {
+                **closed(
+                    topologyKey={"type": "string", "minLength": 1},
+                    maxSkew={"type": "integer", "minimum": 1},
+                    whenUnsatisfiable={"type": "string", "enum": ["ScheduleAnyway", "DoNotSchedule"]},
+                    minDomains={"type": "integer", "minimum": 1},
+                    nodeAffinityPolicy=HONOR,
+                    nodeTaintsPolicy=HONOR,
+                ),
+                "required": ["topologyKey", "maxSkew", "whenUnsatisfiable"],
+            },
+        },
         watchNamespaces={**NAMES, "uniqueItems": True},
         workers=_setting("workers"),
         leaseDurationSeconds=_setting("lease_duration_seconds"),
@@ -46,7 +68,7 @@ def values_schema() -> str:
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
         monitors=closed(enabled=FLAG, labels=TEXTS, interval=DURATION),
-        networkPolicies=closed(monitoringNamespace=TEXTS),
+        networkPolicies=closed(operator=FLAG, monitoringNamespace=_setting("monitoring_namespace")),
         alerts=closed(enabled=FLAG, labels=TEXTS, runbooks={"type": "string", "minLength": 1}),
         dashboard=closed(enabled=FLAG, labels=TEXTS),
         resources=closed(requests=QUANTITIES, limits=QUANTITIES),
@@ -65,7 +87,7 @@ def values_schema() -> str:
         priorityClassName=TEXT,
         podLabels=TEXTS,
         podAnnotations=TEXTS,
-        rbac=closed(aggregate=FLAG, approval=FLAG),
+        rbac=closed(aggregate=FLAG, approval=FLAG, listProfiles=FLAG),
         defaultProfile=closed(
             create=FLAG,
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},

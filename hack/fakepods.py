@@ -35,7 +35,10 @@ def digest(*of: str) -> str:
 
 def succeeded(config: StageConfig) -> StageResult:
     """A plausible result of the stage; the tuned model is always right and the base model never."""
-    common: dict[str, Any] = {"contract": config.contract, "run": config.run, "outcome": "Succeeded"}
+    return config.answer(_result(config, {"run": config.run, "outcome": "Succeeded"}))
+
+
+def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:
     match config:
         case PrepareConfig():
             return StageResult(stage="prepare", prepare=_prepared(config), **common)

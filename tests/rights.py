@@ -42,6 +42,7 @@ SELDOM: Final = frozenset(
         "delete networkpolicies",
         "get poddisruptionbudgets",
         "patch poddisruptionbudgets",
+        "delete poddisruptionbudgets",
     }
 )
 """Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""

@@ -25,6 +25,8 @@ class OperatorProcess:
 
     def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
         self.pid = process.pid
+        self.port = port
+        self._started = time.monotonic()
         self._process = process
         self._http = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=ANSWER_SECONDS
@@ -67,6 +69,11 @@ class OperatorProcess:
             await started.kill()
             raise
         return started
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._started
 
     async def metric(self, sample: str) -> float:
         """Value of a sample, written as in the text format; 0 where there is none.

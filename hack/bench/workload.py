@@ -1,4 +1,4 @@
-"""What is created: runs of one team on one Dataset, each of a model line of its own."""
+"""What is created: runs of a team on one Dataset, each of a model line of its own."""
 
 from typing import Any, Final
 
@@ -12,37 +12,41 @@ LAST_STAGE: Final = "evaluate"
 """Of the runs below; its Job is their last one."""
 
 
-def namespace() -> Object:
-    """Where all of it is."""
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+def namespace(name: str = NAMESPACE) -> Object:
+    """Where all of a team is."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
 def surroundings() -> list[Object]:
     """What a platform team and the team itself make before anybody trains."""
+    return [_ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}), *of_a_team()]
+
+
+def of_a_team(name: str = NAMESPACE) -> list[Object]:
+    """What a team makes before it trains."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     source = {"uri": "configmap://tickets/rows.jsonl"}
     return [
-        namespace(),
-        _ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
+        namespace(name),
         *(
             {
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
-                "metadata": {"name": name, "namespace": NAMESPACE},
+                "metadata": {"name": each, "namespace": name},
                 "spec": claim,
             }
-            for name in ("artifacts", "models")
+            for each in ("artifacts", "models")
         ),
-        _ours("Dataset", NAMESPACE, "tickets", {"source": source, "store": {"uri": "pvc://artifacts"}}),
+        _ours("Dataset", name, "tickets", {"source": source, "store": {"uri": "pvc://artifacts"}}),
     ]
 
 
-def finetunejob(number: int) -> Object:
-    """A run that is preflighted, trained, evaluated and promoted."""
+def finetunejob(number: int, team: str = NAMESPACE, **spec: Any) -> Object:
+    """A run that is preflighted, trained, evaluated and promoted, unless `spec` says otherwise."""
     gates = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0.3, "over": "Base"}]
     return _ours(
         "FineTuneJob",
-        NAMESPACE,
+        team,
         f"run-{number:05d}",
         {
             "model": f"line-{number:05d}",
@@ -51,6 +55,7 @@ def finetunejob(number: int) -> Object:
             "compute": {"profile": PROFILE},
             "store": {"uri": "pvc://artifacts"},
             "evaluation": {"gates": gates},
+            **spec,
         },
     )
 

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import sys
-import threading
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from finetune_trainer.context import StageContext
 from finetune_trainer.contract import Method, Owner, StoreConfig, TrainConfig
 from finetune_trainer.report import Reporter
 from finetune_trainer.rows import SPLIT_FILES
+from finetune_trainer.signals import Stop
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import loop, stage
 from hack.trainbench.stopwatch import Stopwatch
@@ -54,7 +54,7 @@ def main(model: Path, workload: str, steps: int, folder: Path) -> None:
     loop.logger.setLevel(logging.INFO)
     stopwatch = Stopwatch()
     reporter = Reporter(None, OWNER, "train")
-    result = stage.run(config, StageContext(store=store, reporter=reporter, stop=threading.Event()))
+    result = stage.run(config, StageContext(store=store, reporter=reporter, stop=Stop()))
     # The last save is after the last step, so it is not in the time of the steps.
     *between, _ = saves.seconds
     print(

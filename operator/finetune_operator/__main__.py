@@ -1,40 +1,24 @@
-"""Process start: settings, logs, signals."""
+"""Start of the operator; handles signals before it imports what takes time."""
 
-import asyncio
-import logging
+import os
 import signal
-import sys
-
-from finetune_operator import logs
-from finetune_operator.engine.transport import load_configuration
-from finetune_operator.process import Process
-from finetune_operator.settings import Settings, SettingsError
-
-logger = logging.getLogger(__name__)
-
-
-async def run(settings: Settings) -> None:
-    """Run the operator until SIGTERM or SIGINT."""
-    process = Process(settings, await load_configuration())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stop)
-    await process.run()
-    logger.info("stopped")
+from types import FrameType
+from typing import NoReturn
 
 
 def main() -> None:
     """Entry point; exits 1, with a word on why, where the process cannot start or go on."""
-    try:
-        settings = Settings.from_environment()
-    except SettingsError as error:
-        sys.exit(f"finetune-operator: {error}")
-    logs.configure(settings.log_level, settings.log_format)
-    try:
-        asyncio.run(run(settings))
-    except Exception:
-        logger.exception("the operator cannot go on; it should be restarted")
-        sys.exit(1)
+    # As process 1 of a container, a signal without a handler is ignored.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, _end)
+    from finetune_operator import command  # noqa: PLC0415 - takes a second
+
+    command.main()
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """End the process, which has not done anything yet."""
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

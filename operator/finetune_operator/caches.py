@@ -22,6 +22,7 @@ from finetune_operator.reconcile.indexes import INDEXERS, has_ended
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
 }
+RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
 CHILD_TYPES: Final = (JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET)
 
 UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
@@ -43,7 +44,12 @@ class Caches:
 
     def __init__(self) -> None:
         self.kinds = {
-            name: ObjectStore(INDEXERS.get(name), TRANSFORMS.get(name, _whole), SETTLED.get(name, NEVER))
+            name: ObjectStore(
+                INDEXERS.get(name),
+                TRANSFORMS.get(name, _whole),
+                SETTLED.get(name, NEVER),
+                keep_managers=name in RECORDS,
+            )
             for name in KIND_TYPES
         }
         self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
@@ -97,6 +103,11 @@ def _stays(obj: Manifest) -> bool:
     return "deletionTimestamp" not in obj["metadata"]
 
 
+def _created(record: Manifest) -> str:
+    created: str = record["metadata"].get("creationTimestamp", "")
+    return created
+
+
 def _phase(job: Manifest) -> str:
     phase: str = (job.get("status") or {}).get("phase") or "Pending"
     return phase
@@ -105,7 +116,7 @@ def _phase(job: Manifest) -> str:
 SETTLED: Final[Mapping[str, Settled]] = {
     "FineTuneJob": Settled(_is_over, _phase),
     "Checkpoint": Settled(_is_judged),
-    "DatasetVersion": Settled(_is_judged),
+    "DatasetVersion": Settled(_is_judged, _created),
 }
 """Which objects are history: they become ever more, and are seldom read."""
 

@@ -9,11 +9,13 @@ from http import HTTPStatus
 from typing import Final
 
 from finetune_operator import differences
-from finetune_operator.api.meta import Resource
+from finetune_operator.api.meta import Model, Resource
+from finetune_operator.api.unknown import keep_unknown
 from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
 from finetune_operator.claims import Claims
-from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected
+from finetune_operator.definitions import APPLY
+from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.metrics.counters import Metrics
@@ -32,12 +34,13 @@ KNOWN: Final = 5.0
 """Seconds for which a service account that was seen counts as there: enough that a burst of runs does not ask
 for it again and again, and less than a namespace takes to go and come again."""
 
-UNDECLARED: Final = "field not declared in schema"
-"""What the API server says to an apply with a field that the installed definition lacks."""
 OLD_DEFINITIONS: Final = (
-    "the CustomResourceDefinitions in this cluster are older than this operator, so no status can be written:"
-    " kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade leaves them as they are)"
+    "the CustomResourceDefinitions in this cluster are older than this operator, so the status cannot be"
+    f" written: {APPLY}"
 )
+
+
+NAMED_AT_MOST: Final = 4
 
 
 class Controller:
@@ -79,6 +82,7 @@ class Controller:
         """
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
+            self._claims.note(key, {})
             raise Gone(key.name)
         resource = self._surroundings.resource(key)
         if resource is None:
@@ -87,11 +91,12 @@ class Controller:
         now = datetime.now(UTC)
         try:
             world = await self._world(resource, now)
-            plan = RECONCILERS[key.kind](resource, world)
+            plan = self._decide(key, primary, resource, world)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
             message = f"{error}; this continues when that object is gone or has another name"
-            await self._tell(primary, blocked(resource, Reason.NAME_CONFLICT, message, now), message)
+            status = blocked(resource, Reason.NAME_CONFLICT, message, now)
+            await self._tell(primary, self._with_unknown(primary, resource, status), message)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:
@@ -99,15 +104,35 @@ class Controller:
                     # What has our finalizer must not be dropped: the next look knows that the namespace goes.
                     raise Conflict(str(error)) from error
                 raise Gone(f"namespace {key.namespace} is going") from error
-            if UNDECLARED in error.message:
-                logger.warning(OLD_DEFINITIONS)
+            if isinstance(error, Undeclared):
+                # The status is what cannot be written, so an event has to do.
+                logger.warning("%s (%s)", OLD_DEFINITIONS, error)
+                await self._events.record(primary, Event("Warning", EventReason.BLOCKED, OLD_DEFINITIONS))
+                raise
             reason = _reason(error)
             message = f"the API server refuses what this needs: {error.message}{_advice(error)}"
-            await self._tell(primary, blocked(resource, reason, message, now), message)
+            status = blocked(resource, reason, message, now)
+            await self._tell(primary, self._with_unknown(primary, resource, status), message)
             raise
         self._note_service_accounts(plan)
         differences.count(self._metrics, primary, after)
         return plan.requeue_after
+
+    def _decide(self, key: Key, primary: Manifest, resource: Resource, world: World) -> Plan:
+        """What to do; what a newer release has written into the status stays there."""
+        unknown = [path for path in self._surroundings.unknown(key) if path.startswith("spec.")]
+        if unknown and resource.metadata.deletion_timestamp is None:
+            plan = Plan(status=blocked(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), world.now))
+        else:
+            plan = RECONCILERS[key.kind](resource, world)
+        return replace(plan, status=self._with_unknown(primary, resource, plan.status))
+
+    @staticmethod
+    def _with_unknown(primary: Manifest, resource: Resource, status: Manifest | None) -> Manifest | None:
+        model = type(resource).model_fields["status"].annotation
+        if status is None or not isinstance(model, type) or not issubclass(model, Model):
+            return status
+        return keep_unknown(model, primary.get("status", {}), status)
 
     async def _let_go_unread(self, primary: Manifest) -> None:
         """An object that this version cannot read must not hold up the deletion of its whole namespace.
@@ -139,12 +164,14 @@ class Controller:
                 # Nothing can be created there any more, and the right to look at claims may be gone already.
                 return world
         wanted = CLAIMS[resource.kind](resource, world)
-        if not wanted:
-            return world
-        return replace(world, claims={name: await self._claims.get(namespace, name) for name in wanted})
+        claims = {name: await self._claims.get(namespace, name) for name in wanted}
+        self._claims.note(Key(resource.kind, namespace, resource.name), claims)
+        return replace(world, claims=claims) if claims else world
 
-    async def _tell(self, primary: Manifest, status: Manifest, message: str) -> None:
+    async def _tell(self, primary: Manifest, status: Manifest | None, message: str) -> None:
         """Say on the object what stands in the way; that it could not be said must not hide it."""
+        if status is None:
+            return
         try:
             after = await self._executor.write_status(primary, status)
         except (Conflict, Rejected) as error:
@@ -163,6 +190,14 @@ class Controller:
             if create.manifest["kind"] == "ServiceAccount":
                 metadata = create.manifest["metadata"]
                 self._service_accounts.setdefault(metadata["namespace"], {})[metadata["name"]] = self._clock()
+
+
+def _unknown(paths: list[str]) -> str:
+    named = ", ".join(paths[:NAMED_AT_MOST])
+    return (
+        f"this release of the operator does not know the value of {named}: upgrade the operator, or write a"
+        " value that kubectl explain lists for this release; until then nothing is done and what runs goes on"
+    )
 
 
 def _advice(error: Rejected) -> str:

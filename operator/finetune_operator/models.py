@@ -6,13 +6,14 @@ Of settled objects, which are many and seldom read, only the models that were re
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from pydantic import ValidationError
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.store import ObjectStore
+from finetune_operator.engine.store import ObjectStore, version
 from finetune_operator.plan import Manifest
+from finetune_trainer.lenient import lenient_validator
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +26,23 @@ SETTLED_KEPT: Final = 200
 class Models(Generic[R]):
     """The objects of one kind as models.
 
-    An object that this version cannot read, which the CRDs of this version would have refused, is logged
-    and left out.
+    Values that only a newer release knows are data: such an object is read, and `unknown` names them. One
+    that cannot be read at all, which the CRDs of this version would have refused, is logged and left out.
     """
 
     def __init__(self, store: ObjectStore, model: type[R]) -> None:
         self._store = store
         self._model = model
-        self._parsed: dict[tuple[str, str], tuple[str, R | None]] = {}
-        self._settled: OrderedDict[tuple[str, str], tuple[str, R | None]] = OrderedDict()
+        self._unknown: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._parsed: dict[tuple[str, str], tuple[int, R | None]] = {}
+        self._settled: OrderedDict[tuple[str, str], tuple[int, R | None]] = OrderedDict()
         store.subscribe(self._forget)
 
     def get(self, namespace: str, name: str) -> R | None:
+        known = self._settled.get((namespace, name))
+        if known is not None and known[0] == self._store.version_of(namespace, name):
+            # Without unpacking the object.
+            return known[1]
         obj = self._store.get(namespace, name)
         return None if obj is None else self.parse(obj)
 
@@ -44,29 +50,43 @@ class Models(Generic[R]):
         """The model of this state of an object, or None where it cannot be read."""
         metadata = obj["metadata"]
         address = (metadata.get("namespace", ""), metadata["name"])
-        state = f"{metadata['uid']}/{metadata['resourceVersion']}"
+        state = version(obj)
         is_settled = self._store.is_settled(*address)
         parsed = self._settled if is_settled else self._parsed
         known = parsed.get(address)
         if known is not None and known[0] == state:
             return known[1]
-        model = self._validated(obj)
+        model = self._validated(obj, address)
         parsed[address] = (state, model)
         if is_settled:
             self._parsed.pop(address, None)
+            self._settled.move_to_end(address)
             while len(self._settled) > SETTLED_KEPT:
                 self._settled.popitem(last=False)
         return model
 
-    def _validated(self, obj: Manifest) -> R | None:
+    def unknown(self, obj: Manifest) -> tuple[str, ...]:
+        """Paths of the values in this state of an object that only a newer release knows."""
+        self.parse(obj)
+        metadata = obj["metadata"]
+        return self._unknown.get((metadata.get("namespace", ""), metadata["name"]), ())
+
+    def _validated(self, obj: Manifest, address: tuple[str, str]) -> R | None:
+        self._unknown.pop(address, None)
         try:
             return self._model.model_validate(obj)
+        except ValidationError as error:
+            self._unknown[address] = tuple(".".join(map(str, each["loc"])) for each in error.errors())
+            return self._leniently(obj, address)
+
+    def _leniently(self, obj: Manifest, address: tuple[str, str]) -> R | None:
+        try:
+            return cast("R", lenient_validator(self._model).validate_python(obj))
         except ValidationError as error:
             logger.error(  # noqa: TRY400 - the traceback says nothing that the message does not
                 "%s %s/%s is left out, apply the CRDs of this release: %s",
                 self._model.__name__,
-                obj["metadata"].get("namespace", ""),
-                obj["metadata"]["name"],
+                *address,
                 error,
             )
             return None
@@ -83,13 +103,18 @@ class Models(Generic[R]):
 
     def named(self, namespace: str) -> Mapping[str, R]:
         """One namespace's objects by name; costs nothing until it is read."""
-        return _Named(self, self._store.names(namespace))
+        return _Named(self, namespace)
+
+    def names(self, namespace: str) -> list[str]:
+        """Of one namespace's objects, readable or not."""
+        return list(self._store.names(namespace))
 
     def _forget(self, old: Manifest | None, new: Manifest | None) -> None:
         if old is not None and new is None:
             address = (old["metadata"].get("namespace", ""), old["metadata"]["name"])
             self._parsed.pop(address, None)
             self._settled.pop(address, None)
+            self._unknown.pop(address, None)
 
 
 class _Indexed(Iterable[R]):
@@ -107,18 +132,19 @@ class _Indexed(Iterable[R]):
 
 
 class _Named(Mapping[str, R]):
-    def __init__(self, models: Models[R], objects: Mapping[str, Manifest]) -> None:
+    def __init__(self, models: Models[R], namespace: str) -> None:
         self._models = models
-        self._objects = objects
+        self._namespace = namespace
 
     def __getitem__(self, name: str) -> R:
-        model = self._models.parse(self._objects[name])
+        model = self._models.get(self._namespace, name)
         if model is None:
             raise KeyError(name)
         return model
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in list(self._objects) if self._models.parse(self._objects[name]) is not None)
+        names = self._models.names(self._namespace)
+        return (name for name in names if self._models.get(self._namespace, name) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

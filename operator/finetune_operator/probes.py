@@ -1,6 +1,7 @@
 """/healthz, /readyz and /metrics."""
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -21,9 +22,16 @@ class ProbeServer:
     Args:
         watches: all that must be alive.
         registry: what /metrics shows.
+        outdated: what the installed definitions lack; None while that is not known.
     """
 
-    def __init__(self, watches: Watches, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        watches: Watches,
+        registry: CollectorRegistry,
+        outdated: Callable[[], tuple[str, ...] | None] = lambda: (),
+    ) -> None:
+        self._outdated = outdated
         self._watches = watches
         self._registry = registry
         self._runner: web.AppRunner | None = None
@@ -58,11 +66,14 @@ class ProbeServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         """Ready when there are complete caches, active or not: a standby is ready to take over.
 
-        A namespace that may not be listed is named, and holds up neither the readiness nor the others.
+        A namespace that may not be listed is named, and holds up neither the readiness nor the others. With
+        outdated definitions it is not: a rollout then keeps the operator that they belong to.
         """
-        waiting = self._watches.waiting_for
+        waiting, outdated = self._watches.waiting_for, self._outdated()
         answer = {"waitingFor": waiting, "leftOut": self._watches.left_out}
-        return web.json_response(answer, status=503 if waiting else 200)
+        if outdated:
+            answer["outdatedDefinitions"] = outdated
+        return web.json_response(answer, status=503 if waiting or outdated is None or outdated else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
@@ -11,9 +12,10 @@ from kubernetes.aio.client import Configuration
 from finetune_operator import differences
 from finetune_operator.api.meta import GROUP
 from finetune_operator.build.labels import OPERATOR, SELECTOR, STAGE
-from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches, key_of
+from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches
 from finetune_operator.claims import Claims
 from finetune_operator.controller import Controller
+from finetune_operator.definitions import Definitions
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
@@ -22,7 +24,7 @@ from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
-from finetune_operator.engine.resources import POD, ResourceTypes
+from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import Workers
@@ -32,10 +34,10 @@ from finetune_operator.leadership import Leadership
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
+from finetune_operator.metrics.retention import SeriesRetention
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.probes import ProbeServer
-from finetune_operator.reconcile.relations import concerned_by_champion, related
 from finetune_operator.reconcile.world import OperatorFacts
 from finetune_operator.relook import Relook, is_at_rest
 from finetune_operator.report.authorizer import Authorizer
@@ -44,6 +46,7 @@ from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
 from finetune_operator.settings import Settings
 from finetune_operator.surroundings import Surroundings
+from finetune_operator.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Process:
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
+        self._nonce_key = secrets.token_hex(32)
         self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -89,7 +93,10 @@ class Process:
         self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._surroundings.turn)
         # Until a term begins nobody takes keys.
         self._queue.close()
-        self._board = ProgressBoard(self._add)
+        wakeups = Wakeups(
+            self._caches, self._surroundings, self._watches, self._queue, lambda: self._lease.held
+        )
+        self._board = ProgressBoard(wakeups.add)
         self._server = ReportServer(
             Authorizer(self._cluster, self._caches),
             self._board,
@@ -105,7 +112,10 @@ class Process:
             address=settings.pod_ip,
             port=settings.report_port,
         )
-        self._probes = ProbeServer(self._watches, self._metrics.registry)
+        self._definitions = Definitions(self._cluster)
+        self._probes = ProbeServer(
+            self._watches, self._metrics.registry, outdated=lambda: self._definitions.outdated
+        )
         self._metrics.registry.register(
             ProcessStateCollector(
                 depth=lambda: self._queue.depth,
@@ -113,6 +123,7 @@ class Process:
                 active=lambda: self._lease.held,
                 lease_transitions=lambda: self._lease.transitions,
                 report_up=lambda: self._endpoint.up,
+                outdated=lambda: len(self._definitions.outdated or ()),
             )
         )
         self._metrics.registry.register(
@@ -124,14 +135,11 @@ class Process:
                 settled=self._caches.kinds["FineTuneJob"].notes,
             )
         )
-        for kind, store in self._caches.kinds.items():
-            store.subscribe(partial(self._kind_changed, kind))
-        for type_, children in self._caches.children.items():
-            children.subscribe(partial(self._child_changed, type_.kind))
+        for store in self._caches.kinds.values():
+            store.subscribe(self._forget_progress)
+        self._caches.pods.subscribe(self._pod_changed)
         for cached in self._caches.by_type.values():
             cached.subscribe_epochs(self._restored)
-        self._surroundings.subscribe_champions(self._champion_changed)
-        self._watches.subscribe(self._namespace_complete)
 
     def stop(self) -> None:
         """Finish what is under way, give up the Lease, and let `run` return."""
@@ -149,7 +157,9 @@ class Process:
         logger.info("filling the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
         try:
-            if await self._finishes(self._watches.all_settled()):
+            if await self._finishes(self._definitions.wait_until_current()) and await self._finishes(
+                self._watches.all_settled()
+            ):
                 self._feed.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
                 await self._leadership().run(self._stopping)
@@ -182,12 +192,13 @@ class Process:
         executor = Executor(
             self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
         )
+        claims = Claims(self._cluster)
         controller = Controller(
             caches=self._caches,
             surroundings=self._surroundings,
             executor=executor,
             events=events,
-            claims=Claims(self._cluster),
+            claims=claims,
             namespaces=Namespaces(self._cluster),
             board=self._board,
             metrics=self._metrics,
@@ -208,7 +219,12 @@ class Process:
             await self._endpoint.publish_soon()
 
         async def upkeep() -> None:
-            await asyncio.gather(self._endpoint.keep(), relook.run())
+            await asyncio.gather(
+                self._endpoint.keep(),
+                relook.run(),
+                claims.keep_looking(self._queue.add),
+                SeriesRetention(self._metrics, self._caches.keys, SWEEP_SECONDS).run(),
+            )
 
         return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
 
@@ -229,52 +245,18 @@ class Process:
             image_pull_policy=self._settings.image_pull_policy,
             report=self._endpoint.target,
             trainer_image_floor=self._settings.trainer_image_floor,
-            monitoring_namespace=self._settings.monitoring_namespace,
+            monitoring_namespace=self._settings.monitoring_labels,
+            nonce_key=self._nonce_key,
             unlisted=self._watches.left_out,
         )
 
-    def _add(self, key: Key, delay: float = 0.0) -> None:
-        """Have the object looked at, unless a look would miss what is not listed yet."""
-        if self._watches.complete(key.namespace):
-            self._queue.add(key, delay)
+    def _forget_progress(self, old: Manifest | None, new: Manifest | None) -> None:
+        if old is not None and new is None:
+            self._board.forget(old["metadata"]["uid"])
 
-    def _namespace_complete(self, namespace: str) -> None:
-        for kind, store in self._caches.kinds.items():
-            for name in store.names(namespace):
-                self._add(Key(kind, namespace, name))
-
-    def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
-        changed = new or old
-        if changed is None:
-            return
-        if new is None:
-            self._board.forget(changed["metadata"]["uid"])
-        self._add(key_of(changed))
-        self._look_at_related(kind, old, new)
-
-    def _champion_changed(self, namespace: str, model: str) -> None:
-        if not self._lease.held:
-            return
-        for key in concerned_by_champion(namespace, model, self._surroundings):
-            self._add(key)
-
-    def _child_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
-        changed = new or old
-        if changed is not None:
-            if kind == POD.kind and self._lease.held:
-                differences.count_pod(self._metrics, old, new)
-            self._look_at_related(kind, old, new)
-
-    def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
-        if not self._lease.held:
-            # Whoever is active looks, and a term begins with a look at everything.
-            return
-        try:
-            for key in related(kind, old, new, self._surroundings):
-                self._add(key)
-        except Exception:
-            # One strange object must not end the watch of all.
-            logger.exception("what a changed %s concerns could not be told", kind)
+    def _pod_changed(self, old: Manifest | None, new: Manifest | None) -> None:
+        if self._lease.held:
+            differences.count_pod(self._metrics, old, new)
 
     def _restored(self) -> None:
         """One type shows that etcd was restored from a snapshot: then that is true for all of them."""

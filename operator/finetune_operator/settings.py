@@ -1,12 +1,16 @@
 """Settings of the process, each from one environment variable of the same name in capitals."""
 
-import json
 import os
 import socket
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from finetune_operator.api.meta import DNS_LABEL
+
+NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
+"""Label that Kubernetes gives to every namespace."""
 
 
 class SettingsError(Exception):
@@ -60,12 +64,15 @@ class Settings(BaseModel):
         8443
     )
     monitoring_namespace: Annotated[
-        Mapping[str, str],
+        str,
         Field(
-            description="JSON object of labels: pods of namespaces that have them may read the metrics of"
-            " pods behind a NetworkPolicy of the operator. {}: pods of all namespaces."
+            min_length=1,
+            max_length=63,
+            pattern=rf"{DNS_LABEL}|^\*$",
+            description="Namespace whose pods may read the metrics of pods behind a NetworkPolicy of the"
+            " operator. *: pods of all namespaces.",
         ),
-    ] = {"kubernetes.io/metadata.name": "monitoring"}
+    ] = "monitoring"
     http_port: Annotated[
         int, Field(ge=1, le=65535, description="Port of /healthz, /readyz and /metrics.")
     ] = 8080
@@ -83,11 +90,10 @@ class Settings(BaseModel):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("monitoring_namespace", mode="before")
-    @classmethod
-    def _decode(cls, value: Any) -> Any:
-        # json.JSONDecodeError is a ValueError, which pydantic reports with the variable's name.
-        return json.loads(value) if isinstance(value, str) else value
+    @property
+    def monitoring_labels(self) -> Mapping[str, str]:
+        """Labels of the namespaces that `monitoring_namespace` stands for."""
+        return {} if self.monitoring_namespace == "*" else {NAMESPACE_NAME: self.monitoring_namespace}
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

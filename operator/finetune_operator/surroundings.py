@@ -12,11 +12,20 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
+from finetune_operator.build.labels import OWNER_KIND
 from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.models import Models
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.indexes import BY_CONTENT, BY_DIGEST, BY_STATE, ROLLING
+from finetune_operator.reconcile.indexes import (
+    BY_CONTENT,
+    BY_DATASET_OF,
+    BY_DIGEST,
+    BY_STATE,
+    ROLLING,
+    address,
+    version_owner,
+)
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.turns import turn
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
@@ -55,6 +64,11 @@ class Surroundings:
     def resource(self, key: Key) -> Resource | None:
         """The object as a model; None where it does not exist or cannot be read."""
         return self._models[key.kind].get(key.namespace, key.name)
+
+    def unknown(self, key: Key) -> tuple[str, ...]:
+        """Paths of the object's values that only a newer release knows."""
+        obj = self._caches.kinds[key.kind].get(key.namespace, key.name)
+        return () if obj is None else self._models[key.kind].unknown(obj)
 
     def turn(self, key: Key) -> tuple[str, ...] | None:
         """What a pass over this object decides about together with others, which it must not overlap."""
@@ -96,6 +110,7 @@ class Surroundings:
             profiles=self._profiles.named(""),
             progress=progress,
             same_content=self._same_content(resource),
+            newer=self._newer(resource),
         )
 
     def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
@@ -140,6 +155,18 @@ class Surroundings:
 
     def _with_content(self, models: Models[R], content: str) -> Iterable[R]:
         return models.indexed(BY_CONTENT, content)
+
+    def _newer(self, resource: Resource) -> int:
+        """Of a record: how many newer ones there are of its line, or of what made it."""
+        if isinstance(resource, Checkpoint):
+            return self.checkpoints(resource.namespace).newer(resource.name)
+        if not isinstance(resource, DatasetVersion):
+            return 0
+        kind = resource.metadata.labels.get(OWNER_KIND, "")
+        owner = version_owner(kind, resource.namespace, resource.spec.dataset)
+        siblings = dict(self._caches.kinds[resource.kind].noted(BY_DATASET_OF, owner))
+        own = address(resource.namespace, resource.name)
+        return sum((note, key) > (siblings.get(own, ""), own) for key, note in siblings.items())
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
         if not _is_going_record(resource):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from finetune_operator.__main__ import main
+from finetune_operator.command import main
 from hack.cluster.ports import free_port
 from tests.integration.operators import process_environment
 

@@ -168,9 +168,11 @@ def moved(api: Api, namespace: str, _operator: Operator) -> None:
 
 
 def unprotected(api: Api, namespace: str, _operator: Operator) -> None:
-    """The NetworkPolicy is no longer wanted."""
+    """Neither the NetworkPolicy nor the budget is wanted any more."""
     _until_serving(api, namespace)
-    api.patch("InferenceDeployment", namespace, "support", {"spec": {"networkPolicy": None}})
+    availability = {"maxUnavailable": None, "disruptionBudget": "None"}
+    spec = {"networkPolicy": None, "availability": availability}
+    api.patch("InferenceDeployment", namespace, "support", {"spec": spec})
 
 
 def stripped(kind: str) -> GoOn:
@@ -309,6 +311,7 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint),
     "create poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint),
     "patch poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint),
+    "delete poddisruptionbudgets": Case("InferenceDeployment", a_protected_endpoint, unprotected),
     "get serviceaccounts": Case("Dataset", a_run),
     "create serviceaccounts": Case("Dataset", a_run),
     "get persistentvolumeclaims": Case("Dataset", a_run),

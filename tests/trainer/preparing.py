@@ -1,7 +1,6 @@
 """A source, a store and a stage `prepare` over them."""
 
 import json
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
 from finetune_trainer.report import Reporter
+from finetune_trainer.signals import Stop
 from finetune_trainer.store import Store, open_store
 
 OWNER = Owner(kind="Dataset", namespace="team", name="tickets", uid="0f0f")
@@ -58,7 +58,7 @@ class Preparation:
 
     def run(self, source: Path, **settings: Any) -> PrepareResult:
         reporter = Reporter(None, OWNER, "prepare")
-        context = StageContext(store=self.store, reporter=reporter, stop=threading.Event())
+        context = StageContext(store=self.store, reporter=reporter, stop=Stop())
         return stage.run(self.config(source, **settings), context)
 
     def failure(self, source: Path, **settings: Any) -> StageFailure:

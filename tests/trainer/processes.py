@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -43,18 +44,27 @@ def start(
     *arguments: str,
     memory_bytes: int | None = None,
     environ: Mapping[str, str] = MappingProxyType({}),
+    is_first: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start a trainer process with a config in its environment, and with `environ` beside it."""
+    """Start a trainer process with a config in its environment, and with `environ` beside it.
+
+    `is_first`: as process 1 of a container, it never gets a SIGTERM for which it has no handler.
+    """
     text = config if isinstance(config, str) else config.to_json()
     process = subprocess.Popen(
         [sys.executable, *(arguments or ("-m", "finetune_trainer"))],
         env={**os.environ, CONFIG_ENV: text, **environ},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=_ignore_sigterm if is_first else None,  # noqa: PLW1509 - no thread is needed in it
     )
     if memory_bytes is not None:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     return process
+
+
+def _ignore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

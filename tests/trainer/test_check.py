@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from finetune_trainer.check.__main__ import app
 from finetune_trainer.check.hints import as_options
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.rows import SPLIT_FILES
+from tests.waiting import eventually
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLEAN, WARNINGS, INVALID = 0, 1, 2
@@ -441,3 +443,25 @@ def test_a_large_file_shows_on_a_terminal_how_far_it_is(tmp_path: Path) -> None:
     assert b"Reading" in shown
     assert b"MiB" in shown
     assert output.startswith(b"Ready to train: 600 rows")
+
+
+def test_sigterm_leaves_no_copy_of_the_rows(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows(200_000))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer.check", "rows.jsonl", "--output", "out"], cwd=tmp_path
+    )
+    eventually("rows are written", lambda: list(tmp_path.glob("out/.finetune-check-*/train.jsonl")), 60)
+
+    process.terminate()
+
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_is_said_before_rows_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows(1))
+
+    done = check(tmp_path, "rows.jsonl", "--report", "/proc/report.json")
+
+    assert done.exit_code == INVALID
+    assert "/proc/report.json cannot be written" in words(done.stderr)

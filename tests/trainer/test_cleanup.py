@@ -42,6 +42,16 @@ def test_what_a_cleanup_that_was_cut_short_left_is_removed_too(tmp_path: Path) -
     assert not folder.exists()
 
 
+def test_the_folders_of_all_stages_of_a_run_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    config = StoreConfig(uri="pvc://artifacts", path=str(tmp_path))
+    for run_name, stage in (("u", "train"), ("u", "prepare"), ("u-2", "train")):
+        open_store(config).run_folder(run_name, stage).write("result.json", b"{}")
+    removal = CleanupConfig(owner=OWNER, store=config, run="u")
+    for _ in range(2):
+        assert run(removal).code == ExitCode.OK
+        assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["u-2"]
+
+
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path)))
     artifact = publish(store, "one")

@@ -51,5 +51,6 @@ def test_states_that_cannot_be_removed_fail_no_run(
         raise StageFailure(FailureReason.STORE_UNAVAILABLE, "read-only", ExitCode.STORE_UNAVAILABLE)
 
     monkeypatch.setattr(states, "remove_states", refuse)
-    process._remove_states(bench.store, "run-1")
-    assert "resume states of run run-1 are left in the store: read-only" in caplog.text
+    config = config_for(bench)
+    process._remove_states(bench.store, config)
+    assert f"resume states of run {config.run} are left in the store: read-only" in caplog.text

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.report import Reporter
 from finetune_trainer.rows import Row
+from finetune_trainer.signals import Stop
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import steps_per_epoch
@@ -86,7 +86,7 @@ class Sheet(Reporter):
     """Keeps all progress; sets `stop` when a step is reported that is in `stop_at`."""
 
     stop_at: frozenset[int] = frozenset()
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: Stop = field(default_factory=Stop)
     seen: list[Progress] = field(default_factory=list)
 
     def progress(self, progress: Progress) -> None:

@@ -11,6 +11,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.settings import Settings
 from hack.cluster.toolchain import program
+from tests.networkpolicies import Pod, admits
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
 
@@ -162,6 +163,37 @@ def test_watching_two_namespaces_gives_rights_in_these_two_only() -> None:
     assert bindings == [("RoleBinding", "team-a"), ("RoleBinding", "team-b")]
 
 
+def test_a_restricted_operator_may_post_events_about_profiles(manifests: list[Manifest]) -> None:
+    restricted = rendered("watchNamespaces={team-a}")
+    role = named(restricted, "Role", "finetune-operator-events")
+    assert role["metadata"]["namespace"] == "default"
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+    assert not any(m["metadata"]["name"] == "finetune-operator-events" for m in manifests)
+
+
+def test_all_users_may_list_the_profiles_unless_the_values_say_otherwise(manifests: list[Manifest]) -> None:
+    binding = named(manifests, "ClusterRoleBinding", "finetune-operator-profiles")
+    assert [subject["name"] for subject in binding["subjects"]] == ["system:authenticated"]
+    (rule,) = named(manifests, "ClusterRole", "finetune-operator-profiles")["rules"]
+    assert (rule["resources"], rule["verbs"]) == (["computeprofiles"], ["get", "list", "watch"])
+    names = {m["metadata"]["name"] for m in rendered("rbac.listProfiles=false")}
+    assert "finetune-operator-profiles" not in names
+
+
+def test_images_can_be_named_by_digest() -> None:
+    digest = "sha256:" + "a" * 64
+    manifests = rendered(f"image.digest={digest}", f"trainerImage.digest={digest}", "image.tag=1")
+    (container,) = named(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"finetune-operator:1@{digest}"
+    trainer = next(v["value"] for v in container["env"] if v["name"] == "TRAINER_IMAGE")
+    assert trainer.endswith(f"@{digest}")
+
+
+def test_the_default_profile_outlives_the_release(manifests: list[Manifest]) -> None:
+    profile = named(manifests, "ComputeProfile", "default")
+    assert profile["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
 def test_the_default_profile_is_one_and_readable_by_the_operator(manifests: list[Manifest]) -> None:
     profiles = [ComputeProfile.model_validate(m) for m in manifests if m["kind"] == "ComputeProfile"]
     assert [(profile.name, profile.is_default) for profile in profiles] == [("default", True)]
@@ -183,3 +215,115 @@ def test_helm_refuses_a_misspelt_value_by_its_name(setting: str, misspelt: str) 
 def test_the_chart_carries_the_crds_of_this_release() -> None:
     for crd in sorted((CHART.parents[1] / "crds").iterdir()):
         assert (CHART / "crds" / crd.name).read_text() == crd.read_text()
+
+
+def selected(manifest: Manifest) -> dict[str, str]:
+    labels: dict[str, str] = manifest["metadata"]["labels"]
+    return {key: labels[key] for key in ("app.kubernetes.io/name", "app.kubernetes.io/instance")}
+
+
+def test_one_process_has_no_budget_and_two_lose_one_at_a_time(manifests: list[Manifest]) -> None:
+    assert not [m for m in manifests if m["kind"] == "PodDisruptionBudget"]
+    budget = named(rendered("replicas=2"), "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert budget["spec"]["selector"]["matchLabels"] == selected(budget)
+    off = rendered("replicas=2", "podDisruptionBudget.enabled=false")
+    assert not [m for m in off if m["kind"] == "PodDisruptionBudget"]
+
+
+def test_replicas_are_spread_and_replaced_as_the_values_say(manifests: list[Manifest]) -> None:
+    assert "strategy" not in named(manifests, "Deployment")["spec"]
+    assert "topologySpreadConstraints" not in named(manifests, "Deployment")["spec"]["template"]["spec"]
+    zone = "topologySpreadConstraints[0]"
+    deployment = named(
+        rendered(
+            f"{zone}.topologyKey=topology.kubernetes.io/zone",
+            f"{zone}.maxSkew=1",
+            f"{zone}.whenUnsatisfiable=DoNotSchedule",
+            "strategy.type=RollingUpdate",
+            "strategy.rollingUpdate.maxUnavailable=0",
+        ),
+        "Deployment",
+    )
+    assert deployment["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
+    assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"] == [
+        {
+            "labelSelector": {"matchLabels": selected(deployment)},
+            "topologyKey": "topology.kubernetes.io/zone",
+            "maxSkew": 1,
+            "whenUnsatisfiable": "DoNotSchedule",
+        }
+    ]
+
+
+def test_the_operators_network_policy_is_off_until_it_is_asked_for(manifests: list[Manifest]) -> None:
+    assert not [m for m in manifests if m["kind"] == "NetworkPolicy"]
+
+
+def test_the_operators_network_policy_admits_monitoring_to_metrics_and_pods_of_runs_to_reports() -> None:
+    policy = named(rendered("networkPolicies.operator=true"), "NetworkPolicy")
+    assert policy["spec"]["podSelector"]["matchLabels"] == selected(policy)
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    managed = {"matchLabels": {"app.kubernetes.io/managed-by": "finetune-operator"}}
+    assert policy["spec"]["ingress"] == [
+        {
+            "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+            "ports": [{"port": 8080, "protocol": "TCP"}],
+        },
+        {
+            "from": [{"podSelector": managed, "namespaceSelector": {}}],
+            "ports": [{"port": 8443, "protocol": "TCP"}],
+        },
+    ]
+
+
+def test_the_operators_network_policy_knows_its_namespaces_and_whether_anything_reports() -> None:
+    policy = named(
+        rendered(
+            "networkPolicies.operator=true",
+            "watchNamespaces={a,b}",
+            "networkPolicies.monitoringNamespace=*",
+        ),
+        "NetworkPolicy",
+    )
+    metrics, reports = policy["spec"]["ingress"]
+    assert metrics["from"] == [{"namespaceSelector": {}}]
+    (peer,) = reports["from"]
+    assert peer["namespaceSelector"] == {
+        "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}]
+    }
+    silent = named(rendered("networkPolicies.operator=true", "report.enabled=false"), "NetworkPolicy")
+    assert len(silent["spec"]["ingress"]) == 1
+
+
+def test_the_monitoring_namespace_of_the_process_is_that_of_the_values() -> None:
+    (container,) = named(rendered(), "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable.get("value", "10.0.0.1") for variable in container["env"]}
+    assert Settings.from_environment(environment).monitoring_namespace == "monitoring"
+
+
+def test_a_security_floor_reaches_the_process() -> None:
+    deployment = named(rendered("trainerImage.securityFloor=0.2.0"), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "TRAINER_IMAGE_FLOOR", "value": "0.2.0"} in container["env"]
+    assert "securityFloor" in helm("trainerImage.securityFloor=newest").stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "admitted"),
+    [
+        (Pod("monitoring", {"app": "prometheus"}), 8080, True),
+        (Pod("monitoring", {"app": "prometheus"}), 8443, False),
+        (Pod("a", {"app.kubernetes.io/managed-by": "finetune-operator"}), 8443, True),
+        (Pod("a", {"app.kubernetes.io/managed-by": "finetune-operator"}), 8080, False),
+        (Pod("b", {"app.kubernetes.io/managed-by": "finetune-operator"}), 8443, False),
+        (Pod("a", {"app": "stranger"}), 8443, False),
+        (Pod("finetune-system", {"app": "stranger"}), 8080, False),
+    ],
+    ids=str,
+)
+def test_the_operators_network_policy_means_what_it_says(source: Pod, port: int, *, admitted: bool) -> None:
+    manifests = rendered("networkPolicies.operator=true", "watchNamespaces={a}")
+    labels = named(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    policies = [manifest for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
+    assert admits(policies, Pod("finetune-system", labels), source, port) is admitted

@@ -80,6 +80,8 @@ def test_a_misspelt_name_is_refused_by_its_name(path: tuple[str, ...]) -> None:
         (("watchNamespaces",), ["Not_A_Namespace"]),
         (("watchNamespaces",), ["team-a", "team-a"]),
         (("image", "repository"), ""),
+        (("image", "digest"), "1a2b"),
+        (("trainerImage", "digest"), "sha256:1a2b"),
         (("resources", "limits"), {"memory": "lots"}),
         (("defaultProfile", "name"), "x" * 41),
         (("defaultProfile", "spec", "engine"), "vllm"),

@@ -16,6 +16,7 @@ from finetune_operator.api.meta import Model
 from finetune_operator.build.configs import StageInputs, prepare_config
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract import (
+    RULE_VERSION,
     ArtifactRef,
     Columns,
     DataFormat,
@@ -52,6 +53,11 @@ def manifests() -> list[tuple[str, dict[str, Any]]]:
         for manifest in yaml.safe_load_all(path.read_text())
         if manifest["apiVersion"].startswith("finetune.dev/")
     ]
+
+
+def split_of_spec(dataset: Dataset) -> Split:
+    """What a trainer gets of a new Dataset, which has the newest rule."""
+    return Split(**{"rule_version": RULE_VERSION, **dataset.spec.split.model_dump(exclude_none=True)})
 
 
 def strict(model: type[Model], value: Any) -> Any:
@@ -98,7 +104,7 @@ def test_both_parts_split_alike_and_hold_out_enough_rows_to_judge_by() -> None:
     )
     assert first.name == second.name
     assert first.spec.split == second.spec.split
-    split = Split.model_validate(first.spec.split.model_dump(exclude={"group_by"}))
+    split = split_of_spec(first).model_copy(update={"group_by": None})
     rows = load_rows(FIRST / "data" / "tickets.jsonl")
     assert sum(split_of(RawRow(row), division_of(split)) == "test" for row in rows) >= 30
 
@@ -133,7 +139,8 @@ def products() -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preparation, PrepareResult]:
     """The products as the stage prepares them with the settings of the example's Dataset."""
-    spec = Dataset.model_validate(yaml.safe_load((VOICE / "dataset.yaml").read_text())).spec
+    dataset = Dataset.model_validate(yaml.safe_load((VOICE / "dataset.yaml").read_text()))
+    spec = dataset.spec
     assert spec.columns is not None
     preparation = Preparation(tmp_path_factory.mktemp("brand-voice"))
     source = preparation.write(PRODUCTS.name, PRODUCTS.read_bytes())
@@ -141,7 +148,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preparation, Pre
         source,
         format=spec.format,
         columns=Columns(prompt=spec.columns.prompt, completion=spec.columns.completion),
-        split=Split(**spec.split.model_dump()),
+        split=split_of_spec(dataset),
         on_invalid_rows=spec.on_invalid_rows,
     )
 
@@ -302,13 +309,13 @@ def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) 
     for name, job in method_examples().items():
         assert job.name == f"library-{name}"
         assert job.spec.dataset.ref is not None
-        spec = datasets[job.spec.dataset.ref.name].spec
-        file = METHODS / "data" / spec.source.uri.rpartition("/")[2]
+        dataset = datasets[job.spec.dataset.ref.name]
+        file = METHODS / "data" / dataset.spec.source.uri.rpartition("/")[2]
         folder = tmp_path / name
         folder.mkdir()
         preparation = Preparation(folder)
         result = preparation.run(
-            preparation.write(file.name, file.read_bytes()), split=Split(**spec.split.model_dump())
+            preparation.write(file.name, file.read_bytes()), split=split_of_spec(dataset)
         )
         assert result.dataset is not None
         artifact = ArtifactRef(kind="datasets", digest=result.dataset)

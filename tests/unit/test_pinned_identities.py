@@ -93,7 +93,7 @@ class LaterDevices(Devices):
 def test_a_field_that_comes_later_enters_the_name_only_when_set(
     monkeypatch: pytest.MonkeyPatch, sharing: str | None, same: bool
 ) -> None:
-    always = {**revisionhash.ALWAYS, LaterDevices: revisionhash.ALWAYS[Devices]}
+    always: dict[Any, Any] = {**revisionhash.ALWAYS, LaterDevices: revisionhash.ALWAYS[Devices]}
     monkeypatch.setattr(revisionhash, "ALWAYS", always)
     made = ComputeProfile.model_validate({"kind": "ComputeProfile", "metadata": {"name": "standard"}})
     spec = made.spec.model_copy(update={"devices": LaterDevices(sharing=sharing)})

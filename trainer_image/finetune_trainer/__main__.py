@@ -1,44 +1,16 @@
-"""Start of every trainer process: one config in, one result out. See `contract.py`."""
+"""Start of every trainer process; handles signals before it imports what takes time."""
 
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from finetune_trainer import configuration, logs, process
-from finetune_trainer.contract import CONFIG_ENV, FailureReason
-from finetune_trainer.failure import StageFailure
+from finetune_trainer import signals
 
 
 def main() -> int:
     """Run what the config says; the exit code is one of `ExitCode`, or 128 + a signal's number."""
-    # No model is compiled in a pod, and PyTorch's compiler takes bitsandbytes seconds to load. The Triton
-    # kernels that TRL launches on a GPU do without it.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    logs.configure()
-    parser = argparse.ArgumentParser(prog="finetune-trainer", description="Run one stage of a fine-tuning.")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"JSON config; without it the variable {CONFIG_ENV}"
-    )
-    arguments = parser.parse_args()
-    try:
-        text = _config_text(arguments.config)
-    except StageFailure as failure:
-        return process.refuse(None, failure)
-    try:
-        config = configuration.parse(text)
-    except StageFailure as failure:
-        return process.refuse(text, failure)
-    return process.run(config)
+    signals.end_unstarted()
+    from finetune_trainer import command
 
-
-def _config_text(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get(CONFIG_ENV)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageFailure(FailureReason.INVALID_CONFIG, f"--config {path}: {error}") from error
+    return command.run()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a stage gets beside its config."""
 
-import threading
 from dataclasses import dataclass
 
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.report import Reporter
+from finetune_trainer.signals import Stop
 from finetune_trainer.store import Store
 
 
@@ -14,6 +14,6 @@ class StageContext:
 
     store: Store
     reporter: Reporter
-    stop: threading.Event
+    stop: Stop
     group: Group = ALONE
     """The processes that do it together."""

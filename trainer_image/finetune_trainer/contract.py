@@ -13,6 +13,7 @@ with a condition instead of leaving it out. Configs are read strictly, results a
 Nothing here imports torch, and nothing ever may.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -47,6 +48,8 @@ MODELS_MOUNT: Final = "/mnt/models"
 """Where a serving pod's init container puts what it fetched, and the server reads it."""
 CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
 """Holds a folder for each Secret of type `finetune.dev/credentials` that the pod has, one file a key."""
+API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
+"""Holds the API keys of an endpoint, one file a key."""
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
 REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"
@@ -384,6 +387,25 @@ class StageConfig(Contract):
     """Folder under `runs/`: a FineTuneJob's uid, or a Dataset's uid, generation and number of the look."""
     store: StoreConfig
     report: ReportTarget | None = None
+    nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Repeated in the result, which so belongs to the Job that was made with it."""
+
+    @property
+    def digest(self) -> str:
+        """Of what the stage is to do: 64 hexadecimal digits.
+
+        Without what may differ between two Jobs that do the same.
+        """
+        same = {
+            key: value for key, value in self.to_dict().items() if key not in ("contract", "nonce", "report")
+        }
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
+    def answer(self, result: "StageResult") -> "StageResult":
+        """The result for the reader of this config's Job: in its version of the contract, with its nonce."""
+        return result.model_copy(
+            update={"contract": self.contract, "nonce": self.nonce, "config_digest": self.digest}
+        )
 
 
 class PrepareConfig(StageConfig):
@@ -487,15 +509,21 @@ class CollectConfig(StageConfig):
     probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
     """Write a small file into the stage's folder and remove it first: whether the store can be used."""
 
+    def answer(self, result: "StageResult") -> "StageResult":
+        """The result for the reader of this Job; the config that it belongs to is the stage's own."""
+        return result.model_copy(update={"contract": self.contract, "nonce": self.nonce})
+
 
 class CleanupConfig(Contract):
-    """Remove one folder from the store; that it is gone already is as good."""
+    """Remove one folder from the store, an artifact's or a run's; that it is gone already is as good."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["cleanup"] = "cleanup"
     owner: Owner
     store: StoreConfig
-    artifact: ArtifactRef
+    artifact: ArtifactRef | None = None
+    run: Annotated[str | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Folder under `runs/`; no pod of the run is left."""
 
 
 class FetchItem(Contract):
@@ -542,6 +570,8 @@ class ServeConfig(Contract):
     max_model_length: int = 4096
     drain_seconds: float = 10
     """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
+    api_keys_path: str | None = Field(default=None, json_schema_extra={"since": 2})
+    """Folder with the keys that requests need, one file a key; None: they need none."""
 
 
 AnyConfig = Annotated[
@@ -730,6 +760,10 @@ class StageResult(Contract):
     preflight: PreflightResult | None = None
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
+    nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Of the config of the pod that leaves this message."""
+    config_digest: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """`digest` of the config that the stage ran with."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:

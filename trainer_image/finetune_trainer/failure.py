@@ -2,6 +2,9 @@
 
 from finetune_trainer.contract import ExitCode, FailureReason, PrepareResult
 from finetune_trainer.scrubbing import SCRUBBER
+from finetune_trainer.signals import Preempted
+
+__all__ = ["Preempted", "StageFailure"]
 
 
 class StageFailure(Exception):
@@ -22,7 +25,3 @@ class StageFailure(Exception):
         self.reason = reason
         self.exit_code = exit_code
         self.prepare = prepare
-
-
-class Preempted(Exception):
-    """SIGTERM arrived and everything needed to go on is in the store."""

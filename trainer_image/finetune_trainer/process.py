@@ -25,7 +25,6 @@ from finetune_trainer.contract import (
     PrepareConfig,
     ServeConfig,
     Stage,
-    StageConfig,
     StageResult,
     StoreConfig,
     TrainConfig,
@@ -69,16 +68,17 @@ def refuse(text: str | None, failure: StageFailure) -> ExitCode:
     if stage == "collect":
         stage = raw.get("of")
     if stage in get_args(Stage) and isinstance(run_folder, str):
-        # The config was refused, so its version cannot be relied on; the oldest is understood by all.
-        oldest = min(CONTRACT_VERSIONS)
-        return _fail(failed(cast("Stage", stage), run_folder, failure, oldest), failure)
+        # What was refused cannot be relied on; the oldest version is understood by all.
+        contract = raw.get("contract") if raw.get("contract") in CONTRACT_VERSIONS else min(CONTRACT_VERSIONS)
+        nonce = raw.get("nonce") if isinstance(raw.get("nonce"), str) else None
+        result = failed(cast("Stage", stage), run_folder, failure)
+        return _fail(result.model_copy(update={"contract": contract, "nonce": nonce}), failure)
     return _fail_in_words(failure)
 
 
-def failed(stage: Stage, run: str, failure: StageFailure, contract: int) -> StageResult:
-    """The result, in this version of the contract, of a stage that ended with `failure`."""
+def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
+    """The result of a stage that ended with `failure`."""
     return StageResult(
-        contract=contract,
         stage=stage,
         run=run,
         outcome="Failed",
@@ -95,7 +95,7 @@ def _run_together(config: TrainConfig) -> int:
     try:
         place = Place.of(config, os.environ)
     except StageFailure as failure:
-        return _fail(failed(config.stage, config.run, failure, config.contract), failure)
+        return _fail(config.answer(failed(config.stage, config.run, failure)), failure)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings on every process's standard error
     if place.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
@@ -106,25 +106,26 @@ def _run_together(config: TrainConfig) -> int:
 
 def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     """`place` is that of one of several processes that train together; the leader speaks for all."""
-    stop = signals.stop_event()
+    stop = signals.Stop()
     leads = place is None or place.leads
     target = config.report if leads else None
     reporter = Reporter(target, config.owner, config.stage, contract=config.contract)
     store: Store | None = None
     group = ALONE
     try:
-        store = open_store(_store_config(config, place), stop)
-        result = _succeeded(store, config)
-        if result is not None:
-            logger.info("this run's %s is done already", config.stage)
-        else:
-            with _session(config, place, store, stop) as group:
-                context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
-                result = _answer(_execute(config, context), config)
-                # A source is looked at for years: a look that finds nothing new leaves nothing in the store.
-                if leads and (result.prepare is None or not result.prepare.unchanged):
-                    store.write_result(result)
-                group.finish()
+        with stop.listening():
+            store = open_store(_store_config(config, place), stop)
+            result = _succeeded(store, config)
+            if result is not None:
+                logger.info("this run's %s is done already", config.stage)
+            else:
+                with _session(config, place, store, stop) as group:
+                    context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
+                    result = config.answer(_execute(config, context))
+                    # A source is looked at for years; one that has not changed leaves nothing in the store.
+                    if leads and (result.prepare is None or not result.prepare.unchanged):
+                        store.write_result(result)
+                    group.finish()
     except Preempted:
         logger.info("stopped by a signal; the next pod of this run goes on from here")
         return ExitCode.PREEMPTED_SAVED
@@ -137,7 +138,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     except StageFailure as failure:
         if not group.fails_first():
             return _failed_elsewhere(failure)
-        result = failed(config.stage, config.run, failure, config.contract)
+        result = config.answer(failed(config.stage, config.run, failure))
         if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
             _keep(store, result)
         return _fail(result, failure)
@@ -146,41 +147,32 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
         unforeseen = _unforeseen(error)
         if not group.fails_first():
             return _failed_elsewhere(unforeseen)
-        return _fail(failed(config.stage, config.run, unforeseen, config.contract), unforeseen)
+        return _fail(config.answer(failed(config.stage, config.run, unforeseen)), unforeseen)
     finally:
         reporter.close(LAST_REPORT_SECONDS)
     if leads:
-        _end_well(config, store, result)
+        _remove_states(store, config)
+        termination.write(termination.bounded(result))
     return ExitCode.OK
 
 
-def _end_well(config: StageRunConfig, store: Store, result: StageResult) -> None:
-    """What follows a result that is in the store."""
-    if isinstance(config, TrainConfig | EvaluateConfig):
-        _remove_states(store, config.run)
-    termination.write(termination.bounded(result))
-
-
-def _remove_states(store: Store, run: str) -> None:
-    """The resume states of a run whose training has its result; should that be missed, evaluate does it."""
+def _remove_states(store: Store, config: StageRunConfig) -> None:
+    """Those of a run whose training has its result; where train was killed before, evaluate does it."""
+    if not isinstance(config, TrainConfig | EvaluateConfig):
+        return
     from finetune_trainer.train.states import remove_states
 
     try:
-        with store.run_folder(run, "train") as folder:
+        with store.run_folder(config.run, "train") as folder:
             remove_states(folder)
     except (StageFailure, Preempted) as left:
-        logger.warning("resume states of run %s are left in the store: %s", run, left)
+        logger.warning("resume states of run %s are left in the store: %s", config.run, left)
 
 
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
     """The result that this stage has already, if it went well."""
     result = store.read_result(config.run, config.stage)
-    return _answer(result, config) if result is not None and result.outcome == "Succeeded" else None
-
-
-def _answer(result: StageResult, config: StageConfig) -> StageResult:
-    """The result in the version of the contract that the config is in: its reader may know no other."""
-    return result.model_copy(update={"contract": config.contract})
+    return config.answer(result) if result is not None and result.outcome == "Succeeded" else None
 
 
 def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
@@ -193,7 +185,7 @@ def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
 
 @contextmanager
 def _session(
-    config: StageRunConfig, place: Place | None, store: Store, stop: threading.Event
+    config: StageRunConfig, place: Place | None, store: Store, stop: signals.Stop
 ) -> Iterator[Group]:
     """The processes that train together, or this one alone."""
     if place is None or not isinstance(config, TrainConfig):
@@ -252,9 +244,9 @@ def _execute(config: StageRunConfig, context: StageContext) -> StageResult:
 def _run_collect(config: CollectConfig) -> ExitCode:
     signals.end_at_once()
     try:
-        result = _answer(collect(config, open_store(config.store)), config)
+        result = config.answer(collect(config, open_store(config.store)))
     except StageFailure as failure:
-        return _fail(failed(config.of, config.run, failure, config.contract), failure)
+        return _fail(config.answer(failed(config.of, config.run, failure)), failure)
     termination.write(termination.bounded(result))
     return ExitCode.OK
 

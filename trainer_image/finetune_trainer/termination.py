@@ -29,6 +29,8 @@ def bounded(result: StageResult) -> str:
         logger.warning("the result is too long for a termination message; result.json in the store has it")
         result = StageResult(
             contract=result.contract,
+            nonce=result.nonce,
+            config_digest=result.config_digest,
             stage=result.stage,
             run=result.run,
             outcome=result.outcome,

@@ -26,5 +26,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "finetune-operator.image" -}}
 {{- $image := index . 0 -}}
 {{- $chart := index . 1 -}}
-{{ $image.repository }}:{{ $image.tag | default $chart.AppVersion }}
+{{ $image.repository }}:{{ $image.tag | default $chart.AppVersion }}{{ with $image.digest }}@{{ . }}{{ end }}
 {{- end -}}

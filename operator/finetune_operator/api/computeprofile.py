@@ -230,6 +230,18 @@ class ComputeProfileSpec(Model):
             " run may ask for less with compute.maxRunSeconds. Absent: no limit.",
         ),
     ] = None
+    checkpoint_history_limit: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Number of most recent Checkpoints to keep in each model line, of ended runs with"
+            " this profile. Older ones are deleted, with their stored weights where their deletionPolicy is"
+            " Delete, unless they were promoted, are the one that their run stands for, are in use or"
+            " pinned, another Checkpoint was trained from them, or anyone else has edited them."
+            " Absent: all are kept.",
+        ),
+    ] = None
     max_concurrent_rollouts: Annotated[
         int | None,
         Field(

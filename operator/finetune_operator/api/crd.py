@@ -172,7 +172,9 @@ def build_crd(kind: Kind) -> Schema:
                 "plural": kind.plural,
                 "singular": kind.name.lower(),
                 "shortNames": [kind.short_name],
-                "categories": ["finetune"],
+                # With a kind that has no namespace, `kubectl get finetune` ends in Forbidden for whoever has
+                # rights in namespaces only.
+                **({"categories": ["finetune"]} if kind.namespaced else {}),
             },
             "versions": [
                 {

@@ -34,11 +34,20 @@ SOURCE_RULE = Rule(
     "uri",
 )
 
+# Whoever may read the object, its Jobs or an audit log would read them. An object that has them already can
+# still be changed: the API server does not judge a value again that stays the same.
+NO_USER_RULE = Rule(
+    "!self.uri.matches('^https://[^/?#]*@')",
+    "uri must not contain a user name or password: put them as keys username and password into a Secret of"
+    " type finetune.dev/credentials and name it in credentialsSecretRef",
+    "uri",
+)
+
 
 class DataSource(Model):
     """Where the rows are."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (SOURCE_RULE,)
+    rules: ClassVar[tuple[Rule, ...]] = (SOURCE_RULE, NO_USER_RULE)
 
     uri: Annotated[
         Uri,
@@ -303,6 +312,16 @@ class DatasetSpec(DataPreparation):
         Field(
             description="Poll the source for changes. Without it, and at once: set the annotation"
             " finetune.dev/refresh-requested to a value that it did not have."
+        ),
+    ] = None
+    version_history_limit: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Number of most recent DatasetVersions to keep. Older ones are deleted, with their"
+            " stored rows where their deletionPolicy is Delete, unless a run that has not ended uses them, a"
+            " Checkpoint was trained on them, or anyone else has edited them. Absent: all are kept.",
         ),
     ] = None
     deletion_policy: Annotated[

@@ -109,6 +109,22 @@ class TopologySpread(Model):
 class Availability(Model):
     """What the replicas of an endpoint withstand."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.maxUnavailable) || !has(self.disruptionBudget) || self.disruptionBudget != 'None'",
+            "maxUnavailable is of the PodDisruptionBudget that disruptionBudget: None refuses: leave one out",
+            "maxUnavailable",
+        ),
+    )
+
+    disruption_budget: Annotated[
+        Literal["Managed", "None"] | None,
+        Field(
+            description="Who makes the PodDisruptionBudget of the endpoint's pods. Managed: the operator,"
+            " where there are several replicas or maxUnavailable is set. None: nobody, or you; evictions of"
+            " a pod with two budgets fail. Default: Managed."
+        ),
+    ] = None
     max_unavailable: Annotated[
         int | None,
         Field(

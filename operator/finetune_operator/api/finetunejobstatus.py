@@ -189,6 +189,13 @@ class TrainingStatus(Model):
     report_uri: Annotated[
         str | None, Field(description="Page with the loss curve, in the store; beside it report.json.")
     ] = None
+    image: Annotated[
+        str | None,
+        Field(
+            max_length=512,
+            description="Trainer image that the train pods ran, by digest; absent where no node says.",
+        ),
+    ] = None
 
 
 class StageStatus(Model):

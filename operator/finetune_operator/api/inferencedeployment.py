@@ -171,6 +171,20 @@ class Strategy(Model):
     ] = 600
 
 
+class Serving(Model):
+    """How the engine answers."""
+
+    api_keys_secret_ref: Annotated[
+        SecretReference | None,
+        Field(
+            description="Secret in the same namespace whose values are API keys, each under a name of its"
+            " own that does not begin with a dot. Requests need one of them as a bearer token; /health and"
+            " /metrics need none. A changed Secret takes effect within about two minutes, without a restart;"
+            " another Secret starts a new revision. Absent: requests need no key."
+        ),
+    ] = None
+
+
 class InferenceDeploymentSpec(Model):
     """Desired state of an endpoint."""
 
@@ -201,6 +215,7 @@ class InferenceDeploymentSpec(Model):
             " Absent: only another model, profile or spec starts one."
         ),
     ] = None
+    serving: Annotated[Serving | None, Field(description="How the engine answers.")] = None
     availability: Annotated[
         Availability | None,
         Field(description="How replicas are spread, and how many of them evictions may take at a time."),

@@ -40,7 +40,8 @@ class Model(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The wire form: camelCase, JSON types, absent fields left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # A value that only a newer release knows is no reason for a warning.
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,13 @@ FRACTION_ADVICE: Final = (
 )
 
 
+class FieldManager(Model):
+    """Who has set fields of an object."""
+
+    manager: str = ""
+    subresource: str = ""
+
+
 class ObjectMeta(Model):
     """The part of `metadata` that the operator reads."""
 
@@ -125,6 +133,8 @@ class ObjectMeta(Model):
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
     finalizers: list[str] = Field(default_factory=list)
+    managed_fields: tuple[FieldManager, ...] = ()
+    """Of records only."""
 
 
 class SecretReference(Model):

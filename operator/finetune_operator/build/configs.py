@@ -221,17 +221,21 @@ def checkpoint_type(method: Method) -> contract.CheckpointType:
 
 
 def cleanup_config(
-    record: Resource, store_uri: str, secret: str | None, artifact: contract.ArtifactRef, version: int
+    owner: Resource, store_uri: str, secret: str | None, artifact: contract.ArtifactRef | None, version: int
 ) -> contract.CleanupConfig:
-    """Remove what a record stands for from one store, which the Secret opens.
+    """Remove an artifact, or without one the run's folder, from one store, which the Secret opens.
 
     `version` is that of the contract that the pod's trainer reads.
     """
     inputs = StageInputs(
-        owner=record, run=record.uid, store_uri=store_uri, report=None, store_credentials=secret
+        owner=owner, run=owner.uid, store_uri=store_uri, report=None, store_credentials=secret
     )
     return contract.CleanupConfig(
-        contract=version, owner=inputs.contract_owner, store=inputs.store, artifact=artifact
+        contract=version,
+        owner=inputs.contract_owner,
+        store=inputs.store,
+        artifact=artifact,
+        run=owner.uid if artifact is None else None,
     )
 
 

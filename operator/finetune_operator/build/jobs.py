@@ -6,7 +6,16 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.labels import DEVICES, PROFILE, STAGE, child_labels, store_annotations
+from finetune_operator.build.labels import (
+    CONFIG_DIGEST,
+    DEVICES,
+    NONCE,
+    PROFILE,
+    STAGE,
+    child_labels,
+    short_hash,
+    store_annotations,
+)
 from finetune_operator.build.pods import (
     CONTAINER,
     Credentials,
@@ -17,7 +26,10 @@ from finetune_operator.build.pods import (
     queue_of,
 )
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import ExitCode, Stage
+from finetune_trainer.contract import ExitCode, Stage, StageConfig
+
+NONCE_CONTRACT: Final = 2
+"""First version of the contract in which a result repeats a nonce."""
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue then owns the Job's `suspend`; this operator never writes that field."""
@@ -104,11 +116,19 @@ def build_stage_job(
     placement: Placement,
     *,
     annotations: Mapping[str, str] | None = None,
+    nonce_key: str = "",
 ) -> Manifest:
     """A Job whose pod, or pods, carry out `config`; one leaves the result as its termination message.
 
-    `annotations` are the Job's, beside those of its store.
+    `annotations` are the Job's, beside those of its store. With a `nonce_key` results are bound to the Job.
     """
+    binding: dict[str, str] = {}
+    if nonce_key and isinstance(config, StageConfig) and config.contract >= NONCE_CONTRACT:
+        nonce = short_hash(nonce_key, owner.uid, name, length=32)
+        config = config.model_copy(update={"nonce": nonce})
+        binding = {NONCE: nonce}
+        if stage != "collect":  # what it reads belongs to the stage's config, not to its own
+            binding[CONFIG_DIGEST] = config.digest
     profile, secret = placement.profile, placement.credentials.store
     marks: dict[str, str] = {STAGE: stage}
     if profile is not None:
@@ -126,6 +146,7 @@ def build_stage_job(
             "labels": {**labels, QUEUE_LABEL: queue} if queue else labels,
             "annotations": {
                 **store_annotations(config.store.uri, secret.name if secret else None),
+                **binding,
                 **(annotations or {}),
             },
             # A cleanup works for an owner that is being deleted: that must not wait for it to go first.

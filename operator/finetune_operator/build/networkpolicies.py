@@ -23,6 +23,7 @@ def build_network_policy(
         pods: labels of the pods that it protects.
         ingress: rules, each from `allow`; none: nobody may connect.
     """
+    rules = list(ingress)
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -35,7 +36,8 @@ def build_network_policy(
         "spec": {
             "podSelector": {"matchLabels": dict(pods)},
             "policyTypes": ["Ingress"],
-            "ingress": list(ingress),
+            # The API server drops an empty list, which would then look like an edit.
+            **({"ingress": rules} if rules else {}),
         },
     }
 

@@ -1,8 +1,10 @@
-"""What of a profile enters the name of a revision, so that no release rolls an endpoint by itself."""
+"""What of profiles and endpoints enters the name of a revision, so that no release rolls one by itself."""
 
+from datetime import UTC
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec, Devices, PodResources, Toleration
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 
 ALWAYS: Final[dict[type[Model], frozenset[str]]] = {
@@ -47,3 +49,16 @@ def _value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_value(item) for item in value]
     return value
+
+
+def hashed_choices(endpoint: InferenceDeployment, api_keys_secret: str | None) -> dict[str, Any]:
+    """What later releases let a user of an endpoint choose: part of the name only where it is set."""
+    spec = endpoint.spec
+    chosen: dict[str, Any] = {}
+    if spec.restarted_at is not None:
+        chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
+    if api_keys_secret is not None:
+        chosen["apiKeysSecret"] = api_keys_secret
+    if spec.availability is not None and spec.availability.topology_spread:
+        chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
+    return chosen

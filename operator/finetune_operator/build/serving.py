@@ -2,29 +2,27 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.configs import store_config
-from finetune_operator.build.credentials import secret_volume
 from finetune_operator.build.jobs import owner_reference
 from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels, revision_name
-from finetune_operator.build.locations import parse_store
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
-from finetune_operator.build.revisionhash import hashed_placement, hashed_resources
+from finetune_operator.build.revisionhash import hashed_choices, hashed_placement, hashed_resources
 from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.build.servingvolumes import key_volume, scratch_volume, store_volume
 from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
+    API_KEYS_MOUNT,
     CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
     SERVE_PORT,
-    STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
     ArtifactRef,
     FetchConfig,
@@ -32,7 +30,6 @@ from finetune_trainer.contract import (
     Owner,
     ServeConfig,
     ServedModel,
-    StoreConfig,
 )
 
 ENGINE_CONTAINER: Final = "engine"
@@ -88,7 +85,7 @@ def build_revision(
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
         "placement": hashed_placement(spec),
     }
-    inputs |= _added_later(endpoint)
+    inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # Any of them opens the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
     if any(weights.checkpoint is None for _, weights in models):
@@ -98,14 +95,11 @@ def build_revision(
     return Revision(name, base_digest, models, profile, store, secret)
 
 
-def _added_later(endpoint: InferenceDeployment) -> dict[str, Any]:
-    """What later releases let a user choose: part of the name only where it is set (decision 5)."""
-    spec, chosen = endpoint.spec, {}
-    if spec.restarted_at is not None:
-        chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
-    if spec.availability is not None and spec.availability.topology_spread:
-        chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
-    return chosen
+def api_keys_secret(endpoint: InferenceDeployment) -> str | None:
+    """Name of the Secret with the keys that requests need, or None where they need none."""
+    serving = endpoint.spec.serving
+    secret = serving.api_keys_secret_ref if serving is not None else None
+    return secret.name if secret is not None else None
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -179,7 +173,7 @@ def build_deployment(
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
     trainer = trainer_of(revision.profile, image)
     store = store_config(revision.store, revision.store_credentials)
-    store_volumes, store_mounts = _store_volumes(store)
+    store_volumes, store_mounts = store_volume(store)
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
@@ -197,7 +191,9 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             ServedModel(name=name, folder=name, type=weights.type) for name, weights in revision.models
         ),
         drain_seconds=DRAIN_SECONDS,
+        api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
     )
+    key_volumes, key_mounts = key_volume(api_keys_secret(endpoint))
     common = {
         "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
@@ -234,13 +230,14 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     "periodSeconds": 2,
                     "timeoutSeconds": 5,
                 },
-                "volumeMounts": [{**models, "readOnly": True}, scratch],
+                "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts],
             }
         ],
         "volumes": [
             *store_volumes,
             {"name": "models", "emptyDir": {}},
-            {"name": "scratch", "emptyDir": {}},
+            scratch_volume(),
+            *key_volumes,
         ],
     }
     return {**pod, **_placement(revision.profile), **_spread(endpoint, revision)}
@@ -253,23 +250,6 @@ def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
     selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}}
     constraints = [{**each.to_dict(), "labelSelector": selector} for each in availability.topology_spread]
     return {"topologySpreadConstraints": constraints}
-
-
-def _store_volumes(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
-    """What the init container reads the store with: from a bucket it copies straight to the models."""
-    volumes: list[Manifest] = []
-    mounts: list[Manifest] = []
-    claim = parse_store(store.uri)
-    if claim is not None:
-        volumes.append(
-            {"name": "store", "persistentVolumeClaim": {"claimName": claim.name, "readOnly": True}}
-        )
-        mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
-    if store.credentials is not None:
-        volume, mount = secret_volume(store.credentials)
-        volumes.append(volume)
-        mounts.append(mount)
-    return volumes, mounts
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:

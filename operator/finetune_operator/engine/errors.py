@@ -38,6 +38,13 @@ class Rejected(ApiError):
         return "NamespaceTerminating" in self.causes
 
 
+class Undeclared(Rejected):
+    """The installed definition of the object's kind lacks a field that was written.
+
+    The API server answers an apply with such a field by 500 (kubernetes#139253).
+    """
+
+
 class Unavailable(ApiError):
     """The API server cannot answer now, or could not be reached: wait and try again.
 

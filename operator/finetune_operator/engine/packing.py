@@ -53,12 +53,12 @@ class Held:
 class Objects(Mapping[str, Manifest]):
     """A live mapping whose values are unpacked when they are read."""
 
-    def __init__(self, held: Mapping[str, Held], read: Callable[[Held], Manifest]) -> None:
+    def __init__(self, held: Mapping[str, Held], read: Callable[[str], Manifest]) -> None:
         self._held = held
         self._read = read
 
     def __getitem__(self, key: str) -> Manifest:
-        return self._read(self._held[key])
+        return self._read(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)

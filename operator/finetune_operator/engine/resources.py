@@ -42,10 +42,13 @@ ENDPOINT_SLICE: Final = ResourceType("discovery.k8s.io/v1", "EndpointSlice", "en
 TOKEN_REVIEW: Final = ResourceType(
     "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
 )
+DEFINITION: Final = ResourceType(
+    "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
+)
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
-    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW,
+    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, DEFINITION,
 )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ Transform = Callable[[Manifest], Manifest]
 Listener = Callable[[Manifest | None, Manifest | None], None]
 """Told old and new state of every change."""
 
+MANAGER: Final = ("manager", "subresource")
+"""What may be kept of an entry of `managedFields`, most of which is the names of fields."""
 UNPACKED: Final = 100
 """Settled objects that stay unpacked after they were read by name, because a pass reads several times."""
 
@@ -47,7 +49,7 @@ class Settled(NamedTuple):
 
     Attributes:
         is_settled: whether this state of an object is.
-        note: what is known of it without unpacking it; equal notes are one object.
+        note: what is known of any object without unpacking it; equal notes are one object.
     """
 
     is_settled: Callable[[Manifest], bool] = lambda _: False
@@ -64,9 +66,9 @@ class ObjectStore:
     ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote. Only a
     new epoch, which begins when etcd is restored from a snapshot, brings older states back.
 
-    Stored objects have no `managedFields` and must not be changed by readers. Settled ones are held packed
-    and unpacked when they are read: what can do without reading all of them uses `addresses`, `notes`, `uids`
-    or `unsettled`.
+    Stored objects have no `managedFields`, or only names in it, and must not be changed by readers. Settled
+    ones are held packed and unpacked when they are read: what can do without reading all of them uses
+    `addresses`, `notes`, `uids` or `unsettled`.
 
     Attributes:
         newest: the greatest resource version that was seen in this epoch.
@@ -77,11 +79,14 @@ class ObjectStore:
         indexers: Mapping[str, Indexer] | None = None,
         transform: Transform = lambda obj: obj,
         settled: Settled = NEVER,
+        *,
+        keep_managers: bool = False,
     ) -> None:
         self._objects: dict[str, dict[str, Held]] = {}
         self._indexers = dict(indexers or {})
         self._transform = transform
         self._settled = settled
+        self._keep_managers = keep_managers
         self._packer = Packer()
         self._unpacked: OrderedDict[Address, tuple[int, Manifest]] = OrderedDict()
         self._indexes: dict[str, dict[str, dict[str, Held]]] = {name: {} for name in self._indexers}
@@ -118,6 +123,11 @@ class ObjectStore:
             for held in objects.values()
             if isinstance(held.state, bytes)
         )
+
+    def noted(self, index: str, value: str) -> Iterator[tuple[str, str]]:
+        """Notes of the objects that `indexed` would find, with what they are keyed by."""
+        for key, held in self._indexes[index].get(value, NOTHING).items():
+            yield key, held.note
 
     def is_settled(self, namespace: str, name: str) -> bool:
         """Whether there is such an object, and it is settled."""
@@ -172,11 +182,13 @@ class ObjectStore:
 
     def names(self, namespace: str) -> Mapping[str, Manifest]:
         """The live mapping of one namespace's objects by name."""
-        return Objects(self._objects.get(namespace, NOTHING), self._read)
+        held = self._objects.get(namespace, NOTHING)
+        return Objects(held, lambda name: self._read(held[name], (namespace, name)))
 
     def indexed(self, index: str, value: str) -> Mapping[str, Manifest]:
         """Objects that the indexer `index` files under `value`, keyed `namespace/name`."""
-        return Objects(self._indexes[index].get(value, NOTHING), self._read)
+        held = self._indexes[index].get(value, NOTHING)
+        return Objects(held, lambda key: self._read(held[key]))
 
     def put(self, obj: Manifest) -> bool:
         """Take over a newer state; False when it was no news."""
@@ -193,8 +205,7 @@ class ObjectStore:
             if held.uid != metadata["uid"]:
                 self._bury(held.uid, held.version)
         self._unpacked.pop((namespace, name), None)
-        obj = compact(self._transform(obj))
-        obj["metadata"].pop("managedFields", None)
+        obj = compact(self._slim(obj))
         self._replace(namespace, name, obj, old)
         self._tell(old, obj)
         return True
@@ -263,6 +274,16 @@ class ObjectStore:
                 self._unpacked.popitem(last=False)
         return known[1]
 
+    def _slim(self, obj: Manifest) -> Manifest:
+        """What is kept of the object; it is not changed."""
+        metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+        if self._keep_managers:
+            managed = obj["metadata"].get("managedFields") or ()
+            metadata["managedFields"] = [
+                {key: each[key] for key in MANAGER if key in each} for each in managed
+            ]
+        return self._transform({**obj, "metadata": metadata})
+
     def _known(self, held: Held) -> int:
         """The version that another state has to be newer than."""
         return 0 if held.uid in self._former else held.version
@@ -279,7 +300,7 @@ class ObjectStore:
             obj["metadata"]["uid"],
             version(obj),
             self._packer.pack(obj) if is_settled else obj,
-            sys.intern(self._settled.note(obj)) if is_settled else "",
+            sys.intern(self._settled.note(obj)),
         )
         self._objects.setdefault(namespace, {})[sys.intern(name)] = held
         self._unindex(old)

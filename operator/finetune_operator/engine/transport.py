@@ -16,7 +16,14 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, load_incluster_config, load_kube_config
 from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
 
-from finetune_operator.engine.errors import AlreadyExists, ApiError, Conflict, Rejected, Unavailable
+from finetune_operator.engine.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Rejected,
+    Unavailable,
+    Undeclared,
+)
 from finetune_operator.plan import Manifest
 
 REQUEST_TIMEOUT: Final = 30.0
@@ -134,6 +141,10 @@ class Transport:
         return response
 
 
+UNDECLARED: Final = "field not declared in schema"
+"""What the API server says to an apply with a field that the installed definition lacks."""
+
+
 def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
     """The error that an answer stands for.
 
@@ -147,6 +158,8 @@ def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
     message = status.get("message") or body.decode(errors="replace")[:500] or f"HTTP status {code}"
     if code == HTTPStatus.CONFLICT:
         return AlreadyExists(message) if reason == "AlreadyExists" else Conflict(message)
+    if UNDECLARED in message:
+        return Undeclared(code, reason, message)
     waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
     if code in waits or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None

@@ -27,12 +27,19 @@ ROLLOUT_RESULTS: Final = ("succeeded", "failed", "rolled_back")
 
 
 class Metrics:
-    """All metrics of the process, in a registry of its own."""
+    """All metrics of the process, in a registry of its own.
+
+    Attributes:
+        namespaces: that have series.
+        profiles: that have series.
+    """
 
     def __init__(self) -> None:
         # A series a series for when it began, which nobody asks for.
         disable_created_metrics()
         self.registry = CollectorRegistry()
+        self.namespaces: set[str] = set()
+        self.profiles: set[str] = set()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.stage_seconds = Histogram(
@@ -140,6 +147,7 @@ class Metrics:
 
     def begin_namespace(self, namespace: str) -> None:
         """Begin at 0 what is counted by namespace."""
+        self.namespaces.add(namespace)
         self.checkpoints_recorded.labels(namespace)
         for result in PROMOTION_RESULTS:
             self.promotions.labels(namespace, result)
@@ -148,10 +156,30 @@ class Metrics:
 
     def begin_profile(self, namespace: str, profile: str) -> None:
         """Begin at 0 what is counted by profile."""
+        self.profiles.add(profile)
         self.device_seconds.labels(namespace, profile)
         self.lost_device_seconds.labels(namespace, profile)
         for stage in get_args(StageName):
             self.stage_queued_seconds.labels(stage, profile)
+
+    def forget_namespace(self, namespace: str) -> None:
+        """Drop the series of a namespace; should it come back, they begin again."""
+        self.namespaces.discard(namespace)
+        for metric in (
+            self.device_seconds,
+            self.lost_device_seconds,
+            self.cost,
+            self.checkpoints_recorded,
+            self.promotions,
+            self.rollouts,
+        ):
+            metric.remove_by_labels({"namespace": namespace})
+
+    def forget_profile(self, profile: str) -> None:
+        """Drop the series of a ComputeProfile; should it come back, they begin again."""
+        self.profiles.discard(profile)
+        for metric in (self.device_seconds, self.lost_device_seconds, self.stage_queued_seconds):
+            metric.remove_by_labels({"profile": profile})
 
     def requested(self, verb: str, code: str) -> None:
         """Count one request to the API server."""

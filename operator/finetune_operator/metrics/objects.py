@@ -9,8 +9,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from finetune_operator.plan import Manifest
-from finetune_operator.status.conditions import BLOCKED
-from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 from finetune_operator.status.stagetimes import container_state, instant
 
 SERIES_LIMIT: Final = 500
@@ -53,7 +52,7 @@ class ObjectStateCollector(Collector):
             for kind in ("FineTuneJob", "Dataset", "InferenceDeployment")
         )
         yield _phases(jobs, self._settled() if active else {})
-        yield _blocked((*jobs, *datasets))
+        yield _blocked(jobs, datasets)
         running = [job for job in jobs if _is_running(job)]
         faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
         yield from self._running(running[:SERIES_LIMIT])
@@ -122,12 +121,20 @@ def _phases(jobs: Iterable[Manifest], settled: Mapping[tuple[str, str], int]) ->
     return count
 
 
-def _blocked(objects: Iterable[Manifest]) -> Metric:
+def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
+    waiting = {_names(dataset): _blocking_reason(dataset) for dataset in datasets}
     reasons = Tally(
-        (obj["kind"], obj["metadata"]["namespace"], _reason(_status(obj), ConditionType.RECONCILING) or "")
-        for obj in objects
-        if _status(obj).get("phase") == BLOCKED
+        ("Dataset", namespace, reason) for (namespace, _), reason in waiting.items() if reason is not None
     )
+    for job in jobs:
+        reason = _blocking_reason(job)
+        ref = job.get("spec", {}).get("dataset", {}).get("ref")
+        if _reason(_status(job), ConditionType.RECONCILING) == Reason.WAITING_FOR_DATASET and ref is not None:
+            # It waits for a person exactly if its Dataset does.
+            is_blocked = waiting.get((job["metadata"]["namespace"], ref["name"])) is not None
+            reason = Reason.WAITING_FOR_DATASET if is_blocked else None
+        if reason is not None:
+            reasons["FineTuneJob", job["metadata"]["namespace"], reason] += 1
     count = GaugeMetricFamily(
         "finetune_blocked",
         "FineTuneJobs and Datasets that wait for somebody to act, by the reason of their condition; one that"
@@ -137,6 +144,12 @@ def _blocked(objects: Iterable[Manifest]) -> Metric:
     for labels, number in sorted(reasons.items()):
         count.add_metric(labels, number)
     return count
+
+
+def _blocking_reason(obj: Manifest) -> str | None:
+    """What a person must act on; None while nobody needs to."""
+    reason = _reason(_status(obj), ConditionType.RECONCILING)
+    return None if reason in UNDER_WAY else reason
 
 
 def _problems(datasets: Iterable[Manifest]) -> Metric:

@@ -21,6 +21,8 @@ class ProcessStateCollector(Collector):
     """How often the Lease has changed hands."""
     report_up: Callable[[], bool | None]
     """Whether pods can reach the report endpoint; None where there is to be none."""
+    outdated: Callable[[], int] = lambda: 0
+    """How many of our kinds have an outdated definition."""
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("finetune_queue_depth", "Objects that wait for a worker.", value=self.depth())
@@ -30,6 +32,11 @@ class ProcessStateCollector(Collector):
         for resource, seconds in self.ages().items():
             age.add_metric((resource,), seconds)
         yield age
+        yield GaugeMetricFamily(
+            "finetune_outdated_definitions",
+            "Kinds whose CustomResourceDefinition is older than this operator, which waits for it.",
+            value=self.outdated(),
+        )
         active = self.active()
         yield GaugeMetricFamily(
             "finetune_active", "1 for the process that holds the Lease.", value=float(active)

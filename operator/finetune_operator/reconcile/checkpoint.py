@@ -7,7 +7,7 @@ from finetune_operator.api.checkpoint import Checkpoint, CheckpointDisplay
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.plan import Event, Plan
-from finetune_operator.reconcile import recordcleanup
+from finetune_operator.reconcile import history, recordcleanup
 from finetune_operator.reconcile.indexes import address
 from finetune_operator.reconcile.lines import (
     champion,
@@ -40,6 +40,9 @@ def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
     """Decide the promotion, and note evaluations and users."""
     if checkpoint.metadata.deletion_timestamp is not None:
         return recordcleanup.clean_up(checkpoint, world)
+    gone = history.surplus(checkpoint, world)
+    if gone is not None:
+        return gone
     job = _job(checkpoint, world)
     promoted_at, reason, message = _promotion(checkpoint, job, world)
     promoted = promoted_at is not None and not is_rejected(checkpoint)

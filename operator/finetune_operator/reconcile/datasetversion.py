@@ -3,7 +3,7 @@
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.build.labels import STORE
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile import recordcleanup
+from finetune_operator.reconcile import history, recordcleanup
 from finetune_operator.reconcile.ownership import holding
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
@@ -21,6 +21,9 @@ def reconcile(version: DatasetVersion, world: World) -> Plan:
     """Note the stores that hold the content."""
     if version.metadata.deletion_timestamp is not None:
         return recordcleanup.clean_up(version, world)
+    gone = history.surplus(version, world)
+    if gone is not None:
+        return gone
     generation = version.metadata.generation
     locations = _locations(version, world)
     found = bool(locations)

@@ -7,6 +7,7 @@ ended is in no index: nothing wakes it any more.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from finetune_operator.build.labels import OWNER_KIND
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -25,6 +26,8 @@ BY_CONTENT: Final = "content"
 """FineTuneJobs and endpoints by what they need: digests, and `address` of records."""
 BY_DIGEST: Final = "digest"
 """Checkpoints and DatasetVersions."""
+BY_DATASET_OF: Final = "versions"
+"""DatasetVersions that are not being deleted, by `address` of what made them, and its kind."""
 BY_STATE: Final = "state"
 """Objects by UNSETTLED, QUEUED or ROLLING."""
 
@@ -146,6 +149,18 @@ def _by_digest(record: Manifest) -> Iterator[str]:
         yield digest
 
 
+def version_owner(kind: str, namespace: str, name: str) -> str:
+    """Value of BY_DATASET_OF: a run with inline data makes versions too, and may be named as a Dataset."""
+    return f"{kind}/{address(namespace, name)}"
+
+
+def _by_dataset_of(version: Manifest) -> Iterator[str]:
+    metadata = version["metadata"]
+    if "deletionTimestamp" not in metadata:
+        kind = metadata.get("labels", {}).get(OWNER_KIND, "")
+        yield version_owner(kind, namespace_of(version), version["spec"]["dataset"])
+
+
 def _profile(spec: dict[str, Any]) -> str:
     return (spec.get("compute") or {}).get("profile") or DEFAULT_PROFILE
 
@@ -179,7 +194,7 @@ INDEXERS: Final[Mapping[str, Mapping[str, Indexer]]] = {
         BY_CONTENT: contents,
     },
     "Dataset": {BY_STATE: _dataset_by_state},
-    "DatasetVersion": {BY_DIGEST: _by_digest},
+    "DatasetVersion": {BY_DIGEST: _by_digest, BY_DATASET_OF: _by_dataset_of},
     "Checkpoint": {BY_DIGEST: _by_digest},
     "InferenceDeployment": {
         BY_LINE: _endpoint_by_line,

@@ -1,9 +1,12 @@
 """InferenceDeployment: which revision an endpoint should serve, or why it cannot."""
 
+from typing import Final
+
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.pods import CPU
-from finetune_operator.build.serving import Revision, build_revision
+from finetune_operator.build.serving import Revision, api_keys_secret, build_revision
+from finetune_operator.build.trainer import trainer_of
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.endpoint import Observed
 from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
@@ -14,6 +17,9 @@ from finetune_operator.reconcile.targets import Targets, resolve
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
+
+KEYS_SINCE: Final = 2
+"""The contract whose engine knows API keys."""
 
 
 def claims(endpoint: InferenceDeployment, world: World) -> frozenset[str]:
@@ -41,9 +47,9 @@ def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> 
     profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, world)
     if isinstance(profile, Blocked):
         return profile
-    usable = _check_profile(profile, compute.devices)
-    if usable is not None:
-        return usable
+    unusable = _check_profile(profile, compute.devices) or _check_keys(endpoint, profile)
+    if unusable is not None:
+        return unusable
     lost = [target.problem for target in targets.models if target.is_lost]
     if lost:
         return Blocked(Reason.CHECKPOINT_NOT_FOUND, "; ".join(lost), requeue_after=None)
@@ -83,3 +89,17 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
             requeue_after=None,
         )
     return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")
+
+
+def _check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocked | None:
+    """An image that does not know the keys would serve without them."""
+    trainer = trainer_of(profile, endpoint.name)
+    if api_keys_secret(endpoint) is None or trainer.contract >= KEYS_SINCE:
+        return None
+    return Blocked(
+        Reason.PROFILE_INVALID,
+        f"spec.serving.apiKeysSecretRef needs a trainer image of contract {KEYS_SINCE}, and images.trainer of"
+        f" ComputeProfile {profile.name} has trainerContract {trainer.contract}, which would serve without"
+        " keys: use an image of this release, or remove the field",
+        requeue_after=None,
+    )

@@ -1,12 +1,16 @@
 """Model lines: which Checkpoint a line's followers should serve."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.build.labels import RECORDED_AT
+
+LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,11 @@ class _Entry:
     uid: str
     run: str
     model: str
+    parent: str | None
+    dataset_version: str
+    recorded_at: datetime
     promoted_at: datetime | None
+    is_going: bool
     may_lead: bool
     is_approved: bool
 
@@ -26,10 +34,19 @@ class _Entry:
             uid=checkpoint.uid,
             run=checkpoint.spec.lineage.job.uid,
             model=checkpoint.spec.model,
+            parent=checkpoint.spec.lineage.parent_checkpoint,
+            dataset_version=checkpoint.spec.lineage.dataset_version,
+            recorded_at=_recorded_at(checkpoint) or LONG_AGO,
             promoted_at=checkpoint.status.promoted_at,
+            is_going=_is_going(checkpoint),
             may_lead=not (is_rejected(checkpoint) or _is_going(checkpoint)),
             is_approved=is_approved(checkpoint),
         )
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Names of the records that it came from."""
+        return (self.dataset_version,) if self.parent is None else (self.dataset_version, self.parent)
 
 
 class CheckpointIndex:
@@ -52,6 +69,7 @@ class CheckpointIndex:
         self._entries: dict[str, _Entry] = {}
         self._by_run: dict[str, tuple[str, ...]] = {}
         self._lines: dict[str, _Line] = {}
+        self._origins: Counter[str] = Counter()
         for checkpoint in checkpoints:
             self.put(checkpoint)
 
@@ -62,6 +80,7 @@ class CheckpointIndex:
         entry = self._entries[checkpoint.name] = _Entry.of(checkpoint)
         self._by_run[entry.run] = (*self._by_run.get(entry.run, ()), checkpoint.name)
         self._lines.setdefault(entry.model, _Line()).add(checkpoint.name, entry)
+        self._origins.update(entry.origins)
 
     def remove(self, name: str) -> None:
         old = self._entries.pop(name, None)
@@ -69,6 +88,7 @@ class CheckpointIndex:
             return
         if self._held is not None:
             del self._held[name]
+        self._origins -= Counter(old.origins)
         others = tuple(each for each in self._by_run[old.run] if each != name)
         if others:
             self._by_run[old.run] = others
@@ -100,6 +120,15 @@ class CheckpointIndex:
         entry = self._entries.get(name)
         return None if entry is None else entry.model
 
+    def is_origin(self, record: str) -> bool:
+        """Whether a Checkpoint of the index was trained from, or on, the record of this name."""
+        return record in self._origins
+
+    def newer(self, name: str) -> int:
+        """How many Checkpoints of its line, less those that are being deleted, were recorded after it."""
+        entry = self._entries.get(name)
+        return 0 if entry is None else self._lines[entry.model].newer(name, entry)
+
     def champion(self, model: str) -> Checkpoint | None:
         """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected or deleted."""
         identity = self.champion_identity(model)
@@ -128,10 +157,11 @@ class CheckpointIndex:
 class _Line:
     """The names of one line, and its promotions in order."""
 
-    __slots__ = ("_eligible", "_names", "_promoted", "approved")
+    __slots__ = ("_eligible", "_names", "_promoted", "_recorded", "approved")
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
+        self._recorded: list[tuple[datetime, str]] = []
         self._promoted: list[tuple[datetime, str]] = []
         self._eligible: list[tuple[datetime, str]] = []
         self.approved: dict[str, None] = {}
@@ -153,6 +183,8 @@ class _Line:
 
     def add(self, name: str, entry: _Entry) -> None:
         self._names[name] = None
+        if not entry.is_going:
+            insort(self._recorded, (entry.recorded_at, name))
         if entry.promoted_at is None:
             if entry.is_approved:
                 self.approved[name] = None
@@ -164,13 +196,20 @@ class _Line:
     def discard(self, name: str, entry: _Entry) -> None:
         del self._names[name]
         self.approved.pop(name, None)
-        if entry.promoted_at is None:
-            return
-        promotion = (entry.promoted_at, name)
-        for entries in (self._promoted, self._eligible):
-            place = bisect_left(entries, promotion)
-            if entries[place : place + 1] == [promotion]:
-                del entries[place]
+        _take_out(self._recorded, (entry.recorded_at, name))
+        if entry.promoted_at is not None:
+            for entries in (self._promoted, self._eligible):
+                _take_out(entries, (entry.promoted_at, name))
+
+    def newer(self, name: str, entry: _Entry) -> int:
+        return len(self._recorded) - bisect_right(self._recorded, (entry.recorded_at, name))
+
+
+def _take_out(entries: list[tuple[datetime, str]], entry: tuple[datetime, str]) -> None:
+    """Remove it from a sorted list, if it is in it."""
+    place = bisect_left(entries, entry)
+    if entries[place : place + 1] == [entry]:
+        del entries[place]
 
 
 def is_rejected(checkpoint: Checkpoint) -> bool:

@@ -46,26 +46,33 @@ def _others(resource: Owner | Record) -> list[str]:
 
 
 def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
-    """The end of an owner that is being deleted: its records go too, but for those that somebody counts on.
-
-    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
-    """
+    """The end of an owner that is being deleted: its records go too, but for those that are needed."""
     if not is_held(owner):
         return Plan()
     draft = Draft(world)
+    delete_records(draft, records, is_last=True)
+    return draft.plan(None, metadata=released(owner))
+
+
+def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) -> None:
+    """Delete the records of an owner that is being deleted, but for those that somebody counts on.
+
+    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
+    What stays is reported in the owner's last pass, and with what goes.
+    """
+    world = draft.world
     going, staying = [], []
     for record in () if world.namespace_terminating else records:
         reason = _why_it_stays(record, world)
         if reason:
             staying.append(f"{record.name} ({reason})")
         elif record.metadata.deletion_timestamp is None:
-            draft.remove(_seen(record), "Background")
+            draft.remove(seen(record), "Background")
             going.append(record.name)
-    if going or staying:
+    if going or (staying and is_last):
         draft.event(
             EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
         )
-    return draft.plan(None, metadata=released(owner))
 
 
 def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:
@@ -87,7 +94,8 @@ def waits_for_users(record: Record) -> bool:
 def needed_by(record: Record, world: World) -> tuple[str, ...]:
     """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended.
 
-    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count.
+    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count, but
+    those of other tenants are not named.
     """
     here = address(record.namespace, record.name)
     runs = {
@@ -108,7 +116,7 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
         and (_holds(endpoint, record.spec.digest) or _pins(endpoint, record.name))
     }
     elsewhere = {
-        f"InferenceDeployment {endpoint.namespace}/{endpoint.name}"
+        "an InferenceDeployment in another namespace"
         for endpoint in candidates
         if endpoint.namespace != record.namespace
         and not record.spec.uri.startswith("pvc://")
@@ -135,7 +143,9 @@ def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
 def readers_of(record: Record, world: World) -> tuple[str, ...]:
     """Runs that have not ended and have this content from another record, which may be on its way out too."""
     return tuple(
-        f"FineTuneJob {job.name if job.namespace == record.namespace else f'{job.namespace}/{job.name}'}"
+        f"FineTuneJob {job.name}"
+        if job.namespace == record.namespace
+        else "a FineTuneJob in another namespace"
         for job in world.runs_with(record.spec.digest)
         if job.metadata.deletion_timestamp is None
         and not is_finished(job)
@@ -164,14 +174,15 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
 
 
 def _why_it_stays(record: Record, world: World) -> str:
-    if record.spec.deletion_policy == "Retain":
-        return "deletionPolicy: Retain"
+    if record.spec.deletion_policy != "Delete":
+        return f"deletionPolicy: {record.spec.deletion_policy}"
     if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
         return "promoted"
     return ", ".join(f"in use by {user}" for user in needed_by(record, world)[:NAMED_AT_MOST])
 
 
-def _seen(record: Record) -> Manifest:
+def seen(record: Record) -> Manifest:
+    """The record as it was seen, for its deletion."""
     metadata = record.metadata
     return {
         "apiVersion": record.api_version,

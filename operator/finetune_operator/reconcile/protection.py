@@ -24,9 +24,16 @@ def protect(endpoint: InferenceDeployment, world: World, revision: str) -> Prote
         apply.append(Apply(build_endpoint_policy(endpoint, world.facts.monitoring_namespace)))
     else:
         delete += [Delete(policy, "Background") for policy in world.network_policies.values()]
-    if revision and _has_budget(endpoint, world):
+    if not _is_managed(endpoint):
+        delete += [Delete(budget, "Background") for budget in world.disruption_budgets.values()]
+    elif revision and _has_budget(endpoint, world):
         apply.append(Apply(build_disruption_budget(endpoint, revision)))
     return Protection(tuple(apply), tuple(delete))
+
+
+def _is_managed(endpoint: InferenceDeployment) -> bool:
+    availability = endpoint.spec.availability
+    return availability is None or availability.disruption_budget != "None"
 
 
 def _has_budget(endpoint: InferenceDeployment, world: World) -> bool:

@@ -10,35 +10,22 @@ from typing import Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.meta import SecretReference
-from finetune_operator.build.configs import cleanup_config
-from finetune_operator.build.jobs import Placement, build_stage_job
-from finetune_operator.build.labels import OWNER_KIND, STORE, STORE_CREDENTIALS, stage_job_name
+from finetune_operator.build.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
 from finetune_operator.build.locations import parse_store, store_folder
-from finetune_operator.build.pods import Credentials, Storage
-from finetune_operator.build.trainer import trainer_of
 from finetune_operator.build.weights import Weights
-from finetune_operator.plan import Event, Manifest, Plan
-from finetune_operator.reconcile import profiles, storage
+from finetune_operator.plan import Event, Plan
+from finetune_operator.reconcile import storage
+from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
-from finetune_operator.reconcile.stages import (
-    ended_at,
-    has_ended,
-    pods_of,
-    until_ended,
-)
-from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
+from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import conditions, podfailures
+from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_finished, is_settled
-from finetune_operator.status.jobtrouble import job_trouble, look_again
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract import ArtifactRef
 
-PATIENCE: Final = timedelta(hours=24)
-"""How long a record waits for its users to let go, or for its store to answer."""
 LOOK_AGAIN: Final = 60.0
 """Seconds; not every change of a user brings its records another look."""
 NAMED_AT_MOST: Final = 4
@@ -62,11 +49,10 @@ def clean_up(record: Record, world: World) -> Plan:
     if users:
         message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
         return _wait(record, world, Draft(world), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
-    unseen = _unseen(stores, world)
-    if unseen:
+    if _is_partly_unseen(stores, world):
         message = (
-            f"{_folders(record, stores)} is removed when the operator may list what is in namespace"
-            f" {' and '.join(unseen)}: a record there may stand for it too"
+            f"{_folders(record, stores)} is removed when the operator may list every namespace that it"
+            " watches (its log names those that it may not): a record there may stand for it too"
         )
         return _wait(record, world, Draft(world), Blocked(Reason.FORBIDDEN, message, LOOK_AGAIN))
     draft = Draft(world)
@@ -79,8 +65,8 @@ def clean_up(record: Record, world: World) -> Plan:
 
 def _why_it_stays(record: Record, stores: tuple[str, ...], world: World) -> Event | None:
     folders = _folders(record, _stores(record))
-    if record.spec.deletion_policy == "Retain":
-        return _kept(f"{folders} stays: deletionPolicy is Retain")
+    if record.spec.deletion_policy != "Delete":
+        return _kept(f"{folders} stays: deletionPolicy is {record.spec.deletion_policy}")
     if world.namespace_terminating:
         return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
     maker = _being_made_again(record, world)
@@ -149,9 +135,9 @@ def _is_place(store: str) -> bool:
 
 
 def _sharers(store: str, record: Record, world: World) -> list[str]:
-    """Other records, not on their way out themselves, that name the same folder."""
+    """Other records, not on their way out themselves, that name the same folder; those of others unnamed."""
     return [
-        f"{other.namespace}/{other.name}"
+        other.name if other.namespace == record.namespace else "a record in another namespace"
         for other in world.same_content
         if other.metadata.deletion_timestamp is None
         and store in _stores(other)
@@ -160,10 +146,9 @@ def _sharers(store: str, record: Record, world: World) -> list[str]:
     ]
 
 
-def _unseen(stores: tuple[str, ...], world: World) -> tuple[str, ...]:
-    """Namespaces whose records are not known, where one of these stores can be theirs as well."""
-    shared = any(not store.startswith("pvc://") for store in stores)
-    return world.facts.unlisted[:NAMED_AT_MOST] if shared else ()
+def _is_partly_unseen(stores: tuple[str, ...], world: World) -> bool:
+    """Whether there are namespaces whose records are not known, and one of these stores can be theirs too."""
+    return bool(world.facts.unlisted) and any(not store.startswith("pvc://") for store in stores)
 
 
 def _artifact(record: Record) -> ArtifactRef:
@@ -187,73 +172,13 @@ def _wait(record: Record, world: World, draft: Draft, halt: Working | Blocked) -
 
 def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | None:
     """Remove the content from one store by a Job; None once that is done."""
-    world, name = draft.world, stage_job_name(record, "cleanup", store)
-    job = world.jobs.get(name)
-    if job is None:
-        return _start(draft, record, store, name)
-    pods = pods_of(job, world)
-    if "deletionTimestamp" in job["metadata"]:
-        waits = "waiting for the previous cleanup pod to end"
-        return until_ended(pods, Reason.CLEANING_UP, waits, world.now)
-    if has_ended(job, "Complete"):
-        return None
-    if has_ended(job, "Failed"):
-        return _failed(draft, record, job, pods)
-    return _under_way(f"{_folders(record, (store,))} is being removed", job, pods, world.now)
-
-
-def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime) -> Working | Blocked:
-    trouble = job_trouble(job, pods, now)
-    if trouble is None:
-        return Working(Reason.CLEANING_UP, removing, look_again(pods, now))
-    message = f"{removing}: {trouble.message}"
-    if trouble.expected:
-        return Working(Reason.CLEANING_UP, message, trouble.look_again)
-    return Blocked(trouble.reason, message, None)
-
-
-def _start(draft: Draft, record: Record, store: str, name: str) -> Working | Blocked:
-    world, claim, folder = draft.world, storage.claim_name(store), _folders(record, (store,))
-    if claim is not None and claim in world.claims and world.claims[claim] is None:
-        return _trouble(
-            draft,
-            Reason.STORE_NOT_FOUND,
-            f"{folder} cannot be removed: PersistentVolumeClaim {claim} does not exist in namespace"
-            f" {record.namespace}",
-            RETRY_SECONDS,
-        )
-    profile = profiles.resolve_profile(None, "spec.compute.profile", record.namespace, world)
-    known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
-    trainer = trainer_of(known, world.facts.trainer_image)
     secret = record.metadata.annotations.get(STORE_CREDENTIALS)
-    draft.start_job(
-        build_stage_job(
-            record,
-            name,
-            cleanup_config(record, store, secret, _artifact(record), trainer.contract),
-            "cleanup",
-            Placement(
-                image=trainer.image,
-                image_pull_policy=world.facts.image_pull_policy,
-                profile=known,
-                storage=Storage(store=parse_store(store)),
-                credentials=Credentials(store=SecretReference(name=secret) if secret else None),
-            ),
-        )
+    removal = Removal(
+        owner=record,
+        store=store,
+        secret=secret,
+        folder=_folders(record, (store,)),
+        artifact=_artifact(record),
+        advice="to let the record go without it, set its spec.deletionPolicy to Retain",
     )
-    return Working(Reason.CLEANING_UP, f"{folder} is being removed")
-
-
-def _failed(draft: Draft, record: Record, job: Manifest, pods: list[Manifest]) -> Blocked:
-    """Why, until another try is due; then the Job that failed makes room for it."""
-    left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.world.now
-    if left <= timedelta():
-        draft.remove(job)
-    message = f"{record.name}: {podfailures.failure(job, pods).message}"
-    return _trouble(draft, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
-
-
-def _trouble(draft: Draft, reason: Reason, message: str, look_again: float) -> Blocked:
-    draft.event(EventReason.BLOCKED, message, "Warning")
-    advice = "to let the record go without it, set its spec.deletionPolicy to Retain"
-    return Blocked(reason, f"{message}; tried again every 5 minutes for a day; {advice}", look_again)
+    return remove(draft, removal)

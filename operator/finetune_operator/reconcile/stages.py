@@ -1,36 +1,41 @@
 """One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
 
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.build.jobs import NO_FAULT, useless_again
-from finetune_operator.build.labels import STAGE
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile import retries
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.results import (
+    Expected,
+    is_foreign,
+    last_word,
+    pods_of,
+    result_of,
+    success,
+)
 from finetune_operator.reconcile.retries import PASSING, Retry
+from finetune_operator.reconcile.stagejobs import (
+    RUNNING,
+    SETTLING,
+    ended_at,
+    foreign,
+    has_ended,
+    is_unfinished,
+    left_behind,
+    until_ended,
+)
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
-from finetune_operator.reconcile.world import World
-from finetune_operator.status import lostnodes, podfailures
+from finetune_operator.status import podfailures
 from finetune_operator.status.jobtrouble import job_trouble, look_again
 from finetune_operator.status.peers import called, current, nodes_of
-from finetune_operator.status.pods import Trouble, stage_of
-from finetune_operator.status.pods import has_ended as has_pod_ended
+from finetune_operator.status.pods import Trouble
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.stagetimes import container_state, instant
 from finetune_trainer.contract import ExitCode, FailureReason, Stage, StageResult
-
-RUNNING: Final[dict[Stage, Reason]] = {
-    "prepare": Reason.PREPARING,
-    "preflight": Reason.PREFLIGHT,
-    "train": Reason.TRAINING,
-    "evaluate": Reason.EVALUATING,
-}
-SETTLING: Final = timedelta(seconds=10)
-"""A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,13 @@ class StageRequest:
     """Failures in a row so far, as the status counts them."""
     probe: Probe | None = None
     """Of a stage that needs devices."""
+    contract: int = 1
+    """Version of the contract that the stage's Jobs are known to be made in."""
+
+    @property
+    def expected(self) -> Expected:
+        """What its result must be of."""
+        return Expected(self.run, self.stage, self.contract)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,55 +83,6 @@ class Broken:
 
 
 Outcome = StageResult | Working | Blocked | Failed | Retry | Broken
-
-
-def pods_of(job: Manifest, world: World) -> list[Manifest]:
-    """The Job's pods, newest first."""
-    uid = job["metadata"]["uid"]
-    pods = [
-        pod
-        for pod in world.pods.values()
-        if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
-    ]
-    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
-
-
-def has_ended(job: Manifest, how: str) -> bool:
-    """Whether the Job has the condition `Complete` or `Failed`."""
-    return any(
-        condition["type"] == how and condition["status"] == "True"
-        for condition in job.get("status", {}).get("conditions") or ()
-    )
-
-
-def is_unfinished(job: Manifest) -> bool:
-    """Whether the Job may still have, or get, a running pod."""
-    return not has_ended(job, "Complete") and not has_ended(job, "Failed")
-
-
-def is_stage_running(world: World) -> bool:
-    """Whether a stage's Job is under way, so that nothing needs to be created."""
-    return any(
-        is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
-        for job in world.jobs.values()
-    )
-
-
-def left_behind(world: World, job: str) -> list[Manifest]:
-    """Pods that still run although their Job of this name was deleted: beside them others must not."""
-    return [pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)]
-
-
-def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
-    """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
-    overdue: list[float] = []
-    for pod in pods:
-        trouble = lostnodes.lost(pod, called(stage_of(pod), pod), now)
-        if trouble is not None:
-            return Blocked(trouble.reason, trouble.message, None)
-        left = lostnodes.until_overdue(pod, now)
-        overdue += [left] if left is not None else []
-    return Working(reason, message, min(overdue, default=None))
 
 
 def advance(draft: Draft, request: StageRequest) -> Outcome:
@@ -136,26 +99,19 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
             waits = f"waiting for pod {left[0]['metadata']['name']} of a deleted {request.stage} Job to end"
             return until_ended(left, Reason.QUEUED, waits, world.now)
         return _start(draft, request)
+    if is_foreign(job, request.expected, world):
+        return foreign(job)
     pods = pods_of(job, world)
     if "deletionTimestamp" in job["metadata"]:
         waits = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
         return until_ended(pods, Reason.QUEUED, waits, world.now)
     if has_ended(job, "Complete"):
-        result = _success(pods, request)
+        result = success(pods, job, request.expected)
         return result or _settling(job, "Complete", request, world.now) or _collect(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     _name_peers(draft, request)
     return _under_way(job, pods, request, world.now)
-
-
-def ended_at(job: Manifest, how: str) -> datetime:
-    """When the Job got the condition `Complete` or `Failed`, which it has."""
-    return next(
-        instant(condition["lastTransitionTime"])
-        for condition in job["status"]["conditions"]
-        if condition["type"] == how and condition["status"] == "True"
-    )
 
 
 def _settling(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
@@ -181,27 +137,6 @@ def _name_peers(draft: Draft, request: StageRequest) -> None:
     draft.create += [Create(service) for service in missing]
 
 
-def _result(pod: Manifest, request: StageRequest) -> StageResult | None:
-    """What the pod left as its termination message, if that is a result of this very stage."""
-    message = container_state(pod).get("terminated", {}).get("message", "")
-    result = StageResult.parse(message) if message else None
-    if result is not None and (result.run, result.stage) == (request.run, request.stage):
-        return result
-    return None
-
-
-def _success(pods: list[Manifest], request: StageRequest) -> StageResult | None:
-    """Of a Job that completed, what the pod that succeeded says; an earlier one may have failed."""
-    results = (_result(pod, request) for pod in pods)
-    return next((result for result in results if result and result.outcome == "Succeeded"), None)
-
-
-def _last_word(pods: list[Manifest], request: StageRequest) -> StageResult | None:
-    """What the pod says whose end decides; an earlier one may have failed for another reason."""
-    pod = podfailures.decisive(pods)
-    return None if pod is None else _result(pod, request)
-
-
 def _collect(draft: Draft, request: StageRequest) -> Outcome:
     """The result from the store, by a small Job, because the pod that had it is gone."""
     job = draft.world.jobs.get(request.collect_name)
@@ -211,12 +146,14 @@ def _collect(draft: Draft, request: StageRequest) -> Outcome:
         if isinstance(built, Blocked | Failed):
             return built
         draft.start_job(built)
+    elif is_foreign(job, request.expected, draft.world):
+        return foreign(job)
     elif is_unfinished(job):
         return _collecting(job, pods_of(job, draft.world), reading, draft.world.now)
     else:
         how = "Complete" if has_ended(job, "Complete") else "Failed"
         pods = pods_of(job, draft.world)
-        result = _success(pods, request) or _last_word(pods, request)
+        result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
         if result is None:
             settling = _settling(job, how, request, draft.world.now)
             if settling is not None:
@@ -286,6 +223,8 @@ def _retry(draft: Draft, job: Manifest, result: StageResult, request: StageReque
     retry = retries.waiting(result, status, due, world.now)
     if probe is not None and is_old:
         draft.remove(probe)
+    elif probe is not None and is_foreign(probe, request.expected, world):
+        return foreign(probe)
     elif probe is not None:
         return _probed(draft, job, probe, retry, request)
     if world.now < due:
@@ -318,7 +257,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
             later = trouble.look_again if trouble is not None else look_again(pods, world.now)
             return replace(retry, halt=_checking(request, later))
         return replace(retry, halt=_waiting(trouble))
-    found = _success(pods, request) or _last_word(pods, request)
+    found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)
     if found is not None and found.outcome == "Succeeded":
         return found
     reads = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
@@ -352,7 +291,7 @@ def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
         settling = _settling(job, "Failed", request, draft.world.now)
         if settling is not None:
             return settling
-    result = _last_word(pods, request)
+    result = last_word(pods, job, request.expected)
     if result is None or result.outcome != "Failed":
         trouble = podfailures.failure(job, pods)
         return Broken(trouble.reason, trouble.message, None)
@@ -402,7 +341,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
         return Working(Reason.QUEUED, f"{called(stage, pod)} {how}{saved}; the next one follows")
-    trouble = _result(pod, request) or podfailures.failure(job, (pod,))
+    trouble = result_of(pod, job, request.expected) or podfailures.failure(job, (pod,))
     if nodes_of(job) > 1:
         return Working(
             Reason.QUEUED,

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-REQUEUE_SECONDS: float = 15
-"""When to look again at what mends itself without any of our objects changing, such as a missing claim."""
-
 RETRY_SECONDS: float = 300
 """When to try a stage again whose source or store could not be reached."""
 
@@ -20,11 +17,15 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Waits until somebody acts, and goes on by itself then."""
+    """Waits until somebody acts, and goes on by itself then.
+
+    Nothing has to be looked at meanwhile: what it waits for is an object of ours, a child, or a claim
+    (`claims.py`), and a change of those brings another look.
+    """
 
     reason: str
     message: str
-    requeue_after: float | None = REQUEUE_SECONDS
+    requeue_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class OperatorFacts:
     """Version below which a serving image is reported as too old; empty: none is."""
     monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
     """Labels of the namespaces whose pods may read the metrics of pods behind a NetworkPolicy; none: all."""
+    nonce_key: str = ""
+    """Random text of this process, from which each Job's nonce is made; empty: Jobs have none."""
     unlisted: tuple[str, ...] = ()
     """Watched namespaces that may not be listed: what is in them is not known."""
 
@@ -76,5 +78,7 @@ class World:
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """Of a record that is being deleted: the other records of its kind and digest, in any namespace."""
+    newer: int = 0
+    """Of a record: how many newer ones there are of its model line, or of its Dataset."""
     namespace_terminating: bool = False
     """Of what is being deleted and has our finalizer: whether its whole namespace is."""

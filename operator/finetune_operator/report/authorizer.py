@@ -12,7 +12,7 @@ from finetune_operator.caches import Caches
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
 from finetune_operator.plan import Manifest
-from finetune_operator.report.rate import TokenBucket
+from finetune_operator.report.rate import Buckets, TokenBucket
 from finetune_trainer.contract import REPORT_AUDIENCE
 
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
@@ -28,6 +28,10 @@ REMEMBERED: Final = 10_000
 REVIEWS_PER_SECOND: Final = 20
 REVIEWS_AT_ONCE: Final = 100
 """Requests to the API server that unknown tokens may cause."""
+OF_A_SOURCE_PER_SECOND: Final = 1
+OF_A_SOURCE_AT_ONCE: Final = 10
+"""Of those, the ones that come from one address: a pod with random tokens must not use up all of them."""
+SOURCES_REMEMBERED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,14 @@ class Authorizer:
         self._clock = clock
         self._answers: OrderedDict[bytes, tuple[float, Caller | Refused]] = OrderedDict()
         self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEWS_AT_ONCE, clock)
+        self._sources = Buckets(OF_A_SOURCE_PER_SECOND, OF_A_SOURCE_AT_ONCE, SOURCES_REMEMBERED, clock)
 
-    async def caller(self, token: str) -> Caller:
+    async def caller(self, token: str, source: str) -> Caller:
         """The caller that the token stands for.
+
+        Args:
+            token: as it was sent.
+            source: address that it came from.
 
         Raises:
             Refused: it stands for none.
@@ -70,7 +79,7 @@ class Authorizer:
         digest = hashlib.sha256(token.encode()).digest()
         known = self._answers.get(digest)
         if known is None or known[0] <= self._clock():
-            if not self._reviews.take():
+            if not (self._sources.take(source) and self._reviews.take()):
                 raise TooManyReviews
             answer = await self._ask(token)
             keep = DISTRUSTED if isinstance(answer, Refused) else TRUSTED

@@ -13,8 +13,10 @@ from finetune_trainer.contract import Progress, Report
 RUN_INTERVAL: Final = 10.0
 """Seconds between two status writes that a run's progress causes."""
 LEAST_PERCENT: Final = 1
-WRITES_PER_SECOND: Final = 20.0
-"""Status writes that all runs' progress together causes."""
+STAGES_PER_SECOND: Final = 10.0
+STEPS_PER_SECOND: Final = 10.0
+"""Status writes that all runs' progress together causes: first reports of a stage, and all others. They have
+slots of their own, because those of the others are taken up to ten seconds ahead."""
 
 Announce = Callable[[Key, float], None]
 """Have this object looked at in so many seconds."""
@@ -37,7 +39,7 @@ class ProgressBoard:
         self._announce = announce
         self._clock = clock
         self._runs: dict[str, _Run] = {}
-        self._next_slot = float("-inf")
+        self._next_stage = self._next_step = float("-inf")
 
     def accept(self, caller: Caller, report: Report) -> None:
         """Take a report from a pod that may give it; one with an older sequence number is no news."""
@@ -55,10 +57,12 @@ class ProgressBoard:
         if run.told_at > now:
             # A look is due already; it will see this report.
             return
-        another_stage = run.told is None or run.told.stage != newest.stage
-        due = now if another_stage else max(now, run.told_at + RUN_INTERVAL)
-        due = max(due, self._next_slot)
-        self._next_slot = due + 1 / WRITES_PER_SECOND
+        if run.told is None or run.told.stage != newest.stage:
+            due = max(now, self._next_stage)
+            self._next_stage = due + 1 / STAGES_PER_SECOND
+        else:
+            due = max(now, run.told_at + RUN_INTERVAL, self._next_step)
+            self._next_step = due + 1 / STEPS_PER_SECOND
         run.told, run.told_at = newest, due
         self._announce(Key(caller.kind, caller.namespace, caller.name), due - now)
 

@@ -31,6 +31,11 @@ class Certificate:
     def context(self) -> ssl.SSLContext:
         """A server's TLS context."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Have the context's connections from now on made with this certificate."""
         # The standard library reads certificates from files only.
         with tempfile.TemporaryDirectory() as folder:
             certificate, key = Path(folder, "tls.crt"), Path(folder, "tls.key")
@@ -38,7 +43,6 @@ class Certificate:
             key.touch(mode=0o600)
             key.write_text(self.key)
             context.load_cert_chain(certificate, key)
-        return context
 
 
 def host_of(service: str, namespace: str) -> str:

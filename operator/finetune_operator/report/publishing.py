@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from datetime import UTC, datetime
 from typing import Final
 
@@ -57,7 +58,8 @@ class ReportEndpoint:
         self._namespace = namespace
         self._address = address
         self._port = port
-        self._started = False
+        self._context: ssl.SSLContext | None = None
+        self._served: certificate.Certificate | None = None
         self.target: ReportTarget | None = None
         self.up: bool | None = False if address else None
 
@@ -87,14 +89,28 @@ class ReportEndpoint:
 
     async def _publish(self) -> None:
         made = await certificate.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
-        if not self._started:
-            await self._server.start(self._port, made.context())
-            self._started = True
+        await self._serve(made)
         wanted = self._stamp.on(
             endpoint.endpoint_slice(self._service, self._namespace, self._address, self._port)
         )
         existing = await self._cluster.get(ENDPOINT_SLICE, self._namespace, wanted["metadata"]["name"])
         if existing is None or not self._stamp.matches(existing, wanted):
             await self._cluster.apply(wanted)
+        # Pods are told of a CA only once the server has a certificate of it.
         self.target = endpoint.target(self._service, self._namespace, self._port, made)
         self.up = True
+
+    async def _serve(self, made: certificate.Certificate) -> None:
+        """Listen with this certificate, whatever it was before."""
+        if made == self._served:
+            return
+        if self._context is None:
+            context = made.context()
+            await self._server.start(self._port, context)
+            self._context = context
+        else:
+            made.load_into(self._context)
+            logger.info(
+                "the report endpoint has another certificate now: Secret %s-tls changed", self._service
+            )
+        self._served = made

@@ -73,7 +73,7 @@ class ReportServer:
         if scheme.lower() != "bearer" or not token:
             return _refusal(401, "send the projected token as Authorization: Bearer")
         try:
-            caller = await self._authorizer.caller(token)
+            caller = await self._authorizer.caller(token, request.remote or "")
         except Refused as error:
             return _refusal(401, str(error))
         except TooManyReviews:

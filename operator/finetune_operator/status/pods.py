@@ -1,6 +1,6 @@
 """What Kubernetes says of a pod, read in the same way for stages and for endpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +22,10 @@ class Trouble:
     expected: bool = False
     look_again: float | None = None
     """Seconds until the answer may be another although nothing changes."""
+
+
+IMAGE_LIMIT: Final = 512
+"""Characters of an image's name that the status takes."""
 
 
 def quoted(text: str | None) -> str:
@@ -68,3 +72,14 @@ def stage_of(job: Manifest) -> str:
 def has_ended(pod: Manifest) -> bool:
     """Whether no container of the pod runs any more, or ever will."""
     return pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}
+
+
+def image_by_digest(pods: Iterable[Manifest]) -> str | None:
+    """The image that the trainer of the first of these pods ran, as `name@sha256:…`; None while no kubelet
+    says so, as for an image that was built on its node."""
+    for pod in pods:
+        for status in pod.get("status", {}).get("containerStatuses") or ():
+            image = str(status.get("imageID", "")).removeprefix("docker-pullable://")
+            if status.get("name") == CONTAINER and "@sha256:" in image and len(image) <= IMAGE_LIMIT:
+                return image
+    return None

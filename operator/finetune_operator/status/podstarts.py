@@ -31,6 +31,9 @@ NO_POD: Final = timedelta(seconds=60)
 
 MISSING: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', re.IGNORECASE)
 
+COUNTED: Final = re.compile(r"\d+/\d+ (nodes are available:) (.*?)(?=\.( |$)|$)")
+"""How the scheduler begins, and the reasons with their counts up to the end of the sentence."""
+
 UNSCHEDULABLE: Final = (
     (
         re.compile(r"Insufficient|Too many pods"),
@@ -164,9 +167,21 @@ def _unschedulable(pod: Manifest, whose: str, scheduled: dict[str, Any]) -> Trou
         return Trouble(Reason.QUEUED, f"{whose} waits for admission: {said}", expected=True)
     return Trouble(
         Reason.UNSCHEDULABLE,
-        f"no node can take {whose} yet: {said} ({scheduling_advice(pod, said)})",
+        f"no node can take {whose} yet: {steady(said)} ({scheduling_advice(pod, said)})",
         expected=True,
     )
+
+
+def steady(said: str) -> str:
+    """The scheduler's words without its counts of nodes.
+
+    These change with the cluster, and each change would be a status write for each pending run.
+    """
+    return COUNTED.sub(lambda found: f"no {found[1]} {_without_counts(found[2])}", said)
+
+
+def _without_counts(reasons: str) -> str:
+    return ", ".join(sorted({re.sub(r"^\d+ ", "", reason) for reason in reasons.split(", ")}))
 
 
 def scheduling_advice(pod: Manifest, said: str) -> str:

@@ -1,6 +1,7 @@
 """Every reason that a condition or event may carry, in one place; messages say what to do next."""
 
 from enum import StrEnum
+from typing import Final
 
 
 class ConditionType(StrEnum):
@@ -57,6 +58,7 @@ class Reason(StrEnum):
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     PROFILE_INVALID = "ProfileInvalid"
+    UNKNOWN_VALUES = "UnknownValues"
     DEFAULT_PROFILE_CONFLICT = "DefaultProfileConflict"
     TOO_MANY_DEVICES = "TooManyDevices"
     STORE_MISSING = "StoreMissing"
@@ -99,6 +101,17 @@ class Reason(StrEnum):
     ROLLOUT_FAILED = "RolloutFailed"
 
 
+UNDER_WAY: Final = frozenset(
+    {
+        *(Reason.PREPARING, Reason.PREFLIGHT, Reason.QUEUED, Reason.TRAINING, Reason.EVALUATING),
+        *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
+        *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
+        Reason.UNSCHEDULABLE,
+    }
+)
+"""Reasons of `Reconciling` that need nobody to act; with any other one the object is blocked."""
+
+
 class EventReason(StrEnum):
     """The fixed list of reasons of Kubernetes events."""
 
@@ -113,6 +126,7 @@ class EventReason(StrEnum):
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     RECORDS_DELETED = "RecordsDeleted"
+    HISTORY_LIMIT_EXCEEDED = "HistoryLimitExceeded"
     CONTENT_REMOVED = "ContentRemoved"
     CONTENT_KEPT = "ContentKept"
     ROLLOUT_STARTED = "RolloutStarted"

@@ -31,7 +31,8 @@ def _walk(model: Model, path: str) -> Iterator[str]:
 
 def _marked(field: FieldInfo, value: Any, path: str) -> Iterator[str]:
     for mark in field.metadata:
-        if isinstance(mark, Reserved) and value is not None:
+        # False asks for nothing that this release does not do already.
+        if isinstance(mark, Reserved) and value is not None and value is not False:
             yield f"{path} is not implemented in this release; remove it"
         elif isinstance(mark, ReservedValues):
             used = value if isinstance(value, tuple) else (value,)

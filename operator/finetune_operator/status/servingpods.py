@@ -8,7 +8,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.lostnodes import lost
 from finetune_operator.status.podfailures import eviction_advice
 from finetune_operator.status.pods import condition, has_ended, quoted, statuses
-from finetune_operator.status.podstarts import container_trouble, scheduling_advice
+from finetune_operator.status.podstarts import container_trouble, scheduling_advice, steady
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract import ExitCode
 
@@ -37,7 +37,7 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
         return ServingTrouble(silent.reason, silent.message)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
-        said = quoted(scheduled.get("message"))
+        said = steady(quoted(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
             return ServingTrouble(Reason.QUEUED, f"pod {name} waits for admission: {said}")
         return ServingTrouble(

@@ -11,8 +11,9 @@ import pytest
 
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
 from finetune_trainer.data.containers.base import Container, Header, Record
-from finetune_trainer.data.files import CHUNK_BYTES, SourceFile
+from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Place
+from finetune_trainer.data.unpacking import CHUNK_BYTES
 from tests.trainer.data.reading import json_lines, pairs, parquet_bytes
 
 

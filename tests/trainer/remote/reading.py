@@ -12,6 +12,7 @@ from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
 from finetune_trainer.remote.source import RemoteSource, Wanted
 from finetune_trainer.report import Reporter
+from finetune_trainer.signals import Stop
 from finetune_trainer.store import open_store
 from tests.trainer.preparing import OWNER, RUN
 
@@ -49,5 +50,5 @@ def prepare(root: Path, uri: str, credentials: SecretMount | None = None, **sett
     config = PrepareConfig(
         owner=OWNER, run=RUN, store=store, source_uri=uri, source_credentials=credentials, **settings
     )
-    context = StageContext(open_store(store), Reporter(None, OWNER, "prepare"), threading.Event())
+    context = StageContext(open_store(store), Reporter(None, OWNER, "prepare"), Stop())
     return stage.run(config, context)

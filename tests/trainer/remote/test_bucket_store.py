@@ -28,6 +28,7 @@ from finetune_trainer.remote import patience
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.base import STALE_STAGING_SECONDS
 from finetune_trainer.train.folders import save_folder
+from finetune_trainer.train.states import remove_states
 from tests.s3server import S3Server
 from tests.trainer.processes import run
 from tests.waiting import eventually
@@ -297,6 +298,17 @@ def save_states(pods: Pods, step: int) -> None:
     with pods.store().run_folder("uid-1", "train") as folder:
         save_folder(folder, f"state/step-{step}", lambda path: (path / "weights").touch())
         folder.remove(f"state/step-{step - 1}")
+
+
+def test_states_and_whole_runs_are_removed_from_a_bucket(pods: Pods) -> None:
+    save_states(pods, 1)
+    with pods.store().run_folder("uid-1", "train") as folder:
+        folder.write("result.json", b"{}")
+        remove_states(folder)
+    assert [path.name for path in (pods.objects / "runs" / "uid-1" / "train").iterdir()] == ["result.json"]
+    pods.store().delete_run("uid-1")
+    pods.store().delete_run("uid-2")
+    assert not (pods.objects / "runs" / "uid-1" / "train" / "result.json").exists()
 
 
 def test_a_stopped_pod_does_not_download_to_the_end(pods: Pods) -> None:

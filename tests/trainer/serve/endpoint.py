@@ -72,7 +72,9 @@ class Endpoint:
 def served_here(config: ServeConfig) -> Iterator[Endpoint]:
     """The server in a thread of this process, ready; signals are left to the tests of the process."""
     service = Service(config)
-    server = DrainingServer(application(service), service.drain, lambda: service.broken)
+    server = DrainingServer(
+        application(service), service.drain, lambda: service.broken, lambda: service.loading
+    )
     with listen(0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

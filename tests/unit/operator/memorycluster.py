@@ -17,6 +17,7 @@ from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
+from finetune_operator.reconcile.results import JOB_UID
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 from finetune_operator.status.peers import INDEX
 from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
@@ -63,6 +64,8 @@ class MemoryCluster:
             metadata.setdefault("namespace", NAMESPACE)
         if stored["kind"] in KINDS_BY_NAME:
             stored.setdefault("status", {"observedGeneration": -1})
+        if stored["kind"] == "Pod" and (uid := _controller(stored)) is not None:
+            metadata.setdefault("labels", {}).setdefault(JOB_UID, uid)  # as the Job controller does
         self.objects[stored["kind"], metadata["name"]] = stored
         return stored
 
@@ -138,6 +141,7 @@ class MemoryCluster:
             profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
             progress=self.progress,
             same_content=self._same_content(resource),
+            newer=self._newer(resource),
             namespace_terminating=self.is_terminating,
         )
         claims = self.of("PersistentVolumeClaim")
@@ -177,6 +181,23 @@ class MemoryCluster:
         metadata["finalizers"] = new.get("finalizers", metadata.get("finalizers", []))
         if "deletionTimestamp" in metadata and not metadata["finalizers"]:
             self.remove(kind, name)
+
+    def _newer(self, resource: Resource) -> int:
+        """Of a record: how many of the same line or Dataset were created later."""
+        if not isinstance(resource, Checkpoint | DatasetVersion):
+            return 0
+        others = [
+            manifest
+            for manifest in self.of(resource.kind).values()
+            if "deletionTimestamp" not in manifest["metadata"]
+            and (
+                manifest["spec"]["model"] == resource.spec.model
+                if isinstance(resource, Checkpoint)
+                else manifest["spec"]["dataset"] == resource.spec.dataset
+            )
+        ]
+        own = self.objects[resource.kind, resource.name]
+        return sum(_age(other) > _age(own) for other in others)
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
         if not isinstance(resource, Checkpoint | DatasetVersion):
@@ -307,6 +328,11 @@ class MemoryCluster:
         """The conditions that are True, with their reasons."""
         conditions = self.objects[kind, name]["status"].get("conditions", ())
         return {c["type"]: c["reason"] for c in conditions if c["status"] == "True"}
+
+
+def _age(manifest: Manifest) -> tuple[str, str]:
+    metadata = manifest["metadata"]
+    return metadata["creationTimestamp"], metadata["name"]
 
 
 def _identity(create: Create, manifest: Manifest) -> str | None:

@@ -7,6 +7,7 @@ from finetune_operator.plan import Manifest
 from finetune_trainer.contract import StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
+    JOB,
     dataset,
     evaluated,
     finetunejob,
@@ -52,3 +53,13 @@ def reached(stage: str, **spec: Any) -> MemoryCluster:
         cluster.succeed(earlier, RESULTS[earlier](), after=10)
         cluster.settle()
     return cluster
+
+
+def delete_run(cluster: MemoryCluster) -> None:
+    """Delete the run; the pod that removes its folder succeeds."""
+    cluster.delete("FineTuneJob", JOB)
+    for _ in range(3):
+        if ("FineTuneJob", JOB) in cluster.objects:
+            cluster.look("FineTuneJob", JOB)
+        if cluster.has_stage_job("cleanup") and ("FineTuneJob", JOB) in cluster.objects:
+            cluster.end("cleanup", "")

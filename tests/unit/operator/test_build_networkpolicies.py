@@ -11,7 +11,6 @@ def test_a_policy_without_rules_refuses_every_connection() -> None:
     assert policy["spec"] == {
         "podSelector": {"matchLabels": {"finetune.dev/run": "endpoint-uid"}},
         "policyTypes": ["Ingress"],
-        "ingress": [],
     }
     (owner,) = policy["metadata"]["ownerReferences"]
     assert (owner["uid"], owner["controller"]) == ("endpoint-uid", True)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.build.labels import RUN
+from finetune_operator.build.labels import OWNER_KIND, RUN
 from finetune_operator.caches import Caches
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from finetune_operator.plan import Key, Manifest
@@ -215,3 +215,69 @@ def test_a_record_that_is_being_deleted_sees_others_of_its_content_in_any_namesp
     metadata = {**going["metadata"], "resourceVersion": "2", "deletionTimestamp": "2026-01-01T00:00:00Z"}
     store.put({**going, "metadata": metadata})
     assert seen() == ["twin"]
+
+
+def created(manifest: Manifest, minute: int, **metadata: Any) -> Manifest:
+    manifest["metadata"] |= {"creationTimestamp": f"2026-01-01T00:{minute:02}:00Z", **metadata}
+    return manifest
+
+
+def newer(caches: Caches, surroundings: Surroundings, kind: str) -> dict[str, int]:
+    counts = {}
+    for name in caches.kinds[kind].names("team"):
+        resource = surroundings.resource(Key(kind, "team", name))
+        assert resource is not None
+        world = surroundings.world(
+            resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
+        )
+        counts[name] = world.newer
+    return counts
+
+
+def test_the_newer_checkpoints_of_a_line_are_counted_without_those_that_go() -> None:
+    caches = Caches()
+    surroundings = Surroundings(caches)
+    store = caches.kinds["Checkpoint"]
+    for minute, name in enumerate(("a", "b", "c")):
+        store.put(created(checkpoint(name), minute))
+    store.put(created(checkpoint("other", model="another"), 9))
+    assert newer(caches, surroundings, "Checkpoint") == {"a": 2, "b": 1, "c": 0, "other": 0}
+    going = created(checkpoint("c", version=2), 2, deletionTimestamp="2026-01-02T00:00:00Z")
+    store.put(going)
+    assert newer(caches, surroundings, "Checkpoint") == {"a": 1, "b": 0, "c": 0, "other": 0}
+    store.remove(going)
+    assert newer(caches, surroundings, "Checkpoint") == {"a": 1, "b": 0, "other": 0}
+
+
+def test_the_newer_versions_of_a_dataset_are_counted_settled_or_not() -> None:
+    caches = Caches()
+    surroundings = Surroundings(caches)
+    for minute, (name, kind) in enumerate((("a", "Dataset"), ("run", "FineTuneJob"), ("b", "Dataset"))):
+        digest = "sha256:" + "a" * 64
+        spec = {
+            "dataset": "tickets",
+            "digest": digest,
+            "sourceDigest": digest,
+            "preparationDigest": digest,
+            "format": "Chat",
+            "rows": 1,
+            "splits": [],
+        }
+        version = created(obj("DatasetVersion", name, spec=spec), minute, labels={OWNER_KIND: kind})
+        available = {"type": "Available", "status": "True", "reason": "Available"}
+        moment = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+        caches.kinds["DatasetVersion"].put(version | {"status": {"conditions": [available | moment]}})
+    assert newer(caches, surroundings, "DatasetVersion") == {"a": 1, "run": 0, "b": 0}
+
+
+def test_what_a_checkpoint_came_from_is_known_as_long_as_it_exists() -> None:
+    caches = Caches()
+    surroundings = Surroundings(caches)
+    child = checkpoint("child")
+    child["spec"]["lineage"]["parentCheckpoint"] = "parent"
+    caches.kinds["Checkpoint"].put(child)
+    caches.kinds["Checkpoint"].put(checkpoint("sibling"))
+    index = surroundings.checkpoints("team")
+    assert [index.is_origin(name) for name in ("parent", "tickets-1", "child")] == [True, True, False]
+    caches.kinds["Checkpoint"].remove(child)
+    assert [index.is_origin(name) for name in ("parent", "tickets-1")] == [False, True]

@@ -11,7 +11,7 @@ from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.plan import Manifest
-from tests.unit.operator.test_controller_turns import CHECKPOINTS, Scene, approved, key
+from tests.unit.operator.test_controller_turns import CHECKPOINTS, Scene, SlowApiServer, approved, key
 
 THEIRS = "example.com/theirs"
 DELETED = "2030-01-02T03:00:00Z"
@@ -86,3 +86,27 @@ async def test_it_does_not_hold_up_a_namespace_that_goes() -> None:
 async def test_else_it_is_left_as_it_is(metadata: Manifest, terminating: bool) -> None:
     with pytest.raises(Rejected, match="cannot be read"):
         await looked_at(unread(**metadata), terminating=terminating)
+
+
+async def test_a_value_of_a_newer_version_is_named_in_a_condition_and_nothing_else_is_done() -> None:
+    manifest = approved("newer", "7", "2030-01-01T00:00:00Z")
+    manifest["spec"]["deletionPolicy"] = "Archive"
+    manifest["status"] = {"observedGeneration": -1, "news": {"a": 1}}
+    caches = Caches()
+    caches.kinds["Checkpoint"].put(manifest)
+    server = SlowApiServer({"newer": manifest})
+    server.answers.set()
+    async with TestServer(server.app()) as listening:
+        scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
+        try:
+            await scene.controller.look(key("newer"))
+        finally:
+            scene.work.cancel()
+            await scene.cluster.close()
+
+    written = caches.kinds["Checkpoint"].get("team", "newer")
+    assert written is not None
+    (condition,) = written["status"]["conditions"]
+    assert (condition["type"], condition["reason"]) == ("Reconciling", "UnknownValues")
+    assert "does not know the value of spec.deletionPolicy" in condition["message"]
+    assert written["status"]["news"] == {"a": 1}

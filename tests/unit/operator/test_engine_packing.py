@@ -99,3 +99,19 @@ def test_a_settled_object_that_is_read_again_and_again_is_unpacked_once(store: O
     assert store.get("team", "a") is store.get("team", "a")
     store.put(obj("a", 2))
     assert (store.get("team", "a") or {})["metadata"]["resourceVersion"] == "2"
+
+
+def test_of_managed_fields_the_names_may_be_kept() -> None:
+    store = ObjectStore(keep_managers=True)
+    fields = {
+        "manager": "somebody",
+        "operation": "Apply",
+        "subresource": "status",
+        "fieldsV1": {"f:spec": {}},
+    }
+    given = obj("a", 1)
+    given["metadata"]["managedFields"] = [fields]
+    store.put(given)
+    held = store.get("team", "a") or {}
+    assert held["metadata"]["managedFields"] == [{"manager": "somebody", "subresource": "status"}]
+    assert given["metadata"]["managedFields"] == [fields]

@@ -1,6 +1,6 @@
 """What the kubelet is told."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
@@ -17,10 +17,10 @@ FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")
 class Probed:
     """A probe server whose watches have a clock of the test's."""
 
-    def __init__(self) -> None:
+    def __init__(self, outdated: Callable[[], tuple[str, ...] | None] = lambda: ()) -> None:
         self.now = 0.0
         self.watches = Watches(lambda: self.now)
-        self.server = ProbeServer(self.watches, Metrics().registry)
+        self.server = ProbeServer(self.watches, Metrics().registry, outdated)
         self.port = free_port()
 
     async def get(self, path: str) -> httpx.Response:
@@ -91,3 +91,15 @@ async def test_metrics_are_prometheus_text(probed: Probed) -> None:
     answer = await probed.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     assert "# TYPE finetune_api_requests_total counter" in answer.text
+
+
+@pytest.mark.parametrize(("lacking", "code"), [((), 200), (None, 503), (("datasets lacks x",), 503)])
+async def test_outdated_definitions_hold_up_the_readiness(lacking: tuple[str, ...] | None, code: int) -> None:
+    probed = Probed(lambda: lacking)
+    await probed.server.start(probed.port)
+    try:
+        answer = await probed.get("/readyz")
+    finally:
+        await probed.server.stop()
+    assert answer.status_code == code
+    assert tuple(answer.json().get("outdatedDefinitions", ())) == (lacking or ())

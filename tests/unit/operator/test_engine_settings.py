@@ -18,15 +18,19 @@ def test_namespaces_are_separated_by_commas() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
 
 
-def test_the_monitoring_namespace_is_a_json_object_of_labels() -> None:
-    default = Settings.from_environment(NEEDED)
-    assert default.monitoring_namespace == {"kubernetes.io/metadata.name": "monitoring"}
-    given = Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": '{"team": "observability"}'})
-    assert given.monitoring_namespace == {"team": "observability"}
-    everywhere = Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": "{}"})
-    assert everywhere.monitoring_namespace == {}
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ("", {"kubernetes.io/metadata.name": "monitoring"}),
+        ("observability", {"kubernetes.io/metadata.name": "observability"}),
+        ("*", {}),
+    ],
+)
+def test_the_monitoring_namespace_is_a_name_or_stands_for_all(given: str, labels: dict[str, str]) -> None:
+    settings = Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": given})
+    assert settings.monitoring_labels == labels
     with pytest.raises(SettingsError, match="MONITORING_NAMESPACE"):
-        Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": "monitoring"})
+        Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": "Not A Namespace"})
 
 
 def test_an_empty_variable_counts_as_absent() -> None:

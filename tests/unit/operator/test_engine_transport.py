@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable
+from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable, Undeclared
 from finetune_operator.engine.resources import JOB, TOKEN_REVIEW, ResourceType, ResourceTypes
 from finetune_operator.engine.transport import error_of, proxy_of
 
@@ -21,6 +21,13 @@ def test_a_taken_name_is_told_from_other_conflicts() -> None:
 @pytest.mark.parametrize("code", [401, 408, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_waited_for(code: int) -> None:
     assert isinstance(error_of(code, None, status(message="not now")), Unavailable)
+
+
+def test_a_field_that_the_installed_definition_lacks_is_no_passing_trouble() -> None:
+    message = "failed to create typed patch object: .status.news: field not declared in schema"
+    error = error_of(500, None, status(message=message))
+    assert isinstance(error, Undeclared)
+    assert error.message == message
 
 
 def test_the_servers_wish_for_a_pause_is_kept() -> None:

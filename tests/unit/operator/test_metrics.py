@@ -121,6 +121,20 @@ def test_what_waits_for_somebody_is_counted_by_kind_and_reason() -> None:
     }
 
 
+def test_a_run_that_waits_for_its_dataset_waits_for_a_person_if_the_dataset_does() -> None:
+    def waiting(name: str, rows: str) -> dict[str, Any]:
+        run = job(name, phase="Anything", conditions=[condition("Reconciling", "WaitingForDataset")])
+        return {**run, "spec": {"dataset": {"ref": {"name": rows}}}}
+
+    datasets = [
+        dataset("blocked", conditions=[condition("Reconciling", "SourceUnavailable")]),
+        dataset("prepared", phase="Blocked", conditions=[condition("Reconciling", "Preparing")]),
+    ]
+    registry = collected([waiting("a", "blocked"), waiting("b", "prepared")], datasets)
+    labels = {"kind": "FineTuneJob", "namespace": "team", "reason": "WaitingForDataset"}
+    assert registry.get_sample_value("finetune_blocked", labels) == 1
+
+
 def test_running_jobs_show_progress_and_loss_and_vanish_at_the_end() -> None:
     finished = job(
         "b", progress={"stage": "train", "step": 200, "totalSteps": 200}, conditions=[condition("Ready")]

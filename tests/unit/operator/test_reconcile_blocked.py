@@ -154,7 +154,7 @@ def test_a_run_says_what_is_missing_and_goes_on_when_it_is_there(
     assert message in condition["message"]
     assert cluster.objects["FineTuneJob", JOB]["status"]["phase"] == "Blocked"
     assert not any(job.startswith(JOB) for job in cluster.of("Job"))
-    assert cluster.plan("FineTuneJob", JOB).requeue_after is not None
+    assert cluster.plan("FineTuneJob", JOB).requeue_after is None
     mend(cluster)
     cluster.settle()
     condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
@@ -241,3 +241,22 @@ def test_a_run_that_an_earlier_release_did_not_implement_starts_with_this_one() 
     cluster.objects["FineTuneJob", JOB]["status"] = {"observedGeneration": 1, "conditions": [stalled]}
     cluster.settle()
     assert cluster.states("FineTuneJob", JOB) == {"Reconciling": "WaitingForDataset"}
+
+
+def test_a_profile_that_asks_for_what_is_not_implemented_blocks_the_runs_that_use_it() -> None:
+    cluster = cluster_of(*with_claims(profile(engine="VLLM")))
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["reason"] == "ProfileInvalid"
+    assert "ComputeProfile cpu cannot be used. spec.engine: VLLM is not implemented" in condition["message"]
+    cluster.change("ComputeProfile", "cpu", engine="Transformers")
+    cluster.settle()
+    assert cluster.states("FineTuneJob", JOB)["Reconciling"] != "ProfileInvalid"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_refusing_code_of_others_is_what_this_release_does_anyway(allowed: bool) -> None:
+    cluster = cluster_of(*with_claims(profile(allowRemoteCode=allowed, allowCustomCode=False)))
+    is_stalled = "Stalled" in cluster.states("ComputeProfile", "cpu")
+    is_blocked = cluster.states("FineTuneJob", JOB)["Reconciling"] == "ProfileInvalid"
+    assert (is_stalled, is_blocked) == (allowed, allowed)

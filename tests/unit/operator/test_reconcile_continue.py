@@ -26,7 +26,7 @@ from tests.unit.operator.runobjects import (
     profile,
     trained,
 )
-from tests.unit.operator.runsteps import ended
+from tests.unit.operator.runsteps import delete_run, ended
 from tests.unit.operator.test_reconcile_relations import Listings
 
 NEXT, NEXT_UID = "tickets-v2", "0c000000-0000-4000-8000-000000000002"
@@ -284,8 +284,7 @@ def test_the_weights_stay_until_the_run_that_continues_from_them_has_ended() -> 
 def test_the_checkpoint_outlives_its_own_run_while_another_waits_to_continue_from_it() -> None:
     before = ended(deletionPolicy="Delete", promotion={"mode": "Manual"})
     before.add(next_run(suspend=True))
-    before.delete("FineTuneJob", "tickets-v1")
-    before.look("FineTuneJob", "tickets-v1")
+    delete_run(before)
 
     assert "deletionTimestamp" not in before.objects["Checkpoint", CHECKPOINT]["metadata"]
     assert f"in use by FineTuneJob {NEXT}" in before.events[-1].message

@@ -169,7 +169,7 @@ def test_it_trains_when_all_its_pods_run_and_says_who_is_missing_until_then() ->
     cluster.pod("train", {}, index=1, conditions=[NO_ROOM])
     reason, message = state(cluster)
     assert reason == "Unschedulable"
-    assert message.startswith("0 of 2 pods are running; no node can take train pod 1 yet: 0/2 nodes")
+    assert message.startswith("0 of 2 pods are running; no node can take train pod 1 yet: no nodes")
     cluster.pod("train", running(cluster), index=0)
     assert state(cluster)[1].startswith("1 of 2 pods is running; no node can take train pod 1 yet")
     cluster.pod("train", running(cluster), index=1)

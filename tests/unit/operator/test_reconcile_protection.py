@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.plan import Manifest
-from tests.unit.operator.endpoints import Cluster, checkpoint
+from tests.networkpolicies import Pod, admits
+from tests.unit.operator.endpoints import Cluster, checkpoint, profile
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
@@ -41,6 +42,49 @@ def test_a_network_policy_admits_the_listed_peers_and_monitoring_to_the_serving_
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
     ]
     assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}]
+
+
+SHOP = Pod("web", {"app": "shop"})
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "admitted"),
+    [
+        (SHOP, 8000, True),
+        (SHOP, 29500, False),
+        (Pod("web", {"app": "other"}), 8000, False),
+        (Pod("other", {"app": "shop"}), 8000, False),
+        (Pod("team", {"app": "neighbour"}), 8000, True),
+        (Pod("team", {"finetune.dev/run": "endpoint-uid"}), 8000, True),
+        (Pod("monitoring", {"app": "prometheus"}), 8000, True),
+        (Pod("elsewhere", address="192.168.7.7"), 8000, True),
+        (Pod("elsewhere", address="192.168.8.7"), 8000, False),
+    ],
+    ids=str,
+)
+def test_the_policy_means_what_was_asked_for(source: Pod, port: int, *, admitted: bool) -> None:
+    peers = [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}},
+            "podSelector": {"matchLabels": {"app": "shop"}},
+        },
+        {"podSelector": {}},
+        {"ipBlock": {"cidr": "192.168.7.0/24"}},
+    ]
+    cluster, revision = serving(networkPolicy={"allowFrom": peers})
+    pod = Pod("team", cluster.deployments[revision]["spec"]["template"]["metadata"]["labels"])
+    policies = list(cluster.network_policies.values())
+    assert admits(policies, pod, source, port) is admitted
+    # Other pods of the namespace are not its business.
+    assert admits(policies, Pod("team", {"app": "neighbour"}), source, port)
+
+
+def test_a_policy_that_lists_nobody_admits_monitoring_alone() -> None:
+    cluster, revision = serving(networkPolicy={})
+    pod = Pod("team", cluster.deployments[revision]["spec"]["template"]["metadata"]["labels"])
+    policies = list(cluster.network_policies.values())
+    sources = (Pod("monitoring"), Pod("team"), SHOP)
+    assert [admits(policies, pod, source, 8000) for source in sources] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +142,18 @@ def test_the_budget_is_what_the_spec_says_also_for_one_replica() -> None:
     assert only(cluster.disruption_budgets)["spec"]["maxUnavailable"] == 0
 
 
+def test_whoever_has_a_budget_of_their_own_refuses_the_operators() -> None:
+    cluster, revision = serving(replicas=2)
+    assert cluster.disruption_budgets
+    cluster.edit(availability={"disruptionBudget": "None"})
+    cluster.settle()
+    assert cluster.disruption_budgets == {}
+    assert list(cluster.deployments) == [revision]
+    cluster.edit(availability={"disruptionBudget": "Managed"})
+    cluster.settle()
+    assert cluster.disruption_budgets
+
+
 def test_the_budget_moves_with_the_service() -> None:
     cluster, old = serving(replicas=2)
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
@@ -141,3 +197,32 @@ def test_protection_is_no_part_of_a_revision(spec: Manifest) -> None:
     cluster.settle()
     assert list(cluster.deployments) == [revision]
     assert cluster.condition("Ready") is not None
+
+
+KEYS = {"apiKeysSecretRef": {"name": "desk-keys"}}
+
+
+def test_keys_are_mounted_into_the_engine_alone_and_asking_for_them_is_a_new_revision() -> None:
+    cluster, plain = serving()
+    assert "api-keys" not in str(cluster.deployments[plain])
+    cluster.edit(serving=KEYS)
+    cluster.settle()
+    (guarded,) = set(cluster.deployments) - {plain}
+    pod = cluster.deployments[guarded]["spec"]["template"]["spec"]
+    assert {"name": "api-keys", "secret": {"secretName": "desk-keys"}} in pod["volumes"]
+    (engine,), (fetch,) = pod["containers"], pod["initContainers"]
+    path = "/var/run/finetune/api-keys"
+    assert {"name": "api-keys", "mountPath": path, "readOnly": True} in engine["volumeMounts"]
+    assert f'"apiKeysPath":"{path}"' in engine["env"][0]["value"]
+    assert "api-keys" not in str(fetch)
+
+
+def test_an_engine_that_does_not_know_keys_is_not_started_without_them() -> None:
+    older = {"images": {"trainer": "registry.example/older:1"}, "trainerContract": 1}
+    cluster = Cluster(checkpoint("first", "1"), serving=KEYS)
+    cluster.profiles = {"standard": profile(**older)}
+    cluster.settle()
+    assert not cluster.deployments
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "ProfileInvalid"
+    assert message.startswith("spec.serving.apiKeysSecretRef needs a trainer image of contract 2")

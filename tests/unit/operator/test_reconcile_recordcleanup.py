@@ -21,7 +21,7 @@ from tests.unit.operator.runobjects import (
     surroundings,
     trained,
 )
-from tests.unit.operator.runsteps import ended, reached
+from tests.unit.operator.runsteps import delete_run, ended, reached
 
 WEIGHTS_FOLDER = f"pvc://artifacts/checkpoints/{'c' * 64}"
 RECORDS = [
@@ -153,7 +153,7 @@ def test_content_that_another_record_stands_for_stays(record: Manifest, stays: b
     assert (("Checkpoint", CHECKPOINT) not in cluster.objects) is stays
     assert cluster.has_stage_job("cleanup") is not stays
     if stays:
-        assert says(cluster) == (f"Normal ContentKept: {WEIGHTS_FOLDER} stays: team/twin stands for it too")
+        assert says(cluster) == (f"Normal ContentKept: {WEIGHTS_FOLDER} stays: twin stands for it too")
 
 
 def endpoint(model: Manifest, status: Manifest | None = None) -> Manifest:
@@ -346,7 +346,9 @@ def test_a_bucket_is_the_same_one_in_every_namespace() -> None:
     cluster.add(other("twin", namespace="neighbours", uri=uri))
     cluster.delete("Checkpoint", CHECKPOINT)
     cluster.look("Checkpoint", CHECKPOINT)
-    assert says(cluster) == f"Normal ContentKept: {uri} stays: neighbours/twin stands for it too"
+    assert (
+        says(cluster) == f"Normal ContentKept: {uri} stays: a record in another namespace stands for it too"
+    )
 
 
 @pytest.mark.parametrize(("store", "waits"), [("s3://artifacts/team", True), ("pvc://artifacts", False)])
@@ -365,7 +367,7 @@ def test_a_bucket_keeps_its_content_while_a_namespace_that_may_share_it_is_not_l
         reconciling = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
         assert reconciling is not None
         assert reconciling["reason"] == "Forbidden"
-        assert "may list what is in namespace neighbours" in reconciling["message"]
+        assert "may list every namespace that it watches" in reconciling["message"]
         cluster.facts = replace(cluster.facts, unlisted=())
         cluster.look("Checkpoint", CHECKPOINT)
         assert cluster.has_stage_job("cleanup")
@@ -401,8 +403,7 @@ def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() ->
     cluster.settle()
     cluster.succeed("prepare", prepared(run=cluster.job(JOB).uid))
     cluster.settle()
-    cluster.delete("FineTuneJob", JOB)
-    cluster.look("FineTuneJob", JOB)
+    delete_run(cluster)
     again = finetunejob(dataset=inline)
     again["metadata"]["uid"] = "22222222-0000-4000-8000-000000000001"
     cluster.add(again)

@@ -139,6 +139,40 @@ def test_a_settled_dataset_wakes_for_whatever_comes_first() -> None:
     assert cluster.plan("Dataset", DATASET).requeue_after == left
 
 
+def test_looks_that_fell_due_while_no_operator_ran_do_not_all_begin_at_once() -> None:
+    began: dict[int, float] = {}
+    for number in range(30):
+        cluster = ready()
+        cluster.objects["Dataset", DATASET]["metadata"]["uid"] = f"d0000000-0000-4000-8000-{number:012d}"
+        refresh = status(cluster).refresh
+        assert refresh is not None
+        assert refresh.next_check_at is not None
+        back = cluster.now = refresh.next_check_at + timedelta(hours=5)
+        for _ in range(3):
+            plan = cluster.look("Dataset", DATASET)
+            if plan.create:
+                break
+            assert plan.requeue_after is not None
+            cluster.now += timedelta(seconds=plan.requeue_after)
+        else:
+            raise AssertionError("no look has begun")
+        began[number] = (cluster.now - back).total_seconds()
+    assert max(began.values()) <= 600
+    minutes = [began[number] // 60 for number in began]
+    assert max(minutes.count(minute) for minute in set(minutes)) <= 10
+
+
+def test_a_look_that_somebody_asks_for_is_never_put_off() -> None:
+    cluster = ready()
+    refresh = status(cluster).refresh
+    assert refresh is not None
+    assert refresh.next_check_at is not None
+    cluster.now = refresh.next_check_at + timedelta(hours=5)
+    cluster.annotate("Dataset", DATASET, refresh_requested="now")
+    cluster.settle()
+    assert cluster.has_stage_job("prepare")
+
+
 def test_looks_are_spread_by_a_tenth_of_the_interval_and_the_same_for_the_same_look() -> None:
     spread = []
     for number in range(300):
@@ -347,7 +381,8 @@ def test_what_a_look_needs_and_is_missing_is_said_and_the_look_follows_when_it_i
     assert found[:2] == ("False", "StoreNotFound")
     assert not cluster.has_stage_job("prepare")
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
-    assert cluster.plan("Dataset", DATASET).requeue_after == 15
+    # The claim itself is looked up from time to time.
+    assert cluster.plan("Dataset", DATASET).requeue_after is None
     assert checks(cluster) == 1
     assert len(said(cluster, "RefreshFailed")) == 1
     cluster.add(gone)

@@ -36,7 +36,7 @@ WAITING: list[tuple[str, Manifest, list[Manifest], str, list[str]]] = [
         {},
         [UNSCHEDULABLE],
         "Unschedulable",
-        ["no node can take the train pod yet: 0/1 nodes are available: 1 Insufficient", "ComputeProfile cpu"],
+        ["no node can take the train pod yet: no nodes are available: Insufficient", "ComputeProfile cpu"],
     ),
     (
         "the image cannot be pulled",

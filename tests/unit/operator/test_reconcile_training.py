@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_trainer.contract import CheckpointResult, Method, Preference, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
+    CHECKPOINT,
     HYPERPARAMETERS,
     JOB,
     dataset,
@@ -15,6 +18,7 @@ from tests.unit.operator.runobjects import (
     surroundings,
     trained,
 )
+from tests.unit.operator.runsteps import reached
 
 BEST = CheckpointResult(
     digest=digest("e"), type="Adapter", step=20, epoch=2, train_loss=0.9, validation_loss=1.2, best=True
@@ -198,3 +202,30 @@ def test_what_preflight_chose_for_kto_is_kept_and_trained_with() -> None:
     kept = cluster.objects["FineTuneJob", JOB]["status"]["resolved"]["preference"]
     assert kept == {"beta": 0.2, "desirableWeight": 1, "undesirableWeight": 3}
     assert cluster.config("train").method == Method(type="KTO", preference=chosen)
+
+
+BY_DIGEST = "registry.example/trainer@sha256:" + "e" * 64
+
+
+@pytest.mark.parametrize(
+    ("image_id", "shown", "recorded"),
+    [
+        (BY_DIGEST, BY_DIGEST, BY_DIGEST),
+        (f"docker-pullable://{BY_DIGEST}", BY_DIGEST, BY_DIGEST),
+        ("sha256:" + "e" * 64, None, "registry.example/trainer:1"),
+        ("", None, "registry.example/trainer:1"),
+    ],
+)
+def test_the_image_that_ran_is_recorded_by_digest(image_id: str, shown: str | None, recorded: str) -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    cluster.end("train", trained().to_json(), after=5)
+    for pod in cluster.of("Pod").values():
+        for status in pod["status"]["containerStatuses"]:
+            status["imageID"] = image_id
+    cluster.settle()
+
+    training = cluster.job(JOB).status.training
+    assert training is not None
+    assert training.image == shown
+    assert cluster.objects["Checkpoint", CHECKPOINT]["spec"]["lineage"]["trainerImage"] == recorded

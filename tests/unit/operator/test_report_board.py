@@ -92,10 +92,25 @@ def test_all_runs_together_cause_twenty_looks_a_second_at_most() -> None:
     runs = Runs()
     for number in range(100):
         runs.report(0, run=f"job-{number}")
-    times = [at for _, at in runs.looks]
-    assert len(times) == 100
-    assert max(times) - min(times) > 4.9
-    assert all(later - earlier >= 0.0499 for earlier, later in itertools.pairwise(times))
+    first = [at for _, at in runs.looks]
+    runs.clock.now += 60
+    for number in range(100):
+        runs.report(500, run=f"job-{number}")
+    steps = [at for _, at in runs.looks[100:]]
+    for times in (first, steps):
+        assert len(times) == 100
+        assert max(times) - min(times) > 9.8
+        assert all(later - earlier >= 0.0999 for earlier, later in itertools.pairwise(times))
+
+
+def test_the_first_report_of_a_run_does_not_wait_for_the_next_ones_of_others() -> None:
+    """Those are due up to ten seconds later."""
+    runs = Runs()
+    runs.report(0, run="old")
+    runs.clock.now += 1
+    runs.report(500, run="old")
+    runs.report(0, run="new")
+    assert runs.looks == [("old", 1000.0), ("old", 1010.0), ("new", 1001.0)]
 
 
 def test_a_run_that_is_gone_is_forgotten() -> None:

@@ -1,14 +1,19 @@
-"""What the process says of a report endpoint that cannot be published; that it can is tested in a cluster."""
+"""A report endpoint that cannot be published, and one whose certificate is replaced; the rest is tested in a
+cluster."""
 
+import ssl
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
+import httpx
 import pytest
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.caches import Caches
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.resources import SECRET, ResourceTypes
+from finetune_operator.plan import Manifest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
@@ -51,3 +56,59 @@ async def test_where_there_is_to_be_none_it_is_neither_up_nor_down(unreachable: 
     made = endpoint(unreachable, "")
     await made.publish_soon()
     assert made.up is None
+
+
+class Objects:
+    """A cluster that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], Manifest] = {}
+
+    async def get(self, type_: Any, _namespace: str, name: str) -> Manifest | None:
+        return self.kept.get((type_.kind, name))
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        self.kept[manifest["kind"], manifest["metadata"]["name"]] = manifest
+        return manifest
+
+    apply = create
+
+
+async def answers(made: ReportEndpoint, port: int) -> int:
+    """HTTP status of a report from a pod that was told of the endpoint now."""
+    assert made.target is not None
+    context = ssl.create_default_context(cadata=made.target.ca_pem)
+    async with httpx.AsyncClient(verify=context, trust_env=False) as client:
+        answer = await client.post(
+            f"https://127.0.0.1:{port}/v1/reports", extensions={"sni_hostname": "report.system.svc"}
+        )
+    return answer.status_code
+
+
+async def test_a_replaced_certificate_is_served_without_a_restart() -> None:
+    cluster = Objects()
+    board = ProgressBoard(lambda _key, _delay: None)
+    server = ReportServer(
+        Authorizer(cast("Cluster", cluster), Caches()), board, lambda: True, lambda _code: None
+    )
+    port = free_port()
+    made = ReportEndpoint(
+        cast("Cluster", cluster),
+        server,
+        Stamp("test/applied"),
+        service="report",
+        namespace="system",
+        address="127.0.0.1",
+        port=port,
+    )
+    try:
+        await made.publish_soon()
+        before = made.target
+        assert await answers(made, port) == 401
+        # Somebody deletes the Secret: the next time the endpoint is published, it is made anew.
+        del cluster.kept[SECRET.kind, "report-tls"]
+        await made.publish_soon()
+        assert made.target != before
+        assert await answers(made, port) == 401
+    finally:
+        await server.stop()

@@ -14,7 +14,12 @@ from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.report import certificate
-from finetune_operator.report.authorizer import REVIEWS_AT_ONCE, Authorizer, TooManyReviews
+from finetune_operator.report.authorizer import (
+    OF_A_SOURCE_AT_ONCE,
+    REVIEWS_AT_ONCE,
+    Authorizer,
+    TooManyReviews,
+)
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.server import ReportServer
 from finetune_trainer.contract import REPORT_PATH
@@ -86,10 +91,25 @@ async def test_a_token_that_cannot_be_checked_now_may_come_again(endpoint: Endpo
     assert "API server" in answer.json()["error"]
 
 
+async def reviewed(authorizer: Authorizer, token: str, source: str) -> bool:
+    """Whether the API server was asked about the token; it cannot be reached."""
+    try:
+        with pytest.raises(Unavailable):
+            await authorizer.caller(token, source)
+    except TooManyReviews:
+        return False
+    return True
+
+
 async def test_a_flood_of_unknown_tokens_is_not_passed_on(endpoint: Endpoint) -> None:
     authorizer = Authorizer(endpoint.cluster, Caches(), clock=lambda: 0.0)
     for number in range(REVIEWS_AT_ONCE):
-        with pytest.raises(Unavailable):
-            await authorizer.caller(f"token {number}")
-    with pytest.raises(TooManyReviews):
-        await authorizer.caller("one more")
+        assert await reviewed(authorizer, f"token {number}", f"10.0.0.{number}")
+    assert not await reviewed(authorizer, "one more", "10.0.1.1")
+
+
+async def test_a_pod_with_random_tokens_does_not_keep_others_from_reporting(endpoint: Endpoint) -> None:
+    authorizer = Authorizer(endpoint.cluster, Caches(), clock=lambda: 0.0)
+    asked = [await reviewed(authorizer, f"random {number}", "10.0.0.1") for number in range(500)]
+    assert asked.count(True) == OF_A_SOURCE_AT_ONCE
+    assert await reviewed(authorizer, "good token", "10.0.0.2")

@@ -11,7 +11,7 @@ import pytest
 from finetune_operator.plan import Manifest
 from finetune_operator.status.lostnodes import SILENCE, lost, until_overdue
 from finetune_operator.status.podfailures import disruption, failure
-from finetune_operator.status.podstarts import waiting
+from finetune_operator.status.podstarts import steady, waiting
 from finetune_operator.status.servingpods import is_replaced, serving_trouble
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
@@ -140,7 +140,7 @@ STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
     "no node has the devices": (
         pod(**unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")),
         "Unschedulable",
-        ["1 Insufficient nvidia.com/gpu", "check devices and resources of ComputeProfile a100"],
+        ["Insufficient nvidia.com/gpu", "check devices and resources of ComputeProfile a100"],
     ),
     "the nodes have a taint": (
         pod(**unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint(s).")),
@@ -483,3 +483,18 @@ def test_a_pod_of_an_endpoint_that_starts_or_serves_is_no_trouble() -> None:
     for each in (starting, serving):
         assert serving_trouble(each, NOW) is None
         assert not is_replaced(each)
+
+
+def test_the_schedulers_counts_are_left_out_so_that_their_changes_cause_no_write() -> None:
+    said = (
+        "0/12 nodes are available: {} Insufficient nvidia.com/gpu, {} node(s) had untolerated taint {{a}}."
+        " preemption: 0/12 nodes are available: {} No preemption victims found for incoming pod."
+    )
+    texts = {steady(said.format(*counts)) for counts in ((5, 7, 12), (7, 5, 11), (10, 2, 12))}
+    (text,) = texts
+    assert text == (
+        "no nodes are available: Insufficient nvidia.com/gpu, node(s) had untolerated taint {a}."
+        " preemption: no nodes are available: No preemption victims found for incoming pod."
+    )
+    assert steady("0/2 nodes are available: 2 X, 1 B") == steady("0/3 nodes are available: 1 B, 2 X")
+    assert steady("Mercury is in retrograde. 1 of 2.") == "Mercury is in retrograde. 1 of 2."

@@ -1,6 +1,7 @@
 """`finetune-check FILE…`: are these rows fit to train on?"""
 
 import logging
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from finetune_trainer.data.options import (
     NearDuplicates,
     Recipe,
 )
+from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 
 if TYPE_CHECKING:
@@ -206,7 +208,7 @@ def check(
         _require_room(sources, report, html, output)
         found = _prepared(sources, recipe, " ".join(files), output)
         _write(found, report, html)
-    except (NotFound, Unreadable) as error:
+    except (NotFound, TooLarge, Unreadable) as error:
         _end(str(error))
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -220,6 +222,8 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # Rows may have characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
+    # Ends as an error does, so that the copy of the rows goes with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app(prog_name="finetune-check")
     except Exception:
@@ -237,8 +241,22 @@ def _require_room(
             raise typer.BadParameter(f"the folder {path.parent} is not there; make it", param_hint=option)
         if path is not None and path.resolve() in read:
             raise typer.BadParameter(f"{path} is one of the files to read; name another", param_hint=option)
+        if path is not None:
+            _require_writable(path, option)
     if output is not None and any((output / name).resolve() in read for name in SPLIT_FILES.values()):
         raise typer.BadParameter(f"{output} has files to read; name another folder", param_hint="--output")
+
+
+def _require_writable(path: Path, option: str) -> None:
+    """By opening it; what is there stays, and what is not there is not made."""
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        text = f"{path} cannot be written ({error.strerror}); name another"
+        raise typer.BadParameter(text, param_hint=option) from error
+    if is_new:
+        path.unlink()
 
 
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":

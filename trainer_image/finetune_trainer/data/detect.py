@@ -8,7 +8,6 @@ from typing import Any, Final, Literal
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.jsonlines import ONE_OBJECT
-from finetune_trainer.data.files import GZIP, ZSTD
 from finetune_trainer.data.formats.judged import Verdicts
 from finetune_trainer.data.formats.kto import label_of
 from finetune_trainer.data.formats.labelstudio import is_task
@@ -16,7 +15,8 @@ from finetune_trainer.data.formats.preference import is_openai
 from finetune_trainer.data.options import JUDGED_SINCE, MESSAGES_SINCE, NEWEST_RULE, DataFormat, FieldNames
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.template import PromptTemplate
-from finetune_trainer.data.text import listed
+from finetune_trainer.data.text import field_names, listed
+from finetune_trainer.data.unpacking import GZIP, ZSTD
 
 ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet"]
 TABLES: Final = ("CSV", "TSV", "Parquet")
@@ -32,9 +32,17 @@ OTHER_KINDS: Final = (
     (codecs.BOM_UTF16_BE, "UTF-16 text", "save it as UTF-8"),
     (GZIP, "compressed by gzip twice", "decompress it once (gunzip)"),
     (ZSTD, "compressed by zstd twice", "decompress it once (unzstd)"),
+    (b"\xfd7zXZ\x00", "compressed by xz", "decompress it (unxz), or pack it with gzip or zstd"),
+    (b"BZh", "compressed by bzip2", "decompress it (bunzip2), or pack it with gzip or zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it (7z x)"),
     (b"PK\x03\x04", "a ZIP archive or a spreadsheet", "export it as CSV"),
     (b"%PDF", "PDF", "export the rows as JSON Lines or CSV"),
+    (b"<!DOCTYPE html", "a web page", "download the rows themselves; a page to sign in looks like this too"),
+    (b"<html", "a web page", "download the rows themselves; a page to sign in looks like this too"),
 )
+UTF16_SHARE: Final = 0.7
+TAR: Final = (257, b"ustar")
+"""Where an archive says what it is."""
 EXPECTED: Final = "JSON Lines or CSV"
 LABEL_STUDIO_COLUMNS: Final = ({"annotation_id", "lead_time"}, {"annotator", "lead_time"})
 JUDGED_BY_LABEL: Final[frozenset[DataFormat]] = frozenset(
@@ -89,10 +97,28 @@ def _other_kind(head: bytes, forced: DataFormat | None) -> Issue | None:
     for magic, name, fix in OTHER_KINDS:
         if head.startswith(magic):
             return Issue(Code.FILE_UNKNOWN, f"the file is {name}", f"{EXPECTED} in UTF-8", fix)
+    if not head.startswith(b"PAR1") and (found := _by_its_bytes(head)):
+        return Issue(Code.FILE_UNKNOWN, f"the file {found[0]}", f"{EXPECTED} in UTF-8", found[1])
     if forced in ("CSV", "TSV") and head.startswith(b"PAR1"):
         return Issue(
             Code.FILE_UNKNOWN, "the file is Parquet", f"{forced}, as format says", "leave format out"
         )
+    return None
+
+
+def _by_its_bytes(head: bytes) -> tuple[str, str] | None:
+    """What a file is that says so further on, or nowhere, and what to do about it."""
+    start, word = TAR
+    if head[start:].startswith(word):
+        return "is a tar archive", "unpack it (tar -xf) and name the file in it"
+    first, second = head[0::2], head[1::2]
+    # Of UTF-16 without a mark nearly every other byte is zero, in languages of Latin letters.
+    zeros = sorted(half.count(0) / max(len(half), 1) for half in (first, second))
+    if zeros[0] < 1 - UTF16_SHARE and zeros[1] > UTF16_SHARE:
+        return "is UTF-16 text without a byte order mark", "save it as UTF-8"
+    lines = head.rstrip(b"\r")
+    if b"\r" in lines and b"\n" not in head and not head.lstrip().startswith(b"["):
+        return "has lines that end with CR only", "save it with LF or CRLF: tr '\\r' '\\n' < FILE > rows"
     return None
 
 
@@ -125,7 +151,9 @@ class Detection:
             return pairs
         return Issue(
             Code.FILE_UNKNOWN,
-            f"the rows have the fields {listed(records[0])}" if records[0] else "the rows have no fields",
+            f"the rows have {field_names(records[0], 'other fields', 'the fields ')}"
+            if records[0]
+            else "the rows have no fields",
             f'{listed(self.prompt)} and "{self.completion}", or "{self.messages}"',
             "map the fields in columns, or set format",
         )

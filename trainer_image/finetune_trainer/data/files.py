@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from finetune_trainer.beneath import Refused, open_file
+from finetune_trainer.data.unpacking import CHUNK_BYTES, ZSTD, Budget, unpacked, unpacking
 
 SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
 COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst"})
@@ -18,12 +19,10 @@ ENDINGS: Final = " ".join(sorted(SUFFIXES))
 """For messages."""
 MAX_ROW_BYTES: Final = 16 << 20
 """Longest row; a longer one is a file without line ends, or an unclosed quote."""
-CHUNK_BYTES: Final = 1 << 18
-
-GZIP: Final = b"\x1f\x8b"
-ZSTD: Final = b"\x28\xb5\x2f\xfd"
-ZSTD_BYTES: Final = 2 << 10
-"""Packed bytes that are unpacked at once: four of them can become 128 KiB."""
+MAX_EMPTY_LINES: Final = 1_000_000
+"""In a row; a megabyte can be packed hundreds of millions of them."""
+IDENTITY: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+"""What is another number once a file was exchanged or written to."""
 
 
 class Unreadable(Exception):
@@ -37,20 +36,44 @@ class Unreadable(Exception):
         """Whether trying again is useless."""
 
 
+class Changed(Unreadable):
+    """A file is not any more what it was when it was looked at first."""
+
+    def __init__(self, path: Path) -> None:
+        error = OSError(f"was changed while it was read; run again when nobody writes to {path.name}")
+        super().__init__(path, error)
+
+
 class Damaged(Exception):
-    """A file ends or changes in the middle of what unpacks it; the message says what was found."""
+    """A file cannot be read to its end; the message says what was found."""
+
+    def __init__(self, what: str, *, doing: str = "unpacked", fix: str = "pack or copy it again") -> None:
+        super().__init__(what)
+        self.doing = doing
+        self.fix = fix
 
 
 class SourceFile:
     """One file, which may be packed by gzip or zstd; told by its first bytes, not by its name.
 
     Every opening is beneath `root`, the folder that a user fills; without one the user named the file itself.
-    All that reads raises Unreadable, and of a packed file Damaged.
+    `budget` is shared by all files of a source.
+    All that reads raises Unreadable; Changed where the file changes meanwhile; TooLarge beyond the budget;
+    Damaged of a packed file.
     """
 
-    def __init__(self, path: Path, name: str | None = None, *, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        root: Path | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self.path = path
         self._root = root
+        self._budget = budget or unpacking()
+        self._first: os.stat_result | None = None
         self.name = os.fsencode(name or path.name).decode(errors="backslashreplace")
         self._raw: _HashedFile | None = None
 
@@ -77,7 +100,7 @@ class SourceFile:
     def head(self, size: int) -> bytes:
         """The first bytes, unpacked; they count as not read."""
         with readable(self.path), self._open() as file:
-            return _unpacked(file, _magic(file)).read(size)
+            return unpacked(file, _magic(file), Budget("")).read(size)
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
@@ -85,7 +108,7 @@ class SourceFile:
         with readable(self.path):
             file = self._open()
             self._raw = _HashedFile(file)
-            yield _unpacked(self._raw, _magic(file))
+            yield unpacked(self._raw, _magic(file), self._budget)
 
     @contextmanager
     def as_stored(self) -> Iterator[IO[bytes]]:
@@ -94,9 +117,17 @@ class SourceFile:
             yield io.BufferedReader(file, CHUNK_BYTES)
 
     def lines(self) -> Iterator[bytes]:
-        """Each line with its end; of a line longer than `MAX_ROW_BYTES` only more than that many bytes."""
+        """Each line with its end; of a line longer than `MAX_ROW_BYTES` only more than that many bytes.
+
+        Also raises Damaged where too many lines in a row are empty.
+        """
+        empty = 0
         with self.opened() as content:
             while line := content.readline(MAX_ROW_BYTES + 1):
+                empty = empty + 1 if len(line) < 3 and line.isspace() else 0
+                if empty > MAX_EMPTY_LINES:
+                    what = f"more than {MAX_EMPTY_LINES:,} lines in a row are empty"
+                    raise Damaged(what, doing="read", fix="remove the empty lines")
                 yield line
                 while not line.endswith(b"\n") and (line := content.readline(MAX_ROW_BYTES)):
                     pass
@@ -105,15 +136,31 @@ class SourceFile:
         """Count and hash what was not read."""
         with readable(self.path):
             self._raw = self._raw or _HashedFile(self._open())
-            self._raw.finish()
+            self._require_same(self._raw.finish())
 
     def _open(self) -> io.FileIO:
-        """Raises OSError."""
-        return io.FileIO(open_file(self.path, self._root))
+        """Raises OSError, Changed."""
+        file = io.FileIO(open_file(self.path, self._root))
+        try:
+            self._require_same(os.fstat(file.fileno()))
+        except Changed:
+            file.close()
+            raise
+        return file
 
     def _stat(self) -> os.stat_result:
-        with readable(self.path), self._open() as file:
-            return os.fstat(file.fileno())
+        if self._first is None:
+            with readable(self.path):
+                self._open().close()
+        if self._first is None:
+            raise ValueError("no file was opened")
+        return self._first
+
+    def _require_same(self, now: os.stat_result) -> None:
+        """Raises Changed where it is another file than at first, or was written to."""
+        self._first = self._first or now
+        if any(getattr(now, name) != getattr(self._first, name) for name in IDENTITY):
+            raise Changed(self.path)
 
 
 def stem(name: str) -> str:
@@ -154,54 +201,6 @@ def _magic(file: io.FileIO) -> bytes:
     return magic
 
 
-def _unpacked(file: io.RawIOBase, magic: bytes) -> IO[bytes]:
-    if magic.startswith(GZIP):
-        return io.BufferedReader(gzip.GzipFile(fileobj=io.BufferedReader(file, CHUNK_BYTES)), CHUNK_BYTES)
-    if magic == ZSTD:
-        return io.BufferedReader(_ZstdFrames(file), CHUNK_BYTES)
-    return io.BufferedReader(file, CHUNK_BYTES)
-
-
-class _ZstdFrames(io.RawIOBase):
-    """The content of all frames. The library's own reader ends in silence where the last frame is cut."""
-
-    def __init__(self, file: io.RawIOBase) -> None:
-        import zstandard
-
-        self._file = file
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
-        self._frame = self._new_frame()
-        self._begun = False
-        self._packed = b""
-        self._content = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Raises EOFError where the file ends within a frame."""
-        while not self._content and self._more():
-            pass
-        size = min(len(buffer), len(self._content))
-        buffer[:size] = self._content[:size]
-        self._content = self._content[size:]
-        return size
-
-    def _more(self) -> bool:
-        packed = self._packed or self._file.read(ZSTD_BYTES)
-        self._packed = b""
-        if not packed:
-            if self._begun:
-                raise EOFError
-            return False
-        self._content = memoryview(self._frame.decompress(packed))
-        self._begun = not self._frame.eof
-        if self._frame.eof:
-            self._packed = self._frame.unused_data
-            self._frame = self._new_frame()
-        return True
-
-
 class _HashedFile(io.RawIOBase):
     """A file that is read once; what passes is counted and hashed. Call `finish` in the end."""
 
@@ -219,9 +218,11 @@ class _HashedFile(io.RawIOBase):
         self.content.update(memoryview(buffer)[:size])
         return size
 
-    def finish(self) -> None:
+    def finish(self) -> os.stat_result:
         """Read what is left; also after a reader on top of this one was closed, and this one with it."""
         while chunk := self._file.read(CHUNK_BYTES):
             self.bytes_read += len(chunk)
             self.content.update(chunk)
+        now = os.fstat(self._file.fileno())
         self._file.close()
+        return now

@@ -68,13 +68,16 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self._entries) // ENTRY.size
 
-    def add(self, row: Row, split: SplitName, file: int, record: int) -> None:
-        """Remember a row: its split, the number of its file from 0, and its record's number from 1."""
+    def add(self, row: Row, split: SplitName, file: int, record: int, *, shown: str | None = None) -> None:
+        """Remember a row: its split, the number of its file from 0, and its record's number from 1.
+
+        `shown` is what reports show of its output, where that is not all of it.
+        """
         self.form = row.form
         output = row.output
         completion = hashlib.sha256(output.encode()).digest()[:8]
         if len(self._labels) <= MAX_LABELS and completion not in self._labels:
-            self._labels[completion] = _shortened(output)
+            self._labels[completion] = _shortened(output if shown is None else shown)
         digest, answer = input_digest(row), answer_digest(row)
         seen, seen_answer = digest, answer
         if self.compares_as_seen:

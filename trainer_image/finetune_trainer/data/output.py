@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from finetune_trainer.data.index import SPLITS
+from finetune_trainer.data.unpacking import Budget
 from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, parse_row
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class SplitWriter:
 
     def __init__(self, folder: Path) -> None:
         self.rows: dict[SplitName, int] = dict.fromkeys(SPLIT_FILES, 0)
+        self._budget = Budget("prepared, the rows are")
         self._stack = ExitStack()
         self._files = {
             name: self._stack.enter_context((folder / file).open("w", encoding="utf-8", newline="\n"))
@@ -34,8 +36,10 @@ class SplitWriter:
         self._stack.close()
 
     def write(self, split: SplitName, row: Row) -> None:
-        """Append one row."""
-        self._files[split].write(row.to_line() + "\n")
+        """Append one row. Raises TooLarge."""
+        line = row.to_line() + "\n"
+        self._budget.use(len(line) if line.isascii() else len(line.encode()))
+        self._files[split].write(line)
         self.rows[split] += 1
 
 

@@ -93,7 +93,13 @@ def prepare(
                 continue
             redacted += row is not cleaned
             writer.write(split, row)
-            index.add(row, split, numbers.get(item.place.file or "", 0), item.place.record or 0)
+            index.add(
+                row,
+                split,
+                numbers.get(item.place.file or "", 0),
+                item.place.record or 0,
+                shown=scanner.masked(row.output) if issues else None,
+            )
     if not found.rows and not found.errors:
         found.summary([Issue(Code.FILE_EMPTY, "no rows", "at least one row", "add rows")])
     names = [file.name if len(files) > 1 else None for file in files]

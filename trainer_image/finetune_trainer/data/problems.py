@@ -1,10 +1,24 @@
-"""What is wrong with rows: said once a place, with what was expected and what to do."""
+"""What is wrong with rows: said once a place, with what was expected and what to do.
 
-from dataclasses import dataclass
+The report, which lies in the store beside the rows, may quote them. Status, events and logs may not: what is
+quoted is marked, and an issue keeps a second wording without it.
+"""
+
+import re
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 Severity = Literal["error", "warning"]
+
+QUOTED: Final = re.compile("\x02([^\x02-\x04]*)\x03([^\x02-\x04]*)\x04")
+"""What rows say, and what is said in its place where rows must not be quoted."""
+MARKS: Final = re.compile("[\x02-\x04]")
+
+
+def quoted(text: str, instead: str) -> str:
+    """A part of an issue's wording that comes from the rows; `instead` is said where they are not quoted."""
+    return f"\x02{MARKS.sub('?', text)}\x03{instead}\x04"
 
 
 class Code(StrEnum):
@@ -71,13 +85,23 @@ class Issue:
     column: str | None = None
     """The column or field, where one is at fault; as a path, such as `messages[1].role`."""
     severity: Severity = "error"
+    public: str = field(default="", compare=False, repr=False)
+    """The whole issue without a word of the rows, for status, events and logs; made of the others."""
+
+    def __post_init__(self) -> None:
+        parts = {name: getattr(self, name) for name in ("what", "expected", "fix")}
+        if not self.public:
+            public = _sentence(**{name: QUOTED.sub(r"\2", value) for name, value in parts.items()})
+            object.__setattr__(self, "public", public)
+        for name, value in parts.items():
+            object.__setattr__(self, name, QUOTED.sub(r"\1", value))
 
     def __str__(self) -> str:
-        return "; ".join(
-            part
-            for part in (self.what, f"expected {self.expected}" if self.expected else "", self.fix)
-            if part
-        )
+        return _sentence(self.what, self.expected, self.fix)
+
+
+def _sentence(what: str, expected: str, fix: str) -> str:
+    return "; ".join(part for part in (what, f"expected {expected}" if expected else "", fix) if part)
 
 
 @dataclass(frozen=True, slots=True)

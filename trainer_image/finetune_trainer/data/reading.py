@@ -16,7 +16,7 @@ from finetune_trainer.data.detect import (
     Detection,
     container_of,
 )
-from finetune_trainer.data.files import CHUNK_BYTES, Damaged, SourceFile, stem
+from finetune_trainer.data.files import Damaged, SourceFile, stem
 from finetune_trainer.data.formats.alpaca import Alpaca
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
 from finetune_trainer.data.formats.chat import Chats
@@ -28,6 +28,7 @@ from finetune_trainer.data.formats.preference import Preference
 from finetune_trainer.data.formats.sharegpt import ShareGPT
 from finetune_trainer.data.options import JUDGED_SINCE, DataFormat, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.unpacking import CHUNK_BYTES
 from finetune_trainer.rows import SplitName
 
 CONTAINERS: Final[Mapping[ContainerName, Container]] = {
@@ -114,9 +115,9 @@ class Reading:
             used = "nothing of it was used" if row is None else f"nothing after row {row} was used"
             issue = Issue(
                 Code.FILE_DAMAGED,
-                f"the file cannot be unpacked to its end: {damage}; {used}",
+                f"the file cannot be {damage.doing} to its end: {damage}; {used}",
                 "a whole file",
-                "pack or copy it again",
+                damage.fix,
             )
             yield Invalid(Place(name), (issue,), ends_file=True)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
 from finetune_trainer.data.options import NEWEST_RULE, OLDEST_RULE, DataFormat, Division, Recipe
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.problems import Code, Issue, quoted
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
 from finetune_trainer.rows import RowForm, SplitName
 
@@ -132,7 +132,7 @@ def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | 
     if rows < NEAR_CONSTANT_ROWS or most < NEAR_CONSTANT_SHARE * rows:
         return None
     text = index.label(int(completions[counts.argmax()]))
-    shown = "" if text is None else f" {text[:60]!r}"
+    shown = "" if text is None else quoted(f" {text[:60]!r}", "")
     return _warning(
         Code.NEAR_CONSTANT_COMPLETIONS,
         f"{most} of {rows} rows have the same completion{shown}",
@@ -159,7 +159,7 @@ def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, 
         yield _warning(
             Code.LABEL_NOT_HELD_OUT,
             f"{len(absent)} of {len(labels)} answers {'has' if len(absent) == 1 else 'have'} no row in the"
-            f" {split} split: {named}{more}",
+            f" {split} split{quoted(f': {named}{more}', ', which the report names')}",
             "some rows of each answer",
             f"add rows, raise split.{split}, or take another split.seed; scores say nothing of these answers",
         )

@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Any, Self
 
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import listed, text_issue, type_name
+from finetune_trainer.data.text import field_names, listed, text_issue, type_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def _issue(fields: dict[str, Any], name: str) -> Issue | None:
     if name not in fields:
         return Issue(
             Code.FIELD_MISSING,
-            f'"{name}", which template names, is missing (it has {listed(fields)})',
+            f'"{name}", which template names, is missing (it has {field_names(fields)})',
             f'the field "{name}"',
             "add it, or correct template",
             column=name,

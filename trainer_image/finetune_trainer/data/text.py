@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.problems import Code, Issue, quoted
 
 UNFIT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters other than tab and line ends, and halves of characters."""
@@ -14,6 +14,10 @@ INVISIBLE: Final = re.compile(
 )
 """Characters that a reader does not see: of no width, marks of direction, selectors of a glyph."""
 SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+MAX_NAMES: Final = 200
+"""A table with more columns is looked at by its report only."""
+NAME_CHARACTERS: Final = 100
+"""Of a name that a message lists."""
 TYPE_NAMES: Final = {
     dict: "an object",
     list: "a list",
@@ -25,6 +29,8 @@ TYPE_NAMES: Final = {
     type(None): "null",
 }
 SHOWN_CHARACTERS: Final = 40
+NAME: Final = re.compile(r"[A-Za-z]{1,24}(?:[_.-][A-Za-z]{1,24}){0,3}(?:[_-]?[0-9]{1,3})?")
+"""What looks like a field's name, and neither like a sentence nor like a key."""
 
 
 def type_name(value: Any) -> str:
@@ -33,12 +39,31 @@ def type_name(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value where something else was expected: a text in quotes, cut short; of others the type."""
+    """A value where something else was expected: a text in quotes, cut short; of others the type.
+
+    It is a quotation of the rows.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return type_name(value)
     text = str(value)
     cut = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-    return repr(cut) if isinstance(value, str) else cut
+    return quoted(repr(cut), "another text") if isinstance(value, str) else quoted(cut, "another number")
+
+
+def field_name(name: str) -> str:
+    """The name of a field of the rows, as a quotation of them where it does not look like a name."""
+    return name if NAME.fullmatch(name) else quoted(printable(name), "a field")
+
+
+def field_names(names: Iterable[str], noun: str = "fields", prefix: str = "") -> str:
+    """Names of fields of the rows, listed after a prefix; a quotation of them unless all look like names.
+
+    A table without a header has its first row's texts as names.
+    """
+    every = list(names)
+    if len(every) <= MAX_NAMES and all(map(NAME.fullmatch, every)):
+        return prefix + listed(every)
+    return quoted(prefix + listed(every), f"{len(every)} {noun}")
 
 
 def text_issue(field: str, value: Any) -> Issue | None:
@@ -90,7 +115,7 @@ def as_seen(text: str) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Names in quotes, at most ten, in a form that can be written as UTF-8."""
-    every = list(names)
+    every = [name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…" for name in names]
     more = f" and {len(every) - 10} more" if len(every) > 10 else ""
     text = ", ".join(f'"{name}"' for name in every[:10]) + more
     return printable(text)

@@ -99,7 +99,7 @@ def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:
     missing = [name for name in names if name not in present]
     if missing or not names:
         raise invalid(
-            uri, f"{INDEX} names files that are missing: {', '.join(missing)}; download the model again"
+            uri, f"{INDEX} names files that are missing: {', '.join(missing[:10])}; download the model again"
         )
     return [*names, INDEX]
 

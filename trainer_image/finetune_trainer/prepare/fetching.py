@@ -11,6 +11,7 @@ from finetune_trainer import canonical
 from finetune_trainer.beneath import root_of
 from finetune_trainer.contract import SOURCE_MOUNT, ExitCode, FailureReason, PrepareConfig
 from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data
+from finetune_trainer.data.unpacking import unpacking
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
@@ -92,7 +93,8 @@ class RemoteRows:
         with folder.writable(DOWNLOAD) as here:
             self._remote.download(self._files, here)
         try:
-            yield [SourceFile(here / file.name, root=here) for file in self._files]
+            budget = unpacking()
+            yield [SourceFile(here / file.name, root=here, budget=budget) for file in self._files]
         except StageFailure:
             folder.remove(DOWNLOAD)
             raise

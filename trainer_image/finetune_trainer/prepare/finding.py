@@ -4,7 +4,7 @@ import fnmatch
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,16 +14,21 @@ from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
     ENDINGS,
+    Changed,
     SourceFile,
     Unreadable,
     is_data,
     readable,
 )
+from finetune_trainer.data.text import printable
+from finetune_trainer.data.unpacking import unpacking
 from finetune_trainer.failure import Preempted, StageFailure
 
 WAIT_SECONDS: Final = 60.0
 """How long a source may take to appear: the kubelet fills the volume of a late ConfigMap on its next sync."""
 POLL_SECONDS: Final = 1.0
+NAMES: Final = 10
+"""Of files that a message lists."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +52,8 @@ def find_files(
             said = True
         if stop.wait(POLL_SECONDS):
             raise Preempted
-    return [SourceFile(file, root=root) for file in files]
+    budget = unpacking()
+    return [SourceFile(file, root=root, budget=budget) for file in files]
 
 
 def is_pattern(name: str) -> bool:
@@ -63,15 +69,20 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
 def nothing_matches(pattern: str, there: Iterable[str]) -> str:
     """What to say where no name matches."""
     names = sorted(name for name in there if not name.startswith("."))
-    beside = f"there are: {', '.join(names[:10])}" if names else "nothing is there"
+    beside = f"there are: {_first(names)}" if names else "nothing is there"
     return f"no file matches {pattern}, {beside}; correct source.uri"
 
 
 def unreadable(uri: str, error: Unreadable) -> StageFailure:
     """The failure of a source whose files cannot be read."""
     return StageFailure(
-        FailureReason.SOURCE_NOT_FOUND,
-        f"{uri}: {error}" + ("" if error.refused else "; the source must be readable by uid 65532"),
+        FailureReason.SOURCE_UNAVAILABLE if isinstance(error, Changed) else FailureReason.SOURCE_NOT_FOUND,
+        f"{uri}: {error}"
+        + (
+            ""
+            if error.refused or isinstance(error, Changed)
+            else "; the source must be readable by uid 65532"
+        ),
         ExitCode.BAD_DATA if error.lasting else ExitCode.INTERNAL,
     )
 
@@ -107,7 +118,7 @@ def _of_folder(path: Path, root: Path) -> list[Path]:
     names = [name for name in names_in(path, root, with_folders=False) if not name.startswith(".")]
     taken = [name for name in names if is_data(name) and kind_of(path / name, root) == "File"]
     if taken and len(taken) < len(names):
-        skipped = ", ".join(name for name in names if name not in taken)
+        skipped = _first([name for name in names if name not in taken])
         packed = " ".join(sorted(COMPRESSED_SUFFIXES))
         logger.warning("not read, because it is none of %s (packed: %s): %s", ENDINGS, packed, skipped)
     return [path / name for name in taken]
@@ -121,5 +132,11 @@ def _absence(path: Path, root: Path) -> str:
     there = [name for name in names_in(path.parent, root) if not name.startswith(".")]
     if is_pattern(path.name):
         return nothing_matches(path.name, there)
-    beside = f"there are: {', '.join(there[:10])}" if there else "nothing is there"
+    beside = f"there are: {_first(there)}" if there else "nothing is there"
     return f"{path.name} not found, {beside}; make it, or correct source.uri"
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first names, which may be anything that a file system takes."""
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return printable(", ".join(names[:NAMES])) + more

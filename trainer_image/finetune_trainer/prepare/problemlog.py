@@ -1,6 +1,7 @@
-"""Where problems, and rows that are alike, are kept: every one in a file of the run's folder."""
+"""Where problems, and rows that are alike, are kept: in files of the run's folder."""
 
 import io
+import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
@@ -13,10 +14,14 @@ from finetune_trainer.store.failures import reachable
 
 PROBLEMS_NAME: Final = "problems.jsonl"
 ALIKE_NAME: Final = "alike.jsonl"
+MAX_BYTES: Final = 64 << 20
+"""Of one log: nobody reads more, and the store is used by others too."""
+
+logger = logging.getLogger(__name__)
 
 
 class LineLog:
-    """Writes records to a file in a run's folder, one a line.
+    """Writes records to a file in a run's folder, one a line, as long as these are not too many.
 
     A log of an earlier try is replaced; without records there is no file.
     Raises StageFailure (STORE_UNAVAILABLE).
@@ -28,6 +33,7 @@ class LineLog:
         self._name = name
         self._path = folder.path / name
         self._count = 0
+        self._bytes = 0
         self._temporary = folder.path / f".{name}.part"
         self._file: io.TextIOWrapper | None = None
 
@@ -58,8 +64,14 @@ class LineLog:
         if self._file is None:
             raise ValueError("the log is not open")
         self._count += 1
+        if self._bytes > MAX_BYTES:
+            return
+        line = canonical.text(record) + "\n"
+        self._bytes += len(line.encode())
         with reachable(self._path):
-            self._file.write(canonical.text(record) + "\n")
+            self._file.write(line)
+        if self._bytes > MAX_BYTES:
+            logger.warning("%s has the first %d records and no more", self.uri, self._count)
 
 
 class ProblemLog(LineLog):

@@ -23,11 +23,12 @@ from finetune_trainer.contract import (
 from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
-from finetune_trainer.data.problems import Place
+from finetune_trainer.data.problems import QUOTED, Place
 from finetune_trainer.data.report.document import document, encode
 from finetune_trainer.data.report.page import page
 from finetune_trainer.data.result import Prepared, Problem
-from finetune_trainer.data.text import listed
+from finetune_trainer.data.text import field_names
+from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.fetching import open_source, shown
@@ -117,6 +118,9 @@ def _prepare(
         )
     except Unreadable as error:
         raise unreadable(shown(config.source_uri), error) from error
+    except TooLarge as error:
+        message = f"{shown(config.source_uri)}: {error}"
+        raise StageFailure(FailureReason.SOURCE_TOO_LARGE, message, ExitCode.BAD_DATA) from error
     pace.done()
     return prepared
 
@@ -244,7 +248,7 @@ def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
 def _text(problem: Problem) -> str:
     issue, place = problem.issue, problem.place
     is_summary = issue.severity == "warning" and place.file is None and place.record is None
-    text = str(issue) if is_summary else f"{place}: {issue}"
+    text = issue.public if is_summary else f"{place}: {issue.public}"
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
@@ -267,6 +271,7 @@ def _say(prepared: Prepared) -> None:
     if prepared.invalid_rows:
         logger.warning("%d invalid rows were dropped", prepared.invalid_rows)
     if prepared.unused_fields:
-        logger.warning("fields that are not used: %s", listed(list(prepared.unused_fields)))
+        names = QUOTED.sub(r"\2", field_names(prepared.unused_fields, "of the rows"))
+        logger.warning("fields that are not used: %s", names)
     for text in _shown(prepared, "warning"):
         logger.warning("%s", text)

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from finetune_trainer.contract import ServeConfig
 from finetune_trainer.serve import errors
+from finetune_trainer.serve.apikeys import RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.metrics import MeasureRequests
 from finetune_trainer.serve.routes import routes
@@ -21,7 +22,9 @@ from finetune_trainer.serve.service import Service
 def serve(config: ServeConfig) -> None:
     """Serve until a signal ends it. Raises StageFailure: a model cannot be loaded, or the port is taken."""
     service = Service(config)
-    server = DrainingServer(application(service), service.drain, lambda: service.broken)
+    server = DrainingServer(
+        application(service), service.drain, lambda: service.broken, lambda: service.loading
+    )
     server.run(sockets=[listen(config.port)])
     service.raise_failure()
 
@@ -40,4 +43,5 @@ def application(service: Service) -> ASGIApp:
     errors.install(app)
     app.include_router(routes(service))
     # Outside of the framework, so that its own answers pass through them too.
-    return CloseConnections(MeasureRequests(app, service.metrics), service.drain)
+    guarded = app if service.keys is None else RequireKey(app, service.keys)
+    return CloseConnections(MeasureRequests(guarded, service.metrics), service.drain)

@@ -6,6 +6,7 @@ never holds up short ones. Rows of different adapters share one pass.
 
 import logging
 import threading
+import time
 from collections import deque
 from typing import Final
 
@@ -34,6 +35,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self._pass_began: float | None = None
         # A daemon, so that an error elsewhere ends the process all the same.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -52,6 +54,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether the model thread works."""
         return self._thread.is_alive()
+
+    @property
+    def pass_seconds(self) -> float:
+        """Seconds that the pass under way has taken; 0 between passes."""
+        began = self._pass_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def waiting(self) -> int:
@@ -86,9 +94,12 @@ class Engine:
         try:
             while self._wait_for_work():
                 self._drop([row for row in self._running if row.generation.cancelled])
+                self._pass_began = time.monotonic()
                 self._join()
                 if self._running:
+                    self._pass_began = time.monotonic()
                     self._step()
+                self._pass_began = None
         finally:
             with self._changed:
                 self._stopping = True

@@ -1,5 +1,6 @@
 """The HTTP server's process side: its socket and its signals."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.serve.drain import Drain
 
@@ -32,10 +33,13 @@ def listen(port: int) -> socket.socket:
 class DrainingServer(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM, after the drain and the requests in flight.
 
+    While models are loaded there are none, and it ends at once: nothing can interrupt the thread that loads.
     SIGINT skips the drain, and a second one also what is in flight.
     """
 
-    def __init__(self, app: ASGIApp, drain: Drain, broken: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, drain: Drain, broken: Callable[[], bool], loading: Callable[[], bool]
+    ) -> None:
         """`broken`: whether to end without a signal, because nothing can be served any more."""
         config = uvicorn.Config(
             app,
@@ -49,9 +53,12 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._drain = drain
         self._broken = broken
+        self._loading = loading
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Take a signal. Uvicorn's own method would raise it again at the end: no exit code 0."""
+        if self._loading():
+            os._exit(ExitCode.OK)
         if sig == signal.SIGTERM:
             self._drain.begin()
         elif self.should_exit:

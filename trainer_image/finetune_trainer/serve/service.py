@@ -6,14 +6,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract import ServeConfig
+from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiError
 from finetune_trainer.serve.identity import identities
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.names import served_names
+from finetune_trainer.serve.watchdog import Watchdog
 
 if TYPE_CHECKING:
     # They import torch, which takes seconds: the server answers probes and takes signals before.
@@ -31,6 +34,7 @@ class Loaded:
 
     engine: "Engine"
     prompts: "Prompts"
+    watchdog: Watchdog
 
 
 class ModelThreadDied(Exception):
@@ -46,6 +50,7 @@ class Service:
         self.names = served_names(config)
         self.drain = Drain(config.drain_seconds)
         self.metrics = Metrics()
+        self.keys = ApiKeys(Path(config.api_keys_path)) if config.api_keys_path is not None else None
         self._loaded: Loaded | None = None
         self._loading: asyncio.Task[Loaded] | None = None
         self._died = False
@@ -63,12 +68,18 @@ class Service:
         if self._loaded is not None:
             self._died = not self._loaded.engine.alive
             await asyncio.to_thread(self._loaded.engine.stop)
+            self._loaded.watchdog.stop()
         self._tokenizer.shutdown()
 
     @property
     def ready(self) -> bool:
         """Whether every served model has generated a token and the model thread works."""
         return self._loaded is not None and self._loaded.engine.alive
+
+    @property
+    def loading(self) -> bool:
+        """Whether models are loaded just now, so that no request is in flight."""
+        return self._loading is not None and not self._loading.done()
 
     @property
     def broken(self) -> bool:
@@ -128,4 +139,6 @@ class Service:
         generate_one_token_each(served, prompts)
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)
         engine.start()
-        return Loaded(engine, prompts)
+        watchdog = Watchdog(lambda: engine.pass_seconds)
+        watchdog.start()
+        return Loaded(engine, prompts, watchdog)

@@ -163,6 +163,13 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def delete_run(self, run: str) -> None:
+        """Remove the folders of all stages of a run, if there are any.
+
+        Raises StageFailure (STORE_UNAVAILABLE, INVALID_CONFIG).
+        """
+
+    @abstractmethod
     def run_folder(self, run: str, stage: str) -> RunFolder:
         """The folder of one stage of a run. Raises StageFailure (STORE_UNAVAILABLE)."""
 
@@ -236,9 +243,9 @@ def key_of(ref: ArtifactRef) -> str:
     return f"{ref.kind}/{ref.digest.removeprefix('sha256:')}"
 
 
-def run_key(run: str, stage: str) -> str:
-    """A stage's folder, relative to the store. Raises StageFailure (INVALID_CONFIG)."""
-    for field, value in (("run", run), ("stage", stage)):
+def run_key(run: str, *stage: str) -> str:
+    """A run's or stage's folder, relative to the store. Raises StageFailure (INVALID_CONFIG)."""
+    for field, value in zip(("run", "stage"), (run, *stage), strict=False):
         if value in ("", ".", "..") or "/" in value or "\0" in value:
             raise StageFailure(FailureReason.INVALID_CONFIG, f"{field}: {value!r} is no folder name")
-    return f"runs/{run}/{stage}"
+    return "/".join(("runs", run, *stage))

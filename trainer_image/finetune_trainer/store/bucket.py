@@ -105,6 +105,10 @@ class BucketStore(Store):
         self._objects.remove(key_of(ref))
 
     @override
+    def delete_run(self, run: str) -> None:
+        self._objects.remove(run_key(run))
+
+    @override
     def run_folder(self, run: str, stage: str) -> BucketRunFolder:
         key = run_key(run, stage)
         return BucketRunFolder(f"{self._uri}/{key}", self._scratch / key, self._objects.below(key))

@@ -100,6 +100,12 @@ class MountedStore(Store):
             shutil.rmtree(folder)
 
     @override
+    def delete_run(self, run: str) -> None:
+        folder = self._root / run_key(run)
+        with reachable(folder), suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+    @override
     def run_folder(self, run: str, stage: str) -> "MountedRunFolder":
         key = run_key(run, stage)
         return MountedRunFolder(f"{self._uri}/{key}", self._at(key), self._volume)

@@ -74,6 +74,7 @@ class Loop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop before the first step if asked to, and catch up on a validation that was cut short."""
+        self.context.stop.hold()
         if self._stopping():
             raise Preempted
         step = state.global_step

@@ -57,6 +57,8 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     while result is None:
         result = _attempt(config, context)
         release()
+        if result is None:
+            context.stop.release()
     return result
 
 
@@ -68,10 +70,10 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
         state = states.newest(Fingerprint.of(config))
         split = group.told(BatchSplit.read(folder))
         starts = Starts(folder, group)
-        restarts = starts.begin(state.step if state else 0, split.halvings)
-        if state:
-            logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
         try:
+            restarts = starts.begin(state.step if state else 0, split.halvings)
+            if state:
+                logger.info("going on after step %d of %d", state.step, config.hyperparameters.total_steps)
             with group.guarded():
                 return _train(
                     config, context, folder=folder, states=states, state=state, split=split, restarts=restarts
@@ -127,7 +129,7 @@ def _train(
     retention, lost_work = Retention.of(config), LostWork(folder, group)
     begin = state.step if state else 0
     timeout = config.step_timeout_seconds
-    with Watchdog(config.run, timeout, begin, states.last_saved, group, contract=config.contract) as watchdog:
+    with Watchdog(config.run, timeout, begin, states.last_saved, group, config=config) as watchdog:
         with noticed("loading the base model", device, longest, by_batch=False):
             # Whole only in the memory of the node; each layer goes to the device in parts.
             placed = torch.device("cpu") if is_sharded(config.method, group) else device
@@ -172,6 +174,7 @@ def _train(
                 stopped_early = True
         final = weights.collect()
     group.part()
+    context.stop.release()
     steps = trainer.state.global_step
     if stopped_early:
         logger.info(

@@ -44,8 +44,8 @@ class Starts:
         return self._group.told(self._count(step, halvings) if self._group.leads else 0)
 
     def forgive(self) -> None:
-        """Not hold this start against the run: it was asked to stop. Raises StageFailure."""
-        if self._group.leads:
+        """Not count this start: the run was asked to stop. Raises StageFailure."""
+        if self._group.leads and self._record.without_progress:
             self._record.without_progress -= 1
             self._write()
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from finetune_trainer import termination
-from finetune_trainer.contract import CONTRACT_VERSION, ExitCode, FailureReason, StageResult
+from finetune_trainer.contract import ExitCode, FailureReason, StageConfig, StageResult
 from finetune_trainer.distributed.group import ALONE, Group
 
 LAST_WORDS_SECONDS: Final = 30
@@ -34,15 +34,15 @@ class Watchdog:
         last_state: Callable[[], str],
         group: Group = ALONE,
         *,
-        contract: int = CONTRACT_VERSION,
+        config: StageConfig | None = None,
     ) -> None:
-        """For a run after `step`, whose config has this version of the contract.
+        """For a run after `step`.
 
         `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from.
         `group`: the processes that wait for one another, of which only one fails by it.
         """
         self._group = group
-        self._contract = contract
+        self._config = config
         self._run = run
         self._seconds = seconds
         self._last_state = last_state
@@ -86,12 +86,13 @@ class Watchdog:
         if not self._group.fails_first():
             os._exit(ExitCode.PEER_LOST)
         result = StageResult(
-            contract=self._contract,
             stage="train",
             run=self._run,
             outcome="Failed",
             reason=FailureReason.STEP_TIMEOUT,
             message=message,
         )
+        if self._config is not None:
+            result = self._config.answer(result)
         termination.write(termination.bounded(result))
         os._exit(ExitCode.INTERNAL)

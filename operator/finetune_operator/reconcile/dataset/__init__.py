@@ -18,7 +18,7 @@ from finetune_operator.reconcile.dataset.preparation import prepare
 from finetune_operator.reconcile.dataset.timing import is_asked, until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
-from finetune_operator.reconcile.stages import is_stage_running
+from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_prepared, is_settled

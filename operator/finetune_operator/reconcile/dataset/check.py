@@ -6,7 +6,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.look import ended, job_names, number_of, request_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
-from finetune_operator.reconcile.dataset.timing import earliest, until_check
+from finetune_operator.reconcile.dataset.timing import earliest, until_check, until_slot
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.retries import Retry
 from finetune_operator.reconcile.stages import Broken, advance
@@ -25,8 +25,12 @@ def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     """One pass over a Ready Dataset; `later` is when something else becomes due, in seconds."""
     world = draft.world
     wait = until_check(dataset, world.now)
-    if wait != 0 and job_names(dataset, number_of(dataset))[0] not in world.jobs:
-        return draft.plan(_unrefused(dataset), earliest(later, wait))
+    if job_names(dataset, number_of(dataset))[0] not in world.jobs:
+        if wait != 0:
+            return draft.plan(_unrefused(dataset), earliest(later, wait))
+        slot = until_slot(dataset, world.now)
+        if slot > 0:
+            return draft.plan(None, earliest(later, slot))
     outcome = advance(draft, request_of(dataset, world))
     if isinstance(outcome, Working):
         return draft.plan(None, earliest(later, outcome.requeue_after))

@@ -169,6 +169,7 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
             ),
         ),
         annotations={REFRESH_REQUESTED: request} if prepares and request is not None else {},
+        nonce_key=world.facts.nonce_key,
     )
 
 

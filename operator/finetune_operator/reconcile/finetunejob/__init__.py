@@ -9,16 +9,16 @@ from dataclasses import replace
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.data import data
+from finetune_operator.reconcile.finetunejob.deleting import delete
 from finetune_operator.reconcile.finetunejob.ended import finished, restored, suspend
 from finetune_operator.reconcile.finetunejob.evaluate import evaluate
-from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata, records
+from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata
 from finetune_operator.reconcile.finetunejob.parent import parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.promote import promote
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import begins, claims
 from finetune_operator.reconcile.finetunejob.train import train
-from finetune_operator.reconcile.ownership import delete_with
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
@@ -29,7 +29,7 @@ __all__ = ["claims", "reconcile"]
 def reconcile(job: FineTuneJob, world: World) -> Plan:
     """What should be done now for one run."""
     if job.metadata.deletion_timestamp is not None:
-        return delete_with(job, records(job, world), world)
+        return delete(job, world)
     plan = _reconcile(job, world)
     recorded = bool(job.status.checkpoints or (plan.status or {}).get("checkpoints"))
     return replace(plan, metadata=metadata(job, recorded=recorded))

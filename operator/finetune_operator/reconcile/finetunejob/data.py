@@ -12,9 +12,9 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress
-from finetune_operator.status.conditions import BLOCKED, find, is_true
+from finetune_operator.status.conditions import find, is_true
 from finetune_operator.status.problems import faults, shown_problems
-from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.reasons import UNDER_WAY, ConditionType, EventReason, Reason
 from finetune_trainer.contract import PrepareResult, StageResult
 
 
@@ -92,7 +92,8 @@ def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
             f"Dataset {name} failed with {stalled.reason}: {stalled.message}",
             requeue_after=None,
         )
-    if current and status.phase == BLOCKED:
+    state = find(status.conditions, ConditionType.RECONCILING)
+    if current and state is not None and state.reason not in UNDER_WAY:
         return _as_blocked_as(dataset)
     if not current or not is_true(status.conditions, ConditionType.READY):
         return Working(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {name} to be prepared")

@@ -12,7 +12,8 @@ from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import stop
 from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
-from finetune_operator.reconcile.stages import is_unfinished, left_behind, pods_of, until_ended
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, status_manifest

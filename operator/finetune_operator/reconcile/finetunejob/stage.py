@@ -11,10 +11,16 @@ from finetune_operator.build.peers import build_peer_service, peer_service_name
 from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import Surroundings, keep, surroundings
+from finetune_operator.reconcile.finetunejob.surroundings import (
+    FIRST_CONTRACT,
+    Surroundings,
+    keep,
+    surroundings,
+)
 from finetune_operator.reconcile.profiles import check_config
+from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.retries import Retry
-from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance, pods_of
+from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress, stagetimes
 from finetune_operator.status.problems import shown_problems
@@ -36,6 +42,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         services=(build_peer_service(job),) if _nodes(run, stage) > 1 else (),
         retry=run.status.retry,
         probe=_probe(run, stage) if stage in WITH_DEVICES else None,
+        contract=run.status.resolved.trainer_contract or FIRST_CONTRACT,
     )
     outcome = advance(run.draft, request)
     _follow(run, stage)
@@ -96,6 +103,7 @@ def _build(
         message,
         stage,
         _placement(run, found, stage),
+        nonce_key=run.world.facts.nonce_key,
     )
 
 
@@ -124,6 +132,7 @@ def _build_collect(
             storage=Storage(store=parse_store(found.store.uri)),
             credentials=Credentials(store=found.store.credentials_secret_ref),
         ),
+        nonce_key=run.world.facts.nonce_key,
     )
 
 

@@ -8,7 +8,8 @@ from finetune_operator.build.labels import STAGE, stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage
-from finetune_operator.reconcile.stages import is_unfinished, left_behind, pods_of, until_ended
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import stagetimes

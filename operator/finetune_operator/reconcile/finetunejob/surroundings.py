@@ -12,7 +12,8 @@ from finetune_operator.build.pods import CPU
 from finetune_operator.build.trainer import Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.stages import is_stage_running
+from finetune_operator.reconcile.ownership import is_held
+from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
@@ -34,7 +35,12 @@ class Surroundings:
 
 
 def claims(job: FineTuneJob, world: World) -> frozenset[str]:
-    """Claims to look at: none while a stage runs, because nothing is about to be created."""
+    """Claims to look at: none while a stage runs, because nothing is about to be created.
+
+    Of a run that is being deleted: the one with its folder.
+    """
+    if job.metadata.deletion_timestamp is not None:
+        return storage.claim_names(job.status.resolved.store) if is_held(job) else frozenset()
     if job.spec.suspend or is_finished(job) or is_stage_running(world):
         return frozenset()
     profile = _profile(job, world)
@@ -62,7 +68,22 @@ def begins(run: Run) -> Failed | Blocked | None:
     if refused is not None:
         return refused
     found = surroundings(run)
-    return found if isinstance(found, Blocked) else _too_many_processes(run.job, found.profile)
+    if isinstance(found, Blocked):
+        return found
+    return _unusable(found.profile, found.evaluate_profile) or _too_many_processes(run.job, found.profile)
+
+
+def _unusable(*profiles: ComputeProfile) -> Blocked | None:
+    """A profile that asks for what this release does not do; a run that has begun is not stopped for it."""
+    for profile in profiles:
+        messages = not_implemented(profile.spec)
+        if messages:
+            return Blocked(
+                Reason.PROFILE_INVALID,
+                f"ComputeProfile {profile.name} cannot be used. {'; '.join(messages)}",
+                requeue_after=None,
+            )
+    return None
 
 
 def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:

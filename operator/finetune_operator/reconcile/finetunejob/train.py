@@ -4,14 +4,16 @@ from typing import get_args
 
 from finetune_operator.api.finetunejobstatus import CheckpointSummary, ResolvedHyperparameters
 from finetune_operator.build.configs import train_config
-from finetune_operator.build.labels import checkpoint_name
+from finetune_operator.build.labels import checkpoint_name, stage_job_name
 from finetune_operator.build.records import build_checkpoint
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
+from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status import progress
+from finetune_operator.status.pods import image_by_digest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract import CheckpointType, StageResult, TrainResult
@@ -55,6 +57,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     hyperparameters = used_hyperparameters(trained, planned)
     job, resolved = run.job, run.status.resolved
     version = run.world.datasetversions.get(resolved.dataset_version or "")
+    image = _image(run)
     validation = next((s.rows for s in version.spec.splits if s.name == "validation"), 0) if version else 0
     # Best and final come last in what is kept, should a trainer ever publish more than the status can hold.
     kept = sorted(trained.checkpoints, key=lambda c: (c.best or c.final, c.step))[-CHECKPOINTS_AT_MOST:]
@@ -72,7 +75,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             dataset_version=resolved.dataset_version or "",
             validation_rows=validation,
             hyperparameters=hyperparameters,
-            trainer_image=resolved.trainer_image or "",
+            trainer_image=image or resolved.trainer_image or "",
             loss_curve=trained.loss_curve,
             recorded_at=run.world.now,
         )
@@ -96,7 +99,13 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     run.update(
         checkpoints=tuple(summaries),
         progress=ended,
-        training=training_status(trained),
+        training=training_status(trained).model_copy(update={"image": image}),
         resolved=resolved.model_copy(update={"hyperparameters": hyperparameters}),
     )
     run.condition(ConditionType.TRAINED, Reason.SUCCEEDED, trained_message(trained, planned))
+
+
+def _image(run: Run) -> str | None:
+    """What the train pods ran; None where they are gone, or were never said to have pulled it."""
+    job = run.world.jobs.get(stage_job_name(run.job, "train"))
+    return None if job is None else image_by_digest(pods_of(job, run.world))

@@ -11,7 +11,8 @@ from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, Payment
 from finetune_trainer.data.checks.secrets import Secrets
 from finetune_trainer.data.checks.sequences import SEQUENCES, sequence_issue
 from finetune_trainer.data.options import Checks, Finding
-from finetune_trainer.data.problems import Issue, Severity
+from finetune_trainer.data.problems import QUOTED, Issue, Severity, quoted
+from finetune_trainer.data.text import field_name
 from finetune_trainer.rows import Row
 
 STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
@@ -71,6 +72,11 @@ class Scanner:
             calls[place] = _rewritten(call, f"messages[{place}].tool_calls", look)
         return _with_texts(row, texts, calls), tuple(issues)
 
+    def masked(self, text: str) -> str:
+        """The text with a placeholder for all that is looked for, whatever becomes of it in the row."""
+        hits = [replace(hit, finding="Redact") for hit in _hits(text, self._asked)]
+        return _redacted(text, hits)
+
 
 def _strings(value: Any) -> Iterator[str]:
     """All texts in a JSON value, names of fields not among them."""
@@ -88,7 +94,7 @@ def _rewritten(value: Any, path: str, look: Callable[[str, str], str]) -> Any:
     if isinstance(value, list):
         return [_rewritten(each, f"{path}[{index}]", look) for index, each in enumerate(value)]
     if isinstance(value, dict):
-        return {name: _rewritten(each, f"{path}.{name}", look) for name, each in value.items()}
+        return {name: _rewritten(each, f"{path}.{field_name(name)}", look) for name, each in value.items()}
     return value
 
 
@@ -147,10 +153,11 @@ def _issue(hit: _Hit, column: str) -> Issue:
     )
     return Issue(
         detector.code,
-        f"{column} has {detector.name} ({hit.found.shown}) at character {hit.found.start + 1}",
+        f"{column} has {detector.name}{quoted(f' ({hit.found.shown})', '')} at character"
+        f" {hit.found.start + 1}",
         detector.expected,
         fix,
-        column=column,
+        column=QUOTED.sub(r"\1", column),
         severity=severity,
     )
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.text import listed
+from finetune_trainer.data.text import field_names
 
 Fields = dict[str, Any]
 """A record's fields: JSON values, of CSV and TSV texts."""
@@ -40,6 +40,5 @@ def repeated_column(columns: Sequence[str]) -> Issue | None:
     twice = sorted(name for name, count in Counter(columns).items() if count > 1)
     if not twice:
         return None
-    return Issue(
-        Code.HEADER, f"the header has {listed(twice)} twice", "each name once", "rename one of the columns"
-    )
+    what = f"the header has {field_names(twice, 'names')} twice"
+    return Issue(Code.HEADER, what, "each name once", "rename one of the columns")

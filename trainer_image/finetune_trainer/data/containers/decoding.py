@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import listed, type_name
+from finetune_trainer.data.text import field_names, type_name
 
 NESTED_TOO_DEEP: Final = "nested too deep"
 
@@ -33,7 +33,7 @@ class Decoder:
         """The last value as a record's fields, or why it is no record."""
         if self.repeated is not None:
             return syntax_issue(
-                f"not valid JSON: the field {listed([self.repeated])} is there twice", expected
+                f"not valid JSON: the field {field_names([self.repeated])} is there twice", expected
             )
         if not isinstance(value, dict):
             return Issue(Code.SYNTAX, f"is {type_name(value)}", expected, "put the fields in { }")

@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.data.containers.base import Header, Record, repeated_column
 from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.text import SURROGATE, listed
+from finetune_trainer.data.text import SURROGATE, field_name, field_names
 
 UNCLOSED: Final = ("field larger than field limit", "unexpected end of data")
 """What the csv module says when a quote is never closed: beyond a bound, or at the end of the file."""
@@ -75,9 +75,8 @@ def _header_issue(header: list[str], separator: str) -> Issue | None:
             f"export it again separated by {wanted}",
         )
     if any(SURROGATE.search(name) for name in header):
-        return Issue(
-            Code.ENCODING, f"the header is not UTF-8: {listed(header)}", "UTF-8", "save the file as UTF-8"
-        )
+        what = f"the header is not UTF-8: {field_names(header, 'names')}"
+        return Issue(Code.ENCODING, what, "UTF-8", "save the file as UTF-8")
     return repeated_column(header)
 
 
@@ -100,7 +99,7 @@ def _values_issue(header: list[str], values: list[str], separator: str) -> Issue
             byte = ord(found[0]) & 0xFF
             return Issue(
                 Code.ENCODING,
-                f"{name} has the byte 0x{byte:02X}, which is not UTF-8",
+                f"{field_name(name)} has the byte 0x{byte:02X}, which is not UTF-8",
                 "UTF-8",
                 "save the file as UTF-8",
                 column=name,

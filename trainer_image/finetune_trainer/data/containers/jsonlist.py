@@ -12,9 +12,10 @@ from typing import IO, Any, Final
 
 from finetune_trainer.data.containers.base import Fields, Record
 from finetune_trainer.data.containers.decoding import NESTED_TOO_DEEP, Decoder
-from finetune_trainer.data.files import CHUNK_BYTES, MAX_ROW_BYTES, SourceFile
+from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 from finetune_trainer.data.text import SURROGATE
+from finetune_trainer.data.unpacking import CHUNK_BYTES
 
 OBJECTS: Final = "a list of JSON objects"
 SPACE: Final = re.compile(r"[ \t\n\r]*")

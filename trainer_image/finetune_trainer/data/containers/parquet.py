@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.containers.base import Fields, Header, Record, repeated_column
-from finetune_trainer.data.files import GZIP, ZSTD, SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.problems import Code, Invalid, Issue, Place, quoted
+from finetune_trainer.data.text import field_name
+from finetune_trainer.data.unpacking import GZIP, ZSTD
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,7 +71,7 @@ def _damage(error: Exception, number: int) -> Issue:
     used = f"nothing after row {number} was used" if number else "nothing of it was used"
     return Issue(
         Code.FILE_DAMAGED,
-        f"the file is damaged: {reason}; {used}",
+        f"the file is damaged{quoted(f': {reason}', '')}; {used}",
         "Parquet that can be read to its end",
         "export or copy the file again",
     )
@@ -97,7 +99,7 @@ def _record(batch: "pyarrow.RecordBatch", index: int) -> Fields | Issue:
         except UnicodeDecodeError as error:
             return Issue(
                 Code.ENCODING,
-                f"{name} has the byte 0x{error.object[error.start]:02X}, which is not UTF-8",
+                f"{field_name(name)} has the byte 0x{error.object[error.start]:02X}, which is not UTF-8",
                 "UTF-8",
                 "write the texts as UTF-8",
                 column=name,
@@ -105,9 +107,9 @@ def _record(batch: "pyarrow.RecordBatch", index: int) -> Fields | Issue:
         except (ValueError, OverflowError) as error:
             return Issue(
                 Code.FIELD_TYPE,
-                f"{name} cannot be read ({error})",
+                f"{field_name(name)} cannot be read{quoted(f' ({error})', '')}",
                 "texts, numbers, lists and structs",
-                f"write {name} as text",
+                f"write {field_name(name)} as text",
                 column=name,
             )
     return fields

@@ -3,13 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.template import PromptTemplate
-from finetune_trainer.data.text import listed, normal_line_ends, printable, shown, text_issue, type_name
+from finetune_trainer.data.text import (
+    field_names,
+    listed,
+    normal_line_ends,
+    printable,
+    shown,
+    text_issue,
+    type_name,
+)
 from finetune_trainer.rows import Row, SplitName
 
 Group = str | int
@@ -26,6 +34,10 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "testing": "test",
 }
 """What teams call their splits; of files' names too. Capital letters count as small ones."""
+
+MAX_UNUSED: Final = 200
+"""Names of unused fields that are remembered: rows may have a new one each."""
+UNUSED_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,7 @@ class Format(ABC):
         self.unused: dict[str, None] = {}
         """Fields that were seen and are not used, in the order of their coming."""
         self._known = {*self.used, *self.table_columns()}
+        self._noted = 0
 
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
@@ -84,7 +97,7 @@ class Format(ABC):
             found.append(
                 Issue(
                     Code.HEADER,
-                    f"the header has no column {listed(others)}, but {listed(columns)}",
+                    f"the header has no column {listed(others)}, but {field_names(columns, 'others')}",
                     f"the column{'s' if len(others) > 1 else ''} {listed(others)}",
                     "name the right columns in columns (and split.groupBy)",
                 )
@@ -94,7 +107,7 @@ class Format(ABC):
                 Issue(
                     Code.HEADER,
                     f"the header has no column {listed(in_template)}, which template names,"
-                    f" but {listed(columns)}",
+                    f" but {field_names(columns, 'others')}",
                     f"the column{'s' if len(in_template) > 1 else ''} {listed(in_template)}",
                     "name the right columns in template",
                 )
@@ -128,9 +141,12 @@ class Format(ABC):
     def note_unused(self, record: Fields, prefix: str = "") -> None:
         """Remember the fields that are not known; null says nothing, and is not counted."""
         for name, value in record.items():
+            if self._noted == MAX_UNUSED:
+                return
             if value is not None and (path := prefix + name) not in self._known:
+                self._noted += 1
                 self._known.add(path)
-                self.unused[printable(path)] = None
+                self.unused[printable(path[:UNUSED_CHARACTERS])] = None
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
@@ -186,7 +202,7 @@ class Format(ABC):
 
 def missing(record: Fields, name: str) -> Issue:
     """The issue of a field that is not there."""
-    there = f"it has {listed(list(record))}" if record else "it is an empty object"
+    there = f"it has {field_names(record)}" if record else "it is an empty object"
     return Issue(
         Code.FIELD_MISSING,
         f'"{name}" is missing ({there})',

@@ -6,7 +6,6 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.kto import label_of
 from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import shown
 
 KTO_TAG: Final = "kto_tag"
 """The name of the label in LLaMA-Factory."""
@@ -57,4 +56,5 @@ def is_verdict(value: Any) -> bool:
 
 
 def _said(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else shown(value)
+    # Of a few usual words and numbers, so no quotation of a row.
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import listed, printable
+from finetune_trainer.data.text import field_name, field_names
 
 
 def disagreement(count: int) -> Issue:
@@ -33,7 +33,7 @@ def conversations(names: Sequence[str]) -> Issue:
     """Of several fields that may be the prompt."""
     return Issue(
         Code.FIELD_VALUE,
-        f"the prompt may be any of {listed(names)}",
+        f"the prompt may be any of {field_names(names)}",
         "the name of the prompt",
         "name it in columns.prompt",
     )
@@ -43,7 +43,7 @@ def history(name: str, conversations: Sequence[str]) -> Issue:
     """Of a prompt that would leave a conversation out."""
     return Issue(
         Code.FIELD_VALUE,
-        f"{name} would be read without the conversation in {listed(conversations)}",
+        f"{field_name(name)} would be read without the conversation in {field_names(conversations)}",
         "the whole conversation as the prompt",
         "name the conversation in columns.prompt, or remove it from the data",
         column=name,
@@ -54,7 +54,7 @@ def no_pair(data: Fields) -> Issue:
     """Of a pairwise task whose answers are not known by their names."""
     return Issue(
         Code.FIELD_MISSING,
-        f"the two answers are not told among {listed(data)}",
+        f"the two answers are not told among {field_names(data)}",
         '"answer1" and "answer2"',
         "name the left one in columns.chosen and the right one in columns.rejected",
     )
@@ -64,7 +64,7 @@ def not_chosen(name: str) -> Issue:
     """Of a pairwise task without a choice."""
     return Issue(
         Code.FIELD_VALUE,
-        f"{name} prefers neither answer",
+        f"{field_name(name)} prefers neither answer",
         "left or right",
         "choose one, or remove the row",
         column=name,
@@ -75,7 +75,7 @@ def same_answers(pair: tuple[str, str]) -> Issue:
     """Of a pairwise task with one answer."""
     return Issue(
         Code.FIELD_VALUE,
-        f"{printable(pair[0])} and {printable(pair[1])} are the same",
+        f"{field_name(pair[0])} and {field_name(pair[1])} are the same",
         "two answers of which one is better",
         "remove the row",
         column=pair[1],
@@ -104,7 +104,7 @@ def ambiguous(tags: Sequence[str]) -> Issue:
         )
     return Issue(
         Code.FIELD_MISSING,
-        f"the completion may be any of {listed(tags)}",
+        f"the completion may be any of {field_names(tags, 'control tags')}",
         "the name of the control tag",
         "name it in columns.completion",
     )

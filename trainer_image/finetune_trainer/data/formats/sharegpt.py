@@ -98,17 +98,18 @@ class ShareGPT(Format):
 
 def _in_file(issue: Issue) -> Issue:
     """A message's issue with the names of the file's fields."""
-    what, fix, column = (
-        (part or "").replace("].content", "].value") for part in (issue.what, issue.fix, issue.column)
+    what, fix, column, public = (
+        (part or "").replace("].content", "].value")
+        for part in (issue.what, issue.fix, issue.column, issue.public)
     )
-    return replace(issue, what=what, fix=fix, column=column)
+    return replace(issue, what=what, fix=fix, column=column, public=public)
 
 
 def _role_issue(place: str, speaker: Any, *, is_there: bool) -> Issue:
     if speaker in TOOL_ROLES:
         return Issue(
             Code.UNSUPPORTED,
-            f"{place} is {speaker!r}, which is not supported",
+            f"{place} is {shown(speaker)}, which is not supported",
             "human, gpt or system",
             AS_MESSAGES,
             column=place,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import SURROGATE, listed, shown, text_issue, type_name
+from finetune_trainer.data.text import SURROGATE, field_names, shown, text_issue, type_name
 
 TOOL: Final = '{"type": "function", "function": {"name": …}}'
 CALL: Final = '{"type": "function", "function": {"name": …, "arguments": …}}'
@@ -106,7 +106,7 @@ def _function(place: str, value: Any, shape: str, found: list[Issue]) -> dict[st
 @lru_cache(maxsize=1)
 def _listed(tools: frozenset[str]) -> str:
     """The names of one row's tools, which each of its wrong calls is told."""
-    return listed(sorted(tools))
+    return field_names(sorted(tools), "tools")
 
 
 def _canonical(place: str, value: Any, found: list[Issue]) -> str | None:

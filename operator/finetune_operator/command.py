@@ -1,0 +1,37 @@
+"""The operator's process: settings, logs, signals."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from finetune_operator import logs
+from finetune_operator.engine.transport import load_configuration
+from finetune_operator.process import Process
+from finetune_operator.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+
+async def run(settings: Settings) -> None:
+    """Run the operator until SIGTERM or SIGINT."""
+    process = Process(settings, await load_configuration())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stop)
+    await process.run()
+    logger.info("stopped")
+
+
+def main() -> None:
+    """Run the operator; exits 1, with a word on why, where the process cannot start or go on."""
+    try:
+        settings = Settings.from_environment()
+    except SettingsError as error:
+        sys.exit(f"finetune-operator: {error}")
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(run(settings))
+    except Exception:
+        logger.exception("the operator cannot go on; it should be restarted")
+        sys.exit(1)

@@ -1,0 +1,107 @@
+"""Whether the CustomResourceDefinitions in the cluster know all fields of this release.
+
+`helm upgrade` leaves definitions as they are. With older ones the API server refuses every status that has a
+new field, so this process neither becomes ready nor takes the Lease: a rollout keeps the previous operator.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from functools import cache
+from typing import Final
+
+from finetune_operator.api.crd import build_crd
+from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.meta import GROUP, VERSION
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import Rejected, Unavailable
+from finetune_operator.engine.resources import DEFINITION
+from finetune_operator.plan import Manifest
+
+LOOK_AGAIN_SECONDS: Final = 5.0
+NAMED_AT_MOST: Final = 3
+APPLY: Final = "kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade leaves them as they are)"
+
+logger = logging.getLogger(__name__)
+
+
+class Definitions:
+    """The definitions of our kinds as they are installed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._outdated: tuple[str, ...] | None = None
+
+    @property
+    def outdated(self) -> tuple[str, ...] | None:
+        """What is missing, a line for each outdated definition; None before the first look."""
+        return self._outdated
+
+    async def wait_until_current(self) -> None:
+        """Return when the cluster has the definitions of this release, or of a later one."""
+        while True:
+            try:
+                found = tuple([each async for each in self._look()])
+            except Unavailable as error:
+                logger.warning("the CustomResourceDefinitions cannot be read: %s", error)
+            except Rejected as error:
+                logger.warning(
+                    "this operator may not read CustomResourceDefinitions, so it cannot see whether they are"
+                    " outdated; the chart's roles grant that: %s",
+                    error,
+                )
+                self._outdated = ()
+                return
+            else:
+                if found and found != self._outdated:
+                    logger.error(
+                        "waiting for the CustomResourceDefinitions of this release. %s: %s",
+                        "; ".join(found),
+                        APPLY,
+                    )
+                self._outdated = found
+                if not found:
+                    return
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+
+    async def _look(self) -> AsyncIterator[str]:
+        for kind in KINDS:
+            name = f"{kind.plural}.{GROUP}"
+            installed = await self._cluster.get(DEFINITION, "", name)
+            if installed is None:
+                yield f"{name} is not installed"
+                continue
+            missing = sorted(missing_in(_schema(installed), _wanted(kind)))
+            if missing:
+                more = f" and {len(missing) - NAMED_AT_MOST} more" if len(missing) > NAMED_AT_MOST else ""
+                yield f"{name} is outdated: it lacks {', '.join(missing[:NAMED_AT_MOST])}{more}"
+
+
+def missing_in(installed: Manifest, wanted: Manifest, path: str = "") -> Iterator[str]:
+    """Fields and enum values of one schema that another does not have, by their paths."""
+    values: list[str] = wanted.get("enum", [])
+    yield from (f"{path}={value}" for value in values if value not in installed.get("enum", values))
+    known = installed.get("properties", {})
+    for name, part in wanted.get("properties", {}).items():
+        where = f"{path}.{name}" if path else name
+        if name not in known:
+            yield where
+        else:
+            yield from missing_in(known[name], part, where)
+    for inner in ("items", "additionalProperties"):
+        if isinstance(wanted.get(inner), dict) and isinstance(installed.get(inner), dict):
+            yield from missing_in(installed[inner], wanted[inner], f"{path}[]")
+
+
+@cache
+def _wanted(kind: Kind) -> Manifest:
+    return _schema(build_crd(kind))
+
+
+def _schema(definition: Manifest) -> Manifest:
+    """Of our version; empty where the definition does not have it."""
+    versions = definition["spec"]["versions"]
+    found: Manifest = next(
+        (each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == VERSION), {}
+    )
+    return found

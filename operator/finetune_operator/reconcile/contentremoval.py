@@ -1,0 +1,123 @@
+"""A small Job removes a folder from a store, a record's content or a run's, and is tried again for a day."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.meta import Resource, SecretReference
+from finetune_operator.build.configs import cleanup_config
+from finetune_operator.build.jobs import Placement, build_stage_job
+from finetune_operator.build.labels import stage_job_name
+from finetune_operator.build.locations import parse_store
+from finetune_operator.build.pods import Credentials, Storage
+from finetune_operator.build.trainer import Trainer, trainer_of
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile import profiles, storage
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stagejobs import ended_at, has_ended, until_ended
+from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
+from finetune_operator.status import podfailures
+from finetune_operator.status.jobtrouble import job_trouble, look_again
+from finetune_operator.status.reasons import EventReason, Reason
+from finetune_trainer.contract import ArtifactRef
+
+PATIENCE: Final = timedelta(hours=24)
+"""How long an object waits for the users of its content to let go, or for its store to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What is to go before its owner does."""
+
+    owner: Resource
+    store: str
+    secret: str | None
+    folder: str
+    """Its uri, for messages."""
+    artifact: ArtifactRef | None
+    """None for the folder of a run."""
+    advice: str
+    """How to let the owner go without it."""
+
+
+def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
+    """Remove the folder by a Job; None once that is done."""
+    world, name = draft.world, stage_job_name(removal.owner, "cleanup", removal.store)
+    job = world.jobs.get(name)
+    if job is None:
+        return _start(draft, removal, name)
+    pods = pods_of(job, world)
+    if "deletionTimestamp" in job["metadata"]:
+        waits = "waiting for the previous cleanup pod to end"
+        return until_ended(pods, Reason.CLEANING_UP, waits, world.now)
+    if has_ended(job, "Complete"):
+        return None
+    if has_ended(job, "Failed"):
+        return _failed(draft, removal, job, pods)
+    return _under_way(f"{removal.folder} is being removed", job, pods, world.now)
+
+
+def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime) -> Working | Blocked:
+    trouble = job_trouble(job, pods, now)
+    if trouble is None:
+        return Working(Reason.CLEANING_UP, removing, look_again(pods, now))
+    message = f"{removing}: {trouble.message}"
+    if trouble.expected:
+        return Working(Reason.CLEANING_UP, message, trouble.look_again)
+    return Blocked(trouble.reason, message, None)
+
+
+def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
+    world, owner, claim = draft.world, removal.owner, storage.claim_name(removal.store)
+    if claim is not None and claim in world.claims and world.claims[claim] is None:
+        return _trouble(
+            draft,
+            removal,
+            Reason.STORE_NOT_FOUND,
+            f"{removal.folder} cannot be removed: PersistentVolumeClaim {claim} does not exist in namespace"
+            f" {owner.namespace}",
+            RETRY_SECONDS,
+        )
+    profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, world)
+    known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
+    trainer = _trainer(known, removal, world.facts.trainer_image)
+    secret = SecretReference(name=removal.secret) if removal.secret else None
+    draft.start_job(
+        build_stage_job(
+            owner,
+            name,
+            cleanup_config(owner, removal.store, removal.secret, removal.artifact, trainer.contract),
+            "cleanup",
+            Placement(
+                image=trainer.image,
+                image_pull_policy=world.facts.image_pull_policy,
+                profile=known,
+                storage=Storage(store=parse_store(removal.store)),
+                credentials=Credentials(store=secret),
+            ),
+        )
+    )
+    return Working(Reason.CLEANING_UP, f"{removal.folder} is being removed")
+
+
+def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: str) -> Trainer:
+    """The profile's own, where it knows what is to be removed: folders of runs are new in contract 2."""
+    trainer = trainer_of(profile, default_image)
+    return trainer_of(None, default_image) if removal.artifact is None and trainer.contract < 2 else trainer
+
+
+def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest]) -> Blocked:
+    """Why, until another try is due; then the Job that failed makes room for it."""
+    left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.world.now
+    if left <= timedelta():
+        draft.remove(job)
+    message = f"{removal.owner.name}: {podfailures.failure(job, pods).message}"
+    return _trouble(draft, removal, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
+
+
+def _trouble(draft: Draft, removal: Removal, reason: Reason, message: str, look_again_in: float) -> Blocked:
+    draft.event(EventReason.BLOCKED, message, "Warning")
+    said = f"{message}; tried again every 5 minutes for a day; {removal.advice}"
+    return Blocked(reason, said, look_again_in)

@@ -1,0 +1,82 @@
+"""The end of a run that is being deleted: with `deletionPolicy: Delete` its pods, its folder, its records."""
+
+from datetime import timedelta
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.build.labels import STAGE
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile import storage
+from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.finetunejob.identity import records
+from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
+from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
+from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.reconcile.world import World
+from finetune_operator.status import conditions
+from finetune_operator.status.pods import has_ended
+from finetune_operator.status.reasons import EventReason, Reason
+
+
+def delete(job: FineTuneJob, world: World) -> Plan:
+    """One pass: the run goes when its folder in the store is gone, or was given up; its records before."""
+    store = job.status.resolved.store
+    is_simple = not is_held(job) or world.namespace_terminating
+    if store is None or is_simple or _is_without_claim(store, world):
+        return delete_with(job, records(job, world), world)
+    draft = Draft(world)
+    left = _time_left(job, world)
+    halt = _stop(draft) or remove(draft, _removal(job, store)) if left > timedelta() else None
+    delete_records(draft, records(job, world), is_last=halt is None)
+    if halt is None:
+        if left <= timedelta():
+            draft.event(
+                EventReason.CONTENT_KEPT,
+                f"{_folder(job, store)} stays: it could not be removed within"
+                f" {PATIENCE // timedelta(hours=1)} hours; remove it by hand",
+                "Warning",
+            )
+        return draft.plan(None, metadata=released(job))
+    status = conditions.blocked(job, halt.reason, halt.message, world.now)
+    return draft.plan(status, min(halt.requeue_after or left.total_seconds(), left.total_seconds()))
+
+
+def _is_without_claim(store: str, world: World) -> bool:
+    """Whether the folder went with its volume."""
+    claim = storage.claim_name(store)
+    return claim is not None and claim in world.claims and world.claims[claim] is None
+
+
+def _time_left(job: FineTuneJob, world: World) -> timedelta:
+    return (job.metadata.deletion_timestamp or world.now) + PATIENCE - world.now
+
+
+def _stop(draft: Draft) -> Working | Blocked | None:
+    """End the run's Jobs; nothing may write into a folder that is being removed."""
+    world = draft.world
+    stages = [job for job in world.jobs.values() if job["metadata"].get("labels", {}).get(STAGE) != "cleanup"]
+    running = [job for job in stages if is_unfinished(job)]
+    for job in running:
+        draft.remove(job)
+    pods = [pod for job in running for pod in pods_of(job, world)]
+    pods += [pod for orphans in world.orphans.values() for pod in orphans if not has_ended(pod)]
+    if not running and not pods:
+        return None
+    waits = "waiting for the run's pods to end, before its folder in the store is removed"
+    return until_ended(pods, Reason.CLEANING_UP, waits, world.now)
+
+
+def _removal(job: FineTuneJob, store: str) -> Removal:
+    return Removal(
+        owner=job,
+        store=store,
+        secret=job.status.resolved.store_credentials,
+        folder=_folder(job, store),
+        artifact=None,
+        advice="to let the run go without it, remove its finalizer finetune.dev/cleanup",
+    )
+
+
+def _folder(job: FineTuneJob, store: str) -> str:
+    return f"{store.rstrip('/')}/runs/{job.uid}"

@@ -1,0 +1,96 @@
+"""Records beyond a history limit, and why one of them stays all the same.
+
+Each record decides for itself in a pass of its own, so a limit costs the same however long the history is.
+What is deleted goes as if a user had deleted it: the content only where the record's deletionPolicy says so.
+"""
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.build.labels import OPERATOR, OWNER_KIND
+from finetune_operator.plan import Delete, Event, Plan
+from finetune_operator.reconcile import profiles
+from finetune_operator.reconcile.ownership import Record, needed_by, seen
+from finetune_operator.reconcile.world import World
+from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.reasons import EventReason
+
+
+def surplus(record: Record, world: World) -> Plan | None:
+    """The deletion of a record that a history limit leaves no room for; None where it stays."""
+    if world.newer == 0:
+        return None
+    found = (
+        _checkpoint_limit(record, world) if isinstance(record, Checkpoint) else _version_limit(record, world)
+    )
+    if found is None:
+        return None
+    limit, field = found
+    if world.newer < limit or _is_kept(record, world):
+        return None
+    message = (
+        f"{record.kind} {record.name} is deleted: {world.newer} newer ones exist, and {field} is {limit};"
+        f" its content {'is removed' if record.spec.deletion_policy == 'Delete' else 'stays in the store'}"
+    )
+    return Plan(
+        delete=(Delete(seen(record), "Background"),),
+        events=(Event("Normal", EventReason.HISTORY_LIMIT_EXCEEDED, message),),
+    )
+
+
+def _is_kept(record: Record, world: World) -> bool:
+    """Whether somebody counts on the record, or has had a hand in it."""
+    return is_edited(record) or world.checkpoints.is_origin(record.name) or bool(needed_by(record, world))
+
+
+def is_edited(record: Record) -> bool:
+    """Whether anyone else than this operator has set a field of it, an approval or a label included.
+
+    A record of which nothing says who has set its fields counts as edited.
+    """
+    managers = {each.manager for each in record.metadata.managed_fields if not each.subresource}
+    return managers != {OPERATOR}
+
+
+def _run(checkpoint: Checkpoint, world: World) -> FineTuneJob | None:
+    """The ended run that made it. Without it nothing says which limit holds."""
+    made_by = checkpoint.spec.lineage.job
+    run = world.finetunejobs.get(made_by.name)
+    return run if run is not None and run.uid == made_by.uid and is_finished(run) else None
+
+
+def _checkpoint_limit(checkpoint: Checkpoint, world: World) -> tuple[int, str] | None:
+    """The limit and where it is set; None where there is none for this Checkpoint, whatever its age."""
+    limited = any(each.spec.checkpoint_history_limit is not None for each in world.profiles.values())
+    if not limited or checkpoint.status.promoted_at is not None:
+        return None
+    run = _run(checkpoint, world)
+    if run is None or _stands_for_run(checkpoint, run, world):
+        return None
+    named = run.status.resolved.profile or run.spec.compute.profile
+    profile = profiles.resolve_profile(named, "spec.compute.profile", run.namespace, world)
+    if not isinstance(profile, ComputeProfile) or profile.spec.checkpoint_history_limit is None:
+        return None
+    return profile.spec.checkpoint_history_limit, f"checkpointHistoryLimit of ComputeProfile {profile.name}"
+
+
+def _stands_for_run(checkpoint: Checkpoint, run: FineTuneJob, world: World) -> bool:
+    """Whether it is the one that the run keeps in any case: the judged one, or else that of the last step."""
+    standing = [
+        each for each in world.checkpoints.of_run(run.uid) if each.metadata.deletion_timestamp is None
+    ]
+    judged = run.status.evaluation.checkpoint if run.status.evaluation is not None else None
+    kept = max(standing, key=lambda each: (each.name == judged, each.spec.step, each.name), default=None)
+    return kept is None or kept.name == checkpoint.name
+
+
+def _version_limit(version: DatasetVersion, world: World) -> tuple[int, str] | None:
+    """The limit and where it is set; None where there is none, and for the latest: runs begin with it."""
+    if version.metadata.labels.get(OWNER_KIND) != "Dataset":
+        return None
+    dataset = world.datasets.get(version.spec.dataset)
+    if dataset is None or dataset.status.latest_version in {None, version.name}:
+        return None
+    limit = dataset.spec.version_history_limit
+    return None if limit is None else (limit, f"spec.versionHistoryLimit of Dataset {dataset.name}")

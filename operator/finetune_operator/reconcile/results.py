@@ -1,0 +1,79 @@
+"""Which pods are a Job's, and which of their messages is the result of its stage.
+
+Whoever may create pods or Jobs in a namespace may label and own them as they like. A result counts only if it
+is of the right run and stage, and repeats the nonce and the config digest of a Job that was made with them.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.build.jobs import NONCE_CONTRACT
+from finetune_operator.build.labels import CONFIG_DIGEST, NONCE
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.world import World
+from finetune_operator.status import podfailures
+from finetune_operator.status.stagetimes import container_state
+from finetune_trainer.contract import Stage, StageResult
+
+JOB_UID: Final = "batch.kubernetes.io/controller-uid"
+"""Label that the Job controller puts on the pods that it creates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a result must be of."""
+
+    run: str
+    stage: Stage
+    contract: int
+    """Version of the contract that the Jobs of this run are made in, as far as the status says."""
+
+
+def pods_of(job: Manifest, world: World) -> list[Manifest]:
+    """The pods that the Job's controller made for it, newest first."""
+    uid = job["metadata"]["uid"]
+    pods = [pod for pod in world.pods.values() if _is_made_for(pod, uid)]
+    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
+
+
+def _is_made_for(pod: Manifest, uid: str) -> bool:
+    metadata = pod["metadata"]
+    owners = metadata.get("ownerReferences", ())
+    is_controlled = any(owner["uid"] == uid and owner.get("controller") for owner in owners)
+    return is_controlled and metadata.get("labels", {}).get(JOB_UID) == uid
+
+
+def is_foreign(job: Manifest, expected: Expected, world: World) -> bool:
+    """Whether the Job lacks what this operator gives to all Jobs of the run."""
+    annotations = job["metadata"].get("annotations", {})
+    return bool(world.facts.nonce_key) and expected.contract >= NONCE_CONTRACT and NONCE not in annotations
+
+
+def result_of(pod: Manifest, job: Manifest, expected: Expected) -> StageResult | None:
+    """What the pod left as its termination message, if that is a result of this stage by this Job."""
+    message = container_state(pod).get("terminated", {}).get("message", "")
+    result = StageResult.parse(message) if message else None
+    if result is None or (result.run, result.stage) != (expected.run, expected.stage):
+        return None
+    return result if _is_bound(result, job) else None
+
+
+def _is_bound(result: StageResult, job: Manifest) -> bool:
+    annotations = job["metadata"].get("annotations", {})
+    nonce, digest = annotations.get(NONCE), annotations.get(CONFIG_DIGEST)
+    if nonce is not None and result.nonce != nonce:
+        return False
+    # A config that could not be read has no digest.
+    return digest is None or result.config_digest == digest or result.outcome == "Failed"
+
+
+def success(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
+    """Of a Job that completed, what the pod that succeeded says; an earlier one may have failed."""
+    results = (result_of(pod, job, expected) for pod in pods)
+    return next((result for result in results if result and result.outcome == "Succeeded"), None)
+
+
+def last_word(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
+    """What the pod says whose end decides; an earlier one may have failed for another reason."""
+    pod = podfailures.decisive(pods)
+    return None if pod is None else result_of(pod, job, expected)

@@ -1,0 +1,83 @@
+"""What a stage's Jobs and their pods say: whether they run, have ended, or are in the way."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.build.labels import STAGE
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.reconcile.world import World
+from finetune_operator.status import lostnodes
+from finetune_operator.status.peers import called
+from finetune_operator.status.pods import has_ended as has_pod_ended
+from finetune_operator.status.pods import stage_of
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.stagetimes import instant
+from finetune_trainer.contract import Stage
+
+RUNNING: Final[dict[Stage, Reason]] = {
+    "prepare": Reason.PREPARING,
+    "preflight": Reason.PREFLIGHT,
+    "train": Reason.TRAINING,
+    "evaluate": Reason.EVALUATING,
+}
+SETTLING: Final = timedelta(seconds=10)
+"""A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
+
+
+def has_ended(job: Manifest, how: str) -> bool:
+    """Whether the Job has the condition `Complete` or `Failed`."""
+    return any(
+        condition["type"] == how and condition["status"] == "True"
+        for condition in job.get("status", {}).get("conditions") or ()
+    )
+
+
+def is_unfinished(job: Manifest) -> bool:
+    """Whether the Job may still have, or get, a running pod."""
+    return not has_ended(job, "Complete") and not has_ended(job, "Failed")
+
+
+def is_stage_running(world: World) -> bool:
+    """Whether a stage's Job is under way, so that nothing needs to be created."""
+    return any(
+        is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
+        for job in world.jobs.values()
+    )
+
+
+def left_behind(world: World, job: str) -> list[Manifest]:
+    """Pods that still run although their Job of this name was deleted: beside them others must not."""
+    return [pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)]
+
+
+def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
+    """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
+    overdue: list[float] = []
+    for pod in pods:
+        trouble = lostnodes.lost(pod, called(stage_of(pod), pod), now)
+        if trouble is not None:
+            return Blocked(trouble.reason, trouble.message, None)
+        left = lostnodes.until_overdue(pod, now)
+        overdue += [left] if left is not None else []
+    return Working(reason, message, min(overdue, default=None))
+
+
+def ended_at(job: Manifest, how: str) -> datetime:
+    """When the Job got the condition `Complete` or `Failed`, which it has."""
+    return next(
+        instant(condition["lastTransitionTime"])
+        for condition in job["status"]["conditions"]
+        if condition["type"] == how and condition["status"] == "True"
+    )
+
+
+def foreign(job: Manifest) -> Blocked:
+    """How a pass ends that found a Job of this name which the operator did not create."""
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    return Blocked(
+        Reason.NAME_CONFLICT,
+        f"Job {name} has the name and owner of a Job of this run, but the operator did not create it: see who"
+        f" did, and delete it: kubectl delete job {name} -n {namespace}; the operator then creates its own",
+    )

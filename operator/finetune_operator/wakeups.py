@@ -1,0 +1,78 @@
+"""What is looked at when something has changed in the caches: the object itself, and what depends on it."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from finetune_operator.caches import Caches, key_of
+from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.watches import Watches
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.relations import concerned_by_champion, related
+from finetune_operator.surroundings import Surroundings
+
+logger = logging.getLogger(__name__)
+
+
+class Wakeups:
+    """Queues keys as the caches change.
+
+    Args:
+        caches: whose changes matter.
+        surroundings: to look up what depends on what.
+        watches: a namespace whose first lists are not complete is left alone.
+        queue: where keys go.
+        active: whether this process is the active one. Another one looks at nothing, and a term begins with a
+            look at everything.
+    """
+
+    def __init__(
+        self,
+        caches: Caches,
+        surroundings: Surroundings,
+        watches: Watches,
+        queue: WorkQueue[Key],
+        active: Callable[[], bool],
+    ) -> None:
+        self._caches = caches
+        self._surroundings = surroundings
+        self._watches = watches
+        self._queue = queue
+        self._active = active
+        for kind, store in caches.kinds.items():
+            store.subscribe(partial(self._kind_changed, kind))
+        for type_, children in caches.children.items():
+            children.subscribe(partial(self._look_at_related, type_.kind))
+        surroundings.subscribe_champions(self._champion_changed)
+        watches.subscribe(self._namespace_complete)
+
+    def add(self, key: Key, delay: float = 0.0) -> None:
+        """Have the object looked at, unless a look would miss what is not listed yet."""
+        if self._watches.complete(key.namespace):
+            self._queue.add(key, delay)
+
+    def _namespace_complete(self, namespace: str) -> None:
+        for kind, store in self._caches.kinds.items():
+            for name in store.names(namespace):
+                self.add(Key(kind, namespace, name))
+
+    def _kind_changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        changed = new or old
+        if changed is not None:
+            self.add(key_of(changed))
+            self._look_at_related(kind, old, new)
+
+    def _champion_changed(self, namespace: str, model: str) -> None:
+        if self._active():
+            for key in concerned_by_champion(namespace, model, self._surroundings):
+                self.add(key)
+
+    def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+        if not self._active():
+            return
+        try:
+            for key in related(kind, old, new, self._surroundings):
+                self.add(key)
+        except Exception:
+            # One strange object must not end the watch of all.
+            logger.exception("what a changed %s concerns could not be told", kind)

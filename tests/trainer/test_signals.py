@@ -1,0 +1,208 @@
+"""SIGTERM at every moment of a process's life, which is process 1 of its container."""
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer import signals
+from finetune_trainer.contract import ArtifactRef, Contract, EvaluateConfig, ExitCode, FetchConfig, FetchItem
+from hack.models import tiny
+from tests.trainer.processes import TIMEOUT_SECONDS, finish, read_until, start
+from tests.trainer.serve.endpoint import serve_config
+from tests.trainer.workbench import OWNER, ROWS, RUN, Workbench
+from tests.waiting import eventually
+
+HANGS = """
+import ctypes, importlib, sys, threading
+from finetune_trainer import signals
+
+module = importlib.import_module("finetune_trainer.%s")
+
+def hang(*_arguments, **_settings):
+    print('{"message": "hanging", "level": "info"}', flush=True)
+%s
+
+module.%s = hang
+signals.PROMPT_SECONDS = %s
+from finetune_trainer.__main__ import main
+sys.exit(main())
+"""
+WAITS = "    threading.Event().wait()"
+NEVER_RETURNS = """
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+LATER_THAN_ANY_TEST = 1000.0
+AT_ONCE = 0.1
+
+
+def hangs(function: str, how: str, prompt_seconds: float) -> str:
+    """A script that is the trainer, in which `function` hangs."""
+    module, _, name = function.rpartition(".")
+    return HANGS % (module, how, name, prompt_seconds)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def config_of(stage: str, bench: Workbench) -> Contract:
+    base, dataset = bench.model(), bench.dataset(ROWS, ROWS[:2], ROWS[:2])
+    match stage:
+        case "train":
+            return bench.train_config(base, dataset)
+        case "devices":
+            config = bench.train_config(base, dataset, processes=2)
+            return config.model_copy(update={"devices": 2})
+        case "preflight":
+            return bench.preflight_config(tiny(), dataset)
+        case "evaluate":
+            with bench.store.staging() as staging:
+                shutil.copytree(tiny(), staging, dirs_exist_ok=True)
+                checkpoint = bench.store.publish("checkpoints", staging)
+            return EvaluateConfig(
+                owner=OWNER,
+                run=RUN,
+                store=bench.store_config,
+                base_model=base,
+                dataset=dataset,
+                checkpoint=checkpoint,
+                checkpoint_type="Full",
+                max_sequence_length=64,
+            )
+        case "fetch":
+            return FetchConfig(
+                owner=OWNER,
+                store=bench.store_config,
+                destination=str(bench.root / "models"),
+                items=(FetchItem(artifact=ArtifactRef(kind="models", digest=base), folder="base"),),
+            )
+        case _:
+            return serve_config(bench.root)
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start`, and what still runs at the end is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: Any, **settings: Any) -> subprocess.Popen[str]:
+        started.append(start(*arguments, is_first=True, **settings))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def handles_sigterm(process: subprocess.Popen[str]) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def has_loaded(process: subprocess.Popen[str], library: str) -> bool:
+    return library in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def test_a_process_that_has_done_nothing_ends_as_one_that_has_saved_all_it_did() -> None:
+    assert signals.NOTHING_DONE == ExitCode.PREEMPTED_SAVED
+
+
+@pytest.mark.parametrize("module", ["finetune_trainer", "finetune_operator"])
+def test_a_signal_is_handled_before_anything_is_imported_that_takes_time(
+    begin: Callable[..., subprocess.Popen[str]], module: str
+) -> None:
+    process = begin("{}", "-m", module)
+    eventually("a handler", lambda: handles_sigterm(process), TIMEOUT_SECONDS, pause=0.001)
+    imported = has_loaded(process, "pydantic_core")
+    process.send_signal(signal.SIGTERM)
+
+    process.communicate(timeout=60)
+
+    assert not imported
+    assert process.returncode == (20 if module == "finetune_trainer" else 143)
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"), [("train", 20), ("devices", 20), ("evaluate", 20), ("serve", 143), ("fetch", 143)]
+)
+def test_a_signal_ends_a_process_that_still_imports(
+    begin: Callable[..., subprocess.Popen[str]], bench: Workbench, stage: str, code: int
+) -> None:
+    process = begin(config_of(stage, bench))
+    eventually("imports", lambda: has_loaded(process, "pydantic_core"), TIMEOUT_SECONDS)
+    process.send_signal(signal.SIGTERM)
+
+    assert finish(process).code in (code, ExitCode.PREEMPTED_SAVED)
+
+
+@pytest.mark.parametrize(
+    ("stage", "hanging", "code"),
+    [
+        ("train", "train.stage.trainable_model", 20),
+        ("evaluate", "evaluate.stage.load_base", 20),
+        ("preflight", "preflight.stage.load_tokenizer", 20),
+        ("serve", "serve.loading.load", 0),
+        ("fetch", "fetch.copy_artifact", 143),
+    ],
+)
+def test_a_signal_ends_a_process_that_loads_what_it_needs(
+    begin: Callable[..., subprocess.Popen[str]],
+    bench: Workbench,
+    stage: str,
+    hanging: str,
+    code: int,
+) -> None:
+    process = begin(config_of(stage, bench), "-c", hangs(hanging, WAITS, LATER_THAN_ANY_TEST))
+    read = read_until(process, "hanging")
+    process.send_signal(signal.SIGTERM)
+
+    assert finish(process, read).code == code
+
+
+def test_a_signal_ends_a_process_that_hangs_in_a_call_with_nothing_to_save(
+    begin: Callable[..., subprocess.Popen[str]], bench: Workbench
+) -> None:
+    script = hangs("train.stage.trainable_model", NEVER_RETURNS, AT_ONCE)
+    process = begin(config_of("train", bench), "-c", script)
+    read = read_until(process, "hanging")
+    process.send_signal(signal.SIGTERM)
+
+    assert finish(process, read).code == ExitCode.PREEMPTED_SAVED
+
+
+def test_a_signal_while_checkpoints_are_published_leaves_that_to_the_next_pod(
+    begin: Callable[..., subprocess.Popen[str]], bench: Workbench
+) -> None:
+    config = bench.train_config()
+    process = begin(config, "-c", hangs("train.stage.publish_checkpoints", WAITS, LATER_THAN_ANY_TEST))
+    read = read_until(process, "hanging")
+    process.send_signal(signal.SIGTERM)
+
+    ended = finish(process, read)
+
+    assert ended.code == ExitCode.PREEMPTED_SAVED
+    assert bench.train(config).restarts == 1
+
+
+def test_a_launcher_hands_a_signal_on_to_processes_that_only_start(
+    begin: Callable[..., subprocess.Popen[str]], bench: Workbench
+) -> None:
+    process = begin(config_of("devices", bench))
+    eventually("its processes", lambda: children(process), TIMEOUT_SECONDS)
+    process.send_signal(signal.SIGTERM)
+
+    assert finish(process).code == ExitCode.PREEMPTED_SAVED
+
+
+def children(process: subprocess.Popen[str]) -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

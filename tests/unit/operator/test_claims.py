@@ -1,0 +1,119 @@
+"""Thousands of objects that wait for a claim cost one request from time to time, and no passes."""
+
+import asyncio
+from typing import Any, cast
+
+from finetune_operator.claims import LONGEST, SHORTEST, Claims
+from finetune_operator.engine.errors import Unavailable
+from finetune_operator.plan import Key, Manifest
+from tests.unit.operator.skippingclock import clock, run
+
+NAMES = [Key("FineTuneJob", "team", f"run-{number}") for number in range(1000)]
+
+
+def claim(uid: str = "u", mode: str = "ReadWriteMany") -> Manifest:
+    return {"metadata": {"name": "artifacts", "uid": uid}, "spec": {"accessModes": [mode]}}
+
+
+class Server:
+    """As much of an API server as claims need."""
+
+    def __init__(self) -> None:
+        self.claim: Manifest | None = None
+        self.asked: list[float] = []
+        self.is_down = False
+
+    async def get(self, *_: Any) -> Manifest | None:
+        self.asked.append(clock())
+        if self.is_down:
+            raise Unavailable("down")
+        return self.claim
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.server = Server()
+        self.claims = Claims(cast(Any, self.server), clock)
+        self.woken: list[Key] = []
+        self.task = asyncio.create_task(self.claims.keep_looking(self.woken.append))
+
+    async def passes(self, *keys: Key) -> None:
+        for key in keys:
+            found = await self.claims.get(key.namespace, "artifacts")
+            self.claims.note(key, {"artifacts": found})
+
+
+def test_those_that_wait_for_a_claim_are_woken_when_it_is_there_and_not_before() -> None:
+    async def test() -> None:
+        scene = Scene()
+        await scene.passes(*NAMES)
+        await asyncio.sleep(3600)
+        assert scene.woken == []
+        # Once when it was needed, and then more and more rarely.
+        assert len(scene.server.asked) < 40
+        scene.server.claim = claim()
+        await asyncio.sleep(LONGEST + SHORTEST)
+        assert sorted(scene.woken) == sorted(NAMES)
+        await scene.passes(*NAMES)
+        asked = len(scene.server.asked)
+        await asyncio.sleep(3600)
+        assert len(scene.server.asked) == asked, "nothing waits any more"
+        scene.task.cancel()
+
+    run(test())
+
+
+def test_a_claim_that_is_made_soon_is_seen_soon() -> None:
+    async def test() -> None:
+        scene = Scene()
+        await scene.passes(NAMES[0])
+        scene.server.claim = claim()
+        await asyncio.sleep(SHORTEST + 5)
+        assert scene.woken == [NAMES[0]]
+        assert await scene.claims.get("team", "artifacts") == scene.server.claim
+        scene.task.cancel()
+
+    run(test())
+
+
+def test_a_claim_that_not_all_nodes_can_mount_is_waited_for_until_it_is_another_one() -> None:
+    async def test() -> None:
+        scene = Scene()
+        scene.server.claim = claim(mode="ReadWriteOnce")
+        await scene.passes(NAMES[0])
+        await asyncio.sleep(600)
+        assert scene.woken == []
+        scene.server.claim = claim(uid="another")
+        await asyncio.sleep(LONGEST)
+        assert scene.woken == [NAMES[0]]
+        scene.task.cancel()
+
+    run(test())
+
+
+def test_no_answer_is_no_news() -> None:
+    async def test() -> None:
+        scene = Scene()
+        scene.server.claim = claim(mode="ReadWriteOnce")
+        await scene.passes(NAMES[0])
+        scene.server.is_down = True
+        await asyncio.sleep(600)
+        scene.server.is_down = False
+        await asyncio.sleep(600)
+        assert scene.woken == []
+        scene.task.cancel()
+
+    run(test())
+
+
+def test_what_needs_no_claim_any_more_waits_for_none() -> None:
+    async def test() -> None:
+        scene = Scene()
+        await scene.passes(NAMES[0], NAMES[1])
+        scene.claims.note(NAMES[0], {})
+        scene.server.claim = claim()
+        await asyncio.sleep(60)
+        assert scene.woken == [NAMES[1]]
+        scene.task.cancel()
+
+    run(test())

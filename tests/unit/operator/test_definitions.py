@@ -1,0 +1,43 @@
+"""What an installed definition lacks of this release's."""
+
+from copy import deepcopy
+
+import pytest
+
+from finetune_operator.api.crd import build_crd
+from finetune_operator.api.kinds import KINDS
+from finetune_operator.definitions import _schema, missing_in
+
+OURS = {kind.name: _schema(build_crd(kind)) for kind in KINDS}
+
+
+def test_a_definition_of_this_release_lacks_nothing() -> None:
+    for schema in OURS.values():
+        assert list(missing_in(schema, schema)) == []
+
+
+def test_missing_fields_and_values_are_named_by_their_paths() -> None:
+    ours = OURS["FineTuneJob"]
+    old = deepcopy(ours)
+    del old["properties"]["status"]["properties"]["resolved"]["properties"]["trainerContract"]
+    scores = old["properties"]["status"]["properties"]["evaluation"]["properties"]["scores"]
+    scores["items"]["properties"]["metric"]["enum"].remove("loss")
+
+    assert sorted(missing_in(old, ours)) == [
+        "status.evaluation.scores[].metric=loss",
+        "status.resolved.trainerContract",
+    ]
+
+
+def test_a_newer_definition_lacks_nothing() -> None:
+    newer = deepcopy(OURS["Dataset"])
+    newer["properties"]["spec"]["properties"]["news"] = {"type": "string"}
+    newer["properties"]["spec"]["properties"]["format"]["enum"].append("Arrow")
+    assert list(missing_in(newer, OURS["Dataset"])) == []
+
+
+@pytest.mark.parametrize("version", ["v1alpha1", "v1"])
+def test_a_definition_without_our_version_lacks_everything(version: str) -> None:
+    crd = build_crd(KINDS[0])
+    crd["spec"]["versions"][0]["name"] = version
+    assert bool(_schema(crd)) == (version == "v1alpha1")

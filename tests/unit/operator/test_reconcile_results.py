@@ -1,0 +1,141 @@
+"""Whose result counts: that of a pod that the Job controller made for a Job that the operator made."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from finetune_operator.build.labels import CONFIG_DIGEST, NONCE
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.results import JOB_UID
+from finetune_trainer.contract import StageResult
+from tests.unit.operator.memorycluster import FACTS, MemoryCluster, at
+from tests.unit.operator.runobjects import (
+    CHECKPOINT,
+    JOB,
+    dataset,
+    finetunejob,
+    prepared,
+    profile,
+    surroundings,
+    trained,
+)
+from tests.unit.operator.runsteps import RESULTS
+
+KEYED = replace(FACTS, nonce_key="0f" * 32)
+
+
+def answer(cluster: MemoryCluster, stage: str, result: StageResult) -> StageResult:
+    return cluster.config(stage).answer(result)  # type: ignore[no-any-return]
+
+
+def training(*profiles: Manifest) -> MemoryCluster:
+    """A run whose train Job exists, by an operator that binds results to Jobs."""
+    around = surroundings()
+    objects = (*profiles, *around[1:]) if profiles else around
+    cluster = MemoryCluster(*objects, dataset(), finetunejob(), facts=KEYED)
+    cluster.settle()
+    for stage, result in (("prepare", prepared()), ("preflight", RESULTS["preflight"]())):
+        cluster.succeed(stage, answer(cluster, stage, result), after=5)
+        cluster.settle()
+    return cluster
+
+
+def hand_made(cluster: MemoryCluster, message: str, **metadata: Any) -> None:
+    """A pod of somebody's own that ended well and says that it is the train Job's."""
+    job = cluster.stage_job("train")
+    owner = {key: job["metadata"][key] for key in ("name", "uid")} | {"kind": "Job", "controller": True}
+    now = at(cluster.now)
+    terminated = {"exitCode": 0, "startedAt": now, "finishedAt": now, "message": message}
+    labels = {**job["spec"]["template"]["metadata"]["labels"], JOB_UID: metadata.pop("job_uid", "")}
+    cluster.add(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "hand-made", "labels": labels, "ownerReferences": [owner | metadata]},
+            "spec": job["spec"]["template"]["spec"],
+            "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}]},
+        }
+    )
+    cluster.end_job("train", "Complete")
+    cluster.settle()
+
+
+def is_trained(cluster: MemoryCluster) -> bool:
+    return CHECKPOINT in cluster.of("Checkpoint")
+
+
+def test_a_result_that_answers_its_job_counts() -> None:
+    cluster = training()
+    job = cluster.stage_job("train")["metadata"]["annotations"]
+    assert job[NONCE] == cluster.config("train").nonce
+    cluster.succeed("train", answer(cluster, "train", trained()))
+    cluster.settle()
+    assert is_trained(cluster)
+
+
+def test_a_hand_made_pod_without_the_job_controllers_label_counts_for_nothing() -> None:
+    cluster = training()
+    hand_made(cluster, answer(cluster, "train", trained()).to_json())
+    assert not is_trained(cluster)
+
+
+def test_a_hand_made_pod_that_does_not_know_the_nonce_counts_for_nothing() -> None:
+    cluster = training()
+    hand_made(cluster, trained().to_json(), job_uid=cluster.stage_job("train")["metadata"]["uid"])
+    assert not is_trained(cluster)
+
+
+def test_a_result_of_another_config_counts_for_nothing() -> None:
+    cluster = training()
+    other = cluster.config("train").model_copy(update={"keep": 5})
+    assert other.nonce is not None
+    cluster.end("train", other.answer(trained()).to_json())
+    cluster.settle()
+    assert not is_trained(cluster)
+
+
+def test_a_hand_made_job_blocks_the_run_until_it_is_gone() -> None:
+    cluster = training()
+    job = cluster.stage_job("train")
+    for mark in (NONCE, CONFIG_DIGEST):
+        del job["metadata"]["annotations"][mark]
+    cluster.end("train", trained().to_json())
+    cluster.settle()
+
+    state = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert state is not None
+    assert state["reason"] == "NameConflict"
+    assert "but the operator did not create it" in state["message"]
+    assert not is_trained(cluster)
+
+    cluster.remove("Job", job["metadata"]["name"])
+    cluster.settle()
+    assert NONCE in cluster.stage_job("train")["metadata"]["annotations"]
+
+
+def test_a_result_from_the_store_is_bound_to_the_job_that_read_it() -> None:
+    cluster = training()
+    stored = answer(cluster, "train", trained())
+    cluster.end_job("train", "Complete")
+    cluster.settle()
+    cluster.now = cluster.now.replace(minute=cluster.now.minute + 1)
+    cluster.settle()
+    assert cluster.has_stage_job("collect")
+    forged = cluster.pod("collect", {"terminated": {"exitCode": 0, "message": stored.to_json()}})
+    cluster.end_job("collect", "Complete")
+    cluster.settle()
+    assert not is_trained(cluster)
+    right = answer(cluster, "collect", stored).to_json()
+    forged["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = right
+    cluster.settle()
+    assert is_trained(cluster)
+
+
+def test_a_trainer_of_the_first_contract_is_asked_for_no_nonce() -> None:
+    cluster = training(profile(images={"trainer": "registry/trainer:1"}))
+    job = cluster.stage_job("train")["metadata"]["annotations"]
+    assert NONCE not in job
+    assert "nonce" not in json.loads(cluster.config("train").to_json())
+    cluster.succeed("train", trained())
+    cluster.settle()
+    assert is_trained(cluster)

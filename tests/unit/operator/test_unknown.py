@@ -1,0 +1,117 @@
+"""What a newer release has written is read, and stays where it is."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
+from finetune_operator.api.unknown import keep_unknown
+from finetune_operator.engine.store import ObjectStore
+from finetune_operator.models import Models
+from finetune_operator.status.conditions import status_manifest
+from tests.unit.operator.runobjects import JOB
+from tests.unit.operator.runsteps import ended
+
+
+def finished() -> dict[str, Any]:
+    """A FineTuneJob with all that a status can hold."""
+    manifest: dict[str, Any] = deepcopy(ended().objects["FineTuneJob", JOB])
+    manifest["metadata"]["resourceVersion"] = "7"
+    return manifest
+
+
+def newer() -> dict[str, Any]:
+    """The same, as a release after this one left it."""
+    manifest = finished()
+    status = manifest["status"]
+    status["news"] = {"a": [1]}
+    status["resolved"]["rank"] = 8
+    status["resolved"]["hyperparameters"]["packing"] = True
+    status["checkpoints"][0]["probe"] = "sha256:1"
+    status["conditions"][0]["severity"] = "Info"
+    return manifest
+
+
+def test_unknown_fields_stay_when_the_status_is_written_again() -> None:
+    live = newer()["status"]
+    written = status_manifest(FineTuneJob.model_validate(newer()).status)
+    assert "news" not in written
+
+    assert keep_unknown(FineTuneJobStatus, live, written) == live
+
+
+def test_what_is_left_out_by_intent_does_not_come_back() -> None:
+    live = newer()["status"]
+    model = FineTuneJob.model_validate(newer()).status
+    written = status_manifest(model.model_copy(update={"evaluation": None, "checkpoints": ()}))
+
+    kept = keep_unknown(FineTuneJobStatus, live, written)
+
+    assert "evaluation" not in kept
+    assert "checkpoints" not in kept
+    assert kept["news"] == {"a": [1]}
+
+
+def test_a_part_without_known_fields_keeps_the_unknown_ones() -> None:
+    assert keep_unknown(FineTuneJobStatus, {"resolved": {"rank": 8}}, {"phase": "x"}) == {
+        "phase": "x",
+        "resolved": {"rank": 8},
+    }
+
+
+def test_a_status_without_unknown_fields_is_written_as_it_is() -> None:
+    live = finished()["status"]
+    assert keep_unknown(FineTuneJobStatus, live, {"phase": "x"}) == {"phase": "x"}
+    assert keep_unknown(FineTuneJobStatus, live, live) == live
+
+
+def read(manifest: dict[str, Any], model: type[Any] = FineTuneJob) -> tuple[Any, tuple[str, ...]]:
+    store = ObjectStore()
+    store.put(manifest)
+    models = Models(store, model)
+    metadata = manifest["metadata"]
+    found = store.get(metadata.get("namespace", ""), metadata["name"])
+    assert found is not None
+    return models.parse(found), models.unknown(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "deletionPolicy"), "Archive"),
+        (("status", "evaluation", "scores", 0, "metric"), "bleu"),
+        (("status", "checkpoints", 0, "name"), "x" * 70),
+        (("status", "evaluation", "verdict"), "NotApplicable"),
+    ],
+)
+def test_values_of_a_newer_release_are_data(path: tuple[Any, ...], value: Any) -> None:
+    manifest = finished()
+    part = manifest
+    for step in path[:-1]:
+        part = part[step]
+    part[path[-1]] = value
+
+    model, unknown = read(manifest)
+
+    assert model is not None
+    assert unknown == (".".join(map(str, path)),)
+    assert status_manifest(model.status) == manifest["status"]
+
+
+def test_longer_lists_are_data() -> None:
+    manifest = finished()
+    manifest["status"]["checkpoints"] *= 20
+    model, _ = read(manifest)
+    assert len(model.status.checkpoints) == 20
+
+
+def test_another_json_type_is_not_read() -> None:
+    manifest = finished()
+    manifest["spec"]["model"] = {"name": "m"}
+    assert read(manifest)[0] is None
+
+
+def test_an_object_of_this_release_has_nothing_unknown() -> None:
+    assert read(finished())[1] == ()
