@@ -14,7 +14,7 @@ DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejo
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.yaml"
 NEW_RULES = ("DPO, KTO and ORPO train in one process", "no value is at least min and at most max")
 
-REFUSED = {
+REFUSED: dict[str, Object] = {
     "several-pods": {"method": {"type": "DPO"}, "compute": {"nodes": 2}},
     "impossible-gate": {"evaluation": {"gates": [{"metric": "exact_match", "min": 0.9, "max": 0.1}]}},
 }
@@ -48,21 +48,22 @@ def run(name: str, spec: Object) -> Object:
     }
 
 
+def is_accepted(api: Api) -> list[bool]:
+    """Of each run, whether it could be created now."""
+    return [try_create(api, run(f"new-{name}", spec)).accepted for name, spec in REFUSED.items()]
+
+
 @pytest.fixture
 def existing(api: Api) -> Any:
     """Runs that were created before the rules were, which are in force now."""
     crd = yaml.safe_load(CRD.read_text())
     try:
         install(api, without_new_rules(crd))
-        for name, spec in REFUSED.items():
-            manifest = run(name, spec)
-            eventually("the old rules are in force", lambda m=manifest: try_create(api, m).accepted)
+        eventually("the old rules are in force", lambda: all(is_accepted(api)))
         stored = {name: api.create(run(name, spec)) for name, spec in REFUSED.items()}
     finally:
         install(api, crd)
-    for name, spec in REFUSED.items():
-        manifest = run(f"new-{name}", spec)
-        eventually("the new rules are in force", lambda m=manifest: not try_create(api, m).accepted)
+    eventually("the new rules are in force", lambda: not any(is_accepted(api)))
     return stored
 
 
