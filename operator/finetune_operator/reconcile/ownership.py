@@ -50,15 +50,15 @@ def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
     if not is_held(owner):
         return Plan()
     draft = Draft(world)
-    delete_records(draft, records, is_last=True)
+    delete_records(draft, records)
     return draft.plan(None, metadata=released(owner))
 
 
-def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) -> None:
+def delete_records(draft: Draft, records: Iterable[Record]) -> None:
     """Delete the records of an owner that is being deleted, but for those that somebody counts on.
 
     A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
-    What stays is reported in the owner's last pass, and with what goes.
+    The event has the same words in each pass until one of them is gone.
     """
     world = draft.world
     going, staying = [], []
@@ -66,10 +66,11 @@ def delete_records(draft: Draft, records: Iterable[Record], *, is_last: bool) ->
         reason = _why_it_stays(record, world)
         if reason:
             staying.append(f"{record.name} ({reason})")
-        elif record.metadata.deletion_timestamp is None:
+            continue
+        going.append(record.name)
+        if record.metadata.deletion_timestamp is None:
             draft.remove(seen(record), "Background")
-            going.append(record.name)
-    if going or (staying and is_last):
+    if going or staying:
         draft.event(
             EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
         )

@@ -115,7 +115,7 @@ def test_weights_in_a_bucket_wait_for_an_endpoint_of_any_namespace(
     plan = scene.plan(scene.record)
     assert state(plan) == expected
     assert bool(plan.create) is (expected == "CleaningUp")
-    assert ("InferenceDeployment prod/desk" in str(plan.status)) is (expected == "InUse")
+    assert ("an InferenceDeployment in another namespace" in str(plan.status)) is (expected == "InUse")
 
 
 READS = {"store": "s3://artifacts/team", "datasetDigest": ROWS}
@@ -124,7 +124,9 @@ READS = {"store": "s3://artifacts/team", "datasetDigest": ROWS}
 @pytest.mark.parametrize(
     ("uri", "run", "expected"),
     [
-        pytest.param(BUCKET, another_run("prod", READS), "FineTuneJob prod/another", id="it reads the rows"),
+        pytest.param(
+            BUCKET, another_run("prod", READS), "a FineTuneJob in another namespace", id="it reads the rows"
+        ),
         pytest.param(CLAIM, another_run("team", READS), "FineTuneJob another", id="in the same namespace"),
         pytest.param(
             BUCKET,
@@ -179,7 +181,7 @@ def test_a_checkpoint_that_another_namespace_pins_outlives_its_run() -> None:
     scene.put(endpoint("prod", **PINS))
     scene.delete(scene.run)
     (event,) = scene.plan(scene.run).events
-    assert f"{CHECKPOINT} (in use by InferenceDeployment prod/desk)" in event.message
+    assert f"{CHECKPOINT} (in use by an InferenceDeployment in another namespace)" in event.message
 
 
 def test_a_record_that_waits_is_looked_at_when_an_endpoint_of_another_namespace_changes() -> None:

@@ -28,7 +28,7 @@ def delete(job: FineTuneJob, world: World) -> Plan:
     draft = Draft(world)
     left = _time_left(job, world)
     halt = _stop(draft) or remove(draft, _removal(job, store)) if left > timedelta() else None
-    delete_records(draft, records(job, world), is_last=halt is None)
+    delete_records(draft, records(job, world))
     if halt is None:
         if left <= timedelta():
             draft.event(
