@@ -6,10 +6,9 @@ of a line of its own. They are copies of one run that the operator has seen thro
 
 import asyncio
 import contextlib
-import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,14 +17,12 @@ import httpx
 import typer
 from rich.console import Console
 
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build.labels import RECORDED_RUN
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.finetunejob.identity import mark
 from hack.bench import workload
 from hack.bench.controlplanes import AT_ONCE, client, control_plane
+from hack.bench.copies import Copies, checkpoint_name
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger
@@ -47,7 +44,6 @@ PROBE_SECONDS: Final = 0.02
 SILENCE_SECONDS: Final = 300
 """After which an operator that does not answer its probe counts as dead."""
 ORIGINAL_SECONDS: Final = 120
-SERVER_FIELDS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 
 BEGIN: Final = "<!-- Written by python -m hack.bench.history from here -->"
 
@@ -75,72 +71,6 @@ class Phase:
     peak: int
 
 
-class Copies:
-    """Makes copies of one run and its Checkpoint as they were when it had ended."""
-
-    def __init__(self, job: Manifest, checkpoint: Manifest) -> None:
-        self._job = json.dumps(_made_by_user(job))
-        self._checkpoint = json.dumps(_made_by_user(checkpoint))
-        self._names = (job["metadata"]["name"], checkpoint["metadata"]["name"], job["spec"]["model"])
-        self._digest = checkpoint["spec"]["digest"]
-
-    def job(self, number: int, model: str) -> Manifest:
-        """The run of this number; the same number always is the same run."""
-        copy = self._copy(self._job, number, model)
-        known = {**copy, "metadata": {**copy["metadata"], "uid": "of-the-original"}}
-        copy["metadata"]["annotations"] = {RECORDED_RUN: mark(FineTuneJob.model_validate(known))}
-        return copy
-
-    def checkpoints(self, number: int, model: str, uid: str) -> Iterator[Manifest]:
-        """The promoted Checkpoint of the run with this uid, and one that was not promoted."""
-        for which in ("best", "other"):
-            copy = self._copy(self._checkpoint, number, model)
-            copy["spec"]["lineage"]["job"]["uid"] = uid
-            if which == "other":
-                copy["metadata"]["name"] = f"run-{number:05d}-20-other"
-                copy["spec"].update(step=20, digest=_digest(number, which))
-                self._not_promoted(copy, number)
-            yield copy
-
-    def _not_promoted(self, checkpoint: Manifest, number: int) -> None:
-        status = checkpoint["status"]
-        for field in ("promotedAt", "evaluations", "display"):
-            status.pop(field, None)
-        said = next(each for each in status["conditions"] if each["type"] == "Promoted")
-        said.update(
-            status="False",
-            reason="NotPromoted",
-            message=f"the run stands for its better checkpoint {_checkpoint_name(number)}",
-        )
-
-    def _copy(self, text: str, number: int, model: str) -> Manifest:
-        job, checkpoint, line = self._names
-        # The Checkpoint's name begins with the run's.
-        for old, new in (
-            (checkpoint, _checkpoint_name(number)),
-            (f'"{job}"', f'"run-{number:05d}"'),
-            (f'"{line}"', f'"{model}"'),
-            (self._digest, _digest(number, "best")),
-            (self._digest.removeprefix("sha256:"), _digest(number, "best").removeprefix("sha256:")),
-        ):
-            text = text.replace(old, new)
-        copy: Manifest = json.loads(text)
-        return copy
-
-
-def _made_by_user(obj: Manifest) -> Manifest:
-    metadata = {key: value for key, value in obj["metadata"].items() if key not in SERVER_FIELDS}
-    return {**obj, "metadata": metadata}
-
-
-def _checkpoint_name(number: int) -> str:
-    return f"run-{number:05d}-40-best"
-
-
-def _digest(number: int, which: str) -> str:
-    return f"sha256:{number:032x}{which.encode().hex():0>32}"
-
-
 class _History:
     def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
         self._plane = plane
@@ -159,7 +89,7 @@ class _History:
                 begun, before = time.monotonic(), await _passes(operator)
                 silences.clear()
                 label = {"labels": {"seen": "again"}}
-                name = _checkpoint_name(0)
+                name = checkpoint_name(0)
                 checkpoint = await user.get(KIND_TYPES["Checkpoint"], workload.NAMESPACE, name)
                 if checkpoint is None:
                     raise BenchError(f"Checkpoint {name} is gone")

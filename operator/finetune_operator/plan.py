@@ -20,11 +20,12 @@ class Create:
     """POST, never apply: applying would take over a foreign object or resurrect a deleted one.
 
     When the name exists already, `same` says what makes the existing object ours: its controller's uid,
-    its `spec.digest`, or anything. An object that is not ours is a name conflict.
+    its `spec.digest`, or anything. An object that is not ours is a name conflict. `Unread`: whatever has the
+    name is taken for it, since the operator may not read it.
     """
 
     manifest: Manifest
-    same: Literal["Controller", "Digest", "Any"] = "Controller"
+    same: Literal["Controller", "Digest", "Any", "Unread"] = "Controller"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
+from secrets import token_bytes
 from typing import Any, TypeGuard, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import OWNER_KIND
+from finetune_operator.build.peers import KEY_BYTES
 from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.models import Models
@@ -27,7 +29,7 @@ from finetune_operator.reconcile.indexes import (
     version_owner,
 )
 from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.turns import turn
+from finetune_operator.reconcile.turns import line_turn, rollout_turn
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 
 R = TypeVar("R", bound=Resource)
@@ -72,8 +74,15 @@ class Surroundings:
 
     def turn(self, key: Key) -> tuple[str, ...] | None:
         """What a pass over this object decides about together with others, which it must not overlap."""
-        resource = self.resource(key)
-        return None if resource is None else turn(resource, self._profiles.named(""))
+        if key.kind == "Checkpoint":
+            # Without reading it: a line may have thousands, of which all but one wait.
+            index = self._lines.get(key.namespace)
+            model = None if index is None else index.model_of(key.name)
+            return None if model is None else line_turn(key.namespace, model)
+        if key.kind != "InferenceDeployment":
+            return None
+        endpoint = self._inferencedeployments.get(key.namespace, key.name)
+        return None if endpoint is None else rollout_turn(endpoint, self._profiles.named(""))
 
     def world(
         self,
@@ -92,6 +101,7 @@ class Surroundings:
         return World(
             now=now,
             facts=facts,
+            entropy=token_bytes(KEY_BYTES),
             jobs=jobs,
             pods=pods,
             orphans=orphans,

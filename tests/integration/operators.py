@@ -76,8 +76,8 @@ class Operator:
         )
         return self
 
-    def wait_active(self) -> "Operator":
-        eventually("the operator is active", self.is_active, describe=lambda: self.log)
+    def wait_active(self, seconds: float = 30) -> "Operator":
+        eventually("the operator is active", self.is_active, seconds, lambda: self.log)
         return self
 
     def terminate(self) -> int:

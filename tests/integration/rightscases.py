@@ -304,6 +304,7 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "patch services": Case("InferenceDeployment", an_endpoint, moved),
     # A run that has ended keeps its verdict.
     "delete services": Case(LOG, a_run_in_two_pods),
+    "create secrets": Case("FineTuneJob", a_run_in_two_pods),
     "get networkpolicies": Case("InferenceDeployment", a_protected_endpoint),
     "create networkpolicies": Case("InferenceDeployment", a_protected_endpoint),
     "patch networkpolicies": Case("InferenceDeployment", a_protected_endpoint),

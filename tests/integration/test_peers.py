@@ -1,5 +1,7 @@
 """A run in two pods on a real Job controller: who counts as a failure, and who follows whom."""
 
+import json
+from base64 import b64decode
 from collections.abc import Iterator
 
 import pytest
@@ -92,3 +94,39 @@ def test_a_pod_that_lost_another_one_is_followed_and_only_the_other_one_counts(
     kubelet.held.clear()
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
     assert len(api.list("Service", namespace)) == 1
+
+
+def test_a_run_in_two_pods_has_a_key_that_only_its_pods_see_and_keeps_it(
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    operators.start().wait_active()
+    kubelet.held.add("train")
+    compute = {"profile": manifests.profile_name(namespace), "nodes": 2}
+    api.create(manifests.dataset(namespace))
+    run = api.create(manifests.finetunejob(namespace, compute=compute))
+    first = eventually("two pods", lambda: _both(api, namespace), PATIENCE)
+    (key,) = _keys(api, namespace)
+
+    api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": True}})
+    eventually("no Job", lambda: not jobs_of_stage(api, namespace, "train"), PATIENCE)
+    api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": False}})
+    second = eventually(
+        "two others", lambda: _both(api, namespace, *(pod["metadata"]["uid"] for pod in first)), PATIENCE
+    )
+
+    assert _keys(api, namespace) == [key]
+    assert key["metadata"]["ownerReferences"][0]["uid"] == run["metadata"]["uid"]
+    assert len(b64decode(key["data"]["key"])) == 32
+    for pod in (*first, *second):
+        mounted = [volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume]
+        assert key["metadata"]["name"] in mounted
+        assert key["data"]["key"] not in json.dumps(pod)
+
+
+def _both(api: Api, namespace: str, *others: str) -> list[Object] | None:
+    pods = train_pods(api, namespace, *others)
+    return list(pods.values()) if len(pods) == 2 else None
+
+
+def _keys(api: Api, namespace: str) -> list[Object]:
+    return [each for each in api.list("Secret", namespace) if each["metadata"]["name"].startswith("train-")]

@@ -159,7 +159,9 @@ def short_of_one(api: Api, grants: Grants, processes: Processes) -> Iterator[Ope
         begin(api, case, namespace)
     attended = frozenset(namespace_of(right) for right in IN_A_NAMESPACE.keys() - UNATTENDED)
     kubelet = FakeKubelet(Attended(api, attended), "")
-    yield processes.start(user, SYSTEM, [namespace_of(right) for right in IN_A_NAMESPACE]).wait_active()
+    watched = [namespace_of(right) for right in IN_A_NAMESPACE]
+    # So many lists and watches at once that the API server puts some of them off.
+    yield processes.start(user, SYSTEM, watched).wait_active(3 * PATIENCE)
     kubelet.close()
 
 

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
 from finetune_trainer.check.__main__ import app
+from finetune_trainer.check.hints import as_options
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.rows import SPLIT_FILES
 from tests.waiting import eventually
@@ -127,6 +128,38 @@ def test_rows_that_contradict_others_and_leaked_rows_are_named(tmp_path: Path) -
 
     assert "row 301 is for training, and the same as the held-out row 1" in output
     assert "row 302 has another answer than row 6" in output
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("name it in columns.completion", "name it in --completion"),
+        ("map the fields in columns, or set format", "map the fields in --columns, or set --format"),
+        ("set checks.emailAddresses: Redact", "set --email-addresses Redact"),
+        ("add rows, or set split.test: 0", "add rows, or set --test 0"),
+        ("correct part, or remove split.column", "correct part, or remove --split-column"),
+        ("set split.fromFiles: true", "set --split-from-files"),
+        ("set format: KTO (columns.label names it)", "set --format KTO (--label names it)"),
+    ],
+)
+def test_hints_are_in_the_words_of_the_command_line(hint: str, said: str) -> None:
+    assert as_options(hint) == said
+
+
+def test_columns_that_the_format_does_not_read_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", good_rows())
+
+    output = words(check(tmp_path, "rows.jsonl", "--messages", "turns").output)
+
+    assert "--messages is not used, because the rows are PromptCompletion" in output
+
+
+def test_control_sequences_of_a_model_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [*good_rows(), {"prompt": "Hello", "completion": "Hi<|im_end|>"}])
+
+    output = words(check(tmp_path, "rows.jsonl", columns=200).output)
+
+    assert "completion has <|im_end|>, which a model reads as" in output
 
 
 def test_characters_that_act_on_a_terminal_are_escaped(tmp_path: Path) -> None:

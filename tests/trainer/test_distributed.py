@@ -1,15 +1,22 @@
 """How processes of one run find each other, notice that one is gone, and share rows."""
 
 import itertools
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, FailureReason
+from finetune_trainer.distributed.gate import Passage, Refused, read_key
 from finetune_trainer.distributed.group import Finished, Group, PeerLost
 from finetune_trainer.distributed.launch import agreed
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, Place
@@ -18,11 +25,13 @@ from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.encode import IGNORED, EncodedRow
 from finetune_trainer.train.sharding import ShardedBatches, blank
 from tests.trainer.processes import run
-from tests.trainer.test_train_distributed import Pods, free_port
+from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
 from tests.trainer.workbench import Workbench
+from tests.waiting import eventually
 
 WATCHES_A_SILENT_PEER = """
 import threading, time
+from dataclasses import replace
 from datetime import timedelta
 from torch.distributed import TCPStore
 from finetune_trainer.distributed.peers import Peers
@@ -45,11 +54,18 @@ def place(rank: int, size: int = 3, host: str = "127.0.0.1") -> Place:
     return Place(rank=rank, size=size, local_rank=0, local_size=1, host=host, port=free_port())
 
 
-def rendezvous(where: Place, patience: float = 1.0, *, stopped: bool = False, finished: bool = False) -> Any:
+def rendezvous(
+    where: Place,
+    patience: float = 1.0,
+    *,
+    stopped: bool = False,
+    finished: bool = False,
+    key: bytes | None = KEY,
+) -> Any:
     stop = threading.Event()
     if stopped:
         stop.set()
-    return Rendezvous(where, stop, lambda: finished, patience)
+    return Rendezvous(where, stop, lambda: finished, patience, key)
 
 
 def test_the_leader_names_the_ranks_that_did_not_come() -> None:
@@ -90,6 +106,105 @@ def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
     assert first.get("left/1") == b"lost"
 
 
+@contextmanager
+def leading(size: int = 2, local_size: int = 1) -> Iterator[int]:
+    """The port at which rank 0 waits for the others, until all are there."""
+    where = Place(rank=0, size=size, local_rank=0, local_size=local_size, host="127.0.0.1", port=free_port())
+    stores: list[TCPStore] = []  # a store that nobody has is closed
+    thread = threading.Thread(target=lambda: stores.append(rendezvous(where, 60).meet()))
+    thread.start()
+    eventually("a port", lambda: answers("127.0.0.1", where.port))
+    yield where.port
+    follower = Place(
+        rank=1, size=2, local_rank=local_size - 1, local_size=local_size, host="127.0.0.1", port=where.port
+    )
+    rendezvous(follower, 60).meet()
+    thread.join()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_store_of_one_pod_is_reached_from_that_pod_only() -> None:
+    with leading(local_size=2) as port:
+        assert not answers("127.0.0.2", port)  # any other address of this machine
+
+
+def test_the_store_of_several_pods_asks_everybody_for_the_key() -> None:
+    with leading() as port:
+        assert answers("127.0.0.2", port)
+        with pytest.raises(DistError):
+            TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=1))
+
+
+def test_a_process_with_another_key_does_not_join() -> None:
+    with leading() as port:
+        where = Place(rank=1, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=port)
+
+        with pytest.raises(PeerLost):
+            rendezvous(where, key=b"a" * 32).meet()
+
+
+def test_a_process_does_not_join_a_leader_that_has_another_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+
+        def answer() -> None:
+            connection, _ = impostor.accept()
+            connection.sendall(bytes(32))
+            connection.sendall(connection.recv(64)[32:])  # the proof that it was given
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        passage = Passage("127.0.0.1", impostor.getsockname()[1], KEY)
+
+        with pytest.raises(Refused, match="does not have the key of this run"):
+            passage.connect()
+        thread.join()
+
+
+def test_what_was_said_once_opens_the_gate_never_again() -> None:
+    with leading() as port:
+        said: list[bytes] = []
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_connection(("127.0.0.1", port)) as gate,
+        ):
+
+            def overhear() -> None:
+                connection, _ = listener.accept()
+                connection.sendall(gate.recv(32))
+                said.append(connection.recv(64))
+                gate.sendall(said[0])
+                connection.sendall(gate.recv(32))
+
+            thread = threading.Thread(target=overhear)
+            thread.start()
+            Passage("127.0.0.1", listener.getsockname()[1], KEY).connect().close()
+            thread.join()
+        with socket.create_connection(("127.0.0.1", port)) as again:
+            again.sendall(said[0])
+
+            assert len(received(again)) == 32  # a challenge of its own, and no proof
+
+
+@pytest.mark.parametrize(("content", "complaint"), [(None, "cannot be read"), (b"short", "has 5 bytes")])
+def test_a_key_that_cannot_be_used_ends_the_run_with_advice(
+    tmp_path: Path, content: bytes | None, complaint: str
+) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+
+    with pytest.raises(StageFailure, match=complaint) as caught:
+        read_key(tmp_path / "key")
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG
+
+
 @pytest.mark.parametrize(
     ("before", "silent", "code"),
     [("", 0.5, 21), ('store.set("left/1", "lost")', 60, 21), ('store.set("left/1", "preempted")', 60, 20)],
@@ -113,6 +228,8 @@ def test_a_process_that_hangs_ends_when_another_is_gone(before: str, silent: flo
         ([21, 10], 10),
         ([1, 21], 1),
         ([-9, 21], 137),
+        ([-6, 21], 21),
+        ([-6, 0], 134),
         ([-15, 20], 20),
     ],
 )

@@ -18,6 +18,7 @@ from finetune_trainer.contract import (
     StageResult,
 )
 from finetune_trainer.failure import StageFailure
+from finetune_trainer.train.publish import _publish_folder
 from hack.models import tiny
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
@@ -156,6 +157,29 @@ def test_an_artifact_with_a_link_out_of_the_store_is_corrupt_for_every_stage(
 
     assert ended.termination_message.startswith("ArtifactCorrupt: ")
     assert not (bench.root / "models" / "base").exists()
+
+
+def test_a_planted_link_beside_the_files_of_an_artifact_is_noticed(bench: Workbench, token: Path) -> None:
+    ref = ArtifactRef(kind="models", digest=bench.model())
+    link = bench.store.artifact(ref) / "generation_config.json"
+    link.unlink(missing_ok=True)
+    link.symlink_to(token)
+
+    with pytest.raises(StageFailure, match=r"generation_config\.json was changed or damaged: it leads out"):
+        bench.store.artifact(ref)
+
+
+def test_a_planted_link_in_a_runs_folder_becomes_no_part_of_a_checkpoint(
+    bench: Workbench, token: Path
+) -> None:
+    folder = bench.store.run_folder(RUN, "train").path / "best" / "step-1"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "README.md").symlink_to(token)
+
+    with pytest.raises(StageFailure, match=r"README\.md leads out"):
+        _publish_folder(bench.store, folder)
+    assert SECRET not in texts_below(bench.root / "store")
 
 
 def test_a_result_that_is_a_link_is_not_read(preparation: Preparation, token: Path) -> None:

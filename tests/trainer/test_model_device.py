@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from finetune_trainer.model.device import available_processors
+from finetune_trainer.model import device
+from finetune_trainer.model.device import available_processors, choose_device
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -31,3 +33,18 @@ def test_a_pods_cpu_limit_is_rounded_up_to_whole_processors(
 
 def test_without_a_limit_every_processor_is_used(tmp_path: Path) -> None:
     assert available_processors(tmp_path / "absent") == ALLOWED
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_each_process_of_a_pod_has_its_share_of_the_processors(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(device, "available_processors", lambda _: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
+    chosen = choose_device(1, 2)
+
+    assert chosen == torch.device("cuda:1" if has_gpu else "cpu")
+    assert threads == [4]

@@ -126,6 +126,7 @@ def test_a_damaged_artifact_names_the_file(store: Store, damage: object, message
         store.artifact(ref, verify=True)
 
     assert caught.value.reason is FailureReason.ARTIFACT_CORRUPT
+    assert caught.value.message.startswith(store.uri(ref))
 
 
 def test_a_file_changed_together_with_its_manifest_is_found_by_the_digest(store: Store) -> None:
@@ -209,7 +210,8 @@ def test_a_store_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "file")))
 
-    with pytest.raises(StageFailure, match=r"file/runs.*Not a directory; check that the claim") as caught:
+    message = r"^store: pvc://artifacts/runs/uid-1\S*: Not a directory; check that the claim"
+    with pytest.raises(StageFailure, match=message) as caught:
         store.run_folder("uid-1", "prepare")
 
     assert caught.value.reason is FailureReason.STORE_UNAVAILABLE
@@ -217,7 +219,8 @@ def test_a_store_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> No
 
 
 def test_a_full_disk_while_staging_is_the_stores_failure(store: Store) -> None:
-    with pytest.raises(StageFailure, match="No space left on device") as caught, store.staging():
+    message = r"^store: pvc://artifacts/team/\.staging/\w+: No space left on device"
+    with pytest.raises(StageFailure, match=message) as caught, store.staging():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     assert caught.value.reason is FailureReason.STORE_UNAVAILABLE
@@ -226,3 +229,21 @@ def test_a_full_disk_while_staging_is_the_stores_failure(store: Store) -> None:
 def test_a_file_elsewhere_while_staging_is_not_the_stores_failure(store: Store) -> None:
     with pytest.raises(FileNotFoundError), store.staging():
         Path("/nowhere/base-model").read_bytes()
+
+
+def test_what_only_the_newer_contract_knows_is_kept_beside_the_result(tmp_path: Path) -> None:
+    store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path)))
+    prepare = PrepareResult(unchanged=True, rule_version=2)
+    result = StageResult(stage="prepare", run="uid-1", outcome="Succeeded", prepare=prepare)
+
+    store.write_result(result.model_copy(update={"nonce": "0f"}))
+
+    folder = tmp_path / "runs" / "uid-1" / "prepare"
+    assert "ruleVersion" not in (folder / "result.json").read_text()
+    assert store.read_result("uid-1", "prepare") == result
+    # A trainer of the older contract came after: what is beside its result is of an earlier attempt.
+    later = result.model_copy(update={"contract": 1, "message": "again"})
+    (folder / "result.json").write_text(later.to_json())
+    read = store.read_result("uid-1", "prepare")
+    assert read is not None
+    assert read.prepare == PrepareResult(unchanged=True)

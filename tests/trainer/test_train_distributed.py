@@ -68,6 +68,9 @@ sys.exit(main())
 """
 
 
+KEY = bytes(range(32))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -101,7 +104,14 @@ class Pods:
 
     @property
     def config(self) -> TrainConfig:
-        return self.together(nodes=2, coordinator="localhost")
+        return self.together(nodes=2, coordinator="localhost", peer_key_path=str(self.key))
+
+    @property
+    def key(self) -> Path:
+        """The file that the Secret of a run with several pods is in each of them."""
+        path = self.bench.root / "peer-key"
+        path.write_bytes(KEY)
+        return path
 
     def together(self, **places: Any) -> TrainConfig:
         settings = {"gradient_accumulation_steps": self.accumulation, "processes": 2} | self.settings
@@ -251,6 +261,31 @@ def test_what_is_published_needs_the_leader_only(two: Pods, undisturbed: TrainRe
     assert finish(again, waiting).code == ExitCode.OK
     assert two.result == undisturbed
     assert finish(two.start(1)).code == ExitCode.OK
+
+
+def test_a_stranger_who_reaches_the_leader_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
+    with pods(tmp_path) as two:
+        leader = two.start(0)
+        read = read_until(leader, "waiting: 1 of 2 processes have not come yet")
+        with socket.create_connection(("127.0.0.1", two.port), 60) as stranger:
+            stranger.sendall(b"hello/1" * 32)
+            assert len(received(stranger)) == 32  # the challenge, and nothing after it
+        refusal = read_until(leader, "a connection from")
+        ended = [finish(two.start(1)), finish(leader, read + refusal)]
+
+    assert [one.code for one in ended] == [ExitCode.OK, ExitCode.OK], ended[1].logs
+    assert "is refused: it does not have the key of this run" in refusal
+
+
+def received(connection: socket.socket) -> bytes:
+    """Until the other end closes it."""
+    whole = b""
+    try:
+        while part := connection.recv(1024):
+            whole += part
+    except ConnectionResetError:  # what was sent was not read
+        pass
+    return whole
 
 
 @pytest.mark.full

@@ -1,11 +1,14 @@
 """Every method with what training on a GPU does to a model: steps, validation, and going on after a stop."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from finetune_trainer.contract import ExitCode, TrainConfig
+from finetune_trainer.train.trainer import arguments
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import VARIABLE, as_a_gpu_trains, tiny_in_bfloat16
 from tests.trainer.test_train_distributed import pods
@@ -29,6 +32,11 @@ from finetune_trainer.__main__ import main
 from finetune_trainer.train import loop
 
 os.environ["%s"] = "bf16"
+
+def refuse(*_):
+    raise AssertionError("an object of another process is unpickled")
+
+torch.distributed.distributed_c10d._tensor_to_object = refuse
 check = loop.Loop.on_pre_optimizer_step
 
 def checked(self, *arguments, optimizer, **given):
@@ -70,9 +78,18 @@ def test_a_run_learns_and_goes_on_exactly_after_a_stop(tmp_path: Path, method: s
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_two_processes_sum_gradients_in_float32(tmp_path: Path, method: str) -> None:
+def test_two_processes_sum_gradients_in_float32_and_unpickle_nothing(tmp_path: Path, method: str) -> None:
     with pods(tmp_path, dropout=0, method=method) as two:
         leader, other = two.run("-c", TRAINS_AS_ON_A_GPU % VARIABLE)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     assert any("more than 8 bits" in line["message"] for line in leader.logs)
+
+
+def test_a_process_that_sees_several_gpus_uses_one(tmp_path: Path) -> None:
+    hyperparameters = Workbench(tmp_path).train_config().hyperparameters
+
+    chosen: Any = arguments(SimpleNamespace, hyperparameters, torch.device("cuda"), tmp_path)  # type: ignore[type-var]
+
+    assert chosen._n_gpu == 1
+    assert chosen.bf16

@@ -9,6 +9,7 @@ RESOLVE_BENEATH of openat2, which older kernels, seccomp filters and other syste
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections import deque
@@ -78,6 +79,12 @@ def read_file(path: Path, root: Path) -> bytes:
         return file.read()
 
 
+def copy_file(source: Path, target: Path, root: Path) -> None:
+    """Make `target`, which is not there yet, a copy of the file at `source`. Raises as `open_file`."""
+    with open(open_file(source, root), "rb") as content, target.open("xb") as copy:
+        shutil.copyfileobj(content, copy)
+
+
 def kind_of(path: Path, root: Path) -> Kind:
     """What is at `path`. Raises Refused for what is neither a file nor a folder, or outside; OSError."""
     try:
@@ -113,6 +120,16 @@ def require_beneath(path: Path, root: Path) -> None:
             path = path.parent
         else:
             return
+
+
+def require_all_beneath(folder: Path, root: Path) -> None:
+    """Raises Refused where a link anywhere in a folder leads out of `root`; OSError.
+
+    For folders whose other files libraries may open too.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            kind_of(path, root)
 
 
 def unlinked(path: str, flags: int) -> int:

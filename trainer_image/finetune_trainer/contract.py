@@ -62,6 +62,9 @@ METRICS_PORT: Final = 9090
 STEP_TIMEOUT_SECONDS: Final = 1800
 RENDEZVOUS_PORT: Final = 29500
 """Where the processes of a run meet: a port of the pod with index 0."""
+PEER_KEY_MOUNT: Final = "/var/run/secrets/finetune/peers"
+PEER_KEY_FILE: Final = "key"
+"""Of the Secret that is mounted there in each pod of a run that has several: 32 random bytes."""
 NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an Indexed Job: the pod's index."""
 
@@ -482,6 +485,8 @@ class TrainConfig(StageConfig):
     """Processes of each pod, one an accelerator; a pod without accelerators has one."""
     coordinator: str | None = None
     """Host name of the pod with index 0; None where there is one pod."""
+    peer_key_path: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """File with the key that the run's pods prove to each other that they have; None where there is one."""
 
 
 class EvaluateConfig(StageConfig):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -297,9 +298,17 @@ def _keep(store: Store, result: StageResult) -> None:
 def _unforeseen(error: Exception) -> StageFailure:
     advice = (
         "the pod's memory is used up; give the stage more, or make the batch smaller"
-        if isinstance(error, MemoryError)
+        if _is_out_of_memory(error)
         else "the pod's log has the traceback; please report it"
     )
     return StageFailure(
         FailureReason.INTERNAL, f"{type(error).__name__}: {error}; {advice}", ExitCode.INTERNAL
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from finetune_trainer.model.device import is_out_of_memory
+
+    return is_out_of_memory(error)

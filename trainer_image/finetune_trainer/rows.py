@@ -124,6 +124,9 @@ class Row:
 
     def to_line(self) -> str:
         """The row's line in a prepared file, without its end."""
+        if self.form == "PromptCompletion":
+            prompt, completion = canonical.quoted(self.messages[0].content), canonical.quoted(self.output)
+            return f'{{"completion":{completion},"prompt":{prompt}}}'
         return canonical.text(self.to_dict())
 
 

@@ -181,6 +181,7 @@ def train_config(
         nodes=nodes,
         devices=inputs.accelerators,
         coordinator=coordinator_host(inputs.owner) if nodes > 1 else None,
+        peer_key_path=f"{contract.PEER_KEY_MOUNT}/{contract.PEER_KEY_FILE}" if nodes > 1 else None,
     )
 
 

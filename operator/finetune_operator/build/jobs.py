@@ -65,6 +65,8 @@ class Placement:
     """Pods that work together; of several each has an index and a name of its own."""
     service: str | None = None
     """The headless Service that gives several pods their names."""
+    peer_key: str | None = None
+    """The Secret with the key of several pods."""
 
 
 def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
@@ -168,6 +170,7 @@ def build_stage_job(
                         devices=placement.devices,
                         storage=placement.storage,
                         credentials=placement.credentials,
+                        peer_key=placement.peer_key,
                     ),
                     **({"subdomain": placement.service} if placement.service else {}),
                 },

@@ -1,24 +1,37 @@
-"""What lets the pods of one run find each other: a headless Service that gives each of them a name."""
+"""What lets the pods of one run find each other, and keeps everybody else away.
 
+A headless Service gives each pod a name, a Secret has the key that each proves to have, and a NetworkPolicy
+refuses other pods' connections where the cluster enforces such policies.
+"""
+
+from base64 import b64encode
+from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.jobs import owner_reference
 from finetune_operator.build.labels import RUN, STAGE, child_labels, short_hash, stage_job_name
+from finetune_operator.build.networkpolicies import (
+    allow,
+    build_network_policy,
+    namespaces_with,
+    pods_with,
+)
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import RENDEZVOUS_PORT
+from finetune_trainer.contract import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT
 
 TRAIN: Final = "train"
+KEY_BYTES: Final = 32
 
 
-def peer_service_name(owner: Resource) -> str:
-    """`train-<owner>-<5 hex>`: a Service's name begins with a letter, a run's may begin with a digit."""
+def peer_name(owner: Resource) -> str:
+    """`train-<owner>-<5 hex>`, of all three: a run's name may begin with a digit, a Service's not."""
     return f"{TRAIN}-{owner.name}-{short_hash(owner.uid, TRAIN)}"
 
 
 def coordinator_host(owner: Resource) -> str:
     """The name of pod index 0 for the run's other pods, who look it up in their own namespace first."""
-    return f"{stage_job_name(owner, TRAIN)}-0.{peer_service_name(owner)}"
+    return f"{stage_job_name(owner, TRAIN)}-0.{peer_name(owner)}"
 
 
 def build_peer_service(owner: Resource) -> Manifest:
@@ -31,7 +44,7 @@ def build_peer_service(owner: Resource) -> Manifest:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": peer_service_name(owner),
+            "name": peer_name(owner),
             "namespace": owner.namespace,
             "labels": child_labels(owner),
             "ownerReferences": [owner_reference(owner)],
@@ -39,7 +52,47 @@ def build_peer_service(owner: Resource) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {RUN: owner.uid, STAGE: TRAIN},
+            "selector": _labels(owner),
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "protocol": "TCP"}],
         },
     }
+
+
+def build_peer_key(owner: Resource, entropy: bytes) -> Manifest:
+    """The Secret. A file in the pods and never a variable, so that no description of them shows it.
+
+    Raises:
+        ValueError: `entropy` has not the 32 bytes of a key.
+    """
+    if len(entropy) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} random bytes, not {len(entropy)}")
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": peer_name(owner),
+            "namespace": owner.namespace,
+            "labels": child_labels(owner),
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "type": "Opaque",
+        "immutable": True,
+        "data": {PEER_KEY_FILE: b64encode(entropy).decode()},
+    }
+
+
+def build_peer_policy(owner: Resource, monitoring: Mapping[str, str]) -> Manifest:
+    """The NetworkPolicy: the run's own pods reach each other at every port; gloo and NCCL choose theirs.
+
+    `monitoring`: labels of the namespaces that may read the pods' metrics.
+    """
+    return build_network_policy(
+        owner,
+        peer_name(owner),
+        _labels(owner),
+        [allow([pods_with(_labels(owner))]), allow([namespaces_with(monitoring)], METRICS_PORT)],
+    )
+
+
+def _labels(owner: Resource) -> dict[str, str]:
+    return {RUN: owner.uid, STAGE: TRAIN}

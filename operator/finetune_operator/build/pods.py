@@ -16,6 +16,7 @@ from finetune_trainer.contract import (
     BASE_MODEL_MOUNT,
     CONFIG_ENV,
     METRICS_PORT,
+    PEER_KEY_MOUNT,
     REPORT_AUDIENCE,
     REPORT_TOKEN_PATH,
     SCRATCH_MOUNT,
@@ -100,11 +101,16 @@ def build_stage_pod(
     devices: int,
     storage: Storage,
     credentials: Credentials,
+    peer_key: str | None = None,
 ) -> Manifest:
     """The pod's spec. `devices` is 0 for stages that need none; those go on any node."""
     volumes, mounts = _volumes(stage, config, profile, storage)
     for mount in _secrets(credentials):
         volume, volume_mount = secret_volume(mount)
+        volumes.append(volume)
+        mounts.append(volume_mount)
+    if peer_key is not None:
+        volume, volume_mount = _peer_key_volume(peer_key)
         volumes.append(volume)
         mounts.append(volume_mount)
     resources = resources_of(stage, profile, devices)
@@ -130,6 +136,12 @@ def build_stage_pod(
     if stage == "train":
         pod["terminationGracePeriodSeconds"] = TRAIN_GRACE_SECONDS
     return {**pod, **_placement(stage, profile, devices)}
+
+
+def _peer_key_volume(secret: str) -> tuple[Manifest, Manifest]:
+    """The volume, and its mount. Not optional: a pod without the key would only fail."""
+    volume = {"name": "peer-key", "secret": {"secretName": secret}}
+    return volume, {"name": "peer-key", "mountPath": PEER_KEY_MOUNT, "readOnly": True}
 
 
 def _environment(

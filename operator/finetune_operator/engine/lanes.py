@@ -60,35 +60,39 @@ class Lane(Generic[K]):
 class Turnstile(Generic[K]):
     """Mutexes, called turns, for keys that must not be worked on at the same time.
 
-    First come, first served; nothing here waits, so a key that waits for its turn holds no worker.
+    First come, first served, urgent keys before the others; nothing here waits, so a key that waits for its
+    turn holds no worker. Every operation is O(1).
     """
 
     def __init__(self) -> None:
         self._holders: dict[Hashable, K] = {}
         self._turns: dict[K, Hashable] = {}
-        self._waiting: dict[Hashable, OrderedDict[K, None]] = {}
+        self._parked: dict[K, Hashable] = {}
+        self._urgent: dict[Hashable, OrderedDict[K, None]] = {}
+        self._others: dict[Hashable, OrderedDict[K, None]] = {}
         self._called: dict[K, Hashable] = {}
-        self._length = 0
 
-    def __len__(self) -> int:
-        """Keys that wait for their turn."""
-        return self._length
-
-    def enter(self, key: K, turn: Hashable | None) -> bool:
+    def enter(self, key: K, turn: Hashable | None, *, urgent: bool = True) -> bool:
         """Whether the key may be worked on now; else it waits until `leave` or `skipped` returns it."""
         if turn is None:
             return True
         if turn in self._holders:
-            waiting = self._waiting.setdefault(turn, OrderedDict())
+            waiting = (self._urgent if urgent else self._others).setdefault(turn, OrderedDict())
             waiting[key] = None
+            self._parked[key] = turn
             if self._called.pop(key, None) == turn:
                 # It was called, and another key was quicker: it keeps its place.
                 waiting.move_to_end(key, last=False)
-            self._length += 1
             return False
         self._holders[turn] = key
         self._turns[key] = turn
         return True
+
+    def hurry(self, key: K) -> None:
+        """A key that waits is urgent now."""
+        turn = self._parked.get(key)
+        if turn is not None and self._take(self._others, turn, key):
+            self._urgent.setdefault(turn, OrderedDict())[key] = None
 
     def skipped(self, key: K, turn: Hashable | None) -> K | None:
         """The next key of the turn that this one was called for and no longer needs, if there is one."""
@@ -109,17 +113,30 @@ class Turnstile(Generic[K]):
 
     def clear(self) -> None:
         """Forget the keys that wait; turns that are held stay so."""
-        self._waiting.clear()
+        self._urgent.clear()
+        self._others.clear()
+        self._parked.clear()
         self._called.clear()
-        self._length = 0
 
     def _next(self, turn: Hashable) -> K | None:
-        waiting = self._waiting.get(turn)
-        if turn in self._holders or waiting is None:
+        if turn in self._holders:
             return None
-        key, _ = waiting.popitem(last=False)
-        if not waiting:
-            del self._waiting[turn]
-        self._length -= 1
-        self._called[key] = turn
-        return key
+        for waiting in (self._urgent, self._others):
+            if turn in waiting:
+                key = next(iter(waiting[turn]))
+                self._take(waiting, turn, key)
+                del self._parked[key]
+                self._called[key] = turn
+                return key
+        return None
+
+    @staticmethod
+    def _take(waiting: dict[Hashable, OrderedDict[K, None]], turn: Hashable, key: K) -> bool:
+        """Remove a key from those that wait for the turn; False where it is not among them."""
+        keys = waiting.get(turn)
+        if keys is None or key not in keys:
+            return False
+        del keys[key]
+        if not keys:
+            del waiting[turn]
+        return True

@@ -4,7 +4,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from finetune_operator.plan import Manifest
 
@@ -13,6 +13,21 @@ WINDOW: Final = -15
 """Raw deflate: neither header nor checksum."""
 SHARED: Final = 80
 """Characters; a longer text is seldom said twice."""
+
+
+class Settled(NamedTuple):
+    """Which objects are held packed, because they are seldom read.
+
+    Attributes:
+        is_settled: whether this state of an object is.
+        note: what is known of any object without unpacking it; equal notes are one object.
+    """
+
+    is_settled: Callable[[Manifest], bool] = lambda _: False
+    note: Callable[[Manifest], str] = lambda _: ""
+
+
+NEVER: Final = Settled()
 
 
 class Packer:

@@ -14,6 +14,8 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_RETRY: Final = 0.1
 LONGEST_RETRY: Final = 60.0
+PARKED_AT_ONCE: Final = 500
+"""Keys whose turn is found to be taken before the rest of the process has its turn."""
 
 
 class QueueClosed(Exception):
@@ -80,9 +82,14 @@ class WorkQueue(Generic[K]):
         while not self._closed:
             # Before the look: what becomes available during it is not to be missed.
             self._available.clear()
-            key = self._next()
-            if key is not None:
-                return key
+            for lane in (self._ready, self._idle):
+                parked = 0
+                while (key := lane.pop()) is not None:
+                    if self._takes(key):
+                        return key
+                    parked += 1
+                    if parked % PARKED_AT_ONCE == 0:
+                        await asyncio.sleep(0)
             await self._available.wait()
         raise QueueClosed
 
@@ -130,20 +137,18 @@ class WorkQueue(Generic[K]):
         """Take and hand out keys again after `close`."""
         self._closed = False
 
-    def _next(self) -> K | None:
-        """A key that may be worked on now, or None where there is none."""
-        for lane in (self._ready, self._idle):
-            while (key := lane.pop()) is not None:
-                turn = self._turn(key)
-                self._call(self._turnstile.skipped(key, turn))
-                if self._turnstile.enter(key, turn):
-                    del self._waiting[key]
-                    self._active[key] = None
-                    timer = self._timers.pop(key, None)
-                    if timer is not None:
-                        timer.cancel()
-                    return key
-        return None
+    def _takes(self, key: K) -> bool:
+        """Whether the key may be worked on now; else it waits for its turn."""
+        turn = self._turn(key)
+        self._call(self._turnstile.skipped(key, turn))
+        if not self._turnstile.enter(key, turn, urgent=self._waiting[key] is self._ready):
+            return False
+        del self._waiting[key]
+        self._active[key] = None
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        return True
 
     def _call(self, key: K | None) -> None:
         """Its turn has come: it goes before the other keys of its share."""
@@ -173,6 +178,7 @@ class WorkQueue(Generic[K]):
         else:
             # It waits for its turn.
             self._waiting[key] = self._ready
+            self._turnstile.hurry(key)
 
     def _push(self, key: K, lane: Lane[K]) -> None:
         self._waiting[key] = lane

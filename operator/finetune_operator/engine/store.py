@@ -4,9 +4,9 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from finetune_operator.engine.packing import Held, Objects, Packer, Unsettled, compact
+from finetune_operator.engine.packing import NEVER, Held, Objects, Packer, Settled, Unsettled, compact
 from finetune_operator.plan import Manifest
 
 TOMBSTONES: Final = 10_000
@@ -42,21 +42,6 @@ def controller_uid(obj: Manifest) -> str:
 
 Address = tuple[str, str]
 """Namespace and name."""
-
-
-class Settled(NamedTuple):
-    """Which objects are held packed, because they are seldom read.
-
-    Attributes:
-        is_settled: whether this state of an object is.
-        note: what is known of any object without unpacking it; equal notes are one object.
-    """
-
-    is_settled: Callable[[Manifest], bool] = lambda _: False
-    note: Callable[[Manifest], str] = lambda _: ""
-
-
-NEVER: Final = Settled()
 
 
 class ObjectStore:

@@ -47,6 +47,17 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Peers:
+    """What pods that work together find and trust each other by."""
+
+    service: Manifest
+    policy: Manifest
+    """Both there before the Job, and as long as it has pods."""
+    key: Callable[[], Manifest]
+    """Created with the Job: it cannot be seen whether it is there, and one that is stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageRequest:
     """A stage that should have a result."""
 
@@ -58,8 +69,8 @@ class StageRequest:
     """Makes the Job; called only when there is none."""
     collect_name: str
     build_collect: Callable[[], Manifest | Blocked | Failed]
-    services: tuple[Manifest, ...] = ()
-    """What its pods find each other by: there before the Job, and as long as it has pods."""
+    peers: Peers | None = None
+    """Of a stage that has several pods."""
     retry: RetryStatus | None = None
     """Failures in a row so far, as the status counts them."""
     probe: Probe | None = None
@@ -126,6 +137,8 @@ def _start(draft: Draft, request: StageRequest) -> Working | Blocked | Failed:
     if isinstance(job, Blocked | Failed):
         return job
     _name_peers(draft, request)
+    if request.peers is not None:
+        draft.create.append(Create(request.peers.key(), same="Unread"))
     draft.start_job(job)
     draft.event(EventReason.STAGE_STARTED, f"{request.stage} started as Job {request.name}")
     pods = "pods are" if nodes_of(job) > 1 else "pod is"
@@ -133,8 +146,13 @@ def _start(draft: Draft, request: StageRequest) -> Working | Blocked | Failed:
 
 
 def _name_peers(draft: Draft, request: StageRequest) -> None:
-    missing = (each for each in request.services if each["metadata"]["name"] not in draft.world.services)
-    draft.create += [Create(service) for service in missing]
+    if request.peers is None:
+        return
+    wanted = (
+        (request.peers.service, draft.world.services),
+        (request.peers.policy, draft.world.network_policies),
+    )
+    draft.create += [Create(each) for each, there in wanted if each["metadata"]["name"] not in there]
 
 
 def _collect(draft: Draft, request: StageRequest) -> Outcome:

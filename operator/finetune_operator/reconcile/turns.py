@@ -2,31 +2,27 @@
 
 from collections.abc import Mapping
 
-from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.api.meta import Resource
+
+Turn = tuple[str, ...]
+"""The thing that a pass has to be alone with."""
 
 
-def turn(resource: Resource, profiles: Mapping[str, ComputeProfile]) -> tuple[str, ...] | None:
-    """The thing that this pass has to be alone with, or None.
+def line_turn(namespace: str, model: str) -> Turn:
+    """Of a Checkpoint: a line's Checkpoints are promoted one by one.
 
-    A line's Checkpoints are promoted one by one: two at once would both count as judged against the champion
-    that only the first of them replaces. Endpoints whose profile limits rollouts are counted one by one.
+    Two at once would both count as judged against the champion that only the first of them replaces.
     """
-    if isinstance(resource, Checkpoint):
-        return ("model line", resource.namespace, resource.spec.model)
-    if isinstance(resource, InferenceDeployment):
-        profile = _limiting(resource, profiles)
-        return None if profile is None else ("rollouts", profile.name)
-    return None
+    return ("model line", namespace, model)
 
 
-def _limiting(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> ComputeProfile | None:
-    """The endpoint's profile, where it limits rollouts."""
+def rollout_turn(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> Turn | None:
+    """Of an endpoint: those whose profile limits rollouts are counted one by one."""
     named = endpoint.spec.compute.profile
     if named is None:
         own = [profile for profile in profiles.values() if profile.is_default]
     else:
         own = [profiles[named]] if named in profiles else []
-    return next((profile for profile in own if profile.spec.max_concurrent_rollouts is not None), None)
+    limiting = next((profile for profile in own if profile.spec.max_concurrent_rollouts is not None), None)
+    return None if limiting is None else ("rollouts", limiting.name)

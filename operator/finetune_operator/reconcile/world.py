@@ -52,6 +52,8 @@ class World:
 
     now: datetime
     facts: OperatorFacts
+    entropy: bytes = b""
+    """Random bytes of this pass alone, 32 of them, for keys."""
     jobs: Mapping[str, Manifest] = field(default_factory=dict)
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     orphans: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)

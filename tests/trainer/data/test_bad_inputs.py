@@ -718,11 +718,7 @@ FILES: list[tuple[bytes, Code, str]] = [
         Code.FILE_UNKNOWN,
         "the first line is neither a JSON object nor a header with commas or tabs; expected JSON",
     ),
-    (
-        b"prompt;completion\na;b\n",
-        Code.FILE_UNKNOWN,
-        "the first line is neither a JSON object nor a header with commas or tabs; expected JSON",
-    ),
+    (b"prompt;completion\na;b\n", Code.HEADER, 'the header is separated by ";"; expected commas'),
     (
         b'{"text": "a", "label": "b"}',
         Code.FILE_UNKNOWN,
@@ -1021,3 +1017,17 @@ def test_files_must_have_one_format(tmp_path: Path) -> None:
     ]
     assert outcome.codes == [Code.FORMATS_MIXED]
     assert outcome.invalid[0].ends_file
+
+
+@pytest.mark.parametrize(
+    ("content", "mark"),
+    [
+        ("prompt;completion\na;b\n", '";"'),
+        ("prompt;completion, or answer;label\na;b;c\n", '";"'),
+        ("prompt|completion\na|b\n", '"|"'),
+    ],
+)
+def test_a_table_with_another_separator_is_told_which(tmp_path: Path, content: str, mark: str) -> None:
+    (problem,) = read(tmp_path, content).problems
+
+    assert f"the header is separated by {mark}; expected commas; export it again" in problem

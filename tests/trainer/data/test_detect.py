@@ -249,3 +249,11 @@ def test_only_several_files_are_named_in_places(tmp_path: Path) -> None:
 
     assert [item.place.file for item in one.items] == [None]
     assert [item.place.file for item in two.items] == ["a", "b"]
+
+
+def test_doccanos_table_may_have_columns_of_metadata(tmp_path: Path) -> None:
+    newest = Recipe(division=Division(rule_version=2))
+
+    outcome = read(tmp_path, "id,text,label,source\n1,a,b,mail\n", newest)
+
+    assert (outcome.format, outcome.problems, outcome.unused) == ("Doccano", [], ("source",))

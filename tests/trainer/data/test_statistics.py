@@ -192,7 +192,8 @@ def test_labels_that_no_held_out_row_has_are_named() -> None:
 
 def test_completions_of_their_own_are_no_labels() -> None:
     rows = [(f"a{number}", f"b{number}") for number in range(30)]
-    index, selection = _index(rows, ["train"] * 29 + ["test"])
+    splits: list[SplitName] = ["train" if number else "test" for number in range(30)]
+    index, selection = _index(rows, splits)
 
     facts = of_rows(index, selection, 0)
 

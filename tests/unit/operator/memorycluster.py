@@ -14,6 +14,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import RUN, STAGE
+from finetune_operator.build.peers import KEY_BYTES
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
@@ -120,6 +121,7 @@ class MemoryCluster:
         world = World(
             now=self.now,
             facts=self.facts,
+            entropy=bytes(KEY_BYTES),
             jobs=jobs,
             pods={n: m for n, m in self.of("Pod").items() if _controller(m) in uids},
             orphans=orphans,
@@ -184,7 +186,8 @@ class MemoryCluster:
 
     def _newer(self, resource: Resource) -> int:
         """Of a record: how many of the same line or Dataset were created later."""
-        if not isinstance(resource, Checkpoint | DatasetVersion):
+        own = self.objects.get((resource.kind, resource.name))
+        if own is None or not isinstance(resource, Checkpoint | DatasetVersion):
             return 0
         others = [
             manifest
@@ -196,7 +199,6 @@ class MemoryCluster:
                 else manifest["spec"]["dataset"] == resource.spec.dataset
             )
         ]
-        own = self.objects[resource.kind, resource.name]
         return sum(_age(other) > _age(own) for other in others)
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:

@@ -119,11 +119,11 @@ async def server() -> AsyncIterator[tuple[SlowApiServer, Scene]]:
         "older": approved("older", "1", "2030-01-01T00:00:01Z"),
         "stranger": approved("stranger", "3", "2030-01-01T00:00:01Z", model="another-line"),
     }
-    for manifest in made.values():
-        caches.kinds["Checkpoint"].put(manifest)
     slow = SlowApiServer(made)
     async with TestServer(slow.app()) as listening:
         scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
+        for manifest in made.values():
+            caches.kinds["Checkpoint"].put(manifest)
         yield slow, scene
         slow.answers.set()
         scene.queue.close()

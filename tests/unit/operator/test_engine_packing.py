@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.engine.packing import Packer
-from finetune_operator.engine.store import ObjectStore, Settled
+from finetune_operator.engine.packing import Packer, Settled
+from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 
 

@@ -1,12 +1,13 @@
 """The work queue, under a clock of its own: time passes only when everybody waits."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from finetune_operator.engine.queue import QueueClosed, WorkQueue
+from finetune_operator.engine.queue import PARKED_AT_ONCE, QueueClosed, WorkQueue
 from tests.unit.operator.skippingclock import clock, run
 
 
@@ -293,3 +294,119 @@ def test_many_workers_never_hold_the_same_key() -> None:
         assert all(count >= 4 for count in passes.values())
 
     at_once(test)
+
+
+def test_what_happened_to_a_key_puts_it_before_idle_ones_that_wait_for_the_same_turn() -> None:
+    async def test() -> None:
+        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        queue.add("0:line")
+        assert await queue.get() == "0:line"
+        for number in range(1, 6):
+            queue.add_idle(f"{number}:line")
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(1)
+        queue.add("4:line")
+        queue.add("9:line")
+        await asyncio.sleep(1)
+        order = []
+        queue.done("0:line")
+        order.append(await waiting)
+        for _ in range(5):
+            queue.done(order[-1])
+            order.append(await queue.get())
+        assert order == ["4:line", "9:line", "1:line", "2:line", "3:line", "5:line"]
+
+    run(test())
+
+
+def test_finding_thousands_of_keys_whose_turn_is_taken_lets_the_rest_of_the_process_run() -> None:
+    async def test() -> None:
+        asked = longest = 0
+
+        def turn(_: str) -> str:
+            nonlocal asked, longest
+            asked += 1
+            longest = max(longest, asked)
+            return "line"
+
+        async def rest_of_the_process() -> None:
+            nonlocal asked
+            while True:
+                asked = 0
+                await asyncio.sleep(0)
+
+        queue: WorkQueue[str] = WorkQueue(turn=turn)
+        for number in range(20 * PARKED_AT_ONCE):
+            queue.add(str(number))
+        assert await queue.get() == "0"
+        rest = asyncio.create_task(rest_of_the_process())
+        waiting = asyncio.create_task(queue.get())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert queue.depth == 20 * PARKED_AT_ONCE - 1
+        assert longest <= 2 * PARKED_AT_ONCE
+        queue.done("0")
+        assert await waiting == "1"
+        rest.cancel()
+
+    run(test())
+
+
+def test_closing_during_the_search_for_a_key_hands_out_nothing() -> None:
+    async def test() -> None:
+        queue: WorkQueue[str] = WorkQueue(turn=lambda _: "line")
+        for number in range(3 * PARKED_AT_ONCE):
+            queue.add(str(number))
+        assert await queue.get() == "0"
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        queue.close()
+        with pytest.raises(QueueClosed):
+            await waiting
+
+    run(test())
+
+
+def test_random_work_never_loses_a_key_nor_lets_two_of_one_turn_overlap() -> None:
+    async def test() -> None:
+        chance = random.Random(11)  # noqa: S311 - repeatable
+        turns: dict[str, str | None] = {}
+        queue: WorkQueue[str] = WorkQueue(by_first_letter, turns.get)
+        held: list[str] = []
+        owed: set[str] = set()
+
+        async def worker() -> None:
+            while True:
+                key = await queue.get()
+                turn = turns.get(key)
+                assert key not in held
+                assert turn is None or turn not in [turns_when_taken[each] for each in held]
+                turns_when_taken[key] = turn
+                held.append(key)
+                owed.discard(key)
+                await asyncio.sleep(chance.random())
+                held.remove(key)
+                queue.done(key)
+
+        turns_when_taken: dict[str, str | None] = {}
+        workers = [asyncio.create_task(worker()) for _ in range(4)]
+        for _ in range(1000):
+            key = f"{chance.choice('ab')}{chance.randrange(12)}"
+            if chance.random() < 0.1:
+                turns[key] = chance.choice([None, "x", "y"])
+            if chance.random() < 0.5:
+                queue.add_idle(key)
+                # What is worked on is looked at already.
+                owed |= {key} - set(held)
+            else:
+                queue.add(key, chance.choice([0, 0, 0.5]))
+                owed.add(key)
+            await asyncio.sleep(chance.random() * 0.3)
+        await asyncio.sleep(100)
+        assert not [task for task in workers if task.done()]
+        assert owed == set()
+        assert queue.depth == 0
+        for task in workers:
+            task.cancel()
+
+    run(test())

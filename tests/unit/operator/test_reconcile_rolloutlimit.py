@@ -4,7 +4,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
 from finetune_operator.reconcile.relations import related
-from finetune_operator.reconcile.turns import turn
+from finetune_operator.reconcile.turns import rollout_turn
 from tests.unit.operator.endpoints import Cluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.test_reconcile_relations import Listings
@@ -105,7 +105,7 @@ def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_i
 def test_passes_over_endpoints_overlap_unless_their_profile_has_a_limit() -> None:
     endpoint = Cluster().endpoint
     one = {"standard": limited()}
-    assert turn(endpoint, {"standard": profile()}) is None
-    assert turn(endpoint, one) == turn(other(), one)
-    assert turn(other(compute={"profile": "standard"}), one) == turn(endpoint, one)
-    assert turn(other(compute={"profile": "h100"}), one) is None
+    assert rollout_turn(endpoint, {"standard": profile()}) is None
+    assert rollout_turn(endpoint, one) == rollout_turn(other(), one)
+    assert rollout_turn(other(compute={"profile": "standard"}), one) == rollout_turn(endpoint, one)
+    assert rollout_turn(other(compute={"profile": "h100"}), one) is None

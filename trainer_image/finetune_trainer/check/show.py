@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
+from finetune_trainer.check.hints import as_options
 from finetune_trainer.data.report.document import Document
 from finetune_trainer.data.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
 from finetune_trainer.data.report.verdict import counted, number, place, sentence, verdict
@@ -51,7 +52,7 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
                 Text(place(problem) or "the file"),
                 Text(problem["column"] or ""),
                 what.append(_found(problem), "not bold default"),
-                Text(problem["hint"]),
+                Text(as_options(problem["hint"])),
             )
         console.print()
         console.print(table)
@@ -85,7 +86,7 @@ def _warn(problem: dict[str, Any], console: "Console") -> None:
 
     style = STYLES[problem["severity"]]
     text = Text(f"{problem['severity']}: ", style)
-    text.append(sentence(problem), "not bold default")
+    text.append(as_options(sentence(problem)), "not bold default")
     console.print(text)
 
 

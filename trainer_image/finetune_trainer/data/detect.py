@@ -10,6 +10,7 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.jsonlines import ONE_OBJECT
 from finetune_trainer.data.formats.judged import Verdicts
 from finetune_trainer.data.formats.kto import label_of
+from finetune_trainer.data.formats.labelstudio import is_task
 from finetune_trainer.data.formats.preference import is_openai
 from finetune_trainer.data.options import JUDGED_SINCE, MESSAGES_SINCE, NEWEST_RULE, DataFormat, FieldNames
 from finetune_trainer.data.problems import Code, Issue
@@ -77,6 +78,9 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     commas, tabs = first_line.count(b","), first_line.count(b"\t")
     if commas or tabs:
         return "TSV" if tabs > commas else "CSV"
+    if first_line.count(b";") or first_line.count(b"|"):
+        # What to do about it is told with the header.
+        return "CSV"
     if forced is not None:
         # As rows, each line is told what is wrong with it.
         return "JSON Lines"
@@ -170,7 +174,7 @@ class Detection:
     def _named(self, record: Fields, pairs: DataFormat) -> DataFormat | None:
         """By what the recipe names."""
         names, fields = self.names, record.keys()
-        if is_label_studio(record):
+        if is_label_studio(record) or (self.rule >= MESSAGES_SINCE and is_task(record)):
             return "LabelStudio"
         if names.messages in fields:
             return "ChatMessages"
@@ -203,6 +207,9 @@ class Detection:
             return "Alpaca"
         if is_doccano(record, pairs):
             return "Doccano"
+        if self.rule >= MESSAGES_SINCE and pairs in TABLES and fields >= DOCCANO_COLUMNS:
+            # With columns of metadata.
+            return pairs if has_prompt or has_completion else "Doccano"
         return pairs if has_prompt or has_completion else None
 
     def _is_judged(self, record: Fields, pairs: DataFormat) -> bool:

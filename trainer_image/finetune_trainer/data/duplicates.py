@@ -168,8 +168,10 @@ def _firsts(group: "NDArray[np.int32]", among: "Mask") -> "NDArray[np.int32]":
     return first[group]
 
 
-def _alike(kinship: Kinship, rows: "Mask", of: "NDArray[np.integer]") -> "tuple[Kinship, Numbers, Numbers]":
+def _alike(
+    kinship: Kinship, rows: "Mask", of: "NDArray[np.int32] | Numbers"
+) -> "tuple[Kinship, Numbers, Numbers]":
     import numpy as np
 
-    found = np.flatnonzero(rows)
-    return kinship, found, of[found]
+    found: Numbers = np.flatnonzero(rows)
+    return kinship, found, of[found].astype(np.int64)

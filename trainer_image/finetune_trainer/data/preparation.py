@@ -113,6 +113,7 @@ def prepare(
     facts = statistics.of_rows(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
+    found.summary(statistics.ignored_names(reading.ignored_names, reading.format))
     found.summary(statistics.unread_labels(reading.unread_labels))
     found.summary(statistics.labels_not_held_out(facts.labels, split_rows))
     found.summary(statistics.summary_issues(index, selection, split_rows, recipe))

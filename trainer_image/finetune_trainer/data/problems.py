@@ -58,7 +58,9 @@ class Code(StrEnum):
     PAYMENT_CARD = "PaymentCard"
     IBAN = "IBAN"
     PHONE_NUMBER = "PhoneNumber"
+    CONTROL_SEQUENCE = "ControlSequence"
     # Of the rows together.
+    COLUMNS_IGNORED = "ColumnsIgnored"
     LABELS_NOT_READ = "LabelsNotRead"
     FEW_ROWS = "FewRows"
     NO_TRAINING_ROWS = "NoTrainingRows"

@@ -85,6 +85,11 @@ class Reading:
         """The fields that were seen so far and are not used."""
         return () if self._records is None else tuple(self._records.unused)
 
+    @property
+    def ignored_names(self) -> tuple[str, ...]:
+        """What the recipe names, and the format has no use for."""
+        return () if self._records is None else self._records.ignored_names
+
     def __iter__(self) -> Iterator[PlacedRow | Invalid]:
         for file in self._files:
             yield from self._file(file, file.name if len(self._files) > 1 else None)

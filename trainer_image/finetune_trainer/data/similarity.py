@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Numbers = NDArray[np.int64]
+    Groups = NDArray[np.int32]
+    Signatures = NDArray[np.uint32]
     Mask = NDArray[np.bool_]
 
 THRESHOLD: Final = 0.8
@@ -56,9 +58,7 @@ Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
 """The rows whose numbers a mask has, with their numbers, in any order."""
 
 
-def find_near(
-    rows: Rows, order: "Numbers", answers: "NDArray[np.int32]", *, compares_whole: bool
-) -> "Numbers":
+def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_whole: bool) -> "Numbers":
     """For each row of the index, the row that it is near to, or -1. Raises OSError.
 
     `order` has the rows to look at: a row is near to the first one there that is itself near to none.
@@ -77,7 +77,8 @@ def find_near(
     places = np.full(len(answers), -1, dtype=np.int64)
     places[order] = np.arange(len(order))
     signatures = np.zeros((len(order), PERMUTATIONS), dtype=np.uint32)
-    signer, texts = _Signer(), {}
+    signer = _Signer()
+    texts: dict[int, bytes] = {}
     for number, row in rows(wanted):
         features, text = _features(row, template, words, compares_whole=compares_whole)
         if text is None:
@@ -91,7 +92,7 @@ def find_near(
     return near
 
 
-def _find_whole(near: "Numbers", order: "Numbers", answers: "Numbers", texts: dict[int, bytes]) -> None:
+def _find_whole(near: "Numbers", order: "Numbers", answers: "Groups", texts: dict[int, bytes]) -> None:
     first: dict[tuple[int, bytes], int] = {}
     for number in order.tolist():
         if number in texts:
@@ -101,7 +102,7 @@ def _find_whole(near: "Numbers", order: "Numbers", answers: "Numbers", texts: di
 
 
 def _find_signed(
-    near: "Numbers", order: "Numbers", answers: "Numbers", signatures: "Numbers", texts: dict[int, bytes]
+    near: "Numbers", order: "Numbers", answers: "Groups", signatures: "Signatures", texts: dict[int, bytes]
 ) -> None:
     if len(texts) == len(order):
         return
@@ -134,7 +135,7 @@ class _Signer:
     def __init__(self) -> None:
         self._empty: Any = None
 
-    def sign(self, features: set[bytes], seed: int) -> "NDArray[np.uint32]":
+    def sign(self, features: set[bytes], seed: int) -> "Signatures":
         from datasketch import MinHash
 
         if self._empty is None:
@@ -148,7 +149,7 @@ class _Signer:
         every = list(features)
         for start in range(0, len(every), BATCH):
             signature.update_batch(every[start : start + BATCH])
-        values: NDArray[np.uint32] = signature.hashvalues
+        values: Signatures = signature.hashvalues
         return values
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from finetune_trainer import canonical
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import Division
-from finetune_trainer.rows import Message, Row, SplitName
+from finetune_trainer.rows import Message, SplitName
 
 RULE: Final = "v1"
 
@@ -41,16 +41,18 @@ def split_of(raw: RawRow, division: Division) -> SplitName:
 
 def fraction_of(raw: RawRow, seed: int) -> float:
     """The row's place in [0, 1)."""
-    subject = _input(raw.row) if raw.group is None else ["group", raw.group]
-    content = hashlib.sha256(canonical.encode([RULE, seed, *subject]))
+    content = hashlib.sha256(_subject(raw, seed).encode())
     return int.from_bytes(content.digest()[:8], "big") / 2**64
 
 
-def _input(row: Row) -> list[object]:
-    turns = row.input
+def _subject(raw: RawRow, seed: int) -> str:
+    """The canonical JSON of what the split hangs on."""
+    if raw.group is not None:
+        return canonical.text([RULE, seed, "group", raw.group])
+    row, turns = raw.row, raw.row.input
     if row.form != "ChatMessages" and len(turns) == 1 and turns[0].role == "user":
-        return ["prompt", turns[0].content]
-    return ["messages", [_turn(message) for message in turns]]
+        return f'["{RULE}",{seed},"prompt",{canonical.quoted(turns[0].content)}]'
+    return canonical.text([RULE, seed, "messages", [_turn(message) for message in turns]])
 
 
 def _turn(message: Message) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
-from finetune_trainer.data.options import NEWEST_RULE, OLDEST_RULE, Division, Recipe
+from finetune_trainer.data.options import NEWEST_RULE, OLDEST_RULE, DataFormat, Division, Recipe
 from finetune_trainer.data.problems import Code, Issue, quoted
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
 from finetune_trainer.rows import RowForm, SplitName
@@ -108,6 +108,18 @@ def unread_labels(rows: int) -> Iterator[Issue]:
             f" and rule version {OLDEST_RULE} of this Dataset learns every answer",
             "labels that are read",
             f"set split.ruleVersion: {NEWEST_RULE} to read them as KTO does, or format to keep this",
+        )
+
+
+def ignored_names(names: Sequence[str], form: DataFormat | None) -> Iterator[Issue]:
+    """A warning of columns that are named in vain."""
+    said = ", ".join(name if name == "template" else f"columns.{name}" for name in names)
+    if said:
+        yield _warning(
+            Code.COLUMNS_IGNORED,
+            f"{said} {'is' if len(names) == 1 else 'are'} not used, because the rows are {form}",
+            "names that the format reads",
+            "remove what is not used, or set format to what the rows are",
         )
 
 

@@ -41,13 +41,16 @@ class Group:
         """Each value's sum over all processes, the same to the bit in each of them."""
         return list(values)
 
-    def told(self, value: T) -> T:
-        """What the leader gave; what the others gave is not looked at."""
-        return value
+    def told(self, number: int) -> int:
+        """What the leader gave; what the others gave is not looked at.
 
-    def gathered(self, value: T) -> list[T]:
+        Numbers and bytes only: objects would be unpickled, and what is unpickled can run code.
+        """
+        return number
+
+    def gathered(self, content: bytes) -> list[bytes]:
         """What each process gave, by rank; empty for all but the leader."""
-        return [value]
+        return [content]
 
     def share(self, items: Sequence[T], filler: T) -> list[T]:
         """Every `size`-th item from the `rank`-th on, filled up so that all have as many. Not collective."""

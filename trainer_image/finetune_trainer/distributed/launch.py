@@ -21,6 +21,8 @@ from finetune_trainer.distributed.place import LOCAL_RANK_ENV, LOOPBACK, PORT_EN
 SIGNALLED: Final = 128
 """What a shell adds to the number of the signal that ended a process."""
 
+ABORTED: Final = SIGNALLED + signal.SIGABRT
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,6 +68,8 @@ def agreed(codes: Sequence[int]) -> int:
     that was saved.
     """
     told = [_told(code) for code in codes]
+    if ExitCode.PEER_LOST in told:  # NCCL aborts a process whose peer is gone
+        told = [code for code in told if code != ABORTED]
     usual = (ExitCode.PEER_LOST, ExitCode.PREEMPTED_SAVED, ExitCode.OK)
     failed = [code for code in told if code not in usual]
     return failed[0] if failed else next(code for code in usual if code in told)

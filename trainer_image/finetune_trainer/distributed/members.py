@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from pathlib import Path
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -15,10 +16,11 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from typing_extensions import override
 
 from finetune_trainer.contract import TrainConfig
+from finetune_trainer.distributed.gate import read_key
 from finetune_trainer.distributed.group import Group, PeerLost
 from finetune_trainer.distributed.peers import ENDED, LOST, PREEMPTED, Peers
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, PORT_ENV, Place
-from finetune_trainer.distributed.rendezvous import LOOK_SECONDS, STORE_TIMEOUT, Rendezvous, left
+from finetune_trainer.distributed.rendezvous import LOOK_SECONDS, Rendezvous, left
 from finetune_trainer.failure import Preempted
 from finetune_trainer.model.device import choose_device
 
@@ -30,7 +32,9 @@ FAREWELL_SECONDS: Final = 30.0
 """For the others to see that the run has its result."""
 QUICK_LOOK_SECONDS: Final = 0.05
 
-T = TypeVar("T")
+NCCL_WAITS: Final = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+"""By default NCCL aborts the process where a peer is gone, which counts as a failure of the pod. Instead the
+heartbeats end it with the code for a lost peer, and the watchdog where all peers live. Not tried on a GPU."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +72,22 @@ class Members(Group):
         return [sum(column) for column in zip(*(part.tolist() for part in parts), strict=True)]
 
     @override
-    def told(self, value: T) -> T:
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+    def told(self, number: int) -> int:
+        value = torch.tensor([number])
+        dist.broadcast(value, src=0)
+        return int(value)
 
     @override
-    def gathered(self, value: T) -> list[T]:
-        parts: list[Any] | None = [None] * self.size if self.leads else None
-        dist.gather_object(value, parts, dst=0)
-        return parts or []
+    def gathered(self, content: bytes) -> list[bytes]:
+        mine = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        size = torch.tensor([len(mine)])
+        sizes = [torch.empty_like(size) for _ in range(self.size)]
+        dist.all_gather(sizes, size)
+        longest = int(max(sizes))
+        padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.leads else None
+        dist.gather(padded, parts, dst=0)
+        return [bytes(part[: int(length)].tolist()) for part, length in zip(parts or [], sizes, strict=False)]
 
     @override
     @contextmanager
@@ -157,14 +167,14 @@ def session(
 ) -> Iterator[Group]:
     """Meet the other processes, and be one of them in the block.
 
-    Raises PeerLost, Preempted, Finished.
+    Raises PeerLost, Preempted, Finished; StageFailure (INVALID_CONFIG) where the run's key cannot be read.
     """
     logger.info("rank %d of %d: meeting the others", place.rank, place.size)
-    store = Rendezvous(place, stop, finished).meet()
+    key = None if config.peer_key_path is None else read_key(Path(config.peer_key_path))
+    rendezvous = Rendezvous(place, stop, finished, key=key)
+    store = rendezvous.meet()
     logger.info("all %d processes are there", place.size)
-    connection = TCPStore(
-        place.host, place.port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
-    )
+    connection = rendezvous.connect()
     members = Members(place, store, Peers(connection, place, stop), stop, finished)
     how = LOST
     try:
@@ -198,6 +208,7 @@ def _connect(place: Place, store: TCPStore, timeout: timedelta) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.setdefault(*NCCL_WAITS)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("group", store),

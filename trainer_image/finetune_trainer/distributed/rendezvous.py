@@ -1,5 +1,7 @@
 """How the processes of a run find each other: a TCPStore of rank 0, to which the others connect.
 
+It listens on loopback. Those of other pods come through a gate, with the run's key (see `gate`).
+
 A pod may start minutes before the others, and start again while they still are in the session that it left.
 So each process says hello with a number of its own, and rank 0 opens the session with those that it has seen.
 """
@@ -10,11 +12,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Final
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+from finetune_trainer.distributed.gate import Gate, Passage, Refused, listen
 from finetune_trainer.distributed.group import Finished, PeerLost
 from finetune_trainer.distributed.place import LOOPBACK, Place
 from finetune_trainer.failure import Preempted
@@ -44,7 +48,9 @@ class Rendezvous:
         stop: threading.Event,
         finished: Callable[[], bool],
         patience: float = PATIENCE_SECONDS,
+        key: bytes | None = None,
     ) -> None:
+        """`key`: of the run; None where it has one pod, or an older operator made no key."""
         self._place = place
         self._stop = stop
         self._finished = finished
@@ -53,6 +59,12 @@ class Rendezvous:
         self._logged_at = float("-inf")
         self._looked_at = float("-inf")
         self._number = uuid.uuid4().hex
+        self._gated = key is not None and place.size > place.local_size
+        self._key = key or b""
+        self._passage = (
+            Passage(place.host, place.port, self._key) if self._gated and not place.leads else None
+        )
+        self._port = place.port if self._passage is None else self._passage.port
 
     def meet(self) -> TCPStore:
         """The store of a session that all processes are in.
@@ -65,10 +77,8 @@ class Rendezvous:
         store = None
         while store is None:
             try:
-                store = TCPStore(
-                    LOOPBACK, self._place.port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT
-                )
-            except DistError as error:
+                store = self._open()
+            except (DistError, OSError) as error:
                 self._wait(f"port {self._place.port} cannot be opened yet ({error})")
         store.set(_hello(0), self._number)
         others = range(1, self._place.size)
@@ -81,18 +91,47 @@ class Rendezvous:
         store.set(SESSION, ",".join(store.get(_hello(rank)).decode() for rank in range(self._place.size)))
         return store
 
+    def _open(self) -> TCPStore:
+        """The store of the run. Raises DistError, OSError."""
+        one_pod = self._place.size == self._place.local_size
+        if not self._gated and not one_pod:
+            return TCPStore(
+                LOOPBACK, self._port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT
+            )
+        with ExitStack() as undo:
+            gate = undo.enter_context(listen(self._place.port)) if self._gated else None
+            listener = undo.enter_context(socket.create_server((LOOPBACK, 0 if gate else self._port)))
+            self._port = listener.getsockname()[1]
+            # Without a socket of its own it would listen on all addresses, whatever host it is given.
+            store = TCPStore(
+                LOOPBACK,
+                self._port,
+                is_master=True,
+                wait_for_workers=False,
+                timeout=STORE_TIMEOUT,
+                master_listen_fd=listener.detach(),
+            )
+            undo.pop_all()
+        if gate is not None:
+            Gate(gate, self._key, self._port)
+        return store
+
+    def connect(self) -> TCPStore:
+        """Another connection to the store. Raises DistError."""
+        return TCPStore(
+            LOOPBACK if self._gated else self._place.host,
+            self._port,
+            is_master=False,
+            wait_for_workers=False,
+            timeout=STORE_TIMEOUT,
+        )
+
     def _follow(self) -> TCPStore:
         while True:
             problem = self._unreachable()
             if problem is None:
                 try:
-                    store = TCPStore(
-                        self._place.host,
-                        self._place.port,
-                        is_master=False,
-                        wait_for_workers=False,
-                        timeout=STORE_TIMEOUT,
-                    )
+                    store = self.connect()
                     if self._joined(store):
                         return store
                     problem = "it is in the session of a process that this one replaces"
@@ -118,10 +157,13 @@ class Rendezvous:
     def _unreachable(self) -> str | None:
         """Why rank 0 cannot be connected to; the store's own connecting cannot be interrupted."""
         try:
-            with socket.create_connection((self._place.host, self._place.port), CONNECT_SECONDS):
+            with self._passage.connect() if self._passage else self._direct():
                 return None
-        except OSError as error:
+        except (OSError, Refused) as error:
             return str(error)
+
+    def _direct(self) -> socket.socket:
+        return socket.create_connection((self._place.host, self._place.port), CONNECT_SECONDS)
 
     def _wait(self, for_what: str, seconds: float = RETRY_SECONDS) -> None:
         now = time.monotonic()

@@ -14,21 +14,26 @@ CPU_LIMIT_PATH: Final = Path("/sys/fs/cgroup/cpu.max")
 MEMORY_LIMIT_PATH: Final = Path("/sys/fs/cgroup/memory.max")
 """Bytes of memory that the container may use, or `max` (cgroup v2)."""
 
-ALLOCATION_FAILURES: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+ALLOCATION_FAILURES: Final = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 """In the words of a RuntimeError, which is all that PyTorch raises where it is not a GPU's own allocator."""
 
 logger = logging.getLogger(__name__)
 
 
 def choose_device(local_rank: int | None = None, processes: int = 1) -> torch.device:
-    """The GPU where there is one, else the CPU with as many threads as the pod may use.
+    """The GPU where there is one, else the CPU; either with as many threads as the pod may use.
 
     `local_rank`: of one of several `processes` in this pod, which has the GPU of this number, or its share of
     the processors.
     """
+    torch.set_num_threads(max(1, available_processors(CPU_LIMIT_PATH) // processes))
     if torch.cuda.is_available():
         return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
-    torch.set_num_threads(max(1, available_processors(CPU_LIMIT_PATH) // processes))
     return torch.device("cpu")
 
 

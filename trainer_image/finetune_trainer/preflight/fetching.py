@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.beneath import Held, kind_of, names_in, root_of
+from finetune_trainer.beneath import Held, kind_of, names_in, require_all_beneath, root_of
 from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     BASE_MODEL_MOUNT,
@@ -104,6 +104,8 @@ def _downloaded(remote: RemoteSource, config: PreflightConfig, context: StageCon
     with context.store.run_folder(config.run, config.stage) as run_folder:
         with run_folder.writable(DOWNLOAD) as here:
             _download(remote, config.base_model_uri, here, context)
+            # The store is written to by others too.
+            require_all_beneath(here, here)
         try:
             yield BaseModel(here, None, remote.revision, remote.key)
         except StageFailure:

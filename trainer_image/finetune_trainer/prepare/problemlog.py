@@ -10,7 +10,6 @@ from finetune_trainer import canonical
 from finetune_trainer.data.report.document import kin_record, problem_record
 from finetune_trainer.data.result import Kin, Problem
 from finetune_trainer.store import RunFolder
-from finetune_trainer.store.failures import reachable
 
 PROBLEMS_NAME: Final = "problems.jsonl"
 ALIKE_NAME: Final = "alike.jsonl"
@@ -39,7 +38,7 @@ class LineLog:
 
     def __enter__(self) -> Self:
         self._folder.remove(self._name)
-        with reachable(self._path):
+        with self._folder.mount.reachable(self._path):
             self._temporary.unlink(missing_ok=True)
             # Never through a link that somebody has put there.
             self._file = self._temporary.open("x", encoding="utf-8", newline="\n")
@@ -50,7 +49,7 @@ class LineLog:
     ) -> None:
         if self._file is None:
             return
-        with reachable(self._path):
+        with self._folder.mount.reachable(self._path):
             self._file.close()
             if self._count:
                 self._temporary.replace(self._path)
@@ -68,7 +67,7 @@ class LineLog:
             return
         line = canonical.text(record) + "\n"
         self._bytes += len(line.encode())
-        with reachable(self._path):
+        with self._folder.mount.reachable(self._path):
             self._file.write(line)
         if self._bytes > MAX_BYTES:
             logger.warning("%s has the first %d records and no more", self.uri, self._count)

@@ -10,10 +10,18 @@ from typing import Final, Literal, Self
 
 from pydantic import ValidationError
 
-from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, Stage, StageResult
+from finetune_trainer.contract import (
+    CONTRACT_VERSION,
+    CONTRACT_VERSIONS,
+    ArtifactRef,
+    Digest,
+    FailureReason,
+    Stage,
+    StageResult,
+)
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing
-from finetune_trainer.store.failures import corrupt
+from finetune_trainer.store.failures import Mount, corrupt
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]
 
@@ -21,6 +29,8 @@ STAGING: Final = ".staging"
 STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
 """What was begun longer ago than this belonged to a pod that was killed; no stage takes a week to publish."""
 RESULT_NAME: Final = "result.json"
+NEWER_RESULT_NAME: Final = "result-2.json"
+"""Beside it, where contract 1 does not know all of the result."""
 SOURCES: Final = "models/by-source"
 DOWNLOADS: Final = "downloads"
 """A file for each place outside that a base model was downloaded from: which artifact it became."""
@@ -40,6 +50,11 @@ class RunFolder(ABC):
         """For messages."""
         self.path = path
         """Where the stage writes, on a file system of the pod."""
+
+    @property
+    def mount(self) -> Mount:
+        """`path` as messages name it."""
+        return Mount(str(self.path), self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -174,8 +189,16 @@ class Store(ABC):
         """The folder of one stage of a run. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     def write_result(self, result: StageResult) -> None:
-        """Keep a stage's result as the last thing of it. Raises StageFailure (STORE_UNAVAILABLE)."""
-        self.run_folder(result.run, result.stage).write(RESULT_NAME, result.to_json().encode())
+        """Keep a stage's result as the last thing of it, so that trainers of both contracts can read it.
+
+        What only the newer contract knows is in a file beside it.
+        Raises StageFailure (STORE_UNAVAILABLE).
+        """
+        folder = self.run_folder(result.run, result.stage)
+        older, newer = _stored(result, min(CONTRACT_VERSIONS)), _stored(result, CONTRACT_VERSION)
+        if older.to_dict() | {"contract": newer.contract} != newer.to_dict():
+            folder.write(NEWER_RESULT_NAME, newer.to_json().encode())
+        folder.write(RESULT_NAME, older.to_json().encode())
 
     def read_result(self, run: str, stage: Stage) -> StageResult | None:
         """A stage's result, or None where it has none that this version can read.
@@ -189,7 +212,12 @@ class Store(ABC):
         result = StageResult.parse(content.decode(errors="replace"))
         if result is None:
             logger.warning("%s/%s was written by another version and is not used", self._uri, key)
-        return result
+            return None
+        beside = self._read(f"{run_key(run, stage)}/{NEWER_RESULT_NAME}")
+        newer = StageResult.parse(beside.decode(errors="replace")) if beside is not None else None
+        # Not that of an earlier attempt, after which a trainer of the older contract succeeded.
+        is_same = newer is not None and _stored(newer, 1).to_dict() == _stored(result, 1).to_dict()
+        return _stored(newer if newer is not None and is_same else result, CONTRACT_VERSION)
 
     def model_from(self, source: str) -> ArtifactRef | None:
         """The complete model that came from a source, or None where none did; `source` is a file name.
@@ -249,3 +277,8 @@ def run_key(run: str, *stage: str) -> str:
         if value in ("", ".", "..") or "/" in value or "\0" in value:
             raise StageFailure(FailureReason.INVALID_CONFIG, f"{field}: {value!r} is no folder name")
     return "/".join(("runs", run, *stage))
+
+
+def _stored(result: StageResult, contract: int) -> StageResult:
+    """The result in a version of the contract, without what binds a message to its Job."""
+    return result.model_copy(update={"contract": contract, "nonce": None, "config_digest": None})

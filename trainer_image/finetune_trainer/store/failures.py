@@ -1,39 +1,61 @@
 """What can be wrong with a store, with an artifact, or with the pod's own volume, and what to do about it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune_trainer.beneath import Refused, open_file
+from finetune_trainer.beneath import Refused, open_file, require_all_beneath
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest, hash_content
 
 
+@dataclass(frozen=True)
+class Mount:
+    """A mounted folder, which messages name as users do: by its uri."""
+
+    uri: str
+    root: Path
+
+    def named(self, path: Path) -> str:
+        """Uri of a path below the folder; another path as it is."""
+        if not path.is_relative_to(self.root):
+            return str(path)
+        inside = path.relative_to(self.root).as_posix()
+        return self.uri if inside == "." else f"{self.uri}/{inside}"
+
+    @contextmanager
+    def reachable(self, path: Path) -> Iterator[None]:
+        """Turn an OSError into the failure that says what to check.
+
+        `path` is named where the error names none.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise self.unavailable(error, path) from error
+
+    def unavailable(self, error: OSError, path: Path) -> StageFailure:
+        """The failure for a folder that cannot be read or written."""
+        place = self.named(_named(error, path))
+        if isinstance(error, Refused):
+            message = f"store: {place} {error.strerror}"
+        else:
+            message = (
+                f"store: {place}: {error.strerror or error}; check that the claim is mounted, has free space,"
+                " and can be read and written by uid 65532"
+            )
+        return StageFailure(FailureReason.STORE_UNAVAILABLE, message, ExitCode.STORE_UNAVAILABLE)
+
+
 @contextmanager
 def reachable(path: Path) -> Iterator[None]:
-    """Turn an OSError about a mounted store into the failure that says what to check.
-
-    `path` is named where the error names none.
-    """
-    try:
+    """As `Mount.reachable`, of a path whose uri is not known here."""
+    with Mount(str(path), path).reachable(path):
         yield
-    except OSError as error:
-        raise unavailable(error, path) from error
-
-
-def unavailable(error: OSError, path: Path) -> StageFailure:
-    """The failure for a mounted store that cannot be read or written."""
-    if isinstance(error, Refused):
-        return StageFailure(FailureReason.STORE_UNAVAILABLE, f"store: {error}", ExitCode.STORE_UNAVAILABLE)
-    return StageFailure(
-        FailureReason.STORE_UNAVAILABLE,
-        f"store: {_named(error, path)}: {error.strerror or error}; check that the claim is mounted, has free"
-        " space, and can be read and written by uid 65532",
-        ExitCode.STORE_UNAVAILABLE,
-    )
 
 
 @contextmanager
@@ -64,29 +86,42 @@ def corrupt(place: str, what: str) -> StageFailure:
     )
 
 
-def verify_files(folder: Path, manifest: Manifest, root: Path | None = None, *, hashes: bool = True) -> None:
+def verify_files(
+    folder: Path,
+    manifest: Manifest,
+    root: Path | None = None,
+    *,
+    hashes: bool = True,
+    named: Callable[[Path], str] = str,
+) -> None:
     """Check that each listed file is there, beneath `root` or else `folder`, its size and its hash.
+
+    Nothing else in the folder may lead out either. `named`: a path in messages.
 
     Raises StageFailure (ARTIFACT_CORRUPT), OSError.
     """
+    try:
+        require_all_beneath(folder, root or folder)
+    except Refused as refusal:
+        raise corrupt(named(Path(refusal.filename)), f"it {refusal.strerror}") from refusal
     for entry in manifest.files:
         path = folder / entry.path
-        with open_entry(path, root or folder) as file:
+        with open_entry(path, root or folder, named) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.bytes:
-                raise corrupt(str(path), f"it has {size} bytes, not {entry.bytes}")
+                raise corrupt(named(path), f"it has {size} bytes, not {entry.bytes}")
             if hashes and (found := hash_content(file)) != entry.sha256:
-                raise corrupt(str(path), f"its sha256 is {found}, not {entry.sha256}")
+                raise corrupt(named(path), f"its sha256 is {found}, not {entry.sha256}")
 
 
-def open_entry(path: Path, root: Path) -> BinaryIO:
+def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str) -> BinaryIO:
     """A file that a manifest lists. Raises StageFailure (ARTIFACT_CORRUPT), OSError."""
     try:
         return open(open_file(path, root), "rb")  # noqa: PTH123 - of a descriptor
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise corrupt(str(path), "it is missing") from error
+        raise corrupt(named(path), "it is missing") from error
     except Refused as refusal:
-        raise corrupt(str(path), f"it {refusal.strerror}") from refusal
+        raise corrupt(named(path), f"it {refusal.strerror}") from refusal
 
 
 def _named(error: OSError, path: Path) -> Path:

@@ -27,7 +27,7 @@ from finetune_trainer.store.base import (
     key_of,
     run_key,
 )
-from finetune_trainer.store.failures import open_entry, reachable, unavailable, verify_files
+from finetune_trainer.store.failures import Mount, open_entry, verify_files
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +38,21 @@ class MountedStore(Store):
     def __init__(self, uri: str, root: Path) -> None:
         super().__init__(uri)
         self._root = root
+        self._mount = Mount(uri, root)
         self._volume = root_of(root, STORE_MOUNT)
 
     @override
     def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
         folder = self._folder(ref)
         manifest = self.manifest(ref)
-        with reachable(folder):
-            verify_files(folder, manifest, self._volume, hashes=verify)
+        with self._mount.reachable(folder):
+            verify_files(folder, manifest, self._volume, hashes=verify, named=self._mount.named)
         return folder
 
     @override
     def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
         path = self._folder(ref) / entry.path
-        with reachable(path), open_entry(path, self._volume) as file:
+        with self._mount.reachable(path), open_entry(path, self._volume, self._mount.named) as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
@@ -59,7 +60,7 @@ class MountedStore(Store):
     @contextmanager
     def staging(self) -> Iterator[Path]:
         parent = self._at(STAGING)
-        with reachable(parent):
+        with self._mount.reachable(parent):
             parent.mkdir(parents=True, exist_ok=True)
             _remove_stale(parent)
             folder = parent / uuid.uuid4().hex
@@ -69,20 +70,20 @@ class MountedStore(Store):
         except OSError as error:
             # A full disk is reported without a file name.
             if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(self._root):
-                raise unavailable(error, folder) from error
+                raise self._mount.unavailable(error, folder) from error
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
     def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
-        with reachable(self._root):
+        with self._mount.reachable(self._root):
             manifest = Manifest.of(staging, on_bytes=on_bytes)
             durable.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
             target = self._folder(ArtifactRef(kind=kind, digest=manifest.digest))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Another pod may publish the same content between the look and the rename.
-            while _read(target / MANIFEST_NAME, self._volume) is None:
+            while _read(target / MANIFEST_NAME, self._volume, self._mount) is None:
                 self._discard(target)
                 try:
                     durable.move_folder(staging, target)
@@ -94,7 +95,7 @@ class MountedStore(Store):
     @override
     def delete(self, ref: ArtifactRef) -> None:
         folder = self._folder(ref)
-        with reachable(folder), suppress(FileNotFoundError):
+        with self._mount.reachable(folder), suppress(FileNotFoundError):
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
             durable.sync(folder)
             shutil.rmtree(folder)
@@ -102,7 +103,7 @@ class MountedStore(Store):
     @override
     def delete_run(self, run: str) -> None:
         folder = self._root / run_key(run)
-        with reachable(folder), suppress(FileNotFoundError):
+        with self._mount.reachable(folder), suppress(FileNotFoundError):
             shutil.rmtree(folder)
 
     @override
@@ -112,18 +113,18 @@ class MountedStore(Store):
 
     @override
     def _read(self, key: str) -> bytes | None:
-        return _read(self._at(key), self._volume)
+        return _read(self._at(key), self._volume, self._mount)
 
     @override
     def _write(self, key: str, content: bytes) -> None:
         path = self._at(key)
-        with reachable(path):
+        with self._mount.reachable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             durable.write_file(path, content)
 
     @override
     def _place(self, ref: ArtifactRef) -> str:
-        return str(self._folder(ref))
+        return self.uri(ref)
 
     def _folder(self, ref: ArtifactRef) -> Path:
         return self._at(key_of(ref))
@@ -131,7 +132,7 @@ class MountedStore(Store):
     def _at(self, key: str) -> Path:
         """Raises StageFailure (STORE_UNAVAILABLE) where a link would lead elsewhere."""
         path = self._root / key
-        with reachable(path):
+        with self._mount.reachable(path):
             require_beneath(path, self._volume)
         return path
 
@@ -150,8 +151,13 @@ class MountedRunFolder(RunFolder):
     def __init__(self, uri: str, path: Path, volume: Path) -> None:
         super().__init__(uri, path)
         self._volume = volume
-        with reachable(path):
+        with self.mount.reachable(path):
             path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    @override
+    def mount(self) -> Mount:
+        return Mount(self.uri, self.path)
 
     @override
     def __exit__(
@@ -163,17 +169,17 @@ class MountedRunFolder(RunFolder):
     @contextmanager
     def writable(self, name: str) -> Iterator[Path]:
         path = self._at(name)
-        with reachable(path):
+        with self.mount.reachable(path):
             yield path
 
     @override
     def read(self, name: str) -> bytes | None:
-        return _read(self._at(name), self._volume)
+        return _read(self._at(name), self._volume, self.mount)
 
     @override
     def write(self, name: str, content: bytes) -> None:
         self._at(name)
-        with reachable(self.path / name):
+        with self.mount.reachable(self.path / name):
             durable.write_file(self.path / name, content)
 
     @override
@@ -186,7 +192,7 @@ class MountedRunFolder(RunFolder):
     @override
     def names(self, parent: str) -> set[str]:
         folder = self._at(parent)
-        with reachable(folder), suppress(FileNotFoundError):
+        with self.mount.reachable(folder), suppress(FileNotFoundError):
             return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()}
         return set()
 
@@ -202,7 +208,7 @@ class MountedRunFolder(RunFolder):
     def remove(self, name: str) -> None:
         self._at(str(Path(name).parent))
         path = self.path / name
-        with reachable(path), suppress(FileNotFoundError):
+        with self.mount.reachable(path), suppress(FileNotFoundError):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -211,13 +217,13 @@ class MountedRunFolder(RunFolder):
     def _at(self, name: str) -> Path:
         """Raises StageFailure (STORE_UNAVAILABLE) where a link would lead elsewhere."""
         path = self.path / name
-        with reachable(path):
+        with self.mount.reachable(path):
             require_beneath(path, self._volume)
         return path
 
 
-def _read(path: Path, volume: Path) -> bytes | None:
-    with reachable(path):
+def _read(path: Path, volume: Path, mount: Mount) -> bytes | None:
+    with mount.reachable(path):
         try:
             return read_file(path, volume)
         except FileNotFoundError:

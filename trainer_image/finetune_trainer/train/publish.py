@@ -1,8 +1,8 @@
 """What is left of a run: the best, the final and the kept weights, as checkpoints in the store."""
 
-import shutil
 from pathlib import Path
 
+from finetune_trainer.beneath import copy_file, names_in
 from finetune_trainer.contract import CheckpointResult, Digest
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.store import Store
@@ -66,7 +66,7 @@ def publish_checkpoints(
 
 def _publish_folder(store: Store, folder: Path) -> Digest:
     with store.staging() as staging:
-        for path in folder.iterdir():
-            if path.name != MANIFEST_NAME:
-                shutil.copyfile(path, staging / path.name)
+        for name in names_in(folder, folder):
+            if name != MANIFEST_NAME:
+                copy_file(folder / name, staging / name, folder)
         return store.publish("checkpoints", staging)

@@ -68,7 +68,7 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
         group = context.group
         states = States(folder, group)
         state = states.newest(Fingerprint.of(config))
-        split = group.told(BatchSplit.read(folder))
+        split = BatchSplit(halvings=group.told(BatchSplit.read(folder).halvings))
         starts = Starts(folder, group)
         try:
             restarts = starts.begin(state.step if state else 0, split.halvings)

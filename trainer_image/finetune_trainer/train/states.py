@@ -16,6 +16,8 @@ from finetune_trainer.train.folders import problem_of, remove_unfinished, save_f
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 
 STATE: Final = "state"
+NO_STEP: Final = -1
+"""What the leader says in place of a step where there is no state."""
 BEST: Final = "best"
 KEPT_STEPS: Final = "kept"
 PREFIX: Final = "step-"
@@ -58,8 +60,8 @@ class States:
         Raises StageFailure: FINGERPRINT_MISMATCH where it is of another run; STORE_UNAVAILABLE.
         """
         state = self._choose(fingerprint) if self._group.leads else None
-        step = self._group.told(state.step if state else None)
-        return state if self._group.leads or step is None else self._read_chosen(step)
+        step = self._group.told(state.step if state else NO_STEP)
+        return state if self._group.leads or step == NO_STEP else self._read_chosen(step)
 
     def _read_chosen(self, step: int) -> State:
         state = self._read(step)

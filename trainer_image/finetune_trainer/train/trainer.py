@@ -44,7 +44,7 @@ def arguments(
 ) -> ArgumentsT:
     """What every method's trainer is told, with what is special to the method in `more`."""
     on_gpu = device.type == "cuda"
-    return kind(
+    chosen = kind(
         output_dir=str(folder),
         num_train_epochs=hyperparameters.epochs,
         learning_rate=hyperparameters.learning_rate,
@@ -74,6 +74,9 @@ def arguments(
         ddp_find_unused_parameters=not on_gpu,
         **more,
     )
+    if on_gpu:
+        chosen._n_gpu = 1  # else a process that sees several would divide its batches among them
+    return chosen
 
 
 def collect_state(
@@ -86,19 +89,24 @@ def collect_state(
     """
     with TemporaryDirectory() as folder:
         trainer._save_rng_state(folder)
-        (file,) = Path(folder).iterdir()
-        random_numbers = group.gathered((file.name, file.read_bytes()))
+        mine = Path(folder, _random_numbers_file(group.rank, group.size)).read_bytes()
+        random_numbers = group.gathered(mine)
 
     def write(folder: Path) -> None:
         if write_optimizer is None:
             trainer._save_optimizer_and_scheduler(str(folder))
         else:
             write_optimizer(folder)
-        for name, content in random_numbers:
-            (folder / name).write_bytes(content)
+        for rank, content in enumerate(random_numbers):
+            (folder / _random_numbers_file(rank, group.size)).write_bytes(content)
         trainer.state.save_to_json(str(folder / TRAINER_STATE))
 
     return write
+
+
+def _random_numbers_file(rank: int, processes: int) -> str:
+    """As transformers names it."""
+    return "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
 
 
 class CompletionTrainer(Trainer):

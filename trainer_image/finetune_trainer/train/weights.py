@@ -1,7 +1,6 @@
 """Weights as files, in the form in which checkpoints are published: equal weights make equal bytes."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract import CheckpointType, Digest
 from finetune_trainer.model.template import stop_token_ids
 from finetune_trainer.train.fsdp import gathered_weights, is_divided
@@ -130,7 +130,8 @@ def _write_full(
     # The architecture is the base model's; transformers would write its own version and settings into it.
     for name in (CONFIG, *TOKENIZER_FILES):
         if (base / name).exists():
-            shutil.copyfile(base / name, folder / name)
+            (folder / name).unlink(missing_ok=True)
+            copy_file(base / name, folder / name, base)
     (folder / CHAT_TEMPLATE).write_text(tokenizer.get_chat_template(), encoding="utf-8")
     generation = _read_json(base / GENERATION_CONFIG)
     generation["eos_token_id"] = stop_token_ids(tokenizer, GenerationConfig.from_dict(generation))

@@ -22,12 +22,14 @@ from finetune_operator.status.reasons import ConditionType, Reason
 
 def finished(job: FineTuneJob, world: World) -> Plan:
     """Only what is left to clear away after `childrenTTLSeconds`: finished Jobs, and then the Service that
-    their pods found each other by; never a record."""
+    their pods found each other by and the NetworkPolicy between them; never a record. Their key goes with the
+    run: whoever may delete one Secret may delete all.
+    """
     draft = Draft(world)
     requeue_after = None
     leftover = [child for child in world.jobs.values() if not is_unfinished(child)]
     if len(leftover) == len(world.jobs):
-        leftover += world.services.values()
+        leftover += [*world.services.values(), *world.network_policies.values()]
     end = find(job.status.conditions, ConditionType.READY) or find(
         job.status.conditions, ConditionType.STALLED
     )

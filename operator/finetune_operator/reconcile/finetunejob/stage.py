@@ -7,7 +7,12 @@ from finetune_operator.build.configs import StageInputs, collect_config
 from finetune_operator.build.jobs import WITH_DEVICES, Placement, build_stage_job
 from finetune_operator.build.labels import PROFILE, stage_job_name
 from finetune_operator.build.locations import parse_source, parse_store
-from finetune_operator.build.peers import build_peer_service, peer_service_name
+from finetune_operator.build.peers import (
+    build_peer_key,
+    build_peer_policy,
+    build_peer_service,
+    peer_name,
+)
 from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -20,7 +25,7 @@ from finetune_operator.reconcile.finetunejob.surroundings import (
 from finetune_operator.reconcile.profiles import check_config
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.retries import Retry
-from finetune_operator.reconcile.stages import Broken, Probe, StageRequest, advance
+from finetune_operator.reconcile.stages import Broken, Peers, Probe, StageRequest, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress, stagetimes
 from finetune_operator.status.problems import shown_problems
@@ -39,7 +44,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         build=lambda: _build(run, stage, config),
         collect_name=collect_name,
         build_collect=lambda: _build_collect(run, stage, collect_name),
-        services=(build_peer_service(job),) if _nodes(run, stage) > 1 else (),
+        peers=_peers(run) if _nodes(run, stage) > 1 else None,
         retry=run.status.retry,
         probe=_probe(run, stage) if stage in WITH_DEVICES else None,
         contract=run.status.resolved.trainer_contract or FIRST_CONTRACT,
@@ -157,7 +162,16 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
         ),
         devices=devices,
         nodes=_nodes(run, stage),
-        service=peer_service_name(run.job) if _nodes(run, stage) > 1 else None,
+        service=peer_name(run.job) if _nodes(run, stage) > 1 else None,
+        peer_key=peer_name(run.job) if _nodes(run, stage) > 1 else None,
+    )
+
+
+def _peers(run: Run) -> Peers:
+    return Peers(
+        service=build_peer_service(run.job),
+        policy=build_peer_policy(run.job, run.world.facts.monitoring_namespace),
+        key=lambda: build_peer_key(run.job, run.world.entropy),
     )
 
 

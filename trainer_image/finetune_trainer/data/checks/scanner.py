@@ -9,6 +9,7 @@ from finetune_trainer import canonical
 from finetune_trainer.data.checks.base import Detector, Find
 from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
 from finetune_trainer.data.checks.secrets import Secrets
+from finetune_trainer.data.checks.sequences import SEQUENCES, sequence_issue
 from finetune_trainer.data.options import Checks, Finding
 from finetune_trainer.data.problems import QUOTED, Issue, Severity, quoted
 from finetune_trainer.data.text import field_name
@@ -54,9 +55,12 @@ class Scanner:
         everything = "\n".join([*texts, *_strings(list(calls.values()))])
         # Nearly all rows end here.
         suspects = [each for each in self._asked if each[0].may_find(everything)]
-        if not suspects:
-            return row, ()
         issues: list[Issue] = []
+        if SEQUENCES.search(everything):
+            found = (sequence_issue(text, _column(row, place)) for place, text in enumerate(texts))
+            issues += (issue for issue in found if issue is not None)
+        if not suspects:
+            return row, tuple(issues)
 
         def look(text: str, column: str) -> str:
             hits = _hits(text, suspects)
@@ -115,7 +119,8 @@ def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]
 
 
 def _redacted(text: str, hits: list[_Hit]) -> str:
-    parts, end = [], 0
+    parts: list[str] = []
+    end = 0
     for hit in hits:
         if hit.finding == "Redact":
             parts += (text[end : hit.found.start], hit.detector.placeholder)

@@ -65,8 +65,8 @@ def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header
 
 def _header_issue(header: list[str], separator: str) -> Issue | None:
     """What is wrong with a header, whatever the format."""
-    others = (mark for mark in SEPARATORS if mark != separator and mark in header[0])
-    if len(header) == 1 and (other := next(others, None)):
+    others = (mark for mark in SEPARATORS if mark != separator and _separates(mark, header))
+    if other := next(others, None):
         wanted = SEPARATORS[separator]
         return Issue(
             Code.HEADER,
@@ -78,6 +78,11 @@ def _header_issue(header: list[str], separator: str) -> Issue | None:
         what = f"the header is not UTF-8: {field_names(header, 'names')}"
         return Issue(Code.ENCODING, what, "UTF-8", "save the file as UTF-8")
     return repeated_column(header)
+
+
+def _separates(mark: str, header: list[str]) -> bool:
+    """Whether a mark is there more often than the separator, so that it separates."""
+    return sum(name.count(mark) for name in header) >= len(header)
 
 
 def _values_issue(header: list[str], values: list[str], separator: str) -> Issue | None:

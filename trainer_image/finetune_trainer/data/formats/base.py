@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
@@ -57,6 +57,8 @@ class Format(ABC):
     used: ClassVar[tuple[str, ...]] = ()
     """Fields of the format itself that are read, refused or of no interest, not those that a recipe names."""
     usual_prompt: ClassVar[str] = "prompt"
+    named: ClassVar[frozenset[str]] = frozenset()
+    """Fields of FieldNames that have a meaning here; those of others are told to have none."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Raises ValueError for a template that is none."""
@@ -127,9 +129,18 @@ class Format(ABC):
             *(found for found in (group, split) if isinstance(found, Issue)),
         )
 
-    def note_unused(self, fields: Fields, prefix: str = "") -> None:
+    @property
+    def ignored_names(self) -> tuple[str, ...]:
+        """What the recipe names in vain."""
+        return tuple(
+            field.name
+            for field in fields(self.names)
+            if getattr(self.names, field.name) is not None and field.name not in self.named
+        )
+
+    def note_unused(self, record: Fields, prefix: str = "") -> None:
         """Remember the fields that are not known; null says nothing, and is not counted."""
-        for name, value in fields.items():
+        for name, value in record.items():
             if self._noted == MAX_UNUSED:
                 return
             if value is not None and (path := prefix + name) not in self._known:

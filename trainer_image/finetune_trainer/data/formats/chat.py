@@ -15,6 +15,7 @@ from finetune_trainer.rows import Row
 class Chats(Format):
     """`messages`, the last one the assistant's, and the `tools` that the assistant may call."""
 
+    named = frozenset({"messages"})
     used: ClassVar = ("tools", "parallel_tool_calls", "functions", "function_call")
 
     def __init__(self, recipe: Recipe) -> None:

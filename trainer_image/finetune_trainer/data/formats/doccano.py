@@ -15,6 +15,8 @@ class Doccano(Format):
     used: ClassVar = ("id", "Comments", "label", "labels", "entities", "cats")
     usual_prompt: ClassVar = "text"
 
+    named = frozenset({"prompt", "completion", "template"})
+
     def columns(self) -> tuple[str, ...]:
         """Text and label."""
         return (*self.prompt_columns, self.names.completion or "label")

@@ -16,6 +16,7 @@ LABELS: Final = {"true": True, "false": False, "1": True, "0": False}
 class KTO(Format):
     """`prompt`, `completion` (texts, or messages) and `label`."""
 
+    named = frozenset({"prompt", "completion", "template", "label"})
     used = ("tools",)
 
     def columns(self) -> tuple[str, ...]:

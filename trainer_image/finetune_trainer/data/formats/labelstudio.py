@@ -1,14 +1,24 @@
 """Exports of Label Studio: JSON (tasks with annotations), JSON_MIN, CSV and TSV (flat)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Format, Issues, missing
+from finetune_trainer.data.formats import labelstudioissues as issues
+from finetune_trainer.data.formats.base import Format, Issues, missing, text
+from finetune_trainer.data.formats.labelstudiotasks import (
+    chat_of,
+    conversations_in,
+    pair_of,
+    selected_of,
+)
+from finetune_trainer.data.formats.messages import order_issues, read_messages
+from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import field_names, normal_line_ends, printable, shown, text_issue, type_name
-from finetune_trainer.rows import Row
+from finetune_trainer.data.text import normal_line_ends, printable, shown, text_issue, type_name
+from finetune_trainer.rows import Message, Row
 
 META: Final = (
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history",
@@ -16,23 +26,41 @@ META: Final = (
 """What Label Studio adds to the data and the answers in flat exports."""
 COLLIDED: Final = "_data_"
 """Before the names of data in flat exports, where a control tag has the same name."""
+OLD_ANNOTATIONS: Final = "completions"
+"""What annotations are called in exports before version 1.0."""
 READABLE: Final = ("choices", "textarea")
+CHATS: Final = ("chatmessages", "chatmessage", "chat")
+PROMPTS: Final = ("text", "prompt")
+"""Usual names of the prompt in a task's data, those of the templates."""
 
 
 class LabelStudio(Format):
-    """A field of the data is the prompt, what one control tag (its `name`) was answered the completion."""
+    """A field of the data is the prompt, what one control tag (its `name`) was answered the completion.
 
+    By rule version 2 also the tasks for generative AI: a conversation is the prompt, the tag Chat continues
+    one, the tag Pairwise prefers one of two answers. By version 1 the first of several annotations counts.
+    """
+
+    named = frozenset({"prompt", "completion", "template", "chosen", "rejected"})
     used: ClassVar = META
 
     usual_prompt: ClassVar = "text"
 
+    def __init__(self, recipe: Recipe) -> None:
+        self._reads_tasks = recipe.division.rule_version >= MESSAGES_SINCE
+        self._place = ""
+        """Where the turns before the answer are."""
+        super().__init__(recipe)
+
     def columns(self) -> tuple[str, ...]:
         """Of flat exports."""
-        return (*self.prompt_columns, *((self.names.completion,) if self.names.completion else ()))
+        is_found = self._reads_tasks and self.names.prompt is None and self.template is None
+        prompts = () if is_found else self.prompt_columns
+        return (*prompts, *((self.names.completion,) if self.names.completion else ()))
 
     def data(self, record: Fields) -> Fields:
         """The task's data; of flat exports all fields, those of the data by their own names."""
-        if "annotations" in record:
+        if is_task(record):
             return record["data"] if isinstance(record.get("data"), dict) else {}
         collided = {
             name.removeprefix(COLLIDED): value for name, value in record.items() if name.startswith(COLLIDED)
@@ -42,35 +70,118 @@ class LabelStudio(Format):
     def row(self, record: Fields) -> Row | Issues:
         """The data's text with the answer of the control tag."""
         data = self.data(record)
-        if "annotations" not in record:
+        if not is_task(record):
             return self._flat_row(record, data)
         if not isinstance(record.get("data"), dict):
             state = type_name(record["data"]) if "data" in record else "missing"
             return (
                 Issue(Code.FIELD_TYPE, f"data is {state}", "an object", "export it again", column="data"),
             )
-        answers = _answers(record["annotations"])
+        annotations = record.get("annotations", record.get(OLD_ANNOTATIONS) if self._reads_tasks else None)
+        answers = _answers(annotations, is_asked=self._reads_tasks)
+        if isinstance(answers, Issue) and self._reads_tasks and record.get("predictions"):
+            answers = issues.predicted()
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))
 
     def _flat_row(self, record: Fields, data: Fields) -> Row | Issues:
         """All that is neither the prompt nor of Label Studio itself may be a control tag."""
         if "annotation_id" in record and record["annotation_id"] in (None, ""):
-            return (_unanswered(),)
+            return (issues.unanswered(),)
         known = {*META, *(name for name in self.table_columns() if COLLIDED + name not in record)}
         tags = [name for name in record if name not in known and not name.startswith(COLLIDED)]
+        if self._reads_tasks:
+            tags = self._flat_tags(data, record, tags)
         return self._row(data, record, tags)
+
+    def _flat_tags(self, data: Fields, record: Fields, tags: Sequence[str]) -> list[str]:
+        """Those that are no part of the data, as far as their values and usual names tell."""
+        special = [name for name in tags if _is_special(record[name])]
+        if special:
+            return special
+        of_data = {*PROMPTS, *conversations_in(data, ())} if self.names.prompt is None else set()
+        return [name for name in tags if name not in of_data]
 
     def _row(self, data: Fields, answers: Fields, tags: Sequence[str]) -> Row | Issues:
         found: list[Issue] = []
-        prompt = self.prompt(data, found)
+        if not self._reads_tasks:
+            prompt = self.prompt(data, found)
+            completion = self._completion(answers, tags, found)
+            return tuple(found) or Row.pair(prompt, completion)
+        special = [name for name in tags if _is_special(answers[name])]
+        if self.names.completion in special or (self.names.completion is None and len(special) == 1):
+            name = self.names.completion or special[0]
+            self._known.add(name)
+            is_chat = chat_of(answers[name]) is not None
+            return (self._chat if is_chat else self._pairwise)(data, name, answers[name])
+        turns = self._context(data, tags if data is not answers else (), found)
         completion = self._completion(answers, tags, found)
-        return tuple(found) or Row.pair(prompt, completion)
+        return tuple(found) or _row(turns, Message("assistant", completion), self._place)
+
+    def _chat(self, data: Fields, name: str, answer: Any) -> Row | Issues:
+        """A conversation, of which the turns that were there before are context only."""
+        found: list[Issue] = []
+        messages, before = chat_of(answer) or [], conversations_in(data, [name])
+        if len(before) > 1:
+            return (issues.conversations(list(before)),)
+        self._known.update(before)
+        (old,) = before.values() or ([],)
+        if messages[: len(old)] != old:
+            messages = [*old, *messages]
+        turns = read_messages(printable(name), messages, found, None)
+        found = found or order_issues(printable(name), turns)
+        if found:
+            return tuple(found)
+        return Row(
+            (*_as_context(turns[: len(old)]), *turns[len(old) :]) if len(old) < len(turns) else tuple(turns)
+        )
+
+    def _pairwise(self, data: Fields, name: str, answer: Any) -> Row | Issues:
+        """The answer that was chosen, beside the other one."""
+        names = self.names
+        pair = (names.chosen, names.rejected) if names.chosen and names.rejected else pair_of(data)
+        if pair is None:
+            return (issues.no_pair(data),)
+        selected = selected_of(answer)
+        if selected not in ("left", "right"):
+            return (issues.not_chosen(printable(name)),)
+        found: list[Issue] = []
+        self._known.update(pair)
+        left, right = (text(data, field, found) for field in pair)
+        turns = self._context(data, [name, *pair], found)
+        if not found and left == right:
+            found.append(issues.same_answers(pair))
+        chosen, rejected = (left, right) if selected == "left" else (right, left)
+        if found:
+            return tuple(found)
+        row = _row(turns, Message("assistant", chosen), self._place)
+        return replace(row, form="Preference", rejected=rejected) if isinstance(row, Row) else row
+
+    def _context(self, data: Fields, answers: Sequence[str], found: list[Issue]) -> list[Message]:
+        """The turns before the answer: a prompt's text, or a conversation."""
+        conversations = conversations_in(data, answers)
+        name = self.names.prompt
+        if name is None and self.template is None:
+            texts = [each for each in PROMPTS if each in data and each not in conversations]
+            if len(conversations) > 1 or (conversations and texts):
+                found.append(issues.conversations([*texts[:1], *conversations]))
+                return []
+            left = [each for each, value in data.items() if isinstance(value, str) and each not in answers]
+            name = next(iter((*conversations, *texts, *(left if len(left) == 1 else ()))), self.usual_prompt)
+        self._place = printable(name or self.prompt_columns[0])
+        if name is not None:
+            self._known.add(name)
+        if name in conversations:
+            return list(_as_context(read_messages(self._place, conversations[name], found, None)))
+        if conversations:
+            found.append(issues.history(self._place, list(conversations)))
+            return []
+        return [Message("user", self.prompt(data, found) if name is None else text(data, name, found))]
 
     def _completion(self, answers: Fields, tags: Sequence[str], found: list[Issue]) -> str:
         name = self.names.completion
         if name is None:
             if len(tags) != 1:
-                found.append(_ambiguous(tags))
+                found.append(issues.ambiguous(tags))
                 return ""
             name = tags[0]
         self._known.add(name)
@@ -86,8 +197,38 @@ class LabelStudio(Format):
         return normal_line_ends(answer)
 
 
-def _answers(annotations: Any) -> Fields | Issue:
-    """What the first annotation that was not cancelled says, by the control tags' names."""
+def is_task(record: Fields) -> bool:
+    """Whether a record is a task with its data apart; otherwise it is a row of a flat export."""
+    return "annotations" in record or (
+        isinstance(record.get("data"), dict)
+        and any(isinstance(record.get(name), list) for name in (OLD_ANNOTATIONS, "predictions"))
+    )
+
+
+def _as_context(turns: Iterable[Message]) -> Iterator[Message]:
+    """Turns that are not learned."""
+    return (replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns)
+
+
+def _row(turns: Sequence[Message], answer: Message, place: str) -> Row | Issues:
+    if len(turns) == 1 and turns[0].role == "user":
+        return Row.pair(turns[0].content, answer.content)
+    every = (*turns, answer)
+    return tuple(order_issues(place, every)) or Row(every)
+
+
+def _is_special(value: Any) -> bool:
+    """Whether an answer is that of Chat or Pairwise."""
+    return chat_of(value) is not None or selected_of(value) is not None
+
+
+def _answers(annotations: Any, *, is_asked: bool) -> Fields | Issue:
+    """What the first annotation that was not cancelled says, by the control tags' names.
+
+    `is_asked`: where several annotations say different things, a person has to decide.
+    """
+    if annotations is None:
+        return issues.unanswered()
     if not isinstance(annotations, list):
         return Issue(
             Code.FIELD_TYPE,
@@ -96,12 +237,22 @@ def _answers(annotations: Any) -> Fields | Issue:
             "export it again",
             column="annotations",
         )
-    kept = (
+    kept = [
         annotation
         for annotation in annotations
         if isinstance(annotation, dict) and not annotation.get("was_cancelled")
-    )
-    results = next(kept, {}).get("result")
+    ]
+    if not is_asked:
+        return _said(kept[0].get("result") if kept else None) or issues.unanswered()
+    right = [annotation for annotation in kept if annotation.get("ground_truth")]
+    said = [found for each in right or kept if (found := _said(each.get("result")))]
+    if any(each != said[0] for each in said):
+        return issues.disagreement(len(said))
+    return said[0] if said else issues.unanswered()
+
+
+def _said(results: Any) -> Fields:
+    """What one annotation says."""
     answers: Fields = {}
     for result in results if isinstance(results, list) else ():
         if not isinstance(result, dict) or not isinstance(result.get("from_name"), str):
@@ -112,9 +263,13 @@ def _answers(annotations: Any) -> Fields | Issue:
             parts = part if isinstance(part, list) else [part]
             before = answers.get(result["from_name"], {}).get(kind, [])
             answers[result["from_name"]] = {kind: before + parts}
+        elif kind == "pairwise" and isinstance(value, dict) and "selected" in value:
+            answers[result["from_name"]] = {"selected": value["selected"], "type": kind}
+        elif kind in CHATS and isinstance(value, dict) and "chatmessages" in value:
+            answers.setdefault(result["from_name"], []).append({"chatmessages": value["chatmessages"]})
         else:
             answers.setdefault(result["from_name"], {"type": kind})
-    return answers or _unanswered()
+    return answers
 
 
 def _answer(name: str, value: Any) -> Any:
@@ -148,29 +303,3 @@ def _unpacked(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
-
-
-def _unanswered() -> Issue:
-    return Issue(
-        Code.FIELD_MISSING,
-        "has no annotation",
-        "one that was not cancelled",
-        "annotate it, or remove the row",
-        column="annotations",
-    )
-
-
-def _ambiguous(tags: Sequence[str]) -> Issue:
-    if not tags:
-        return Issue(
-            Code.FIELD_MISSING,
-            "has no answer of a control tag",
-            "one",
-            "annotate it, or name the tag in columns.completion",
-        )
-    return Issue(
-        Code.FIELD_MISSING,
-        f"the completion may be any of {field_names(tags, 'control tags')}",
-        "the name of the control tag",
-        "name it in columns.completion",
-    )

@@ -15,6 +15,8 @@ from finetune_trainer.rows import Message, Row
 class Pairs(Format):
     """`prompt` (or what a template makes) and `completion`; with messages also the `tools` to be called."""
 
+    named = frozenset({"prompt", "completion", "template"})
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._reads_messages = recipe.division.rule_version >= MESSAGES_SINCE

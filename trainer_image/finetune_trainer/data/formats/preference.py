@@ -17,6 +17,8 @@ OPENAI_INPUT: Final = frozenset({"messages", "tools", "parallel_tool_calls"})
 class Preference(Format):
     """`prompt`, `chosen` and `rejected`: texts or messages; in whole conversations the prompt is implicit."""
 
+    named = frozenset({"prompt", "template", "chosen", "rejected"})
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._known.update(self.prompt_columns)

@@ -7,6 +7,7 @@ from finetune_trainer.data.problems import Code
 
 OF_ALL_ROWS: Final = frozenset(
     {
+        Code.COLUMNS_IGNORED,
         Code.LABELS_NOT_READ,
         Code.FEW_ROWS,
         Code.NO_TRAINING_ROWS,
@@ -51,6 +52,8 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.PAYMENT_CARD: "Texts have numbers of payment cards",
     Code.IBAN: "Texts have bank account numbers (IBAN)",
     Code.PHONE_NUMBER: "Texts have phone numbers",
+    Code.CONTROL_SEQUENCE: "Texts have control sequences of a model",
+    Code.COLUMNS_IGNORED: "Columns are named in vain",
     Code.LABELS_NOT_READ: "Labels that judge answers are not read",
     Code.FEW_ROWS: "There are few rows",
     Code.NO_TRAINING_ROWS: "There are no rows to train on",

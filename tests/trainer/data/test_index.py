@@ -1,0 +1,27 @@
+"""Short ways to what the long way gives: they decide splits, files and digests, which never change."""
+
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer import canonical
+from finetune_trainer.data.formats.base import RawRow
+from finetune_trainer.data.index import NONE, PART, answer_digest
+from finetune_trainer.data.split import fraction_of
+from finetune_trainer.rows import Row
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(prompt=TEXTS, completion=TEXTS, seed=st.integers(0, 2**31 - 1))
+def test_a_pair_has_the_line_the_split_and_the_digest_of_any_row(
+    prompt: str, completion: str, seed: int
+) -> None:
+    row = Row.pair(prompt, completion)
+
+    assert row.to_line() == canonical.text(row.to_dict())
+    subject = hashlib.sha256(canonical.encode(["v1", seed, "prompt", prompt])).digest()
+    assert fraction_of(RawRow(row), seed) == int.from_bytes(subject[:8], "big") / 2**64
+    parts = PART.join([completion, NONE, NONE, "None", "11"])
+    assert answer_digest(row) == hashlib.sha256(parts.encode()).digest()[:8]

@@ -1,0 +1,32 @@
+"""Hints in the words of the command line: the fields of a Dataset are options there."""
+
+import re
+from typing import Final
+
+FIELD: Final = re.compile(
+    r"\b(?P<block>split|cleaning|checks|columns)\.(?P<field>[a-z][A-Za-z]*)(?:: (?P<value>[A-Za-z0-9.]+))?"
+)
+FORMAT: Final = re.compile(r"\b(?P<verb>set|name|leave) format\b(?:: (?P<value>[A-Za-z]+))?")
+NAMED: Final = {"split.column": "split-column", "split.fromFiles": "split-from-files"}
+MISSING: Final = frozenset({"maxRowsForNearDuplicates"})
+"""Fields of a Dataset that are no options."""
+
+
+def as_options(text: str) -> str:
+    """A hint with options in place of fields: `columns.prompt` is `--prompt`."""
+    text = FIELD.sub(_option, text)
+    text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
+    return re.sub(r"\bin columns\b", "in --columns", text)
+
+
+def _option(found: re.Match[str]) -> str:
+    if found["field"] in MISSING:
+        return found[0]
+    name = NAMED.get(f"{found['block']}.{found['field']}")
+    option = name or re.sub("([A-Z])", lambda letter: f"-{letter[1].lower()}", found["field"])
+    return f"--{option}{_value(found)}"
+
+
+def _value(found: re.Match[str]) -> str:
+    value = found["value"]
+    return "" if value is None or value == "true" else f" {value}"

@@ -1,0 +1,102 @@
+"""Values of Label Studio's tasks for generative AI: conversations, chosen answers, messages of a chat."""
+
+import ast
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from finetune_trainer.data.containers.base import Fields
+
+SPEAKERS: Final = ("role", "author", "from", "speaker")
+SAYINGS: Final = ("content", "text", "value")
+"""Names of a message's fields, those of the API of OpenAI first; of Paragraphs the next."""
+ROLES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("user", "human", "customer", "client", "question"), "user"),
+    **dict.fromkeys(("assistant", "bot", "ai", "gpt", "model", "chatbot", "agent", "answer"), "assistant"),
+    "system": "system",
+}
+PAIRS: Final = (
+    ("answer1", "answer2"),
+    ("response1", "response2"),
+    ("response_a", "response_b"),
+    ("answer_a", "answer_b"),
+    ("text1", "text2"),
+    ("left", "right"),
+)
+"""Names of the two answers of a pairwise task, the left one first."""
+LITERAL_CHARACTERS: Final = 1 << 20
+"""Longest list that is read as Python writes it; that takes memory."""
+
+
+def unpacked(value: Any) -> Any:
+    """A list or object out of a table, where it is a text: as JSON, or as Python writes it."""
+    if not isinstance(value, str) or not value.startswith(("[{", '{"', "{'")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    if len(value) > LITERAL_CHARACTERS:
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+
+
+def conversation_of(value: Any) -> list[dict[str, Any]] | None:
+    """The messages of a conversation, with `role` and `content`; None for another value."""
+    value = unpacked(value)
+    if not isinstance(value, list) or not value:
+        return None
+    messages = [_message(each) for each in value]
+    return None if None in messages else messages  # type: ignore[return-value]
+
+
+def selected_of(value: Any) -> str | None:
+    """Which answer of a pairwise task was chosen: left, right, or another text for none."""
+    value = _only(unpacked(value))
+    return value["selected"] if isinstance(value, dict) and isinstance(value.get("selected"), str) else None
+
+
+def chat_of(value: Any) -> list[Any] | None:
+    """The messages of the tag Chat; None for another value."""
+    value = unpacked(value)
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, dict) and "chatmessages" in part for part in parts):
+        return None
+    found: list[Any] = []
+    for part in parts:
+        messages = part["chatmessages"]
+        found += messages if isinstance(messages, list) else [messages]
+    return [_message(message) or message for message in found]
+
+
+def pair_of(names: Iterable[str]) -> tuple[str, str] | None:
+    """The two answers of a pairwise task among the names of its data."""
+    there = set(names)
+    return next((pair for pair in PAIRS if there.issuperset(pair)), None)
+
+
+def conversations_in(data: Fields, without: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """The conversations among a task's fields."""
+    left = set(without)
+    return {
+        name: messages
+        for name, value in data.items()
+        if name not in left and (messages := conversation_of(value)) is not None
+    }
+
+
+def _only(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _message(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    speaker = next((value[name] for name in SPEAKERS if name in value), None)
+    said = next((name for name in SAYINGS if name in value), None)
+    if not isinstance(speaker, str) or said is None:
+        return None
+    return {"role": ROLES.get(speaker.strip().lower(), speaker), "content": value[said]}
