@@ -218,7 +218,9 @@ class MemoryCluster:
         if existing is None:
             self.writes += 1
             self.add(create.manifest)
-        elif create.same != "Any" and _identity(create, existing) != _identity(create, create.manifest):
+        elif create.same not in {"Any", "Unread"} and _identity(create, existing) != _identity(
+            create, create.manifest
+        ):
             raise NameTaken(key)
 
     def settle(self) -> None:
