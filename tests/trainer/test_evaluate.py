@@ -1,7 +1,6 @@
 """A checkpoint beside its base model."""
 
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.rows import Row
+from finetune_trainer.signals import Stop
 from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
 
 METHODS = {
@@ -113,7 +113,7 @@ def test_an_adapter_that_does_not_fit_its_base_model_is_refused(tmp_path: Path) 
 
 
 def test_a_signal_ends_it(trained: Trained) -> None:
-    stop = threading.Event()
+    stop = Stop()
     stop.set()
 
     with pytest.raises(Preempted):

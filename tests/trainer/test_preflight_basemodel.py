@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from finetune_trainer.contract import ArtifactRef, ExitCode, FailureReason, LoRA
 from finetune_trainer.failure import Preempted
 from finetune_trainer.model.load import load_base
 from finetune_trainer.preflight import stage
+from finetune_trainer.signals import Stop
 from hack.models import tiny
 from tests.trainer.workbench import URI, Sheet, Workbench
 
@@ -170,7 +170,7 @@ def test_a_step_is_shared_among_the_processes_of_all_nodes(bench: Workbench) -> 
 
 
 def test_a_signal_ends_it_before_the_copy(bench: Workbench) -> None:
-    stop = threading.Event()
+    stop = Stop()
     stop.set()
 
     with pytest.raises(Preempted):

@@ -114,7 +114,7 @@ def has_loaded(process: subprocess.Popen[str], library: str) -> bool:
 
 
 def test_a_process_that_has_done_nothing_ends_as_one_that_has_saved_all_it_did() -> None:
-    assert signals.NOTHING_DONE == ExitCode.PREEMPTED_SAVED
+    assert ExitCode(signals.NOTHING_DONE) is ExitCode.PREEMPTED_SAVED
 
 
 @pytest.mark.parametrize("module", ["finetune_trainer", "finetune_operator"])
