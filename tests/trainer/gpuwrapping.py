@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState
 
 from finetune_trainer.model import load
 from finetune_trainer.train import method
