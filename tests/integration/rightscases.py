@@ -343,6 +343,7 @@ IN_A_PROCESS: Final[dict[str, Case]] = {
     "get leases": Case(LOG),
     "create leases": Case(LOG),
     "update leases": Case(LOG),
+    "get customresourcedefinitions": Case(LOG),
     "get secrets": Case(LOG),
     "create secrets": Case(LOG),
     "get endpointslices": Case(LOG),

@@ -130,8 +130,13 @@ def processes(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFact
         operator.kill()
 
 
-def namespace_of(right: str) -> str:
-    return "lacks-" + right.replace(" ", "-").replace("/", "-")
+def namespace_of(right: str, lacked_by: str = "lacks") -> str:
+    return f"{lacked_by}-" + right.replace(" ", "-").replace("/", "-")
+
+
+def namespace_of_process(right: str) -> str:
+    """A right may be lacked by a process as a whole, and in one namespace by another one."""
+    return namespace_of(right, "process-lacks")
 
 
 def make_namespace(api: Api, name: str) -> str:
@@ -183,7 +188,7 @@ def lacking(api: Api, grants: Grants, processes: Processes, short_of_one: Operat
     """For each right of a process as a whole, one that lacks it."""
     started = {}
     for right, case in IN_A_PROCESS.items():
-        user = namespace_of(right)
+        user = namespace_of_process(right)
         namespace = make_namespace(api, user)
         for role in (OWN, NAMESPACES):
             grants.in_namespace(user, role, namespace, right)
@@ -266,7 +271,7 @@ def test_a_type_that_may_not_be_listed_is_named(api: Api, blind: Operator, right
 @pytest.mark.parametrize("right", IN_A_PROCESS)
 def test_a_right_that_a_process_lacks_is_named(api: Api, lacking: dict[str, Operator], right: str) -> None:
     case, operator = IN_A_PROCESS[right], lacking[right]
-    assert_named(api, operator, right, case, namespace_of(right))
+    assert_named(api, operator, right, case, namespace_of_process(right))
 
 
 @pytest.mark.parametrize("right", FINALIZERS)
