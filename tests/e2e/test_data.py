@@ -85,7 +85,7 @@ def test_dropped_rows_are_named_in_the_status_and_in_an_event_with_the_way_to_th
 
     status = dataset["status"]
     assert (status["rows"], status["problemCount"]) == (12, 2)
-    assert status["problems"][0].startswith("row 13: completion has an e-mail address (")
+    assert status["problems"][0].startswith("row 13: completion has an e-mail address at character 5;")
     assert "jo@" not in json.dumps(status)
     assert status["problems"][1].startswith("row 14: not valid JSON at column")
     assert status["report"].startswith("pvc://artifacts/runs/")
