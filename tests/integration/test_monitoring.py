@@ -145,7 +145,7 @@ def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPat
         kubelet = FakeKubelet(api, NAMESPACE, outcome)
         stack.callback(kubelet.close)
         run_everything(api, operator, kubelet)
-        eventually("the server is ready", lambda: server.health() == 200, 60)
+        eventually("the server is ready", lambda: server.health() == 200, 240)
         eventually("it is scraped", lambda: prometheus.has_data("finetune_serve_model_info"))
         for model in ("base", "summaries"):
             server.openai.completions.create(model=model, prompt="The licence", max_tokens=8)
