@@ -47,6 +47,9 @@ SELDOM: Final = frozenset(
 )
 """Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""
 
+SHADOWED: Final = {OWN: frozenset({"create secrets"})}
+"""Rights that NAMESPACES grants as well where the operator watches all namespaces, as it does here."""
+
 ROLE = re.compile(r'of (?:Cluster)?Role "([^"]+)"')
 
 Object = dict[str, Any]

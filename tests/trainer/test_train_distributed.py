@@ -38,14 +38,17 @@ stage.publish_checkpoints = when_told
 sys.exit(main())
 """
 
-DOES_NOT_CLIP = """
+SHOWS_ITS_GRADIENTS = """
 import sys
+from finetune_trainer import process
 from finetune_trainer.__main__ import main
 from finetune_trainer.train import trainer
 
 trainer.LARGEST_GRADIENT_NORM = 1e9
+process._remove_states = lambda *_: None
 sys.exit(main())
 """
+"""Neither clips them, nor removes the state that has their means."""
 
 HAS_ROOM_FOR_ONE_ROW = """
 import sys
@@ -200,7 +203,7 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())
     with pods(tmp_path, **settings) as two:
-        leader, other = two.run("-c", DOES_NOT_CLIP)
+        leader, other = two.run("-c", SHOWS_ITS_GRADIENTS)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     result = two.result
