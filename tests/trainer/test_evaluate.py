@@ -22,7 +22,7 @@ from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
 
 METHODS = {
     "LoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0)),
-    "rsLoRA": Method(lora=LoRA(r=8, alpha=8, dropout=0, rslora=True)),
+    "rsLoRA": Method(lora=LoRA(r=8, alpha=6, dropout=0, rslora=True)),
     "DoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0, dora=True)),
     "Full": Method(type="Full"),
 }

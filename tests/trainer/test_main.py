@@ -35,6 +35,11 @@ def preparation(tmp_path: Path) -> Preparation:
     return Preparation(tmp_path)
 
 
+def unbound(result: StageResult) -> StageResult:
+    """What the store keeps of it: not to which config of which Job it is the answer."""
+    return result.model_copy(update={"config_digest": None})
+
+
 def test_a_stage_leaves_its_result_in_the_store_and_as_last_words(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(50)))
 
@@ -44,7 +49,7 @@ def test_a_stage_leaves_its_result_in_the_store_and_as_last_words(preparation: P
     assert ended.result.outcome == "Succeeded"
     assert ended.result.prepare is not None
     assert len(preparation.all_rows(ended.result.prepare)) == 50
-    assert preparation.store.read_result(RUN, "prepare") == ended.result
+    assert preparation.store.read_result(RUN, "prepare") == unbound(ended.result)
 
 
 def test_a_run_that_is_done_says_so_again_without_doing_it_again(preparation: Preparation) -> None:
@@ -76,7 +81,7 @@ def test_a_failure_leaves_its_reason_and_a_later_try_replaces_it(preparation: Pr
     assert (failed.result.outcome, failed.result.reason) == ("Failed", FailureReason.INVALID_DATA)
     assert failed.result.prepare is not None
     assert failed.result.prepare.problems[0].startswith('row 51: "completion" is missing')
-    assert stored == failed.result
+    assert stored == unbound(failed.result)
     assert (mended.code, mended.result.outcome) == (ExitCode.OK, "Succeeded")
 
 
@@ -217,7 +222,7 @@ def test_the_result_of_a_pod_that_is_gone_can_be_collected(preparation: Preparat
     collected = run(collecting(preparation))
 
     assert collected.code == ExitCode.OK
-    assert collected.termination_message == first.termination_message
+    assert collected.result == unbound(first.result)
 
 
 def test_collecting_nothing_is_a_failure_of_that_stage(preparation: Preparation) -> None:
