@@ -21,8 +21,8 @@ CHILDREN: Final = frozenset(
 
 UID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 TOKEN: Final = re.compile(
-    # uids, digests, the hashes that we put into names, and the letters that Kubernetes puts there
-    rf"{UID}|[0-9a-f]{{64}}"
+    # uids, digests, nonces, the hashes that we put into names, and the letters that Kubernetes puts there
+    rf"{UID}|[0-9a-f]{{64}}|[0-9a-f]{{32}}"
     r"|(?<=[-. \"])(?:[0-9a-f]{5,16}|[bcdfghjklmnpqrstvwxz2456789]{5,10})(?![a-z0-9])"
 )
 
