@@ -24,6 +24,8 @@ CREATES_FOR_WHAT_IS_GONE = Edit(
 PASSES_OVER_A_FAILED_CREATE = Edit(
     "engine/executor.py",
     "        except AlreadyExists:\n"
+    '            if create.same == "Unread":\n'
+    "                return\n"
     "            existing = await self._live(manifest)\n"
     "            if existing is None:\n"
     "                raise\n",
@@ -39,10 +41,10 @@ DOES_NOT_LOOK_AGAIN = Edit(
 )
 NEVER_LISTS_AGAIN = Edit(
     "engine/reflector.py",
-    '                resource_version = ""\n                wait',
+    '                self._resource_version = ""\n                wait',
     "                wait",
 )
-LEAVES_ITS_RECORDS = Edit("reconcile/ownership.py", 'draft.remove(_seen(record), "Background")', "pass")
+LEAVES_ITS_RECORDS = Edit("reconcile/ownership.py", 'draft.remove(seen(record), "Background")', "pass")
 
 
 @dataclass(frozen=True, slots=True)
