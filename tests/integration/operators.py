@@ -76,7 +76,7 @@ class Operator:
         )
         return self
 
-    def wait_active(self, seconds: float = 30) -> "Operator":
+    def wait_active(self, seconds: float = 120) -> "Operator":
         eventually("the operator is active", self.is_active, seconds, lambda: self.log)
         return self
 

@@ -23,7 +23,7 @@ from finetune_trainer import configuration, logs, process
 from finetune_trainer.contract import CONFIG_ENV, Contract
 from finetune_trainer.train import stage  # noqa: F401 - loaded once, in the server
 
-TIMEOUT_SECONDS: Final = 120
+TIMEOUT_SECONDS: Final = 300
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([__name__])

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult, TrainConfig
 from tests.trainer.workbench import Workbench
 
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True)
