@@ -131,7 +131,8 @@ def test_what_nobody_counts_on_goes_with_its_run_and_its_dataset(
         lambda: not api.list("Checkpoint", namespace) + api.list("DatasetVersion", namespace),
         describe=lambda: operator.log[-4000:],
     )
-    assert kubelet.started.count("cleanup") == 2
+    # The contents of both records, and the run's folder.
+    assert kubelet.started.count("cleanup") == 3
     assert len(events(api, namespace, "ContentRemoved")) == 2
 
 
