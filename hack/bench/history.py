@@ -6,7 +6,6 @@ of a line of its own. They are copies of one run that the operator has seen thro
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,28 +14,23 @@ from typing import Annotated, Any, Final
 
 import httpx
 import typer
-from rich.console import Console
 
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.plan import Manifest
-from hack.bench import workload
-from hack.bench.controlplanes import AT_ONCE, client, control_plane
+from hack.bench import alone, workload
+from hack.bench.controlplanes import AT_ONCE, client
 from hack.bench.copies import Copies, checkpoint_name
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger
 from hack.bench.measurement import patience
 from hack.bench.operatorprocess import OperatorProcess
-from hack.bench.page import PAGE, put
 from hack.bench.tables import MEBIBYTE, Sheet
 from hack.bench.usage import peak_bytes
-from hack.bootstrap.uv import ROOT
 from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
-from hack.cluster.errors import ClusterError
 from hack.cluster.processes import resident_bytes
-from hack.cluster.toolchain import KUBERNETES
 
 LINE: Final = "routing"
 """The model line of half of the runs."""
@@ -238,26 +232,15 @@ def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
 @app.command()
 def history(
     runs: Annotated[int, typer.Argument(help="How many FineTuneJobs that have ended.")] = 10_000,
-    page: Annotated[bool, typer.Option(help="Whether the table replaces that in docs/benchmarks.md.")] = True,
-    logs: Annotated[Path, typer.Option(help="Folder for the operator's log.")] = ROOT / "build" / "bench",
+    page: alone.Page = True,
+    logs: alone.Logs = alone.LOGS,
 ) -> None:
     """Measure the start of the operator on a control plane of its own beside a long history."""
-    console = Console(highlight=False)
-    logs.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            console.status("a control plane is started", refresh_per_second=1) as shown,
-            control_plane("history") as plane,
-        ):
-            plane.kubectl.define(ROOT / "crds")
-            phases = asyncio.run(_History(plane, runs, logs, shown.update).measure())
-    except (BenchError, ClusterError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    made = sheet(runs, phases)
-    console.print(made.to_terminal())
-    if page:
-        put(PAGE, BEGIN, [made], f"Kubernetes {KUBERNETES.version}")
+
+    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
+        return sheet(runs, asyncio.run(_History(plane, runs, logs, tell).measure()))
+
+    alone.measure("history", table, BEGIN if page else None, logs)
 
 
 if __name__ == "__main__":

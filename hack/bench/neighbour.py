@@ -7,7 +7,6 @@ that start. Meanwhile this team creates a few runs, one after the other. No pod 
 import asyncio
 import contextlib
 import itertools
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from finetune_operator.build.labels import OWNER_NAME
 from finetune_operator.caches import KIND_TYPES
@@ -23,19 +21,15 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Manifest
-from hack.bench import workload
-from hack.bench.controlplanes import client, control_plane, create
+from hack.bench import alone, workload
+from hack.bench.controlplanes import client, create
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
 from hack.bench.ledger import KUBELET, OPERATOR, USER
 from hack.bench.measurement import patience
 from hack.bench.operatorprocess import OperatorProcess
-from hack.bench.page import PAGE, put
 from hack.bench.tables import Sheet
-from hack.bootstrap.uv import ROOT
 from hack.cluster import ControlPlane
-from hack.cluster.errors import ClusterError
-from hack.cluster.toolchain import KUBERNETES
 
 TRIES: Final = 5
 """Runs of this team beside each kind of neighbour."""
@@ -191,26 +185,15 @@ def neighbour(
     runs: Annotated[
         int, typer.Argument(help="How many FineTuneJobs the other team creates, of each kind.")
     ] = 2000,
-    page: Annotated[bool, typer.Option(help="Whether the table replaces that in docs/benchmarks.md.")] = True,
-    logs: Annotated[Path, typer.Option(help="Folder for the operator's log.")] = ROOT / "build" / "bench",
+    page: alone.Page = True,
+    logs: alone.Logs = alone.LOGS,
 ) -> None:
     """Measure what one team's runs do to another team's."""
-    console = Console(highlight=False)
-    logs.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            console.status("a control plane is started", refresh_per_second=1) as shown,
-            control_plane("beside") as plane,
-        ):
-            plane.kubectl.define(ROOT / "crds")
-            waits = asyncio.run(_Neighbour(plane, runs, logs, shown.update).measure())
-    except (BenchError, ClusterError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    made = sheet(runs, waits)
-    console.print(made.to_terminal())
-    if page:
-        put(PAGE, BEGIN, [made], f"Kubernetes {KUBERNETES.version}")
+
+    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
+        return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, tell).measure()))
+
+    alone.measure("beside", table, BEGIN if page else None, logs)
 
 
 if __name__ == "__main__":
