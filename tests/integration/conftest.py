@@ -9,6 +9,8 @@ import pytest
 
 from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.operators import Operators
 from tests.waiting import eventually
@@ -57,3 +59,12 @@ def operators(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> It
     started = Operators(control_plane, namespace, tmp_path)
     yield started
     started.stop_all()
+
+
+@pytest.fixture
+def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
+    """Runs the pods of the test's namespace, which has what runs need."""
+    manifests.prepare_namespace(api, namespace)
+    started = FakeKubelet(api, namespace)
+    yield started
+    started.close()

@@ -1,10 +1,7 @@
 """Operator processes on a real API server: what survives restarts, rivals, strangers and repetition."""
 
 import signal
-from collections.abc import Iterator
 from datetime import datetime
-
-import pytest
 
 from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
@@ -22,14 +19,6 @@ from tests.waiting import eventually
 
 FIRST_STAGE_REQUESTS = 10
 """Requests that one run may cost until its first stage's Job exists."""
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
 
 
 def created_jobs(audit: AuditLog, mark: int, namespace: str) -> list[str]:

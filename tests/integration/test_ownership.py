@@ -1,7 +1,6 @@
 """What is deleted with what, and what comes back from a backup, on a real API server."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,6 @@ from tests.waiting import eventually
 GONE_SECONDS = 90
 """Longer than the namespace controller takes."""
 KINDS = ("Dataset", "DatasetVersion", "Checkpoint", "FineTuneJob", "InferenceDeployment")
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
 
 
 def started_elsewhere(operators: Operators, namespace: str) -> Operator:

@@ -2,9 +2,6 @@
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator
-
-import pytest
 
 from finetune_operator.status.peers import index_of
 from finetune_trainer.contract import ExitCode
@@ -18,14 +15,6 @@ from tests.waiting import eventually
 
 PATIENCE = 60.0
 """Seconds; the Job controller waits ten before it follows up a failure."""
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
 
 
 def train_pods(api: Api, namespace: str, *others: str) -> dict[int | None, Object]:

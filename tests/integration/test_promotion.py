@@ -1,6 +1,5 @@
 """Who serves what after a verdict, an approval, a rejection or a pin, on a real API server."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,14 +13,6 @@ from tests.integration.manifests import condition
 from tests.integration.operators import Operators
 from tests.integration.team import BASE, FOLLOWS, Team, weights
 from tests.waiting import eventually
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """An endpoint's Service, NetworkPolicy and PodDisruptionBudget on a real API server."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
-from tests.integration import manifests
 from tests.integration.api import Api, Object
 from tests.integration.chain import until_settled
 from tests.integration.operators import Operators
@@ -18,14 +16,6 @@ REVISION = "finetune.dev/revision"
 WITHIN_SECONDS = 5.0
 """Requests to an endpoint may fail for so long after somebody deleted its Service."""
 FIRST, SECOND = ({"name": "routing", "pin": {"checkpoint": name}} for name in ("first", "second"))
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
 """An edit of a profile, and the endpoints on it, on a real API server."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
-from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.manifests import profile_name
 from tests.integration.operators import Operators
@@ -14,14 +9,6 @@ from tests.integration.team import Team
 from tests.waiting import eventually
 
 ENDPOINTS = ("chat", "desk", "mail", "search")
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
 
 
 def test_an_edit_of_a_profile_rolls_as_many_endpoints_at_a_time_as_it_allows(

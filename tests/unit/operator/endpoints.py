@@ -219,3 +219,13 @@ class Cluster:
         if merged != store[name]:
             self.log.append(f"apply {manifest['kind']} {name}")
             store[name] = merged
+
+
+def serving(**spec: Any) -> tuple[Cluster, str]:
+    """An endpoint that serves, and its revision."""
+    cluster = Cluster(checkpoint("first", "1"), **spec)
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    return cluster, revision

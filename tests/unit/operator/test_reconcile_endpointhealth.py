@@ -1,24 +1,13 @@
 """Whether an endpoint can answer, and whether what it serves with is recent enough."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from finetune_operator.api.meta import Condition
 from tests.unit.operator import endpoints
-from tests.unit.operator.endpoints import Cluster, checkpoint, profile
+from tests.unit.operator.endpoints import Cluster, checkpoint, profile, serving
 from tests.unit.operator.test_reconcile_inferencedeployment import failed_pod
-
-
-def serving(**spec: Any) -> tuple[Cluster, str]:
-    """An endpoint that serves, and its revision."""
-    cluster = Cluster(checkpoint("first", "1"), **spec)
-    cluster.settle()
-    (revision,) = cluster.deployments
-    cluster.make_ready(revision)
-    cluster.settle()
-    return cluster, revision
 
 
 def lose_pods(cluster: Cluster, revision: str) -> None:

@@ -1,25 +1,13 @@
 """NetworkPolicies and PodDisruptionBudgets of endpoints, and how their replicas are spread."""
 
-from typing import Any
-
 import pytest
 
 from finetune_operator.plan import Manifest
 from tests.networkpolicies import Pod, admits
-from tests.unit.operator.endpoints import Cluster, checkpoint, profile
+from tests.unit.operator.endpoints import Cluster, checkpoint, profile, serving
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
-
-
-def serving(**spec: Any) -> tuple[Cluster, str]:
-    """An endpoint that serves, and its revision."""
-    cluster = Cluster(checkpoint("first", "1"), **spec)
-    cluster.settle()
-    (revision,) = cluster.deployments
-    cluster.make_ready(revision)
-    cluster.settle()
-    return cluster, revision
 
 
 def only(children: dict[str, Manifest]) -> Manifest:

@@ -1,18 +1,6 @@
 """What serves is kept: when the Service goes, and when there are no replicas to prove a new revision."""
 
-from typing import Any
-
-from tests.unit.operator.endpoints import Cluster, checkpoint
-
-
-def serving(**spec: Any) -> tuple[Cluster, str]:
-    """An endpoint that serves, and its revision."""
-    cluster = Cluster(checkpoint("first", "1"), **spec)
-    cluster.settle()
-    (revision,) = cluster.deployments
-    cluster.make_ready(revision)
-    cluster.settle()
-    return cluster, revision
+from tests.unit.operator.endpoints import Cluster, checkpoint, serving
 
 
 def rolling() -> tuple[Cluster, str, str]:
