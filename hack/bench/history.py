@@ -49,6 +49,7 @@ class Phase:
     """What a part of the operator's life came to.
 
     Attributes:
+        active: from the start of the process until it worked, in seconds; None where it worked before.
         seconds: until it was over.
         silence: the longest time in which /healthz did not answer, in seconds.
         passes: over Checkpoints and FineTuneJobs.
@@ -57,6 +58,7 @@ class Phase:
         peak: bytes, up to its end.
     """
 
+    active: float | None
     seconds: float
     silence: float
     passes: float
@@ -77,9 +79,9 @@ class _History:
             copies = await self._original(user, node)
             await self._fill(user, copies)
             async with self._operator() as (operator, silences):
-                started = time.monotonic() - operator.seconds
+                active, started = operator.seconds, time.monotonic() - operator.seconds
                 await self._until_looked_at(operator, 3 * self._runs)
-                start = await self._phase(operator, silences, started)
+                start = await self._phase(operator, silences, started, active=active)
                 begun, before = time.monotonic(), await _passes(operator)
                 silences.clear()
                 label = {"labels": {"seen": "again"}}
@@ -164,13 +166,19 @@ class _History:
             await asyncio.sleep(0.1)
 
     async def _phase(
-        self, operator: OperatorProcess, silences: list[float], begun: float, passes: float = 0
+        self,
+        operator: OperatorProcess,
+        silences: list[float],
+        begun: float,
+        passes: float = 0,
+        active: float | None = None,
     ) -> Phase:
         seconds = time.monotonic() - begun
         # Long enough to see whether it writes.
         await asyncio.sleep(QUIET_SECONDS)
         self._ledger.read()
         return Phase(
+            active=active,
             seconds=seconds,
             silence=max(silences, default=0.0),
             passes=await _passes(operator) - passes,
@@ -215,6 +223,7 @@ async def _probe(operator: OperatorProcess, silences: list[float]) -> None:
 def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
     """The figures as a table."""
     rows: dict[str, Callable[[Phase], Any]] = {
+        "until its term begins, s": lambda each: "" if each.active is None else f"{each.active:.1f}",
         "until all is looked at, s": lambda each: f"{each.seconds:.1f}",
         "longest silence of /healthz, ms": lambda each: f"{each.silence * 1000:.0f}",
         "passes": lambda each: f"{each.passes:,.0f}",
