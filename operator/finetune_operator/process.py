@@ -1,6 +1,7 @@
 """The running process: who feeds whom, what starts when, and how it ends."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,6 +19,7 @@ from finetune_operator.controller import Controller
 from finetune_operator.definitions import Definitions
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.lease import Lease, LeaseTimes
@@ -213,6 +215,10 @@ class Process:
         relook = Relook(self._queue, self._keys, self._is_at_rest, SWEEP_SECONDS)
 
         async def prepare() -> None:
+            with contextlib.suppress(ApiError):
+                await executor.begin_term(
+                    KIND_TYPES.values(), next(iter(self._settings.watch_namespaces), "")
+                )
             for kind in DECIDED_TOGETHER:
                 for sweeper in self._feed.sweepers[kind]:
                     await sweeper.catch_up()

@@ -1,7 +1,7 @@
 """Carries out a plan, in its order, so that a stale view or a crash at any line does no harm."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from finetune_operator.engine.applying import Stamp
@@ -50,6 +50,21 @@ class Executor:
         self._events = events
         self._stamp = stamp
         self._precious = precious
+        self._begun: dict[ResourceType, int] = {}
+
+    async def begin_term(self, types: Iterable[ResourceType], namespace: str = "") -> None:
+        """Note what is newest, so that what is written from now on is known to be of this term.
+
+        Args:
+            types: whose objects are reconciled.
+            namespace: one that may be listed; empty for all.
+
+        Raises:
+            ApiError: they cannot be listed; then nothing counts as of this term.
+        """
+        self._begun.clear()
+        for type_ in types:
+            self._begun[type_] = await self._cluster.newest(type_, namespace)
 
     async def carry_out(self, primary: Manifest, plan: Plan) -> Manifest:
         """Do what the plan says.
@@ -70,7 +85,7 @@ class Executor:
         creates = tuple(each for each in plan.create if not self._exists(each))
         applies = tuple(each for each in plan.apply if not self._satisfied(each, primary))
         deletes = tuple(each for each in plan.delete if not self._going(each))
-        if creates or applies or deletes:
+        if (creates or applies or deletes) and not self._is_new(primary):
             await self.confirm(primary)
         for create in creates:
             await self._create(create)
@@ -134,6 +149,15 @@ class Executor:
             raise Gone(f"{primary['kind']} {metadata['name']}")
         if live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
             raise Conflict(f"{primary['kind']} {metadata['name']} changed since it was looked at")
+
+    def _is_new(self, primary: Manifest) -> bool:
+        """Whether nobody can have done anything for the object yet.
+
+        It was created in this term, and the status, which ends each pass, is missing. Should it be gone
+        already, the write of the status says so, and what was created goes with its owner.
+        """
+        begun = self._begun.get(self._cluster.types.of(primary))
+        return begun is not None and version(primary) > begun and "status" not in primary
 
     def _exists(self, create: Create) -> bool:
         """The cache has what should be created: nothing to ask."""
