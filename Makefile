@@ -84,6 +84,7 @@ bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1
 	@$(RUN) -m hack.bench $(SIZES)
 	@$(RUN) -m hack.bench.neighbour $(NEIGHBOUR)
 	@$(RUN) -m hack.bench.history $(HISTORY)
+	@$(RUN) -m hack.bench.costs
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate

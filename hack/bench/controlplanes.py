@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 from finetune_operator.caches import KIND_TYPES
@@ -14,7 +14,7 @@ from finetune_operator.plan import Manifest
 from hack.cluster import ControlPlane
 
 AT_ONCE: Final = 8
-"""Objects that are being created at the same time."""
+"""Requests that are made at the same time."""
 
 
 @contextlib.contextmanager
@@ -41,11 +41,16 @@ async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncI
 
 async def create(cluster: Cluster, manifests: Iterable[Manifest]) -> None:
     """Create them all, in their order, some at a time."""
+    await in_turns(cluster.create, manifests)
+
+
+async def in_turns(work: Callable[[Manifest], Awaitable[object]], manifests: Iterable[Manifest]) -> None:
+    """Do the work for them all, in their order, some at a time."""
     waiting = iter(manifests)
 
     async def some() -> None:
         for manifest in waiting:
-            await cluster.create(manifest)
+            await work(manifest)
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(AT_ONCE):
