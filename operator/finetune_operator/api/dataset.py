@@ -407,6 +407,14 @@ class DatasetStatus(Model):
     retry: Annotated[
         RetryStatus | None, Field(description="A preparation that is tried again; absent: none is.")
     ] = None
+    trainer_contract: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Version of the contract that the newest prepare Job was made in. From 2 on, only a"
+            " result that repeats the nonce of its Job is taken. Absent: 1.",
+        ),
+    ] = None
     conditions: Conditions = ()
 
 

@@ -1,9 +1,13 @@
 """Which trainer image a pod runs, and which version of the contract that image reads."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_trainer.contract import CONTRACT_VERSION
+
+FIRST_CONTRACT: Final = 1
+"""What releases spoke that did not record the contract of the Jobs they made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Final
 
 from finetune_operator.build.jobs import NONCE_CONTRACT
 from finetune_operator.build.labels import CONFIG_DIGEST, NONCE
+from finetune_operator.build.trainer import FIRST_CONTRACT
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import podfailures
@@ -26,7 +27,19 @@ class Expected:
     run: str
     stage: Stage
     contract: int
-    """Version of the contract that the Jobs of this run are made in, as far as the status says."""
+    """Version of the contract that the Jobs of this object are made in: `contract_of_jobs`."""
+
+
+def contract_of_jobs(recorded: int | None, *, has_begun: bool, current: int) -> int:
+    """Version of the contract that the Jobs of an object are made in, as far as it is known.
+
+    Args:
+        recorded: in the object's status; earlier releases record none.
+        has_begun: whether the status says that a Job was made. Where it does not, no Job can be an earlier
+            release's.
+        current: of the trainer that a Job would get now.
+    """
+    return (recorded or FIRST_CONTRACT) if has_begun else current
 
 
 def pods_of(job: Manifest, world: World) -> list[Manifest]:
@@ -44,7 +57,7 @@ def _is_made_for(pod: Manifest, uid: str) -> bool:
 
 
 def is_foreign(job: Manifest, expected: Expected, world: World) -> bool:
-    """Whether the Job lacks what this operator gives to all Jobs of the run."""
+    """Whether the Job lacks what this operator gives to all Jobs of the object."""
     annotations = job["metadata"].get("annotations", {})
     return bool(world.facts.nonce_key) and expected.contract >= NONCE_CONTRACT and NONCE not in annotations
 

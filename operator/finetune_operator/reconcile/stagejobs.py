@@ -78,6 +78,7 @@ def foreign(job: Manifest) -> Blocked:
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     return Blocked(
         Reason.NAME_CONFLICT,
-        f"Job {name} has the name and owner of a Job of this run, but the operator did not create it: see who"
-        f" did, and delete it: kubectl delete job {name} -n {namespace}; the operator then creates its own",
+        f"Job {name} has the name and owner of a Job of the operator, but the operator did not create it: see"
+        f" who did, and delete it: kubectl delete job {name} -n {namespace}; the operator then creates its"
+        " own",
     )

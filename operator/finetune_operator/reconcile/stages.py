@@ -69,14 +69,14 @@ class StageRequest:
     """Makes the Job; called only when there is none."""
     collect_name: str
     build_collect: Callable[[], Manifest | Blocked | Failed]
+    contract: int
+    """Version of the contract that the stage's Jobs are made in: `contract_of_jobs`."""
     peers: Peers | None = None
     """Of a stage that has several pods."""
     retry: RetryStatus | None = None
     """Failures in a row so far, as the status counts them."""
     probe: Probe | None = None
     """Of a stage that needs devices."""
-    contract: int = 1
-    """Version of the contract that the stage's Jobs are known to be made in."""
 
     @property
     def expected(self) -> Expected:

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from finetune_operator.build.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.results import JOB_UID
@@ -11,8 +13,10 @@ from finetune_trainer.contract import StageResult
 from tests.unit.operator.memorycluster import FACTS, MemoryCluster, at
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
+    DATASET,
     JOB,
     dataset,
+    digest,
     finetunejob,
     prepared,
     profile,
@@ -139,3 +143,98 @@ def test_a_trainer_of_the_first_contract_is_asked_for_no_nonce() -> None:
     cluster.succeed("train", trained())
     cluster.settle()
     assert is_trained(cluster)
+
+
+def preparing(*profiles: Manifest, **spec: Any) -> MemoryCluster:
+    """A Dataset whose first prepare Job exists, by an operator that binds results to Jobs."""
+    around = surroundings()
+    objects = (*profiles, *around[1:]) if profiles else around
+    cluster = MemoryCluster(*objects, dataset(**spec), facts=KEYED)
+    cluster.settle()
+    return cluster
+
+
+def without_marks(cluster: MemoryCluster, stage: str = "prepare") -> None:
+    """The stage's Job becomes one that somebody made by hand."""
+    for mark in (NONCE, CONFIG_DIGEST):
+        cluster.stage_job(stage)["metadata"]["annotations"].pop(mark, None)
+
+
+def refusal(cluster: MemoryCluster, type_: str = "Reconciling") -> str:
+    state = cluster.condition("Dataset", DATASET, type_)
+    return "" if state is None else state["reason"]
+
+
+def looks_again(cluster: MemoryCluster) -> None:
+    cluster.annotate("Dataset", DATASET, refresh_requested="again")
+    cluster.settle()
+
+
+def test_a_hand_made_job_blocks_a_dataset_until_it_is_gone() -> None:
+    cluster = preparing()
+    without_marks(cluster)
+    cluster.end("prepare", prepared().to_json())
+    cluster.settle()
+    assert refusal(cluster) == "NameConflict"
+    assert not cluster.of("DatasetVersion")
+
+    cluster.remove("Job", cluster.stage_job("prepare")["metadata"]["name"])
+    cluster.settle()
+    cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
+    cluster.settle()
+    assert cluster.of("DatasetVersion")
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "FineTuneJob"])
+def test_a_job_that_was_there_before_the_operator_looked_is_hand_made(kind: str) -> None:
+    cluster = MemoryCluster(*surroundings(), dataset(), facts=KEYED)
+    if kind == "FineTuneJob":
+        cluster.settle()
+        cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
+        cluster.settle()
+        cluster.add(finetunejob())
+    name = DATASET if kind == "Dataset" else JOB
+    before = set(cluster.of("Job"))
+    cluster.carry_out(kind, name, cluster.plan(kind, name), crash_before_status=True)
+    (made,) = set(cluster.of("Job")) - before
+    stage = cluster.objects["Job", made]["metadata"]["labels"]["finetune.dev/stage"]
+    without_marks(cluster, stage)
+    cluster.look(kind, name)
+    state = cluster.condition(kind, name, "Reconciling")
+    assert state is not None
+    assert state["reason"] == "NameConflict"
+
+
+def test_a_hand_made_job_does_not_answer_another_look_at_the_source() -> None:
+    cluster = preparing()
+    cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
+    cluster.settle()
+    first = set(cluster.of("DatasetVersion"))
+    looks_again(cluster)
+    without_marks(cluster)
+    cluster.end("prepare", prepared(run=cluster.config("prepare").run, dataset=digest("e")).to_json())
+    cluster.settle()
+    assert refusal(cluster, "Refreshed") == "NameConflict"
+    assert set(cluster.of("DatasetVersion")) == first
+
+
+def test_a_look_that_an_earlier_release_began_counts() -> None:
+    cluster = preparing()
+    without_marks(cluster)
+    del cluster.objects["Dataset", DATASET]["status"]["trainerContract"]
+    cluster.end("prepare", prepared().to_json())
+    cluster.settle()
+    assert cluster.of("DatasetVersion")
+
+
+def test_a_profile_that_goes_back_to_a_trainer_of_the_first_contract_blocks_no_dataset() -> None:
+    cluster = preparing()
+    cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
+    cluster.settle()
+    (name,) = cluster.of("ComputeProfile")
+    cluster.change("ComputeProfile", name, images={"trainer": "registry/trainer:1"})
+    looks_again(cluster)
+    assert NONCE not in cluster.stage_job("prepare")["metadata"]["annotations"]
+    cluster.end("prepare", prepared(run=cluster.config("prepare").run, dataset=digest("e")).to_json())
+    cluster.settle()
+    assert len(cluster.of("DatasetVersion")) == 2

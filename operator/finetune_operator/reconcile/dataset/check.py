@@ -4,7 +4,7 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.look import ended, job_names, number_of, request_of
+from finetune_operator.reconcile.dataset.look import ended, job_names, made_in, number_of, request_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import earliest, until_check, until_slot
 from finetune_operator.reconcile.draft import Draft
@@ -33,7 +33,7 @@ def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
             return draft.plan(None, earliest(later, slot))
     outcome = advance(draft, request_of(dataset, world))
     if isinstance(outcome, Working):
-        return draft.plan(None, earliest(later, outcome.requeue_after))
+        return draft.plan(_begun(dataset, draft), earliest(later, outcome.requeue_after))
     if isinstance(outcome, Blocked):
         return _failed(
             dataset, draft, outcome.reason, outcome.message, earliest(later, outcome.requeue_after)
@@ -112,6 +112,14 @@ def _status(
         now=draft.world.now,
     )
     return conditions.status_manifest(new.model_copy(update={"conditions": refreshed}))
+
+
+def _begun(dataset: Dataset, draft: Draft) -> dict[str, Any] | None:
+    """Written only where a look begins whose Job is of another contract than that of the one before."""
+    contract = made_in(dataset, draft)
+    if contract == dataset.status.trainer_contract:
+        return None
+    return conditions.status_manifest(dataset.status.model_copy(update={"trainer_contract": contract}))
 
 
 def _unrefused(dataset: Dataset) -> dict[str, Any] | None:

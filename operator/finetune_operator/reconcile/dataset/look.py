@@ -15,7 +15,9 @@ from finetune_operator.build.trainer import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import asked, next_check
+from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import versions_of
+from finetune_operator.reconcile.results import contract_of_jobs
 from finetune_operator.reconcile.stages import StageRequest
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
@@ -53,8 +55,32 @@ def request_of(dataset: Dataset, world: World) -> StageRequest:
         build=lambda: _build(dataset, world, "prepare"),
         collect_name=collect_name,
         build_collect=lambda: _build(dataset, world, "collect"),
+        contract=_known_contract(dataset, world),
         retry=retry_of(dataset),
     )
+
+
+def _known_contract(dataset: Dataset, world: World) -> int:
+    """Of the present look's Jobs. A profile may have got another trainer since the one before: the lower
+    version counts, since its Jobs have no nonce."""
+    current = _current_contract(dataset, world)
+    has_begun = dataset.status.observed_generation == dataset.metadata.generation
+    return min(
+        current, contract_of_jobs(dataset.status.trainer_contract, has_begun=has_begun, current=current)
+    )
+
+
+def _current_contract(dataset: Dataset, world: World) -> int:
+    profile = profile_of(dataset, world)
+    own = None if isinstance(profile, Blocked) else profile
+    return trainer_of(own, world.facts.trainer_image).contract
+
+
+def made_in(dataset: Dataset, draft: Draft) -> int | None:
+    """For the status: the contract of the prepare Job that this pass creates, else of the one before."""
+    name = job_names(dataset, number_of(dataset))[0]
+    creates = any(each.manifest["metadata"]["name"] == name for each in draft.create)
+    return _current_contract(dataset, draft.world) if creates else dataset.status.trainer_contract
 
 
 def retry_of(dataset: Dataset) -> RetryStatus | None:

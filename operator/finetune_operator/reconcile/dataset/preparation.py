@@ -6,7 +6,7 @@ from typing import Any, Literal
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import storage
-from finetune_operator.reconcile.dataset.look import ended, number_of, request_of, retry_of
+from finetune_operator.reconcile.dataset.look import ended, made_in, number_of, request_of, retry_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
@@ -78,6 +78,7 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
                 others, state, halt.reason, halt.message, generation=generation, now=draft.world.now
             ),
             "refresh": _before_a_look(dataset, halt),
+            "trainer_contract": made_in(dataset, draft),
             "retry": None if isinstance(halt, Done | Failed) else retry_of(dataset),
             **fields,
         }

@@ -17,9 +17,9 @@ from finetune_operator.build.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import (
-    FIRST_CONTRACT,
     Surroundings,
     keep,
+    known_contract,
     surroundings,
 )
 from finetune_operator.reconcile.profiles import check_config
@@ -47,7 +47,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
         peers=_peers(run) if _nodes(run, stage) > 1 else None,
         retry=run.status.retry,
         probe=_probe(run, stage) if stage in WITH_DEVICES else None,
-        contract=run.status.resolved.trainer_contract or FIRST_CONTRACT,
+        contract=known_contract(run),
     )
     outcome = advance(run.draft, request)
     _follow(run, stage)

@@ -1,7 +1,6 @@
 """What a run needs around it before one of its stages may start: profiles, a store, claims."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
@@ -9,10 +8,11 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.build.pods import CPU
-from finetune_operator.build.trainer import Trainer, trainer_of
+from finetune_operator.build.trainer import FIRST_CONTRACT, Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
+from finetune_operator.reconcile.results import contract_of_jobs
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World
@@ -20,8 +20,6 @@ from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason
-
-FIRST_CONTRACT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +141,18 @@ def _kept_trainer(resolved: Resolved) -> Trainer | None:
     if resolved.trainer_image is None:
         return None
     return Trainer(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
+
+
+def known_contract(run: Run) -> int:
+    """Version of the contract that the run's Jobs are made in."""
+    resolved = run.status.resolved
+    profile = _profile(run.job, run.world)
+    own = None if isinstance(profile, Blocked) else profile
+    return contract_of_jobs(
+        resolved.trainer_contract,
+        has_begun=resolved.trainer_image is not None,
+        current=trainer_of(own, run.world.facts.trainer_image).contract,
+    )
 
 
 def keep(run: Run, found: Surroundings) -> None:
