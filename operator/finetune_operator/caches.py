@@ -105,7 +105,8 @@ def _stays(obj: Manifest) -> bool:
 
 
 def _created(record: Manifest) -> str:
-    created: str = record["metadata"].get("creationTimestamp", "")
+    """When the record was made; empty, and so older than all others, while it is being deleted."""
+    created: str = record["metadata"].get("creationTimestamp", "") if _stays(record) else ""
     return created
 
 

@@ -114,6 +114,7 @@ class Surroundings:
             datasets=self._datasets.named(namespace),
             datasetversions=self._datasetversions.named(namespace),
             checkpoints=self.checkpoints(namespace),
+            versions_made_by=partial(self._datasetversions.indexed, BY_DATASET_OF),
             runs_with=partial(self._with_content, self._finetunejobs),
             endpoints_with=partial(self._with_content, self._inferencedeployments),
             rolling_everywhere=self._inferencedeployments.indexed(BY_STATE, ROLLING),

@@ -27,7 +27,7 @@ BY_CONTENT: Final = "content"
 BY_DIGEST: Final = "digest"
 """Checkpoints and DatasetVersions."""
 BY_DATASET_OF: Final = "versions"
-"""DatasetVersions that are not being deleted, by `address` of what made them, and its kind."""
+"""DatasetVersions, by `version_owner` of what made them."""
 BY_STATE: Final = "state"
 """Objects by UNSETTLED, QUEUED or ROLLING."""
 
@@ -155,10 +155,8 @@ def version_owner(kind: str, namespace: str, name: str) -> str:
 
 
 def _by_dataset_of(version: Manifest) -> Iterator[str]:
-    metadata = version["metadata"]
-    if "deletionTimestamp" not in metadata:
-        kind = metadata.get("labels", {}).get(OWNER_KIND, "")
-        yield version_owner(kind, namespace_of(version), version["spec"]["dataset"])
+    kind = version["metadata"].get("labels", {}).get(OWNER_KIND, "")
+    yield version_owner(kind, namespace_of(version), version["spec"]["dataset"])
 
 
 def _profile(spec: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.labels import FINALIZER, OWNER_KIND
+from finetune_operator.build.labels import FINALIZER
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.indexes import address
+from finetune_operator.reconcile.indexes import address, version_owner
 from finetune_operator.reconcile.lines import is_rejected
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, is_finished
@@ -78,11 +78,7 @@ def delete_records(draft: Draft, records: Iterable[Record]) -> None:
 
 def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:
     """The DatasetVersions that a Dataset, or a run with inline data, of this name has made."""
-    return tuple(
-        version
-        for version in world.datasetversions.values()
-        if version.spec.dataset == owner.name and version.metadata.labels.get(OWNER_KIND) == owner.kind
-    )
+    return tuple(world.versions_made_by(version_owner(owner.kind, owner.namespace, owner.name)))
 
 
 def waits_for_users(record: Record) -> bool:

@@ -70,6 +70,8 @@ class World:
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     datasetversions: Mapping[str, DatasetVersion] = field(default_factory=dict)
     checkpoints: CheckpointIndex = field(default_factory=CheckpointIndex)
+    versions_made_by: Callable[[str], Iterable[DatasetVersion]] = lambda _: ()
+    """DatasetVersions, by `indexes.version_owner` of a Dataset or run."""
     runs_with: Callable[[str], Iterable[FineTuneJob]] = lambda _: ()
     """FineTuneJobs of all namespaces that may need a content (`indexes.contents`); too many do no harm."""
     endpoints_with: Callable[[str], Iterable[InferenceDeployment]] = lambda _: ()

@@ -16,6 +16,7 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.build.labels import RUN, STAGE
 from finetune_operator.build.peers import KEY_BYTES
 from finetune_operator.plan import Create, Event, Manifest, Plan
+from finetune_operator.reconcile.indexes import BY_DATASET_OF, INDEXERS
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.results import JOB_UID
@@ -136,6 +137,7 @@ class MemoryCluster:
                 n: DatasetVersion.model_validate(m) for n, m in self.of("DatasetVersion").items()
             },
             checkpoints=CheckpointIndex(Checkpoint.model_validate(m) for m in self.of("Checkpoint").values()),
+            versions_made_by=self._versions_made_by,
             runs_with=lambda _: map(FineTuneJob.model_validate, self.of("FineTuneJob").values()),
             endpoints_with=lambda _: map(
                 InferenceDeployment.model_validate, self.of("InferenceDeployment").values()
@@ -200,6 +202,11 @@ class MemoryCluster:
             )
         ]
         return sum(_age(other) > _age(own) for other in others)
+
+    def _versions_made_by(self, owner: str) -> list[DatasetVersion]:
+        by_dataset_of = INDEXERS["DatasetVersion"][BY_DATASET_OF]
+        made = [m for m in self.of("DatasetVersion").values() if owner in by_dataset_of(m)]
+        return [DatasetVersion.model_validate(manifest) for manifest in made]
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
         if not isinstance(resource, Checkpoint | DatasetVersion):

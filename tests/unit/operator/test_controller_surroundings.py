@@ -3,10 +3,15 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.build.labels import OWNER_KIND, RUN
 from finetune_operator.caches import Caches
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.ownership import versions_of
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.surroundings import Surroundings
 
@@ -249,25 +254,62 @@ def test_the_newer_checkpoints_of_a_line_are_counted_without_those_that_go() -> 
     assert newer(caches, surroundings, "Checkpoint") == {"a": 1, "b": 0, "other": 0}
 
 
+def dataset_version(name: str, minute: int, kind: str = "Dataset", **metadata: Any) -> Manifest:
+    digest = "sha256:" + "a" * 64
+    spec = {
+        "dataset": "tickets",
+        "digest": digest,
+        "sourceDigest": digest,
+        "preparationDigest": digest,
+        "format": "Chat",
+        "rows": 1,
+        "splits": [],
+    }
+    version = created(obj("DatasetVersion", name, spec=spec), minute, labels={OWNER_KIND: kind}, **metadata)
+    available = {"type": "Available", "status": "True", "reason": "Available"}
+    moment = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return version | {"status": {"conditions": [available | moment]}}
+
+
 def test_the_newer_versions_of_a_dataset_are_counted_settled_or_not() -> None:
     caches = Caches()
     surroundings = Surroundings(caches)
+    store = caches.kinds["DatasetVersion"]
     for minute, (name, kind) in enumerate((("a", "Dataset"), ("run", "FineTuneJob"), ("b", "Dataset"))):
-        digest = "sha256:" + "a" * 64
-        spec = {
-            "dataset": "tickets",
-            "digest": digest,
-            "sourceDigest": digest,
-            "preparationDigest": digest,
-            "format": "Chat",
-            "rows": 1,
-            "splits": [],
-        }
-        version = created(obj("DatasetVersion", name, spec=spec), minute, labels={OWNER_KIND: kind})
-        available = {"type": "Available", "status": "True", "reason": "Available"}
-        moment = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
-        caches.kinds["DatasetVersion"].put(version | {"status": {"conditions": [available | moment]}})
+        store.put(dataset_version(name, minute, kind))
     assert newer(caches, surroundings, "DatasetVersion") == {"a": 1, "run": 0, "b": 0}
+    going = {"deletionTimestamp": "2026-01-02T00:00:00Z", "resourceVersion": "2"}
+    store.put(dataset_version("b", 2, **going))
+    assert newer(caches, surroundings, "DatasetVersion") == {"a": 0, "run": 0, "b": 1}
+
+
+@pytest.mark.parametrize("others", [3, 300])
+def test_the_end_of_a_dataset_reads_its_own_versions_however_many_there_are(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = Caches()
+    surroundings = Surroundings(caches)
+    for number in range(others):
+        version = dataset_version(f"other-{number}", 1)
+        version["spec"] = {**version["spec"], "dataset": "other"}
+        caches.kinds["DatasetVersion"].put(version)
+    going = {"deletionTimestamp": "2026-01-02T00:00:00Z"}
+    for name, metadata in (("standing", {}), ("going", going)):
+        caches.kinds["DatasetVersion"].put(dataset_version(name, 1, **metadata))
+    read: list[str] = []
+    validate = DatasetVersion.model_validate
+
+    def counted(version: Manifest) -> DatasetVersion:
+        read.append(version["metadata"]["name"])
+        return validate(version)
+
+    monkeypatch.setattr(DatasetVersion, "model_validate", counted)
+    dataset = Dataset.model_validate(
+        obj("Dataset", "tickets", spec={"source": {"uri": "pvc://rows/a.jsonl"}})
+    )
+    world = surroundings.world(dataset, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None)
+    assert {version.name for version in versions_of(dataset, world)} == {"standing", "going"}
+    assert sorted(read) == ["going", "standing"]
 
 
 def test_what_a_checkpoint_came_from_is_known_as_long_as_it_exists() -> None:
