@@ -52,8 +52,8 @@ from finetune_operator.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
 
-DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "InferenceDeployment"})
-"""Kinds whose passes decide by what others of the kind are: a new term lists them before its first pass,
+DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
+"""Kinds of which passes decide by what there is or is not: a new term lists them before its first pass,
 because the watch may not have told yet what the active process before this one wrote last."""
 APPLIED: Final = f"{GROUP}/applied"
 """Annotation of what is applied: a hash of it."""

@@ -75,6 +75,22 @@ def test_a_changed_dataset_is_prepared_anew_and_keeps_its_older_version() -> Non
     assert set(cluster.of("DatasetVersion")) == {newest, VERSION}
 
 
+def test_a_deleted_version_is_not_named_any_more_and_written_once() -> None:
+    cluster = cluster_of()
+    cluster.succeed("prepare", prepared())
+    cluster.settle()
+    cluster.change("Dataset", DATASET, split={"seed": 7})
+    cluster.settle()
+    cluster.succeed("prepare", prepared(run=f"{DATASET_UID}-2", dataset=digest("e")))
+    cluster.settle()
+    cluster.remove("DatasetVersion", VERSION)
+    before = cluster.writes
+    cluster.settle()
+    newest = dataset_version_name(DATASET, digest("e"))
+    assert [version.name for version in status(cluster).versions] == [newest]
+    assert cluster.writes == before + 1
+
+
 def test_a_dataset_changed_while_it_is_prepared_drops_the_older_job() -> None:
     cluster = cluster_of()
     old = cluster.stage_job("prepare")["metadata"]["name"]

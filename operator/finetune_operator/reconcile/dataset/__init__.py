@@ -21,7 +21,7 @@ from finetune_operator.reconcile.ownership import delete_with, holding, versions
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
-from finetune_operator.status.conditions import is_prepared, is_settled
+from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
 
 __all__ = ["claims", "reconcile"]
 
@@ -41,7 +41,19 @@ def reconcile(dataset: Dataset, world: World) -> Plan:
     """What should be done now for one Dataset."""
     if dataset.metadata.deletion_timestamp is not None:
         return delete_with(dataset, versions_of(dataset, world), world)
-    return replace(_reconcile(dataset, world), metadata=holding(dataset))
+    current = _without_deleted_versions(dataset, world)
+    plan = _reconcile(current, world)
+    if plan.status is None and current.status != dataset.status:
+        plan = replace(plan, status=status_manifest(current.status))
+    return replace(plan, metadata=holding(dataset))
+
+
+def _without_deleted_versions(dataset: Dataset, world: World) -> Dataset:
+    """The Dataset with the versions in its status that still exist."""
+    standing = tuple(each for each in dataset.status.versions if each.name in world.datasetversions)
+    if len(standing) == len(dataset.status.versions):
+        return dataset
+    return dataset.model_copy(update={"status": dataset.status.model_copy(update={"versions": standing})})
 
 
 def _reconcile(dataset: Dataset, world: World) -> Plan:
