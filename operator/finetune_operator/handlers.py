@@ -9,8 +9,11 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final
 
+import aiohttp
 import kopf
 from kubernetes.aio.client import Configuration
 
@@ -25,6 +28,8 @@ IDLE_SECONDS: Final = 0.01
 """For which Kopf keeps a task for an object after its event; ours are handed over at once."""
 STOP_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 5.0
+ROOT: Final = f"/apis/{GROUP}/{VERSION}"
+KIND_OF: Final = {kind.plural: kind.name for kind in KINDS}
 
 
 class NoDifferences(kopf.DiffBaseStorage):
@@ -40,6 +45,14 @@ class NoDifferences(kopf.DiffBaseStorage):
         pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class Session(kopf.AiohttpSession):
+    """A session of our own, equal to others with the same credentials: Kopf tries refused ones only once."""
+
+    aiohttp_session: aiohttp.ClientSession = field(compare=False)
+    credentials: kopf.ConnectionInfo
+
+
 class KopfWatch:
     """Kopf's watch of our kinds.
 
@@ -47,6 +60,8 @@ class KopfWatch:
         configuration: how to reach the API server.
         namespaces: what to watch; empty for all.
         sink: where events go.
+        listed: called in Kopf's thread with a kind of which Kopf has listed a page, even an empty one, of
+            which Kopf tells nothing itself.
         ended: called in Kopf's thread when Kopf ended without being asked; maybe twice.
     """
 
@@ -55,11 +70,13 @@ class KopfWatch:
         configuration: Configuration,
         namespaces: Collection[str],
         sink: Sink,
+        listed: Callable[[str], None],
         ended: Callable[[], None],
     ) -> None:
         self._configuration = configuration
         self._namespaces = namespaces
         self._sink = sink
+        self._listed = listed
         self._ended = ended
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
@@ -93,8 +110,8 @@ class KopfWatch:
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
-        async def login(**_: Any) -> kopf.ConnectionInfo:
-            return await _connection(self._configuration)
+        async def login(**_: Any) -> Session:
+            return self._session(await _connection(self._configuration))
 
         async def changed(event: kopf.RawEvent, **_: Any) -> None:
             self._sink(event["type"] or "LISTED", dict(event["object"]))
@@ -109,6 +126,31 @@ class KopfWatch:
         for kind in KINDS:
             kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(changed)
         return registry
+
+    def _session(self, credentials: kopf.ConnectionInfo) -> Session:
+        """What Kopf would make of the credentials, and lists are noted."""
+        traced = aiohttp.TraceConfig()
+        traced.on_request_end.append(self._note_list)
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=credentials.as_ssl_context()),
+            headers=credentials.as_http_headers(),
+            proxy=credentials.proxy_url,
+            trace_configs=[traced],
+        )
+        return Session(server=credentials.server, aiohttp_session=session, credentials=credentials)
+
+    async def _note_list(
+        self, _session: aiohttp.ClientSession, _context: object, request: aiohttp.TraceRequestEndParams
+    ) -> None:
+        root, _, plural = request.url.path.rpartition("/")
+        is_list = request.method == "GET" and "watch" not in request.url.query
+        if (
+            is_list
+            and root.startswith(ROOT)
+            and plural in KIND_OF
+            and request.response.status == HTTPStatus.OK
+        ):
+            self._listed(KIND_OF[plural])
 
 
 async def _connection(configuration: Configuration) -> kopf.ConnectionInfo:

@@ -35,8 +35,9 @@ class Watch(Protocol):
         """Wait a little for its end."""
 
 
-MakeWatch = Callable[[Sink, Callable[[], None]], Watch]
-"""Makes a watch from a sink, and from what it calls in its thread when it ended without being asked."""
+MakeWatch = Callable[[Sink, Callable[[str], None], Callable[[], None]], Watch]
+"""Makes a watch from a sink, and from what it calls in its thread: with a kind when it has listed objects of
+it, if there are any, and when it ended without being asked."""
 
 
 class KindFeed:
@@ -44,7 +45,8 @@ class KindFeed:
 
     A watch that has ended is started again, and so are all when etcd was restored: from a version that is yet
     to come again, an API server tells nothing of what comes before it. A watch that lists anew had a gap, and
-    a list tells of no deletions; where an object that is held was not listed, a sweep finds them.
+    a list tells of no deletions; where an object that is held was not listed, a sweep finds them. A list
+    without objects sends none to the sink, so that lists are noted themselves.
 
     Args:
         cluster: for the lists.
@@ -91,7 +93,7 @@ class KindFeed:
         """Begin to watch; the sweepers have to have filled the caches before."""
         self._restart = None
         self._started_at = self._loop.time()
-        watch = self._watch = self._make_watch(self._sink, lambda: self._ended(watch))
+        watch = self._watch = self._make_watch(self._sink, self._listed_kind, lambda: self._ended(watch))
         watch.start()
 
     async def stop(self) -> None:
@@ -129,6 +131,10 @@ class KindFeed:
         if self._restart is None:
             self._restart = self._loop.call_later(after, self.start)
 
+    def _listed_kind(self, kind: str) -> None:
+        """In the watch's thread."""
+        self._loop.call_soon_threadsafe(self._note_list, kind)
+
     def _sink(self, event: str, obj: Manifest) -> None:
         """In the watch's thread: only what is news is kept for the event loop."""
         metadata = obj["metadata"]
@@ -151,7 +157,11 @@ class KindFeed:
 
     def _note_listed(self, kind: str, uid: str, watch: str) -> None:
         self._watches.beat(watch)
-        self._listed.setdefault(kind, set()).add(uid)
+        self._note_list(kind)
+        self._listed[kind].add(uid)
+
+    def _note_list(self, kind: str) -> None:
+        self._listed.setdefault(kind, set())
         if kind in self._quiet:
             self._quiet[kind].cancel()
         self._quiet[kind] = self._loop.call_later(QUIET_SECONDS, self._sweep_gap, kind)

@@ -1,8 +1,10 @@
 """What keeps the caches of our kinds true although Kopf's watches end, have gaps, or are of another etcd."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any, Self, cast
 
 import pytest
 from aiohttp import web
@@ -37,8 +39,8 @@ class Server:
 class FakeWatch:
     """A watch that does what the test says."""
 
-    def __init__(self, sink: Sink, ended: Callable[[], None]) -> None:
-        self.sink, self.ended = sink, ended
+    def __init__(self, sink: Sink, listed: Callable[[str], None], ended: Callable[[], None]) -> None:
+        self.sink, self.listed, self.ended = sink, listed, ended
         self.is_stopped = False
 
     def start(self) -> None:
@@ -58,8 +60,8 @@ class Fed:
         self.feed = KindFeed(cast("Cluster", self.server), self.caches, self.watches, (), self._make)
         self.tasks = [asyncio.create_task(sweeper.run()) for sweeper in self.feed]
 
-    def _make(self, sink: Sink, ended: Callable[[], None]) -> FakeWatch:
-        self.made.append(FakeWatch(sink, ended))
+    def _make(self, sink: Sink, listed: Callable[[str], None], ended: Callable[[], None]) -> FakeWatch:
+        self.made.append(FakeWatch(sink, listed, ended))
         return self.made[-1]
 
     @property
@@ -109,6 +111,12 @@ async def test_what_was_deleted_while_kopf_did_not_watch_is_found_by_a_sweep(fed
     await until(lambda: fed.names == {"a"})
 
 
+async def test_when_kopf_lists_none_what_is_held_is_looked_for(fed: Fed) -> None:
+    fed.server.datasets = []
+    fed.made[0].listed("Dataset")
+    await until(lambda: fed.names == set())
+
+
 async def test_a_list_that_names_all_that_is_held_causes_no_sweep(fed: Fed) -> None:
     for name in ("a", "b"):
         fed.made[0].sink("LISTED", dataset(name))
@@ -133,18 +141,30 @@ def resource(plural: str, kind: str) -> Manifest:
     return {"name": plural, "singularName": "", "kind": kind, "namespaced": True, "verbs": verbs}
 
 
-class ErringServer:
-    """An API server whose watches say that something went wrong in them."""
+class ApiServer:
+    """An API server without objects, whose watches answer the same each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *events: Manifest) -> None:
+        self.events = events
         self.watches = 0
         self.port = free_port()
+        self.configuration = Configuration(host=f"http://127.0.0.1:{self.port}")
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("watch"):
             self.watches += 1
-            error = {"kind": "Status", "code": 500, "reason": "InternalError", "message": "etcd says no"}
-            return web.json_response({"type": "ERROR", "object": error})
+            return web.Response(text="".join(json.dumps(event) + "\n" for event in self.events))
         group = {"groupVersion": "finetune.dev/v1alpha1", "version": "v1alpha1"}
         answers: dict[str, Any] = {
             "/api": {"versions": ["v1"]},
@@ -155,25 +175,37 @@ class ErringServer:
         listed = {"kind": "DatasetList", "metadata": {"resourceVersion": "1"}, "items": []}
         return web.json_response(answers.get(request.path, listed))
 
+    def watch(self, sink: Sink, listed: Callable[[str], None], ended: Callable[[], None]) -> KopfWatch:
+        return KopfWatch(self.configuration, (), sink, listed, ended)
+
+
+def fed_by(server: ApiServer, caches: Caches) -> KindFeed:
+    return KindFeed(cast("Cluster", Server()), caches, Watches(), (), server.watch)
+
 
 async def test_an_error_in_a_watch_ends_kopf_and_not_the_process() -> None:
-    server = ErringServer()
-    app = web.Application()
-    app.router.add_get("/{path:.*}", server.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", server.port).start()
-    configuration = Configuration(host=f"http://127.0.0.1:{server.port}")
-    fed = KindFeed(
-        cast("Cluster", Server()),
-        Caches(),
-        Watches(),
-        (),
-        lambda sink, ended: KopfWatch(configuration, (), sink, ended),
-    )
-    fed.start()
-    try:
-        await until(lambda: server.watches >= 2)
-    finally:
-        await fed.stop()
-        await runner.cleanup()
+    error = {"kind": "Status", "code": 500, "reason": "InternalError", "message": "etcd says no"}
+    async with ApiServer({"type": "ERROR", "object": error}) as server:
+        fed = fed_by(server, Caches())
+        fed.start()
+        try:
+            await until(lambda: server.watches >= 2)
+        finally:
+            await fed.stop()
+
+
+async def test_a_list_of_kopf_without_objects_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All were deleted in a gap: Kopf has nothing to tell, and the caches would keep them."""
+    monkeypatch.setattr("finetune_operator.kindfeed.QUIET_SECONDS", 0.05)
+    async with ApiServer() as server:
+        caches = Caches()
+        caches.kinds["Dataset"].put(dataset("a"))
+        fed = fed_by(server, caches)
+        asked: list[str] = []
+        for sweeper in fed:
+            monkeypatch.setattr(sweeper, "ask", partial(asked.append, sweeper.name))
+        fed.start()
+        try:
+            await until(lambda: asked == ["datasets"])
+        finally:
+            await fed.stop()
