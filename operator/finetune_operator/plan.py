@@ -33,6 +33,9 @@ class Apply:
     """Server-side apply. Carry `metadata.uid` in the manifest once the object exists."""
 
     manifest: Manifest
+    part: str = ""
+    """Of an object of which parts are applied apart: a field manager of its own, so that applying another
+    part, also by another release, takes nothing of this one away."""
 
 
 @dataclass(frozen=True, slots=True)

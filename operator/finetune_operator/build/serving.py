@@ -8,7 +8,15 @@ from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.build.configs import store_config
 from finetune_operator.build.jobs import owner_reference
-from finetune_operator.build.labels import PROFILE, REVISION, RUN, child_labels, revision_name
+from finetune_operator.build.labels import (
+    CORRECTED,
+    CREATED_SPEC,
+    PROFILE,
+    REVISION,
+    RUN,
+    child_labels,
+    revision_name,
+)
 from finetune_operator.build.placement import device_placement
 from finetune_operator.build.pods import CPU
 from finetune_operator.build.revisionhash import hashed_choices, hashed_placement, hashed_resources
@@ -139,6 +147,20 @@ def build_replicas(deployment: Manifest, replicas: int) -> Manifest:
     }
 
 
+def build_correction(deployment: Manifest, spec: Manifest) -> Manifest:
+    """An existing Deployment with this spec, which says at which generation that was found necessary."""
+    metadata = deployment["metadata"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            **{key: metadata[key] for key in ("name", "namespace", "uid")},
+            "annotations": {CORRECTED: str(metadata["generation"])},
+        },
+        "spec": spec,
+    }
+
+
 def build_deployment(
     endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str
 ) -> Manifest:
@@ -147,6 +169,16 @@ def build_deployment(
     `image` is the operator's default, which the profile may replace.
     """
     labels = child_labels(endpoint, **{REVISION: revision.name, PROFILE: revision.profile.name})
+    spec = {
+        "progressDeadlineSeconds": endpoint.spec.strategy.progress_deadline_seconds,
+        "revisionHistoryLimit": 0,
+        "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "template": {
+            "metadata": {"labels": labels},
+            "spec": _pod(endpoint, revision, image, image_pull_policy),
+        },
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -154,19 +186,10 @@ def build_deployment(
             "name": revision.name,
             "namespace": endpoint.namespace,
             "labels": labels,
+            "annotations": {CREATED_SPEC: json.dumps(spec, sort_keys=True)},
             "ownerReferences": [owner_reference(endpoint)],
         },
-        "spec": {
-            "replicas": endpoint.spec.replicas,
-            "progressDeadlineSeconds": endpoint.spec.strategy.progress_deadline_seconds,
-            "revisionHistoryLimit": 0,
-            "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": _pod(endpoint, revision, image, image_pull_policy),
-            },
-        },
+        "spec": {"replicas": endpoint.spec.replicas, **spec},
     }
 
 

@@ -123,13 +123,16 @@ class Cluster:
         path = self._path(manifest)
         return await self._transport.call(Request("update", "PUT", path, self._manager, manifest))
 
-    async def apply(self, manifest: Manifest, subresource: str = "", *, force: bool = True) -> Manifest:
-        """Server-side apply.
+    async def apply(
+        self, manifest: Manifest, subresource: str = "", *, force: bool = True, part: str = ""
+    ) -> Manifest:
+        """Server-side apply; a `part` has a field manager of its own.
 
         With `metadata.uid` it changes exactly that object: where it is missing or another one has its
         name, this is a Conflict.
         """
-        query = {**self._manager, "force": str(force).lower()}
+        manager = "-".join(filter(None, (self._manager["fieldManager"], part)))
+        query = {"fieldManager": manager, "force": str(force).lower()}
         path = self._path(manifest, subresource)
         try:
             return await self._transport.call(Request("apply", "PATCH", path, query, manifest, APPLY))

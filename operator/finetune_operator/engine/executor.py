@@ -212,7 +212,7 @@ class Executor:
             existing = self._cached(manifest) or await self._live(manifest)
             if existing is None:
                 # Without force: should somebody else be quicker, their fields are not taken over.
-                self._remember(await self._cluster.apply(manifest, force=False))
+                self._remember(await self._cluster.apply(manifest, force=False, part=apply.part))
                 _log("created", manifest)
                 return
             if controller_uid(existing) != primary["metadata"]["uid"]:
@@ -220,7 +220,7 @@ class Executor:
             uid = existing["metadata"]["uid"]
         manifest["metadata"]["uid"] = uid
         try:
-            self._remember(await self._cluster.apply(manifest))
+            self._remember(await self._cluster.apply(manifest, part=apply.part))
             _log("changed", manifest)
         except Conflict:
             await self._live(manifest)

@@ -9,12 +9,13 @@ from finetune_operator.api.meta import Condition
 from finetune_operator.build.labels import REVISION
 from finetune_operator.build.serving import build_replicas, build_service, endpoint_url
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile import drift
 from finetune_operator.reconcile.protection import protect
 from finetune_operator.reconcile.revisions import trouble_of
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import enter, shortened, status_manifest
-from finetune_operator.status.endpointhealth import availability, image_age, with_verdict
+from finetune_operator.status.endpointhealth import Verdict, availability, image_age, with_verdict
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 NAMES_SHOWN: Final = 200
@@ -69,6 +70,18 @@ class Observed:
             for name, deployment in self.world.deployments.items()
             if name in revisions and deployment["spec"].get("replicas", 1) != wanted
         )
+
+    def restoring(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
+        """What puts back what others changed in these revisions' Deployments, and the events that say so."""
+        applies, events = [], []
+        for name, deployment in self.world.deployments.items():
+            paths = drift.changed(deployment) if name in revisions else ()
+            apply = drift.correction(deployment) if paths else None
+            if apply is not None:
+                message = f"{drift.described(deployment, paths)} was changed; the operator puts it back"
+                applies.append(apply)
+                events.append(Event("Warning", EventReason.DRIFT_CORRECTED, message))
+        return tuple(applies), tuple(events)
 
     def plan(
         self,
@@ -138,10 +151,24 @@ class Observed:
         verdicts = {
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),
             ConditionType.IMAGE_CURRENT: image_age(deployment, floor) if floor and deployment else None,
+            ConditionType.IN_SYNC: _sync(deployment) if deployment else None,
         }
         for type_, verdict in verdicts.items():
             conditions = with_verdict(conditions, type_, verdict, generation=generation, now=world.now)
         return conditions
+
+
+def _sync(deployment: Manifest) -> Verdict | None:
+    """What the operator cannot put back; None where there is nothing of the kind."""
+    paths = drift.changed(deployment)
+    if not paths or drift.correction(deployment) is not None:
+        return None
+    return Verdict(
+        "False",
+        Reason.OVERRIDDEN,
+        f"{drift.described(deployment, paths)} is not what the operator set, and what it put back did not"
+        " stay: find the admission webhook or policy that changes it, and have it leave this Deployment out",
+    )
 
 
 def _event_reason(halt: Blocked | Failed) -> EventReason:

@@ -36,7 +36,8 @@ def reconcile(endpoint: InferenceDeployment, world: World) -> Plan:
     if isinstance(revision, Revision):
         return Rollout(endpoint, world, targets, revision).plan()
     observed = Observed(endpoint, world)
-    return observed.plan(revision, apply=observed.scaling(observed.serving))
+    restored, said = observed.restoring(observed.serving)
+    return observed.plan(revision, apply=(*observed.scaling(observed.serving), *restored), events=said)
 
 
 def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> Revision | Halt:

@@ -231,7 +231,8 @@ class Rollout:
     ) -> Plan:
         """The plan, which also scales what serves and removes Deployments that nobody needs any more."""
         keep = keep or (self.wanted.name, self.observed.serving)
-        apply = self.observed.scaling(*keep)
+        restored, said = self.observed.restoring(*keep)
+        apply, events = (*self.observed.scaling(*keep), *restored), (*events, *said)
         for name, deployment in self.world.deployments.items():
             if name not in keep and not any(d.manifest is deployment for d in delete):
                 delete = (*delete, Delete(deployment, "Background"))

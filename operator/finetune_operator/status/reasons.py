@@ -20,6 +20,7 @@ class ConditionType(StrEnum):
     REFRESHED = "Refreshed"
     IMAGE_CURRENT = "ImageCurrent"
     LABELS_READ = "LabelsRead"
+    IN_SYNC = "InSync"
 
 
 class Reason(StrEnum):
@@ -84,6 +85,7 @@ class Reason(StrEnum):
     NO_REPLICA_READY = "NoReplicaReady"
     BELOW_FLOOR = "BelowSecurityFloor"
     VERSION_UNKNOWN = "VersionUnknown"
+    OVERRIDDEN = "Overridden"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
     # ended badly
@@ -132,5 +134,6 @@ class EventReason(StrEnum):
     ROLLOUT_STARTED = "RolloutStarted"
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     ROLLOUT_FAILED = "RolloutFailed"
+    DRIFT_CORRECTED = "DriftCorrected"
     BLOCKED = "Blocked"
     NOT_IMPLEMENTED = "NotImplemented"

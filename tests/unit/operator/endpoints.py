@@ -215,8 +215,13 @@ class Cluster:
         assert (
             manifest["metadata"].get("uid", store[name]["metadata"]["uid"]) == store[name]["metadata"]["uid"]
         )
-        merged = {**store[name], "spec": {**store[name]["spec"], **manifest["spec"]}}
-        if merged != store[name]:
+        before = store[name]
+        merged = {**before, "spec": {**before["spec"], **manifest["spec"]}}
+        annotations = manifest["metadata"].get("annotations", {})
+        if annotations:
+            kept = before["metadata"].get("annotations", {})
+            merged["metadata"] = {**before["metadata"], "annotations": {**kept, **annotations}}
+        if merged != before:
             self.log.append(f"apply {manifest['kind']} {name}")
             store[name] = merged
 
