@@ -116,6 +116,22 @@ def test_other_settings_have_another_preparation_digest(preparation: Preparation
     assert len(digests) == len(settings)
 
 
+def test_a_bound_that_the_rows_keep_changes_neither_them_nor_their_digests(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl", json_lines(pairs(40)))
+
+    assert preparation.run(source, max_unpacked_bytes=1 << 20) == preparation.run(source)
+
+
+def test_a_source_beyond_the_bound_of_its_dataset_is_refused(preparation: Preparation) -> None:
+    source = preparation.write("rows.jsonl.gz", gzip.compress(json_lines(pairs(40)).encode() * 1000))
+
+    failure = preparation.failure(source, max_unpacked_bytes=1 << 20)
+
+    assert (failure.reason, failure.exit_code) == ("SourceTooLarge", ExitCode.BAD_DATA)
+    assert "unpacked, its files are more than 1 MiB" in str(failure)
+    assert preparation.run(source).splits
+
+
 def test_files_of_a_folder_are_read_in_the_order_of_their_names(
     preparation: Preparation, caplog: pytest.LogCaptureFixture
 ) -> None:

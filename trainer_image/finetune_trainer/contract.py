@@ -428,6 +428,9 @@ class PrepareConfig(StageConfig):
     split: Split = Split()
     on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
     max_invalid_fraction: float | None = None
+    max_unpacked_bytes: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Of the unpacked files together, and of the rows made of them; None: the trainer's own bound. No part of
+    the preparation's digest: it decides whether there are rows, and not which."""
     previous: Digest | None = None
     """The Dataset's version before, to be compared with."""
     unless_version: str | None = None

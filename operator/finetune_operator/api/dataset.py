@@ -299,6 +299,15 @@ class DataPreparation(Model):
         float | None,
         Field(ge=0, le=1, description="With Drop: the largest fraction of rows that may be dropped."),
     ] = None
+    max_unpacked_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1 << 20,
+            le=1 << 44,
+            description="Maximum size in bytes of the source's files together, unpacked, and of the rows made"
+            " of them; a larger source fails with SourceTooLarge. Default: 68719476736 (64 GiB).",
+        ),
+    ] = None
 
 
 class DatasetSpec(DataPreparation):

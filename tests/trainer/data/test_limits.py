@@ -5,12 +5,10 @@ import io
 import os
 import tarfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from finetune_trainer.data import output
 from finetune_trainer.data.files import Changed, SourceFile
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
@@ -22,12 +20,16 @@ from tests.trainer.preparing import json_lines, pairs
 
 
 def prepared(
-    folder: Path, content: bytes, name: str = "rows.jsonl", budget: Budget | None = None
+    folder: Path,
+    content: bytes,
+    name: str = "rows.jsonl",
+    budget: Budget | None = None,
+    limit_bytes: int | None = None,
 ) -> Prepared:
     path = folder / name
     path.write_bytes(content)
     (folder / "out").mkdir(exist_ok=True)
-    return prepare([SourceFile(path, budget=budget)], Recipe(), folder / "out")
+    return prepare([SourceFile(path, budget=budget)], Recipe(), folder / "out", limit_bytes=limit_bytes)
 
 
 def test_unpacked_bytes_are_bounded_for_all_files_together(tmp_path: Path) -> None:
@@ -37,15 +39,20 @@ def test_unpacked_bytes_are_bounded_for_all_files_together(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(packed)
     files = [SourceFile(tmp_path / name, budget=budget) for name in ("a.jsonl", "b.jsonl")]
 
-    with pytest.raises(TooLarge, match="unpacked, its files are more than 0 GiB"):
+    with pytest.raises(TooLarge, match=r"unpacked, its files are more than 3 MiB; .* raise maxUnpackedBytes"):
         prepare(files, Recipe(), tmp_path)
 
 
-def test_rows_that_become_large_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "Budget", partial(Budget, limit_bytes=10_000))
+def test_rows_that_become_large_are_bounded(tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match=r"prepared, the rows are more than 0\.01 MiB"):
+        prepared(tmp_path, json_lines(pairs(1000)).encode(), limit_bytes=10_486)
 
-    with pytest.raises(TooLarge, match="prepared, the rows are more than 0 GiB"):
-        prepared(tmp_path, json_lines(pairs(1000)).encode())
+
+@pytest.mark.parametrize(("limit", "shown"), [(None, "64 GiB"), (5 << 40, "5120 GiB"), (3 << 29, "1.5 GiB")])
+def test_the_bound_is_64_gib_where_none_is_asked_for(limit: int | None, shown: str) -> None:
+    budget = Budget("unpacked, its files are", limit)
+    with pytest.raises(TooLarge, match=f"more than {shown};"):
+        budget.use(6 << 40)
 
 
 def test_millions_of_empty_lines_end_with_a_message(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "onInvalidRows": "Drop",
     "maxInvalidFraction": 0.25,
+    "maxUnpackedBytes": 5 << 30,
 }
 """More than a Dataset may have at once: each field is to be seen on its way."""
 
@@ -65,6 +66,7 @@ def test_everything_that_decides_the_rows_is_passed_on() -> None:
     for field in ("format", "columns", "template", "cleaning", "checks", "split"):
         assert sent[field] == EVERYTHING[field]
     assert (sent["onInvalidRows"], sent["maxInvalidFraction"]) == ("Drop", 0.25)
+    assert sent["maxUnpackedBytes"] == 5 << 30
 
 
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
@@ -83,7 +85,7 @@ def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
 
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
-    assert {"format", "columns", "template", "cleaning", "checks"}.isdisjoint(sent)
+    assert {"format", "columns", "template", "cleaning", "checks", "maxUnpackedBytes"}.isdisjoint(sent)
     # What a Dataset began with is the operator's to say.
     assert sent["split"] == {"ruleVersion": contract.RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 class SplitWriter:
-    """Writes rows to the files of their splits, all of which exist in the end. Raises OSError."""
+    """Writes rows to the files of their splits, all of which exist in the end, up to `limit_bytes` of them.
 
-    def __init__(self, folder: Path) -> None:
+    Raises OSError.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
         self.rows: dict[SplitName, int] = dict.fromkeys(SPLIT_FILES, 0)
-        self._budget = Budget("prepared, the rows are")
+        self._budget = Budget("prepared, the rows are", limit_bytes)
         self._stack = ExitStack()
         self._files = {
             name: self._stack.enter_context((folder / file).open("w", encoding="utf-8", newline="\n"))

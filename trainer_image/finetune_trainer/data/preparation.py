@@ -67,12 +67,13 @@ def prepare(
     *,
     listener: Listener | None = None,
     previous: tuple[str, Iterable[Path]] | None = None,
+    limit_bytes: int | None = None,
 ) -> Prepared:
     """Write the rows of `files` to the split files in `folder`, which is empty, in the order of the source.
 
     Also what cannot be used is read to its end and told. `previous` is another version, to be compared with:
-    its digest and its split files.
-    Raises Unreadable, OSError about `folder`, and what the listener raises.
+    its digest and its split files. `limit_bytes` bounds what is written.
+    Raises Unreadable, TooLarge, OSError about `folder`, and what the listener raises.
     """
     found = _Findings(listener or Silence())
     reading = Reading(files, recipe)
@@ -80,7 +81,7 @@ def prepare(
     scanner = Scanner(recipe.checks)
     numbers = {file.name: number for number, file in enumerate(files)}
     redacted = 0
-    with output.SplitWriter(folder) as writer:
+    with output.SplitWriter(folder, limit_bytes) as writer:
         for item in reading:
             if isinstance(item, Invalid):
                 found.refuse(item)

@@ -6,7 +6,8 @@ from typing import IO, Any, Final
 
 CHUNK_BYTES: Final = 1 << 18
 MAX_BYTES: Final = 64 << 30
-"""Of the unpacked files of a source, and of the rows made of them: 6 MB can be packed 64 GB."""
+"""Of the unpacked files of a source, and of the rows made of them, where no other bound is asked for: 6 MB
+can be packed 64 GB."""
 
 GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
@@ -19,11 +20,14 @@ class TooLarge(Exception):
 
 
 class Budget:
-    """How many bytes may come out of all files of a source together, or go into a dataset."""
+    """How many bytes may come out of all files of a source together, or go into a dataset.
 
-    def __init__(self, what: str, limit_bytes: int = MAX_BYTES) -> None:
+    `limit_bytes`: None for MAX_BYTES.
+    """
+
+    def __init__(self, what: str, limit_bytes: int | None = None) -> None:
         self._what = what
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = MAX_BYTES if limit_bytes is None else limit_bytes
         self._used = 0
 
     def use(self, size: int) -> None:
@@ -31,13 +35,19 @@ class Budget:
         self._used += size
         if self._used > self._limit_bytes:
             raise TooLarge(
-                f"{self._what} more than {self._limit_bytes >> 30} GiB; divide the rows among Datasets"
+                f"{self._what} more than {_shown(self._limit_bytes)}; divide the rows among Datasets, or"
+                " raise maxUnpackedBytes"
             )
 
 
-def unpacking() -> Budget:
+def unpacking(limit_bytes: int | None = None) -> Budget:
     """That of the files of one source."""
-    return Budget("unpacked, its files are")
+    return Budget("unpacked, its files are", limit_bytes)
+
+
+def _shown(size: int) -> str:
+    unit, shift = ("GiB", 30) if size >= 1 << 30 else ("MiB", 20)
+    return f"{round(size / (1 << shift), 2):g} {unit}"
 
 
 def unpacked(file: io.RawIOBase, magic: bytes, budget: Budget) -> IO[bytes]:

@@ -41,8 +41,11 @@ class MountedRows:
 
     revision = None
 
-    def __init__(self, path: Path, uri: str, stop: threading.Event) -> None:
-        self._files = find_files(path, uri, stop, root=root_of(path, SOURCE_MOUNT))
+    def __init__(
+        self, path: Path, uri: str, stop: threading.Event, *, limit_bytes: int | None = None
+    ) -> None:
+        root = root_of(path, SOURCE_MOUNT)
+        self._files = find_files(path, uri, stop, root=root, limit_bytes=limit_bytes)
         is_configmap = uri.startswith("configmap://")
         try:
             listed = [
@@ -69,6 +72,7 @@ class RemoteRows:
     def __init__(self, config: PrepareConfig, stop: threading.Event) -> None:
         uri, pattern = _divided(config.source_uri)
         self._uri = shown(config.source_uri)
+        self._limit_bytes = config.max_unpacked_bytes
         self._remote = RemoteSource(
             Wanted(
                 uri=uri,
@@ -93,7 +97,7 @@ class RemoteRows:
         with folder.writable(DOWNLOAD) as here:
             self._remote.download(self._files, here)
         try:
-            budget = unpacking()
+            budget = unpacking(self._limit_bytes)
             yield [SourceFile(here / file.name, root=here, budget=budget) for file in self._files]
         except StageFailure:
             folder.remove(DOWNLOAD)
@@ -123,7 +127,8 @@ def open_source(config: PrepareConfig, stop: threading.Event) -> Rows:
     Raises StageFailure: SOURCE_NOT_FOUND, and of a remote source all that `RemoteSource` raises; Preempted.
     """
     if config.source_path is not None:
-        return MountedRows(Path(config.source_path), config.source_uri, stop)
+        path, limit = Path(config.source_path), config.max_unpacked_bytes
+        return MountedRows(path, config.source_uri, stop, limit_bytes=limit)
     return RemoteRows(config, stop)
 
 

@@ -34,9 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 def find_files(
-    path: Path, uri: str, stop: threading.Event, wait_seconds: float = WAIT_SECONDS, *, root: Path
+    path: Path,
+    uri: str,
+    stop: threading.Event,
+    wait_seconds: float = WAIT_SECONDS,
+    *,
+    root: Path,
+    limit_bytes: int | None = None,
 ) -> list[SourceFile]:
     """The source's files sorted by name, as soon as there is one; all of them lie beneath `root`.
+
+    They are read up to `limit_bytes` in all, unpacked.
 
     Raises StageFailure (SOURCE_NOT_FOUND) naming `uri`, Preempted.
     """
@@ -52,7 +60,7 @@ def find_files(
             said = True
         if stop.wait(POLL_SECONDS):
             raise Preempted
-    budget = unpacking()
+    budget = unpacking(limit_bytes)
     return [SourceFile(file, root=root, budget=budget) for file in files]
 
 

@@ -115,6 +115,7 @@ def _prepare(
             folder,
             listener=_Listener(pace, logs, context.stop),
             previous=_previous(config, context),
+            limit_bytes=config.max_unpacked_bytes,
         )
     except Unreadable as error:
         raise unreadable(shown(config.source_uri), error) from error
