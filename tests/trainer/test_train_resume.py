@@ -114,7 +114,9 @@ def test_the_newest_state_that_is_whole_wins(
     result = bench.train(config, sheet)
 
     assert sheet.seen[0].step == 4
-    assert "step-4 is not used" in caplog.text
+    (said,) = (message for message in caplog.messages if "is not used" in message)
+    assert "/state/step-4 is not used" in said
+    assert str(newest) not in said
     assert result.checkpoints == expected.checkpoints
 
 

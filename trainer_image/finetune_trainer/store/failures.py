@@ -52,13 +52,6 @@ class Mount:
 
 
 @contextmanager
-def reachable(path: Path) -> Iterator[None]:
-    """As `Mount.reachable`, of a path whose uri is not known here."""
-    with Mount(str(path), path).reachable(path):
-        yield
-
-
-@contextmanager
 def writable(path: Path) -> Iterator[None]:
     """Turn an OSError about the pod's own volume into the failure that says what to check."""
     try:

@@ -18,7 +18,7 @@ from finetune_trainer.contract import FailureReason
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.store import RunFolder
-from finetune_trainer.store.failures import reachable, verify_files
+from finetune_trainer.store.failures import Mount, verify_files
 
 
 def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> None:
@@ -42,15 +42,18 @@ def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> N
     folder.keep(name)
 
 
-def problem_of(folder: Path) -> str | None:
-    """What is wrong with a saved folder, or None. Raises StageFailure (STORE_UNAVAILABLE)."""
+def problem_of(run: RunFolder, name: str) -> str | None:
+    """What is wrong with a saved folder, or None. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
+    folder = run.load(name)
+    # Also in a bucket, of which the pod has a copy, it is the store's content that is wrong.
+    stored = Mount(run.uri, run.path)
     try:
-        with reachable(folder):
+        with run.mount.reachable(folder):
             try:
                 content = read_file(folder / MANIFEST_NAME, folder)
             except FileNotFoundError:
                 return f"it has no {MANIFEST_NAME}"
-            verify_files(folder, Manifest.model_validate_json(content))
+            verify_files(folder, Manifest.model_validate_json(content), named=stored.named)
     except ValidationError:
         return f"its {MANIFEST_NAME} is no manifest"
     except StageFailure as failure:
@@ -60,14 +63,15 @@ def problem_of(folder: Path) -> str | None:
     return None
 
 
-def remove_unfinished(parent: Path, prefix: str) -> None:
-    """Remove what a killed pod left of folders whose names begin with `prefix`.
+def remove_unfinished(run: RunFolder, parent: str, prefix: str) -> None:
+    """Remove what a killed pod left in `parent` of folders whose names begin with `prefix`.
 
     Makes `parent` if it is not there. Raises StageFailure (STORE_UNAVAILABLE).
     """
-    with reachable(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        for leftover in parent.glob(f".{prefix}*"):
+    folder = run.path / parent
+    with run.mount.reachable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f".{prefix}*"):
             shutil.rmtree(leftover)
 
 

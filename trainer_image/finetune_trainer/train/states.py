@@ -51,7 +51,7 @@ class States:
         """Valid states, the newest first."""
         if group.leads:
             for parent in (STATE, BEST, KEPT_STEPS):
-                remove_unfinished(folder.path / parent, PREFIX)
+                remove_unfinished(folder, parent, PREFIX)
 
     def newest(self, fingerprint: Fingerprint) -> State | None:
         """The newest valid state; one that is not is logged and left out.
@@ -150,8 +150,9 @@ class States:
         return "the base model" if ledger.fingerprint.parent is None else "the Checkpoint it continues from"
 
     def _read(self, step: int) -> State | None:
-        folder = self._folder.load(_name(STATE, step))
-        problem = problem_of(folder)
+        name = _name(STATE, step)
+        problem = problem_of(self._folder, name)
+        folder = self._folder.path / name
         if problem is None:
             try:
                 ledger = Ledger.model_validate_json((folder / LEDGER).read_bytes())
@@ -160,7 +161,7 @@ class States:
             else:
                 problem = self._problem_of_weights(ledger)
         if problem is not None:
-            logger.warning("resume state %s is not used: %s", folder, problem)
+            logger.warning("resume state %s/%s is not used: %s", self._folder.uri, name, problem)
             return None
         return State(step, folder, ledger)
 
@@ -168,7 +169,7 @@ class States:
         named = [_name(KEPT_STEPS, kept.step) for kept in ledger.kept]
         if ledger.best is not None:
             named.append(_name(BEST, ledger.best.step))
-        problems = (problem_of(self._folder.load(name)) for name in named)
+        problems = (problem_of(self._folder, name) for name in named)
         return next((problem for problem in problems if problem is not None), None)
 
     def _forget(self) -> None:
