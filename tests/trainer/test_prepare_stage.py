@@ -251,6 +251,20 @@ def test_statistics_count_characters(preparation: Preparation) -> None:
     assert (statistics.completion_characters_mean, statistics.completion_characters_max) == (1.5, 2)
 
 
+@pytest.mark.parametrize("answers", [("a", "b"), ("a",)])
+def test_answers_without_a_test_row_are_counted(preparation: Preparation, answers: tuple[str, ...]) -> None:
+    rows = [
+        {"prompt": f"{answer} {number}", "completion": answer, "part": part}
+        for answer in answers
+        for number, part in enumerate(["train"] * 8 + (["test"] * 2 if answer == "a" else []))
+    ]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    result = preparation.run(source, split=Split(column="part"))
+
+    assert result.statistics.untested_answers == len(answers) - 1
+
+
 def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(preparation: Preparation) -> None:
     rows = [*pairs(3), *({"prompt": "x" * 300 + str(number)} for number in range(30))]
     source = preparation.write("rows.jsonl", json_lines(rows))

@@ -621,6 +621,8 @@ class DataStatistics(Contract):
     completion_characters_mean: float = 0
     completion_characters_max: int = 0
     distinct_completions: int = 0
+    untested_answers: int = Field(default=0, json_schema_extra={"since": 2})
+    """Of these, those with rows to train on and no row in the test split, where they are labels."""
 
 
 class Difference(Contract):

@@ -53,6 +53,14 @@ class DatasetStatistics(Model):
     completion_characters_mean: Annotated[float, Field(ge=0)] = 0
     completion_characters_max: Annotated[int, Field(ge=0)] = 0
     distinct_completions: Annotated[int, Field(ge=0)] = 0
+    untested_answers: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Distinct completions that have rows to train on and no row in the test split: scores"
+            " say nothing of them. Absent: none, or the completions are not labels.",
+        ),
+    ] = None
 
 
 class _DatasetVersionFields(Model):

@@ -267,6 +267,14 @@ class EvaluationStatus(Model):
     champion: Annotated[
         Name | None, Field(description="The line's champion when the verdict was reached.")
     ] = None
+    untested_answers: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Distinct completions that were trained and have no row in the split: the scores say"
+            " nothing of them. Absent: none, or not known.",
+        ),
+    ] = None
 
 
 class Cost(Model):

@@ -63,7 +63,7 @@ def build_dataset_version(
             for s in result.splits
             if s.name in get_args(SplitName)
         ),
-        statistics=DatasetStatistics(**result.statistics.model_dump()),
+        statistics=_statistics(result.statistics),
         deletion_policy=deletion_policy,
     )
     return {
@@ -78,6 +78,12 @@ def build_dataset_version(
         },
         "spec": spec.to_dict(),
     }
+
+
+def _statistics(found: contract.DataStatistics) -> DatasetStatistics:
+    """A statistic that came later is left out where it says nothing."""
+    fields = found.model_dump()
+    return DatasetStatistics(**fields | {"untested_answers": found.untested_answers or None})
 
 
 def build_checkpoint(

@@ -19,6 +19,7 @@ from finetune_trainer.data.statistics import (
     labels_not_held_out,
     lengths,
     near_constant_completions,
+    not_held_out,
     of_rows,
     summary_issues,
 )
@@ -175,13 +176,18 @@ def test_warnings_say_what_is_expected(
     assert warning in _warnings(rows, splits, recipe)
 
 
+SPLIT_ROWS: dict[SplitName, int] = {"train": 20, "validation": 0, "test": 10}
+
+
 def test_labels_that_no_held_out_row_has_are_named() -> None:
     rows = [(f"a{number}", "xyz"[number % 3]) for number in range(30)]
     splits: list[SplitName] = ["test" if number % 3 == 0 else "train" for number in range(30)]
     index, selection = _index(rows, splits)
     facts = of_rows(index, selection, 0)
 
-    (found,) = labels_not_held_out(facts.labels, {"train": 20, "validation": 0, "test": 10})
+    assert [label.completion for label in not_held_out(facts.labels, SPLIT_ROWS, "test")] == ["y", "z"]
+    assert not not_held_out(facts.labels, SPLIT_ROWS, "validation")
+    (found,) = labels_not_held_out(facts.labels, SPLIT_ROWS)
 
     assert str(found) == (
         "2 of 3 answers have no row in the test split: 'y' (10 for training), 'z' (10 for training);"

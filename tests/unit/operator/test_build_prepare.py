@@ -128,8 +128,11 @@ def test_a_version_has_all_counts_of_its_preparation() -> None:
         completion_characters_mean=8.5,
         completion_characters_max=9,
         distinct_completions=10,
+        untested_answers=11,
     )
     assert record_of("pvc://data/a", statistics=counts)["statistics"] == counts.to_dict()
+    complete = counts.model_copy(update={"untested_answers": 0})
+    assert "untestedAnswers" not in record_of("pvc://data/a", statistics=complete)["statistics"]
 
 
 def test_a_version_says_where_its_rows_are_from_with_its_pattern_and_without_a_signature() -> None:

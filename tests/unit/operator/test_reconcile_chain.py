@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.reconcile.world import RunProgress
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract import DataStatistics, Progress
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     BASE,
@@ -136,6 +136,27 @@ def test_finished_jobs_go_after_their_time_and_records_stay() -> None:
     assert [job for job in cluster.of("Job") if job.startswith(JOB)] == []
     assert set(cluster.of("Checkpoint")) == {CHECKPOINT}
     assert cluster.job(JOB).status.observed_generation == 2
+
+
+@pytest.mark.parametrize(
+    ("untested", "said"), [(0, ""), (1, "1 answer that was trained has"), (3, "3 answers")]
+)
+def test_answers_that_no_test_row_has_are_said_where_the_scores_are(untested: int, said: str) -> None:
+    statistics = DataStatistics(source_rows=240, distinct_completions=7, untested_answers=untested)
+    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob())
+    cluster.settle()
+    cluster.succeed("prepare", prepared(statistics=statistics), after=5)
+    for stage in STAGES:
+        cluster.settle()
+        cluster.succeed(stage, RESULTS[stage](), after=10)
+    cluster.settle()
+    condition = cluster.condition("FineTuneJob", JOB, "Evaluated")
+    assert condition is not None
+    assert ("no row in the test split" in condition["message"]) == bool(untested)
+    assert said in condition["message"]
+    evaluation = cluster.job(JOB).status.evaluation
+    assert evaluation is not None
+    assert evaluation.untested_answers == (untested or None)
 
 
 def test_a_failed_gate_promotes_nothing_and_keeps_what_succeeded_true() -> None:

@@ -135,6 +135,7 @@ def prepare(
         statistics=facts,
         kin=selection.kin,
         difference=None if previous is None else compare(index, selection.keep, *previous),
+        untested_answers=len(statistics.not_held_out(facts.labels, split_rows, "test")),
         unread_labels=reading.unread_labels,
     )
 

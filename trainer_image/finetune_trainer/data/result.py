@@ -124,6 +124,8 @@ class Prepared:
     kin: tuple[Kin, ...] = ()
     """Up to a hundred examples of each kinship."""
     difference: Difference | None = None
+    untested_answers: int = 0
+    """Distinct completions with rows to train on and no row in the test split, where they are labels."""
     unread_labels: int = 0
     """Rows whose label may judge the answer, learned all the same by an older rule."""
 

@@ -141,16 +141,24 @@ def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | 
     )
 
 
-def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, int]) -> Iterator[Issue]:
-    """Warnings of labels that have rows to train on, and none to measure with.
+def not_held_out(
+    labels: Sequence[Label], split_rows: Mapping[SplitName, int], split: SplitName
+) -> list[Label]:
+    """Labels that have rows to train on, and none in this split, which has some.
 
     Where most completions are given once, they are no labels.
     """
-    if len(labels) * ROWS_OF_A_LABEL > sum(split_rows.values()):
-        return
-    for split in ("validation", "test"):
-        absent = [label for label in labels if label.rows["train"] and not label.rows[split]]
-        if not split_rows[split] or not absent:
+    if len(labels) * ROWS_OF_A_LABEL > sum(split_rows.values()) or not split_rows[split]:
+        return []
+    return [label for label in labels if label.rows["train"] and not label.rows[split]]
+
+
+def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, int]) -> Iterator[Issue]:
+    """Warnings of labels that have rows to train on, and none to measure with."""
+    splits: tuple[SplitName, ...] = ("validation", "test")
+    for split in splits:
+        absent = not_held_out(labels, split_rows, split)
+        if not absent:
             continue
         named = ", ".join(
             f"{label.completion!r} ({label.rows['train']} for training)" for label in absent[:NAMED_LABELS]

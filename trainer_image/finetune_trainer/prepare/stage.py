@@ -182,6 +182,7 @@ def _result(
             completion_characters_mean=round(completions.mean, 1),
             completion_characters_max=completions.max,
             distinct_completions=statistics.distinct_completions,
+            untested_answers=prepared.untested_answers,
         ),
         problem_count=prepared.error_count,
         problems=_shown(prepared, "error"),

@@ -41,6 +41,7 @@ def evaluate(run: Run) -> Halt | None:
         if score.metric in get_args(Metric) and score.subject in get_args(Subject)
     )[:SCORES_AT_MOST]
     gates, verdict = decide(spec.gates, scores)
+    untested = _untested_answers(run)
     run.update(
         evaluation=EvaluationStatus(
             checkpoint=chosen.name,
@@ -49,14 +50,35 @@ def evaluate(run: Run) -> Halt | None:
             gates=gates,
             verdict=verdict,
             champion=champion,
+            untested_answers=untested,
         ),
         progress=progress.completed(run.status.progress, "evaluate"),
     )
     said = "; ".join(gate.message for gate in gates) or "no gates"
-    run.condition(ConditionType.EVALUATED, Reason.SUCCEEDED, f"{verdict}: {said}")
+    run.condition(ConditionType.EVALUATED, Reason.SUCCEEDED, f"{verdict}: {said}{_unsaid(untested)}")
     if verdict in {"Failed", "Undecided"}:
         run.draft.event(EventReason.GATE_FAILED, said, "Warning")
     return None
+
+
+def _untested_answers(run: Run) -> int | None:
+    """As prepare counted them; None also for rows that an earlier release prepared."""
+    version = run.world.datasetversions.get(run.status.resolved.dataset_version or "")
+    return None if version is None else version.spec.statistics.untested_answers
+
+
+def _unsaid(untested: int | None) -> str:
+    if untested is None:
+        return ""
+    answers, them = (
+        ("1 answer that was trained has", "it")
+        if untested == 1
+        else (f"{untested} answers that were trained have", "them")
+    )
+    return (
+        f". {answers} no row in the test split, so the scores say nothing of {them}: the report on the rows"
+        " names what is missing"
+    )
 
 
 def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | Halt:
