@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
+from finetune_operator.engine.installations import Installations
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.worker import Workers
@@ -26,6 +27,7 @@ class Leadership:
 
     Args:
         lease: the right to work.
+        installations: while another one is at work on the same namespaces, the Lease is not taken.
         queue: of keys; open during terms only.
         workers: of the queue.
         prepare: done at the beginning of each term, before the first pass.
@@ -36,6 +38,7 @@ class Leadership:
     def __init__(
         self,
         lease: LeaseThread,
+        installations: Installations,
         queue: WorkQueue[Key],
         workers: Workers,
         *,
@@ -43,6 +46,7 @@ class Leadership:
         upkeep: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._lease = lease
+        self._installations = installations
         self._queue = queue
         self._workers = workers
         self._prepare = prepare
@@ -53,7 +57,7 @@ class Leadership:
         stop = asyncio.create_task(stopping.wait())
         try:
             while not stopping.is_set():
-                acquire = asyncio.create_task(self._lease.acquire())
+                acquire = asyncio.create_task(self._acquire())
                 await asyncio.wait({acquire, stop}, return_when=asyncio.FIRST_COMPLETED)
                 if acquire.done():
                     acquire.result()
@@ -63,12 +67,18 @@ class Leadership:
         finally:
             stop.cancel()
 
+    async def _acquire(self) -> None:
+        await self._installations.wait_until_alone()
+        await self._lease.acquire()
+
     async def _term(self, stop: asyncio.Task[Any]) -> None:
         self._queue.reopen()
         keep = asyncio.create_task(self._lease.keep())
         work = asyncio.create_task(self._work())
-        await asyncio.wait({keep, work, stop}, return_when=asyncio.FIRST_COMPLETED)
+        give_way = asyncio.create_task(self._installations.wait_until_preceded())
+        await asyncio.wait({keep, work, give_way, stop}, return_when=asyncio.FIRST_COMPLETED)
         self._queue.close()
+        await _cancelled(give_way)
         if not keep.done():
             await asyncio.wait({keep, work}, timeout=FINISH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         try:
@@ -78,6 +88,9 @@ class Leadership:
             await self._lease.release()
 
     async def _work(self) -> None:
+        if await self._installations.is_preceded():
+            # Another one began at the same time: the term is over.
+            return
         await self._prepare()
         async with asyncio.TaskGroup() as group:
             upkeep = group.create_task(self._upkeep())

@@ -12,7 +12,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator import differences
 from finetune_operator.api.meta import GROUP
-from finetune_operator.build.labels import OPERATOR, SELECTOR, STAGE
+from finetune_operator.build.labels import INSTALLATION, OPERATOR, SELECTOR, STAGE, WATCHED
 from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches
 from finetune_operator.claims import Claims
 from finetune_operator.controller import Controller
@@ -22,6 +22,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.installations import Installations, Mark
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
@@ -55,6 +56,7 @@ logger = logging.getLogger(__name__)
 DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
 """Kinds of which passes decide by what there is or is not: a new term lists them before its first pass,
 because the watch may not have told yet what the active process before this one wrote last."""
+LEASE_MARK: Final = Mark(INSTALLATION, WATCHED)
 APPLIED: Final = f"{GROUP}/applied"
 """Annotation of what is applied: a hash of it."""
 
@@ -114,6 +116,14 @@ class Process:
             address=settings.pod_ip,
             port=settings.report_port,
         )
+        self._installations = Installations(
+            self._cluster,
+            settings.pod_namespace,
+            settings.lease_name,
+            mark=LEASE_MARK,
+            namespaces=settings.watch_namespaces,
+            patience=settings.lease_duration_seconds,
+        )
         self._definitions = Definitions(self._cluster)
         self._probes = ProbeServer(
             self._watches, self._metrics.registry, outdated=lambda: self._definitions.outdated
@@ -126,6 +136,7 @@ class Process:
                 lease_transitions=lambda: self._lease.transitions,
                 report_up=lambda: self._endpoint.up,
                 outdated=lambda: len(self._definitions.outdated or ()),
+                other_installation=lambda: self._installations.other,
             )
         )
         self._metrics.registry.register(
@@ -232,7 +243,9 @@ class Process:
                 SeriesRetention(self._metrics, self._caches.keys, SWEEP_SECONDS).run(),
             )
 
-        return Leadership(self._lease, self._queue, workers, prepare=prepare, upkeep=upkeep)
+        return Leadership(
+            self._lease, self._installations, self._queue, workers, prepare=prepare, upkeep=upkeep
+        )
 
     def _keys(self) -> Iterator[Key]:
         return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118
@@ -313,6 +326,7 @@ def _lease(settings: Settings, cluster: Cluster, stalled: Callable[[], float]) -
         settings.lease_name,
         identity=settings.pod_name,
         times=LeaseTimes.of(settings.lease_duration_seconds),
+        metadata=LEASE_MARK.metadata(settings.watch_namespaces),
         stalled=stalled,
     )
 

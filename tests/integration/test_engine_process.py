@@ -351,6 +351,31 @@ def test_without_a_restriction_every_namespace_is_served(
         eventually(f"{where} is served", lambda where=where: jobs_of_stage(api, where, "prepare"))  # type: ignore[misc]
 
 
+def test_a_second_installation_on_the_same_namespaces_waits_until_the_first_is_gone(
+    api: Api, namespace: str, operators: Operators
+) -> None:
+    first = operators.start().wait_active()
+    second = operators.start("other-0", LEASE_NAME="other").wait_ready()
+    noticed = "the second one notices the first"
+    eventually(
+        noticed, lambda: second.metric("finetune_other_installation") == 1, describe=lambda: second.log
+    )
+    # Those of tests before may be renewed no more, and are not known to be dead at first.
+    eventually("it names it", lambda: f"(lease {namespace}/finetune-operator)" in second.log)
+    assert second.metric("finetune_active") == 0
+    assert api.get("Lease", namespace, "other") is None
+    assert first.metric("finetune_other_installation") == 0
+
+    assert first.terminate() == 0
+    second.wait_active()
+    assert second.metric("finetune_other_installation") == 0
+    # Installed again under the old name: who is at work stays so, however old the other Lease is.
+    again = operators.start("operator-1").wait_ready()
+    eventually(noticed, lambda: again.metric("finetune_other_installation") == 1, describe=lambda: again.log)
+    assert again.metric("finetune_active") == 0
+    assert second.is_active()
+
+
 def test_an_operator_that_comes_late_catches_up(
     api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
 ) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from finetune_operator.engine.cluster import Cluster
@@ -46,6 +47,7 @@ class Lease:
         namespace, name: of the Lease.
         identity: of this process.
         times: when to renew and when to give up.
+        metadata: labels and annotations of the Lease; others stay.
         clock: monotonic seconds.
         stalled: seconds for which the work that the Lease is held for has stood still.
     """
@@ -58,6 +60,7 @@ class Lease:
         *,
         identity: str,
         times: LeaseTimes = LeaseTimes(),
+        metadata: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         stalled: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -66,6 +69,7 @@ class Lease:
         self._name = name
         self._identity = identity
         self._times = times
+        self._metadata = metadata
         self._clock = clock
         self._stalled = stalled
         self._renewed = 0.0
@@ -192,14 +196,15 @@ class Lease:
         mine = self._manifest(transitions if same else transitions + 1)
         if same and lease["spec"].get("acquireTime"):
             mine["spec"]["acquireTime"] = lease["spec"]["acquireTime"]
-        return {**mine, "metadata": lease["metadata"]}
+        marks = {name: {**(lease["metadata"].get(name) or {}), **own} for name, own in self._metadata.items()}
+        return {**mine, "metadata": {**lease["metadata"], **marks}}
 
     def _manifest(self, transitions: int) -> dict[str, Any]:
         now = _now()
         return {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,
-            "metadata": {"name": self._name, "namespace": self._namespace},
+            "metadata": {"name": self._name, "namespace": self._namespace, **self._metadata},
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": max(1, round(self._times.duration)),

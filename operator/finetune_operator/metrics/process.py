@@ -23,6 +23,8 @@ class ProcessStateCollector(Collector):
     """Whether pods can reach the report endpoint; None where there is to be none."""
     outdated: Callable[[], int] = lambda: 0
     """How many of our kinds have an outdated definition."""
+    other_installation: Callable[[], str] = lambda: ""
+    """The Lease of another installation that is at work on the same namespaces; empty: none is."""
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("finetune_queue_depth", "Objects that wait for a worker.", value=self.depth())
@@ -36,6 +38,11 @@ class ProcessStateCollector(Collector):
             "finetune_outdated_definitions",
             "Kinds whose CustomResourceDefinition is older than this operator, which waits for it.",
             value=self.outdated(),
+        )
+        yield GaugeMetricFamily(
+            "finetune_other_installation",
+            "1 while another installation is at work on the same namespaces, for which this one waits.",
+            value=float(bool(self.other_installation())),
         )
         active = self.active()
         yield GaugeMetricFamily(
