@@ -3,14 +3,17 @@
 import os
 import signal
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
+
+ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> None:
     """Entry point; exits 1, with a word on why, where the process cannot start or go on."""
-    # As process 1 of a container, a signal without a handler is ignored.
-    for ending in (signal.SIGTERM, signal.SIGINT):
+    # As process 1 of a container, a signal without a handler is ignored; the image starts with it blocked.
+    for ending in ENDING:
         signal.signal(ending, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     from finetune_operator import command  # noqa: PLC0415 - takes a second
 
     command.main()

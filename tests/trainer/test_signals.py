@@ -1,8 +1,11 @@
 """SIGTERM at every moment of a process's life, which is process 1 of its container."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,22 @@ from typing import Any
 import pytest
 
 from finetune_trainer import signals
-from finetune_trainer.contract import ArtifactRef, Contract, EvaluateConfig, ExitCode, FetchConfig, FetchItem
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    ArtifactRef,
+    Contract,
+    EvaluateConfig,
+    ExitCode,
+    FetchConfig,
+    FetchItem,
+)
 from hack.models import tiny
 from tests.trainer.processes import TIMEOUT_SECONDS, finish, read_until, start
 from tests.trainer.serve.endpoint import serve_config
 from tests.trainer.workbench import OWNER, ROWS, RUN, Workbench
 from tests.waiting import eventually
 
+ROOT = Path(__file__).parents[2]
 HANGS = """
 import ctypes, importlib, sys, threading
 from finetune_trainer import signals
@@ -115,6 +127,42 @@ def has_loaded(process: subprocess.Popen[str], library: str) -> bool:
 
 def test_a_process_that_has_done_nothing_ends_as_one_that_has_saved_all_it_did() -> None:
     assert ExitCode(signals.NOTHING_DONE) is ExitCode.PREEMPTED_SAVED
+
+
+def entrypoint(image: str) -> list[str]:
+    dockerfile = (ROOT / image / "Dockerfile").read_text()
+    found: list[str] = json.loads(dockerfile.rpartition("ENTRYPOINT ")[2])
+    return found
+
+
+def blocked_and_pending() -> None:
+    """As process 1 that was started with SIGTERM blocked and has got one before it was Python."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("module", "code"), [("finetune_trainer", 20), ("finetune_operator", 143)])
+def test_a_signal_from_before_the_first_line_of_python_ends_the_process(module: str, code: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", module],
+        env={**os.environ, CONFIG_ENV: "{}"},
+        stdout=subprocess.DEVNULL,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+        preexec_fn=blocked_and_pending,
+    )
+    assert ended.returncode == code
+
+
+@pytest.mark.parametrize("image", ["trainer_image", "operator"])
+def test_an_image_starts_python_with_the_signals_blocked(image: str) -> None:
+    command = entrypoint(image)
+    shown = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
+    python = [sys.executable, "-c", shown]
+    started = [*command[: command.index("python3")], *python]
+    output = subprocess.run(started, capture_output=True, text=True, check=True).stdout
+    assert {int(number) for number in output.split()} == {signal.SIGTERM, signal.SIGINT}
 
 
 @pytest.mark.parametrize("module", ["finetune_trainer", "finetune_operator"])

@@ -1,7 +1,8 @@
 """SIGTERM and SIGINT, at every moment of a process's life.
 
-As process 1 of a container, a signal without a handler is ignored, and the kubelet sends it once. So a
-handler is set before anything is imported that takes time; this module imports nothing of that kind.
+As process 1 of a container, a signal without a handler is ignored, and the kubelet sends it once. A blocked
+one waits, so the image starts Python with these blocked. Then a handler is set before anything is imported
+that takes time; this module imports nothing of that kind.
 """
 
 import logging
@@ -31,12 +32,16 @@ class Preempted(BaseException):
 
 
 def end_unstarted() -> None:
-    """Until another handler is set, let a signal end the process, which has not done anything yet."""
+    """Until another handler is set, let a signal end the process, which has not done anything yet.
+
+    One that arrived before counts too.
+    """
 
     def handle(_number: int, _frame: FrameType | None) -> NoReturn:
         os._exit(NOTHING_DONE)
 
     _set(handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def end_at_once() -> None:
