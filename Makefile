@@ -70,6 +70,7 @@ cluster: packages .venv ## A local Kubernetes, left running
 
 cluster-down: packages-environment .venv ## Stop the local Kubernetes and everything in it
 	@$(RUN) -m hack.cluster down
+	@$(RUN) -m hack.cluster down --name second
 
 images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
 	@$(RUN) -m hack.images build
@@ -101,6 +102,7 @@ constraints: python packages-environment ## Pin the newest dependencies that pyp
 
 clean: cluster-down ## Remove the virtual environment, the cluster's state and what tools left here
 	@$(RUN) -m hack.cluster purge
+	@$(RUN) -m hack.cluster purge --name second
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 
 .venv: python

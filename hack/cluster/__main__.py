@@ -1,6 +1,7 @@
 """python -m hack.cluster: start, stop and look at local clusters."""
 
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from hack.cluster import binaries
 from hack.cluster.cluster import Cluster
 from hack.cluster.control_plane import ControlPlane
 from hack.cluster.errors import ClusterError
-from hack.cluster.layout import DEFAULT_NAME
+from hack.cluster.isolation import isolated
+from hack.cluster.layout import DEFAULT_NAME, SECOND
 from hack.cluster.status import report
 from hack.cluster.toolchain import TOOLS, VERSITYGW
 
@@ -76,6 +78,13 @@ def load(archives: list[Path], name: Name = DEFAULT_NAME) -> None:
     """Import docker or OCI image archives into the node's image store."""
     for archive in archives:
         Cluster(name).load_archive(archive)
+
+
+@app.command(name="isolated")
+def run_isolated(command: list[str], name: Name = SECOND) -> None:
+    """Run a command in namespaces where this cluster can run beside others: isolated -- COMMAND…"""
+    line = isolated(command, name)
+    os.execv(line[0], line)  # noqa: S606 - a shell would end before its command
 
 
 @app.command(name="binaries")

@@ -21,7 +21,7 @@ _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 class Cluster(ControlPlane):
-    """A control plane on the node's address, and the node. Needs root; one runs at a time on a machine."""
+    """A control plane on the node's address, and the node. Needs root; one a network namespace."""
 
     tools = TOOLS
     address = NODE_ADDRESS

@@ -31,10 +31,16 @@ _REQUIRED: Final = {"net/ipv4/ip_forward": "1", _BRIDGE_FILTER: "1"}
 
 @dataclass(frozen=True)
 class Host:
-    """Settings as they were, and folders that were made."""
+    """Settings as they were, folders that were made, and the network namespace that the settings are of."""
 
     settings: dict[str, str]
     folders: list[str]
+    network: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is in that namespace; None is what versions recorded that knew only one."""
+        return self.network in {None, _own_network()}
 
     @classmethod
     def prepare(cls, folders: list[Path], record: Path) -> "Host":
@@ -57,6 +63,7 @@ class Host:
                 name: (_SYSCTL / name).read_text().strip() for name in _SETTINGS if (_SYSCTL / name).exists()
             },
             folders=[str(folder) for folder in folders if not folder.exists()],
+            network=_own_network(),
         )
         # Renamed into place: half a record would leave nothing to restore from.
         unfinished = record.with_suffix(".part")
@@ -73,11 +80,17 @@ class Host:
         return cls(**json.loads(record.read_text()))
 
     def restore(self) -> None:
-        """Undo `prepare`, and what kubelet and CNI plugins set."""
+        """Undo `prepare`, and what kubelet and CNI plugins set; another namespace's settings went with it."""
         for name, value in self.settings.items():
+            if name.startswith("net/") and not self.is_here:
+                continue
             if (_SYSCTL / name).read_text().strip() != value:
                 (_SYSCTL / name).write_text(value)
         for folder in reversed(self.folders):
             path = Path(folder)
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
+
+
+def _own_network() -> str:
+    return str(Path("/proc/self/ns/net").readlink())

@@ -1,5 +1,6 @@
 """Where a cluster keeps its files, and the names and addresses that it takes on this machine."""
 
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -9,7 +10,11 @@ from typing import Final
 from hack.bootstrap.cache import cache_directory
 from hack.cluster.errors import ClusterError
 
-DEFAULT_NAME: Final = "finetune"
+ISOLATED: Final = "ISOLATED_CLUSTER"
+"""Environment variable of what runs in namespaces of its own (isolation.py): name of the cluster there."""
+SECOND: Final = "second"
+"""Name of the cluster that runs there if no other is given."""
+DEFAULT_NAME: Final = os.environ.get(ISOLATED, "finetune")
 POD_NETWORK: Final = IPv4Network("10.244.0.0/24")
 SERVICE_NETWORK: Final = IPv4Network("10.96.0.0/16")
 LOOPBACK: Final = IPv4Address("127.0.0.1")

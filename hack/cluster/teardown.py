@@ -61,10 +61,13 @@ def _remove_node(layout: Layout, processes: Processes) -> None:
     # What is left, known or not: shims, and the holder of the mount namespace.
     becomes_true(lambda: not _kill(cgroups.processes(layout.cgroup)), _KILLED_WITHIN_SECONDS)
     processes.stop([namespace.HOLDER], signal.SIGKILL, seconds=1)
-    network.remove(layout)
+    host = Host.read(layout.host_record) if layout.host_record.exists() else None
+    if host is None or host.is_here:
+        # Those of another namespace have gone with it, and kube-proxy's tables here are not this cluster's.
+        network.remove(layout)
     cgroups.remove(layout.cgroup)
-    if layout.host_record.exists():
-        Host.read(layout.host_record).restore()
+    if host is not None:
+        host.restore()
         layout.host_record.unlink()
 
 

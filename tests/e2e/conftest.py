@@ -1,16 +1,19 @@
 """The operator installed by its chart on a cluster with a node, and a namespace with a base model in it.
 
-The cluster is the local one, or that of the context KUBE_CONTEXT. Everything is shared by all tests, because
+The cluster is the local one, or that of the context KUBE_CONTEXT; in namespaces of its own
+(hack/cluster/isolation.py) it begins and ends with the session. Everything is shared by all tests, because
 each pod that imports torch costs the two cores seconds.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hack.cluster import Cluster
+from hack.cluster.layout import ISOLATED
 from hack.demo.access import Access, Object
 from hack.demo.install import images, install
 from hack.images.references import References
@@ -27,14 +30,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def requests_from() -> tuple[Path, int]:
+def cluster() -> Iterator[Cluster]:
+    """The local cluster: one that runs and stays, or the session's own."""
+    if ISOLATED in os.environ:
+        with Cluster() as cluster:
+            yield cluster
+    else:
+        yield Cluster()
+
+
+@pytest.fixture(scope="session")
+def requests_from(cluster: Cluster) -> tuple[Path, int]:
     """The local cluster's audit log, and where in it the session begins."""
-    log = Cluster().audit_log
+    log = cluster.audit_log
     return log, log.stat().st_size if log.exists() else 0
 
 
 @pytest.fixture(scope="session")
-def access() -> Access:
+def access(cluster: Cluster) -> Access:
     """The cluster, with all rights."""
     return Access.from_environment()
 
