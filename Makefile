@@ -15,10 +15,8 @@ RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
-# The part of the trainer's tests that the integration lane runs, so that both lanes take about as long.
-SECOND_LANE := tests/trainer/data tests/trainer/remote tests/trainer/serve
 
-.PHONY: help demo test test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate golden format constraints clean \
+.PHONY: help demo test test-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate golden format constraints clean \
 	python packages-environment packages prometheus programs .venv
 
 help: ## List the targets
@@ -28,13 +26,10 @@ demo: packages .venv cluster images ## From rows to a served model on a real Kub
 	@$(RUN) -m hack.demo
 
 test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node
-	$(PYTEST) tests/unit
-	@# Two lanes, because each leaves a core idle half of the time.
-	@$(SUITE) --no-header tests/trainer $(SECOND_LANE:%=--ignore=%) -m "not full" | sed -u 's/^/lane 1  /' & first=$$!; \
-	status=0; $(SUITE) --no-header tests/integration $(SECOND_LANE) -m "not full" | sed -u 's/^/lane 2  /' || status=$$?; \
-	wait $$first || status=$$?; exit $$status
-	$(SUITE) tests/faults -m "not full"
-	$(SUITE) tests/e2e -m "not full"
+	@$(RUN) -m hack.suites
+
+test-times: packages prometheus .venv cluster programs images ## The same, and the times of the suites into docs/testing.md
+	@$(RUN) -m hack.suites --page
 
 test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster: two hours more
 	$(PYTEST) tests/trainer -m full
@@ -54,7 +49,7 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 	$(SUITE) tests/faults -m "not full" $(ARGS)
 
 e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
-	$(SUITE) tests/e2e -m "not full" $(ARGS)
+	@$(RUN) -m hack.suites --suite e2e -- $(ARGS)
 
 verify: packages-environment .venv ## Generated files, lint, types, import rules, charts
 	$(RUN) -m hack.generate --check

@@ -42,13 +42,14 @@ def put(page: Path, begin: str, sheets: Sequence[Sheet], measured: str) -> None:
     _, end, after = rest.partition(END)
     if not (found and end):
         raise BenchError(f"{page} has no line {begin!r} and then {END!r}: put them back")
-    body = "\n\n".join([_circumstances(measured), *(sheet.to_markdown() for sheet in sheets)])
+    body = "\n\n".join([_circumstances(measured, page), *(sheet.to_markdown() for sheet in sheets)])
     page.write_text(f"{before}{begin}\n{body}\n{END}{after}")
 
 
-def _circumstances(measured: str) -> str:
+def _circumstances(measured: str, page: Path) -> str:
     # The page itself changes with each size that is measured.
-    changed = _git("status", "--porcelain", "--", ".", f":(exclude){PAGE.relative_to(ROOT)}")
+    others = [f":(exclude){page.relative_to(ROOT)}"] if page.is_relative_to(ROOT) else []
+    changed = _git("status", "--porcelain", "--", ".", *others)
     commit = _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return (

@@ -20,7 +20,17 @@ from hack.images.references import References
 from hack.models import tiny
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
+from tests.e2e.sessions import Session
 from tests.e2e.team import Team, new_namespace
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--requests",
+        type=Path,
+        metavar="FOLDER",
+        help="where the lanes of one run leave what test_rights.py looks at after them",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,10 +50,13 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def requests_from(cluster: Cluster) -> tuple[Path, int]:
-    """The local cluster's audit log, and where in it the session begins."""
-    log = cluster.audit_log
-    return log, log.stat().st_size if log.exists() else 0
+def session(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Session]:
+    """What is asked of the local cluster from here on; left for test_rights.py at the end of a lane."""
+    session = Session.begins(request, cluster.audit_log)
+    yield session
+    folder: Path | None = request.config.option.requests
+    if folder is not None:
+        session.leave(folder, cluster.layout.name)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +66,7 @@ def access(cluster: Cluster) -> Access:
 
 
 @pytest.fixture(scope="session")
-def refs(access: Access, requests_from: tuple[Path, int]) -> References:
+def refs(access: Access, session: Session) -> References:
     """The images of these sources, with the operator installed from them."""
     refs = images()
     install(access, refs)

@@ -1,8 +1,10 @@
-"""The operator's rights are those that it used while all other tests of this folder ran; it runs as the last.
+"""The operator's rights are those that it used while all other tests of this folder ran, in one lane or two.
 
-See `pytest_collection_modifyitems` in conftest.py.
+They run as the last: see `pytest_collection_modifyitems` in conftest.py, and hack/suites/plan.py.
 """
 
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,7 @@ import pytest
 from hack.demo.access import CONTEXT
 from hack.demo.install import RELEASE, SYSTEM
 from tests import rights
+from tests.e2e.sessions import Session, left_in
 from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, SHADOWED, UNSEEN, Usage
 
 HERE: Final = Path(__file__).parent
@@ -18,13 +21,17 @@ OPERATOR: Final = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 
 
 @pytest.fixture(scope="module")
-def operator(request: pytest.FixtureRequest, requests_from: tuple[Path, int]) -> Usage:
-    """What the operator asked for since the session began."""
-    ran = {item.path.name for item in request.session.items}
+def operator(request: pytest.FixtureRequest, session: Session) -> Usage:
+    """What the operators of this session, and of the lanes before it, asked for since they began."""
+    folder: Path | None = request.config.option.requests
+    lanes = left_in(folder) if folder else []
+    sessions = [session, *lanes]
+    ran = {module for each in sessions for module in each.modules}
     missing = sorted({path.name for path in HERE.glob("test_*.py")} - ran)
-    if missing or request.config.option.keyword:
+    if any(each.partial for each in sessions) or (missing and not lanes):
         pytest.skip("only the whole suite shows what is used")
-    return rights.usage(*requests_from, OPERATOR)
+    assert missing == [], "no lane has left what it asked for"
+    return reduce(or_, (each.usage(OPERATOR) for each in sessions))
 
 
 pytestmark = pytest.mark.skipif(bool(CONTEXT), reason="the audit log is the local cluster's")

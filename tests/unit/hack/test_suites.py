@@ -1,0 +1,102 @@
+"""The suites of `make test`: what is in which lane, lanes side by side, and the table of their times."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hack.bench.page import END
+from hack.bootstrap.uv import ROOT
+from hack.cluster.processes import start_time
+from hack.suites.lanes import side_by_side
+from hack.suites.plan import E2E_LAST, E2E_SECOND, TRAINER_BESIDE_INTEGRATION, Suite, suites
+from hack.suites.report import BEGIN, PAGE, Result, sheet
+from tests.waiting import eventually
+
+
+def e2e(folder: Path) -> Suite:
+    (found,) = (suite for suite in suites(folder) if suite.name == "e2e")
+    return found
+
+
+def test_what_a_lane_names_is_there() -> None:
+    for path in (*TRAINER_BESIDE_INTEGRATION, E2E_LAST, *(f"tests/e2e/{name}" for name in E2E_SECOND)):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_end_to_end_module_is_in_one_lane_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBE_CONTEXT", raising=False)
+    modules = sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
+    ran = []
+    for lane in (lane for step in e2e(tmp_path).steps for lane in step):
+        ignored = {each.removeprefix("--ignore=") for each in lane.arguments}
+        ran += [
+            module
+            for module in (str(path.relative_to(ROOT)) for path in modules)
+            if module in lane.arguments or ("tests/e2e" in lane.arguments and module not in ignored)
+        ]
+    assert sorted(ran) == [str(path.relative_to(ROOT)) for path in modules]
+
+
+def test_on_another_cluster_the_end_to_end_tests_run_in_one_lane_without_namespaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBE_CONTEXT", "kind-kind")
+    ((lane,),) = e2e(tmp_path).steps
+    assert not lane.isolated
+    assert lane.arguments == ("tests/e2e",)
+
+
+def test_lanes_run_at_once_and_their_lines_say_which_is_which(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    waits = "touch {0}; while [ ! -e {1} ]; do :; done; echo {0}; exit {2}"
+    first, second = tmp_path / "a", tmp_path / "b"
+
+    ended = side_by_side(
+        [
+            ["timeout", "20", "sh", "-c", waits.format(first, second, 3)],
+            ["timeout", "20", "sh", "-c", waits.format(second, first, 0)],
+        ]
+    )
+
+    assert [each.status for each in ended] == [3, 0]
+    assert sorted(capfd.readouterr().out.splitlines()) == [f"lane 1  {first}", f"lane 2  {second}"]
+
+
+def test_lanes_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    command = ["sh", "-c", f"echo $$ >{file}.part; mv {file}.part {file}; exec sleep 600"]
+    script = f"from hack.suites.lanes import side_by_side; side_by_side([{command!r}])"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as parent:
+        eventually("the lane has started", file.exists)
+        parent.send_signal(signal.SIGKILL)
+    lane = int(file.read_text())
+    eventually("the lane has ended", lambda: start_time(lane) is None)
+
+
+def test_the_table_counts_the_tests_by_folder_and_those_that_were_skipped(tmp_path: Path) -> None:
+    cases = (
+        '<testcase classname="tests.trainer.data.test_rows" name="a"/>',
+        '<testcase classname="tests.trainer.test_train.TestIt" name="b"><skipped/></testcase>',
+        '<testcase classname="tests.integration.test_rights" name="c"><failure/></testcase>',
+    )
+    reports = [tmp_path / f"{number}.xml" for number in range(2)]
+    reports[0].write_text(f"<testsuites><testsuite>{cases[0]}</testsuite></testsuites>")
+    reports[1].write_text(f"<testsuites><testsuite>{cases[1]}{cases[2]}</testsuite></testsuites>")
+    result = Result("both", seconds=125.4, lanes=[59.6, 125.0])
+
+    result.count(reports)
+
+    table = sheet([result, Result("other", seconds=60)])
+    assert table.rows == (
+        ("both", "2 + 1", "1", "1:00 and 2:05", "2:05"),
+        ("other", "", "0", "", "1:00"),
+        ("all", "3", "1", "", "3:05"),
+    )
+
+
+def test_the_page_has_the_markers_of_the_table() -> None:
+    assert END in PAGE.read_text().partition(BEGIN)[2]
