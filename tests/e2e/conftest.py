@@ -102,23 +102,36 @@ def keeper(team: Team, refs: References) -> Keeper:
 
 
 @pytest.fixture(scope="session")
-def tickets(team: Team, keeper: Keeper) -> Object:
-    """The Dataset that most runs train on, prepared; every answer in it is `billing`."""
+def begun(request: pytest.FixtureRequest, team: Team, keeper: Keeper) -> None:
+    """What the chosen tests wait for, applied at once: pods come one after another of themselves.
+
+    First what most tests need, then what the function `begin` of each module applies.
+    """
+    items = request.session.items
     team.apply(
         manifests.configmap("tickets", manifests.jsonl("billing")), manifests.dataset("tickets", "tickets")
     )
+    if any("routing" in item.fixturenames for item in items if isinstance(item, pytest.Function)):
+        team.apply(
+            manifests.endpoint("support", "routing"),
+            manifests.finetunejob(
+                "routing", compute={"profile": manifests.GPU}, **manifests.judged(*manifests.BAR)
+            ),
+        )
+    for module in dict.fromkeys(item.module for item in items if isinstance(item, pytest.Function)):
+        if hasattr(module, "begin"):
+            module.begin(team, keeper, request)
+
+
+@pytest.fixture(scope="session")
+def tickets(team: Team, begun: None) -> Object:
+    """The Dataset that most runs train on, prepared; every answer in it is `billing`."""
     return team.until("Dataset", "tickets", "Ready")
 
 
 @pytest.fixture(scope="session")
-def routing(team: Team, tickets: Object) -> Object:
+def routing(team: Team, begun: None) -> Object:
     """A run on a GPU that has cleared its bar, at its end; an endpoint has waited for it."""
-    team.apply(
-        manifests.endpoint("support", "routing"),
-        manifests.finetunejob(
-            "routing", compute={"profile": manifests.GPU}, **manifests.judged(*manifests.BAR)
-        ),
-    )
     return team.until("FineTuneJob", "routing", "Ready")
 
 

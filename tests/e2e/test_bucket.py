@@ -12,7 +12,6 @@ from hack.demo.endpoint import reached
 from hack.demo.questions import ask
 from hack.models import tiny
 from tests.e2e import manifests
-from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, uid_of
 from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -41,7 +40,7 @@ def server(team: Team, tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
-def test_a_run_over_buckets_alone_ends_in_an_answer(team: Team, keeper: Keeper, server: S3Server) -> None:
+def test_a_run_over_buckets_alone_ends_in_an_answer(team: Team, server: S3Server, begun: None) -> None:
     rows = {"inline": {**manifests.source("none"), "source": ROWS}}
     endpoint_of_it = manifests.endpoint("bucket", "bucket")
     endpoint_of_it["spec"]["baseModel"] = MODEL

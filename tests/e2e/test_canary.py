@@ -48,10 +48,9 @@ def on_claim(name: str, path: str) -> Object:
     return manifests.of("Dataset", name, {"source": {"uri": f"pvc://models/{path}"}})
 
 
-@pytest.fixture(scope="module")
-def looked_at(team: Team, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All of it, prepared or refused."""
-    folder = tmp_path_factory.mktemp("canary")
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    """All of it, planted."""
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("canary")
     for name, text in (
         ("taken.jsonl", TAKEN),
         ("refused.jsonl", REFUSED),
@@ -83,6 +82,11 @@ def looked_at(team: Team, keeper: Keeper, tmp_path_factory: pytest.TempPathFacto
             },
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def looked_at(team: Team, begun: None) -> None:
+    """All of it, prepared or refused."""
     team.until("Dataset", "canary-taken", "Ready")
     for name in ("refused", "headless", "unknown", "token", "environment", "remote"):
         condition = "Reconciling" if name in LINKS else "Stalled"

@@ -13,8 +13,7 @@ from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 
 
-@pytest.fixture(scope="module", autouse=True)
-def others(team: Team, tickets: Object) -> None:
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Runs that are under way while the tests look at `routing`, and an endpoint for one of them."""
     out_of_reach = {"metric": "loss", "max": 0.0001}
     team.apply(
@@ -154,7 +153,7 @@ def columns(printed: str) -> dict[str, str]:
     return dict(zip(header.split(), cells, strict=True))
 
 
-def test_full_fine_tuning_leaves_all_weights_and_they_are_served(team: Team) -> None:
+def test_full_fine_tuning_leaves_all_weights_and_they_are_served(team: Team, begun: None) -> None:
     whole = team.until("FineTuneJob", "whole", "Ready")
     checkpoint = team.checkpoint_of(whole)
     assert checkpoint["spec"]["type"] == "Full"
@@ -190,7 +189,7 @@ def test_a_run_continues_from_the_checkpoint_of_another_and_says_so(team: Team, 
     assert loss["value"] < 1
 
 
-def test_an_endpoint_is_scaled_as_a_deployment_is(team: Team) -> None:
+def test_an_endpoint_is_scaled_as_a_deployment_is(team: Team, begun: None) -> None:
     uid = team.until("InferenceDeployment", "whole", "Ready")["metadata"]["uid"]
     (deployment,) = team.children("deployment", uid)
     team.kubectl("scale", "inferencedeployment/whole", "--replicas=0")
@@ -212,7 +211,7 @@ def test_a_run_that_misses_its_bar_stalls_and_nothing_is_rolled_out(team: Team, 
     assert [revision["state"] for revision in revisions] == ["Live"]
 
 
-def test_what_it_made_goes_with_it_out_of_the_store_too(team: Team, keeper: Keeper) -> None:
+def test_what_it_made_goes_with_it_out_of_the_store_too(team: Team, keeper: Keeper, begun: None) -> None:
     checkpoint = team.checkpoint_of(team.until("FineTuneJob", "unworthy", "Stalled", "GateFailed"))
     folder = checkpoint["spec"]["uri"].removeprefix("pvc://artifacts/")
     assert "manifest.json" in keeper.run(f"ls /store/{folder}")

@@ -35,10 +35,9 @@ CHANGED: Final = (*ROWS[1:], "bell broken?")
 """One row less and one more."""
 
 
-@pytest.fixture(scope="module")
-def applied(team: Team, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> None:
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """The example in the team's namespace, whose claim is there, and what the other tests wait for."""
-    folder = tmp_path_factory.mktemp("data").resolve()
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("data").resolve()
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -67,7 +66,7 @@ def _dubious() -> str:
 
 
 @pytest.mark.parametrize(("name", "found"), FORMATS.items())
-def test_a_dataset_of_each_format_becomes_a_version(team: Team, applied: None, name: str, found: str) -> None:
+def test_a_dataset_of_each_format_becomes_a_version(team: Team, begun: None, name: str, found: str) -> None:
     dataset = team.until("Dataset", name, "Ready")
 
     status = dataset["status"]
@@ -79,7 +78,7 @@ def test_a_dataset_of_each_format_becomes_a_version(team: Team, applied: None, n
 
 
 def test_dropped_rows_are_named_in_the_status_and_in_an_event_with_the_way_to_the_report(
-    team: Team, applied: None
+    team: Team, begun: None
 ) -> None:
     dataset = team.until("Dataset", "dubious", "Ready")
 
@@ -122,7 +121,7 @@ def _versions(team: Team, name: str) -> list[str]:
     return [version["metadata"]["name"] for version in found if version["spec"]["dataset"] == name]
 
 
-def test_a_source_that_changed_yields_exactly_one_new_version(team: Team, applied: None) -> None:
+def test_a_source_that_changed_yields_exactly_one_new_version(team: Team, begun: None) -> None:
     first = team.until("Dataset", "changing", "Ready")["status"]["latestVersion"]
 
     unchanged = _look(team, "changing", "1")
@@ -141,7 +140,7 @@ def test_a_source_that_changed_yields_exactly_one_new_version(team: Team, applie
     assert sorted(_versions(team, "changing")) == sorted((first, second))
 
 
-def test_a_source_that_broke_takes_nothing_away(team: Team, applied: None) -> None:
+def test_a_source_that_broke_takes_nothing_away(team: Team, begun: None) -> None:
     before = team.until("Dataset", "changing", "Ready")["status"]["latestVersion"]
     team.apply(manifests.configmap("changing-rows", "{broken\n"))
     team.kubectl("annotate", "dataset", "changing", "finetune.dev/refresh-requested=broken", "--overwrite")

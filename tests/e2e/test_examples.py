@@ -62,21 +62,20 @@ def overlay(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def applied(team: Team, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> None:
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """The example in the team's namespace, with the tiny model on its claim."""
     # Without links, so that the way from there to the example is the way that kustomize goes.
-    folder = overlay(tmp_path_factory.mktemp("brand-voice").resolve())
+    folder = overlay(request.getfixturevalue("tmp_path_factory").mktemp("brand-voice").resolve())
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
 
 
 @pytest.fixture(scope="module")
-def judged(team: Team, applied: None) -> Object:
+def judged(team: Team, begun: None) -> Object:
     """The run, when it has cleared its gate and waits for a person."""
     return team.until("FineTuneJob", NAME, "Ready", "AwaitingApproval")
 
 
-def test_the_rows_are_prepared_as_they_are_in_the_example(team: Team, applied: None) -> None:
+def test_the_rows_are_prepared_as_they_are_in_the_example(team: Team, begun: None) -> None:
     dataset = team.until("Dataset", "products", "Ready")
 
     status = dataset["status"]

@@ -10,6 +10,7 @@ import yaml
 from hack.bootstrap.uv import ROOT
 from hack.demo.access import Object
 from tests.e2e import manifests
+from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of
 
 EXAMPLE: Final = ROOT / "examples" / "methods"
@@ -61,9 +62,8 @@ def overlay(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def applied(team: Team, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = overlay(tmp_path_factory.mktemp("methods").resolve())
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    folder = overlay(request.getfixturevalue("tmp_path_factory").mktemp("methods").resolve())
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
 
 
@@ -75,12 +75,12 @@ def until_ended(team: Team, name: str) -> Object:
 
 
 @pytest.mark.parametrize("name", RESTING)
-def test_the_other_runs_are_taken_as_they_are(team: Team, applied: None, name: str) -> None:
+def test_the_other_runs_are_taken_as_they_are(team: Team, begun: None, name: str) -> None:
     team.until("FineTuneJob", run(name), "Suspended")
 
 
 @pytest.mark.parametrize("name", [*TRAINED, DORA, KTO, ORPO])
-def test_a_run_of_the_method_ends_with_a_promoted_checkpoint(team: Team, applied: None, name: str) -> None:
+def test_a_run_of_the_method_ends_with_a_promoted_checkpoint(team: Team, begun: None, name: str) -> None:
     ended = until_ended(team, name)
 
     assert ended["status"]["evaluation"]["verdict"] == "Passed"
@@ -89,7 +89,7 @@ def test_a_run_of_the_method_ends_with_a_promoted_checkpoint(team: Team, applied
 
 @pytest.mark.parametrize("name", ["dpo", KTO, ORPO])
 def test_the_rewards_of_good_answers_have_risen_above_those_of_bad_ones(
-    team: Team, applied: None, name: str
+    team: Team, begun: None, name: str
 ) -> None:
     ended = until_ended(team, name)
 
@@ -101,7 +101,7 @@ def test_the_rewards_of_good_answers_have_risen_above_those_of_bad_ones(
 
 @pytest.mark.parametrize("name", ["dpo", ORPO])
 def test_the_tuned_model_prefers_what_people_chose_more_often_than_the_base_model(
-    team: Team, applied: None, name: str
+    team: Team, begun: None, name: str
 ) -> None:
     ended = until_ended(team, name)
 

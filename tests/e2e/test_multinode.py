@@ -13,6 +13,7 @@ from finetune_trainer.contract import ExitCode
 from hack.demo.access import Access, Object
 from hack.images.references import References
 from tests.e2e import manifests, pods
+from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE, PAUSE, Team, exit_code, is_running, name_of, new_namespace, uid_of
 from tests.waiting import eventually
 
@@ -30,10 +31,14 @@ def node(access: Access, refs: References) -> Iterator[Team]:
         yield team
 
 
-@pytest.fixture(scope="module")
-def undisturbed(team: Team, tickets: Object) -> Object:
-    """A run that nothing happens to, at its end."""
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    """A run that nothing happens to."""
     start(team, "pair")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(team: Team, begun: None) -> Object:
+    """That run, at its end."""
     return team.until("FineTuneJob", "pair", "Ready", "Promoted")
 
 

@@ -1,7 +1,6 @@
 """What cannot work stops before a device is asked for and says what to fix; what can mend itself does."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -30,21 +29,17 @@ BAD_ROWS = "\n".join(
 )
 
 
-@pytest.fixture(scope="module")
-def poor(team: Team) -> Iterator[None]:
-    """Profiles on which no pod gets anywhere."""
+pytestmark = pytest.mark.usefixtures("begun")
+
+
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    """Everything that the tests of this module wait for, and profiles on which no pod gets anywhere."""
     no_image, no_memory = manifests.profile(NO_IMAGE), manifests.profile(NO_MEMORY)
     no_image["spec"]["images"] = {"trainer": "localhost/no-such-image:dev"}
     no_memory["spec"]["resources"] = {"prepare": {"cpu": "20m", "memory": "12Mi"}}
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [no_image, no_memory]})
+    request.addfinalizer(lambda: team.access.kubectl("delete", "computeprofiles", NO_IMAGE, NO_MEMORY))
     team.access.kubectl("apply", "--server-side", "--filename=-", text=text)
-    yield
-    team.access.kubectl("delete", "computeprofiles", NO_IMAGE, NO_MEMORY)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def asked_for(team: Team, keeper: Keeper, tickets: Object, poor: None) -> None:
-    """Everything that the tests of this module wait for, all at once."""
     bad, inline = manifests.source("bad-rows"), {"inline": manifests.source("tickets")}
     team.apply(
         manifests.configmap("bad-rows", BAD_ROWS),

@@ -27,6 +27,14 @@ class Rollout:
     champion: Object
 
 
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    """The rows of the second run."""
+    team.apply(
+        manifests.configmap("tickets-v2", manifests.jsonl("shipping")),
+        manifests.dataset("tickets-v2", "tickets-v2"),
+    )
+
+
 @pytest.fixture(scope="module")
 def endpoint(team: Team, support: Object) -> Iterator[Endpoint]:
     with reached(team.access, "support", team.namespace) as endpoint:
@@ -42,8 +50,6 @@ def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
     before = support["status"]["revision"]
     with endpoint.client() as client, SteadyLoad(client, "tuned", manifests.PROMPTS) as load:
         team.apply(
-            manifests.configmap("tickets-v2", manifests.jsonl("shipping")),
-            manifests.dataset("tickets-v2", "tickets-v2"),
             manifests.finetunejob(
                 "routing-v2",
                 model="routing",
