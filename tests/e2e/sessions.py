@@ -2,7 +2,10 @@
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,24 @@ class Session:
 def left_in(folder: Path) -> list[Session]:
     """The sessions that other lanes have left."""
     return [Session(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+
+
+def usage_of_all(sessions: Sequence[Session], modules: Iterable[str], user: str) -> Usage | None:
+    """Which rights `user` used in all sessions; None where they are only a part of the suite.
+
+    Args:
+        sessions: this one, and then those that lanes have left.
+        modules: what the whole suite is.
+        user: of the API servers.
+
+    Raises:
+        AssertionError: there were lanes, and one has left nothing.
+    """
+    missing = sorted(set(modules).difference(*(each.modules for each in sessions)))
+    if any(each.partial for each in sessions) or (missing and len(sessions) == 1):
+        return None
+    assert missing == [], "no lane has left what these tests asked for"
+    return reduce(or_, (each.usage(user) for each in sessions))
 
 
 def _size(audit_log: Path) -> int:

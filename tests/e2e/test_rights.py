@@ -3,8 +3,6 @@
 They run as the last: see `pytest_collection_modifyitems` in conftest.py, and hack/suites/plan.py.
 """
 
-from functools import reduce
-from operator import or_
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +11,7 @@ import pytest
 from hack.demo.access import CONTEXT
 from hack.demo.install import RELEASE, SYSTEM
 from tests import rights
-from tests.e2e.sessions import Session, left_in
+from tests.e2e.sessions import Session, left_in, usage_of_all
 from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, SHADOWED, UNSEEN, Usage
 
 HERE: Final = Path(__file__).parent
@@ -25,13 +23,10 @@ def operator(request: pytest.FixtureRequest, session: Session) -> Usage:
     """What the operators of this session, and of the lanes before it, asked for since they began."""
     folder: Path | None = request.config.option.requests
     lanes = left_in(folder) if folder else []
-    sessions = [session, *lanes]
-    ran = {module for each in sessions for module in each.modules}
-    missing = sorted({path.name for path in HERE.glob("test_*.py")} - ran)
-    if any(each.partial for each in sessions) or (missing and not lanes):
+    used = usage_of_all((session, *lanes), (path.name for path in HERE.glob("test_*.py")), OPERATOR)
+    if used is None:
         pytest.skip("only the whole suite shows what is used")
-    assert missing == [], "no lane has left what it asked for"
-    return reduce(or_, (each.usage(OPERATOR) for each in sessions))
+    return used
 
 
 pytestmark = pytest.mark.skipif(bool(CONTEXT), reason="the audit log is the local cluster's")

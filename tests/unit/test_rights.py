@@ -1,9 +1,13 @@
-"""What the end-to-end tests excuse: rights that the chart grants and that no audit log need show."""
+"""Which of the chart's rights the end-to-end tests excuse, and what they find in the logs of their lanes."""
+
+import json
+from pathlib import Path
 
 import pytest
 
 from hack.cluster.toolchain import HELM
 from tests import rights
+from tests.e2e.sessions import Session, left_in, usage_of_all
 
 
 def test_only_rights_that_the_chart_grants_are_excused() -> None:
@@ -11,3 +15,79 @@ def test_only_rights_that_the_chart_grants_are_excused() -> None:
         pytest.skip("there is no helm: run `make verify`")
     granted = {str(right) for right in rights.granted(rights.rendered("finetune-system"))}
     assert granted >= rights.UNSEEN | rights.SELDOM
+
+
+USER = "system:serviceaccount:here:operator"
+
+
+def line(verb: str, resource: str, *, refused: bool = False) -> str:
+    """One request as the audit log has it, which the chart's role in namespaces allowed."""
+    annotations = {
+        "authorization.k8s.io/decision": "forbid" if refused else "allow",
+        "authorization.k8s.io/reason": f'by ClusterRoleBinding "a" of ClusterRole "{rights.NAMESPACES}"',
+    }
+    about = {"resource": resource}
+    event = {"user": {"username": USER}, "verb": verb, "objectRef": about, "annotations": annotations}
+    return json.dumps(event) + "\n"
+
+
+def lane(folder: Path, name: str, *modules: str, partial: bool = False) -> Session:
+    """A session whose log has something from before it."""
+    log = folder / f"{name}.log"
+    log.write_text(line("delete", "nodes"))
+    return Session(str(log), log.stat().st_size, None, [*modules], partial)
+
+
+def write(session: Session, text: str) -> None:
+    with Path(session.audit_log).open("a") as log:
+        log.write(text)
+
+
+def used(usage: rights.Usage | None) -> set[str]:
+    assert usage is not None
+    return {str(right) for right in usage.used}
+
+
+def test_rights_that_one_lane_used_and_requests_that_another_was_refused_are_both_found(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "left"
+    folder.mkdir()
+    for name, text in (("first", line("create", "jobs")), ("second", line("get", "pods", refused=True))):
+        session = lane(tmp_path, name, f"test_{name}.py")
+        write(session, text)
+        session.leave(folder, name)
+    last = lane(tmp_path, "last", "test_rights.py")
+
+    found = usage_of_all(
+        (last, *left_in(folder)), ["test_first.py", "test_second.py", "test_rights.py"], USER
+    )
+
+    assert used(found) == {"create jobs"}
+    assert found is not None
+    assert found.refused == {"get pods in the cluster"}
+
+
+def test_what_is_asked_after_a_session_stopped_counting_shows_nothing(tmp_path: Path) -> None:
+    session = lane(tmp_path, "first", "test_first.py")
+    write(session, line("create", "jobs"))
+    session.stop_counting()
+    write(session, line("delete", "jobs") + line("get", "pods", refused=True))
+
+    found = usage_of_all([session], ["test_first.py"], USER)
+
+    assert used(found) == {"create jobs"}
+    assert found is not None
+    assert found.refused == frozenset()
+
+
+def test_a_lane_that_has_left_nothing_is_an_error_and_a_part_of_the_suite_shows_nothing(
+    tmp_path: Path,
+) -> None:
+    whole = ["test_first.py", "test_rights.py", "test_second.py"]
+    first, last = lane(tmp_path, "first", "test_first.py"), lane(tmp_path, "last", "test_rights.py")
+
+    with pytest.raises(AssertionError, match="no lane has left"):
+        usage_of_all([last, first], whole, USER)
+    assert usage_of_all([first], whole, USER) is None
+    assert usage_of_all([lane(tmp_path, "some", *whole, partial=True)], whole, USER) is None
