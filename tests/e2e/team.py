@@ -15,7 +15,7 @@ from tests.e2e.manifests import OWN
 from tests.waiting import eventually
 
 PAUSE: Final = 0.5
-PATIENCE: Final = 420.0
+PATIENCE: Final = 600.0
 """Seconds that anything may take before a test gives up; a run takes a minute on two idle cores."""
 
 
