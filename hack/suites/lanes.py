@@ -30,7 +30,8 @@ def side_by_side(commands: Sequence[Sequence[str]]) -> list[Ended]:
             [*_WITH_PARENT, *command],
             cwd=ROOT,
             text=True,
-            **({} if len(commands) == 1 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}),
+            stdout=subprocess.PIPE if len(commands) > 1 else None,
+            stderr=subprocess.STDOUT if len(commands) > 1 else None,
         )
         for command in commands
     ]
