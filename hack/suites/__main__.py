@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hack.cluster.isolation import isolated
 from hack.suites.lanes import side_by_side
-from hack.suites.plan import Lane, Suite, suites
+from hack.suites.plan import Session, Suite, suites
 from hack.suites.report import Result, sheet, write
 
 PYTEST: Final = (
@@ -52,22 +52,25 @@ def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[
     results.append(result)
     started = time.monotonic()
     statuses = []
-    for number, lanes in enumerate(suite.steps):
-        reports = [folder / f"{suite.name}-{number}-{lane}.xml" for lane in range(len(lanes))]
+    for number, sessions in enumerate(suite.steps):
+        reports = [folder / f"{suite.name}-{number}-{each}.xml" for each in range(len(sessions))]
         ended = side_by_side(
-            [_command(lane, report, arguments) for lane, report in zip(lanes, reports, strict=True)]
+            {
+                session.name: _command(session, report, arguments)
+                for session, report in zip(sessions, reports, strict=True)
+            }
         )
-        statuses += [each.status for each in ended]
+        statuses += [each.status for each in ended.values()]
         result.count(report for report in reports if report.exists())
-        if len(lanes) > 1:
-            result.lanes += [each.seconds for each in ended]
+        if len(sessions) > 1:
+            result.sessions |= {name: each.seconds for name, each in ended.items()}
     result.seconds = time.monotonic() - started
     return result.tests.total() > 0 and FINE.issuperset(statuses)
 
 
-def _command(lane: Lane, report: Path, arguments: Sequence[str]) -> list[str]:
-    command = [*PYTEST, f"--junit-xml={report}", *lane.arguments, *arguments]
-    return isolated(command) if lane.isolated else command
+def _command(session: Session, report: Path, arguments: Sequence[str]) -> list[str]:
+    command = [*PYTEST, f"--junit-xml={report}", *session.arguments, *arguments]
+    return isolated(command) if session.isolated else command
 
 
 if __name__ == "__main__":

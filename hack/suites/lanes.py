@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from hack.bootstrap.uv import ROOT
 
+AT_ONCE: Final = 2
 # However this process ends, the kernel ends them too.
 _WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 
@@ -22,25 +23,32 @@ class Ended:
     seconds: float
 
 
-def side_by_side(commands: Sequence[Sequence[str]]) -> list[Ended]:
-    """Run all at once and wait for all; of several, each line that they print begins with its lane."""
+def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
+    """Run named commands two at a time, in their order; of several, each line begins with the name.
+
+    At Ctrl-C, which reaches the commands too, those that run are waited for and no other begins.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        named = len(commands) > 1
+        running = {name: pool.submit(_run, command, name * named) for name, command in commands.items()}
+        try:
+            return {name: each.result() for name, each in running.items()}
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run(command: Sequence[str], name: str) -> Ended:
     started = time.monotonic()
-    children = [
-        subprocess.Popen(
-            [*_WITH_PARENT, *command],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE if len(commands) > 1 else None,
-            stderr=subprocess.STDOUT if len(commands) > 1 else None,
-        )
-        for command in commands
-    ]
-
-    def follow(number: int, child: subprocess.Popen[str]) -> Ended:
+    with subprocess.Popen(
+        [*_WITH_PARENT, *command],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE if name else None,
+        stderr=subprocess.STDOUT if name else None,
+    ) as child:
         for line in child.stdout or ():
-            sys.stdout.write(f"lane {number}  {line}")
+            sys.stdout.write(f"{name}  {line}")
             sys.stdout.flush()
-        return Ended(child.wait(), time.monotonic() - started)
-
-    with ThreadPoolExecutor(len(children)) as pool:
-        return list(pool.map(follow, range(1, len(children) + 1), children))
+        status = child.wait()
+    return Ended(status, time.monotonic() - started)

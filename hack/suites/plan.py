@@ -1,12 +1,12 @@
-"""What `make test` runs, and which of it side by side: each lane leaves a core idle for part of its time."""
+"""What `make test` runs, and what of it side by side: a session leaves a core idle for part of its time."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TRAINER_BESIDE_INTEGRATION: Final = ("tests/trainer/data", "tests/trainer/remote", "tests/trainer/serve")
-"""The part of the trainer's tests that follows those of the API server, so that both lanes take as long."""
+TRAINER_APART: Final = ("tests/trainer/data", "tests/trainer/remote", "tests/trainer/serve")
+"""Parts of the trainer's tests in sessions of their own, so that those at once end at about the same time."""
 E2E: Final = "tests/e2e"
 E2E_SECOND: Final = ("test_interruptions.py", "test_multinode.py", "test_queueing.py")
 """What runs on the second cluster, in this order, so that both lanes take as long."""
@@ -15,30 +15,33 @@ E2E_LAST: Final = f"{E2E}/test_rights.py"
 
 
 @dataclass(frozen=True)
-class Lane:
+class Session:
     """One session of pytest.
 
     Attributes:
-        arguments: what it runs.
+        name: what its lines begin with while another one runs.
+        arguments: for pytest.
         isolated: whether in namespaces of its own, with a cluster of its own.
     """
 
+    name: str
     arguments: tuple[str, ...]
     isolated: bool = False
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Steps one after another; the lanes of a step run side by side.
+    """Steps one after another; the sessions of a step run two at a time, in their order.
 
     Attributes:
         name: for the command line.
         title: for people.
+        steps: all of it.
     """
 
     name: str
     title: str
-    steps: tuple[tuple[Lane, ...], ...]
+    steps: tuple[tuple[Session, ...], ...]
 
 
 def suites(records: Path) -> tuple[Suite, ...]:
@@ -47,34 +50,40 @@ def suites(records: Path) -> tuple[Suite, ...]:
     Args:
         records: an empty folder in which the lanes of one suite leave something for its last step.
     """
+    trainer, integration = "tests/trainer", "tests/integration"
     return (
-        Suite("unit", "unit", ((Lane(("tests/unit",)),),)),
+        Suite("unit", "unit", ((_session("tests/unit"),),)),
         Suite(
-            "integration",
+            "trainer",
             "trainer and API server",
             (
                 (
-                    Lane(("tests/trainer", *_ignored(TRAINER_BESIDE_INTEGRATION))),
-                    Lane(("tests/integration", *TRAINER_BESIDE_INTEGRATION)),
+                    _session(trainer, *_ignored(TRAINER_APART)),
+                    _session(integration),
+                    *(_session(path) for path in TRAINER_APART),
                 ),
             ),
         ),
-        Suite("faults", "faults", ((Lane(("tests/faults",)),),)),
+        Suite("faults", "faults", ((_session("tests/faults"),),)),
         Suite("e2e", "end to end", _e2e(f"--requests={records}")),
     )
 
 
-def _e2e(records: str) -> tuple[tuple[Lane, ...], ...]:
+def _e2e(records: str) -> tuple[tuple[Session, ...], ...]:
     if os.environ.get("KUBE_CONTEXT"):
-        return ((Lane((E2E,)),),)
+        return ((_session(E2E),),)
     second = tuple(f"{E2E}/{name}" for name in E2E_SECOND)
     return (
         (
-            Lane((E2E, records, *_ignored((*second, E2E_LAST)))),
-            Lane((*second, records), isolated=True),
+            Session("lane 1", (E2E, records, *_ignored((*second, E2E_LAST)))),
+            Session("lane 2", (*second, records), isolated=True),
         ),
-        (Lane((E2E_LAST, records)),),
+        (_session(E2E_LAST, records),),
     )
+
+
+def _session(path: str, *options: str) -> Session:
+    return Session(path, (path, *options))
 
 
 def _ignored(paths: tuple[str, ...]) -> tuple[str, ...]:

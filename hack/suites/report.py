@@ -22,14 +22,14 @@ class Result:
     Attributes:
         title: of the suite.
         seconds: from its first command to the end of its last.
-        lanes: seconds of each lane that ran beside another.
+        sessions: seconds of each session that ran beside another, by name.
         tests: how many there were, by folder below `tests`.
         skipped: how many of them did not run.
     """
 
     title: str
     seconds: float = 0
-    lanes: list[float] = field(default_factory=list)
+    sessions: dict[str, float] = field(default_factory=dict)
     tests: Counter[str] = field(default_factory=Counter)
     skipped: int = 0
 
@@ -48,16 +48,14 @@ def sheet(results: Sequence[Result]) -> Sheet:
             each.title,
             " + ".join(f"{count:,}" for count in each.tests.values()),
             f"{each.skipped:,}",
-            " and ".join(_minutes(seconds) for seconds in each.lanes),
+            ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in each.sessions.items()),
             _minutes(each.seconds),
         )
         for each in results
     ]
     tests, skipped = sum(each.tests.total() for each in results), sum(each.skipped for each in results)
     total = ("all", f"{tests:,}", f"{skipped:,}", "", _minutes(sum(each.seconds for each in results)))
-    return Sheet(
-        "min:s", ("suite", "tests", "of them skipped", "lanes side by side", "in all"), (*lines, total)
-    )
+    return Sheet("min:s", ("suite", "tests", "of them skipped", "two at a time", "in all"), (*lines, total))
 
 
 def write(results: Sequence[Result]) -> None:
