@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from finetune_trainer.data.checks.prefilter import Expressions
 from finetune_trainer.data.problems import Code
 
 
@@ -28,8 +29,12 @@ class Detector(Protocol):
     """The field of a Dataset that says what to do with what is found."""
     placeholder: ClassVar[str]
 
+    @property
+    def expressions(self) -> Expressions:
+        """What every text fits in which it finds something."""
+
     def may_find(self, text: str) -> bool:
-        """Whether it is worth a look: never wrongly False, and cheap, since nearly all texts have nothing."""
+        """Whether it is worth a look, once a text fits the expressions: never wrongly False, and cheap."""
 
     def find(self, text: str) -> Iterator[Find]:
         """All of them, in no order; they may overlap."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Final
 
 from finetune_trainer.data.checks.base import Find
+from finetune_trainer.data.checks.prefilter import BEYOND_ASCII, Expressions, any_of
 from finetune_trainer.data.problems import Code
 
 # Each regular expression begins with a set of characters and only then looks back, so that the engine skips
@@ -43,6 +44,12 @@ IBAN_CHARACTERS: Final = range(15, 35)
 GROUP_END: Final = re.compile(r"[A-Za-z0-9](?![A-Za-z0-9])")
 
 SEVEN_DIGITS: Final = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
+PLUS_SIGNS: Final = ("+", "＋")
+
+# The same for RE2, each at least as loose as what it stands for.
+CARD_DIGITS: Final = r"[0-9](?:[ \-]?[0-9]){12}"
+IBAN_CHARACTERS_LIKE: Final = r"[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11}"
+SEVEN_DIGITS_LIKE: Final = rf"[\d{BEYOND_ASCII}](?:[^\w\n]{{0,4}}[\d{BEYOND_ASCII}]){{6}}"
 
 
 class PersonalData:
@@ -59,6 +66,7 @@ class EmailAddresses(PersonalData):
     name: ClassVar = "an e-mail address"
     setting: ClassVar = "checks.emailAddresses"
     placeholder: ClassVar = "[EMAIL]"
+    expressions: ClassVar[Expressions] = (("@",),)
 
     def may_find(self, text: str) -> bool:
         return "@" in text
@@ -76,6 +84,7 @@ class PaymentCards(PersonalData):
     name: ClassVar = "a payment card's number"
     setting: ClassVar = "checks.paymentCards"
     placeholder: ClassVar = "[CARD]"
+    expressions: ClassVar[Expressions] = ((CARD_DIGITS,),)
 
     def may_find(self, text: str) -> bool:
         return CARD.search(text) is not None
@@ -94,6 +103,7 @@ class Ibans(PersonalData):
     name: ClassVar = "an IBAN"
     setting: ClassVar = "checks.ibans"
     placeholder: ClassVar = "[IBAN]"
+    expressions: ClassVar[Expressions] = ((IBAN_CHARACTERS_LIKE,),)
 
     def may_find(self, text: str) -> bool:
         return IBAN_LIKE.search(text) is not None
@@ -121,8 +131,14 @@ class PhoneNumbers(PersonalData):
     def __init__(self, region: str | None) -> None:
         self._region = region
 
+    @property
+    def expressions(self) -> Expressions:
+        if self._region is None:
+            return ((any_of(PLUS_SIGNS), SEVEN_DIGITS_LIKE),)
+        return ((SEVEN_DIGITS_LIKE,),)
+
     def may_find(self, text: str) -> bool:
-        if self._region is None and "+" not in text and "＋" not in text:
+        if self._region is None and not any(sign in text for sign in PLUS_SIGNS):
             return False
         return SEVEN_DIGITS.search(text) is not None
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 from finetune_trainer import canonical
 from finetune_trainer.data.checks.base import Detector, Find
 from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
+from finetune_trainer.data.checks.prefilter import Prefilter
 from finetune_trainer.data.checks.secrets import Secrets
-from finetune_trainer.data.checks.sequences import SEQUENCES, sequence_issue
+from finetune_trainer.data.checks.sequences import EXPRESSIONS, SEQUENCES, sequence_issue
 from finetune_trainer.data.options import Checks, Finding
 from finetune_trainer.data.problems import QUOTED, Issue, Severity, quoted
 from finetune_trainer.data.text import field_name
@@ -37,6 +38,7 @@ class Scanner:
             (PhoneNumbers(checks.phone_region), checks.phone_numbers),
         ]
         self._asked = [(detector, finding) for detector, finding in asked if finding != "Off"]
+        self._prefilter = Prefilter([*(detector.expressions for detector, _ in self._asked), EXPRESSIONS])
 
     def scan(self, row: Row) -> tuple[Row, tuple[Issue, ...]]:
         """The row, with placeholders where that is asked for, and an issue of each thing that was found.
@@ -44,17 +46,23 @@ class Scanner:
         Of finds that overlap one counts: what is failed or replaced before what is warned of, or the longest.
         Characters count from 1, in the row as it was given. The row itself where nothing changes.
         """
-        texts = [message.content for message in row.messages]
+        texts, calls = [], {}
+        for place, message in enumerate(row.messages):
+            texts.append(message.content)
+            if message.tool_calls is not None:
+                calls[place] = json.loads(message.tool_calls)
         if row.rejected is not None:
             texts.append(row.rejected)
-        calls = {
-            place: json.loads(message.tool_calls)
-            for place, message in enumerate(row.messages)
-            if message.tool_calls is not None
-        }
-        everything = "\n".join([*texts, *_strings(list(calls.values()))])
-        # Nearly all rows end here.
-        suspects = [each for each in self._asked if each[0].may_find(everything)]
+        everything = "\n".join([*texts, *_strings(list(calls.values()))] if calls else texts)
+        worth = self._prefilter.find(everything)
+        if not worth:
+            # Nearly all rows end here.
+            return row, ()
+        suspects = [
+            each
+            for number, each in enumerate(self._asked)
+            if number in worth and each[0].may_find(everything)
+        ]
         issues: list[Issue] = []
         if SEQUENCES.search(everything):
             found = (sequence_issue(text, _column(row, place)) for place, text in enumerate(texts))

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.checks.base import Find
+from finetune_trainer.data.checks.prefilter import Expressions, any_of, loosened
 from finetune_trainer.data.problems import Code
 
 
@@ -31,6 +32,12 @@ class Hints:
         return (not self.words or any(word in searched for word in self.words)) and (
             self.shape is None or self.shape.search(text) is not None
         )
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """What every text fits that fits these hints."""
+        words = (any_of(self.words, any_case=self.any_case),) if self.words else ()
+        return (*words, loosened(self.shape)) if self.shape else words
 
 
 ASSIGNED: Final = Hints(
@@ -200,6 +207,7 @@ class Secrets:
     fix: ClassVar = "revoke it and remove it"
     setting: ClassVar = "checks.secrets"
     placeholder: ClassVar = "[SECRET]"
+    expressions: ClassVar[Expressions] = tuple(hints.expressions for hints in ALL_HINTS)
 
     def may_find(self, text: str) -> bool:
         for word in EXACT_WORDS:

@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+from finetune_trainer.data.checks.prefilter import Expressions
 from finetune_trainer.data.problems import Code, Issue
 
 SEQUENCES: Final = re.compile(
@@ -11,6 +12,7 @@ SEQUENCES: Final = re.compile(
     r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|\[/?(?:TOOL_CALLS|AVAILABLE_TOOLS)\]"
 )
 """Of ChatML (Qwen), Llama, Phi, Gemma, Mistral and gpt-oss, as their tokenizers have them."""
+EXPRESSIONS: Final[Expressions] = ((SEQUENCES.pattern,),)
 
 
 def sequence_issue(text: str, column: str) -> Issue | None:
