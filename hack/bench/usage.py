@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,21 @@ def peak_bytes(pid: int) -> int:
     """The most memory that a process that runs has had resident."""
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process and all of its descendants have resident now; what they share counts for each."""
+    total, pending = 0, [pid]
+    while pending:
+        process = Path(f"/proc/{pending.pop()}")
+        try:
+            total += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
+            children = [path.read_text() for path in process.glob("task/*/children")]
+        except OSError:
+            # It has ended meanwhile.
+            continue
+        pending += (int(child) for text in children for child in text.split())
+    return total
 
 
 def _machine_seconds() -> float:

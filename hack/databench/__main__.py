@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Annotated, Final
 
 import typer
@@ -32,7 +33,8 @@ def databench(
 ) -> None:
     """Prepare a file of made-up rows, 2 GB by default, and do the same with datasets, one after the other.
 
-    Each runs alone, in a process of its own. Exit code 1: ours took more than 1 GiB, or one of them failed.
+    Each runs alone, in processes of its own. Exit code 1: ours was slower or took more than 1 GiB, or one of
+    them failed.
     """
     console = Console(highlight=False)
     programs = {name: module for name, module in PROGRAMS.items() if not (only_peer and name == OURS)}
@@ -61,6 +63,12 @@ def _judge(measured: Mapping[str, Sequence[Ended]]) -> None:
     peak = max((each.peak_bytes for each in measured.get(OURS, ())), default=0)
     if peak > MAX_BYTES:
         raise BenchError(f"{OURS} took {peak >> 20} MiB of memory; expected at most {MAX_BYTES >> 20}")
+    seconds = {name: median(each.seconds for each in rounds) for name, rounds in measured.items()}
+    fastest = min(seconds, key=seconds.__getitem__)
+    if OURS in seconds and fastest != OURS:
+        raise BenchError(
+            f"{OURS} took {seconds[OURS]:.1f} s, {fastest} {seconds[fastest]:.1f} s; expected less than that"
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from finetune_trainer.model import device
-from finetune_trainer.model.device import available_processors, choose_device
+from finetune_trainer.model.device import choose_device
+from finetune_trainer.processors import available_processors
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -40,7 +41,7 @@ def test_each_process_of_a_pod_has_its_share_of_the_processors(
     monkeypatch: pytest.MonkeyPatch, has_gpu: bool
 ) -> None:
     threads: list[int] = []
-    monkeypatch.setattr(device, "available_processors", lambda _: 8)
+    monkeypatch.setattr(device, "available_processors", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
 

@@ -16,7 +16,7 @@ from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import DataFormat, Recipe
 from finetune_trainer.data.problems import Code, Invalid
-from finetune_trainer.data.reading import PlacedRow, Reading
+from finetune_trainer.data.reading import BatchReader, PlacedRow, Reading, UnusedFields
 from finetune_trainer.data.similarity import Rows
 from finetune_trainer.rows import Row
 
@@ -64,9 +64,13 @@ def read_files(folder: Path, files: Mapping[str, str | bytes], recipe: Recipe = 
         path = folder / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         sources.append(SourceFile(path))
-    reading = Reading(sources, recipe)
-    items = list(reading)
-    return Outcome(reading.format, items, reading.unused, [source.digest for source in sources])
+    reading, reader, unused = Reading(sources, recipe), BatchReader(recipe), UnusedFields()
+    items: list[PlacedRow | Invalid] = []
+    for batch in reading:
+        items += reader.read(batch)
+        if reader.form is not None:
+            unused.add(reader.form.unused, reader.form.known)
+    return Outcome(reading.format, items, unused.names, [source.digest for source in sources])
 
 
 def read(folder: Path, content: str | bytes, recipe: Recipe = DEFAULT, name: str = "rows") -> Outcome:

@@ -20,7 +20,9 @@ from tests.trainer.data.reading import json_lines, pairs, parquet_bytes
 def items(folder: Path, container: Container, content: str | bytes) -> list[Header | Record | Invalid]:
     path = folder / "rows"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(container(SourceFile(path), None))
+    decoder = jsonlines.LineDecoder()
+    read = container(SourceFile(path), None)
+    return [decoder.decode(item, None) if isinstance(item, tuple) else item for item in read]
 
 
 def test_a_line_is_a_record_and_empty_lines_are_none(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from finetune_trainer import canonical
 from finetune_trainer.data.index import SPLIT_NUMBERS
-from finetune_trainer.data.output import SplitWriter, keep_rows
-from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, load_rows
+from finetune_trainer.data.output import SplitWriter, keep_rows, line_of
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName, load_rows
 
 WRITTEN: list[SplitName] = ["train", "test", "train", "train", "test"]
 ROWS = [Row.pair(f"line\nend \u2028 {number}", "x") for number in range(len(WRITTEN))]
@@ -17,8 +20,7 @@ ROWS = [Row.pair(f"line\nend \u2028 {number}", "x") for number in range(len(WRIT
 def folder(tmp_path: Path) -> Path:
     with SplitWriter(tmp_path) as writer:
         for split, row in zip(WRITTEN, ROWS, strict=True):
-            writer.write(split, row)
-    assert writer.rows == {"train": 3, "validation": 0, "test": 2}
+            writer.write(split, line_of(row))
     return tmp_path
 
 
@@ -56,3 +58,29 @@ def test_a_file_with_other_rows_than_were_written_is_refused(folder: Path) -> No
 
 def _splits() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     return np.array([SPLIT_NUMBERS[split] for split in WRITTEN], dtype=np.uint8)
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+MESSAGES = st.builds(
+    Message,
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    ANY_TEXT,
+    st.booleans(),
+    st.none() | st.just('[{"function":{"arguments":"{}","name":"f"},"n":1e+16}]'),
+    st.none() | ANY_TEXT,
+    st.none() | ANY_TEXT,
+)
+ANY_ROWS = st.builds(Row.pair, ANY_TEXT, ANY_TEXT) | st.builds(
+    Row,
+    st.lists(MESSAGES, min_size=2, max_size=4).map(tuple),
+    st.sampled_from(["ChatMessages", "Preference", "KTO"]),
+    st.none() | st.just('[{"n":1e+16,"type":"function"}]'),
+    ANY_TEXT,
+    st.booleans(),
+)
+
+
+@given(row=ANY_ROWS)
+@example(row=Row.pair('"\\/\x7f\u2028\U0001f600\t\n\r\x00\x1f', "é"))
+def test_a_line_is_the_canonical_json_of_its_row(row: Row) -> None:
+    assert line_of(row) == canonical.encode(row.to_dict()) + b"\n"

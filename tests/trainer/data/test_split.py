@@ -1,11 +1,13 @@
 """The rule that divides rows; it can never change."""
 
+import hashlib
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer import canonical
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import Division
 from finetune_trainer.data.split import fraction_of, split_of
@@ -145,3 +147,12 @@ def _splits_of(prompts: list[str]) -> dict[str, frozenset[str]]:
     for number, prompt in enumerate(prompts):
         splits.setdefault(prompt, set()).add(split_of(RawRow(Row.pair(prompt, str(number))), EVEN))
     return {prompt: frozenset(names) for prompt, names in splits.items()}
+
+
+@given(prompt=st.text(st.characters(exclude_categories=["Cs"])), seed=st.integers(0, 2**31 - 1))
+def test_the_place_of_a_prompt_is_by_its_canonical_json(prompt: str, seed: int) -> None:
+    text = canonical.text(["v1", seed, "prompt", prompt])
+
+    place = fraction_of(RawRow(Row.pair(prompt, "a")), seed)
+
+    assert place == int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -13,7 +13,7 @@ from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import Cleaning, Division, Recipe
-from finetune_trainer.data.output import SplitWriter
+from finetune_trainer.data.output import SplitWriter, line_of
 from finetune_trainer.data.result import Bucket, Difference, Lengths
 from finetune_trainer.data.statistics import (
     labels_not_held_out,
@@ -269,7 +269,7 @@ def test_a_version_differs_by_rows_that_were_added_removed_and_answered_anew(tmp
     after = [("moved", "d"), ("changed", "x"), ("same", "a"), ("added", "e"), ("added", "e"), ("added", "f")]
     with SplitWriter(tmp_path) as writer:
         for number, row in enumerate(before):
-            writer.write(SPLITS[number % 3], Row.pair(*row))
+            writer.write(SPLITS[number % 3], line_of(Row.pair(*row)))
     index, selection = _index(after)
 
     difference = compare(index, selection.keep, "abc", [tmp_path / file for file in SPLIT_FILES.values()])
@@ -297,7 +297,7 @@ def test_rows_of_every_form_are_the_same_rows_when_they_are_read_again(tmp_path:
     index = RowIndex()
     with SplitWriter(tmp_path) as writer:
         for number, row in enumerate(rows):
-            writer.write("train", row)
+            writer.write("train", line_of(row))
             index.add(row, "train", 0, number + 1)
 
     difference = compare(index, np.ones(len(rows), dtype=bool), "abc", [tmp_path / "train.jsonl"])

@@ -15,27 +15,23 @@ if TYPE_CHECKING:
 
 WORTH_BYTES: Final = 4 << 20
 """Smaller sources are read before anybody could read a bar."""
-ROWS_A_LOOK: Final = 256
 
 
 class Bar:
-    """Tells a bar how many bytes were read, once in so many rows."""
+    """Tells a bar how many bytes were read."""
 
-    def __init__(self, progress: "Progress", files: Sequence[SourceFile], size: int) -> None:
+    def __init__(self, progress: "Progress", size: int) -> None:
         self._progress = progress
-        self._files = files
         self._size = size
         self._task = progress.add_task("Reading", total=size)
-        self._rows = 0
 
-    def row(self) -> None:
-        """A record was read."""
-        self._rows += 1
-        if self._rows % ROWS_A_LOOK == 0:
-            read = sum(file.bytes_read for file in self._files)
-            self._progress.update(
-                self._task, completed=read, description="Comparing" if read >= self._size else "Reading"
-            )
+    def rows(self, count: int, bytes_read: int) -> None:  # noqa: ARG002 - the bar is of bytes
+        """Records were read."""
+        self._progress.update(
+            self._task,
+            completed=bytes_read,
+            description="Comparing" if bytes_read >= self._size else "Reading",
+        )
 
     def problem(self, problem: Problem) -> None:
         """They are shown in the end."""
@@ -63,4 +59,4 @@ def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
         transient=True,
     )
     with bar:
-        yield Bar(bar, files, size)
+        yield Bar(bar, size)

@@ -88,6 +88,11 @@ class SourceFile:
         return 0 if self._raw is None else self._raw.bytes_read
 
     @property
+    def bytes_unpacked(self) -> int:
+        """Of all files that share the budget, so far."""
+        return self._budget.used
+
+    @property
     def size(self) -> int:
         """In bytes, as it is on disk."""
         return self._stat().st_size

@@ -1,26 +1,26 @@
 """From files to divided rows and everything that is to be said about them.
 
-One pass writes every usable row to the file of its split and remembers a few bytes of it; then duplicates and
-leaked rows are found among those bytes and left out of the files. So memory grows by about a hundred bytes a
-row, and what a row says is on disk only.
+One pass, by several processes where there are many rows, writes every usable row to the file of its split and
+remembers a few bytes of it; then duplicates and leaked rows are found among those bytes and left out of the
+files. So memory grows by about a hundred bytes a row, and what a row says is on disk only.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final, Protocol
 
 from finetune_trainer.data import duplicates, output, statistics
-from finetune_trainer.data.checks.scanner import Scanner
-from finetune_trainer.data.cleaning import clean
+from finetune_trainer.data.batches import PreparedBatch
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import RowIndex
 from finetune_trainer.data.options import SEEN_SINCE, Recipe
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.reading import Reading
+from finetune_trainer.data.problems import Code, Issue, Place
+from finetune_trainer.data.reading import Reading, UnusedFields
 from finetune_trainer.data.result import FileRecord, Kin, Prepared, Problem
-from finetune_trainer.data.split import split_of
+from finetune_trainer.data.workers import prepare_batches
 
 PROBLEMS_KEPT: Final = 1000
 EXAMPLES_KEPT: Final = 3
@@ -37,8 +37,8 @@ NO_TRAINING_ROWS: Final = Issue(
 class Listener(Protocol):
     """Who is told while a preparation goes on; either call may raise, to end it."""
 
-    def row(self) -> None:
-        """A record was read."""
+    def rows(self, count: int, bytes_read: int) -> None:
+        """So many more records were read, the last of them when `bytes_read` were read of all files."""
 
     def problem(self, problem: Problem) -> None:
         """A problem was found; every one is told, once."""
@@ -50,7 +50,7 @@ class Listener(Protocol):
 class Silence:
     """A listener that needs nothing."""
 
-    def row(self) -> None:
+    def rows(self, count: int, bytes_read: int) -> None:
         """Nothing happens."""
 
     def problem(self, problem: Problem) -> None:
@@ -78,29 +78,20 @@ def prepare(
     found = _Findings(listener or Silence())
     reading = Reading(files, recipe)
     index = RowIndex(as_seen=recipe.division.rule_version >= SEEN_SINCE)
-    scanner = Scanner(recipe.checks)
-    numbers = {file.name: number for number, file in enumerate(files)}
-    redacted = 0
-    with output.SplitWriter(folder, limit_bytes) as writer:
-        for item in reading:
-            if isinstance(item, Invalid):
-                found.refuse(item)
-                continue
-            # The division is by the raw row, so that no cleaning ever moves one.
-            split = split_of(item.raw, recipe.division)
-            cleaned = clean(item.raw.row, recipe.cleaning)
-            row, issues = scanner.scan(cleaned)
-            if not found.accept(item.place, issues):
-                continue
-            redacted += row is not cleaned
-            writer.write(split, row)
-            index.add(
-                row,
-                split,
-                numbers.get(item.place.file or "", 0),
-                item.place.record or 0,
-                shown=scanner.masked(row.output) if issues else None,
-            )
+    unused = UnusedFields()
+    redacted = unread_labels = 0
+    with (
+        output.SplitWriter(folder, limit_bytes) as writer,
+        closing(prepare_batches(reading, recipe)) as batches,
+    ):
+        for batch in batches:
+            found.take(batch)
+            for split, lines in batch.lines.items():
+                writer.write(split, lines)
+            index.extend(batch.index)
+            unused.add(batch.unused, batch.known)
+            redacted += batch.redacted
+            unread_labels += batch.unread_labels
     if not found.rows and not found.errors:
         found.summary([Issue(Code.FILE_EMPTY, "no rows", "at least one row", "add rows")])
     names = [file.name if len(files) > 1 else None for file in files]
@@ -115,7 +106,7 @@ def prepare(
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
     found.summary(statistics.ignored_names(reading.ignored_names, reading.format))
-    found.summary(statistics.unread_labels(reading.unread_labels))
+    found.summary(statistics.unread_labels(unread_labels))
     found.summary(statistics.labels_not_held_out(facts.labels, split_rows))
     found.summary(statistics.summary_issues(index, selection, split_rows, recipe))
     return Prepared(
@@ -126,7 +117,7 @@ def prepare(
         invalid_rows=found.invalid,
         broken_files=found.broken,
         split_rows=split_rows,
-        unused_fields=reading.unused,
+        unused_fields=unused.names,
         problems=tuple(found.problems),
         error_count=found.errors,
         warning_count=found.warnings,
@@ -136,7 +127,7 @@ def prepare(
         kin=selection.kin,
         difference=None if previous is None else compare(index, selection.keep, *previous),
         untested_answers=len(statistics.not_held_out(facts.labels, split_rows, "test")),
-        unread_labels=reading.unread_labels,
+        unread_labels=unread_labels,
     )
 
 
@@ -150,24 +141,14 @@ class _Findings:
         self.examples: defaultdict[str, list[Problem]] = defaultdict(list)
         self.listener = listener
 
-    def accept(self, place: Place, issues: Sequence[Issue]) -> bool:
-        """Count a row that was read; whether it can be used."""
-        self._add(place, issues)
-        is_valid = all(issue.severity == "warning" for issue in issues)
-        self.invalid += not is_valid
-        self.rows += 1
-        self.listener.row()
-        return is_valid
-
-    def refuse(self, invalid: Invalid) -> None:
-        """Count a row that cannot be read, or a file that cannot be read to its end."""
-        self._add(invalid.place, invalid.issues)
-        if invalid.ends_file:
-            self.broken += 1
-        else:
-            self.rows += 1
-            self.invalid += 1
-        self.listener.row()
+    def take(self, batch: PreparedBatch) -> None:
+        """Count the rows of the next batch and what is wrong with them."""
+        for place, issues in batch.findings:
+            self._add(place, issues)
+        self.rows += batch.rows
+        self.invalid += batch.invalid
+        self.broken += batch.broken
+        self.listener.rows(batch.rows, batch.bytes_read)
 
     def summary(self, issues: Iterable[Issue]) -> None:
         """Add what is to be said of all rows together."""

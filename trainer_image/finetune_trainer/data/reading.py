@@ -2,13 +2,13 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
 
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
-from finetune_trainer.data.containers.base import Container, Header, Record
+from finetune_trainer.data.containers.base import Container, Header, Line, Record
 from finetune_trainer.data.detect import (
     HEAD_BYTES,
     SAMPLE_ROWS,
@@ -28,6 +28,7 @@ from finetune_trainer.data.formats.preference import Preference
 from finetune_trainer.data.formats.sharegpt import ShareGPT
 from finetune_trainer.data.options import JUDGED_SINCE, DataFormat, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.text import printable
 from finetune_trainer.data.unpacking import CHUNK_BYTES
 from finetune_trainer.rows import SplitName
 
@@ -52,16 +53,39 @@ FORMATS: Final[Mapping[DataFormat, type[Format]]] = {
     "KTO": KTO,
 }
 SAMPLE_BYTES: Final = 4 * CHUNK_BYTES
+BATCH_BYTES: Final = 2 * CHUNK_BYTES
+"""Of a file, unpacked, and about so many: it is read in chunks."""
+BATCH_ROWS: Final = 1000
+MAX_UNUSED: Final = 200
+"""Names of unused fields that are remembered: rows may have a new one each."""
+UNUSED_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make than to read
 class PlacedRow:
     """A valid row, and where it is."""
 
     place: Place
     raw: RawRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Records of one file, one after the other, and what `BatchReader` needs to read them."""
+
+    file: int
+    """The file's number, from 0."""
+    name: str | None
+    """Of the file, for places."""
+    split: SplitName | None
+    """What the file's name says, where that is asked for."""
+    format: DataFormat | None
+    """None where no record is to be read."""
+    items: list[Record | Line | Invalid]
+    bytes_read: int
+    """Of all files on disk, when the batch was complete."""
 
 
 class Reading:
@@ -75,42 +99,53 @@ class Reading:
         self._files = files
         self._recipe = recipe
         self._detection = Detection(recipe.names, recipe.division.rule_version)
-        self._is_forced = recipe.format not in (None, "Parquet")
-        self._records: Format | None = None
-        self.unread_labels = 0
-        """Rows whose label judges an answer that an older rule learns all the same."""
-
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """The fields that were seen so far and are not used."""
-        return () if self._records is None else tuple(self._records.unused)
+        self._is_forced = _is_forced(recipe)
+        self._form: Format | None = None
 
     @property
     def ignored_names(self) -> tuple[str, ...]:
         """What the recipe names, and the format has no use for."""
-        return () if self._records is None else self._records.ignored_names
+        return () if self._form is None else self._form.ignored_names
 
-    def __iter__(self) -> Iterator[PlacedRow | Invalid]:
-        for file in self._files:
-            yield from self._file(file, file.name if len(self._files) > 1 else None)
+    def __iter__(self) -> Iterator[Batch]:
+        """All records in order. What was read before an error comes before it."""
+        for number, file in enumerate(self._files):
+            yield from self._batches(number, file)
             # What was not read counts for the source's digest all the same.
             file.finish()
 
-    def _file(self, file: SourceFile, name: str | None) -> Iterator[PlacedRow | Invalid]:
-        split = None
-        if self._recipe.division.from_files:
-            split = split_of(file.name)
-            if split is None:
-                yield Invalid(Place(name), (_nameless(file.name),), ends_file=True)
-                return
+    def _batches(self, number: int, file: SourceFile) -> Iterator[Batch]:
+        name = file.name if len(self._files) > 1 else None
+        split = split_of(file.name) if self._recipe.division.from_files else None
+        items: list[Record | Line | Invalid] = []
+        begin = file.bytes_unpacked
+
+        def batch() -> Batch:
+            read = sum(file.bytes_read for file in self._files)
+            return Batch(
+                file=number, name=name, split=split, format=self.format, items=items, bytes_read=read
+            )
+
+        try:
+            for item in self._items(file, name):
+                items.append(item)
+                if len(items) >= BATCH_ROWS or file.bytes_unpacked - begin >= BATCH_BYTES:
+                    yield batch()
+                    items, begin = [], file.bytes_unpacked
+        except Exception:
+            yield batch()
+            raise
+        yield batch()
+
+    def _items(self, file: SourceFile, name: str | None) -> Iterator[Record | Line | Invalid]:
+        if self._recipe.division.from_files and split_of(file.name) is None:
+            yield Invalid(Place(name), (_nameless(file.name),), ends_file=True)
+            return
         row = None
         try:
-            for item in self._rows(file, name):
-                row = item.place.record or row
-                if split is not None and isinstance(item, PlacedRow):
-                    yield PlacedRow(item.place, replace(item.raw, split=split))
-                else:
-                    yield item
+            for item in self._records(file, name):
+                row = _record_of(item) or row
+                yield item
         except Damaged as damage:
             used = "nothing of it was used" if row is None else f"nothing after row {row} was used"
             issue = Issue(
@@ -121,39 +156,23 @@ class Reading:
             )
             yield Invalid(Place(name), (issue,), ends_file=True)
 
-    def _rows(self, file: SourceFile, name: str | None) -> Iterator[PlacedRow | Invalid]:
+    def _records(self, file: SourceFile, name: str | None) -> Iterator[Record | Line | Invalid]:
         container = container_of(file.head(HEAD_BYTES), self._recipe.format)
         if isinstance(container, Issue):
             yield Invalid(Place(name), (container,), ends_file=True)
             return
         items = CONTAINERS[container](file, name)
-        sample = list(_sample(items, file))
-        form = self._settle_format(sample, container)
+        sample, decoded = _sample(items, file)
+        form = self._settle_format(decoded, container)
         if isinstance(form, Issue):
             yield Invalid(Place(name), (form,), ends_file=True)
             return
         for item in chain(sample, items):
-            if isinstance(item, Header):
-                if issues := form.header_issues(item.columns):
-                    yield Invalid(Place(name), issues, ends_file=True)
-                    return
-            elif isinstance(item, Record):
-                raw = self._verdict(item) or form.read(item.fields)
-                yield PlacedRow(item.place, raw) if isinstance(raw, RawRow) else Invalid(item.place, raw)
-            else:
+            if not isinstance(item, Header):
                 yield item
-
-    def _verdict(self, record: Record) -> tuple[Issue] | None:
-        """Why a row is not read as what most others are; rows after the first ones have labels too."""
-        if self._is_forced or self.format is None:
-            return None
-        issue = self._detection.verdict_issue(self.format, record.fields)
-        if issue is None:
-            return None
-        if self._detection.rule < JUDGED_SINCE:
-            self.unread_labels += 1
-            return None
-        return (issue,)
+            elif issues := form.header_issues(item.columns):
+                yield Invalid(Place(name), issues, ends_file=True)
+                return
 
     def _settle_format(
         self, sample: Sequence[Header | Record | Invalid], container: ContainerName
@@ -176,9 +195,85 @@ class Reading:
                     f"{self.format}, as the first file",
                     "keep one format a source",
                 )
-        if self._records is None:
-            self._records = FORMATS[self.format](self._recipe)
-        return self._records
+        if self._form is None:
+            self._form = FORMATS[self.format](self._recipe)
+        return self._form
+
+
+class BatchReader:
+    """Reads the records of batches, each without knowledge of the others."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._detection = Detection(recipe.names, recipe.division.rule_version)
+        self._is_forced = _is_forced(recipe)
+        self._decoder = jsonlines.LineDecoder()
+        self.form: Format | None = None
+        """Of the last batch, with the fields that it does not use; None where it had no record to read."""
+        self.unread_labels = 0
+        """Rows of the last batch whose label judges an answer that an older rule learns all the same."""
+
+    def read(self, batch: Batch) -> Iterator[PlacedRow | Invalid]:
+        """Each row, or what is wrong with it."""
+        self.unread_labels = 0
+        if batch.format is None:
+            self.form = None
+            yield from (item for item in batch.items if isinstance(item, Invalid))
+            return
+        form = self.form = FORMATS[batch.format](self._recipe)
+        for item in batch.items:
+            record = self._decoder.decode(item, batch.name) if isinstance(item, tuple) else item
+            if isinstance(record, Invalid):
+                yield record
+                continue
+            raw = self._verdict(record, batch.format) or form.read(record.fields)
+            if not isinstance(raw, RawRow):
+                yield Invalid(record.place, raw)
+            else:
+                yield PlacedRow(record.place, raw if batch.split is None else replace(raw, split=batch.split))
+
+    def _verdict(self, record: Record, form: DataFormat) -> tuple[Issue] | None:
+        """Why a row is not read as what most others are; rows after the first ones have labels too."""
+        if self._is_forced:
+            return None
+        issue = self._detection.verdict_issue(form, record.fields)
+        if issue is None:
+            return None
+        if self._detection.rule < JUDGED_SINCE:
+            self.unread_labels += 1
+            return None
+        return (issue,)
+
+
+class UnusedFields:
+    """Names of fields that the rows have and nothing reads, at most MAX_UNUSED, in the order of the rows."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self._known: set[str] = set()
+        self._noted = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all batches so far."""
+        return tuple(self._names)
+
+    def add(self, unused: Iterable[str], known: Iterable[str]) -> None:
+        """Take those of the next batch; `known` are the fields that it reads."""
+        for name in unused:
+            if self._noted < MAX_UNUSED and name not in self._known:
+                self._noted += 1
+                self._known.add(name)
+                self._names[printable(name[:UNUSED_CHARACTERS])] = None
+        self._known.update(known)
+
+
+def _is_forced(recipe: Recipe) -> bool:
+    return recipe.format not in (None, "Parquet")
+
+
+def _record_of(item: Record | Line | Invalid) -> int | None:
+    return item[0] if isinstance(item, tuple) else item.place.record
 
 
 def split_of(name: str) -> SplitName | None:
@@ -196,10 +291,19 @@ def _nameless(name: str) -> Issue:
 
 
 def _sample(
-    items: Iterator[Header | Record | Invalid], file: SourceFile
-) -> Iterator[Header | Record | Invalid]:
-    """The first items of a file: so many that its format can be told, and so few that they fit in memory."""
-    for count, item in enumerate(items, start=1):
-        yield item
-        if count >= SAMPLE_ROWS or (isinstance(item, Record) and file.bytes_read >= SAMPLE_BYTES):
-            return
+    items: Iterator[Header | Record | Line | Invalid], file: SourceFile
+) -> tuple[list[Header | Record | Line | Invalid], list[Header | Record | Invalid]]:
+    """The first items of a file, as they are and decoded.
+
+    So many that its format can be told, and so few that they fit in memory.
+    """
+    decoder = jsonlines.LineDecoder()
+    sample: list[Header | Record | Line | Invalid] = []
+    decoded: list[Header | Record | Invalid] = []
+    for item in items:
+        sample.append(item)
+        decoded.append(decoder.decode(item, None) if isinstance(item, tuple) else item)
+        is_much = isinstance(decoded[-1], Record) and file.bytes_read >= SAMPLE_BYTES
+        if len(sample) >= SAMPLE_ROWS or is_much:
+            break
+    return sample, decoded

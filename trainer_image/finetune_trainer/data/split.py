@@ -19,6 +19,8 @@ import hashlib
 import json
 from typing import Any, Final
 
+import orjson
+
 from finetune_trainer import canonical
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import Division
@@ -41,18 +43,19 @@ def split_of(raw: RawRow, division: Division) -> SplitName:
 
 def fraction_of(raw: RawRow, seed: int) -> float:
     """The row's place in [0, 1)."""
-    content = hashlib.sha256(_subject(raw, seed).encode())
+    content = hashlib.sha256(_subject(raw, seed))
     return int.from_bytes(content.digest()[:8], "big") / 2**64
 
 
-def _subject(raw: RawRow, seed: int) -> str:
+def _subject(raw: RawRow, seed: int) -> bytes:
     """The canonical JSON of what the split hangs on."""
     if raw.group is not None:
-        return canonical.text([RULE, seed, "group", raw.group])
+        return canonical.encode([RULE, seed, "group", raw.group])
     row, turns = raw.row, raw.row.input
     if row.form != "ChatMessages" and len(turns) == 1 and turns[0].role == "user":
-        return f'["{RULE}",{seed},"prompt",{canonical.quoted(turns[0].content)}]'
-    return canonical.text([RULE, seed, "messages", [_turn(message) for message in turns]])
+        # orjson writes a text as `canonical` does.
+        return b'["%b",%d,"prompt",%b]' % (RULE.encode(), seed, orjson.dumps(turns[0].content))
+    return canonical.encode([RULE, seed, "messages", [_turn(message) for message in turns]])
 
 
 def _turn(message: Message) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def text_issue(field: str, value: Any) -> Issue | None:
 
 def normal_line_ends(text: str) -> str:
     """CRLF and CR become LF, so that where a file was written decides nothing."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def as_seen(text: str) -> str:

@@ -28,12 +28,13 @@ class Budget:
     def __init__(self, what: str, limit_bytes: int | None = None) -> None:
         self._what = what
         self._limit_bytes = MAX_BYTES if limit_bytes is None else limit_bytes
-        self._used = 0
+        self.used = 0
+        """Bytes so far."""
 
     def use(self, size: int) -> None:
         """Raises TooLarge."""
-        self._used += size
-        if self._used > self._limit_bytes:
+        self.used += size
+        if self.used > self._limit_bytes:
             raise TooLarge(
                 f"{self._what} more than {_shown(self._limit_bytes)}; divide the rows among Datasets, or"
                 " raise maxUnpackedBytes"

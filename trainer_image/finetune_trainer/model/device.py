@@ -1,7 +1,6 @@
 """Where a model runs, and on how many threads."""
 
 import logging
-import math
 import os
 import resource
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Final
 
 import torch
 
-CPU_LIMIT_PATH: Final = Path("/sys/fs/cgroup/cpu.max")
-"""Processor time that the container may use, in microseconds a period (cgroup v2)."""
+from finetune_trainer.processors import available_processors
+
 MEMORY_LIMIT_PATH: Final = Path("/sys/fs/cgroup/memory.max")
 """Bytes of memory that the container may use, or `max` (cgroup v2)."""
 
@@ -31,7 +30,7 @@ def choose_device(local_rank: int | None = None, processes: int = 1) -> torch.de
     `local_rank`: of one of several `processes` in this pod, which has the GPU of this number, or its share of
     the processors.
     """
-    torch.set_num_threads(max(1, available_processors(CPU_LIMIT_PATH) // processes))
+    torch.set_num_threads(max(1, available_processors() // processes))
     if torch.cuda.is_available():
         return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
     return torch.device("cpu")
@@ -47,21 +46,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return True
     has_library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has_library and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def available_processors(cpu_limit: Path) -> int:
-    """Processors that this process may use.
-
-    PyTorch counts the node's processors; with a thread for each of them, a pod with a small limit is
-    throttled most of the time.
-    """
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = cpu_limit.read_text().split()
-    except OSError as error:
-        logger.debug("no CPU limit known: %s", error)
-        return allowed
-    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,6 @@ import time
 from typing import Final
 
 from finetune_trainer.contract import Progress
-from finetune_trainer.data.files import SourceFile
 from finetune_trainer.report import Reporter
 
 REPORT_SECONDS: Final = 1.0
@@ -17,27 +16,26 @@ logger = logging.getLogger(__name__)
 class Pace:
     """Counts rows; the total is estimated from the bytes read until it is known."""
 
-    def __init__(self, files: list[SourceFile], reporter: Reporter) -> None:
-        self.rows = 0
-        self._files = files
+    def __init__(self, total_bytes: int, reporter: Reporter) -> None:
+        """`total_bytes`: of all files on disk."""
+        self._rows = 0
         self._reporter = reporter
-        self._total_bytes = sum(file.size for file in files)
+        self._total_bytes = total_bytes
         self._reported_at = self._logged_at = time.monotonic()
 
-    def row(self) -> None:
-        """Count a row, and report when it is time."""
-        self.rows += 1
+    def rows(self, count: int, bytes_read: int) -> None:
+        """Count rows, the last of them after so many bytes of the files, and report when it is time."""
+        self._rows += count
         now = time.monotonic()
         if now - self._reported_at < REPORT_SECONDS:
             return
         self._reported_at = now
-        read = sum(file.bytes_read for file in self._files)
-        total = max(self.rows, round(self.rows * self._total_bytes / max(read, 1)))
-        self._reporter.progress(Progress(step=self.rows, total_steps=total))
+        total = max(self._rows, round(self._rows * self._total_bytes / max(bytes_read, 1)))
+        self._reporter.progress(Progress(step=self._rows, total_steps=total))
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            logger.info("%d of about %d rows", self.rows, total)
+            logger.info("%d of about %d rows", self._rows, total)
 
     def done(self) -> None:
         """Report that all rows are read."""
-        self._reporter.progress(Progress(step=self.rows, total_steps=self.rows))
+        self._reporter.progress(Progress(step=self._rows, total_steps=self._rows))

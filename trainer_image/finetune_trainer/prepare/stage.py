@@ -92,10 +92,10 @@ class _Listener:
         self._stop = stop
         self.problem, self.alike = logs[0].add, logs[1].add
 
-    def row(self) -> None:
+    def rows(self, count: int, bytes_read: int) -> None:
         if self._stop.is_set():
             raise Preempted
-        self._pace.row()
+        self._pace.rows(count, bytes_read)
 
 
 def _prepare(
@@ -107,7 +107,7 @@ def _prepare(
     folder: Path,
     logs: tuple[ProblemLog, AlikeLog],
 ) -> Prepared:
-    pace = Pace(files, context.reporter)
+    pace = Pace(sum(file.size for file in files), context.reporter)
     try:
         prepared = prepare(
             files,

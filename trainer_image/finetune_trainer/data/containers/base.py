@@ -20,7 +20,7 @@ class Header:
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make than to read
 class Record:
     """One record."""
 
@@ -28,10 +28,14 @@ class Record:
     fields: Fields
 
 
+Line = tuple[int, bytes]
+"""A record that is not decoded: the number of its line, from 1, and the line."""
+
+
 class Container(Protocol):
     """Reads one kind of file."""
 
-    def __call__(self, file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+    def __call__(self, file: SourceFile, name: str | None) -> Iterator[Header | Record | Line | Invalid]:
         """Every record, or what is wrong with it; tables give their header first. `name` is for places."""
 
 

@@ -5,24 +5,34 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_trainer.data.containers.base import Fields, Record
-from finetune_trainer.data.containers.decoding import NESTED_TOO_DEEP, Decoder, syntax_issue
+from finetune_trainer.data.containers.base import Fields, Line, Record
+from finetune_trainer.data.containers.decoding import NESTED_TOO_DEEP, Decoder, quick_fields, syntax_issue
 from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 
 ONE_OBJECT: Final = "one JSON object on each line"
 
 
-def read(file: SourceFile, name: str | None) -> Iterator[Record | Invalid]:
-    """Each line's object, or what is wrong with it; lines of white space only are no records."""
-    decoder = Decoder()
+def read(file: SourceFile, name: str | None) -> Iterator[Line]:  # noqa: ARG001 - as all containers
+    """Each line, to be decoded by `LineDecoder`; lines of white space only are no records."""
     for number, line in enumerate(file.lines(), start=1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if content.isspace():
-            continue
+        if not content.isspace():
+            yield number, content
+
+
+class LineDecoder:
+    """Makes records of lines."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder()
+
+    def decode(self, line: Line, name: str | None) -> Record | Invalid:
+        """The line's object, or what is wrong with it; `name` is for places."""
+        number, content = line
         place = Place(name, number, number)
-        fields = _fields(content, decoder)
-        yield Invalid(place, (fields,)) if isinstance(fields, Issue) else Record(place, fields)
+        fields = _fields(content, self._decoder)
+        return Invalid(place, (fields,)) if isinstance(fields, Issue) else Record(place, fields)
 
 
 def _fields(line: bytes, decoder: Decoder) -> Fields | Issue:
@@ -30,6 +40,8 @@ def _fields(line: bytes, decoder: Decoder) -> Fields | Issue:
         return Issue(
             Code.ROW_TOO_LONG, f"longer than {MAX_ROW_BYTES >> 20} MiB", ONE_OBJECT, "check the line ends"
         )
+    if (fields := quick_fields(line)) is not None:
+        return fields
     try:
         return decoder.fields(decoder.decode(line.decode()), ONE_OBJECT)
     except UnicodeDecodeError as error:

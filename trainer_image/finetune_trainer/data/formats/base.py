@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.options import Recipe
@@ -13,7 +13,6 @@ from finetune_trainer.data.text import (
     field_names,
     listed,
     normal_line_ends,
-    printable,
     shown,
     text_issue,
     type_name,
@@ -35,12 +34,8 @@ SPLIT_NAMES: dict[str, SplitName] = {
 }
 """What teams call their splits; of files' names too. Capital letters count as small ones."""
 
-MAX_UNUSED: Final = 200
-"""Names of unused fields that are remembered: rows may have a new one each."""
-UNUSED_CHARACTERS: Final = 200
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make than to read
 class RawRow:
     """A valid row as it came, before any cleaning."""
 
@@ -65,10 +60,13 @@ class Format(ABC):
         self.recipe = recipe
         self.names = recipe.names
         self.template = PromptTemplate.parse(self.names.template) if self.names.template else None
+        self.prompt_columns: tuple[str, ...] = (self.names.prompt or self.usual_prompt,)
+        """What the prompt is made of."""
+        if self.template is not None:
+            self.prompt_columns = self.template.columns
         self.unused: dict[str, None] = {}
         """Fields that were seen and are not used, in the order of their coming."""
         self._known = {*self.used, *self.table_columns()}
-        self._noted = 0
 
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
@@ -141,17 +139,14 @@ class Format(ABC):
     def note_unused(self, record: Fields, prefix: str = "") -> None:
         """Remember the fields that are not known; null says nothing, and is not counted."""
         for name, value in record.items():
-            if self._noted == MAX_UNUSED:
-                return
             if value is not None and (path := prefix + name) not in self._known:
-                self._noted += 1
                 self._known.add(path)
-                self.unused[printable(path[:UNUSED_CHARACTERS])] = None
+                self.unused[path] = None
 
     @property
-    def prompt_columns(self) -> tuple[str, ...]:
-        """What the prompt is made of."""
-        return (self.names.prompt or self.usual_prompt,) if self.template is None else self.template.columns
+    def known(self) -> frozenset[str]:
+        """The fields that are known: of the format, or from the records that were read; not those unused."""
+        return frozenset(self._known.difference(self.unused))
 
     def prompt(self, record: Fields, found: list[Issue]) -> str:
         """The prompt's text, or "" and what is wrong with it."""

@@ -20,6 +20,8 @@ class Pairs(Format):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._reads_messages = recipe.division.rule_version >= MESSAGES_SINCE
+        self._messages = self.names.messages or "messages"
+        self._columns = self.columns()
 
     def columns(self) -> tuple[str, ...]:
         """Prompt and completion."""
@@ -27,15 +29,14 @@ class Pairs(Format):
 
     def row(self, record: Fields) -> Row | Issues:
         """The pair."""
-        messages = self.names.messages or "messages"
-        if messages in record and not any(name in record for name in self.prompt_columns):
-            return (mixed(f'a chat row, with "{messages}"', "prompt and completion"),)
+        if self._messages in record and not any(name in record for name in self.prompt_columns):
+            return (mixed(f'a chat row, with "{self._messages}"', "prompt and completion"),)
+        completion = self._columns[-1]
+        if self._reads_messages:
+            for name in self._columns:
+                if isinstance(record.get(name), list):
+                    return self._conversation(record, self._columns[0], completion)
         found: list[Issue] = []
-        *prompts, completion = self.columns()
-        if self._reads_messages and any(
-            isinstance(record.get(name), list) for name in (*prompts, completion)
-        ):
-            return self._conversation(record, prompts[0], completion)
         prompt = self.prompt(record, found)
         answer = text(record, completion, found)
         return tuple(found) or Row.pair(prompt, answer)

@@ -1,0 +1,162 @@
+"""Batches of rows on several processors: worker processes prepare them, and they come back in order.
+
+A worker is a Python of its own. Processes are not forked: that is unsafe where threads run, and no default on
+macOS. A worker whose parent is killed ends too, because its standard input does.
+"""
+
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from queue import SimpleQueue
+from types import TracebackType
+from typing import IO, Final, Self
+
+from finetune_trainer.data.batches import PreparedBatch, Preparer
+from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.reading import Batch
+from finetune_trainer.processors import available_processors
+
+WORKER: Final = "finetune_trainer.data.worker"
+ALONE_BATCHES: Final = 8
+"""The first batches, about 4 MiB, are prepared by this process: most sources have no more, and workers take a
+while to start."""
+MAX_WORKERS: Final = 4
+"""This process has to keep up with them, and each takes about 60 MiB of memory."""
+WAITING_BATCHES: Final = 2
+"""Per worker, so that none waits for work."""
+WAITING_BYTES: Final = 16 << 20
+"""Of all batches at the workers. One may be larger, and is there alone then."""
+KILLED: Final = -9
+"""Exit code after SIGKILL, which is how the kernel ends a process when memory runs out."""
+
+
+def prepare_batches(batches: Iterable[Batch], recipe: Recipe) -> Generator[PreparedBatch, None, None]:
+    """Prepare batches, on several processors where there are many batches; the caller closes it in the end.
+
+    Raises ValueError for a template that is none, MemoryError, and what `batches` raises, after all that came
+    before it.
+    """
+    batches = iter(batches)
+    preparer = Preparer(recipe)
+    for batch in islice(batches, ALONE_BATCHES):
+        yield preparer.prepare(batch)
+    count = min(available_processors(), MAX_WORKERS)
+    if count == 1:
+        yield from map(preparer.prepare, batches)
+        return
+    failures: list[Exception] = []
+    workers: Workers | None = None
+    with ExitStack() as stack:
+        for batch in _until_failure(batches, failures):
+            workers = workers or stack.enter_context(Workers(recipe, count))
+            workers.give(batch)
+            while workers.are_busy():
+                yield workers.take()
+        while workers is not None and workers.have_work():
+            yield workers.take()
+    if failures:
+        raise failures[0]
+
+
+def _until_failure(batches: Iterator[Batch], failures: list[Exception]) -> Iterator[Batch]:
+    """The batches up to an exception, which goes to `failures`."""
+    try:
+        yield from batches
+    except Exception as error:  # noqa: BLE001 - raised when all batches before it are prepared
+        failures.append(error)
+
+
+class Workers:
+    """Processes that prepare batches. Give and take by one thread only."""
+
+    def __init__(self, recipe: Recipe, count: int) -> None:
+        self._recipe = recipe
+        self._count = count
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        # Each talks to one worker at a time, so that no pipe ever has two that wait for each other.
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="worker")
+        self._waiting: deque[tuple[Future[PreparedBatch], int]] = deque()
+        self._waiting_bytes = 0
+
+    def __enter__(self) -> Self:
+        recipe = pickle.dumps(self._recipe)
+        for _ in range(self._count):
+            process = subprocess.Popen(
+                # Not from the working directory, where a user may have a json.py.
+                [sys.executable, "-P", "-m", WORKER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # A terminal's Ctrl-C is for this process, which ends its workers.
+                start_new_session=True,
+            )
+            self._processes.append(process)
+            _piped(process.stdin).write(recipe)
+            self._idle.put(process)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.kill()
+        self._threads.shutdown()
+        for process in self._processes:
+            process.communicate()
+
+    def have_work(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._waiting)
+
+    def are_busy(self) -> bool:
+        """Whether something is to be taken before more is given."""
+        is_much = self._waiting_bytes > WAITING_BYTES
+        return self.have_work() and (is_much or len(self._waiting) > self._count * WAITING_BATCHES)
+
+    def give(self, batch: Batch) -> None:
+        """Let the first worker that has time prepare a batch."""
+        message = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
+        self._waiting.append((self._threads.submit(self._ask, message), len(message)))
+        self._waiting_bytes += len(message)
+
+    def take(self) -> PreparedBatch:
+        """The first batch that was given and not taken. Raises MemoryError, and what a worker raised."""
+        future, size = self._waiting.popleft()
+        self._waiting_bytes -= size
+        return future.result()
+
+    def _ask(self, message: bytes) -> PreparedBatch:
+        process = self._idle.get()
+        try:
+            _piped(process.stdin).write(message)
+            _piped(process.stdin).flush()
+            found = pickle.load(_piped(process.stdout))  # noqa: S301 - of a process of our own
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise _lost(process) from error
+        finally:
+            self._idle.put(process)
+        if isinstance(found, Exception):
+            raise found
+        if not isinstance(found, PreparedBatch):
+            raise TypeError(f"a worker process gave {type(found).__name__}")
+        return found
+
+
+def _piped(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("a worker process has no pipe")
+    return stream
+
+
+def _lost(process: subprocess.Popen[bytes]) -> Exception:
+    """Why a worker does not answer."""
+    code = process.wait()
+    if code == KILLED:
+        return MemoryError("a worker process was killed")
+    return RuntimeError(f"a worker process ended with exit code {code}")

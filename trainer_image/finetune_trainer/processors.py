@@ -1,0 +1,28 @@
+"""How many processors this process may use."""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+CPU_LIMIT_PATH: Final = Path("/sys/fs/cgroup/cpu.max")
+"""Processor time that the container may use, in microseconds per period (cgroup v2)."""
+
+logger = logging.getLogger(__name__)
+
+
+def available_processors(cpu_limit: Path = CPU_LIMIT_PATH) -> int:
+    """Processors that this process may use: those of its affinity mask, and no more than its CPU limit.
+
+    Libraries count the node's processors; with a thread for each of them, a pod with a small limit is
+    throttled most of the time.
+    """
+    # Only Linux has affinity masks.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cpu_limit.read_text().split()
+    except OSError as error:
+        logger.debug("no CPU limit known: %s", error)
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
