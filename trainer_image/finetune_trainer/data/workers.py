@@ -26,7 +26,7 @@ ALONE_BATCHES: Final = 8
 """The first batches, about 4 MiB, are prepared by this process: most sources have no more, and workers take a
 while to start."""
 MAX_WORKERS: Final = 4
-"""This process has to keep up with them, and each takes about 60 MiB of memory."""
+"""This process has to keep up with them, and each takes about 30 MiB of memory."""
 WAITING_BATCHES: Final = 2
 """Per worker, so that none waits for work."""
 WAITING_BYTES: Final = 16 << 20

@@ -118,8 +118,9 @@ class Format(ABC):
         data = self.data(record)
         if not data.keys() <= self._known:
             self.note_unused(data)
-        group = self._group(data)
-        split = self._split(data)
+        division = self.recipe.division
+        group = None if division.group_by is None else self._group(data, division.group_by)
+        split = None if division.column is None else self._split(data, division.column)
         if isinstance(row, Row) and not isinstance(group, Issue) and not isinstance(split, Issue):
             return RawRow(row, group, split)
         return (
@@ -158,10 +159,7 @@ class Format(ABC):
         found += filled
         return ""
 
-    def _group(self, record: Fields) -> Group | Issue | None:
-        name = self.recipe.division.group_by
-        if name is None:
-            return None
+    def _group(self, record: Fields, name: str) -> Group | Issue:
         value = record.get(name)
         if isinstance(value, str) and value.strip():
             issue = text_issue(name, value)
@@ -177,10 +175,7 @@ class Format(ABC):
             column=name,
         )
 
-    def _split(self, record: Fields) -> SplitName | Issue | None:
-        name = self.recipe.division.column
-        if name is None:
-            return None
+    def _split(self, record: Fields, name: str) -> SplitName | Issue:
         value = record.get(name)
         split = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
         if split is not None:
