@@ -6,7 +6,6 @@ A serving pod becomes ready.
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from finetune_trainer.contract import CleanupConfig, StageConfig, StageResult
@@ -33,7 +32,7 @@ class FakeKubelet:
 
     Attributes:
         held: stages whose pods keep running.
-        started: name of each stage whose pod has started, in order.
+        started: name of each stage whose pod runs or has run, in order of their starts.
     """
 
     def __init__(
@@ -80,8 +79,8 @@ class FakeKubelet:
             return
         config = config_of(pod)
         if phase == "Pending":
-            self.started.append(config.stage)
-            self._patch(pod, running(pod))
+            if self._patch(pod, running(pod)):
+                self.started.append(config.stage)
         elif config.stage in self.held:
             return
         elif isinstance(config, StageConfig):
@@ -89,8 +88,11 @@ class FakeKubelet:
         elif isinstance(config, CleanupConfig):
             self._patch(pod, ended(pod, None))
 
-    def _patch(self, pod: Object, status: Object) -> None:
+    def _patch(self, pod: Object, status: Object) -> bool:
+        """Whether the pod was still there."""
         metadata = pod["metadata"]
-        # It may have been deleted since it was listed.
-        with suppress(NotFound):
+        try:
             self._api.patch("Pod", metadata["namespace"], metadata["name"], {"status": status}, "status")
+        except NotFound:
+            return False
+        return True
