@@ -1,10 +1,7 @@
 """A real Prometheus scrapes operator, training process and model server, and is asked what users ask."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from finetune_trainer.contract import CONFIG_ENV, FailureReason, PrepareConfig, StageConfig, StageResult
+from finetune_trainer.contract import FailureReason, PrepareConfig, StageConfig, StageResult
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from hack.cluster import ControlPlane
 from hack.cluster.ports import free_port
 from hack.fakepods import succeeded
 from tests.fakekubelet import FakeKubelet
+from tests.forkserver import preload
 from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.chain import until_condition
@@ -29,7 +27,10 @@ from tests.integration.trainingpod import TrainingPod
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
+    from tests.trainer.processes import Process
     from tests.trainer.serve.endpoint import ServerProcess
+
+preload("tests.trainer.loaded", "tests.trainer.processes")
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json"
@@ -61,7 +62,7 @@ class Site:
 
     api: Api
     prometheus: Prometheus
-    processes: tuple[subprocess.Popen[Any], ...]
+    processes: tuple["Process", ...]
 
     def answers(self, query: str) -> None:
         """Wait for the scrape that has what is asked for."""
@@ -86,23 +87,15 @@ def outcome(config: StageConfig) -> StageResult:
     return result
 
 
-def start_training(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def start_training(folder: Path, port: int) -> "Process":
     """A run of the tiny model that does not end by itself."""
-    # It imports torch, which the other tests here do without.
+    # They import torch, which the other tests here do without.
+    from tests.trainer.processes import start
     from tests.trainer.workbench import ROWS, Workbench
 
     bench = Workbench(folder)
     config = bench.train_config(dataset=bench.dataset(ROWS, ROWS[:2]), epochs=100_000, save_every_steps=20)
-    config = config.model_copy(update={"metrics_port": port})
-    environment = {**os.environ, CONFIG_ENV: config.to_json(), "OMP_WAIT_POLICY": "PASSIVE"}
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+    return start(config.model_copy(update={"metrics_port": port}))
 
 
 def start_serving(folder: Path, port: int) -> "ServerProcess":
@@ -133,7 +126,6 @@ def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPat
         prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), targets)
         stack.callback(prometheus.close)
         trainer = start_training(tmp_path_factory.mktemp("train"), train_port)
-        stack.callback(trainer.wait)
         stack.callback(trainer.kill)
         server = start_serving(tmp_path_factory.mktemp("serve"), serve_port)
         stack.callback(server.close)

@@ -1,32 +1,17 @@
-"""Trainer processes that something happens to at an exact moment.
+"""What happens to a trainer process at an exact moment.
 
-They are forked from a server that has loaded PyTorch already, so that one starts in a fraction of a second.
-What happens is told by what PyTorch and Python announce by themselves, optimizer steps and accesses to files:
-nothing of the trainer is changed for it.
+The moment is known from what PyTorch and Python announce by themselves, optimizer steps and accesses to
+files: nothing of the trainer is changed for it.
 """
 
-import json
-import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-from finetune_trainer import configuration, logs, process
-from finetune_trainer.contract import CONFIG_ENV, Contract
-from finetune_trainer.train import stage  # noqa: F401 - loaded once, in the server
-
-TIMEOUT_SECONDS: Final = 300
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
@@ -39,7 +24,7 @@ class Interruption:
     name: str
     step: int
 
-    def arm(self) -> None:
+    def __call__(self) -> None:
         """Let it happen in this process."""
         match self.name:
             case "killed in a step":
@@ -77,59 +62,3 @@ class _Countdown:
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), self._number)
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A trainer process, as the one of a pod."""
-
-    process: ForkServerProcess
-    log: Path
-
-    @property
-    def messages(self) -> list[str]:
-        """What it has logged."""
-        return [json.loads(line)["message"] for line in self.log.read_text().splitlines() if line[:1] == "{"]
-
-    def ended(self) -> None:
-        """Wait for its end."""
-        self.process.join(TIMEOUT_SECONDS)
-        assert self.process.exitcode is not None, self.messages[-5:]
-
-    @property
-    def code(self) -> int:
-        """The exit code, or minus the number of the signal that ended it."""
-        assert self.process.exitcode is not None
-        return self.process.exitcode
-
-
-@contextmanager
-def pod(
-    config: Contract,
-    log: Path,
-    interruption: Interruption | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Iterator[Pod]:
-    """A running trainer process; it is gone after the block."""
-    started = _server.Process(
-        target=_run, args=(config.to_json(), str(log), interruption, dict(environ or {})), daemon=True
-    )
-    started.start()
-    try:
-        yield Pod(started, log)
-    finally:
-        started.kill()
-        started.join()
-
-
-def _run(config: str, log: str, interruption: Interruption | None, environ: dict[str, str]) -> None:
-    os.environ.update({**environ, CONFIG_ENV: config})
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
-    logs.configure()
-    if interruption is not None:
-        interruption.arm()
-    sys.exit(process.run(configuration.parse(config)))

@@ -1,34 +1,58 @@
-"""`python -m finetune_trainer` as a pod runs it, and what it leaves."""
+"""`python -m finetune_trainer` as a pod runs it, and what it leaves.
+
+`start` forks the process from a server that has imported everything already, so that it starts in
+milliseconds. It differs from one that the interpreter starts in what the server did once: imports, what
+libraries read from the environment while they are loaded, and the seed of hashes. And it ends without the
+interpreter's last clean-up. Where that is what is tested, `start_fresh` starts an interpreter.
+"""
 
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from multiprocessing.connection import Connection
+from types import MappingProxyType, TracebackType
+from typing import IO, Final, Self
 
 from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult, TrainConfig
+from tests.forkserver import Forked, preload
 from tests.trainer.workbench import Workbench
+from tests.waiting import eventually
 
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS: Final = 300
+"""Reached only by what is broken."""
+MODULE: Final = "finetune_trainer"
+LOADED: Final = "tests.trainer.loaded"
+THREADS_ENV: Final = "OMP_NUM_THREADS"
+PAUSE_SECONDS: Final = 0.002
+"""Shorter than a step of the tiny model."""
+
+preload(LOADED, __name__)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit code and logs of a process."""
+    """Exit code, or minus the number of the signal that ended it, and logs of a process."""
 
     code: int
     logs: list[dict[str, str]]
 
     @property
+    def messages(self) -> list[str]:
+        """Without levels and times."""
+        return [line["message"] for line in self.logs]
+
+    @property
     def termination_message(self) -> str:
         """The last words; outside a pod they are in the log."""
         prefix = "termination message: "
-        messages = [line["message"] for line in self.logs if line["message"].startswith(prefix)]
+        messages = [message for message in self.messages if message.startswith(prefix)]
         assert len(messages) == 1, self.logs
         return messages[0].removeprefix(prefix)
 
@@ -39,65 +63,179 @@ class Ended:
         return result
 
 
+@dataclass(frozen=True)
+class Process:
+    """A started process; as a context manager it is gone after the block."""
+
+    _process: subprocess.Popen[bytes] | Forked
+    _written: IO[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """What it has written to standard output until now."""
+        file = self._written.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+
+    @property
+    def code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def read_until(self, text: str) -> str:
+        """Wait until it has written this; returns all that it has written."""
+
+        def written() -> str | None:
+            ended = self.code is not None
+            output = self.output
+            assert text in output or not ended, f"it ended without {text!r}: {output[-4000:]}"
+            return output if text in output else None
+
+        return eventually(repr(text), written, TIMEOUT_SECONDS, lambda: self.output[-4000:], PAUSE_SECONDS)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code, once it ends."""
+        try:
+            return self._process.wait(TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"still running after {TIMEOUT_SECONDS} s: {self.output[-4000:]}") from error
+
+    def finish(self) -> Ended:
+        """Exit code and logs, once it ends; it has written nothing but logs."""
+        code = self.wait()
+        return Ended(code, [json.loads(line) for line in self.output.splitlines()])
+
+    def kill(self) -> int:
+        """End it as the kernel does; returns the exit code."""
+        self.send_signal(signal.SIGKILL)
+        return self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._written.close()
+
+
 def start(
+    config: Contract | str,
+    *arguments: str,
+    arm: Callable[[], None] | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    is_first: bool = False,
+) -> Process:
+    """Start a trainer process with a config in its environment, and with `environ` beside it.
+
+    `arguments`: of its command line. `arm` is called in the process before it begins, a function or an object
+    that can be pickled. `is_first`: as process 1 of a container, it never gets a SIGTERM for which it has no
+    handler.
+    """
+    return _fork(_run_command, _environment(config, environ), arguments, arm, is_first)
+
+
+def start_function(function: Callable[..., None], *arguments: object) -> Process:
+    """Start a process that has imported what a trainer process has, and that only calls a function."""
+    return _fork(_call, dict(os.environ), function, arguments)
+
+
+def start_fresh(
     config: Contract | str,
     *arguments: str,
     memory_bytes: int | None = None,
     environ: Mapping[str, str] = MappingProxyType({}),
     is_first: bool = False,
-) -> subprocess.Popen[str]:
-    """Start a trainer process with a config in its environment, and with `environ` beside it.
-
-    `is_first`: as process 1 of a container, it never gets a SIGTERM for which it has no handler.
-    """
-    text = config if isinstance(config, str) else config.to_json()
+) -> Process:
+    """As `start`, by the interpreter; with `arguments`, it runs these instead."""
+    written = tempfile.TemporaryFile()  # noqa: SIM115 - it belongs to the process
     process = subprocess.Popen(
-        [sys.executable, *(arguments or ("-m", "finetune_trainer"))],
-        env={**os.environ, CONFIG_ENV: text, **environ},
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, *(arguments or ("-m", MODULE))],
+        env=_environment(config, environ),
+        stdout=written,
         preexec_fn=_ignore_sigterm if is_first else None,  # noqa: PLW1509 - no thread is needed in it
     )
     if memory_bytes is not None:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    return process
+    return Process(process, written)
 
 
-def _ignore_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def run(config: Contract | str, *arguments: str, arm: Callable[[], None] | None = None) -> Ended:
+    """A trainer process from start to end."""
+    with start(config, *arguments, arm=arm) as process:
+        return process.finish()
 
 
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """What a started process writes, up to the line with this text."""
-    assert process.stdout is not None
-    read = ""
-    for line in process.stdout:
-        read += line
-        if text in line:
-            break
-    return read
+def run_fresh(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> Ended:
+    """The same by the interpreter."""
+    with start_fresh(config, *arguments, memory_bytes=memory_bytes) as process:
+        return process.finish()
 
 
 def wait_for_state(bench: Workbench, config: TrainConfig, name: str) -> None:
     """Until a run has saved the state `step-N`."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while name not in bench.states(config):
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.01)
+    eventually("a saved state", lambda: name in bench.states(config), TIMEOUT_SECONDS, pause=PAUSE_SECONDS)
 
 
-def finish(process: subprocess.Popen[str], read: str = "") -> Ended:
-    """Wait for the end; `read` is what was taken from its output already."""
-    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-    return Ended(process.returncode, [json.loads(line) for line in (read + output).splitlines()])
+def _environment(config: Contract | str, more: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, CONFIG_ENV: config if isinstance(config, str) else config.to_json(), **more}
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """End a process as the kernel does."""
-    process.kill()
-    process.communicate()
+def _fork(function: Callable[..., None], *arguments: object) -> Process:
+    written = tempfile.TemporaryFile()  # noqa: SIM115 - it belongs to the process
+    # Connections are what multiprocessing hands over with its file descriptor.
+    with Connection(os.dup(written.fileno()), readable=False) as connection:
+        return Process(Forked(function, connection, *arguments), written)
 
 
-def run(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> Ended:
-    """A trainer process from start to end."""
-    return finish(start(config, *arguments, memory_bytes=memory_bytes))
+def _run_command(
+    connection: Connection,
+    environ: dict[str, str],
+    arguments: tuple[str, ...],
+    arm: Callable[[], None] | None,
+    is_first: bool,
+) -> None:
+    if is_first:
+        _ignore_sigterm()
+    _begin(connection, environ)
+    sys.argv = [MODULE, *arguments]
+    if arm is not None:
+        arm()
+    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+
+
+def _call(
+    connection: Connection,
+    environ: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple[object, ...],
+) -> None:
+    _begin(connection, environ)
+    function(*arguments)
+
+
+def _begin(connection: Connection, environ: dict[str, str]) -> None:
+    """Make this process what it would be had it been started with these."""
+    if LOADED not in sys.modules:
+        raise ImportError(f"{LOADED} was not preloaded: start pytest in the root of the repository")
+    os.dup2(connection.fileno(), 1)
+    connection.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    os.environ.clear()
+    os.environ.update(environ)
+    tempfile.tempdir = None
+    if THREADS_ENV in environ:  # was read when PyTorch was loaded
+        import torch
+
+        torch.set_num_threads(int(environ[THREADS_ENV]))
+
+
+def _ignore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,6 +5,7 @@ neither rows nor the report about them.
 """
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,10 @@ def test_a_signature_in_the_uri_is_in_nothing_that_a_pod_leaves(preparation: Pre
         }
     )
 
-    process = processes.start(config)
-    read = processes.read_until(process, "trying again")
-    process.terminate()
-    ended = processes.finish(process, read)
+    with processes.start(config) as process:
+        process.read_until("trying again")
+        process.send_signal(signal.SIGTERM)
+        ended = process.finish()
 
     assert ended.code == ExitCode.PREEMPTED_SAVED
     assert TOKEN not in json.dumps(ended.logs)

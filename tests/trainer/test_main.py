@@ -19,7 +19,7 @@ from finetune_trainer.contract import (
     StageResult,
 )
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
-from tests.trainer.processes import finish, run, start
+from tests.trainer.processes import run, run_fresh, start
 
 NO_TORCH = """
 import sys
@@ -43,7 +43,7 @@ def unbound(result: StageResult) -> StageResult:
 def test_a_stage_leaves_its_result_in_the_store_and_as_last_words(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(50)))
 
-    ended = run(preparation.config(source))
+    ended = run_fresh(preparation.config(source))
 
     assert ended.code == ExitCode.OK
     assert ended.result.outcome == "Succeeded"
@@ -66,7 +66,7 @@ def test_a_run_that_is_done_says_so_again_without_doing_it_again(preparation: Pr
 def test_preparing_imports_no_machine_learning(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(50)))
 
-    assert run(preparation.config(source), "-c", NO_TORCH).code == ExitCode.OK
+    assert run_fresh(preparation.config(source), "-c", NO_TORCH).code == ExitCode.OK
 
 
 def test_a_failure_leaves_its_reason_and_a_later_try_replaces_it(preparation: Preparation) -> None:
@@ -168,20 +168,17 @@ def test_a_config_can_come_from_a_file(preparation: Preparation, tmp_path: Path)
     file = tmp_path / "config.json"
     file.write_text(preparation.config(source).to_json())
 
-    assert run("", "-m", "finetune_trainer", "--config", str(file)).code == ExitCode.OK
-    missing = run("", "-m", "finetune_trainer", "--config", str(tmp_path / "none.json"))
+    assert run("", "--config", str(file)).code == ExitCode.OK
+    missing = run("", "--config", str(tmp_path / "none.json"))
     assert missing.code == ExitCode.BAD_CONFIG
     assert "none.json" in missing.termination_message
 
 
 def test_a_signal_ends_a_stage_with_its_own_exit_code(preparation: Preparation, tmp_path: Path) -> None:
-    process = start(preparation.config(tmp_path / "late.jsonl"))
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "waiting up to 60 s" in line
-    process.send_signal(signal.SIGTERM)
-
-    ended = finish(process, line)
+    with start(preparation.config(tmp_path / "late.jsonl")) as process:
+        process.read_until("waiting up to 60 s")
+        process.send_signal(signal.SIGTERM)
+        ended = process.finish()
 
     assert ended.code == ExitCode.PREEMPTED_SAVED
     assert "stopped by a signal" in ended.logs[-1]["message"]
@@ -203,7 +200,7 @@ def test_a_store_that_cannot_be_written_is_worth_another_try(
 def test_memory_that_is_used_up_is_told_with_advice(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", '{"a":[' + "[]," * 5_000_000 + "0]}")
 
-    ended = run(preparation.config(source), memory_bytes=384 << 20)
+    ended = run_fresh(preparation.config(source), memory_bytes=384 << 20)
 
     assert ended.code == ExitCode.INTERNAL
     assert ended.result.reason == FailureReason.INTERNAL

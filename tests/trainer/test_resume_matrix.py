@@ -25,7 +25,8 @@ from finetune_trainer.contract import (
     TrainResult,
 )
 from finetune_trainer.rows import Row
-from tests.trainer.interruptions import Interruption, Pod, pod
+from tests.trainer.interruptions import Interruption
+from tests.trainer.processes import Ended, start
 from tests.trainer.workbench import ROWS, Workbench
 
 LORA: Final = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
@@ -149,32 +150,31 @@ class Site:
         coordinator = "127.0.0.1" if way.nodes > 1 else None
         return config.model_copy(update={"metrics_port": 0, "nodes": way.nodes, "coordinator": coordinator})
 
-    def run(self, config: TrainConfig, interruption: Interruption | None = None, rank: int = 0) -> list[Pod]:
+    def run(
+        self, config: TrainConfig, interruption: Interruption | None = None, rank: int = 0
+    ) -> list[Ended]:
         """All pods of a run from start to end; the one of `rank` is interrupted."""
         with ExitStack() as running:
             pods = [
                 running.enter_context(
-                    pod(
+                    start(
                         config,
-                        self.bench.root / f"log-{number}",
-                        interruption if number == rank else None,
-                        {NODE_RANK_ENV: str(number)},
+                        arm=interruption if number == rank else None,
+                        environ={NODE_RANK_ENV: str(number)},
                     )
                 )
                 for number in range(self.way.nodes)
             ]
-            for each in pods:
-                each.ended()
-        return pods
+            return [each.finish() for each in pods]
 
-    def finish(self, config: TrainConfig) -> TrainResult:
-        """Go on with a run to its end."""
+    def finish(self, config: TrainConfig) -> tuple[TrainResult, list[str]]:
+        """Go on with a run to its end; its result, and what the first pod logs."""
         pods = self.run(config)
         assert [each.code for each in pods] == [ExitCode.OK] * len(pods), pods[0].messages[-5:]
         result = self.bench.store.read_result(config.run, "train")
         assert result is not None
         assert result.train is not None
-        return result.train
+        return result.train, pods[0].messages
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tra
     @functools.cache
     def result(way: str) -> TrainResult:
         site = Site(Workbench(tmp_path_factory.mktemp("undisturbed")), WAYS[way])
-        return site.finish(site.config())
+        return site.finish(site.config())[0]
 
     return result
 
@@ -225,12 +225,11 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     if happens.refused:
         assert_refused(site, site.config(when.save_every_steps, rows=ROWS[::-1]))
 
-    result = site.finish(config)
+    result, messages = site.finish(config)
 
     expected = undisturbed(way)
     assert result.checkpoints == expected.checkpoints
     assert result.tokens == expected.tokens
-    messages = pods[0].messages
     resumed = [line for line in messages if line.startswith("going on after step")]
     step = happens.resumed_step(when)
     assert resumed == ([f"going on after step {step} of 6"] if step else [])
@@ -242,6 +241,8 @@ def assert_refused(site: Site, config: TrainConfig) -> None:
     pods = site.run(config)
 
     assert ExitCode.BAD_CONFIG in {each.code for each in pods}
-    (message,) = (line for each in pods for line in each.messages if line.startswith("FingerprintMismatch"))
+    lines = [line for each in pods for line in each.messages]
+    (message,) = (line for line in lines if line.startswith("FingerprintMismatch"))
+    assert not any(line.startswith("going on after step") for line in lines)
     assert config.dataset in message
     assert "a changed run needs a new FineTuneJob" in message

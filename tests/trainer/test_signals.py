@@ -1,14 +1,19 @@
 """SIGTERM at every moment of a process's life, which is process 1 of its container."""
 
+import ctypes
+import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -23,41 +28,43 @@ from finetune_trainer.contract import (
     FetchItem,
 )
 from hack.models import tiny
-from tests.trainer.processes import TIMEOUT_SECONDS, finish, read_until, start
+from tests.trainer.processes import TIMEOUT_SECONDS, Process, start, start_fresh
 from tests.trainer.serve.endpoint import serve_config
 from tests.trainer.workbench import OWNER, ROWS, RUN, Workbench
 from tests.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
-HANGS = """
-import ctypes, importlib, sys, threading
-from finetune_trainer import signals
+ROOT: Final = Path(__file__).parents[2]
+LATER_THAN_ANY_TEST: Final = 1000.0
+AT_ONCE: Final = 0.1
 
-module = importlib.import_module("finetune_trainer.%s")
 
-def hang(*_arguments, **_settings):
-    print('{"message": "hanging", "level": "info"}', flush=True)
-%s
+@dataclass(frozen=True)
+class Hangs:
+    """Lets a function of the trainer hang."""
 
-module.%s = hang
-signals.PROMPT_SECONDS = %s
-from finetune_trainer.__main__ import main
-sys.exit(main())
-"""
-WAITS = "    threading.Event().wait()"
-NEVER_RETURNS = """
+    function: str
+    how: Callable[[], None]
+    prompt_seconds: float = LATER_THAN_ANY_TEST
+
+    def __call__(self) -> None:
+        module, _, name = self.function.rpartition(".")
+        setattr(importlib.import_module(f"finetune_trainer.{module}"), name, self._hang)
+        signals.PROMPT_SECONDS = self.prompt_seconds  # type: ignore[misc]  # in a process of its own
+
+    def _hang(self, *_arguments: object, **_settings: object) -> None:
+        print('{"message": "hanging", "level": "info"}', flush=True)
+        self.how()
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+def never_return() -> None:
+    """Not even to handle a signal."""
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
-"""
-LATER_THAN_ANY_TEST = 1000.0
-AT_ONCE = 0.1
-
-
-def hangs(function: str, how: str, prompt_seconds: float) -> str:
-    """A script that is the trainer, in which `function` hangs."""
-    module, _, name = function.rpartition(".")
-    return HANGS % (module, how, name, prompt_seconds)
 
 
 @pytest.fixture
@@ -100,28 +107,27 @@ def config_of(stage: str, bench: Workbench) -> Contract:
             return serve_config(bench.root)
 
 
+Begin = Callable[..., Process]
+
+
 @pytest.fixture
-def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`start`, and what still runs at the end is ended."""
-    started: list[subprocess.Popen[str]] = []
+def begin() -> Iterator[Begin]:
+    """Starts process 1 of a container, and what still runs at the end is ended."""
+    with ExitStack() as started:
 
-    def begin(*arguments: Any, **settings: Any) -> subprocess.Popen[str]:
-        started.append(start(*arguments, is_first=True, **settings))
-        return started[-1]
+        def begin(*arguments: Any, how: Begin = start, **settings: Any) -> Process:
+            return started.enter_context(how(*arguments, is_first=True, **settings))
 
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
+        yield begin
 
 
-def handles_sigterm(process: subprocess.Popen[str]) -> bool:
+def handles_sigterm(process: Process) -> bool:
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def has_loaded(process: subprocess.Popen[str], library: str) -> bool:
+def has_loaded(process: Process, library: str) -> bool:
     return library in Path(f"/proc/{process.pid}/maps").read_text()
 
 
@@ -166,31 +172,27 @@ def test_an_image_starts_python_with_the_signals_blocked(image: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["finetune_trainer", "finetune_operator"])
-def test_a_signal_is_handled_before_anything_is_imported_that_takes_time(
-    begin: Callable[..., subprocess.Popen[str]], module: str
-) -> None:
-    process = begin("{}", "-m", module)
+def test_a_signal_is_handled_before_anything_is_imported_that_takes_time(begin: Begin, module: str) -> None:
+    process = begin("{}", "-m", module, how=start_fresh)
     eventually("a handler", lambda: handles_sigterm(process), TIMEOUT_SECONDS, pause=0.001)
     imported = has_loaded(process, "pydantic_core")
     process.send_signal(signal.SIGTERM)
 
-    process.communicate(timeout=60)
-
+    assert process.wait() == (20 if module == "finetune_trainer" else 143)
     assert not imported
-    assert process.returncode == (20 if module == "finetune_trainer" else 143)
 
 
 @pytest.mark.parametrize(
     ("stage", "code"), [("train", 20), ("devices", 20), ("evaluate", 20), ("serve", 143), ("fetch", 143)]
 )
 def test_a_signal_ends_a_process_that_still_imports(
-    begin: Callable[..., subprocess.Popen[str]], bench: Workbench, stage: str, code: int
+    begin: Begin, bench: Workbench, stage: str, code: int
 ) -> None:
-    process = begin(config_of(stage, bench))
+    process = begin(config_of(stage, bench), how=start_fresh)
     eventually("imports", lambda: has_loaded(process, "pydantic_core"), TIMEOUT_SECONDS)
     process.send_signal(signal.SIGTERM)
 
-    assert finish(process).code in (code, ExitCode.PREEMPTED_SAVED)
+    assert process.finish().code in (code, ExitCode.PREEMPTED_SAVED)
 
 
 @pytest.mark.parametrize(
@@ -204,53 +206,49 @@ def test_a_signal_ends_a_process_that_still_imports(
     ],
 )
 def test_a_signal_ends_a_process_that_loads_what_it_needs(
-    begin: Callable[..., subprocess.Popen[str]],
+    begin: Begin,
     bench: Workbench,
     stage: str,
     hanging: str,
     code: int,
 ) -> None:
-    process = begin(config_of(stage, bench), "-c", hangs(hanging, WAITS, LATER_THAN_ANY_TEST))
-    read = read_until(process, "hanging")
+    process = begin(config_of(stage, bench), arm=Hangs(hanging, wait_for_ever))
+    process.read_until("hanging")
     process.send_signal(signal.SIGTERM)
 
-    assert finish(process, read).code == code
+    assert process.finish().code == code
 
 
 def test_a_signal_ends_a_process_that_hangs_in_a_call_with_nothing_to_save(
-    begin: Callable[..., subprocess.Popen[str]], bench: Workbench
+    begin: Begin, bench: Workbench
 ) -> None:
-    script = hangs("train.stage.trainable_model", NEVER_RETURNS, AT_ONCE)
-    process = begin(config_of("train", bench), "-c", script)
-    read = read_until(process, "hanging")
+    hangs = Hangs("train.stage.trainable_model", never_return, AT_ONCE)
+    process = begin(config_of("train", bench), arm=hangs)
+    process.read_until("hanging")
     process.send_signal(signal.SIGTERM)
 
-    assert finish(process, read).code == ExitCode.PREEMPTED_SAVED
+    assert process.finish().code == ExitCode.PREEMPTED_SAVED
 
 
 def test_a_signal_while_checkpoints_are_published_leaves_that_to_the_next_pod(
-    begin: Callable[..., subprocess.Popen[str]], bench: Workbench
+    begin: Begin, bench: Workbench
 ) -> None:
     config = bench.train_config()
-    process = begin(config, "-c", hangs("train.stage.publish_checkpoints", WAITS, LATER_THAN_ANY_TEST))
-    read = read_until(process, "hanging")
+    process = begin(config, arm=Hangs("train.stage.publish_checkpoints", wait_for_ever))
+    process.read_until("hanging")
     process.send_signal(signal.SIGTERM)
 
-    ended = finish(process, read)
-
-    assert ended.code == ExitCode.PREEMPTED_SAVED
+    assert process.finish().code == ExitCode.PREEMPTED_SAVED
     assert bench.train(config).restarts == 1
 
 
-def test_a_launcher_hands_a_signal_on_to_processes_that_only_start(
-    begin: Callable[..., subprocess.Popen[str]], bench: Workbench
-) -> None:
-    process = begin(config_of("devices", bench))
+def test_a_launcher_hands_a_signal_on_to_processes_that_only_start(begin: Begin, bench: Workbench) -> None:
+    process = begin(config_of("devices", bench), how=start_fresh)
     eventually("its processes", lambda: children(process), TIMEOUT_SECONDS)
     process.send_signal(signal.SIGTERM)
 
-    assert finish(process).code == ExitCode.PREEMPTED_SAVED
+    assert process.finish().code == ExitCode.PREEMPTED_SAVED
 
 
-def children(process: subprocess.Popen[str]) -> list[str]:
+def children(process: Process) -> list[str]:
     return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -1,10 +1,9 @@
 """Several processes train one run as one would, and what happens to one of them changes nothing."""
 
-import os
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,62 +12,57 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_trainer import process
 from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
-from finetune_trainer.train import trainer
-from tests.trainer.processes import Ended, finish, kill, read_until, start
-from tests.trainer.test_train_watchdog import HANGING
+from finetune_trainer.train import method, stage, trainer
+from finetune_trainer.train.method import Trainable
+from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh
+from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
 
-PUBLISHES_WHEN_TOLD = """
-import sys, time
-from pathlib import Path
-from finetune_trainer.__main__ import main
-from finetune_trainer.train import stage
+ONE_THREAD = {THREADS_ENV: "1"}
+"""Two processes share the cores of a small machine."""
 
-publish = stage.publish_checkpoints
 
-def when_told(*arguments, **settings):
-    print('{"message": "publishing"}', flush=True)
-    while not Path("%s").exists():
-        time.sleep(0.01)
-    return publish(*arguments, **settings)
+@dataclass(frozen=True)
+class PublishesWhenTold:
+    """Lets a process wait for a file before it publishes its checkpoints."""
 
-stage.publish_checkpoints = when_told
-sys.exit(main())
-"""
+    told: Path
 
-SHOWS_ITS_GRADIENTS = """
-import sys
-from finetune_trainer import process
-from finetune_trainer.__main__ import main
-from finetune_trainer.train import trainer
+    def __call__(self) -> None:
+        publish = vars(stage)["publish_checkpoints"]
 
-trainer.LARGEST_GRADIENT_NORM = 1e9
-process._remove_states = lambda *_: None
-sys.exit(main())
-"""
-"""Neither clips them, nor removes the state that has their means."""
+        def when_told(*arguments: Any, **settings: Any) -> Any:
+            print('{"message": "publishing"}', flush=True)
+            while not self.told.exists():
+                time.sleep(0.01)
+            return publish(*arguments, **settings)
 
-HAS_ROOM_FOR_ONE_ROW = """
-import sys
-import torch
-from finetune_trainer.__main__ import main
-from finetune_trainer.train import method, stage
+        vars(stage)["publish_checkpoints"] = when_told
 
-def before(model, _, inputs):
-    rows = (inputs["position_ids"] == 0).sum() if "position_ids" in inputs else len(inputs["input_ids"])
-    if model.training and rows > 1:
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
-def load(*arguments):
-    model = method.trainable_model(*arguments)
-    model.register_forward_pre_hook(before, with_kwargs=True)
-    return model
+def show_gradients() -> None:
+    """Neither clip them, nor remove the state that has their means."""
+    trainer.LARGEST_GRADIENT_NORM = 1e9  # type: ignore[misc]  # in a process of its own
+    process._remove_states = lambda *_: None
 
-stage.trainable_model = load
-sys.exit(main())
-"""
+
+def have_room_for_one_row() -> None:
+    """Let memory be used up by a batch of more."""
+
+    def before(model: torch.nn.Module, _: object, inputs: dict[str, torch.Tensor]) -> None:
+        rows = (inputs["position_ids"] == 0).sum() if "position_ids" in inputs else len(inputs["input_ids"])
+        if model.training and rows > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def load(*arguments: Any) -> Trainable:
+        model = method.trainable_model(*arguments)
+        model.register_forward_pre_hook(before, with_kwargs=True)
+        return model
+
+    vars(stage)["trainable_model"] = load
 
 
 KEY = bytes(range(32))
@@ -79,17 +73,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextmanager
-def one_core(number: int) -> Iterator[None]:
-    """What is started in the block has one thread, as sums have to be the same in each run."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(cores)[number % len(cores)]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 @dataclass
@@ -103,7 +86,7 @@ class Pods:
     """Batches of a process in each step."""
     settings: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    started: list[Process] = field(default_factory=list)
 
     @property
     def config(self) -> TrainConfig:
@@ -124,16 +107,21 @@ class Pods:
         """The same steps in one process."""
         return self._config({"gradient_accumulation_steps": 2 * self.accumulation} | self.settings)
 
-    def start(self, rank: int, *arguments: str, config: TrainConfig | None = None) -> subprocess.Popen[str]:
-        environ = {NODE_RANK_ENV: str(rank), PORT_ENV: str(self.port)}
-        return self._start(config or self.config, *arguments, environ=environ)
+    def start(
+        self, rank: int, arm: Callable[[], None] | None = None, config: TrainConfig | None = None
+    ) -> Process:
+        environ = {**ONE_THREAD, NODE_RANK_ENV: str(rank), PORT_ENV: str(self.port)}
+        self.started.append(start(config or self.config, arm=arm, environ=environ))
+        return self.started[-1]
 
-    def start_devices(self) -> subprocess.Popen[str]:
-        """One pod with a process for each of two devices."""
-        return self._start(self.together(devices=2), environ={PORT_ENV: str(self.port)})
+    def start_devices(self) -> Process:
+        """One pod with a process for each of two devices, which it starts by the interpreter."""
+        environ = {**ONE_THREAD, PORT_ENV: str(self.port)}
+        self.started.append(start_fresh(self.together(devices=2), environ=environ))
+        return self.started[-1]
 
-    def run(self, *arguments: str) -> list[Ended]:
-        return [finish(process) for process in [self.start(rank, *arguments) for rank in range(2)]]
+    def run(self, arm: Callable[[], None] | None = None) -> list[Ended]:
+        return [each.finish() for each in [self.start(rank, arm) for rank in range(2)]]
 
     @property
     def result(self) -> TrainResult:
@@ -141,12 +129,6 @@ class Pods:
         assert result is not None
         assert result.train is not None
         return result.train.model_copy(update=OF_ONE_RUN)
-
-    def _start(self, config: TrainConfig, *arguments: str, environ: dict[str, str]) -> subprocess.Popen[str]:
-        with one_core(len(self.started)):
-            process = start(config, *arguments, environ=environ)
-        self.started.append(process)
-        return process
 
     def _config(self, settings: dict[str, Any]) -> TrainConfig:
         lora = Method(lora=LoRA(r=4, alpha=8, dropout=self.dropout))
@@ -173,11 +155,8 @@ def pods(root: Path, **settings: Any) -> Iterator[Pods]:
     try:
         yield made
     finally:
-        for process in made.started:
-            if process.poll() is None:
-                process.kill()
-            if process.stdout is not None:
-                process.stdout.close()
+        for each in made.started:
+            each.kill()
 
 
 @pytest.fixture
@@ -203,7 +182,7 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())
     with pods(tmp_path, **settings) as two:
-        leader, other = two.run("-c", SHOWS_ITS_GRADIENTS)
+        leader, other = two.run(show_gradients)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     result = two.result
@@ -223,9 +202,9 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
 
 def test_when_one_is_killed_the_other_ends_and_both_go_on(two: Pods, undisturbed: TrainResult) -> None:
     first = [two.start(rank) for rank in range(2)]
-    read_until(first[0], "saved the state after step 4")
-    kill(first[1])
-    survivor = finish(first[0])
+    first[0].read_until("saved the state after step 4")
+    first[1].kill()
+    survivor = first[0].finish()
 
     assert survivor.code == ExitCode.PEER_LOST, survivor.logs
     assert [ended.code for ended in two.run()] == [ExitCode.OK, ExitCode.OK]
@@ -235,49 +214,48 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(two: Pods, undisturbed
 def test_a_signal_to_one_makes_all_save_once(two: Pods, undisturbed: TrainResult) -> None:
     two.settings["save_every_steps"] = 100
     first = [two.start(rank) for rank in range(2)]
-    read_until(first[1], "step 1 of")
+    first[1].read_until("step 1 of")
     first[1].send_signal(signal.SIGTERM)
 
-    ended = [finish(process) for process in first]
+    ended = [each.finish() for each in first]
 
     assert [one.code for one in ended] == [ExitCode.PREEMPTED_SAVED] * 2, [one.logs for one in ended]
     (state,) = two.bench.states(two.config)
     assert 1 <= int(state.removeprefix("step-")) < undisturbed.steps
     late = two.start(1)
-    read = read_until(late, "waiting: rank 0 at localhost")
-    leader, other = finish(two.start(0)), finish(late, read)
+    late.read_until("waiting: rank 0 at localhost")
+    leader, other = two.start(0).finish(), late.finish()
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     assert two.result == undisturbed.model_copy(update={"restarts": 1})
 
 
 def test_what_is_published_needs_the_leader_only(two: Pods, undisturbed: TrainResult) -> None:
     told = two.bench.root / "told"
-    leader, other = two.start(0, "-c", PUBLISHES_WHEN_TOLD % told), two.start(1)
-    read = read_until(leader, "publishing")
-    read_until(other, "waiting until rank 0 has written the result")
-    kill(other)
+    leader, other = two.start(0, PublishesWhenTold(told)), two.start(1)
+    leader.read_until("publishing")
+    other.read_until("waiting until rank 0 has written the result")
+    other.kill()
     again = two.start(1)
-    waiting = read_until(again, "waiting:")
+    again.read_until("waiting:")
     told.touch()
 
-    assert finish(leader, read).code == ExitCode.OK
-    assert finish(again, waiting).code == ExitCode.OK
+    assert leader.finish().code == ExitCode.OK
+    assert again.finish().code == ExitCode.OK
     assert two.result == undisturbed
-    assert finish(two.start(1)).code == ExitCode.OK
+    assert two.start(1).finish().code == ExitCode.OK
 
 
 def test_a_stranger_who_reaches_the_leader_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
     with pods(tmp_path) as two:
         leader = two.start(0)
-        read = read_until(leader, "waiting: 1 of 2 processes have not come yet")
+        leader.read_until("waiting: 1 of 2 processes have not come yet")
         with socket.create_connection(("127.0.0.1", two.port), 60) as stranger:
             stranger.sendall(b"hello/1" * 32)
             assert len(received(stranger)) == 32  # the challenge, and nothing after it
-        refusal = read_until(leader, "a connection from")
-        ended = [finish(two.start(1)), finish(leader, read + refusal)]
+        leader.read_until("is refused: it does not have the key of this run")
+        ended = [two.start(1).finish(), leader.finish()]
 
     assert [one.code for one in ended] == [ExitCode.OK, ExitCode.OK], ended[1].logs
-    assert "is refused: it does not have the key of this run" in refusal
 
 
 def received(connection: socket.socket) -> bytes:
@@ -296,24 +274,24 @@ def test_when_the_leader_is_lost_while_it_publishes_it_publishes_again(
     two: Pods, undisturbed: TrainResult
 ) -> None:
     never = two.bench.root / "never"
-    leader, other = two.start(0, "-c", PUBLISHES_WHEN_TOLD % never), two.start(1)
-    read = read_until(other, "waiting until rank 0 has written the result")
-    kill(leader)
+    leader, other = two.start(0, PublishesWhenTold(never)), two.start(1)
+    other.read_until("waiting until rank 0 has written the result")
+    leader.kill()
 
-    assert finish(other, read).code == ExitCode.PEER_LOST
+    assert other.finish().code == ExitCode.PEER_LOST
     assert [ended.code for ended in two.run()] == [ExitCode.OK, ExitCode.OK]
     assert two.result == undisturbed.model_copy(update={"restarts": 1})
 
 
 def test_a_pod_with_two_devices_saves_when_it_is_stopped(two: Pods, undisturbed: TrainResult) -> None:
     pod = two.start_devices()
-    read = read_until(pod, "saved the state after step 4")
+    pod.read_until("saved the state after step 4")
     pod.send_signal(signal.SIGTERM)
 
-    stopped = finish(pod, read)
+    stopped = pod.finish()
 
     assert stopped.code == ExitCode.PREEMPTED_SAVED, stopped.logs
-    assert finish(two.start_devices()).code == ExitCode.OK
+    assert two.start_devices().finish().code == ExitCode.OK
     assert two.result.steps == undisturbed.steps
     assert two.result.train_loss == pytest.approx(undisturbed.train_loss, rel=1e-5)
 
@@ -321,9 +299,9 @@ def test_a_pod_with_two_devices_saves_when_it_is_stopped(two: Pods, undisturbed:
 def test_the_failure_of_one_is_the_runs_and_the_others_lost_a_peer(two: Pods) -> None:
     broken = two.config.model_copy(update={"dataset": f"sha256:{'0' * 64}"})
     leader = two.start(0)
-    other = finish(two.start(1, config=broken))
+    other = two.start(1, config=broken).finish()
 
-    assert finish(leader).code == ExitCode.PEER_LOST
+    assert leader.finish().code == ExitCode.PEER_LOST
     assert other.code == ExitCode.BAD_CONFIG
     assert other.result.reason == "ArtifactNotFound"
 
@@ -331,12 +309,12 @@ def test_the_failure_of_one_is_the_runs_and_the_others_lost_a_peer(two: Pods) ->
 @pytest.mark.full
 def test_where_one_has_too_little_memory_all_go_on_with_smaller_batches(tmp_path: Path) -> None:
     with pods(tmp_path) as two:
-        leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
-        assert [finish(process).code for process in (leader, other)] == [ExitCode.PEER_LOST] * 2
+        leader, other = two.start(0), two.start(1, have_room_for_one_row)
+        assert [each.finish().code for each in (leader, other)] == [ExitCode.PEER_LOST] * 2
 
-        leader, other = two.start(0), two.start(1, "-c", HAS_ROOM_FOR_ONE_ROW)
+        leader, other = two.start(0), two.start(1, have_room_for_one_row)
 
-        assert [finish(process).code for process in (leader, other)] == [ExitCode.OK] * 2
+        assert [each.finish().code for each in (leader, other)] == [ExitCode.OK] * 2
         assert two.result.per_device_batch_size == 1
         assert two.result.gradient_accumulation_steps == 2
         assert two.result.steps == two.config.hyperparameters.total_steps
@@ -348,9 +326,9 @@ def test_where_a_step_hangs_one_fails_by_it(tmp_path: Path) -> None:
         hasty = two.config.model_copy(update={"step_timeout_seconds": 25})
         leader, other = (
             two.start(0, config=hasty),
-            two.start(1, "-c", HANGING, "forward", "/dev/null", config=hasty),
+            two.start(1, Blocks("forward", Path("/dev/null")), config=hasty),
         )
 
-        codes = {finish(process).code for process in (leader, other)}
+        codes = {each.finish().code for each in (leader, other)}
 
     assert codes == {ExitCode.INTERNAL, ExitCode.PEER_LOST}

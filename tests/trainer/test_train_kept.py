@@ -1,7 +1,6 @@
 """Weights of steps that are kept beside the best and the final ones."""
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import pytest
 from finetune_trainer.contract import FailureReason, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.failure import Preempted
 from finetune_trainer.train.kept import KeptStep, Retention
-from tests.trainer.processes import TIMEOUT_SECONDS, start
+from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, start
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.waiting import eventually
 
 METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
 
@@ -84,16 +84,11 @@ def test_a_run_stopped_at_every_step_keeps_the_same_weights(bench: Workbench, me
 def test_a_run_that_is_killed_keeps_the_same_weights_and_nothing_twice(bench: Workbench) -> None:
     settings: dict[str, Any] = {"epochs": 20, "keep_steps": (3, 5, 7)}
     config = config_for(bench, **settings)
-    process = start(config)
-    try:
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while "step-7" not in kept(bench, config):
-            assert time.monotonic() < deadline, "nothing was kept"
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    with start(config) as process:
+        eventually(
+            "kept weights", lambda: "step-7" in kept(bench, config), TIMEOUT_SECONDS, pause=PAUSE_SECONDS
+        )
+        assert process.kill() == -signal.SIGKILL
 
     result = bench.train(config)
 

@@ -8,7 +8,7 @@ from finetune_trainer import process
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.train import states
-from tests.trainer.processes import run
+from tests.trainer.processes import run, run_fresh
 from tests.trainer.workbench import ROWS, Workbench
 
 
@@ -30,7 +30,7 @@ def left(bench: Workbench, config: TrainConfig) -> set[str]:
 
 def test_resume_states_go_when_the_result_is_in_the_store_and_the_rest_stays(bench: Workbench) -> None:
     config = config_for(bench)
-    ended = run(config)
+    ended = run_fresh(config)
     assert ended.code == ExitCode.OK, ended.logs
     assert {"state", "best", "kept"}.isdisjoint(left(bench, config))
     assert {"result.json", "report.html", "report.json"} <= left(bench, config)

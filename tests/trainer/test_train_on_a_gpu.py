@@ -1,13 +1,16 @@
 """Every method with what training on a GPU does to a model: steps, validation, and going on after a stop."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from finetune_trainer.contract import ExitCode, TrainConfig
+from finetune_trainer.train.loop import Loop
 from finetune_trainer.train.trainer import arguments
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import VARIABLE, as_a_gpu_trains, tiny_in_bfloat16
@@ -25,31 +28,26 @@ EVERY_METHOD = {
 CHECKPOINTED = ("LoRA", "DPO")
 """Those whose layers are computed twice: pairwise, since each method is tested so in float32."""
 
-TRAINS_AS_ON_A_GPU = """
-import os, sys
-import torch
-from finetune_trainer.__main__ import main
-from finetune_trainer.train import loop
 
-os.environ["%s"] = "bf16"
+def train_as_on_a_gpu() -> None:
+    """Let a process say whether its gradients have more than 8 bits, and end where it unpickles an object."""
+    os.environ[VARIABLE] = "bf16"
 
-def refuse(*_):
-    raise AssertionError("an object of another process is unpickled")
+    def refuse(*_: object) -> None:
+        raise AssertionError("an object of another process is unpickled")
 
-torch.distributed.distributed_c10d._tensor_to_object = refuse
-check = loop.Loop.on_pre_optimizer_step
+    check = Loop.on_pre_optimizer_step
 
-def checked(self, *arguments, optimizer, **given):
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            gradient = getattr(parameter.grad, "_local_tensor", parameter.grad)
-            if gradient is not None and not torch.equal(gradient, gradient.bfloat16().float()):
-                print('{"message": "a gradient has more than 8 bits"}', flush=True)
-    check(self, *arguments, optimizer=optimizer, **given)
+    def checked(self: Loop, *arguments: Any, optimizer: torch.optim.Optimizer, **given: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                gradient = getattr(parameter.grad, "_local_tensor", parameter.grad)
+                if gradient is not None and not torch.equal(gradient, gradient.bfloat16().float()):
+                    print('{"message": "a gradient has more than 8 bits"}', flush=True)
+        check(self, *arguments, optimizer=optimizer, **given)
 
-loop.Loop.on_pre_optimizer_step = checked
-sys.exit(main())
-"""
+    vars(distributed_c10d)["_tensor_to_object"] = refuse
+    Loop.on_pre_optimizer_step = checked  # type: ignore[assignment]
 
 
 def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:
@@ -80,7 +78,7 @@ def test_a_run_learns_and_goes_on_exactly_after_a_stop(tmp_path: Path, method: s
 @pytest.mark.parametrize("method", ["LoRA", "Full"])
 def test_two_processes_sum_gradients_in_float32_and_unpickle_nothing(tmp_path: Path, method: str) -> None:
     with pods(tmp_path, dropout=0, method=method) as two:
-        leader, other = two.run("-c", TRAINS_AS_ON_A_GPU % VARIABLE)
+        leader, other = two.run(train_as_on_a_gpu)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     assert any("more than 8 bits" in line["message"] for line in leader.logs)

@@ -31,7 +31,7 @@ from finetune_trainer.train.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
 from hack.models import tiny
-from tests.trainer.processes import finish, start, wait_for_state
+from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Workbench, elsewhere, tiny_tokenizer
 
@@ -110,16 +110,12 @@ def test_a_run_stopped_in_and_between_epochs_ends_with_the_same_weights(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
     config = config_for(bench, method, epochs=8)
-    process = start(config)
-    try:
+    with start(config) as process:
         wait_for_state(bench, config, "step-4")
-    finally:
-        process.kill()
-        process.communicate()
+        assert process.kill() == -signal.SIGKILL
 
     result = bench.train(config)
 
-    assert process.returncode == -signal.SIGKILL
     assert result == uninterrupted(bench, method, epochs=8).model_copy(update={"restarts": 1})
 
 
@@ -274,7 +270,7 @@ def test_nothing_is_written_outside_the_store_and_nothing_is_asked_over_the_netw
         hub.settimeout(0)
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
 
-        ended = finish(start(config))
+        ended = run_fresh(config)
 
         with pytest.raises(BlockingIOError):
             hub.accept()

@@ -9,7 +9,7 @@ import pytest
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.failure import Preempted
-from tests.trainer.processes import finish, read_until, start
+from tests.trainer.processes import start
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
 METHODS = {
@@ -55,11 +55,10 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_weights(bench: Workbench
 
 def test_a_signal_saves_and_ends_with_the_code_that_never_counts(bench: Workbench) -> None:
     config = config_for(bench, "Full", epochs=20, save_every_steps=100)
-    process = start(config)
-    read = read_until(process, "step 1 of 60")
-    process.send_signal(signal.SIGTERM)
-
-    ended = finish(process, read)
+    with start(config) as process:
+        process.read_until("step 1 of 60")
+        process.send_signal(signal.SIGTERM)
+        ended = process.finish()
 
     assert ended.code == ExitCode.PREEMPTED_SAVED, ended.logs
     (state,) = bench.states(config)

@@ -1,41 +1,46 @@
 """A training process that hangs ends, and the next one goes on."""
 
+import os
+import threading
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typing_extensions import override
 
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.failure import Preempted
-from finetune_trainer.train import stage
+from finetune_trainer.train import method, stage
+from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.watchdog import Watchdog
 from tests.trainer.processes import run
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
-HANGING = """
-import os, sys, threading
-from finetune_trainer.__main__ import main
-from finetune_trainer.train import method, stage
 
-where, errors = sys.argv[1:]
-del sys.argv[1:]
-os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks a trainer process, `loading` its model or in its `forward` pass."""
 
-def blocked_here(*_):
+    where: str
+    errors: Path
+    """Where its standard error goes."""
+
+    def __call__(self) -> None:
+        os.dup2(os.open(self.errors, os.O_WRONLY | os.O_CREAT), 2)
+        vars(stage)["trainable_model"] = self.load
+
+    def load(self, *arguments: Any) -> Trainable:
+        if self.where == "loading":
+            blocked_here()
+        model = method.trainable_model(*arguments)
+        model.register_forward_pre_hook(blocked_here)
+        return model
+
+
+def blocked_here(*_: object) -> None:
     threading.Event().wait()
-
-def load(*arguments):
-    if where == "loading":
-        blocked_here()
-    model = method.trainable_model(*arguments)
-    model.register_forward_pre_hook(blocked_here)
-    return model
-
-stage.trainable_model = load
-sys.exit(main())
-"""
-"""A trainer process that blocks where its first argument says."""
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def test_a_process_that_hangs_ends_and_the_next_one_goes_on(bench: Workbench, wh
         bench.train(config, Sheet(stop_at=frozenset({2})))
     hasty = config.model_copy(update={"step_timeout_seconds": 1})
 
-    ended = run(hasty, "-c", HANGING, where, str(errors))
+    ended = run(hasty, arm=Blocks(where, errors))
 
     assert ended.code == ExitCode.INTERNAL, ended.logs
     result = ended.result
@@ -96,7 +101,7 @@ def test_every_batch_validation_batch_and_save_is_a_sign_of_life(
 def test_a_run_without_a_state_begins_anew_after_it(bench: Workbench) -> None:
     config = bench.train_config().model_copy(update={"step_timeout_seconds": 1})
 
-    ended = run(config, "-c", HANGING, "loading", str(bench.root / "stderr"))
+    ended = run(config, arm=Blocks("loading", bench.root / "stderr"))
 
     assert "step 1 hangs" in ended.result.message
     assert "goes on from the base model" in ended.result.message

@@ -32,7 +32,7 @@ from finetune_trainer.failure import Preempted
 from finetune_trainer.preflight import stage as preflight_stage
 from hack.models import tiny
 from tests.s3server import S3Server
-from tests.trainer.processes import finish, read_until, run, start
+from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, run, start
 from tests.trainer.workbench import OWNER, ROWS, RUN, Sheet, Workbench, elsewhere
 from tests.waiting import eventually
 
@@ -162,27 +162,27 @@ def test_the_whole_chain_goes_from_bucket_to_bucket(pod: Pod, tmp_path: Path) ->
 
 def test_a_run_that_is_killed_goes_on_in_another_pod_and_ends_with_the_same_weights(pod: Pod) -> None:
     config = config_for(pod, epochs=20)
-    process = start(in_pod(pod.next(), config))
-    try:
-        eventually("a state is in the bucket", lambda: "step-4" in pod.complete_states(), 120, pause=0.01)
-    finally:
-        process.kill()
-        process.communicate()
+    with start(in_pod(pod.next(), config)) as process:
+        eventually(
+            "a state is in the bucket",
+            lambda: "step-4" in pod.complete_states(),
+            TIMEOUT_SECONDS,
+            pause=PAUSE_SECONDS,
+        )
+        assert process.kill() == -signal.SIGKILL
     other = pod.next()
 
     result = other.train(in_pod(other, config))
 
-    assert process.returncode == -signal.SIGKILL
     assert result == on_a_volume(pod, epochs=20).model_copy(update={"restarts": 1})
 
 
 def test_a_signal_ends_the_pod_when_its_state_is_in_the_bucket(pod: Pod) -> None:
     config = config_for(pod, epochs=20, save_every_steps=100)
-    process = start(in_pod(pod.next(), config))
-    read = read_until(process, "step 1 of 60")
-    process.send_signal(signal.SIGTERM)
-
-    ended = finish(process, read)
+    with start(in_pod(pod.next(), config)) as process:
+        process.read_until("step 1 of 60")
+        process.send_signal(signal.SIGTERM)
+        ended = process.finish()
 
     assert ended.code == ExitCode.PREEMPTED_SAVED, ended.logs
     (state,) = pod.complete_states()
@@ -263,11 +263,10 @@ def test_processes_of_one_pod_save_into_the_bucket_and_go_on_from_it(pod: Pod) -
     """Each reads what it needs into a folder of its own."""
     settings: dict[str, Any] = {"epochs": 10, "gradient_accumulation_steps": 1, "processes": 2}
     config = config_for(pod, **settings).model_copy(update={"devices": 2})
-    process = start(config)
-    read = read_until(process, "saved the state after step 4")
-    process.send_signal(signal.SIGTERM)
-
-    stopped = finish(process, read)
+    with start(config) as process:
+        process.read_until("saved the state after step 4")
+        process.send_signal(signal.SIGTERM)
+        stopped = process.finish()
     ended = run(in_pod(pod.next(), config))
 
     assert stopped.code == ExitCode.PREEMPTED_SAVED, stopped.logs

@@ -1,8 +1,5 @@
 """A server as its clients meet it: on a port of its own, in this process or in another."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +10,12 @@ from typing import Any
 import httpx
 import openai
 
-from finetune_trainer.contract import CONFIG_ENV, Owner, ServeConfig, ServedModel
+from finetune_trainer.contract import Owner, ServeConfig, ServedModel
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.server import DrainingServer, listen
 from finetune_trainer.serve.service import Service
 from hack.cluster.ports import free_port
+from tests.trainer.processes import THREADS_ENV, Process, start
 from tests.trainer.serve.models import ADAPTERS
 
 DEADLINE_SECONDS = 300.0
@@ -92,26 +90,16 @@ def served_here(config: ServeConfig) -> Iterator[Endpoint]:
 class ServerProcess(Endpoint):
     """The server as a pod runs it."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, how: Callable[..., Process] = start, **settings: Any) -> None:
         port = settings.pop("port", None) or free_port()
         super().__init__(port)
-        config = serve_config(root, port, **settings).to_json()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer"],
-            env={**os.environ, CONFIG_ENV: config, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.process = how(serve_config(root, port, **settings), environ={THREADS_ENV: "1"})
 
     def end(self) -> tuple[int, str]:
         """Exit code and log, once it ends."""
-        log, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
-        return self.process.returncode, log
+        return self.process.wait(), self.process.output
 
     def close(self) -> None:
         """Leave nothing behind, whatever the test did."""
         self.http.close()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
+        self.process.kill()

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from finetune_trainer.contract import ExitCode, ServedModel
+from tests.trainer.processes import start_fresh
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, ServerProcess, wait_until
 
 CHAT: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
@@ -22,7 +23,7 @@ def start(root: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Start servers that are gone after the tests."""
     with ExitStack() as stack:
 
-        def start(**settings: object) -> ServerProcess:
+        def start(**settings: Any) -> ServerProcess:
             server = ServerProcess(root, **settings)
             stack.callback(server.close)
             return server
@@ -33,7 +34,7 @@ def start(root: Path) -> Iterator[Callable[..., ServerProcess]]:
 @pytest.fixture(scope="module")
 def pair(start: Callable[..., ServerProcess]) -> tuple[ServerProcess, ServerProcess]:
     """Two servers that are ready: the first test ends one of them, the second the other."""
-    servers = (start(drain_seconds=2), start(drain_seconds=1))
+    servers = (start(how=start_fresh, drain_seconds=2), start(drain_seconds=1))
     wait_until(lambda: all(server.health() == 200 for server in servers))
     return servers
 
@@ -116,7 +117,7 @@ def test_a_drain_finishes_what_is_in_flight(
 
 
 def test_probes_are_answered_while_the_models_load(start: Callable[..., ServerProcess]) -> None:
-    server = start()
+    server = start(how=start_fresh)
     wait_until(lambda: server.health() is not None)
 
     assert server.health() == 503

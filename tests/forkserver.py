@@ -1,0 +1,70 @@
+"""Processes that are forked from a server which has imported already what they need.
+
+Python and the imports of an operator or of PyTorch take seconds of processor time; a fork takes milliseconds.
+There is one server for all tests of a session. It starts with the first process, so that whatever is to be
+imported by it is named when tests are collected.
+"""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import wait as wait_for_one
+from typing import Final
+
+_SERVER: Final = multiprocessing.get_context("forkserver")
+_MODULES: Final[list[str]] = []
+_LOCK: Final = threading.Lock()
+"""multiprocessing looks at all its processes when it starts one; two looks at once lose an exit code."""
+
+
+def preload(*modules: str) -> None:
+    """Have the server import these."""
+    _MODULES.extend(module for module in modules if module not in _MODULES)
+    _SERVER.set_forkserver_preload(_MODULES)
+
+
+def _call(function: Callable[..., None], *arguments: object) -> None:
+    gc.freeze()  # or a collection copies the server's memory, page by page
+    function(*arguments)
+
+
+class Forked:
+    """A process that calls a function and ends, with what `subprocess.Popen` offers.
+
+    The function and its arguments are pickled. It has the working folder of this process, and the standard
+    streams and the environment of the server.
+    """
+
+    def __init__(self, function: Callable[..., None], *arguments: object) -> None:
+        self._process = _SERVER.Process(target=_call, args=(function, *arguments), daemon=True)
+        with _LOCK:
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the number of the signal that ended it; None while it runs."""
+        with _LOCK:
+            return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it ends. Raises subprocess.TimeoutExpired: it still runs then."""
+        wait_for_one([self._process.sentinel], timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)

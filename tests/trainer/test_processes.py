@@ -1,0 +1,51 @@
+"""A forked trainer process is as one that the interpreter starts."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.processes import run, run_fresh, start, start_fresh
+
+CODE = 7
+DESCRIBE = "from tests.trainer.test_processes import describe; describe()"
+SIGNALS = ("SigBlk", "SigIgn", "SigCgt", "Umask")
+
+
+def describe() -> None:
+    """Write what a process can see of itself, and end."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    seen = {
+        "environment": dict(os.environ),
+        "arguments": sys.argv[1:],
+        "folder": str(Path.cwd()),
+        "terminal": sys.stdout.isatty(),
+        "signals": {name: status[name] for name in SIGNALS},
+    }
+    print(json.dumps(seen), flush=True)
+    sys.exit(CODE)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_it_finds_what_a_fresh_one_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_first: bool
+) -> None:
+    start("{}").kill()  # from here on there is a server, which began with another folder and environment
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SET_LATER", "1")
+    monkeypatch.delenv("PATH")
+    environ = {"OF_ITS_OWN": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (
+        start("{}", "--config", "x", arm=describe, environ=environ, is_first=is_first) as forked,
+        start_fresh("{}", "-c", DESCRIBE, "--config", "x", environ=environ, is_first=is_first) as fresh,
+    ):
+        assert (forked.wait(), fresh.wait()) == (CODE, CODE)
+        assert json.loads(forked.output) == json.loads(fresh.output)
+
+
+def test_it_ends_as_a_fresh_one_ends() -> None:
+    forked, fresh = run("[]"), run_fresh("[]")
+
+    assert (forked.code, forked.messages) == (fresh.code, fresh.messages)
