@@ -18,7 +18,6 @@ from hack.cluster import ControlPlane
 from tests.fakekubelet import FakeKubelet
 from tests.faults.chain import PAUSE_SECONDS, SILENT, Chain, Patience
 from tests.faults.faults import kills
-from tests.faults.forks import ForkedOperator
 from tests.faults.proxy import Proxy
 from tests.faults.releases import Edit, release
 from tests.faults.results import Results
@@ -118,8 +117,7 @@ class Laboratory:
             "TRAINER_IMAGE": IMAGE,
             **self._release(trial.edits),
         }
-        launch = Operator if trial.edits else ForkedOperator
-        operator = Supervised(lambda: launch("operator-0", kubeconfig, log, settings))
+        operator = Supervised(lambda: Operator("operator-0", kubeconfig, log, settings))
         with ExitStack() as stack:
             kubelet = stack.enter_context(
                 closing(FakeKubelet(self._api, namespace, Results(SILENT), PAUSE_SECONDS))

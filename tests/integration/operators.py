@@ -1,4 +1,8 @@
-"""Operator processes as they run in a cluster: `python -m finetune_operator` with an environment."""
+"""Operator processes as they run in a cluster: `python -m finetune_operator` with an environment.
+
+They are forked, but for those of another release and where a test says so. What only a process has that the
+interpreter starts, a handler of signals before it imports, is tested in tests/trainer/test_signals.py.
+"""
 
 import os
 import signal
@@ -8,13 +12,19 @@ from pathlib import Path
 
 import httpx
 
+from finetune_operator.command import main
 from hack.cluster import ControlPlane
 from hack.cluster.ports import free_port
+from tests.forkserver import Forked, preload
 from tests.waiting import eventually
 
 LEASE_SECONDS = 3
 """Short, so that a takeover does not take a test's whole time."""
 IMAGE = "registry.example/trainer:1"
+RELEASE_ENV = "PYTHONPATH"
+"""Set where the operator is not one to be forked."""
+
+preload(__name__)
 
 
 def process_environment(name: str, kubeconfig: Path, http_port: int, report_port: int) -> dict[str, str]:
@@ -37,18 +47,12 @@ class Operator:
         self.http_port = free_port()
         self.report_port = free_port()
         self._log = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator"],
-                env=process_environment(name, kubeconfig, self.http_port, self.report_port) | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        given = process_environment(name, kubeconfig, self.http_port, self.report_port) | environment
+        self.process = _start(given, log) if RELEASE_ENV in given else Forked(_operate, given, log)
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def status_of(self, probe: str) -> int:
         """HTTP status of /healthz or /readyz; 0 while nothing listens."""
@@ -94,6 +98,26 @@ class Operator:
         self.process.wait()
 
 
+def _start(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "finetune_operator"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def _operate(environment: dict[str, str], log: Path) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    main()
+
+
 class Operators:
     """Starts processes of one release: one user, one Lease, one namespace."""
 
@@ -116,6 +140,10 @@ class Operators:
         operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", given)
         self._started.append(operator)
         return operator
+
+    def start_fresh(self) -> Operator:
+        """A new process that the interpreter starts."""
+        return self.start(**{RELEASE_ENV: ""})
 
     def stop_all(self) -> None:
         for operator in self._started:

@@ -32,7 +32,7 @@ def created_jobs(audit: AuditLog, mark: int, namespace: str) -> list[str]:
 def test_rows_become_a_promoted_checkpoint_and_an_endpoint_that_serves_it(
     api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
 ) -> None:
-    operator = operators.start().wait_active()
+    operator = operators.start_fresh().wait_active()
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     api.create(manifests.inferencedeployment(namespace))
