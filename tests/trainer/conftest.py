@@ -1,5 +1,6 @@
 """Settings of all tests of the trainer."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -9,6 +10,18 @@ from finetune_trainer.scrubbing import SCRUBBER, Scrubber
 
 # As in the image; read when PyTorch is loaded. Spinning threads starve a machine that runs other things too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_to_collect() -> None:
+    """Training collects garbage when it ends; a look at all that is imported takes longer than its steps."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter take apart at its end what it has."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
