@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from finetune_trainer.contract import LoRA, Method, TrainConfig
 from finetune_trainer.failure import Preempted
 from finetune_trainer.rows import Row
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere
 
 METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
 
@@ -26,25 +26,25 @@ def config_for(bench: Workbench, method: str, checkpointing: bool = True) -> Tra
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_weights_and_losses_are_the_same_to_the_bit(bench: Workbench, method: str) -> None:
-    plain, checkpointed = elsewhere(bench, "plain"), elsewhere(bench, "checkpointed")
+def test_weights_and_losses_are_the_same_to_the_bit(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
+    checkpointed = undisturbed(config_for(bench, method))
 
-    expected = plain.train(config_for(plain, method, checkpointing=False))
-
-    assert checkpointed.train(config_for(checkpointed, method)) == expected
+    assert checkpointed == undisturbed(config_for(bench, method, checkpointing=False))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_stopped_at_steps_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
-    other = elsewhere(bench, "uninterrupted")
-    expected = other.train(config_for(other, method))
+def test_a_run_stopped_at_steps_ends_with_the_same_weights(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
     config = config_for(bench, method)
 
     for step in (1, 3):
         with pytest.raises(Preempted):
             bench.train(config, Sheet(stop_at=frozenset({step})))
 
-    assert bench.train(config) == expected.model_copy(update={"restarts": 2})
+    assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": 2})
 
 
 def kept_bytes(bench: Workbench, checkpointing: bool) -> int:

@@ -9,7 +9,7 @@ import pytest
 from finetune_trainer.contract import CheckpointResult, FailureReason, LoRA, Method, TrainConfig
 from finetune_trainer.failure import Preempted
 from finetune_trainer.rows import Row
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
 CONTRADICTIONS = tuple(
     Row.pair(row.messages[0].content, other.output) for row, other in itertools.pairwise(ROWS[:5])
@@ -84,9 +84,10 @@ def test_a_loss_that_goes_on_falling_ends_nothing(bench: Workbench) -> None:
     assert not result.overfit
 
 
-def test_a_patience_that_ends_with_the_last_epoch_is_nothing_early(bench: Workbench) -> None:
-    other = elsewhere(bench, "other")
-    early = other.train(config_for(other)).steps // STEPS_PER_EPOCH
+def test_a_patience_that_ends_with_the_last_epoch_is_nothing_early(
+    bench: Workbench, undisturbed: Undisturbed
+) -> None:
+    early = undisturbed(config_for(bench)).steps // STEPS_PER_EPOCH
 
     result = bench.train(config_for(bench, epochs=early, early_stopping_patience=early - 1))
 
@@ -94,10 +95,12 @@ def test_a_patience_that_ends_with_the_last_epoch_is_nothing_early(bench: Workbe
     assert not result.stopped_early
 
 
-def test_a_run_stopped_at_every_step_ends_as_early_and_with_the_same_weights(bench: Workbench) -> None:
-    other = elsewhere(bench, "uninterrupted")
-    expected = other.train(config_for(other))
+@pytest.mark.full
+def test_a_run_stopped_at_every_step_ends_as_early_and_with_the_same_weights(
+    bench: Workbench, undisturbed: Undisturbed
+) -> None:
     config = config_for(bench)
+    expected = undisturbed(config)
 
     for step in range(1, expected.steps + 1):
         preempted(bench, config, step)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import FailureReason, LoRA, Method, TrainConfig, TrainResult
+from finetune_trainer.contract import FailureReason, LoRA, Method, TrainConfig
 from finetune_trainer.failure import Preempted
 from finetune_trainer.train.kept import KeptStep, Retention
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, start
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere
 from tests.waiting import eventually
 
 METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}
@@ -27,11 +27,6 @@ def config_for(bench: Workbench, method: str = "LoRA", **settings: Any) -> Train
     return bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5]), method=METHODS[method], **settings)
 
 
-def uninterrupted(bench: Workbench, method: str = "LoRA", **settings: Any) -> TrainResult:
-    other = elsewhere(bench, "uninterrupted")
-    return other.train(config_for(other, method, **settings))
-
-
 def kept(bench: Workbench, config: TrainConfig) -> set[str]:
     return bench.store.run_folder(config.run, "train").names("kept")
 
@@ -40,8 +35,10 @@ def stored(bench: Workbench) -> int:
     return len(list((bench.root / "store" / "checkpoints").iterdir()))
 
 
-def test_the_newest_saved_steps_and_the_named_ones_are_published(bench: Workbench) -> None:
-    result = uninterrupted(bench)
+def test_the_newest_saved_steps_and_the_named_ones_are_published(
+    bench: Workbench, undisturbed: Undisturbed
+) -> None:
+    result = undisturbed(config_for(bench))
 
     plain = [checkpoint for checkpoint in result.checkpoints if not (checkpoint.best or checkpoint.final)]
     best = {checkpoint.step for checkpoint in result.checkpoints if checkpoint.best}
@@ -69,8 +66,11 @@ def test_kept_weights_are_those_that_the_run_had_after_the_step(bench: Workbench
     assert found[6].validation_loss is not None, "an epoch ended with this step"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_stopped_at_every_step_keeps_the_same_weights(bench: Workbench, method: str) -> None:
+def test_a_run_stopped_at_every_step_keeps_the_same_weights(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
     config = config_for(bench, method)
     steps = config.hyperparameters.total_steps
 
@@ -78,12 +78,13 @@ def test_a_run_stopped_at_every_step_keeps_the_same_weights(bench: Workbench, me
         with pytest.raises(Preempted):
             bench.train(config, Sheet(stop_at=frozenset({step})))
 
-    assert bench.train(config).checkpoints == uninterrupted(bench, method).checkpoints
+    assert bench.train(config).checkpoints == undisturbed(config).checkpoints
 
 
-def test_a_run_that_is_killed_keeps_the_same_weights_and_nothing_twice(bench: Workbench) -> None:
-    settings: dict[str, Any] = {"epochs": 20, "keep_steps": (3, 5, 7)}
-    config = config_for(bench, **settings)
+def test_a_run_that_is_killed_keeps_the_same_weights_and_nothing_twice(
+    bench: Workbench, undisturbed: Undisturbed
+) -> None:
+    config = config_for(bench, epochs=20, keep_steps=(3, 5, 7))
     with start(config) as process:
         eventually(
             "kept weights", lambda: "step-7" in kept(bench, config), TIMEOUT_SECONDS, pause=PAUSE_SECONDS
@@ -92,7 +93,7 @@ def test_a_run_that_is_killed_keeps_the_same_weights_and_nothing_twice(bench: Wo
 
     result = bench.train(config)
 
-    assert result.checkpoints == uninterrupted(bench, **settings).checkpoints
+    assert result.checkpoints == undisturbed(config).checkpoints
     assert stored(bench) == len(result.checkpoints)
 
 
@@ -108,7 +109,9 @@ class PlugPuller(Sheet):
             raise PulledPlug
 
 
-def test_weights_that_no_saved_state_names_are_written_again(bench: Workbench) -> None:
+def test_weights_that_no_saved_state_names_are_written_again(
+    bench: Workbench, undisturbed: Undisturbed
+) -> None:
     """Step 5 is kept after the state of step 4 was saved, and repeated after the kill."""
     config = config_for(bench)
     with pytest.raises(PulledPlug):
@@ -117,11 +120,11 @@ def test_weights_that_no_saved_state_names_are_written_again(bench: Workbench) -
     folder = bench.store.run_folder(config.run, "train").path / "kept" / "step-5"
     (folder / "adapter_model.safetensors").write_bytes(b"half of it")
 
-    assert bench.train(config).checkpoints == uninterrupted(bench).checkpoints
+    assert bench.train(config).checkpoints == undisturbed(config).checkpoints
 
 
 def test_a_state_whose_kept_weights_are_damaged_is_not_used(
-    bench: Workbench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, undisturbed: Undisturbed, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_for(bench, keep=1, keep_steps=())
     with pytest.raises(Preempted):
@@ -132,7 +135,7 @@ def test_a_state_whose_kept_weights_are_damaged_is_not_used(
     result = bench.train(config)
 
     assert "step-9 is not used" in caplog.text
-    assert result.checkpoints == uninterrupted(bench, keep=1, keep_steps=()).checkpoints
+    assert result.checkpoints == undisturbed(config).checkpoints
 
 
 def test_what_no_state_needs_is_removed_from_the_run(bench: Workbench) -> None:

@@ -15,7 +15,7 @@ from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.train import stage
 from finetune_trainer.train.memory import FILE
 from finetune_trainer.train.method import trainable_model
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
+from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere, weights
 
 LORA = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
 WITHOUT_DROPOUT = Method(lora=LoRA(r=4, alpha=8, dropout=0))
@@ -92,10 +92,9 @@ def config_for(bench: Workbench, batch: int, accumulation: int, **settings: Any)
 
 @pytest.mark.parametrize("fail", [gpu_is_full, allocation_fails, python_fails])
 def test_a_run_whose_batches_do_not_fit_is_the_run_with_smaller_ones(
-    bench: Workbench, on: On, fail: Callable[[], None]
+    bench: Workbench, undisturbed: Undisturbed, on: On, fail: Callable[[], None]
 ) -> None:
-    small = elsewhere(bench, "small")
-    expected = small.train(config_for(small, 2, 2))
+    expected = undisturbed(config_for(bench, 2, 2))
 
     on(Device(rows=2, fail=fail))
     result = bench.train(config_for(bench, 4, 1))
@@ -144,9 +143,10 @@ def test_training_goes_on_from_the_last_state_with_smaller_batches(bench: Workbe
         torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-def test_a_restart_does_not_try_again_what_did_not_fit(bench: Workbench, on: On) -> None:
-    small = elsewhere(bench, "small")
-    expected = small.train(config_for(small, 2, 2))
+def test_a_restart_does_not_try_again_what_did_not_fit(
+    bench: Workbench, undisturbed: Undisturbed, on: On
+) -> None:
+    expected = undisturbed(config_for(bench, 2, 2))
     config = config_for(bench, 4, 1)
     device = on(Device(rows=2))
     with pytest.raises(Preempted):

@@ -19,7 +19,6 @@ from finetune_trainer.contract import (
     ParentCheckpoint,
     Preference,
     TrainConfig,
-    TrainResult,
 )
 from finetune_trainer.evaluate.examples import text_of
 from finetune_trainer.failure import Preempted
@@ -33,7 +32,7 @@ from finetune_trainer.train.preference.trainers import PreferenceTrainer, prefer
 from hack.models import tiny
 from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
-from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Workbench, elsewhere, tiny_tokenizer
+from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Undisturbed, Workbench, elsewhere, tiny_tokenizer
 
 ADAPTER = LoRA(r=4, alpha=8)
 KTO = Preference(desirable_weight=1, undesirable_weight=1)
@@ -57,11 +56,6 @@ def rows_for(method: str) -> Sequence[Row]:
 def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:
     rows = rows_for(method)
     return bench.train_config(dataset=bench.dataset(rows, rows[:5]), method=METHODS[method], **settings)
-
-
-def uninterrupted(bench: Workbench, method: str, **settings: Any) -> TrainResult:
-    other = elsewhere(bench, "uninterrupted")
-    return other.train(config_for(other, method, **settings))
 
 
 def trainer_for(method: str, folder: Path) -> PreferenceTrainer:
@@ -97,18 +91,20 @@ def test_a_run_moves_what_its_method_is_for(bench: Workbench, method: str) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stopped_in_and_between_epochs_ends_with_the_same_weights(
-    bench: Workbench, method: str
+    bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
     config = config_for(bench, method)
 
     for step in (1, 3, 5):
         preempted(bench, config, step)
 
-    assert bench.train(config) == uninterrupted(bench, method).model_copy(update={"restarts": 3})
+    assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": 3})
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
+def test_a_run_that_is_killed_ends_with_the_same_weights(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
     config = config_for(bench, method, epochs=8)
     with start(config) as process:
         wait_for_state(bench, config, "step-4")
@@ -116,14 +112,16 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(bench: Workbench, metho
 
     result = bench.train(config)
 
-    assert result == uninterrupted(bench, method, epochs=8).model_copy(update={"restarts": 1})
+    assert result == undisturbed(config).model_copy(update={"restarts": 1})
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_gradient_checkpointing_changes_nothing(bench: Workbench, method: str) -> None:
+def test_gradient_checkpointing_changes_nothing(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
     checkpointed = bench.train(config_for(bench, method, gradient_checkpointing=True))
 
-    assert checkpointed == uninterrupted(bench, method)
+    assert checkpointed == undisturbed(config_for(bench, method))
 
 
 @pytest.mark.parametrize(

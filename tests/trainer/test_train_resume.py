@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig, TrainResult
+from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.failure import Preempted
 from tests.trainer.processes import start
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.trainer.test_train_early import CONTRADICTIONS
+from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
 METHODS = {
     "LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
@@ -31,29 +32,75 @@ def config_for(bench: Workbench, method: str = "LoRA", **settings: Any) -> Train
     return bench.train_config(dataset=dataset, method=METHODS[method], **settings)
 
 
-def uninterrupted(bench: Workbench, method: str = "LoRA", **settings: Any) -> TrainResult:
-    other = elsewhere(bench, "uninterrupted")
-    return other.train(config_for(other, method, **settings))
-
-
 def preempted(bench: Workbench, config: TrainConfig, *steps: int) -> None:
     with pytest.raises(Preempted):
         bench.train(config, Sheet(stop_at=frozenset(steps)))
 
 
+def eventful(bench: Workbench, method: str) -> TrainConfig:
+    """A run with all that has to be remembered from one pod to the next.
+
+    Weights are kept of the best, of named and of saved steps. The run ends two epochs after its lowest
+    validation loss. Batches are accumulated, and activations computed again, with the same dropout.
+    """
+    return bench.train_config(
+        dataset=bench.dataset(ROWS, CONTRADICTIONS),
+        method=METHODS[method],
+        epochs=12,
+        learning_rate=2e-2,
+        early_stopping_patience=2,
+        gradient_checkpointing=True,
+        keep=2,
+        keep_steps=(1, 5),
+    )
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_a_run_stopped_at_every_step_ends_with_the_same_result(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
+    config = eventful(bench, method)
+    expected = undisturbed(config)
+    assert expected.stopped_early
+    assert {1, 5} < {checkpoint.step for checkpoint in expected.checkpoints}
+    assert len([checkpoint for checkpoint in expected.checkpoints if checkpoint.best]) == 1
+
+    for step in range(1, expected.steps + 1):
+        preempted(bench, config, step)
+        assert f"step-{step}" in bench.states(config)
+
+    assert bench.train(config) == expected.model_copy(update={"restarts": expected.steps})
+
+
+@pytest.mark.parametrize("method", ["rsLoRA", "DoRA", "QLoRA"])
+def test_a_run_of_each_method_that_is_stopped_ends_with_the_same_weights(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
+    config = config_for(bench, method)
+
+    for step in (2, 3, 6):  # within an epoch, at its end, and after the last step
+        preempted(bench, config, step)
+
+    assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": 3})
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_stopped_at_every_step_ends_with_the_same_weights(bench: Workbench, method: str) -> None:
+def test_a_plain_run_stopped_at_every_step_ends_with_the_same_result(
+    bench: Workbench, undisturbed: Undisturbed, method: str
+) -> None:
     config = config_for(bench, method)
     steps = config.hyperparameters.total_steps
 
     for step in range(1, steps + 1):
         preempted(bench, config, step)
-        assert f"step-{step}" in bench.states(config)
 
-    assert bench.train(config) == uninterrupted(bench, method).model_copy(update={"restarts": steps})
+    assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": steps})
 
 
-def test_a_signal_saves_and_ends_with_the_code_that_never_counts(bench: Workbench) -> None:
+def test_a_signal_saves_and_ends_with_the_code_that_never_counts(
+    bench: Workbench, undisturbed: Undisturbed
+) -> None:
     config = config_for(bench, "Full", epochs=20, save_every_steps=100)
     with start(config) as process:
         process.read_until("step 1 of 60")
@@ -63,9 +110,7 @@ def test_a_signal_saves_and_ends_with_the_code_that_never_counts(bench: Workbenc
     assert ended.code == ExitCode.PREEMPTED_SAVED, ended.logs
     (state,) = bench.states(config)
     assert 1 <= int(state.removeprefix("step-")) < 60
-    result = bench.train(config)
-    expected = uninterrupted(bench, "Full", epochs=20, save_every_steps=100)
-    assert result == expected.model_copy(update={"restarts": 1})
+    assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": 1})
 
 
 def test_a_stop_before_the_first_step_is_no_start_without_progress(bench: Workbench) -> None:
@@ -88,23 +133,21 @@ def test_the_last_two_states_are_kept(bench: Workbench) -> None:
     assert bench.states(config) == ["step-5", "step-6"]
 
 
-def test_the_best_weights_survive_a_restart(bench: Workbench) -> None:
+def test_the_best_weights_survive_a_restart(bench: Workbench, undisturbed: Undisturbed) -> None:
     """Although only the resume state of a later step is left."""
-    settings: dict[str, Any] = {"epochs": 4, "save_every_steps": 1}
-    config = config_for(bench, **settings)
+    config = config_for(bench, epochs=4, save_every_steps=1)
     preempted(bench, config, 8)
 
-    assert bench.train(config).checkpoints == uninterrupted(bench, **settings).checkpoints
+    assert bench.train(config).checkpoints == undisturbed(config).checkpoints
 
 
 @pytest.mark.parametrize(
     "name", ["adapter_model.safetensors", "optimizer.pt", "ledger.json", "manifest.json"]
 )
 def test_the_newest_state_that_is_whole_wins(
-    bench: Workbench, name: str, caplog: pytest.LogCaptureFixture
+    bench: Workbench, name: str, undisturbed: Undisturbed, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_for(bench, save_every_steps=1)
-    expected = uninterrupted(bench, save_every_steps=1)
     preempted(bench, config, 4)
     newest = bench.store.run_folder(config.run, "train").path / "state" / "step-4"
     (newest / name).write_bytes((newest / name).read_bytes()[:-1])
@@ -116,10 +159,10 @@ def test_the_newest_state_that_is_whole_wins(
     (said,) = (message for message in caplog.messages if "is not used" in message)
     assert "/state/step-4 is not used" in said
     assert str(newest) not in said
-    assert result.checkpoints == expected.checkpoints
+    assert result.checkpoints == undisturbed(config).checkpoints
 
 
-def test_what_a_killed_save_left_is_no_state(bench: Workbench) -> None:
+def test_what_a_killed_save_left_is_no_state(bench: Workbench, undisturbed: Undisturbed) -> None:
     config = config_for(bench)
     preempted(bench, config, 3)
     states = bench.store.run_folder(config.run, "train").path / "state"
@@ -127,7 +170,7 @@ def test_what_a_killed_save_left_is_no_state(bench: Workbench) -> None:
 
     result = bench.train(config)
 
-    assert result.checkpoints == uninterrupted(bench).checkpoints
+    assert result.checkpoints == undisturbed(config).checkpoints
     assert not (states / ".step-3.unfinished").exists()
 
 

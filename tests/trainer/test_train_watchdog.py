@@ -16,7 +16,7 @@ from finetune_trainer.train import method, stage
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.watchdog import Watchdog
 from tests.trainer.processes import run
-from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
+from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def bench(tmp_path: Path) -> Workbench:
 
 
 @pytest.mark.parametrize("where", ["loading", "forward"])
-def test_a_process_that_hangs_ends_and_the_next_one_goes_on(bench: Workbench, where: str) -> None:
-    other = elsewhere(bench, "uninterrupted")
-    expected = other.train(other.train_config())
+def test_a_process_that_hangs_ends_and_the_next_one_goes_on(
+    bench: Workbench, undisturbed: Undisturbed, where: str
+) -> None:
     config, errors = bench.train_config(), bench.root / "stderr"
     with pytest.raises(Preempted):
         bench.train(config, Sheet(stop_at=frozenset({2})))
@@ -70,7 +70,7 @@ def test_a_process_that_hangs_ends_and_the_next_one_goes_on(bench: Workbench, wh
     stacks = errors.read_text()
     assert "in load\n" in stacks or "in blocked_here\n" in stacks
     assert bench.store.read_result(config.run, "train") is None
-    assert bench.train(config) == expected.model_copy(update={"restarts": 2})
+    assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": 2})
 
 
 def test_every_batch_validation_batch_and_save_is_a_sign_of_life(

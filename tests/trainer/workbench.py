@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -234,6 +234,28 @@ class Workbench:
 
     def _common(self) -> dict[str, Any]:
         return {"owner": OWNER, "run": RUN, "store": self.store_config}
+
+
+class Undisturbed:
+    """What runs end with to which nothing happens; equal ones are trained once.
+
+    For comparison: each is trained in a store of its own, with the artifacts of the store in its config.
+    """
+
+    def __init__(self, new_folder: Callable[[], Path]) -> None:
+        self._new_folder = new_folder
+        self._results: dict[str, TrainResult] = {}
+
+    def __call__(self, config: TrainConfig) -> TrainResult:
+        key = config.model_copy(update={"store": StoreConfig(uri="", path="")}).to_json()
+        if key not in self._results:
+            bench = Workbench(self._new_folder())
+            for kind in ("models", "datasets", "checkpoints"):
+                artifacts = Path(config.store.path) / kind
+                if artifacts.exists():
+                    shutil.copytree(artifacts, Path(bench.store_config.path) / kind)
+            self._results[key] = bench.train(config.model_copy(update={"store": bench.store_config}))
+        return self._results[key]
 
 
 def elsewhere(bench: Workbench, name: str) -> Workbench:
