@@ -1,12 +1,16 @@
 """What `make test` runs, and what of it side by side: a session leaves a core idle for part of its time."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TRAINER_APART: Final = ("tests/trainer/data", "tests/trainer/remote", "tests/trainer/serve")
-"""Parts of the trainer's tests in sessions of their own, so that those at once end at about the same time."""
+TRAINER_APART: Final = {
+    "resume matrix": ("tests/trainer/test_resume_matrix.py",),
+    "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
+}
+"""Sessions of their own for parts of the trainer's tests, so that what runs at once ends at about the same time."""
 E2E: Final = "tests/e2e"
 E2E_SECOND: Final = ("test_interruptions.py", "test_multinode.py", "test_queueing.py")
 """What runs on the second cluster, in this order, so that both lanes take as long."""
@@ -50,7 +54,7 @@ def suites(records: Path) -> tuple[Suite, ...]:
     Args:
         records: an empty folder in which the lanes of one suite leave something for its last step.
     """
-    trainer, integration = "tests/trainer", "tests/integration"
+    apart = [path for paths in TRAINER_APART.values() for path in paths]
     return (
         Suite("unit", "unit", ((_session("tests/unit"),),)),
         Suite(
@@ -58,9 +62,9 @@ def suites(records: Path) -> tuple[Suite, ...]:
             "trainer and API server",
             (
                 (
-                    _session(trainer, *_ignored(TRAINER_APART)),
-                    _session(integration),
-                    *(_session(path) for path in TRAINER_APART),
+                    _session("tests/integration"),
+                    _session("tests/trainer", *_ignored(apart)),
+                    *(Session(name, paths) for name, paths in TRAINER_APART.items()),
                 ),
             ),
         ),
@@ -86,5 +90,5 @@ def _session(path: str, *options: str) -> Session:
     return Session(path, (path, *options))
 
 
-def _ignored(paths: tuple[str, ...]) -> tuple[str, ...]:
+def _ignored(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"--ignore={path}" for path in paths)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def e2e(folder: Path) -> Suite:
 
 
 def test_what_the_plan_names_is_there() -> None:
-    for path in (*TRAINER_APART, E2E_LAST, *(f"tests/e2e/{name}" for name in E2E_SECOND)):
+    apart = chain.from_iterable(TRAINER_APART.values())
+    for path in (*apart, E2E_LAST, *(f"tests/e2e/{name}" for name in E2E_SECOND)):
         assert (ROOT / path).exists(), path
 
 
