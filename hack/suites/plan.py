@@ -10,7 +10,7 @@ TRAINER_APART: Final = {
     "resume matrix": ("tests/trainer/test_resume_matrix.py",),
     "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
 }
-"""Sessions of their own for parts of the trainer's tests, so that what runs at once ends at about the same time."""
+"""Parts of the trainer's tests in sessions of their own, so that both cores are busy to the end."""
 E2E: Final = "tests/e2e"
 E2E_SECOND: Final = ("test_interruptions.py", "test_multinode.py", "test_queueing.py")
 """What runs on the second cluster, in this order, so that both lanes take as long."""
