@@ -17,6 +17,8 @@ from hack.cluster.toolchain import TOOLS
 
 LOG: Final = logging.getLogger(__name__)
 PROVISIONER_PROCESS: Final = "provisioner"
+_WITH_MOUNTS: Final = frozenset({"containerd", "kubelet"})
+"""Processes that find their folders in the mount namespace."""
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +29,8 @@ class Cluster(ControlPlane):
     address = NODE_ADDRESS
     fixed_ports: ClassVar = {"kube-apiserver": 6443}
     has_node = True
+    controllers = (*ControlPlane.controllers, "kube-scheduler")
+    agents = ("kubelet", "kube-proxy")
 
     def __init__(self, name: str = DEFAULT_NAME) -> None:
         """Raises ClusterError if the name is not usable."""
@@ -74,30 +78,36 @@ class Cluster(ControlPlane):
         LOG.info("network, cgroups and mount namespace made")
 
         commands = self._commands(chosen)
-
-        def start(name: str, *, mount_namespace_of: int | None = None) -> None:
-            pid = self._processes.start(name, commands[name], mount_namespace_of=mount_namespace_of)
-            cgroups.enter(layout.cgroup, pid)
-
-        start("etcd")
-        start("kube-apiserver")
-        start("containerd", mount_namespace_of=inside)
+        for name in ("etcd", "kube-apiserver", "containerd"):
+            self._start_process(name, commands)
         self._wait("containerd", self.containerd.is_ready, seconds=60)
         # Whatever a cluster that was killed has left in the store.
         self.containerd.remove_containers()
         self.containerd.load_own_images()
         LOG.info("containerd ready")
         self._wait_for_api_server()
-        start("kube-controller-manager")
-        start("kube-scheduler")
-        start("kubelet", mount_namespace_of=inside)
-        start("kube-proxy")
+        for name in (*self.controllers, *self.agents):
+            self._start_process(name, commands)
         self._start_provisioner()
         coredns = render("coredns.yaml", image=containerd.COREDNS_IMAGE, dns_address=DNS_ADDRESS)
         self.kubectl.run("apply", "--filename=-", text=coredns)
         self.kubectl.run("apply", "--filename=-", text=render("storage-class.yaml", provisioner=PROVISIONER))
         self._wait("the node", lambda: self.kubectl.succeeds("get", "node", layout.node_name), seconds=60)
         node.add_gpus(self.kubectl, layout)
+
+    def restore(self) -> None:
+        """As for a control plane; the kubelet ends containers whose pods are no more, and others run on."""
+        super().restore()
+        # It serves names from what it watched.
+        coredns = ("deployment/coredns", "--namespace=kube-system")
+        self.kubectl.run("rollout", "restart", *coredns)
+        self.kubectl.run("rollout", "status", *coredns, "--timeout=90s")
+        self._wait_until_ready()
+
+    def _start_process(self, name: str, commands: dict[str, list[str]]) -> None:
+        inside = self._processes.pid(namespace.HOLDER) if name in _WITH_MOUNTS else None
+        pid = self._processes.start(name, commands[name], mount_namespace_of=inside)
+        cgroups.enter(self.layout.cgroup, pid)
 
     def _start_provisioner(self) -> None:
         kubeconfig = self.layout.config / "provisioner.kubeconfig"

@@ -4,8 +4,8 @@ import json
 import logging
 import shutil
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from hack.cluster.credentials import create_client, create_credentials
 from hack.cluster.errors import ClusterError
 from hack.cluster.kubectl import Kubectl
 from hack.cluster.layout import LOOPBACK, Layout
-from hack.cluster.processes import Processes
+from hack.cluster.processes import Processes, send
 from hack.cluster.state import exclusive
 from hack.cluster.teardown import tear_down
 from hack.cluster.templates import render
@@ -39,6 +39,10 @@ class ControlPlane:
     address: IPv4Address = LOOPBACK
     fixed_ports: ClassVar[dict[str, int]] = {}
     has_node: bool = False
+    controllers: ClassVar[tuple[str, ...]] = ("kube-controller-manager",)
+    """Processes of which one at a time works in production, by a Lease."""
+    agents: ClassVar[tuple[str, ...]] = ()
+    """Processes of the node that follow the API server."""
 
     def __init__(self, name: str = "integration") -> None:
         """Raises ClusterError if the name is not usable."""
@@ -132,23 +136,48 @@ class ControlPlane:
         self._processes.stop(["etcd"], signal.SIGTERM, _STOP_SECONDS)
         shutil.rmtree(self.layout.etcd_snapshot, ignore_errors=True)
         shutil.copytree(self.layout.etcd, self.layout.etcd_snapshot)
-        self._processes.start("etcd", commands["etcd"])
+        self._start_process("etcd", commands)
         self._wait_for_api_server()
 
     def restore(self) -> None:
         """Throw everything back to the snapshot, as after a loss of etcd's disk.
 
-        Controllers are started again, as Kubernetes' documentation asks for: what they have seen is no more.
+        What follows the API server is started again, as Kubernetes' documentation asks for: what it has seen
+        is no more.
 
         Raises:
             ClusterError: the API server does not become ready again.
         """
         commands = self._running_commands()
-        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+        for name in (*self.agents, *self.controllers, "kube-apiserver", "etcd"):
             self._processes.stop([name], signal.SIGKILL, _STOP_SECONDS)
         shutil.rmtree(self.layout.etcd)
         shutil.copytree(self.layout.etcd_snapshot, self.layout.etcd)
         self._start_processes(commands)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """For the time of the block the API server takes connections and answers nothing.
+
+        Controllers end before it and are started again after it, as they do where they elect a leader: there
+        they end when they cannot renew their Lease. One that went on would take the node for lost.
+
+        Raises:
+            ClusterError: the API server does not become ready again.
+        """
+        commands = self._running_commands()
+        api_server = self._processes.pid("kube-apiserver")
+        if api_server is None:
+            raise ClusterError("the API server does not run")
+        self._processes.stop(self.controllers, signal.SIGTERM, _STOP_SECONDS)
+        send(api_server, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            send(api_server, signal.SIGCONT)
+            self._wait_for_api_server()
+            for name in self.controllers:
+                self._start_process(name, commands)
 
     def _running_commands(self) -> dict[str, list[str]]:
         return self._commands(json.loads(self._ports_record.read_text()))
@@ -214,10 +243,14 @@ class ControlPlane:
         self._start_processes(self._commands(self._prepare()))
 
     def _start_processes(self, commands: dict[str, list[str]]) -> None:
-        self._processes.start("etcd", commands["etcd"])
-        self._processes.start("kube-apiserver", commands["kube-apiserver"])
+        for name in ("etcd", "kube-apiserver"):
+            self._start_process(name, commands)
         self._wait_for_api_server()
-        self._processes.start("kube-controller-manager", commands["kube-controller-manager"])
+        for name in (*self.controllers, *self.agents):
+            self._start_process(name, commands)
+
+    def _start_process(self, name: str, commands: dict[str, list[str]]) -> None:
+        self._processes.start(name, commands[name])
 
     def _wait_for_api_server(self) -> None:
         self._wait("the API server", lambda: self.kubectl.succeeds("get", "--raw", "/readyz"), seconds=90)
