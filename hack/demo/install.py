@@ -1,5 +1,6 @@
 """The operator on the cluster, by its Helm chart and nothing else."""
 
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -38,24 +39,30 @@ def images() -> References:
     return build(Variant.CPU).names
 
 
-def install(access: Access, refs: References) -> None:
+def values(refs: References) -> str:
+    """The chart's values, as YAML."""
+    return yaml.safe_dump(
+        {
+            "image": _image(refs.operator),
+            "trainerImage": _image(refs.trainer),
+            "defaultProfile": {"spec": PROFILE},
+        }
+    )
+
+
+def install(access: Access, refs: References, chart: Path = CHART) -> None:
     """Install or upgrade the release and wait until it is ready.
 
     Raises:
         DemoError: with Helm's message.
     """
-    values = {
-        "image": _image(refs.operator),
-        "trainerImage": _image(refs.trainer),
-        "defaultProfile": {"spec": PROFILE},
-    }
     if access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name"):
         # Helm leaves CRDs as it finds them: those of an earlier demo may be of an older checkout.
-        access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CHART / 'crds'}")
+        access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart / 'crds'}")
     try:
         access.helm(
-            "upgrade", "--install", RELEASE, str(CHART), f"--namespace={SYSTEM}", "--create-namespace",
-            "--values=-", "--wait", "--timeout=3m", text=yaml.safe_dump(values),
+            "upgrade", "--install", RELEASE, str(chart), f"--namespace={SYSTEM}", "--create-namespace",
+            "--values=-", "--wait", "--timeout=3m", text=values(refs),
         )  # fmt: skip
     except DemoError as error:
         raise DemoError(

@@ -5,15 +5,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from hack.bootstrap.cache import cache_directory
 from hack.bootstrap.uv import ROOT
 from hack.images import base, bill, budget, inventory
-from hack.images.archive import Image, marker_layer, read_docker_archive
+from hack.images.archive import marker_layer
 from hack.images.buildah import Buildah
 from hack.images.dependencies import Dependencies, cpu_dependencies
 from hack.images.errors import ImageError, SourcesChangedError
@@ -136,7 +134,7 @@ class Builder:
         parent = base.ensure(self._buildah, self._base)
         if self.names.operator in missing:
             self._build(OPERATOR, self.names.operator, parent)
-            with self._exported(self.names.operator) as image:
+            with self._buildah.exported(self.names.operator) as image:
                 node.add(self.names.operator, image)
         if self.names.trainer not in missing:
             return
@@ -145,13 +143,13 @@ class Builder:
             code = f"{self.names.trainer}{CODE}"
             self._build(TRAINER, code, parent, dependencies=python)
             parents = self._buildah.layers(python)
-            with tempfile.TemporaryDirectory() as folder, self._exported(code) as image:
+            with tempfile.TemporaryDirectory() as folder, self._buildah.exported(code) as image:
                 marker = marker_layer(Path(folder) / "marker.tar", f".{packages.folder.name}")
-                node.link(packages, parents, marker, supply=lambda: self._exported(python))
+                node.link(packages, parents, marker, supply=lambda: self._buildah.exported(python))
                 node.add(self.names.trainer, image.with_layer(len(parents), marker))
         else:
             self._build(TRAINER, self.names.trainer, parent)
-            with self._exported(self.names.trainer) as image:
+            with self._buildah.exported(self.names.trainer) as image:
                 node.add(self.names.trainer, image)
 
     def _inventory(self, image: str) -> bill.Inventory:
@@ -188,13 +186,6 @@ class Builder:
             if name.removesuffix(CODE) not in image_references(self._base, self._variant):
                 self._buildah.run("rmi", name)
                 raise SourcesChangedError("The sources changed while they were built.")
-
-    @contextmanager
-    def _exported(self, name: str) -> Iterator[Image]:
-        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
-            archive = Path(folder) / "image.tar"
-            self._buildah.run("push", name, f"docker-archive:{archive}")
-            yield read_docker_archive(archive)
 
 
 def _say(text: str) -> None:

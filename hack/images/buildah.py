@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from hack.bootstrap.cache import cache_directory
 from hack.bootstrap.pip_settings import pip_settings
 from hack.bootstrap.uv import ROOT, Uv
+from hack.images.archive import Image, read_docker_archive
 from hack.images.errors import ImageError
 
 CERTIFICATES: Final = Path("/etc/ssl/certs")
@@ -65,8 +68,9 @@ class Buildah:
         base: str,
         target: str | None = None,
         dependencies: str | None = None,
+        context: Path = ROOT,
     ) -> None:
-        """Build `image` from `dockerfile` with the repository as context.
+        """Build `image` from `dockerfile`.
 
         Args:
             dockerfile: path of the Dockerfile.
@@ -74,6 +78,7 @@ class Buildah:
             base: value of the build argument BASE_IMAGE.
             target: stage to stop at.
             dependencies: image that takes the place of the stage `dependencies`.
+            context: what is built: the repository, or another checkout of it.
 
         Raises:
             ImageError: the build failed; the message ends with its output.
@@ -101,7 +106,7 @@ class Buildah:
                 *("--build-arg", f"BASE_IMAGE={base}"),
                 *(("--target", target) if target else ()),
                 *named,
-                *("--file", dockerfile, "--tag", image, ROOT),
+                *("--file", dockerfile, "--tag", image, context),
             )
 
     def add_layer(self, parent: str, folder: Path, destination: str, image: str) -> None:
@@ -112,6 +117,14 @@ class Buildah:
             self.run("commit", "--disable-compression", container, image)
         finally:
             self.run("rm", container)
+
+    @contextmanager
+    def exported(self, image: str) -> Iterator[Image]:
+        """The image with its layers, which are on this machine for the time of the block."""
+        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+            archive = Path(folder) / "image.tar"
+            self.run("push", image, f"docker-archive:{archive}")
+            yield read_docker_archive(archive)
 
     def output(self, image: str, *command: str, volume: tuple[Path, str] | None = None) -> str:
         """What `command` prints in a container of `image`, with the folder `volume` mounted at a path."""
