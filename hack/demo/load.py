@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,23 +17,43 @@ WORKERS: Final = 64
 """Enough that slow answers do not hold up the next question."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request that has ended.
+
+    Attributes:
+        at: when it was sent, by the monotonic clock.
+        seconds: until the answer, or until it failed.
+        failure: what went wrong; empty for an answer.
+    """
+
+    at: float
+    seconds: float
+    failure: str
+
+
 class SteadyLoad:
     """Asks the prompts in turn, at a fixed rate, whatever becomes of the answers.
 
     Attributes:
         sent, answered, failed: requests so far.
         failures: what went wrong, each kind once.
+        ended: all that have ended.
     """
 
-    def __init__(self, client: OpenAI, model: str, prompts: Sequence[str]) -> None:
+    def __init__(
+        self, client: OpenAI, model: str, prompts: Sequence[str], per_second: float = REQUESTS_A_SECOND
+    ) -> None:
         self._client = client
         self._model = model
         self._prompts = prompts
+        self._per_second = per_second
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="load")
         self.sent = self.answered = self.failed = 0
         self.failures: dict[str, int] = {}
+        self.ended: list[Asked] = []
         self.slowest = 0.0
 
     def __enter__(self) -> Self:
@@ -42,6 +63,9 @@ class SteadyLoad:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         """Send no more, and wait for the answers that are due."""
         self._stop.set()
         self._thread.join()
@@ -56,18 +80,23 @@ class SteadyLoad:
             while not self._stop.is_set():
                 pool.submit(self._ask, self._prompts[self.sent % len(self._prompts)])
                 self.sent += 1
-                self._stop.wait(max(0.0, started + self.sent / REQUESTS_A_SECOND - time.monotonic()))
+                self._stop.wait(max(0.0, started + self.sent / self._per_second - time.monotonic()))
 
     def _ask(self, prompt: str) -> None:
-        began = time.monotonic()
+        began, failure = time.monotonic(), ""
         try:
             ask(self._client, self._model, prompt)
         except OpenAIError as error:
-            with self._lock:
+            # Of a connection that was not made only the cause says more.
+            failure = f"{type(error).__name__}: {error}" + (
+                f" ({error.__cause__})" if error.__cause__ else ""
+            )
+        seconds = time.monotonic() - began
+        with self._lock:
+            self.ended.append(Asked(began, seconds, failure))
+            if failure:
                 self.failed += 1
-                name = f"{type(error).__name__}: {error}"
-                self.failures[name] = self.failures.get(name, 0) + 1
-        else:
-            with self._lock:
+                self.failures[failure] = self.failures.get(failure, 0) + 1
+            else:
                 self.answered += 1
-                self.slowest = max(self.slowest, time.monotonic() - began)
+                self.slowest = max(self.slowest, seconds)

@@ -225,3 +225,4 @@ def test_every_request_of_the_load_is_counted_once_as_answered_or_failed(served:
     assert load.answered + load.failed == load.sent
     assert load.failed == load.sent // 2
     assert sum(load.failures.values()) == load.failed
+    assert [sum(each.failure == "" for each in load.ended), len(load.ended)] == [load.answered, load.sent]
