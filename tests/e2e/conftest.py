@@ -17,7 +17,6 @@ from hack.cluster.layout import ISOLATED
 from hack.demo.access import Access, Object
 from hack.demo.install import images, install
 from hack.images.references import References
-from hack.models import tiny
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.sessions import Session
@@ -94,11 +93,7 @@ def team(access: Access, profiles: None) -> Iterator[Team]:
 @pytest.fixture(scope="session")
 def keeper(team: Team, refs: References) -> Keeper:
     """Access to the claims, with the tiny model in `models`."""
-    team.apply(pods.keeper(refs.operator))
-    team.kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=120s")
-    keeper = Keeper(team)
-    keeper.copy(tiny(), "/models/tiny")
-    return keeper
+    return pods.keep_model(team, refs.operator)
 
 
 @pytest.fixture(scope="session")

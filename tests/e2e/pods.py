@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from hack.demo.access import Object
+from hack.models import tiny
 from tests.e2e.team import Team
 
 RESTRICTED: Final = {
@@ -55,6 +56,15 @@ class Keeper:
             ):
                 archive.add(source, arcname=".")
             assert process.wait() == 0, f"{source} was not copied to {target}"
+
+
+def keep_model(team: Team, image: str) -> Keeper:
+    """A keeper in a namespace that has both claims, with the tiny model in `models`."""
+    team.apply(keeper(image))
+    team.kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=120s")
+    found = Keeper(team)
+    found.copy(tiny(), "/models/tiny")
+    return found
 
 
 def keeper(image: str) -> Object:

@@ -57,6 +57,15 @@ class Team:
             json.loads(self.kubectl("get", kind, f"--selector={selector}", "--output=json"))["items"],
         )
 
+    def serving(self, endpoint: Object) -> list[tuple[str, object]]:
+        """uid of each pod of an endpoint with its restarts, and of each Deployment with its generation."""
+        pods = [
+            (uid_of(pod), [each["restartCount"] for each in pod["status"]["containerStatuses"]])
+            for pod in self.children("pods", uid_of(endpoint))
+        ]
+        deployments = self.children("deployments", uid_of(endpoint))
+        return sorted(pods + [(uid_of(each), each["metadata"]["generation"]) for each in deployments])
+
     def until(self, kind: str, name: str, type_: str, reason: str | None = None) -> Object:
         """The object, once its condition is True, and for this reason if one is given.
 
@@ -176,7 +185,7 @@ def new_namespace(access: Access, purpose: str, level: str) -> Iterator[Team]:
         )
         yield team
     finally:
-        access.kubectl("delete", "namespace", name, "--wait=false")
+        access.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 def name_of(obj: Object) -> str:

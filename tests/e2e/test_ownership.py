@@ -7,18 +7,8 @@ from hack.demo.questions import ask
 from hack.images.references import References
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PATIENCE, PAUSE, Team, uid_of
+from tests.e2e.team import PATIENCE, PAUSE, Team
 from tests.waiting import eventually
-
-
-def serving(team: Team, endpoint: Object) -> list[tuple[str, object]]:
-    """uid of each pod with its restarts, and of each Deployment with its generation."""
-    pods = [
-        (uid_of(pod), [each["restartCount"] for each in pod["status"]["containerStatuses"]])
-        for pod in team.children("pods", uid_of(endpoint))
-    ]
-    deployments = team.children("deployments", uid_of(endpoint))
-    return sorted(pods + [(uid_of(each), each["metadata"]["generation"]) for each in deployments])
 
 
 def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_where_it_stopped(
@@ -30,7 +20,7 @@ def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_wher
     )
     version = team.until("Dataset", "passing", "Ready")["status"]["latestVersion"]
     rows = team.get("DatasetVersion", version)["spec"]["digest"].removeprefix("sha256:")
-    status, running = team.get("InferenceDeployment", "support")["status"], serving(team, support)
+    status, running = team.get("InferenceDeployment", "support")["status"], team.serving(support)
 
     # Stopped first: Helm takes its rights away at once, and test_rights.py counts what is refused.
     access.kubectl("scale", f"deployment/{RELEASE}", f"--namespace={SYSTEM}", "--replicas=0")
@@ -58,4 +48,4 @@ def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_wher
     )
     assert rows not in keeper.run("ls /store/datasets")
     assert team.get("InferenceDeployment", "support")["status"] == status
-    assert serving(team, support) == running
+    assert team.serving(support) == running

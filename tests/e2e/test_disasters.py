@@ -1,0 +1,503 @@
+"""What happens to a cluster in years, one after the other, while clients ask an endpoint and a run trains.
+
+The tests are the steps of one story, in their order, and begin with the release before this one. They damage
+the cluster, so it has to be the session's own: `python -m hack.cluster isolated -- ...`.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from hack.bench.controlplanes import client, create
+from hack.cluster import Cluster
+from hack.cluster.layout import ISOLATED
+from hack.demo.access import Access, Object
+from hack.demo.install import CHART, CRD, RELEASE, SYSTEM, images, install, values
+from hack.demo.load import Asked, SteadyLoad
+from hack.demo.questions import ask
+from hack.images.references import References
+from tests.e2e import manifests, operatorpods, pods
+from tests.e2e.newconnections import client_of
+from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, is_running, name_of, new_namespace, uid_of
+from tests.olderrelease import older_release, operator_image
+from tests.waiting import eventually
+
+REQUESTS_PER_SECOND: Final = 4.0
+NEIGHBOURS: Final = 2000
+"""Runs that another team creates."""
+FROZEN_SECONDS: Final = 60.0
+BACK_WITHIN_SECONDS: Final = 5.0
+"""Requests may fail for so long after somebody deleted the endpoint's Service."""
+
+RESUMED: Final = "going on after step"
+SAVED: Final = "saved the state after step"
+STEPS: Final = 900
+LONG: Final = {
+    "hyperparameters": {"epochs": STEPS // 3, "learningRate": 0.01},
+    "checkpoints": {"everySteps": 10},
+    "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}},
+}
+FAST: Final = {"requests": {"cpu": "200m"}, "limits": {"cpu": "2"}}
+SLOW: Final = {"requests": {"cpu": "20m"}, "limits": {"cpu": "40m"}}
+"""The processor of a pod that trains: with this one it needs many minutes for all steps."""
+
+
+@dataclass
+class Disaster:
+    """A time in which something happened to the cluster.
+
+    Attributes:
+        name: what happened.
+        began: by the monotonic clock, as `ended`.
+        forgiven: until when requests may fail.
+        note: what else was seen.
+    """
+
+    name: str
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    forgiven: float = 0.0
+    note: str = ""
+
+
+@dataclass
+class Scene:
+    """Two teams on one cluster: `ours` has the endpoint that is asked and the run that trains all the time.
+
+    Attributes:
+        endpoint, run: `support` and `steady` of ours.
+        calm: a run of theirs with the same rows and settings as `steady`, ended before anything happened.
+    """
+
+    cluster: Cluster
+    access: Access
+    refs: References
+    ours: Team
+    theirs: Team
+    endpoint: Object
+    run: Object
+    calm: Object
+    load: SteadyLoad
+    disasters: list[Disaster] = field(default_factory=list)
+
+    @contextmanager
+    def disaster(self, name: str) -> Iterator[Disaster]:
+        """The time of the block: no request fails, and no pod that serves is replaced or restarted."""
+        serving = self.ours.serving(self.endpoint)
+        disaster = Disaster(name)
+        self.disasters.append(disaster)
+        try:
+            yield disaster
+        finally:
+            disaster.ended = time.monotonic()
+        assert self.ours.serving(self.endpoint) == serving
+        assert self.asked(disaster) != []
+        assert self.unforgiven(disaster) == []
+
+    def asked(self, disaster: Disaster) -> list[Asked]:
+        """Requests that were sent meanwhile and have ended."""
+        return [each for each in self.load.ended if disaster.began <= each.at <= disaster.ended]
+
+    def unforgiven(self, disaster: Disaster) -> list[Asked]:
+        return [each for each in self.asked(disaster) if each.failure and each.at > disaster.forgiven]
+
+    def train_pods(self) -> list[Object]:
+        return self.ours.children("pods", uid_of(self.run), "train")
+
+    def kept(self) -> Object:
+        """What no change of the operator's release may touch."""
+        jobs = self.ours.children("jobs", uid_of(self.run))
+        resolved = self.ours.get("FineTuneJob", "steady")["status"]["resolved"]
+        return {
+            "jobs": sorted(uid_of(job) for job in jobs),
+            "pods": sorted(uid_of(pod) for pod in self.train_pods()),
+            "settings": {key: value for key, value in resolved.items() if key != "trainerContract"},
+            "revision": self.ours.get("InferenceDeployment", "support")["status"]["revision"],
+        }
+
+    def newest_step(self) -> int:
+        """The last step whose state is in the store, which is a folder of this machine."""
+        claim = self.ours.kubectl("get", "pvc", "artifacts", "--output=jsonpath={.metadata.uid}")
+        return newest_step(self.cluster.layout.volumes / claim, self.run)
+
+
+def newest_step(store: Path, run: Object) -> int:
+    states = (store / "runs" / uid_of(run) / "train" / "state").glob("step-*")
+    numbers = (each.name.removeprefix("step-") for each in states)
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+@pytest.fixture(scope="module")
+def own(cluster: Cluster) -> Cluster:
+    """The session's own cluster."""
+    if ISOLATED not in os.environ:
+        pytest.skip("would damage a cluster that is not the session's own: python -m hack.cluster isolated")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def refs(own: Cluster, access: Access, tmp_path_factory: pytest.TempPathFactory) -> References:
+    """Images of these sources. Installed is the release before them, with its own definitions."""
+    crd = access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name")
+    assert not crd, "the cluster has had another release"
+    refs = images()
+    older = older_release(tmp_path_factory.mktemp("older"))
+    with_older = refs._replace(operator=operator_image(older, refs.operator))
+    install(access, with_older, older / "charts" / "finetune-operator")
+    return refs
+
+
+@pytest.fixture(scope="module")
+def teams(access: Access, refs: References) -> Iterator[tuple[Team, Team]]:
+    """Two namespaces with claims, a base model and a prepared Dataset each."""
+    with (
+        new_namespace(access, "ours", "restricted") as ours,
+        new_namespace(access, "theirs", "restricted") as theirs,
+    ):
+        ours.apply(manifests.profile(manifests.CPU))
+        for team, policy in ((ours, "Retain"), (theirs, "Delete")):
+            team.apply(
+                manifests.claim("artifacts"),
+                manifests.claim("models"),
+                pods.keeper(refs.operator),
+                manifests.configmap("tickets", manifests.jsonl("billing")),
+                manifests.dataset("tickets", "tickets", deletionPolicy=policy),
+            )
+        for team in (ours, theirs):
+            pods.keep_model(team, refs.operator)
+        yield ours, theirs
+    access.kubectl("delete", "computeprofile", manifests.CPU)
+
+
+@pytest.fixture(scope="module")
+def scene(own: Cluster, access: Access, refs: References, teams: tuple[Team, Team]) -> Iterator[Scene]:
+    """All of it at work: the endpoint is asked, the run has saved its first state."""
+    ours, theirs = teams
+    ours.apply(
+        manifests.endpoint("support", "champion"),
+        manifests.finetunejob("champion"),
+        manifests.finetunejob("steady", **LONG),
+    )
+    theirs.apply(
+        manifests.endpoint("other", "calm"), manifests.finetunejob("calm", deletionPolicy="Delete", **LONG)
+    )
+    endpoint, run = ours.get("InferenceDeployment", "support"), ours.get("FineTuneJob", "steady")
+    pace(ours, ours.pod(uid_of(run), "train"), SAVED, SLOW)
+    ours.until("InferenceDeployment", "support", "Ready")
+    calm = theirs.until("FineTuneJob", "calm", "Ready", "Promoted")
+    theirs.until("InferenceDeployment", "other", "Ready")
+    with ExitStack() as stack:
+        openai = stack.enter_context(client_of("support", ours.namespace))
+        load = SteadyLoad(openai, "tuned", manifests.PROMPTS, REQUESTS_PER_SECOND)
+        stack.enter_context(load)
+        until(lambda: load.answered, "an answer", lambda: load.failures)
+        yield Scene(own, access, refs, ours, theirs, endpoint, run, calm, load)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """etcd as it was once.
+
+    Attributes:
+        taken: by the monotonic clock.
+        pod: that of the run's training, which was replaced since.
+    """
+
+    taken: float
+    pod: Object
+
+
+@pytest.fixture(scope="module")
+def snapshot(scene: Scene) -> Snapshot:
+    """Taken while the run trains in a pod that is evicted right after; the next one goes on."""
+    (pod,) = filter(is_running, scene.train_pods())
+    scene.cluster.save()
+    taken = time.monotonic()
+    scene.ours.evict(pod)
+    second = scene.ours.pod(uid_of(scene.run), "train", other_than=(name_of(pod),))
+    pace(scene.ours, second, RESUMED, SLOW)
+    return Snapshot(taken, pod)
+
+
+def pace(team: Team, pod: Object, once_logged: str, resources: Object) -> str:
+    """Resize a pod once it has logged these words; the line with them."""
+    line = team.until_logged(pod, once_logged)
+    resize(team, pod, resources)
+    return line
+
+
+def resize(team: Team, pod: Object, resources: Object) -> None:
+    """Change the processor that a pod's containers get, without a restart."""
+    containers = [{"name": each["name"], "resources": resources} for each in pod["spec"]["containers"]]
+    patch = f"--patch={json.dumps({'spec': {'containers': containers}})}"
+    team.kubectl("patch", "pod", name_of(pod), "--subresource=resize", patch)
+
+
+def until(condition: Callable[[], object], what: str, describe: Callable[[], object] = str) -> None:
+    eventually(what, condition, PATIENCE, describe, pause=PAUSE)
+
+
+def step_in(line: str, after: str) -> int:
+    """The number that follows these words in a line of a log."""
+    return int(line.partition(after)[2].split()[0])
+
+
+def test_an_operator_on_definitions_of_the_release_before_names_them_and_leaves_the_work_to_the_one_before(
+    scene: Scene,
+) -> None:
+    ours, access = scene.ours, scene.access
+    with scene.disaster("definitions one release old"):
+        before, kept = operatorpods.active(access), scene.kept()
+        access.helm(
+            "upgrade", RELEASE, str(CHART), f"--namespace={SYSTEM}", "--values=-", text=values(scene.refs)
+        )
+
+        def outdated() -> list[str]:
+            found = operatorpods.pods_of_operator(access)
+            answers = [operatorpods.readiness(pod) for pod in found if uid_of(pod) != uid_of(before)]
+            return [each for answer in answers for each in answer.get("outdatedDefinitions", ())]
+
+        until(outdated, "the new operator names the definitions")
+        assert any(each.startswith(f"{CRD} is outdated: it lacks ") for each in outdated()), outdated()
+        ours.apply(manifests.finetunejob("seen", suspend=True))
+        ours.until("FineTuneJob", "seen", "Suspended")
+        ready = [pod for pod in operatorpods.pods_of_operator(access) if condition_is_true(pod, "Ready")]
+        assert [uid_of(pod) for pod in ready] == [uid_of(before)]
+        assert uid_of(operatorpods.active(access)) == uid_of(before)
+
+        access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CHART / 'crds'}")
+
+        operatorpods.active(access, other_than=(uid_of(before),))
+        assert scene.kept() == kept
+
+
+def condition_is_true(pod: Object, type_: str) -> bool:
+    return condition_of(pod, type_).get("status") == "True"
+
+
+def test_an_operator_that_is_rolled_back_and_forward_keeps_pods_and_settings(scene: Scene) -> None:
+    access, namespace = scene.access, f"--namespace={SYSTEM}"
+    with scene.disaster("operator rolled back and forward"):
+        new, kept = operatorpods.active(access), scene.kept()
+
+        access.helm("rollback", RELEASE, "1", namespace, "--wait", "--timeout=3m")
+
+        older = operatorpods.active(access, other_than=(uid_of(new),))
+        assert image_of(older) != image_of(new)
+        assert scene.kept() == kept
+
+        install(access, scene.refs)
+
+        again = operatorpods.active(access, other_than=(uid_of(new), uid_of(older)))
+        assert image_of(again) == image_of(new)
+        assert scene.kept() == kept
+
+
+def image_of(pod: Object) -> str:
+    image: str = pod["spec"]["containers"][0]["image"]
+    return image
+
+
+def test_a_run_has_its_first_job_while_a_neighbour_creates_thousands(
+    scene: Scene, snapshot: Snapshot
+) -> None:
+    created: list[str] = []
+    with (
+        scene.disaster(f"{NEIGHBOURS:,} runs of a neighbour") as disaster,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        creation = pool.submit(create_runs, scene, created)
+        until(lambda: creation.done() or len(created) > NEIGHBOURS / 4, "runs of the neighbour")
+
+        first_job(scene)
+
+        beside = len(created)
+        creation.result()
+        operatorpods.active(scene.access)
+        disaster.note = f"a run of ours had its first Job beside {beside:,} of them"
+    assert 0 < beside < NEIGHBOURS
+    assert len(created) == NEIGHBOURS
+
+
+def first_job(scene: Scene) -> None:
+    scene.ours.apply(manifests.finetunejob("younger"))
+    uid = uid_of(scene.ours.get("FineTuneJob", "younger"))
+    until(
+        lambda: scene.ours.children("jobs", uid, "preflight"),
+        "the first Job of the run",
+        lambda: scene.ours.describe("FineTuneJob", "younger"),
+    )
+
+
+def create_runs(scene: Scene, created: list[str]) -> None:
+    """Half of them are suspended, half wait for a store that does not exist."""
+
+    def runs() -> Iterator[Object]:
+        for number in range(NEIGHBOURS):
+            state: Object = {"suspend": True} if number % 2 else {"store": {"uri": "pvc://missing"}}
+            run = manifests.finetunejob(f"crowd-{number:04d}", **state)
+            run["metadata"]["namespace"] = scene.theirs.namespace
+            created.append(name_of(run))
+            yield run
+
+    async def all_of_them() -> None:
+        async with client(scene.cluster, "crowd") as user:
+            await create(user, runs())
+
+    asyncio.run(all_of_them())
+
+
+def test_endpoint_and_run_go_on_while_the_api_server_is_frozen(scene: Scene, snapshot: Snapshot) -> None:
+    (second,) = filter(is_running, scene.train_pods())
+    operator, before = operatorpods.active(scene.access), scene.newest_step()
+    with scene.disaster(f"API server frozen for {FROZEN_SECONDS:.0f} s"):
+        with scene.cluster.frozen():
+            time.sleep(FROZEN_SECONDS)
+        assert scene.newest_step() > before
+
+        assert restarts(operatorpods.active(scene.access)) == restarts(operator)
+        assert [uid_of(pod) for pod in filter(is_running, scene.train_pods())] == [uid_of(second)]
+
+
+def restarts(pod: Object) -> tuple[str, int]:
+    """uid of a pod and how often its container was started again."""
+    return uid_of(pod), pod["status"]["containerStatuses"][0]["restartCount"]
+
+
+def test_after_a_restore_of_etcd_what_was_there_goes_on_and_what_was_not_is_made_again(
+    scene: Scene, snapshot: Snapshot
+) -> None:
+    ours, uid = scene.ours, uid_of(scene.run)
+    operator = operatorpods.active(scene.access)
+    (job,) = ours.children("jobs", uid, "train")
+    with scene.disaster("etcd restored") as disaster:
+        saved, now = scene.newest_step(), datetime.now(UTC)
+        disaster.note = f"from a snapshot of {time.monotonic() - snapshot.taken:.0f} s before"
+
+        scene.cluster.restore()
+
+        assert scene.access.object("FineTuneJob", ours.namespace, "younger") is None
+        theirs = scene.access.objects("FineTuneJob", scene.theirs.namespace)
+        assert [name_of(each) for each in theirs] == ["calm"]
+        until(
+            lambda: operatorpods.metrics(operator).get("finetune_etcd_restores_total"),
+            "the operator has noticed the restore",
+            lambda: scene.access.kubectl("logs", name_of(operator), f"--namespace={SYSTEM}", "--tail=50"),
+        )
+        assert restarts(operatorpods.active(scene.access)) == restarts(operator)
+        line = pace(ours, pod_started_after(scene, now), RESUMED, SLOW)
+        assert step_in(line, RESUMED) >= saved
+        assert [uid_of(each) for each in ours.children("jobs", uid, "train")] == [uid_of(job)]
+        first_job(scene)
+
+
+def pod_started_after(scene: Scene, moment: datetime) -> Object:
+    """The run's train pod whose container was started since."""
+
+    def found() -> Object | None:
+        for pod in filter(is_running, scene.train_pods()):
+            (status,) = pod["status"]["containerStatuses"]
+            if datetime.fromisoformat(status["state"]["running"]["startedAt"]) > moment:
+                return pod
+        return None
+
+    return eventually(
+        f"a train pod was started after {moment}",
+        found,
+        PATIENCE,
+        describe=lambda: scene.ours.describe("FineTuneJob", "steady"),
+        pause=PAUSE,
+    )
+
+
+def test_a_service_that_is_deleted_by_hand_is_back_within_seconds(scene: Scene) -> None:
+    with scene.disaster("Service deleted by hand") as disaster:
+        scene.ours.kubectl("delete", "service", "support", "--wait=false")
+        deleted = time.monotonic()
+        disaster.forgiven = deleted + BACK_WITHIN_SECONDS
+        until(
+            lambda: [each for each in scene.load.ended if each.at > disaster.forgiven],
+            "requests that were sent after the Service had to be back",
+        )
+        last = max((each.at for each in scene.load.ended if each.failure), default=deleted)
+        disaster.note = f"the last failed request was sent {max(0.0, last - deleted):.1f} s after it"
+
+
+def test_a_neighbours_namespace_goes_with_everything_in_it_and_takes_nothing_of_ours(scene: Scene) -> None:
+    theirs = scene.theirs
+    theirs.apply(manifests.finetunejob("last", suspend=True))
+    theirs.until("FineTuneJob", "last", "Suspended")
+    operator, kept = operatorpods.active(scene.access), scene.kept()
+    with scene.disaster("a neighbour's namespace deleted"):
+        scene.access.kubectl("delete", "namespace", theirs.namespace, "--wait=false")
+
+        until(
+            lambda: not scene.access.kubectl("get", "namespace", theirs.namespace, "--ignore-not-found"),
+            "the namespace is gone",
+            lambda: scene.access.kubectl("get", "namespace", theirs.namespace, "--output=yaml"),
+        )
+        assert scene.access.pods(theirs.namespace, "") == []
+        assert restarts(operatorpods.active(scene.access)) == restarts(operator)
+        assert scene.kept() == kept
+
+
+def test_each_step_of_the_run_counted_once_and_its_weights_are_those_of_a_run_left_alone(
+    scene: Scene,
+) -> None:
+    ours = scene.ours
+    (pod,) = filter(is_running, scene.train_pods())
+    resize(ours, pod, FAST)
+
+    ended = ours.until("FineTuneJob", "steady", "Ready", "Promoted")
+
+    (job,) = ours.children("jobs", uid_of(scene.run), "train")
+    assert job["status"]["succeeded"] == 1
+    training, alone = ended["status"]["training"], scene.calm["status"]["training"]
+    assert training["steps"] == alone["steps"] == STEPS
+    assert training["tokens"] == alone["tokens"]
+    assert training["restarts"] >= 2
+    assert [each["digest"] for each in ended["status"]["checkpoints"]] == [
+        each["digest"] for each in scene.calm["status"]["checkpoints"]
+    ]
+    ours.until("FineTuneJob", "younger", "Ready", "Promoted")
+
+
+def test_no_request_has_failed_but_for_the_time_without_a_service(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with client_of("support", scene.ours.namespace) as openai:
+        assert ask(openai, "tuned", "order late?") == "billing"
+    scene.load.stop()
+
+    with capsys.disabled():
+        print("\n\n" + "\n".join(table(scene)))
+    forgiven = [each for disaster in scene.disasters for each in scene.asked(disaster) if each.failure]
+    assert scene.load.sent == len(scene.load.ended)
+    assert [each for each in scene.load.ended if each.failure and each not in forgiven] == []
+    assert [each for disaster in scene.disasters for each in scene.unforgiven(disaster)] == []
+
+
+def table(scene: Scene) -> Iterator[str]:
+    """What was seen of each disaster, and of the whole time."""
+    yield "| disaster | seconds | requests sent | failed | longest answer, s | |"
+    yield "|---|---:|---:|---:|---:|---|"
+    for each in scene.disasters:
+        yield row(each.name, each.ended - each.began, scene.asked(each), each.note)
+    whole = scene.load.ended[-1].at - scene.load.ended[0].at
+    yield row("all, and the time between them", whole, scene.load.ended, "")
+
+
+def row(name: str, seconds: float, asked: list[Asked], note: str) -> str:
+    failed = sum(bool(each.failure) for each in asked)
+    longest = max((each.seconds for each in asked if not each.failure), default=0.0)
+    return f"| {name} | {seconds:.0f} | {len(asked):,} | {failed} | {longest:.1f} | {note} |"
