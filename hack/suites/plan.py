@@ -12,7 +12,7 @@ TRAINER_APART: Final = {
 }
 """Parts of the trainer's tests in sessions of their own, so that both cores are busy to the end."""
 E2E: Final = "tests/e2e"
-E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_multinode.py", "test_queueing.py")
+E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py")
 """What runs on the second cluster, in this order, so that both lanes take as long."""
 E2E_LAST: Final = f"{E2E}/test_rights.py"
 """Looks at what all lanes have asked of their clusters."""
