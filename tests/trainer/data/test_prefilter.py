@@ -10,8 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.data.checks import prefilter, secrets
-from finetune_trainer.data.checks.personal import CARD, EMAIL_ADDRESS, IBAN_LIKE, SEVEN_DIGITS
-from finetune_trainer.data.checks.prefilter import Prefilter
+from finetune_trainer.data.checks.personal import (
+    CARD,
+    CARD_DIGITS,
+    EMAIL_ADDRESS,
+    IBAN_CHARACTERS_LIKE,
+    IBAN_LIKE,
+    SEVEN_DIGITS,
+    SEVEN_DIGITS_LIKE,
+)
+from finetune_trainer.data.checks.prefilter import Prefilter, loosened
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.checks.secrets import ALL_HINTS, Secrets
 from finetune_trainer.data.checks.sequences import EXPRESSIONS as SEQUENCE_EXPRESSIONS
@@ -71,6 +79,7 @@ def check(row: Row) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(prompt=TEXTS, completion=TEXTS)
+@example(prompt='my password:\u00a0"Ab3kd93kdWq7"', completion="ok")
 @example(prompt="aws \u212aey = '" + "a1B2" * 10 + "'", completion="a\u212aIA" + "A1" * 8)
 def test_the_findings_are_those_of_the_detectors_alone(prompt: str, completion: str) -> None:
     check(Row.pair(prompt, completion))
@@ -98,6 +107,21 @@ def test_the_findings_in_a_row_of_every_kind_of_text_are_those_of_the_detectors_
         )
     )
     check(Row.pair("half of a character \ud800 of jo@example.com", "ok"))
+
+
+LOOSE = [
+    *((hints.shape, loosened(hints.shape)) for hints in ALL_HINTS if hints.shape is not None),
+    (CARD, CARD_DIGITS),
+    (IBAN_LIKE, IBAN_CHARACTERS_LIKE),
+    (SEVEN_DIGITS, SEVEN_DIGITS_LIKE),
+]
+LOOKED = Prefilter([((expression,),) for _, expression in LOOSE])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), number=st.integers(0, len(LOOSE) - 1))
+def test_an_expression_fits_wherever_its_pattern_does(data: st.DataObject, number: int) -> None:
+    assert number in LOOKED.find(data.draw(st.from_regex(LOOSE[number][0])))
 
 
 def test_texts_of_everyday_words_are_not_worth_a_look() -> None:
