@@ -318,14 +318,14 @@ def test_a_run_has_its_first_job_while_a_neighbour_creates_thousands(
     ):
         creation = pool.submit(create_runs, scene, created)
         until(lambda: creation.done() or len(created) > NEIGHBOURS / 4, "runs of the neighbour")
+        began = time.monotonic()
 
         first_job(scene)
 
-        beside = len(created)
+        waited, beside = time.monotonic() - began, len(created)
         creation.result()
         operatorpods.active(scene.access)
-        disaster.note = f"a run of ours had its first Job beside {beside:,} of them"
-    assert 0 < beside < NEIGHBOURS
+        disaster.note = f"first Job of a run of ours after {waited:.1f} s, beside {beside:,} of them"
     assert len(created) == NEIGHBOURS
 
 
