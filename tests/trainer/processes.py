@@ -6,6 +6,7 @@ libraries read from the environment while they are loaded, and the seed of hashe
 interpreter's last clean-up. Where that is what is tested, `start_fresh` starts an interpreter.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -224,6 +225,7 @@ def _call(
 def _begin(connection: Connection, environ: dict[str, str]) -> None:
     """Make this process what it would be had it been started with these."""
     if LOADED not in sys.modules:
+        importlib.import_module(LOADED)  # the server keeps to itself why it could not
         raise ImportError(f"{LOADED} was not preloaded: start pytest in the root of the repository")
     os.dup2(connection.fileno(), 1)
     connection.close()

@@ -1,31 +1,14 @@
 """A forked trainer process is as one that the interpreter starts."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.trainer.description import CODE, describe
 from tests.trainer.processes import run, run_fresh, start, start_fresh
 
-CODE = 7
-DESCRIBE = "from tests.trainer.test_processes import describe; describe()"
-SIGNALS = ("SigBlk", "SigIgn", "SigCgt", "Umask")
-
-
-def describe() -> None:
-    """Write what a process can see of itself, and end."""
-    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    seen = {
-        "environment": dict(os.environ),
-        "arguments": sys.argv[1:],
-        "folder": str(Path.cwd()),
-        "terminal": sys.stdout.isatty(),
-        "signals": {name: status[name] for name in SIGNALS},
-    }
-    print(json.dumps(seen), flush=True)
-    sys.exit(CODE)
+DESCRIBE = "from tests.trainer.description import describe; describe()"
 
 
 @pytest.mark.parametrize("is_first", [False, True])
