@@ -1,6 +1,5 @@
 """What the chart grants the operator, and what the API server's audit log says that it used."""
 
-import math
 import re
 import subprocess
 from collections.abc import Iterable
@@ -114,15 +113,13 @@ class Usage:
         return Usage(self.used | other.used, self.refused | other.refused)
 
 
-def usage(audit_log: Path, mark: int, user: str, end: float = math.inf) -> Usage:
-    """Requests of the user between two marks that one of the chart's roles allowed, or that none did.
+def usage(audit_log: Path, mark: int, user: str) -> Usage:
+    """Requests of the user after the mark that one of the chart's roles allowed, or that none did.
 
     What the roles of every user allow, such as discovery, is left out.
     """
     used, refused = set(), set()
-    for event, following in AuditLog(audit_log).events(mark):
-        if following > end:
-            break
+    for event, _ in AuditLog(audit_log).events(mark):
         about = event.get("objectRef")
         if event["user"]["username"] != user or about is None:
             continue

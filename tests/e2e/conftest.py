@@ -50,7 +50,10 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Session]:
-    """What is asked of the local cluster from here on; left for test_rights.py at the end of a lane."""
+    """What is asked of the local cluster from here on; left for test_rights.py at the end of a lane.
+
+    The disasters come before it: while a cluster is damaged, requests may be refused that were allowed.
+    """
     session = Session.begins(request, cluster.audit_log)
     yield session
     folder: Path | None = request.config.option.requests

@@ -1,7 +1,6 @@
 """What a session of these tests asked of its cluster, for a later session that looks at all lanes' rights."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -21,30 +20,24 @@ class Session:
     Attributes:
         audit_log: of the cluster's API server.
         begin: where in it the session began.
-        end: where in it the part ends that says which rights are used; None: it does not end.
         modules: names of the files whose tests were chosen.
         partial: whether tests were chosen by name.
     """
 
     audit_log: str
     begin: int
-    end: int | None
     modules: list[str]
     partial: bool
 
     @classmethod
     def begins(cls, request: pytest.FixtureRequest, audit_log: Path) -> "Session":
         modules = sorted({item.path.name for item in request.session.items})
-        return cls(str(audit_log), _size(audit_log), None, modules, bool(request.config.option.keyword))
-
-    def stop_counting(self) -> None:
-        """What is asked from now on shows nothing: the cluster is about to be damaged."""
-        self.end = _size(Path(self.audit_log))
+        size = audit_log.stat().st_size if audit_log.exists() else 0
+        return cls(str(audit_log), size, modules, bool(request.config.option.keyword))
 
     def usage(self, user: str) -> Usage:
-        """Which rights `user` used in that part."""
-        end = math.inf if self.end is None else self.end
-        return rights.usage(Path(self.audit_log), self.begin, user, end)
+        """Which rights `user` used in it."""
+        return rights.usage(Path(self.audit_log), self.begin, user)
 
     def leave(self, folder: Path, name: str) -> None:
         """Write it down for `left_in`, under a name that no other lane uses."""
@@ -72,7 +65,3 @@ def usage_of_all(sessions: Sequence[Session], modules: Iterable[str], user: str)
         return None
     assert missing == [], "no lane has left what these tests asked for"
     return reduce(or_, (each.usage(user) for each in sessions))
-
-
-def _size(audit_log: Path) -> int:
-    return audit_log.stat().st_size if audit_log.exists() else 0

@@ -35,7 +35,7 @@ def lane(folder: Path, name: str, *modules: str, partial: bool = False) -> Sessi
     """A session whose log has something from before it."""
     log = folder / f"{name}.log"
     log.write_text(line("delete", "nodes"))
-    return Session(str(log), log.stat().st_size, None, [*modules], partial)
+    return Session(str(log), log.stat().st_size, [*modules], partial)
 
 
 def write(session: Session, text: str) -> None:
@@ -66,19 +66,6 @@ def test_rights_that_one_lane_used_and_requests_that_another_was_refused_are_bot
     assert used(found) == {"create jobs"}
     assert found is not None
     assert found.refused == {"get pods in the cluster"}
-
-
-def test_what_is_asked_after_a_session_stopped_counting_shows_nothing(tmp_path: Path) -> None:
-    session = lane(tmp_path, "first", "test_first.py")
-    write(session, line("create", "jobs"))
-    session.stop_counting()
-    write(session, line("delete", "jobs") + line("get", "pods", refused=True))
-
-    found = usage_of_all([session], ["test_first.py"], USER)
-
-    assert used(found) == {"create jobs"}
-    assert found is not None
-    assert found.refused == frozenset()
 
 
 def test_a_lane_that_has_left_nothing_is_an_error_and_a_part_of_the_suite_shows_nothing(
