@@ -90,7 +90,9 @@ def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins
         "three": ["touch", str(next_one)],
     }
     script = f"from hack.suites.lanes import side_by_side; side_by_side({commands!r})"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, process_group=0) as parent:
+    # A shell lets commands in its background ignore the signal, and these tests may be one.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, process_group=0) as parent:
         eventually("it has started", begun.exists)
         os.killpg(parent.pid, signal.SIGINT)
 
