@@ -141,8 +141,9 @@ def test_a_config_that_cannot_be_used_names_the_field(
 
 @pytest.mark.parametrize("version", CONTRACT_VERSIONS)
 def test_the_result_is_in_the_contract_of_the_config(tmp_path: Path, version: int) -> None:
-    store = {"uri": "pvc://artifacts", "path": str(tmp_path)}
-    ended = run(json.dumps({**BASE, "contract": version, "store": store}))
+    store = {"uri": "pvc://artifacts", "path": str(tmp_path / "store")}
+    (tmp_path / "rows.jsonl").write_text("[]\n")
+    ended = run(json.dumps({**BASE, "contract": version, "store": store, "sourcePath": str(tmp_path)}))
 
     assert ended.code == ExitCode.BAD_DATA
     assert ended.result.contract == version

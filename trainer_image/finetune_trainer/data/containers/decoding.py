@@ -61,6 +61,9 @@ def quick_fields(line: bytes) -> Fields | None:
 
     That is: what orjson refuses; names that are in one object twice, of which orjson takes the last; and
     fractions and integers of more than 64 bits, which it makes fractions.
+
+    Raises:
+        MemoryError: the record does not fit.
     """
     try:
         value = orjson.loads(line)
@@ -72,6 +75,11 @@ def quick_fields(line: bytes) -> Fields | None:
                 names += _names(each)
     except ValueError:
         return None
+    except SystemError as error:
+        # Where memory is used up, orjson returns a value beside the error.
+        if isinstance(error.__cause__, MemoryError):
+            raise error.__cause__ from error
+        raise
     # Each name ends with these two characters, each in a text adds to them, and no name counts twice.
     return value if names == line.count(b'":') and not SPACED_NAME.search(line) else None
 
