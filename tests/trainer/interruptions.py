@@ -61,4 +61,5 @@ class _Countdown:
     def __call__(self, *_: object) -> None:
         self._left -= 1
         if self._left == 0:
-            os.kill(os.getpid(), self._number)
+            # To this thread: of several, another may get what the process is sent, and handle it later.
+            signal.raise_signal(self._number)
