@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 TRAINER_APART: Final = {
-    "resume matrix": ("tests/trainer/test_resume_matrix.py",),
     "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
+    "resume matrix": ("tests/trainer/test_resume_matrix.py",),
 }
 """Parts of the trainer's tests in sessions of their own, so that both cores are busy to the end."""
 E2E: Final = "tests/e2e"
