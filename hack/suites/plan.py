@@ -12,7 +12,7 @@ TRAINER_APART: Final = {
 }
 """Parts of the trainer's tests in sessions of their own, so that both cores are busy to the end."""
 E2E: Final = "tests/e2e"
-E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py")
+E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_queueing.py")
 """What runs on the second cluster, in this order, so that both lanes take as long."""
 E2E_LAST: Final = f"{E2E}/test_rights.py"
 """Looks at what all lanes have asked of their clusters."""
@@ -59,16 +59,16 @@ def suites(records: Path) -> tuple[Suite, ...]:
         Suite("unit", "unit", ((_session("tests/unit"),),)),
         Suite(
             "trainer",
-            "trainer and API server",
+            "trainer, API server, faults",
             (
                 (
                     _session("tests/integration"),
                     _session("tests/trainer", *_ignored(apart)),
                     *(Session(name, paths) for name, paths in TRAINER_APART.items()),
+                    _session("tests/faults"),
                 ),
             ),
         ),
-        Suite("faults", "faults", ((_session("tests/faults"),),)),
         Suite("e2e", "end to end", _e2e(f"--requests={records}")),
     )
 
