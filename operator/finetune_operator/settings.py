@@ -50,7 +50,7 @@ class Settings(BaseModel):
     watch_namespaces: Annotated[
         tuple[str, ...], Field(description="Comma-separated; empty: all namespaces.")
     ] = ()
-    workers: Annotated[int, Field(ge=1, le=64, description="Objects looked at at the same time.")] = 8
+    workers: Annotated[int, Field(ge=1, le=64, description="Objects looked at at the same time.")] = 16
     lease_name: Annotated[
         str, Field(min_length=1, description="Of two processes with the same Lease one is active.")
     ] = "finetune-operator"

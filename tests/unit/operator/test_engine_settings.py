@@ -34,7 +34,7 @@ def test_the_monitoring_namespace_is_a_name_or_stands_for_all(given: str, labels
 
 
 def test_an_empty_variable_counts_as_absent() -> None:
-    assert Settings.from_environment({**NEEDED, "WORKERS": ""}).workers == 8
+    assert Settings.from_environment({**NEEDED, "WORKERS": ""}).workers == 16
 
 
 def test_all_problems_are_named_at_once() -> None:
