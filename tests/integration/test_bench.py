@@ -6,7 +6,8 @@ from hack.bench.ledger import OPERATOR
 from hack.bench.measurement import measure
 
 RUNS = 10
-REQUESTS_TO_FIRST_JOB = 10
+REQUESTS_TO_FIRST_JOB = 4
+"""Of the operator, for one run: the Job, the status and an Event; what all runs need together is in it."""
 WRITES = 20
 """Of the operator, for one run from creation to promotion; events included, leases apart."""
 PEAK_BYTES = 140 << 20

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 Stores = Mapping[ResourceType, ObjectStore]
 
+NEVER_OBSERVED: Final = -1
+"""`status.observedGeneration` of an object that no pass has ended for."""
+
 SAME: Final[Mapping[str, Callable[[Manifest], object]]] = {
     "Controller": controller_uid,
     "Digest": lambda obj: obj.get("spec", {}).get("digest"),
@@ -153,11 +156,12 @@ class Executor:
     def _is_new(self, primary: Manifest) -> bool:
         """Whether nobody can have done anything for the object yet.
 
-        It was created in this term, and the status, which ends each pass, is missing. Should it be gone
-        already, the write of the status says so, and what was created goes with its owner.
+        It was created in this term, and no pass has written its status. Should it be gone already, that write
+        says so, and what was created goes with its owner.
         """
         begun = self._begun.get(self._cluster.types.of(primary))
-        return begun is not None and version(primary) > begun and "status" not in primary
+        observed = primary.get("status", {}).get("observedGeneration", NEVER_OBSERVED)
+        return begun is not None and version(primary) > begun and observed == NEVER_OBSERVED
 
     def _exists(self, create: Create) -> bool:
         """The cache has what should be created: nothing to ask."""

@@ -59,17 +59,17 @@ async def after_a_term_began() -> tuple[Empty, Executor]:
     return empty, executor
 
 
-async def test_an_object_of_this_term_that_has_no_status_is_not_read_again() -> None:
+async def test_an_object_of_this_term_that_was_never_observed_is_not_read_again() -> None:
     cluster, executor = await after_a_term_began()
-    await executor.carry_out(owner(BEGIN + 1), PLAN)
+    await executor.carry_out(owner(BEGIN + 1, status={"observedGeneration": -1}), PLAN)
     assert (cluster.read, cluster.created) == ([], ["job"])
 
 
 @pytest.mark.parametrize(
     "primary",
     [
-        pytest.param(owner(BEGIN), id="from before the term"),
-        pytest.param(owner(BEGIN + 1, status={"phase": "Preflight"}), id="looked at before"),
+        pytest.param(owner(BEGIN, status={"observedGeneration": -1}), id="from before the term"),
+        pytest.param(owner(BEGIN + 1, status={"observedGeneration": 1}), id="looked at before"),
     ],
 )
 async def test_nothing_is_made_for_any_other_object_that_is_gone(primary: Manifest) -> None:
