@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
@@ -12,6 +12,8 @@ from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.plan import Manifest
 from hack.cluster import ControlPlane
+
+T = TypeVar("T")
 
 AT_ONCE: Final = 8
 """Requests that are made at the same time."""
@@ -44,13 +46,13 @@ async def create(cluster: Cluster, manifests: Iterable[Manifest]) -> None:
     await in_turns(cluster.create, manifests)
 
 
-async def in_turns(work: Callable[[Manifest], Awaitable[object]], manifests: Iterable[Manifest]) -> None:
+async def in_turns(work: Callable[[T], Awaitable[object]], subjects: Iterable[T]) -> None:
     """Do the work for them all, in their order, some at a time."""
-    waiting = iter(manifests)
+    waiting = iter(subjects)
 
     async def some() -> None:
-        for manifest in waiting:
-            await work(manifest)
+        for subject in waiting:
+            await work(subject)
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(AT_ONCE):

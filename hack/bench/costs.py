@@ -1,7 +1,7 @@
 """python -m hack.bench.costs [OBJECTS]: what each request until a run's first Job costs the control plane.
 
-No operator runs. Each kind of request is made so many times, eight at a time, and then waited for until
-nobody writes any more, so that what controllers do about it is in its figures.
+No operator runs. Each kind of request is made OBJECTS times, eight at a time. A measurement ends when all
+writes have stopped, so its figures include what controllers do in response.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from hack.bench import alone, workload
 from hack.bench.controlplanes import client, in_turns
-from hack.bench.ledger import OPERATOR, QUIET_SECONDS, USER, Ledger
+from hack.bench.ledger import OPERATOR, USER, Ledger
 from hack.bench.tables import Sheet
 from hack.bench.usage import processor_seconds
 from hack.cluster import ControlPlane
@@ -28,6 +28,8 @@ from hack.cluster.audit import AuditLog
 from hack.cluster.processes import Processes
 
 BEGIN: Final = "<!-- Written by python -m hack.bench.costs from here -->"
+
+EVENT: Final = Event("Normal", EventReason.STAGE_STARTED, "Preflight has started")
 
 app = typer.Typer(add_completion=False)
 
@@ -41,13 +43,15 @@ class _Costs:
         self._objects = objects
         self._tell = tell
         self._processes = Processes(plane.layout.run, plane.layout.log)
-        self.rows: dict[str, Cost] = {}
+        self._costs: dict[str, Cost] = {}
 
     async def measure(self) -> dict[str, Cost]:
         """Processor time of each request, by what it does."""
         async with client(self._plane, USER) as user, client(self._plane, OPERATOR) as operator:
+            ledger = Ledger(AuditLog(self._plane.audit_log))
             for manifest in workload.surroundings():
                 await user.create(manifest)
+            await ledger.until_quiet()
             events = EventRecorder(operator, OPERATOR, "0")
             runs: list[Manifest] = []
 
@@ -61,34 +65,22 @@ class _Costs:
             await self._each("create an Event", lambda run: events.record(run, EVENT), runs)
             jobs = [workload.bare_job(each) for each in numbers]
             await self._each("create a Job, of which the Job controller makes a pod", user.create, jobs)
-        return self.rows
+        return self._costs
 
     async def _each(
         self, what: str, request: Callable[[Any], Awaitable[object]], subjects: list[Manifest]
     ) -> None:
         self._tell(what)
-        await self._quiet(Ledger(AuditLog(self._plane.audit_log)))
-        before = self._spent()
-        ledger = Ledger(AuditLog(self._plane.audit_log))
+        before, ledger = self._spent(), Ledger(AuditLog(self._plane.audit_log))
         await in_turns(request, subjects)
-        await self._quiet(ledger)
-        self.rows[what] = {
+        await ledger.until_quiet()
+        self._costs[what] = {
             name: (spent - before[name]) / len(subjects) for name, spent in self._spent().items()
         }
-
-    async def _quiet(self, ledger: Ledger) -> None:
-        await asyncio.sleep(QUIET_SECONDS)
-        ledger.read()
-        while ledger.quiet_seconds < QUIET_SECONDS:
-            await asyncio.sleep(0.2)
-            ledger.read()
 
     def _spent(self) -> Cost:
         pids = {name: self._processes.pid(name) for name in self._processes.names()}
         return {name: processor_seconds(pid) for name, pid in pids.items() if pid}
-
-
-EVENT: Final = Event("Normal", EventReason.STAGE_STARTED, "Preflight has started")
 
 
 async def _read(cluster: Cluster, run: Manifest) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hack.bench import workload
 from hack.bench.controlplanes import client, control_plane, create
-from hack.bench.ledger import QUIET_SECONDS, USER, Ledger, Requests, Spread
+from hack.bench.ledger import USER, Ledger, Requests, Spread
 from hack.cluster import ControlPlane
 from hack.cluster.audit import AuditLog
 
@@ -38,8 +38,5 @@ async def _measure(plane: ControlPlane, jobs: int) -> Floor:
     async with client(plane, USER) as user:
         await user.create(workload.namespace())
         await create(user, map(workload.bare_job, range(jobs)))
-    ledger.read()
-    while ledger.quiet_seconds < QUIET_SECONDS:
-        await asyncio.sleep(0.2)
-        ledger.read()
+    await ledger.until_quiet()
     return Floor(ledger.spread(ledger.first_jobs), ledger.requests)

@@ -19,7 +19,7 @@ from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.plan import Manifest
 from hack.bench import alone, workload
-from hack.bench.controlplanes import AT_ONCE, client
+from hack.bench.controlplanes import client, in_turns
 from hack.bench.copies import Copies, checkpoint_name
 from hack.bench.errors import BenchError
 from hack.bench.fakekubelet import FakeKubelet
@@ -124,20 +124,15 @@ class _History:
         return Copies(job, checkpoint)
 
     async def _fill(self, user: Cluster, copies: Copies) -> None:
-        numbers = iter(range(self._runs))
+        async def fill(number: int) -> None:
+            model = LINE if number < self._runs // 2 else f"line-{number:05d}"
+            job = await _create(user, copies.job(number, model))
+            for checkpoint in copies.checkpoints(number, model, job["metadata"]["uid"]):
+                await _create(user, checkpoint)
+            if number % 100 == 0:
+                self._tell(f"{number:,} of {self._runs:,} runs are there")
 
-        async def some() -> None:
-            for number in numbers:
-                model = LINE if number < self._runs // 2 else f"line-{number:05d}"
-                job = await _create(user, copies.job(number, model))
-                for checkpoint in copies.checkpoints(number, model, job["metadata"]["uid"]):
-                    await _create(user, checkpoint)
-                if number % 100 == 0:
-                    self._tell(f"{number:,} of {self._runs:,} runs are there")
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(AT_ONCE):
-                tasks.create_task(some())
+        await in_turns(fill, range(self._runs))
 
     @contextlib.asynccontextmanager
     async def _operator(self) -> AsyncIterator[tuple[OperatorProcess, list[float]]]:

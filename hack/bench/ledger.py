@@ -1,5 +1,6 @@
 """What the audit log says about a measurement: requests by client and verb, and when each run got how far."""
 
+import asyncio
 import math
 import statistics
 from collections import Counter
@@ -102,6 +103,13 @@ class Ledger:
                         self.last_stage.add(run)
                 case "operator", "finetunejobs/status":
                     self.last_written[asked.name] = asked.at
+
+    async def until_quiet(self) -> None:
+        """Read on until nobody has written anything for QUIET_SECONDS."""
+        self.read()
+        while self.quiet_seconds < QUIET_SECONDS:
+            await asyncio.sleep(0.2)
+            self.read()
 
     def spread(self, reached: Mapping[str, datetime], pause: float = 0) -> Spread:
         """How long the runs took to get there.
