@@ -252,3 +252,22 @@ def test_a_launcher_hands_a_signal_on_to_processes_that_only_start(begin: Begin,
 
 def children(process: Process) -> list[str]:
     return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def test_the_step_in_which_a_signal_arrives_is_the_last() -> None:
+    program = (
+        "import signal, sys\n"
+        "from finetune_trainer.signals import Stop\n"
+        "sys.setswitchinterval(1000)\n"  # no other thread runs before the next line
+        "stop = Stop()\n"
+        "with stop.listening():\n"
+        "    stop.hold()\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print(stop.is_set())\n"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+
+    assert (ended.stdout, ended.stderr) == ("True\n", "")

@@ -83,6 +83,10 @@ class Stop(threading.Event):
         finally:
             self._raises = False
 
+    def is_set(self) -> bool:
+        """Whether a signal arrived; in the main thread true at once, in others when `wait` ends."""
+        return self._arrived or super().is_set()
+
     def hold(self) -> None:
         """From here on there is something to save, and a signal only sets the event."""
         self._raises = self._forces = False
