@@ -18,7 +18,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
-from finetune_trainer.report import Reporter
+from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.signals import Stop
 from finetune_trainer.store import Store, open_store
 

@@ -1,226 +1,443 @@
-"""Progress reports, against a real HTTPS endpoint."""
+"""The report: a schema that programs can rely on, and a page that shows what is there, and nothing else."""
 
-import logging
-import ssl
-import threading
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import IPv4Address
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from jsonschema import Draft202012Validator
 
-from finetune_trainer.contract import Owner, Progress, Report, ReportTarget
-from finetune_trainer.report import Reporter
+from finetune_trainer.data.options import Checks, Cleaning, Division, FieldNames, Recipe
+from finetune_trainer.data.problems import Code, Issue, Place, Severity
+from finetune_trainer.data.result import (
+    Bucket,
+    Difference,
+    FileRecord,
+    Kin,
+    Label,
+    Lengths,
+    Prepared,
+    Problem,
+    Statistics,
+)
+from finetune_trainer.report.charts import compact, histogram, nice_ceiling
+from finetune_trainer.report.document import LISTED_PROBLEMS, Document, document, encode
+from finetune_trainer.report.headlines import HEADLINES
+from finetune_trainer.report.page import page, token_page
+from finetune_trainer.report.verdict import verdict
 
-OWNER = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="0f0f")
-DEADLINE_SECONDS = 30
+DOCS = Path(__file__).parents[2] / "docs"
+DIGEST = "sha256:" + "5e" * 32
 
 
-def certificate(folder: Path) -> tuple[Path, str]:
-    """A file with key and certificate for 127.0.0.1, and the certificate as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "report")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+def problem(
+    row: int | None,
+    what: str = "completion is empty",
+    code: Code = Code.FIELD_EMPTY,
+    severity: Severity = "error",
+    file: str | None = None,
+) -> Problem:
+    issue = Issue(code, what, "text", "fill completion in, or remove the row", "completion", severity)
+    return Problem(Place(file, row, row), issue)
+
+
+def prepared(*problems: Problem, **facts: Any) -> Prepared:
+    """A hundred good rows, and the rows of the problems."""
+    errors = sum(problem.issue.severity == "error" for problem in problems)
+    codes = [problem.issue.code for problem in problems]
+    lengths = Lengths(
+        mean=12.5, median=11.0, p95=30.0, max=39, histogram=(Bucket(0, 10, 40), Bucket(10, 40, 60))
     )
-    pem = signed.public_bytes(serialization.Encoding.PEM)
-    file = folder / "server.pem"
-    file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        + pem
+    usual: dict[str, Any] = {
+        "recipe": Recipe(),
+        "format": "PromptCompletion",
+        "files": (FileRecord(name="rows.jsonl", bytes=4096, sha256="ab" * 32),),
+        "rows": 100 + errors,
+        "invalid_rows": errors,
+        "broken_files": 0,
+        "split_rows": {"train": 80, "validation": 11, "test": 9},
+        "problems": problems,
+        "error_count": errors,
+        "warning_count": len(problems) - errors,
+        "counts": {code: codes.count(code) for code in codes},
+        "examples": {
+            code: tuple(problem for problem in problems if problem.issue.code == code)[:3] for code in codes
+        },
+        "statistics": Statistics(prompt_characters=lengths, distinct_completions=60),
+    }
+    return Prepared(**(usual | facts))
+
+
+def everything() -> Prepared:
+    """A preparation that found something of each kind."""
+    base = prepared(
+        problem(7, file="a.jsonl"),
+        problem(9, 'prompt has an e-mail address: "a <b>"', Code.EMAIL_ADDRESS, "warning", "a.jsonl"),
+        problem(None, "100 rows are good", Code.FEW_ROWS, "warning"),
+        recipe=Recipe(
+            format="CSV",
+            names=FieldNames(completion="answer", template="{subject}\n{body}"),
+            division=Division(group_by="customer"),
+            cleaning=Cleaning(near_duplicates="Remove"),
+            checks=Checks(email_addresses="Warn", phone_numbers="Fail", phone_region="DE"),
+        ),
+        kin=(
+            Kin("Exact", Place("a.jsonl", 3, 3), Place("a.jsonl", 1, 1)),
+            Kin("Near", Place("a.jsonl", 4, 4), Place("a.jsonl", 1, 1)),
+            Kin("Leak", Place("a.jsonl", 5, 5), Place("a.jsonl", 2, 2)),
+            Kin("Conflict", Place("a.jsonl", 6, 6), Place("a.jsonl", 2, 2)),
+        ),
+        unused_fields=("id", "created_at"),
+        difference=Difference(previous=DIGEST, added=1234, removed=5, changed=6),
     )
-    return file, pem.decode()
+    return replace(
+        base,
+        statistics=replace(
+            base.statistics,
+            duplicate_rows=1,
+            near_duplicate_rows=1,
+            leaked_rows=1,
+            conflicting_rows=1,
+            redacted_rows=2,
+            labels=(
+                Label("billing", {"train": 60, "validation": 5, "test": 9}),
+                Label("<script>", {"train": 20, "validation": 6}),
+            ),
+        ),
+    )
 
 
-class Endpoint:
-    """Keeps what it is sent; answers with the given status codes, then with 200."""
-
-    def __init__(self, folder: Path) -> None:
-        self.received: list[tuple[str, str, Report]] = []
-        self.answers: list[int] = []
-        self.changed = threading.Condition()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                with endpoint.changed:
-                    report = Report.model_validate_json(body)
-                    endpoint.received.append((self.path, self.headers["Authorization"], report))
-                    status = endpoint.answers.pop(0) if endpoint.answers else 200
-                    endpoint.changed.notify_all()
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Keep the test's output clean."""
-
-        file, self.ca_pem = certificate(folder)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def target(self) -> ReportTarget:
-        return ReportTarget(url=f"https://127.0.0.1:{self.server.server_port}", ca_pem=self.ca_pem)
-
-    @property
-    def steps(self) -> list[int]:
-        return [report.progress.step for _, _, report in self.received]
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        with self.changed:
-            assert self.changed.wait_for(condition, DEADLINE_SECONDS), self.received
+TOKENS = {
+    "version": 1,
+    "baseModel": "tiny",
+    "maxSequenceLength": 64,
+    "rows": 100,
+    "cutRows": 4,
+    "lostAnswers": 1,
+    "lengths": {
+        "mean": 30.0,
+        "median": 28.0,
+        "p95": 60.0,
+        "max": 90,
+        "histogram": [{"start": 0, "end": 50, "rows": 90}, {"start": 50, "end": 100, "rows": 10}],
+    },
+    "longest": [{"split": "train", "row": 12, "tokens": 90}],
+}
 
 
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
-    endpoint = Endpoint(tmp_path)
-    yield endpoint
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
+def strict(schema: Any) -> Any:
+    """The schema without room for fields that it does not describe."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}
+    return {name: strict(part) for name, part in schema.items()} | closed
 
 
-@pytest.fixture
-def token(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text("first\n")
-    return path
+@pytest.mark.parametrize("found", [prepared(), everything(), prepared(format=None, rows=0, split_rows={})])
+def test_a_report_has_what_the_schema_says_and_nothing_else(found: Prepared) -> None:
+    schema = json.loads((DOCS / "report.schema.json").read_text())
+    report = document(found, source="rows", digest=DIGEST, split_digests={"train": DIGEST}, problem_log="log")
+
+    Draft202012Validator.check_schema(schema)
+    errors = [error.message for error in Draft202012Validator(strict(schema)).iter_errors(report)]
+
+    assert errors == []
 
 
-def test_a_report_carries_owner_progress_and_the_token_of_the_moment(endpoint: Endpoint, token: Path) -> None:
-    reporter = Reporter(endpoint.target, OWNER, "train", token)
-    reporter.progress(Progress(step=1, total_steps=9, loss=0.5))
-    endpoint.wait(lambda: endpoint.steps == [1])
-    token.write_text("second\n")
-    reporter.progress(Progress(step=2, total_steps=9))
-    reporter.close(DEADLINE_SECONDS)
+def test_every_field_of_the_report_is_in_its_documentation() -> None:
+    text = (DOCS / "report.md").read_text()
 
-    (path, first_token, first), (_, second_token, second) = endpoint.received
-    assert path == "/v1/reports"
-    assert (first_token, second_token) == ("Bearer first", "Bearer second")
-    assert (first.owner, first.stage) == (OWNER, "train")
-    assert first.progress == Progress(step=1, total_steps=9, loss=0.5)
-    assert first.sequence < second.sequence
+    assert [field for field in document(everything()) if f"`{field}" not in text] == []
 
 
-def test_only_the_newest_progress_is_sent(endpoint: Endpoint, token: Path) -> None:
-    reporter = Reporter(endpoint.target, OWNER, "train", token)
-    reporter.progress(Progress(step=1))
-    endpoint.wait(lambda: endpoint.steps == [1])
-    for step in range(2, 1000):
-        reporter.progress(Progress(step=step))
-    reporter.close(DEADLINE_SECONDS)
-
-    assert endpoint.steps == [1, 999]
-
-
-def test_a_new_pod_of_the_run_sends_larger_sequence_numbers(endpoint: Endpoint, token: Path) -> None:
-    for step in (1, 2):
-        reporter = Reporter(endpoint.target, OWNER, "train", token)
-        reporter.progress(Progress(step=step))
-        reporter.close(DEADLINE_SECONDS)
-
-    first, second = (report.sequence for _, _, report in endpoint.received)
-    assert first < second
+def test_a_problem_says_where_it_is_what_is_wrong_and_what_to_do() -> None:
+    assert document(prepared(problem(7, file="a.jsonl")))["problems"] == [
+        {
+            "file": "a.jsonl",
+            "line": 7,
+            "record": 7,
+            "column": "completion",
+            "severity": "error",
+            "code": "FieldEmpty",
+            "message": "completion is empty",
+            "expected": "text",
+            "hint": "fill completion in, or remove the row",
+        }
+    ]
 
 
-@pytest.mark.parametrize("status", [503, 403])
-def test_a_report_that_was_not_taken_is_sent_again(endpoint: Endpoint, token: Path, status: int) -> None:
-    endpoint.answers = [status]
-    reporter = Reporter(endpoint.target, OWNER, "train", token)
-    reporter.progress(Progress(step=1))
-    reporter.close(DEADLINE_SECONDS)
+def test_kinds_of_problems_are_sorted_errors_first_then_by_count() -> None:
+    found = prepared(
+        *(problem(row, code=Code.SECRET, severity="warning") for row in range(1, 6)),
+        problem(6, code=Code.SYNTAX),
+        problem(7),
+        problem(8),
+    )
 
-    assert endpoint.steps == [1, 1]
+    groups = document(found)["problemsByCode"]
 
-
-def test_a_report_that_is_refused_is_not_sent_again(
-    endpoint: Endpoint, token: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    endpoint.answers = [422]
-    reporter = Reporter(endpoint.target, OWNER, "train", token)
-    reporter.progress(Progress(step=1))
-    reporter.close(DEADLINE_SECONDS)
-
-    assert endpoint.steps == [1]
-    assert "refused a progress report: status 422" in caplog.text
+    assert [(group["code"], group["severity"], group["count"]) for group in groups] == [
+        ("FieldEmpty", "error", 2),
+        ("Syntax", "error", 1),
+        ("Secret", "warning", 5),
+    ]
+    assert len(groups[2]["examples"]) == 3
 
 
-def test_a_token_that_is_there_later_is_used_then(endpoint: Endpoint, token: Path) -> None:
-    token.unlink()
-    reporter = Reporter(endpoint.target, OWNER, "train", token)
-    reporter.progress(Progress(step=1))
-    token.write_text("late")
-    reporter.close(DEADLINE_SECONDS)
+def test_a_report_lists_the_first_problems_and_counts_the_others() -> None:
+    report = document(prepared(*(problem(row) for row in range(1, LISTED_PROBLEMS + 6))))
 
-    assert [token for _, token, _ in endpoint.received] == ["Bearer late"]
+    assert len(report["problems"]) == LISTED_PROBLEMS
+    assert report["problemsOmitted"] == 5
+    assert report["errorCount"] == LISTED_PROBLEMS + 5
 
 
-def test_an_endpoint_that_cannot_be_reached_stops_nobody(
-    endpoint: Endpoint, token: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    target = endpoint.target
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
-    reporter = Reporter(target, OWNER, "train", token)
-    with caplog.at_level(logging.WARNING):
-        for step in range(100):
-            reporter.progress(Progress(step=step))
-        reporter.close(timeout=1.5)
+def test_what_is_said_of_all_rows_is_listed_however_many_rows_are_bad() -> None:
+    found = prepared(
+        *(problem(row) for row in range(1, LISTED_PROBLEMS + 1)),
+        problem(None, "99 rows are good", Code.FEW_ROWS, "warning"),
+    )
 
-    complaints = [record for record in caplog.records if "does not reach the operator" in record.getMessage()]
-    assert len(complaints) == 1
+    listed = document(found)["problems"]
+
+    assert len(listed) == LISTED_PROBLEMS
+    assert listed[-1]["code"] == "FewRows"
 
 
-def test_an_endpoint_with_another_certificate_gets_nothing(
-    endpoint: Endpoint, token: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "other").mkdir()
-    _, other = certificate(tmp_path / "other")
-    reporter = Reporter(ReportTarget(url=endpoint.target.url, ca_pem=other), OWNER, "train", token)
-    reporter.progress(Progress(step=1))
-    reporter.close(timeout=1)
-
-    assert endpoint.received == []
+def test_equal_preparations_have_equal_reports() -> None:
+    assert encode(document(everything())) == encode(document(everything()))
 
 
-def test_a_broken_certificate_is_logged_and_stops_nobody(
-    token: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    reporter = Reporter(ReportTarget(url="https://127.0.0.1:1", ca_pem="none"), OWNER, "train", token)
-    reporter.progress(Progress(step=1))
-    reporter.close(DEADLINE_SECONDS)
+def test_texts_that_cannot_be_written_or_would_act_on_a_terminal_are_escaped() -> None:
+    found = prepared(
+        problem(1, "has \ud83d and \x1b[31m and \x00 and ü"),
+        statistics=Statistics(labels=(Label("\udc80", {"train": 80}),)),
+    )
 
-    assert "report.caPem is no certificate" in caplog.text
+    report = json.loads(encode(document(found)))
+
+    assert report["problems"][0]["message"] == "has \\ud83d and \\x1b[31m and \\x00 and ü"
+    assert report["statistics"]["labels"][0]["completion"] == "\\udc80"
+    assert page(report).encode()
 
 
-def test_without_a_target_nothing_happens() -> None:
-    before = threading.active_count()
-    reporter = Reporter(None, OWNER, "train")
-    reporter.progress(Progress(step=1))
-    reporter.close(DEADLINE_SECONDS)
+def test_long_texts_out_of_rows_are_cut() -> None:
+    found = prepared(
+        problem(1, "a" * 5000), statistics=Statistics(labels=(Label("b" * 5000, {"train": 80}),))
+    )
 
-    assert threading.active_count() == before
+    report = document(found)
+
+    assert report["problems"][0]["message"] == "a" * 999 + "…"
+    assert report["statistics"]["labels"][0]["completion"] == "b" * 999 + "…"
+
+
+VERDICTS: list[tuple[Prepared, str, str]] = [
+    (prepared(), "good", "Ready to train: 100 rows"),
+    (prepared(problem(1, severity="warning")), "warning", "Ready to train: 100 rows"),
+    (prepared(problem(1)), "error", "1 of 101 rows cannot be used"),
+    (prepared(problem(1), rows=23_600, invalid_rows=1180), "error", "1,180 of 23,600 rows cannot be used"),
+    (
+        prepared(
+            problem(None, "the file is PDF", Code.FILE_UNKNOWN),
+            rows=0,
+            invalid_rows=0,
+            broken_files=1,
+            split_rows={},
+        ),
+        "error",
+        "Cannot be read",
+    ),
+    (
+        prepared(problem(60, "ends early", Code.FILE_ENDS_EARLY), invalid_rows=0, broken_files=1),
+        "error",
+        "The file cannot be read to the end",
+    ),
+    (
+        prepared(problem(None, "no rows", Code.FILE_EMPTY), rows=0, invalid_rows=0, split_rows={}),
+        "error",
+        "There are no rows",
+    ),
+    (
+        prepared(
+            problem(None, "all rows are held out", Code.NO_TRAINING_ROWS),
+            rows=3,
+            invalid_rows=0,
+            split_rows={"test": 3},
+        ),
+        "error",
+        "No rows to train on",
+    ),
+]
+
+
+@pytest.mark.parametrize(("found", "level", "title"), VERDICTS)
+def test_the_verdict_is_on_top_of_the_page_in_words(found: Prepared, level: str, title: str) -> None:
+    report = document(found)
+    text = page(report)
+
+    assert (verdict(report).level, verdict(report).title) == (level, title)
+    assert f'<header class="{level}">' in text
+    assert f"<h1>{title}</h1>" in text
+
+
+def test_every_kind_of_problem_has_a_headline() -> None:
+    assert set(HEADLINES) == set(Code)
+
+
+class Outline(HTMLParser):
+    """Whether elements are closed as they were opened, and what a page loads."""
+
+    VOID = frozenset({"meta", "link", "line", "rect", "br", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.headings: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data.strip())
+
+
+@pytest.mark.parametrize("text", [page(document(everything())), token_page(TOKENS)])
+def test_a_page_is_whole_and_loads_and_runs_nothing(text: str) -> None:
+    outline = Outline(text)
+
+    assert outline.open == []
+    assert outline.loads == []
+    assert "script" not in outline.tags
+    assert "url(" not in text
+
+
+def test_texts_out_of_rows_are_no_markup() -> None:
+    text = page(document(everything(), source="<img src=x>"))
+
+    assert "&lt;script&gt;" in text
+    assert "a &lt;b&gt;" in text
+    assert "<img" not in text
+
+
+def test_the_page_has_a_section_for_everything_that_was_found() -> None:
+    text = page(document(everything(), digest=DIGEST))
+
+    assert Outline(text).headings == [
+        "What must be corrected",
+        "Worth a look",
+        "Lengths",
+        "Answers",
+        "Left out and alike",
+        "Since the version before",
+        "How it was prepared",
+    ]
+    assert "Fields are empty" in text
+    assert "a.jsonl, row 7" in text
+    assert "<dd>1,234</dd>" in text
+    assert "<dd>id, created_at</dd>" in text
+    assert "10 to 39 characters: 60 rows" in text
+    assert DIGEST in text
+
+
+def test_the_page_shows_nothing_of_what_is_empty() -> None:
+    text = page(document(prepared(statistics=Statistics())))
+
+    assert Outline(text).headings == ["How it was prepared"]
+    assert "<details>" not in text
+    assert "None" not in text
+
+
+def test_the_page_has_all_listed_problems_in_a_table() -> None:
+    report = document(prepared(*(problem(row) for row in range(1, 31))))
+
+    text = page(report)
+
+    assert "All 30 problems" in text
+    assert text.count('<tr class="error">') == 30
+
+
+def test_the_page_says_how_many_problems_are_not_listed() -> None:
+    found = replace(prepared(*(problem(row) for row in range(1, 31))), error_count=5000)
+
+    text = page(document(found, problem_log="pvc://artifacts/problems.jsonl"))
+
+    assert "The first 30 of 5,000 problems" in text
+    assert "pvc://artifacts/problems.jsonl" in text
+
+
+def test_the_page_of_tokens_marks_where_rows_are_cut() -> None:
+    text = token_page(TOKENS)
+
+    assert "<h1>4 of 100 rows are cut at 64 tokens</h1>" in text
+    assert "Of 1 row no part of the answer is left." in text
+    assert text.count('class="bar beyond"') == 1
+    assert '<line class="mark" x1="247.0"' in text
+    assert '<td>train</td><td class="figure">12</td><td class="figure">90</td>' in text
+
+
+def test_the_page_of_tokens_marks_nothing_where_all_rows_fit() -> None:
+    text = token_page({**TOKENS, "maxSequenceLength": 128, "cutRows": 0, "lostAnswers": 0, "longest": []})
+
+    assert "<h1>All rows fit into 128 tokens</h1>" in text
+    assert 'class="mark"' not in text
+    assert "longest rows" not in text
+
+
+def test_bars_are_as_high_as_their_rows_and_few_rows_are_still_seen() -> None:
+    drawn = histogram(
+        [
+            {"start": 0, "end": 1, "rows": 0},
+            {"start": 1, "end": 8, "rows": 1},
+            {"start": 8, "end": 64, "rows": 10_000},
+        ],
+        "characters",
+    )
+
+    assert [bar.height for bar in drawn.bars] == [0.0, 1.0, 142.0]
+    assert drawn.bars[1].title == "1 to 7 characters: 1 row"
+    assert drawn.bars[0].title == "0 characters: 0 rows"
+    assert [tick.text for tick in drawn.across] == ["0", "1", "8", "64"]
+    assert [tick.text for tick in drawn.up] == ["0", "2.5k", "5k", "7.5k", "10k"]
+
+
+@pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (3, 4), (462, 500), (501, 800), (9_999, 10_000)])
+def test_an_axis_ends_with_a_round_number(value: int, top: int) -> None:
+    assert nice_ceiling(value) == top
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (1_000, "1k"), (4_390, "4.4k"), (192_000, "192k"), (4e6, "4M")],
+)
+def test_numbers_beside_an_axis_are_short(value: float, text: str) -> None:
+    assert compact(value) == text
+
+
+def test_a_report_of_a_huge_source_is_small() -> None:
+    problems = [problem(row, "a" * 100_000) for row in range(1, 1_001)]
+    labels = tuple(Label(f"{number}" + "b" * 100_000, {"train": 1}) for number in range(50))
+
+    report: Document = document(prepared(*problems, statistics=Statistics(labels=labels)))
+
+    assert len(encode(report)) < 3_000_000
+    assert len(page(report)) < 3_000_000

@@ -35,8 +35,8 @@ from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.preflight import stage as preflight
-from finetune_trainer.report import Reporter
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.signals import Stop
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage as train

@@ -34,7 +34,7 @@ from finetune_trainer.distributed.group import ALONE, Finished, Group, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, launch
 from finetune_trainer.distributed.place import Place
 from finetune_trainer.failure import Preempted, StageFailure
-from finetune_trainer.report import Reporter
+from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.opening import BUCKET_SCHEMES
 

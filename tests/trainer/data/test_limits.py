@@ -13,9 +13,9 @@ from finetune_trainer.data.files import Changed, SourceFile
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
 from finetune_trainer.data.problems import Code
-from finetune_trainer.data.report.document import document, encode
 from finetune_trainer.data.result import Prepared
 from finetune_trainer.data.unpacking import Budget, TooLarge
+from finetune_trainer.report.document import document, encode
 from tests.trainer.preparing import json_lines, pairs
 
 

@@ -22,9 +22,9 @@ from finetune_trainer.data.files import Changed, SourceFile
 from finetune_trainer.data.options import NEWEST_RULE, Checks, Cleaning, Division, FieldNames, Recipe
 from finetune_trainer.data.preparation import prepare
 from finetune_trainer.data.reading import Batch
-from finetune_trainer.data.report.document import document, encode, kin_record, problem_record
 from finetune_trainer.data.result import Kin, Prepared, Problem
 from finetune_trainer.data.workers import Workers, prepare_batches
+from finetune_trainer.report.document import document, encode, kin_record, problem_record
 from finetune_trainer.rows import SPLIT_FILES
 from tests.trainer.data.reading import chat, json_lines, pairs, parquet_bytes
 from tests.trainer.data.test_reading_properties import RECORDS, VALUES

@@ -11,7 +11,7 @@ from finetune_trainer.contract import FailureReason, PrepareConfig, PrepareResul
 from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
 from finetune_trainer.remote.source import RemoteSource, Wanted
-from finetune_trainer.report import Reporter
+from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.signals import Stop
 from finetune_trainer.store import open_store
 from tests.trainer.preparing import OWNER, RUN

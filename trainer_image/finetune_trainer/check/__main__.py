@@ -28,7 +28,7 @@ from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 
 if TYPE_CHECKING:
-    from finetune_trainer.data.report.document import Document
+    from finetune_trainer.report.document import Document
 
 WARNINGS: Final = 1
 INVALID: Final = 2
@@ -263,7 +263,7 @@ def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output
     """The report; the rows are in `output` then. Raises Unreadable, OSError."""
     from finetune_trainer.check.progress import progress
     from finetune_trainer.data.preparation import prepare
-    from finetune_trainer.data.report.document import document
+    from finetune_trainer.report.document import document
 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -289,8 +289,8 @@ def _digests(folder: Path) -> tuple[str, dict[SplitName, str]]:
 
 
 def _write(found: "Document", report: Path | None, html: Path | None) -> None:
-    from finetune_trainer.data.report.document import encode
-    from finetune_trainer.data.report.page import page
+    from finetune_trainer.report.document import encode
+    from finetune_trainer.report.page import page
 
     if report is not None:
         report.write_bytes(encode(found))

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.check.hints import as_options
-from finetune_trainer.data.report.document import Document
-from finetune_trainer.data.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
-from finetune_trainer.data.report.verdict import counted, number, place, sentence, verdict
+from finetune_trainer.report.document import Document
+from finetune_trainer.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
+from finetune_trainer.report.verdict import counted, number, place, sentence, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from finetune_trainer.contract import Progress
-from finetune_trainer.report import Reporter
+from finetune_trainer.runtime.reporter import Reporter
 
 REPORT_SECONDS: Final = 1.0
 LOG_SECONDS: Final = 5.0

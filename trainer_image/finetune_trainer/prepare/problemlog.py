@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from finetune_trainer import canonical
-from finetune_trainer.data.report.document import kin_record, problem_record
 from finetune_trainer.data.result import Kin, Problem
+from finetune_trainer.report.document import kin_record, problem_record
 from finetune_trainer.store import RunFolder
 
 PROBLEMS_NAME: Final = "problems.jsonl"

@@ -24,8 +24,6 @@ from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
 from finetune_trainer.data.problems import QUOTED, Place
-from finetune_trainer.data.report.document import document, encode
-from finetune_trainer.data.report.page import page
 from finetune_trainer.data.result import Prepared, Problem
 from finetune_trainer.data.text import field_names
 from finetune_trainer.data.unpacking import TooLarge
@@ -36,6 +34,8 @@ from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.pace import Pace
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
+from finetune_trainer.report.document import document, encode
+from finetune_trainer.report.page import page
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 from finetune_trainer.store import RunFolder
 

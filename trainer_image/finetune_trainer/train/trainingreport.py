@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from finetune_trainer.contract import PREFERENCE_METHODS, TrainConfig, TrainResult
-from finetune_trainer.data.report.document import encode
-from finetune_trainer.data.report.page import training_page
+from finetune_trainer.report.document import encode
+from finetune_trainer.report.page import training_page
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.curve import Curve
 

@@ -4,11 +4,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.data.report.charts import LEFT, histogram
-from finetune_trainer.data.report.document import Document
-from finetune_trainer.data.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
-from finetune_trainer.data.report.training import facts, kept_as, loss, loss_chart, training_verdict
-from finetune_trainer.data.report.verdict import counted, number, place, token_verdict, verdict
+from finetune_trainer.report.charts import LEFT, histogram
+from finetune_trainer.report.document import Document
+from finetune_trainer.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
+from finetune_trainer.report.training import facts, kept_as, loss, loss_chart, training_verdict
+from finetune_trainer.report.verdict import counted, number, place, token_verdict, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template

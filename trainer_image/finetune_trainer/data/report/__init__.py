@@ -1,5 +1,0 @@
-"""What a preparation found, for programs as JSON and for people as one HTML page.
-
-Prepared -> document.document -> report.json
-            document -> page.page -> report.html
-"""

@@ -1,0 +1,1 @@
+"""What every process of the trainer needs: signals, failures, logs, reports. This file imports nothing."""
