@@ -15,11 +15,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from finetune_operator.build.labels import OWNER_NAME
 from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.labels import OWNER_NAME
 from finetune_operator.plan import Manifest
 from hack.bench import alone, workload
 from hack.bench.controlplanes import client, create

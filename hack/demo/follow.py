@@ -6,7 +6,7 @@ from typing import Final
 
 from rich.console import Console
 
-from finetune_operator.build.labels import RUN
+from finetune_operator.manifests.labels import RUN
 from hack.demo.access import Access
 from hack.demo.errors import DemoError
 from hack.demo.namespace import NAMESPACE

@@ -13,7 +13,7 @@ from rich.table import Table
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.build.labels import REVISION
+from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract import Split
 from hack.bootstrap.uv import ROOT
 from hack.demo import basemodel, namespace, tables

@@ -5,7 +5,6 @@ from typing import Final
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.build.labels import RUN
 from finetune_operator.engine.packing import NEVER, Settled
 from finetune_operator.engine.resources import (
     DEPLOYMENT,
@@ -17,6 +16,7 @@ from finetune_operator.engine.resources import (
     ResourceType,
 )
 from finetune_operator.engine.store import ObjectStore, Transform, controller_uid
+from finetune_operator.manifests.labels import RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import INDEXERS, has_ended
 

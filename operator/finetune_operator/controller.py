@@ -11,13 +11,13 @@ from typing import Final
 from finetune_operator import differences
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.unknown import keep_unknown
-from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
 from finetune_operator.claims import Claims
 from finetune_operator.definitions import APPLY
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Event, Key, Manifest, Plan

@@ -7,8 +7,8 @@ what was counted before.
 from collections import defaultdict
 from typing import Any, Final, get_args
 
-from finetune_operator.build.jobs import NO_FAULT
-from finetune_operator.build.labels import STAGE
+from finetune_operator.manifests.jobs import NO_FAULT
+from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Manifest
 from finetune_operator.status.pods import has_condition, has_ended

@@ -12,7 +12,6 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator import differences
 from finetune_operator.api.meta import GROUP
-from finetune_operator.build.labels import INSTALLATION, OPERATOR, SELECTOR, STAGE, WATCHED
 from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches
 from finetune_operator.claims import Claims
 from finetune_operator.controller import Controller
@@ -34,6 +33,7 @@ from finetune_operator.engine.worker import Workers
 from finetune_operator.handlers import KopfWatch
 from finetune_operator.kindfeed import SWEEP_SECONDS, KindFeed
 from finetune_operator.leadership import Leadership
+from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, SELECTOR, STAGE, WATCHED
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector

@@ -13,10 +13,10 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.labels import OWNER_KIND
-from finetune_operator.build.peers import KEY_BYTES
 from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.manifests.labels import OWNER_KIND
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.models import Models
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import (

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from finetune_operator.build.labels import RUN, STAGE
+from finetune_operator.manifests.labels import RUN, STAGE
 from hack.demo.access import Access, Object
 from hack.demo.install import RELEASE, SYSTEM
 from tests.e2e.manifests import OWN

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_operator.build.labels import STAGE
+from finetune_operator.manifests.labels import STAGE
 from hack.demo.access import Object
 from hack.demo.endpoint import reached
 from hack.demo.questions import ask

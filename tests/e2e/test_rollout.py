@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from finetune_operator.build.labels import REVISION
+from finetune_operator.manifests.labels import REVISION
 from hack.demo.access import Object
 from hack.demo.endpoint import Endpoint, reached
 from hack.demo.load import SteadyLoad

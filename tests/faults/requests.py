@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.build.labels import FINALIZER
+from finetune_operator.manifests.labels import FINALIZER
 from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})

@@ -14,7 +14,7 @@ from tests.faults.trials import Trial
 PATIENCE_SECONDS = 60.0
 
 DRAWS_NAMES = Edit(
-    "build/labels.py",
+    "manifests/labels.py",
     "short_hash(owner.uid, stage, *distinguish)",
     "short_hash(owner.uid, stage, *distinguish, str(__import__('os').getpid()))",
 )

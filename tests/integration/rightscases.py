@@ -6,7 +6,7 @@ from typing import Final
 
 import httpx
 
-from finetune_operator.build.labels import FINALIZER
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_trainer.contract import REPORT_AUDIENCE, REPORT_PATH
 from hack.fakepods import digest
 from tests.integration import manifests

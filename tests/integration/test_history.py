@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 
-from finetune_operator.build.labels import OPERATOR, RECORDED_AT
+from finetune_operator.manifests.labels import OPERATOR, RECORDED_AT
 from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests

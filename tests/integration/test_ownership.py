@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.build.labels import FINALIZER, RECORDED_RUN
+from finetune_operator.manifests.labels import FINALIZER, RECORDED_RUN
 from hack.cluster.audit import AuditLog
 from hack.fakepods import digest
 from tests.fakekubelet import FakeKubelet

@@ -13,7 +13,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
-from finetune_operator.build.configs import StageInputs, prepare_config
+from finetune_operator.manifests.configs import StageInputs, prepare_config
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract import (
     RULE_VERSION,

@@ -12,9 +12,9 @@ import pytest
 from finetune_operator.api.checkpoint import BaseModelRecord
 from finetune_operator.api.computeprofile import ComputeProfile, Devices
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build import revisionhash
-from finetune_operator.build.serving import build_revision
-from finetune_operator.build.weights import Weights
+from finetune_operator.manifests import revisionhash
+from finetune_operator.manifests.serving import build_revision
+from finetune_operator.manifests.weights import Weights
 from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract import CONFIG_ADAPTER, PrepareConfig, TrainConfig
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of

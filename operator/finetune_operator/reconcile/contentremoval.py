@@ -6,12 +6,12 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource, SecretReference
-from finetune_operator.build.configs import cleanup_config
-from finetune_operator.build.jobs import Placement, build_stage_job
-from finetune_operator.build.labels import stage_job_name
-from finetune_operator.build.locations import parse_store
-from finetune_operator.build.pods import Credentials, Storage
-from finetune_operator.build.trainer import Trainer, trainer_of
+from finetune_operator.manifests.configs import cleanup_config
+from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.labels import stage_job_name
+from finetune_operator.manifests.locations import parse_store
+from finetune_operator.manifests.pods import Credentials, Storage
+from finetune_operator.manifests.trainer import Trainer, trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft

@@ -1,7 +1,7 @@
 """DatasetVersion: a record; only where its content can be read is observed."""
 
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.build.labels import STORE
+from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import history, recordcleanup
 from finetune_operator.reconcile.ownership import holding

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_operator.build.labels import RUNNER
-from finetune_operator.build.serviceaccount import build_runner_account
+from finetune_operator.manifests.labels import RUNNER
+from finetune_operator.manifests.serviceaccount import build_runner_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import shortened

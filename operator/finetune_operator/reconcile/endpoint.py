@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
 from finetune_operator.api.meta import Condition
-from finetune_operator.build.labels import REVISION
-from finetune_operator.build.serving import build_replicas, build_service, endpoint_url
+from finetune_operator.manifests.labels import REVISION
+from finetune_operator.manifests.serving import build_replicas, build_service, endpoint_url
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile import drift
 from finetune_operator.reconcile.protection import protect

@@ -8,7 +8,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build.labels import OPERATOR, OWNER_KIND
+from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Plan
 from finetune_operator.reconcile import profiles
 from finetune_operator.reconcile.ownership import Record, needed_by, seen

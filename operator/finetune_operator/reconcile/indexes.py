@@ -7,7 +7,7 @@ ended is in no index: nothing wakes it any more.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from finetune_operator.build.labels import OWNER_KIND
+from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason

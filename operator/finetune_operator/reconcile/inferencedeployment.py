@@ -4,9 +4,9 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.pods import CPU
-from finetune_operator.build.serving import Revision, api_keys_secret, build_revision
-from finetune_operator.build.trainer import trainer_of
+from finetune_operator.manifests.pods import CPU
+from finetune_operator.manifests.serving import Revision, api_keys_secret, build_revision
+from finetune_operator.manifests.trainer import trainer_of
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.endpoint import Observed
 from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.build.labels import RECORDED_AT
+from finetune_operator.manifests.labels import RECORDED_AT
 
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 

@@ -8,7 +8,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.labels import FINALIZER
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.indexes import address, version_owner

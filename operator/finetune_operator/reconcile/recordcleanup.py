@@ -10,9 +10,9 @@ from typing import Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
-from finetune_operator.build.locations import parse_store, store_folder
-from finetune_operator.build.weights import Weights
+from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
+from finetune_operator.manifests.locations import parse_store, store_folder
+from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove

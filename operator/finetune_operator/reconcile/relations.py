@@ -7,7 +7,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
-from finetune_operator.build.labels import OWNER_KIND, OWNER_NAME
+from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import (
     BY_CONTENT,

@@ -7,9 +7,9 @@ is of the right run and stage, and repeats the nonce and the config digest of a 
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.build.jobs import NONCE_CONTRACT
-from finetune_operator.build.labels import CONFIG_DIGEST, NONCE
-from finetune_operator.build.trainer import FIRST_CONTRACT
+from finetune_operator.manifests.jobs import NONCE_CONTRACT
+from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
+from finetune_operator.manifests.trainer import FIRST_CONTRACT
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import podfailures

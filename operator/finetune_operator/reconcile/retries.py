@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.build.labels import short_hash
+from finetune_operator.manifests.labels import short_hash
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_trainer.contract import FailureReason, Stage, StageResult
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
-from finetune_operator.build.labels import REVISION, short_hash
+from finetune_operator.manifests.labels import REVISION, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.servingpods import ServingTrouble, is_replaced, serving_trouble

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus, ServedModelStatus
-from finetune_operator.build.labels import REVISION, RUNNER
-from finetune_operator.build.serviceaccount import build_runner_account
-from finetune_operator.build.serving import (
+from finetune_operator.manifests.labels import REVISION, RUNNER
+from finetune_operator.manifests.serviceaccount import build_runner_account
+from finetune_operator.manifests.serving import (
     Revision,
     build_deployment,
     endpoint_url,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.build.labels import STAGE
+from finetune_operator.manifests.labels import STAGE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.reconcile.world import World

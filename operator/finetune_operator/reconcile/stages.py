@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.build.jobs import NO_FAULT, useless_again
+from finetune_operator.manifests.jobs import NO_FAULT, useless_again
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile import retries
 from finetune_operator.reconcile.draft import Draft

@@ -2,7 +2,7 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
-from finetune_operator.build.locations import parse_location, parse_source, parse_store
+from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.reconcile.world import World

@@ -10,8 +10,8 @@ from finetune_operator.api.inferencedeployment import (
     ServedModel,
     ServedModelStatus,
 )
-from finetune_operator.build.locations import parse_store
-from finetune_operator.build.weights import Weights, short_digest
+from finetune_operator.manifests.locations import parse_store
+from finetune_operator.manifests.weights import Weights, short_digest
 from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_approved, is_rejected, standing
 from finetune_operator.status.reasons import Reason
 

@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
-from finetune_operator.build.serving import ENGINE_CONTAINER
+from finetune_operator.manifests.serving import ENGINE_CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import with_condition, without
 from finetune_operator.status.reasons import ConditionType, Reason

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.build.jobs import NO_FAULT
-from finetune_operator.build.labels import PROFILE
-from finetune_operator.build.pods import CONTAINER, UNCONFIGURED
+from finetune_operator.manifests.jobs import NO_FAULT
+from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.manifests.pods import CONTAINER, UNCONFIGURED
 from finetune_operator.plan import Manifest
 from finetune_operator.status.peers import called, index_of
 from finetune_operator.status.pods import (

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.build.labels import STAGE
-from finetune_operator.build.pods import CONTAINER
+from finetune_operator.manifests.labels import STAGE
+from finetune_operator.manifests.pods import CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 

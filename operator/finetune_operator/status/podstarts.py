@@ -4,7 +4,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.build.labels import PROFILE
+from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.plan import Manifest
 from finetune_operator.status.peers import called, index_of, nodes_of
 from finetune_operator.status.pods import Trouble, condition, init_statuses, quoted, stage_of, trainer

@@ -6,8 +6,8 @@ from typing import Any
 
 from finetune_operator.api.finetunejobstatus import Cost, StageName, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
-from finetune_operator.build.labels import DEVICES, PROFILE
-from finetune_operator.build.pods import CONTAINER
+from finetune_operator.manifests.labels import DEVICES, PROFILE
+from finetune_operator.manifests.pods import CONTAINER
 from finetune_operator.plan import Manifest
 
 

@@ -13,8 +13,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.labels import RUN, STAGE
-from finetune_operator.build.peers import KEY_BYTES
+from finetune_operator.manifests.labels import RUN, STAGE
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.indexes import BY_DATASET_OF, INDEXERS
 from finetune_operator.reconcile.lines import CheckpointIndex

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.relations import related

@@ -7,9 +7,9 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.build.labels import OWNER_KIND, RUN
 from finetune_operator.caches import Caches
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
+from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.ownership import versions_of
 from finetune_operator.reconcile.world import OperatorFacts, World

@@ -7,9 +7,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from finetune_operator.build.labels import FINALIZER
 from finetune_operator.caches import Caches
 from finetune_operator.engine.errors import Rejected
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest
 from tests.unit.operator.test_controller_turns import CHECKPOINTS, Scene, SlowApiServer, approved, key
 

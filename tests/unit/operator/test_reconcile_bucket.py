@@ -6,9 +6,9 @@ from typing import Any, Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
-from finetune_operator.build.serving import build_deployment, build_revision
-from finetune_operator.build.weights import Weights
+from finetune_operator.manifests.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
+from finetune_operator.manifests.serving import build_deployment, build_revision
+from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import CREDENTIALS_MOUNT, STORE_MOUNT, FetchConfig
 from tests.unit.operator.memorycluster import MemoryCluster

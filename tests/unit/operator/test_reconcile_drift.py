@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.build.labels import CORRECTED, CREATED_SPEC
+from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import drift
 from tests.unit.operator.endpoints import Cluster, checkpoint, profile, serving

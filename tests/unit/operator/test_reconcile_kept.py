@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune_operator.build.labels import checkpoint_name
+from finetune_operator.manifests.labels import checkpoint_name
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import CheckpointResult, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.build.labels import FINALIZER
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.build.labels import FINALIZER, STORE
+from finetune_operator.manifests.labels import FINALIZER, STORE
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (

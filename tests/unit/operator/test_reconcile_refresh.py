@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.dataset import Dataset, DatasetStatus
-from finetune_operator.build.labels import dataset_version_name
+from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.status import conditions

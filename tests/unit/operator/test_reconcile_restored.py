@@ -3,7 +3,7 @@
 from copy import deepcopy
 from datetime import datetime
 
-from finetune_operator.build.labels import RECORDED_AT, RECORDED_RUN
+from finetune_operator.manifests.labels import RECORDED_AT, RECORDED_RUN
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, JOB

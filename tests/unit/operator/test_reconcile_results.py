@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.build.labels import CONFIG_DIGEST, NONCE
+from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.results import JOB_UID
 from finetune_trainer.contract import StageResult

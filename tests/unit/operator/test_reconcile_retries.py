@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from finetune_operator.build.jobs import pod_failure_policy
+from finetune_operator.manifests.jobs import pod_failure_policy
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.retries import counted, due_at
 from finetune_trainer.contract import ExitCode, FailureReason, Stage

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.build.labels import STAGE
+from finetune_operator.manifests.labels import STAGE
 from finetune_operator.reconcile.dataset.look import job_names, number_of
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stagejobs import is_unfinished

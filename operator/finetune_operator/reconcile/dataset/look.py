@@ -6,12 +6,12 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.build.configs import StageInputs, collect_config, prepare_config
-from finetune_operator.build.jobs import Placement, build_stage_job
-from finetune_operator.build.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
-from finetune_operator.build.locations import parse_source, parse_store
-from finetune_operator.build.pods import Credentials, Storage
-from finetune_operator.build.trainer import trainer_of
+from finetune_operator.manifests.configs import StageInputs, collect_config, prepare_config
+from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
+from finetune_operator.manifests.locations import parse_source, parse_store
+from finetune_operator.manifests.pods import Credentials, Storage
+from finetune_operator.manifests.trainer import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import asked, next_check

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from finetune_operator.api.dataset import Dataset, DatasetVersionSummary, VersionDifference
 from finetune_operator.api.meta import Condition
-from finetune_operator.build.labels import dataset_version_name
-from finetune_operator.build.records import build_dataset_version
+from finetune_operator.manifests.labels import dataset_version_name
+from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.dataset.look import ended, prepared_in
 from finetune_operator.reconcile.draft import Draft

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.build.labels import REFRESH_REQUESTED, short_hash
+from finetune_operator.manifests.labels import REFRESH_REQUESTED, short_hash
 from finetune_operator.status.conditions import is_prepared
 
 JITTER: Final = 0.1

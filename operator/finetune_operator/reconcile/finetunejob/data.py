@@ -3,9 +3,9 @@
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import DatasetReference
-from finetune_operator.build.configs import prepare_config
-from finetune_operator.build.labels import REFRESH_REQUESTED, inline_version_name
-from finetune_operator.build.records import build_dataset_version
+from finetune_operator.manifests.configs import prepare_config
+from finetune_operator.manifests.labels import REFRESH_REQUESTED, inline_version_name
+from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

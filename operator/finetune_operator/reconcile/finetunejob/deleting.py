@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build.labels import STAGE
+from finetune_operator.manifests.labels import STAGE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove

@@ -5,7 +5,7 @@ from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import CheckpointSummary, StageName
-from finetune_operator.build.labels import RECORDED_RUN, stage_job_name
+from finetune_operator.manifests.labels import RECORDED_RUN, stage_job_name
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints

@@ -8,7 +8,7 @@ import json
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build.labels import RECORDED_RUN, short_hash
+from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.ownership import Record, holding, versions_of

@@ -1,8 +1,8 @@
 """The Checkpoint that a run continues from, and the base model that comes with it."""
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.build.configs import checkpoint_type
-from finetune_operator.build.weights import Weights
+from finetune_operator.manifests.configs import checkpoint_type
+from finetune_operator.manifests.weights import Weights
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
 from finetune_operator.reconcile.lines import is_rejected

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 
 from finetune_operator.api.finetunejobstatus import StageName
-from finetune_operator.build.configs import StageInputs, collect_config
-from finetune_operator.build.jobs import WITH_DEVICES, Placement, build_stage_job
-from finetune_operator.build.labels import PROFILE, stage_job_name
-from finetune_operator.build.locations import parse_source, parse_store
-from finetune_operator.build.peers import (
+from finetune_operator.manifests.configs import StageInputs, collect_config
+from finetune_operator.manifests.jobs import WITH_DEVICES, Placement, build_stage_job
+from finetune_operator.manifests.labels import PROFILE, stage_job_name
+from finetune_operator.manifests.locations import parse_source, parse_store
+from finetune_operator.manifests.peers import (
     build_peer_key,
     build_peer_policy,
     build_peer_service,
     peer_name,
 )
-from finetune_operator.build.pods import CPU, Credentials, Storage
+from finetune_operator.manifests.pods import CPU, Credentials, Storage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import (

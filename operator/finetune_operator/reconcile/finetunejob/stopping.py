@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from finetune_operator.api.finetunejobstatus import StageName
-from finetune_operator.build.labels import STAGE, stage_job_name
+from finetune_operator.manifests.labels import STAGE, stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage

@@ -3,9 +3,9 @@
 from typing import get_args
 
 from finetune_operator.api.finetunejobstatus import CheckpointSummary, ResolvedHyperparameters
-from finetune_operator.build.configs import train_config
-from finetune_operator.build.labels import checkpoint_name, stage_job_name
-from finetune_operator.build.records import build_checkpoint
+from finetune_operator.manifests.configs import train_config
+from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
+from finetune_operator.manifests.records import build_checkpoint
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.configs import store_config
-from finetune_operator.build.jobs import owner_reference
-from finetune_operator.build.labels import (
+from finetune_operator.manifests.configs import store_config
+from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
     PROFILE,
@@ -17,13 +17,13 @@ from finetune_operator.build.labels import (
     child_labels,
     revision_name,
 )
-from finetune_operator.build.placement import device_placement
-from finetune_operator.build.pods import CPU
-from finetune_operator.build.revisionhash import hashed_choices, hashed_placement, hashed_resources
-from finetune_operator.build.security import container_security, pod_security
-from finetune_operator.build.servingvolumes import key_volume, scratch_volume, store_volume
-from finetune_operator.build.trainer import trainer_of
-from finetune_operator.build.weights import Weights
+from finetune_operator.manifests.placement import device_placement
+from finetune_operator.manifests.pods import CPU
+from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
+from finetune_operator.manifests.security import container_security, pod_security
+from finetune_operator.manifests.servingvolumes import key_volume, scratch_volume, store_volume
+from finetune_operator.manifests.trainer import trainer_of
+from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
     API_KEYS_MOUNT,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from finetune_operator.build.locations import Location, parse_location, parse_source, store_folder
+from finetune_operator.manifests.locations import Location, parse_location, parse_source, store_folder
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 import pytest
 
-from finetune_operator.build.networkpolicies import allow, build_network_policy, namespaces_with, pods_with
+from finetune_operator.manifests.networkpolicies import (
+    allow,
+    build_network_policy,
+    namespaces_with,
+    pods_with,
+)
 from tests.unit.operator.endpoints import endpoint
 
 

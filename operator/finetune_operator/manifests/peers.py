@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.jobs import owner_reference
-from finetune_operator.build.labels import RUN, STAGE, child_labels, short_hash, stage_job_name
-from finetune_operator.build.networkpolicies import (
+from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.labels import RUN, STAGE, child_labels, short_hash, stage_job_name
+from finetune_operator.manifests.networkpolicies import (
     allow,
     build_network_policy,
     namespaces_with,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.checkpoint import BaseModelRecord, Checkpoint
-from finetune_operator.build.labels import STORE_CREDENTIALS
+from finetune_operator.manifests.labels import STORE_CREDENTIALS
 from finetune_trainer.contract import CheckpointType
 
 CHECKPOINTS: Final = "/checkpoints/"

@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.labels import (
+from finetune_operator.manifests.labels import (
     CONFIG_DIGEST,
     DEVICES,
     NONCE,
@@ -16,7 +16,7 @@ from finetune_operator.build.labels import (
     short_hash,
     store_annotations,
 )
-from finetune_operator.build.pods import (
+from finetune_operator.manifests.pods import (
     CONTAINER,
     Credentials,
     JobConfig,

@@ -5,9 +5,9 @@ from typing import Final
 
 from finetune_operator.api.endpointaccess import NetworkPeer
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.build.jobs import owner_reference
-from finetune_operator.build.labels import REVISION, RUN, child_labels, stage_job_name
-from finetune_operator.build.networkpolicies import allow, build_network_policy, namespaces_with
+from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.labels import REVISION, RUN, child_labels, stage_job_name
+from finetune_operator.manifests.networkpolicies import allow, build_network_policy, namespaces_with
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import SERVE_PORT
 

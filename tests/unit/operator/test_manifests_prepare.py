@@ -3,8 +3,8 @@
 from typing import Any
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.build.configs import StageInputs, prepare_config
-from finetune_operator.build.records import build_dataset_version
+from finetune_operator.manifests.configs import StageInputs, prepare_config
+from finetune_operator.manifests.records import build_dataset_version
 from finetune_trainer import contract
 from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared
 

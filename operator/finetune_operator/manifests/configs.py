@@ -7,9 +7,9 @@ from finetune_operator.api.dataset import DataPreparation
 from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
 from finetune_operator.api.finetunejobstatus import LoRA, Preference, Resolved, ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
-from finetune_operator.build.credentials import secret_mount
-from finetune_operator.build.locations import parse_source, parse_store
-from finetune_operator.build.peers import coordinator_host
+from finetune_operator.manifests.credentials import secret_mount
+from finetune_operator.manifests.locations import parse_source, parse_store
+from finetune_operator.manifests.peers import coordinator_host
 from finetune_trainer import contract
 
 

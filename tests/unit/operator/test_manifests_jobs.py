@@ -6,10 +6,10 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.build.configs import StageInputs, collect_config
-from finetune_operator.build.jobs import Placement, build_stage_job, pod_failure_policy
-from finetune_operator.build.locations import Location
-from finetune_operator.build.pods import Credentials, JobStage, Storage, resources_of
+from finetune_operator.manifests.configs import StageInputs, collect_config
+from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_failure_policy
+from finetune_operator.manifests.locations import Location
+from finetune_operator.manifests.pods import Credentials, JobStage, Storage, resources_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import ExitCode
 from tests.unit.operator.runobjects import finetunejob, profile

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Preference, Resolved, ResolvedHyperparameters
-from finetune_operator.build.configs import StageInputs, evaluate_config, preflight_config, train_config
+from finetune_operator.manifests.configs import StageInputs, evaluate_config, preflight_config, train_config
 from finetune_trainer import contract
 from finetune_trainer.contract import Hyperparameters, PreflightConfig, TrainConfig
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob

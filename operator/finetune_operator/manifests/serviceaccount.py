@@ -1,6 +1,6 @@
 """The service account of all pods in the users' namespaces."""
 
-from finetune_operator.build.labels import MANAGED_BY, OPERATOR, RUNNER
+from finetune_operator.manifests.labels import MANAGED_BY, OPERATOR, RUNNER
 from finetune_operator.plan import Manifest
 
 

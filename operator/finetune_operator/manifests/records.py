@@ -14,7 +14,7 @@ from finetune_operator.api.datasetversion import (
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import LossPoint, ResolvedHyperparameters, Score
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
-from finetune_operator.build.labels import (
+from finetune_operator.manifests.labels import (
     DATASET,
     FINALIZER,
     MODEL,
@@ -23,7 +23,7 @@ from finetune_operator.build.labels import (
     child_labels,
     store_annotations,
 )
-from finetune_operator.build.locations import store_folder
+from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer import contract
 from finetune_trainer.contract import CheckpointResult, PrepareResult, SplitName

@@ -7,8 +7,8 @@ hubs are outside of the namespace.
 from collections.abc import Iterable, Mapping
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.build.jobs import owner_reference
-from finetune_operator.build.labels import child_labels
+from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.labels import child_labels
 from finetune_operator.plan import Manifest
 
 

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from finetune_operator.build.credentials import secret_volume
-from finetune_operator.build.locations import parse_store
+from finetune_operator.manifests.credentials import secret_volume
+from finetune_operator.manifests.locations import parse_store
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import API_KEYS_MOUNT, STORE_MOUNT, StoreConfig
 

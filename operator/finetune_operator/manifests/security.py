@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from finetune_operator.build.labels import RUNNER
+from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.plan import Manifest
 
 USER: Final = 65532

@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.build.credentials import Use, secret_mount, secret_volume
-from finetune_operator.build.locations import Location
-from finetune_operator.build.placement import device_placement
-from finetune_operator.build.security import container_security, pod_security
+from finetune_operator.manifests.credentials import Use, secret_mount, secret_volume
+from finetune_operator.manifests.locations import Location
+from finetune_operator.manifests.placement import device_placement
+from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract import (
     BASE_MODEL_MOUNT,

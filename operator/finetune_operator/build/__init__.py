@@ -1,1 +1,0 @@
-"""Pure: `build_<thing>(...) -> dict`, one file a family of manifests."""
