@@ -8,12 +8,12 @@ from finetune_operator.manifests.pods import CPU
 from finetune_operator.manifests.serving import Revision, api_keys_secret, build_revision
 from finetune_operator.manifests.trainer import trainer_of
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.rollout import Rollout
+from finetune_operator.reconcile.inferencedeployment.targets import Targets, resolve
 from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
-from finetune_operator.reconcile.rollout import Rollout
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.storage import check_store, claim_names
-from finetune_operator.reconcile.targets import Targets, resolve
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented

@@ -18,8 +18,8 @@ from finetune_operator.manifests.serving import (
     endpoint_url,
 )
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
-from finetune_operator.reconcile.endpoint import Observed
-from finetune_operator.reconcile.revisions import (
+from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.revisions import (
     RevisionState,
     failure_of,
     is_ready,
@@ -28,9 +28,9 @@ from finetune_operator.reconcile.revisions import (
     trouble_of,
     with_state,
 )
-from finetune_operator.reconcile.rolloutlimit import must_wait
+from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
+from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
-from finetune_operator.reconcile.targets import Targets
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import EventReason, Reason
 
