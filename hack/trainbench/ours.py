@@ -9,11 +9,11 @@ from typing import Final
 
 from typing_extensions import override
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import Method, Owner, StoreConfig, TrainConfig
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.reporter import Reporter
-from finetune_trainer.signals import Stop
+from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import loop, stage
 from hack.trainbench.stopwatch import Stopwatch

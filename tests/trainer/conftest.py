@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_trainer.scrubbing import SCRUBBER, Scrubber
+from finetune_trainer.runtime.scrubbing import SCRUBBER, Scrubber
 
 if TYPE_CHECKING:
     from tests.trainer.workbench import Undisturbed

@@ -10,8 +10,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-from finetune_trainer import command
 from finetune_trainer.distributed import members
+from finetune_trainer.entrypoint import command
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.prepare import stage as prepare

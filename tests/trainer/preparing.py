@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
     Owner,
@@ -16,10 +15,11 @@ from finetune_trainer.contract import (
     PrepareResult,
     StoreConfig,
 )
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.reporter import Reporter
-from finetune_trainer.signals import Stop
+from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 
 OWNER = Owner(kind="Dataset", namespace="team", name="tickets", uid="0f0f")

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import collect
 from finetune_trainer.contract import CollectConfig, ExitCode, FailureReason, Owner, StageResult, StoreConfig
-from finetune_trainer.store import open_store
+from finetune_trainer.store import collect, open_store
 from tests.trainer.processes import run
 
 OWNER = Owner(kind="FineTuneJob", namespace="team", name="tickets", uid="uid-1")

@@ -15,9 +15,9 @@ from finetune_trainer.contract import (
     Method,
 )
 from finetune_trainer.evaluate.examples import encode_examples
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.rows import Row
-from finetune_trainer.signals import Stop
+from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.signals import Stop
 from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
 
 METHODS = {

@@ -15,8 +15,8 @@ from finetune_trainer.contract import (
     MethodType,
     Preference,
 )
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench
 
 ADAPTER = LoRA(r=8, alpha=16)

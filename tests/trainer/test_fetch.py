@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract import ArtifactRef, ExitCode, FetchConfig, FetchItem, Owner, StoreConfig
-from finetune_trainer.failure import StageFailure
-from finetune_trainer.fetch import run as fetch
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.store import Store, open_store
 from tests.trainer.processes import run
 

@@ -17,7 +17,7 @@ from finetune_trainer.contract import (
     FetchItem,
     StageResult,
 )
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.publish import _publish_folder
 from hack.models import tiny
 from tests.trainer import processes

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import termination
 from finetune_trainer.contract import (
     CONTRACT_VERSIONS,
     TERMINATION_MESSAGE_LIMIT,
@@ -18,6 +17,7 @@ from finetune_trainer.contract import (
     PrepareResult,
     StageResult,
 )
+from finetune_trainer.runtime import termination
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.processes import run, run_fresh, start
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from finetune_trainer.contract import ArtifactRef, ExitCode, FailureReason, LoRA, Method
-from finetune_trainer.failure import Preempted
 from finetune_trainer.model.load import load_base
 from finetune_trainer.preflight import stage
-from finetune_trainer.signals import Stop
+from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.signals import Stop
 from hack.models import tiny
 from tests.trainer.workbench import URI, Sheet, Workbench
 

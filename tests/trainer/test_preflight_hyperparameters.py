@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import FailureReason, Hyperparameters, MethodType, RequestedHyperparameters
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.preflight.hyperparameters import choose
+from finetune_trainer.runtime.failure import StageFailure
 
 
 def chosen(

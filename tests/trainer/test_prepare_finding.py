@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract import ExitCode, FailureReason
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.prepare.finding import find_files
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 
 def find(path: Path, wait_seconds: float = 0, *, root: Path | None = None) -> list[str]:

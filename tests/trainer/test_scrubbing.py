@@ -8,9 +8,9 @@ from urllib.parse import quote
 import pytest
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
-from finetune_trainer.logs import JsonFormatter
-from finetune_trainer.scrubbing import SCRUBBER, Scrubber, one_line
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.logs import JsonFormatter
+from finetune_trainer.runtime.scrubbing import SCRUBBER, Scrubber, one_line
 
 TOKEN = "hf_Kq+93/fjWm=s7 Lx2&Rv?ZpQ"
 PASSWORD = 'pa:ss w"d'

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_trainer import signals
 from finetune_trainer.contract import (
     CONFIG_ENV,
     ArtifactRef,
@@ -27,6 +26,7 @@ from finetune_trainer.contract import (
     FetchConfig,
     FetchItem,
 )
+from finetune_trainer.runtime import signals
 from hack.models import tiny
 from tests.trainer.processes import TIMEOUT_SECONDS, Process, start, start_fresh
 from tests.trainer.serve.endpoint import serve_config
@@ -133,6 +133,18 @@ def has_loaded(process: Process, library: str) -> bool:
 
 def test_a_process_that_has_done_nothing_ends_as_one_that_has_saved_all_it_did() -> None:
     assert ExitCode(signals.NOTHING_DONE) is ExitCode.PREEMPTED_SAVED
+
+
+def test_nothing_is_imported_before_the_handler_is_set_but_the_handler() -> None:
+    listing = "import sys, finetune_trainer.__main__; print(*sorted(sys.modules), sep='\\n')"
+    ran = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
+    ours = [name for name in ran.stdout.split() if name.startswith("finetune_trainer")]
+    assert ours == [
+        "finetune_trainer",
+        "finetune_trainer.__main__",
+        "finetune_trainer.runtime",
+        "finetune_trainer.runtime.signals",
+    ]
 
 
 def entrypoint(image: str) -> list[str]:
@@ -257,7 +269,7 @@ def children(process: Process) -> list[str]:
 def test_the_step_in_which_a_signal_arrives_is_the_last() -> None:
     program = (
         "import signal, sys\n"
-        "from finetune_trainer.signals import Stop\n"
+        "from finetune_trainer.runtime.signals import Stop\n"
         "sys.setswitchinterval(1000)\n"  # no other thread runs before the next line
         "stop = Stop()\n"
         "with stop.listening():\n"

@@ -14,8 +14,8 @@ from finetune_trainer.contract import (
     StageResult,
     StoreConfig,
 )
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest, digest_of
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS
 

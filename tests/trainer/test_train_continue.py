@@ -16,7 +16,7 @@ from finetune_trainer.contract import (
     PreflightResult,
     TrainConfig,
 )
-from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.states import States
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights

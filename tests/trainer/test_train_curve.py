@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import termination
 from finetune_trainer.contract import CheckpointResult, Method, MethodType, StageResult, TrainResult
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime import termination
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.curve import MOST_POINTS, SHOWN_POINTS, Curve
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer import process
 from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, LoRA, Method, TrainConfig, TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
+from finetune_trainer.entrypoint import process
 from finetune_trainer.train import method, stage, trainer
 from finetune_trainer.train.method import Trainable
 from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh

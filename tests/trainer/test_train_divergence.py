@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
-from finetune_trainer.failure import Preempted
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.divergence import FEWEST_STEPS, MOST_HIGH_STEPS, WINDOW, RecentLosses
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import CheckpointResult, FailureReason, LoRA, Method, TrainConfig
-from finetune_trainer.failure import Preempted
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.failure import Preempted
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
 CONTRADICTIONS = tuple(

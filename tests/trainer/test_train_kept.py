@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import FailureReason, LoRA, Method, TrainConfig
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.kept import KeptStep, Retention
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, start
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import process
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.entrypoint import process
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train import states
 from tests.trainer.processes import run, run_fresh
 from tests.trainer.workbench import ROWS, Workbench

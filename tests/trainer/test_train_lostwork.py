@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train import lostwork
 from finetune_trainer.train.lostwork import FILE, LostWork

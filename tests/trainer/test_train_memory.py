@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
-from finetune_trainer.failure import Preempted
 from finetune_trainer.model.device import is_out_of_memory, memory_use
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import stage
 from finetune_trainer.train.memory import FILE
 from finetune_trainer.train.method import trainable_model

@@ -21,11 +21,11 @@ from finetune_trainer.contract import (
     TrainConfig,
 )
 from finetune_trainer.evaluate.examples import text_of
-from finetune_trainer.failure import Preempted
 from finetune_trainer.model.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.template import render, stop_token_ids
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
 from finetune_trainer.distributed.group import PeerLost
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime.failure import Preempted
 from tests.trainer.processes import start
 from tests.trainer.test_train_early import CONTRADICTIONS
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench

@@ -11,7 +11,7 @@ import pytest
 from typing_extensions import override
 
 from finetune_trainer.contract import ExitCode, FailureReason
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import method, stage
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.watchdog import Watchdog

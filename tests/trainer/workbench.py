@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
     CheckpointResult,
@@ -32,12 +31,13 @@ from finetune_trainer.contract import (
     TrainResult,
 )
 from finetune_trainer.evaluate import stage as evaluate
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.reporter import Reporter
-from finetune_trainer.signals import Stop
+from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import steps_per_epoch

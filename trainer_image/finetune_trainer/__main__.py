@@ -2,13 +2,13 @@
 
 import sys
 
-from finetune_trainer import signals
+from finetune_trainer.runtime import signals
 
 
 def main() -> int:
     """Run what the config says; the exit code is one of `ExitCode`, or 128 + a signal's number."""
     signals.end_unstarted()
-    from finetune_trainer import command
+    from finetune_trainer.entrypoint import command
 
     return command.run()
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, PrepareConfig, PrepareResult, SecretMount, StoreConfig
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.prepare import stage
 from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.reporter import Reporter
-from finetune_trainer.signals import Stop
+from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import open_store
 from tests.trainer.preparing import OWNER, RUN
 

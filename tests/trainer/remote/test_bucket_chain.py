@@ -28,8 +28,8 @@ from finetune_trainer.contract import (
     TrainConfig,
     TrainResult,
 )
-from finetune_trainer.failure import Preempted
 from finetune_trainer.preflight import stage as preflight_stage
+from finetune_trainer.runtime.failure import Preempted
 from hack.models import tiny
 from tests.s3server import S3Server
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, run, start

@@ -22,9 +22,9 @@ from finetune_trainer.contract import (
     StageResult,
     StoreConfig,
 )
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.remote import patience
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.base import STALE_STAGING_SECONDS
 from finetune_trainer.train.folders import save_folder

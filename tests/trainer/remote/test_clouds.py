@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote import files
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.cloudservers import AzureServer, CloudServer, GoogleServer
 from tests.trainer.remote.reading import failure, prepare, read

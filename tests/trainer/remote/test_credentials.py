@@ -6,9 +6,9 @@ import pytest
 from pydantic import SecretStr
 
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.credentials import KEYS, Credentials, load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
+from finetune_trainer.runtime.failure import StageFailure
 
 
 def mounted(folder: Path, keys: dict[str, str]) -> SecretMount:

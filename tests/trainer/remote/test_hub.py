@@ -16,13 +16,13 @@ from finetune_trainer.contract import (
     PreflightResult,
     SecretMount,
 )
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import OnBytes, nothing
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.preflight import turn
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store.mounted import MountedStore
 from hack.models import tiny
 from tests.trainer.preparing import json_lines, pairs

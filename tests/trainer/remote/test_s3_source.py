@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract import SecretMount
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CHUNK_BYTES
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from hack.models import tiny
 from tests.s3server import S3Server
 from tests.trainer.preparing import json_lines, pairs

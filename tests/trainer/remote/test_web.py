@@ -12,11 +12,11 @@ import pytest
 from typing_extensions import override
 
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.remote import patience
 from finetune_trainer.remote import source as remote_source
 from finetune_trainer.remote import web as web_client
 from finetune_trainer.remote.limits import CHUNK_BYTES
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from hack.cluster.pki import Authority
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source

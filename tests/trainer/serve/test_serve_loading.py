@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from finetune_trainer.contract import FailureReason, ServeConfig, ServedModel
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.prompts import Prompts

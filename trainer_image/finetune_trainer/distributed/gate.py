@@ -19,7 +19,7 @@ from typing import Final
 
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.distributed.place import LOOPBACK
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 CHALLENGE_BYTES: Final = 32
 PROOF_BYTES: Final = sha256().digest_size

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final
 
-from finetune_trainer import signals
 from finetune_trainer.contract import ExitCode, TrainConfig
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV
+from finetune_trainer.runtime import signals
 
 SIGNALLED: Final = 128
 """What a shell adds to the number of the signal that ended a process."""

@@ -21,8 +21,8 @@ from finetune_trainer.distributed.group import Group, PeerLost
 from finetune_trainer.distributed.peers import ENDED, LOST, PREEMPTED, Peers
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, PORT_ENV, Place
 from finetune_trainer.distributed.rendezvous import LOOK_SECONDS, Rendezvous, left
-from finetune_trainer.failure import Preempted
 from finetune_trainer.model.device import choose_device
+from finetune_trainer.runtime.failure import Preempted
 
 RESULT: Final = "result"
 FAILED: Final = "failed"

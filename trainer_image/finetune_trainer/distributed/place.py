@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from finetune_trainer.contract import NODE_RANK_ENV, RENDEZVOUS_PORT, FailureReason, TrainConfig
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 LOCAL_RANK_ENV: Final = "LOCAL_RANK"
 PORT_ENV: Final = "MASTER_PORT"

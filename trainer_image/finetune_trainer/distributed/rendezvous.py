@@ -21,7 +21,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from finetune_trainer.distributed.gate import Gate, Passage, Refused, listen
 from finetune_trainer.distributed.group import Finished, PeerLost
 from finetune_trainer.distributed.place import LOOPBACK, Place
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime.failure import Preempted
 
 PATIENCE_SECONDS: Final = 900.0
 """Within these all processes have to come: a new node may have to start, and pull the image."""

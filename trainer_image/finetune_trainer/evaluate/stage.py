@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
     EvaluateConfig,
@@ -19,12 +18,13 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measure import Measure
-from finetune_trainer.failure import StageFailure
-from finetune_trainer.meter import Meter
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids
 from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.meter import Meter
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.device import is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes
+from finetune_trainer.runtime.failure import StageFailure
 
 
 def load_base(

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 MODEL_TEMPLATE: Final = "model"
 """Name of a template that the model brought."""

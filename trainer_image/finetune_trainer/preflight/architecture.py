@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.contract import FailureReason, Method
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.modules import linear_layers, unknown_layers
 from finetune_trainer.preflight.files import invalid
+from finetune_trainer.runtime.failure import StageFailure
 
 
 def load_config(folder: Path, uri: str) -> PretrainedConfig:

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, ParentCheckpoint
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import FileEntry, Manifest
-from finetune_trainer.meter import Meter
 from finetune_trainer.preflight.fetching import BaseModel
 from finetune_trainer.preflight.files import invalid
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.meter import Meter
 
 CHUNK_BYTES: Final = 1 << 20
 

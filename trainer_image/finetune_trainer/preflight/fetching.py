@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.beneath import Held, kind_of, names_in, require_all_beneath, root_of
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     BASE_MODEL_MOUNT,
     ArtifactRef,
@@ -16,12 +15,13 @@ from finetune_trainer.contract import (
     ParentCheckpoint,
     PreflightConfig,
 )
-from finetune_trainer.failure import StageFailure
-from finetune_trainer.meter import Meter
 from finetune_trainer.preflight.files import absent, choose, described_by
 from finetune_trainer.preflight.turn import download_turn
 from finetune_trainer.remote.limits import MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.meter import Meter
 
 DOWNLOAD: Final = "base-model"
 """Folder in the run's folder; what is left there by a pod that was stopped, the next one goes on with."""

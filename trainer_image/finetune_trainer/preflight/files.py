@@ -7,7 +7,7 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"

@@ -40,7 +40,7 @@ from finetune_trainer.contract import (
     MethodType,
     RequestedHyperparameters,
 )
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.schedule import steps_per_epoch
 
 DEFAULT_EPOCHS: Final = 3

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason, Method, MethodType, Preference
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.rows import Row, RowForm, SplitName
+from finetune_trainer.runtime.failure import StageFailure
 
 METHODS_OF: Final[Mapping[RowForm, tuple[MethodType, ...]]] = {
     "PromptCompletion": ("LoRA", "QLoRA", "Full"),

@@ -4,11 +4,11 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from finetune_trainer.adapter import read_adapter
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, LoRA, ParentCheckpoint
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.model.adapter import read_adapter
 from finetune_trainer.model.modules import linear_layers
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.stage.context import StageContext
 
 FIELDS: Final = {
     "r": "r",

@@ -6,16 +6,13 @@ from contextlib import contextmanager
 from typing import Final
 
 from finetune_trainer.beneath import Refused
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
     FailureReason,
     PreflightConfig,
     PreflightResult,
 )
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest
-from finetune_trainer.meter import Meter
 from finetune_trainer.model.answers import encoder_of
 from finetune_trainer.model.load import context_length
 from finetune_trainer.model.template import load_tokenizer, template_name
@@ -29,6 +26,9 @@ from finetune_trainer.preflight.lengths import check_answers, measure
 from finetune_trainer.preflight.parent import continued_lora
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
 from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.meter import Meter
 
 ROW_COST: Final = 1 << 18
 """What one row through the tokenizer counts beside bytes read: they take about as long."""

@@ -14,9 +14,9 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import ArtifactRef
-from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext
 
 RENEW_SECONDS: Final = 10.0
 SILENT_SECONDS: Final = 60.0

@@ -12,7 +12,6 @@ from finetune_trainer.beneath import root_of
 from finetune_trainer.contract import SOURCE_MOUNT, ExitCode, FailureReason, PrepareConfig
 from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data
 from finetune_trainer.data.unpacking import unpacking
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
     find_files,
@@ -24,6 +23,7 @@ from finetune_trainer.prepare.finding import (
 from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import SOURCE_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
 DOWNLOAD: Final = "source"

@@ -22,7 +22,7 @@ from finetune_trainer.data.files import (
 )
 from finetune_trainer.data.text import printable
 from finetune_trainer.data.unpacking import unpacking
-from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 WAIT_SECONDS: Final = 60.0
 """How long a source may take to appear: the kubelet fills the volume of a late ConfigMap on its next sync."""

@@ -16,8 +16,8 @@ from finetune_trainer.data.options import (
     Recipe,
 )
 from finetune_trainer.data.template import PromptTemplate
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import digest_of
+from finetune_trainer.runtime.failure import StageFailure
 
 VERSION: Final = 2
 """Of the preparation: raised where the same settings make other rows than before."""

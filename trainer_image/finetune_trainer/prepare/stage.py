@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer import canonical
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
     DataStatistics,
@@ -27,7 +26,6 @@ from finetune_trainer.data.problems import QUOTED, Place
 from finetune_trainer.data.result import Prepared, Problem
 from finetune_trainer.data.text import field_names
 from finetune_trainer.data.unpacking import TooLarge
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.fetching import open_source, shown
 from finetune_trainer.prepare.finding import unreadable
@@ -37,6 +35,8 @@ from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.page import page
 from finetune_trainer.rows import SPLIT_FILES, SplitName
+from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "report.json"

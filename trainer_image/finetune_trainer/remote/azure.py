@@ -9,9 +9,9 @@ from azure.core.exceptions import AzureError
 from fsspec import AbstractFileSystem
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.credentials import Credentials, hold_file, plain
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.runtime.failure import StageFailure
 
 ERRORS: Final = (AzureError,)
 

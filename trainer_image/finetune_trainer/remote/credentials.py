@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.origin import check_endpoint
-from finetune_trainer.scrubbing import SCRUBBER, SHORTEST_PUBLIC
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.scrubbing import SCRUBBER, SHORTEST_PUBLIC
 
 PUBLIC: Final = frozenset({"endpoint", "region", "caBundle", "accountName"})
 """Keys whose values may be in messages."""

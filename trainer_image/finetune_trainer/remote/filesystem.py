@@ -5,10 +5,10 @@ from typing import Final
 from fsspec import AbstractFileSystem
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.folder import RemoteFolder
+from finetune_trainer.runtime.failure import StageFailure
 
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
 

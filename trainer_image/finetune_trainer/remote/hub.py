@@ -12,11 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import origin_of, require_https
+from finetune_trainer.runtime.failure import StageFailure
 
 ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)
 

@@ -5,11 +5,11 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from finetune_trainer.failure import Preempted
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import ATTEMPTS, LONGEST_PAUSE_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
 from finetune_trainer.remote.problems import Kind, Problem, problem_of
+from finetune_trainer.runtime.failure import Preempted
 
 Answer = TypeVar("Answer")
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from finetune_trainer.remote.addresses import AddressRefused
 from finetune_trainer.remote.origin import RedirectRefused
-from finetune_trainer.scrubbing import SCRUBBER, one_line
+from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
 WORTH_TRYING_AGAIN: Final = frozenset({408, 425, 429})
 """Client errors of HTTP that pass; all server errors may."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from finetune_trainer import canonical
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import OnBytes, digest_of, nothing
 from finetune_trainer.remote.credentials import KEYS, load_credentials
 from finetune_trainer.remote.download import Download
@@ -19,7 +18,8 @@ from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import DOWNLOAD_SECONDS, MAX_FILES
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind, Problem
-from finetune_trainer.scrubbing import SCRUBBER
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.scrubbing import SCRUBBER
 
 
 @dataclass(frozen=True, slots=True)

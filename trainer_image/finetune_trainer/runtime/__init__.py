@@ -1,1 +1,1 @@
-"""What every process of the trainer needs: signals, failures, logs, reports. This file imports nothing."""
+"""What every process of the trainer needs. Imports nothing: `signals` is the first module of a process."""

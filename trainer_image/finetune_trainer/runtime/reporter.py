@@ -19,7 +19,7 @@ from finetune_trainer.contract import (
     ReportTarget,
     Stage,
 )
-from finetune_trainer.scrubbing import SCRUBBER, one_line
+from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
 INTERVAL_SECONDS: Final = 2.0
 """Shortest time between two reports; the operator shows one every 10 seconds."""

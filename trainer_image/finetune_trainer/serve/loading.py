@@ -17,10 +17,10 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from finetune_trainer.contract import FailureReason, ServeConfig, ServedModel
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import BASE_ADAPTER
 from finetune_trainer.serve.names import BASE_NAME
 

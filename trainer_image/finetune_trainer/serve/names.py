@@ -3,7 +3,7 @@
 from typing import Final
 
 from finetune_trainer.contract import FailureReason, ServeConfig
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 BASE_NAME: Final = "base"
 

@@ -5,7 +5,7 @@ import logging
 import torch
 
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import Batch
 from finetune_trainer.serve.errors import ApiError
 from finetune_trainer.serve.loading import Served

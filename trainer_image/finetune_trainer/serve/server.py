@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from finetune_trainer.contract import ExitCode, FailureReason
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.drain import Drain
 
 _KEEP_ALIVE_SECONDS: Final = 75

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from finetune_trainer import termination
 from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.runtime import termination
 
 HANG_SECONDS: Final = 900.0
 """Seconds after which a pass of the model thread counts as hung."""

@@ -19,8 +19,8 @@ from finetune_trainer.contract import (
     Stage,
     StageResult,
 )
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import Mount, corrupt
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]

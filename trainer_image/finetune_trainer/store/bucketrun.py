@@ -15,8 +15,8 @@ from typing import Final
 from pydantic import ValidationError
 from typing_extensions import override
 
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store.base import RunFolder
 from finetune_trainer.store.failures import writable
 from finetune_trainer.store.objects import Objects

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from finetune_trainer.beneath import Refused, open_file, require_all_beneath
 from finetune_trainer.contract import ExitCode, FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import Manifest, hash_content
+from finetune_trainer.runtime.failure import StageFailure
 
 
 @dataclass(frozen=True)

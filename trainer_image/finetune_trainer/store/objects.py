@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from finetune_trainer.contract import ExitCode, FailureReason, StoreConfig
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, nothing
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.patience import Patience, Unreachable
 from finetune_trainer.remote.problems import Kind
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 Answer = TypeVar("Answer")
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from finetune_trainer import durable
 from finetune_trainer.beneath import read_file
 from finetune_trainer.contract import FailureReason
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.store import RunFolder
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.store import RunFolder, durable
 from finetune_trainer.store.failures import Mount, verify_files
 
 

@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.device import peak_memory
+from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
 from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.learner import Learner

@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.distributed.group import ALONE, Group
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
 FILE: Final = "lostwork.json"

@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from finetune_trainer.contract import FailureReason, Hyperparameters, MethodType
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.device import is_out_of_memory, memory_use
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
 FILE: Final = "batchsplit.json"

@@ -8,10 +8,10 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from finetune_trainer.contract import FailureReason, Method
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import linear_layers, unknown_layers
+from finetune_trainer.runtime.failure import StageFailure
 
 Trainable = PreTrainedModel | PeftModel
 

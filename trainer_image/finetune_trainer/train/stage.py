@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     ArtifactRef,
     ExitCode,
@@ -18,12 +17,13 @@ from finetune_trainer.contract import (
     TrainResult,
 )
 from finetune_trainer.distributed.group import PeerLost
-from finetune_trainer.failure import Preempted, StageFailure
 from finetune_trainer.model.answers import Encoder, encoder_of
 from finetune_trainer.model.device import choose_device, peak_memory
 from finetune_trainer.model.encode import RowNotEncodable
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
+from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.kept import Retention
 from finetune_trainer.train.ledger import Fingerprint, Ledger

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.distributed.group import ALONE, Group
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
 MOST_WITHOUT_PROGRESS: Final = 3

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.distributed.group import ALONE, Group
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.folders import problem_of, remove_unfinished, save_folder
 from finetune_trainer.train.ledger import Fingerprint, Ledger

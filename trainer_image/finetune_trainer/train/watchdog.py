@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from finetune_trainer import termination
 from finetune_trainer.contract import ExitCode, FailureReason, StageConfig, StageResult
 from finetune_trainer.distributed.group import ALONE, Group
+from finetune_trainer.runtime import termination
 
 LAST_WORDS_SECONDS: Final = 30
 """After these the process ends also where the log or the termination message is what hangs."""

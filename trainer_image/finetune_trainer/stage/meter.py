@@ -4,9 +4,9 @@ import logging
 import time
 from typing import Final
 
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import Progress
-from finetune_trainer.failure import Preempted
+from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.stage.context import StageContext
 
 REPORT_SECONDS: Final = 1.0
 LOG_SECONDS: Final = 5.0

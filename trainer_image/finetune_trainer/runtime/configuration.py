@@ -14,7 +14,7 @@ from finetune_trainer.contract import (
     AnyConfig,
     FailureReason,
 )
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 SAME_RELEASE = "set spec.images.trainer of the ComputeProfile to the image of the operator's release"
 

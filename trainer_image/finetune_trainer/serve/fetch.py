@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from finetune_trainer.adapter import check_base_model
 from finetune_trainer.contract import FailureReason, FetchConfig, FetchItem
-from finetune_trainer.failure import StageFailure
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.model.adapter import check_base_model
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import open_store
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import verify_files, writable

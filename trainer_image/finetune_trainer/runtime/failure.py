@@ -1,8 +1,8 @@
 """How a stage ends early: a failure that says what to fix, or a preemption whose state is saved."""
 
 from finetune_trainer.contract import ExitCode, FailureReason, PrepareResult
-from finetune_trainer.scrubbing import SCRUBBER
-from finetune_trainer.signals import Preempted
+from finetune_trainer.runtime.scrubbing import SCRUBBER
+from finetune_trainer.runtime.signals import Preempted
 
 __all__ = ["Preempted", "StageFailure"]
 

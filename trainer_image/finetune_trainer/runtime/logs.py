@@ -5,7 +5,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from finetune_trainer.scrubbing import SCRUBBER
+from finetune_trainer.runtime.scrubbing import SCRUBBER
 
 
 class JsonFormatter(logging.Formatter):

@@ -9,10 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, cast, get_args
 
-from finetune_trainer import configuration, signals, termination
-from finetune_trainer.cleanup import cleanup
-from finetune_trainer.collect import collect
-from finetune_trainer.context import StageContext
 from finetune_trainer.contract import (
     CONTRACT_VERSIONS,
     AnyConfig,
@@ -33,9 +29,13 @@ from finetune_trainer.contract import (
 from finetune_trainer.distributed.group import ALONE, Finished, Group, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, launch
 from finetune_trainer.distributed.place import Place
-from finetune_trainer.failure import Preempted, StageFailure
+from finetune_trainer.runtime import configuration, signals, termination
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
+from finetune_trainer.store.cleanup import cleanup
+from finetune_trainer.store.collect import collect
 from finetune_trainer.store.opening import BUCKET_SCHEMES
 
 LAST_REPORT_SECONDS: Final = 5.0
@@ -259,7 +259,7 @@ def _run_without_result(config: CleanupConfig | FetchConfig | ServeConfig) -> Ex
             case CleanupConfig():
                 cleanup(config, open_store(config.store))
             case FetchConfig():
-                from finetune_trainer import fetch
+                from finetune_trainer.serve import fetch
 
                 fetch.run(config)
             case ServeConfig():

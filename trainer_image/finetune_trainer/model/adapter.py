@@ -6,7 +6,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract import Digest, FailureReason, LoRA
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 

@@ -1,7 +1,7 @@
 """The result of a stage whose pod, and with it the termination message, is gone."""
 
 from finetune_trainer.contract import CollectConfig, FailureReason, StageResult
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store
 
 PROBE_NAME = "probe"

@@ -4,9 +4,10 @@ import argparse
 import os
 from pathlib import Path
 
-from finetune_trainer import configuration, logs, process
 from finetune_trainer.contract import CONFIG_ENV, FailureReason
-from finetune_trainer.failure import StageFailure
+from finetune_trainer.entrypoint import process
+from finetune_trainer.runtime import configuration, logs
+from finetune_trainer.runtime.failure import StageFailure
 
 
 def run() -> int:
