@@ -23,13 +23,13 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
-	@$(RUN) -m hack.demo
+	@$(RUN) -m tools.demo
 
 test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node
-	@$(RUN) -m hack.suites
+	@$(RUN) -m tools.suites
 
 test-times: packages prometheus .venv cluster programs images ## The same, and the times of the suites into docs/testing.md
-	@$(RUN) -m hack.suites --page
+	@$(RUN) -m tools.suites --page
 
 test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster: two hours more
 	$(PYTEST) tests/trainer -m full
@@ -49,7 +49,7 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 	$(SUITE) tests/faults -m "not full" $(ARGS)
 
 e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
-	@$(RUN) -m hack.suites --suite e2e -- $(ARGS)
+	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
 verify: packages-environment .venv ## Generated files, lint, types, import rules, charts
 	$(RUN) -m hack.generate --check
@@ -61,26 +61,26 @@ verify: packages-environment .venv ## Generated files, lint, types, import rules
 
 cluster: packages .venv ## A local Kubernetes, left running
 	@if [ -n "$${KUBE_CONTEXT:-}" ]; then echo "Using the cluster of context $$KUBE_CONTEXT."; \
-	else $(RUN) -m hack.cluster up; fi
+	else $(RUN) -m tools.cluster up; fi
 
 cluster-down: packages-environment .venv ## Stop the local Kubernetes and everything in it
-	@$(RUN) -m hack.cluster down
-	@$(RUN) -m hack.cluster down --name second
+	@$(RUN) -m tools.cluster down
+	@$(RUN) -m tools.cluster down --name second
 
 images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
-	@$(RUN) -m hack.images build
+	@$(RUN) -m tools.images build
 
 bench-data: packages-environment .venv ## Prepare five million rows beside datasets.load_dataset; ROWS=100000 for fewer
-	@$(RUN) -m hack.databench $(or $(ROWS),--page)
+	@$(RUN) -m tools.bench.data $(or $(ROWS),--page)
 
 bench-train: packages-environment .venv ## Train LoRA adapters beside TRL's SFTTrainer; STEPS=8 for fewer
-	@$(RUN) -m hack.trainbench $(or $(STEPS),--page)
+	@$(RUN) -m tools.bench.train $(or $(STEPS),--page)
 
 bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs
-	@$(RUN) -m hack.bench $(SIZES)
-	@$(RUN) -m hack.bench.neighbour $(NEIGHBOUR)
-	@$(RUN) -m hack.bench.history $(HISTORY)
-	@$(RUN) -m hack.bench.costs
+	@$(RUN) -m tools.bench.operator $(SIZES)
+	@$(RUN) -m tools.bench.operator.neighbour $(NEIGHBOUR)
+	@$(RUN) -m tools.bench.operator.history $(HISTORY)
+	@$(RUN) -m tools.bench.operator.costs
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate
@@ -93,27 +93,27 @@ format: packages-environment .venv ## Format the code and apply safe lint fixes
 	$(RUN) -m ruff format .
 
 constraints: python packages-environment ## Pin the newest dependencies that pyproject.toml and constraints/uv.in allow
-	$(PYTHON) -m hack.bootstrap.constraints --upgrade
+	$(PYTHON) -m tools.bootstrap.constraints --upgrade
 
 clean: cluster-down ## Remove the virtual environment, the cluster's state and what tools left here
-	@$(RUN) -m hack.cluster purge
-	@$(RUN) -m hack.cluster purge --name second
+	@$(RUN) -m tools.cluster purge
+	@$(RUN) -m tools.cluster purge --name second
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 
 .venv: python
-	@$(PYTHON) -m hack.bootstrap.venv
+	@$(PYTHON) -m tools.bootstrap.venv
 
 packages-environment: python
-	@$(PYTHON) -m hack.bootstrap.packages environment
+	@$(PYTHON) -m tools.bootstrap.packages environment
 
 prometheus: python
-	@$(PYTHON) -m hack.bootstrap.prometheus
+	@$(PYTHON) -m tools.bootstrap.prometheus
 
 programs:
-	@$(RUN) -m hack.cluster binaries
+	@$(RUN) -m tools.cluster binaries
 
 packages: python
-	@$(PYTHON) -m hack.bootstrap.packages environment images cluster
+	@$(PYTHON) -m tools.bootstrap.packages environment images cluster
 
 python:
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed (package python3 of the distribution)." >&2; exit 1; }

@@ -1,0 +1,1 @@
+"""What generates files of the repository and checks them."""

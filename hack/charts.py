@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from hack.cluster import ClusterError, program
-from hack.cluster.binaries import ensure
-from hack.cluster.toolchain import HELM
+from tools.cluster import ClusterError, program
+from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import HELM
 
 CHARTS: Final = Path(__file__).resolve().parent.parent / "charts"
 

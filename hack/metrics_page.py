@@ -13,7 +13,7 @@ from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_trainer.contract import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.metrics import Metrics as ServeMetrics
 from finetune_trainer.train.metrics import Metrics as TrainMetrics
-from hack.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT
 
 QUERIES: Final = ROOT / "docs" / "queries.yaml"
 RULES: Final = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from finetune_trainer.contract import CleanupConfig, StageConfig, StageResult
-from hack.fakepods import config_of, ended, running, succeeded
 from tests.integration.api import NotFound
+from tools.fakepods import config_of, ended, running, succeeded
 
 Object = dict[str, Any]
 

@@ -6,10 +6,10 @@ from typing import Final
 
 import pytest
 
-from hack.images.base import base_image
-from hack.images.buildah import Buildah
-from hack.images.node import Node
-from hack.images.references import content_key
+from tools.images.base import base_image
+from tools.images.buildah import Buildah
+from tools.images.node import Node
+from tools.images.references import content_key
 
 COMMIT: Final = "ec8a5a2"
 ROOT: Final = Path(__file__).parents[1]

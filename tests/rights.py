@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import yaml
 
-from hack.cluster import program
-from hack.cluster.audit import AuditLog
-from hack.cluster.binaries import ensure
-from hack.cluster.toolchain import HELM
+from tools.cluster import program
+from tools.cluster.audit import AuditLog
+from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import HELM
 
 CHART = Path(__file__).parents[1] / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"

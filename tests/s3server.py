@@ -9,10 +9,10 @@ from typing import Final, Self
 import httpx
 
 from finetune_trainer.contract import SecretMount, StoreConfig
-from hack.cluster.binaries import ensure
-from hack.cluster.ports import free_port
-from hack.cluster.toolchain import VERSITYGW, program
 from tests.waiting import eventually
+from tools.cluster.binaries import ensure
+from tools.cluster.ports import free_port
+from tools.cluster.toolchain import VERSITYGW, program
 
 ACCESS_KEY: Final = "test-access-key"
 SECRET_KEY: Final = "test-secret-key"

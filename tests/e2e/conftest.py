@@ -1,7 +1,7 @@
 """The operator installed by its chart on a cluster with a node, and a namespace with a base model in it.
 
 The cluster is the local one, or that of the context KUBE_CONTEXT; in namespaces of its own
-(hack/cluster/isolation.py) it begins and ends with the session. Everything is shared by all tests, because
+(tools/cluster/isolation.py) it begins and ends with the session. Everything is shared by all tests, because
 each pod that imports torch costs the two cores seconds.
 """
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster import Cluster
-from hack.cluster.layout import ISOLATED
-from hack.demo.access import Access, Object
-from hack.demo.install import images, install
-from hack.images.references import References
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.sessions import Session
 from tests.e2e.team import Team, new_namespace
+from tools.cluster import Cluster
+from tools.cluster.layout import ISOLATED
+from tools.demo.access import Access, Object
+from tools.demo.install import images, install
+from tools.images.references import References
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from finetune_operator.api.meta import API_VERSION
-from hack.demo.access import Object
+from tools.demo.access import Object
 
 MODEL_URI: Final = "pvc://models/tiny"
 PROMPTS: Final = tuple(

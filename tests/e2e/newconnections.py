@@ -5,9 +5,9 @@ from typing import Final
 import httpx2
 from openai import DefaultHttpxClient, OpenAI
 
-from hack.cluster.dns import resolve
-from hack.cluster.layout import DNS_ADDRESS
-from hack.demo.endpoint import REQUEST_SECONDS
+from tools.cluster.dns import resolve
+from tools.cluster.layout import DNS_ADDRESS
+from tools.demo.endpoint import REQUEST_SECONDS
 
 LOOKUPS: Final = 2
 """How often a name server is asked before a name has no address: that often a resolver does by default."""

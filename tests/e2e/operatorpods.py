@@ -6,10 +6,10 @@ import httpx
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import GROUP
-from hack.demo.access import Access, Object
-from hack.demo.install import RELEASE, SYSTEM
 from tests.e2e.team import PATIENCE, PAUSE, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Access, Object
+from tools.demo.install import RELEASE, SYSTEM
 
 PORT: Final = 8080
 ANSWER_SECONDS: Final = 5.0

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, cast
 
-from hack.demo.access import Object
-from hack.models import tiny
 from tests.e2e.team import Team
+from tools.demo.access import Object
+from tools.models import tiny
 
 RESTRICTED: Final = {
     "allowPrivilegeEscalation": False,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from finetune_operator.manifests.labels import RUN, STAGE
-from hack.demo.access import Access, Object
-from hack.demo.install import RELEASE, SYSTEM
 from tests.e2e.manifests import OWN
 from tests.waiting import eventually
+from tools.demo.access import Access, Object
+from tools.demo.install import RELEASE, SYSTEM
 
 PAUSE: Final = 0.5
 PATIENCE: Final = 600.0

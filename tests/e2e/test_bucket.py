@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster.layout import NODE_ADDRESS
-from hack.demo.endpoint import reached
-from hack.demo.questions import ask
-from hack.models import tiny
 from tests.e2e import manifests
 from tests.e2e.team import Team, uid_of
 from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
+from tools.cluster.layout import NODE_ADDRESS
+from tools.demo.endpoint import reached
+from tools.demo.questions import ask
+from tools.models import tiny
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("KUBE_CONTEXT")), reason="pods reach this machine at the local cluster's node only"

@@ -10,12 +10,12 @@ from typing import Final
 
 import pytest
 
-from hack.cluster import Cluster
-from hack.demo.access import CONTEXT, Object
-from hack.demo.install import RELEASE, SYSTEM
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of
+from tools.cluster import Cluster
+from tools.demo.access import CONTEXT, Object
+from tools.demo.install import RELEASE, SYSTEM
 
 WORD: Final = "quokkaberry"
 """In every text of every row, in names of fields, and in the header of a table."""

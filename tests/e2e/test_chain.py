@@ -3,14 +3,14 @@
 import pytest
 
 from finetune_operator.manifests.labels import STAGE
-from hack.demo.access import Object
-from hack.demo.endpoint import reached
-from hack.demo.questions import ask
 from tests.e2e import manifests
 from tests.e2e.manifests import GPU
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Object
+from tools.demo.endpoint import reached
+from tools.demo.questions import ask
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:

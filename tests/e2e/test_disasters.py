@@ -1,7 +1,7 @@
 """What happens to a cluster in years, one after the other, while clients ask an endpoint and a run trains.
 
 The tests are the steps of one story, in their order, and begin with the release before this one. They damage
-the cluster, so it has to be the session's own: `python -m hack.cluster isolated -- ...`.
+the cluster, so it has to be the session's own: `python -m tools.cluster isolated -- ...`.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from typing import Final
 
 import pytest
 
-from hack.bench.controlplanes import client, create
-from hack.cluster import Cluster
-from hack.cluster.layout import ISOLATED
-from hack.demo.access import Access, Object
-from hack.demo.install import CHART, CRD, RELEASE, SYSTEM, images, install, values
-from hack.demo.load import Asked, SteadyLoad
-from hack.demo.questions import ask
-from hack.images.references import References
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.newconnections import client_of
 from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, is_running, name_of, new_namespace, uid_of
 from tests.olderrelease import older_release, operator_image
 from tests.waiting import eventually
+from tools.bench.operator.controlplanes import client, create
+from tools.cluster import Cluster
+from tools.cluster.layout import ISOLATED
+from tools.demo.access import Access, Object
+from tools.demo.install import CHART, CRD, RELEASE, SYSTEM, images, install, values
+from tools.demo.load import Asked, SteadyLoad
+from tools.demo.questions import ask
+from tools.images.references import References
 
 REQUESTS_PER_SECOND: Final = 4.0
 NEIGHBOURS: Final = 2000
@@ -141,7 +141,7 @@ def newest_step(store: Path, run: Object) -> int:
 def own(cluster: Cluster) -> Cluster:
     """The session's own cluster."""
     if ISOLATED not in os.environ:
-        pytest.skip("would damage a cluster that is not the session's own: python -m hack.cluster isolated")
+        pytest.skip("would damage a cluster that is not the session's own: python -m tools.cluster isolated")
     return cluster
 
 

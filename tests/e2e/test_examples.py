@@ -7,13 +7,13 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from hack.bootstrap.uv import ROOT
-from hack.demo.access import Object
-from hack.demo.endpoint import reached
-from hack.demo.questions import ask
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
+from tools.bootstrap.uv import ROOT
+from tools.demo.access import Object
+from tools.demo.endpoint import reached
+from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"
 NAME: Final = "brand-voice"

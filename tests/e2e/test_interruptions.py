@@ -6,12 +6,12 @@ from typing import Final
 
 import pytest
 
-from hack.demo.access import Access, Object
-from hack.demo.install import RELEASE, SYSTEM
-from hack.images.references import References
 from tests.e2e import manifests, pods
 from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, exit_code, name_of, new_namespace, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Access, Object
+from tools.demo.install import RELEASE, SYSTEM
+from tools.images.references import References
 
 RESUMED: Final = "going on after step"
 SAVED: Final = "saved the state after step"

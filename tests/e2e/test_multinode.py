@@ -10,12 +10,12 @@ import pytest
 
 from finetune_operator.status.peers import index_of
 from finetune_trainer.contract import ExitCode
-from hack.demo.access import Access, Object
-from hack.images.references import References
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE, PAUSE, Team, exit_code, is_running, name_of, new_namespace, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Access, Object
+from tools.images.references import References
 
 RESUMED: Final = "going on after step"
 SAVED: Final = "saved the state after step"

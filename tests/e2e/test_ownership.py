@@ -1,14 +1,14 @@
 """The operator is uninstalled and installed again: what stays, what waits, and what goes on."""
 
-from hack.demo.access import Access, Object
-from hack.demo.endpoint import reached
-from hack.demo.install import RELEASE, SYSTEM, install
-from hack.demo.questions import ask
-from hack.images.references import References
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE, PAUSE, Team
 from tests.waiting import eventually
+from tools.demo.access import Access, Object
+from tools.demo.endpoint import reached
+from tools.demo.install import RELEASE, SYSTEM, install
+from tools.demo.questions import ask
+from tools.images.references import References
 
 
 def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_where_it_stopped(

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from hack.demo.access import Object
-from hack.images.references import References
 from tests.e2e import manifests, pods
 from tests.e2e.manifests import GPU
 from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, is_running, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Object
+from tools.images.references import References
 
 RESOURCE = "nvidia.com/gpu"
 RUNS = ("eager", "patient")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from hack.demo.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PAUSE, Team, condition_of, exit_code, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Object
 
 LATE = f"e2e-late-{manifests.OWN}"
 """A profile and a claim of this name come into being in the middle of a test; a Secret of it never does."""

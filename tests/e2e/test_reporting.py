@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from hack.demo.access import Object
-from hack.demo.install import RELEASE, SYSTEM
 from tests.e2e import manifests
 from tests.e2e.team import Team, condition_of, uid_of
+from tools.demo.access import Object
+from tools.demo.install import RELEASE, SYSTEM
 
 SERVICE = f"{RELEASE}-report"
 

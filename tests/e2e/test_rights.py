@@ -1,6 +1,6 @@
 """The operator's rights are those that it used while all other tests of this folder ran, in one lane or two.
 
-They run as the last: see `pytest_collection_modifyitems` in conftest.py, and hack/suites/plan.py.
+They run as the last: see `pytest_collection_modifyitems` in conftest.py, and tools/suites/plan.py.
 """
 
 from pathlib import Path
@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
-from hack.demo.access import CONTEXT
-from hack.demo.install import RELEASE, SYSTEM
 from tests import rights
 from tests.e2e.sessions import Session, left_in, usage_of_all
 from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, SHADOWED, UNSEEN, Usage
+from tools.demo.access import CONTEXT
+from tools.demo.install import RELEASE, SYSTEM
 
 HERE: Final = Path(__file__).parent
 OPERATOR: Final = f"system:serviceaccount:{SYSTEM}:{RELEASE}"

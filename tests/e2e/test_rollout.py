@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import pytest
 
 from finetune_operator.manifests.labels import REVISION
-from hack.demo.access import Object
-from hack.demo.endpoint import Endpoint, reached
-from hack.demo.load import SteadyLoad
-from hack.demo.questions import ask
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
+from tools.demo.access import Object
+from tools.demo.endpoint import Endpoint, reached
+from tools.demo.load import SteadyLoad
+from tools.demo.questions import ask
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Final
 
 import pytest
 
-from hack.cluster import ControlPlane
 from tests.faults.laboratory import Laboratory, Outcome, Verdicts
 from tests.faults.trials import Trial
 from tests.integration.api import Api
 from tests.integration.conftest import api, control_plane
+from tools.cluster import ControlPlane
 
 __all__ = ["api", "control_plane"]
 

@@ -14,7 +14,6 @@ from typing import Final, TypeAlias
 
 import yaml
 
-from hack.cluster import ControlPlane
 from tests.fakekubelet import FakeKubelet
 from tests.faults.chain import PAUSE_SECONDS, SILENT, Chain, Patience
 from tests.faults.faults import kills
@@ -28,6 +27,7 @@ from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.operators import IMAGE, Operator
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
 
 QUIET_SECONDS: Final = 2.0
 """Longer than any chain of events that one write sets off."""

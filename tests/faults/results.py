@@ -1,7 +1,7 @@
 """What the stages' pods of a chain say when they end."""
 
 from finetune_trainer.contract import CollectConfig, PrepareConfig, StageConfig, StageResult
-from hack.fakepods import succeeded
+from tools.fakepods import succeeded
 
 
 class Results:

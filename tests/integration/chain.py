@@ -1,10 +1,10 @@
 """Waiting for what a run comes to."""
 
-from hack.cluster.audit import AuditLog
 from tests.integration.api import Api, Object
 from tests.integration.manifests import is_true
 from tests.integration.operators import Operator
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
 
 CHAIN_SECONDS = 60
 QUIET_SECONDS = 1.5

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster import ControlPlane
-from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.operators import Operators
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
+from tools.cluster.audit import AuditLog
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = itertools.count()

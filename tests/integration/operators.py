@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 
 from finetune_operator.command import main
-from hack.cluster import ControlPlane
-from hack.cluster.ports import free_port
 from tests.forkserver import Forked, preload
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
+from tools.cluster.ports import free_port
 
 LEASE_SECONDS = 3
 """Short, so that a takeover does not take a test's whole time."""

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import yaml
 
-from hack.bootstrap.prometheus import program
-from hack.cluster.ports import free_port
 from tests.waiting import eventually
+from tools.bootstrap.prometheus import program
+from tools.cluster.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"

@@ -8,12 +8,12 @@ import httpx
 
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_trainer.contract import REPORT_AUDIENCE, REPORT_PATH
-from hack.fakepods import digest
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.manifests import is_true
 from tests.integration.operators import Operator
 from tests.waiting import eventually
+from tools.fakepods import digest
 
 LOG: Final = ""
 """In place of a kind: nobody but the operator's log can say it."""

@@ -1,11 +1,11 @@
 """A team's namespace: the Checkpoints and endpoints that people make there, and what they see of them."""
 
-from hack.fakepods import digest
 from tests.integration import manifests
 from tests.integration.api import Api, Object
 from tests.integration.manifests import condition
 from tests.integration.operators import Operator
 from tests.waiting import eventually
+from tools.fakepods import digest
 
 BASE = digest("base", "pvc://models/tiny")
 FOLLOWS: Object = {"name": "routing", "follow": {"model": "ticket-routing"}}

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hack.bench.ledger import OPERATOR
-from hack.bench.measurement import measure
+from tools.bench.operator.ledger import OPERATOR
+from tools.bench.operator.measurement import measure
 
 RUNS = 10
 REQUESTS_TO_FIRST_JOB = 4

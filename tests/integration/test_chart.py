@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster import ClusterError, ControlPlane, program
-from hack.cluster.binaries import ensure
-from hack.cluster.toolchain import HELM
 from tests.integration.manifests import HYPERPARAMETERS
 from tests.waiting import eventually
+from tools.cluster import ClusterError, ControlPlane, program
+from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import HELM
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
 SYSTEM = "finetune-system"

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api, Object, path_of
 from tests.integration.chain import until_settled
 from tests.integration.operators import Operators
 from tests.integration.team import Team
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
 
 PINNED = {"name": "routing", "pin": {"checkpoint": "first"}}
 POLICIES = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolic"

@@ -20,9 +20,9 @@ from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
-from hack.cluster import ControlPlane
-from hack.cluster.audit import AuditLog
 from tests.integration.api import Api
+from tools.cluster import ControlPlane
+from tools.cluster.audit import AuditLog
 
 RECORD = KIND_TYPES["DatasetVersion"]
 CONFIG_MAP = ResourceType("v1", "ConfigMap", "configmaps")

@@ -12,8 +12,8 @@ from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.transport import load_configuration
-from hack.cluster import ControlPlane
 from tests.integration.api import Api
+from tools.cluster import ControlPlane
 
 TIMES = LeaseTimes(duration=2.0, deadline=1.2, retry=0.2)
 

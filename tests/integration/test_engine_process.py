@@ -3,7 +3,6 @@
 import signal
 from datetime import datetime
 
-from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
@@ -16,6 +15,7 @@ from tests.integration.chain import (
 from tests.integration.manifests import condition
 from tests.integration.operators import LEASE_SECONDS, Operator, Operators
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
 
 FIRST_STAGE_REQUESTS = 10
 """Requests that one run may cost until its first stage's Job exists."""

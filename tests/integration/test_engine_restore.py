@@ -1,12 +1,12 @@
 """etcd restored from a snapshot beneath a running operator: it starts over from what is there now."""
 
-from hack.cluster import ControlPlane
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.chain import jobs_of_stage, until_condition
 from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
 
 WRITES = 100
 """Versions that are lost: more than the control plane writes until the operator has listed again."""

@@ -3,13 +3,13 @@
 from copy import deepcopy
 
 from finetune_operator.manifests.labels import OPERATOR, RECORDED_AT
-from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.chain import until_condition, until_settled
 from tests.integration.operators import Operators
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
 
 
 def recorded_earlier(api: Api, checkpoint: Object, name: str, manager: str) -> None:

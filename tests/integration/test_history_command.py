@@ -5,10 +5,10 @@ import re
 import subprocess
 from pathlib import Path
 
-from hack.cluster import ControlPlane, program
 from tests.integration import manifests
 from tests.integration.api import Api, path_of
 from tests.waiting import eventually
+from tools.cluster import ControlPlane, program
 
 PAGE = Path(__file__).parents[2] / "docs" / "ownership.md"
 NAMESPACE = "team"

@@ -13,9 +13,6 @@ import yaml
 
 from finetune_trainer.contract import FailureReason, PrepareConfig, StageConfig, StageResult
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from hack.cluster import ControlPlane
-from hack.cluster.ports import free_port
-from hack.fakepods import succeeded
 from tests.fakekubelet import FakeKubelet
 from tests.forkserver import preload
 from tests.integration import manifests
@@ -25,6 +22,9 @@ from tests.integration.operators import Operator, Operators
 from tests.integration.prometheus import Prometheus, Target
 from tests.integration.trainingpod import TrainingPod
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
+from tools.cluster.ports import free_port
+from tools.fakepods import succeeded
 
 if TYPE_CHECKING:
     from tests.trainer.processes import Process

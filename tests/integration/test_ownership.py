@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests.labels import FINALIZER, RECORDED_RUN
-from hack.cluster.audit import AuditLog
-from hack.fakepods import digest
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object
@@ -15,6 +13,8 @@ from tests.integration.chain import jobs_of_stage, until_condition, until_settle
 from tests.integration.manifests import condition
 from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
+from tools.fakepods import digest
 
 GONE_SECONDS = 90
 """Longer than the namespace controller takes."""

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 import pytest
 
 from finetune_operator.status.lostnodes import OUT_OF_SERVICE
-from hack.cluster import ControlPlane
-from hack.fakepods import running
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.manifests import condition
 from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
+from tools.fakepods import running
 
 SYSTEM = "failures"
 STORIES = ("quota", "limits", "dead", "gone", "silent")

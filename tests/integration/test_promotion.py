@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from hack.fakepods import digest
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api
@@ -13,6 +12,7 @@ from tests.integration.manifests import condition
 from tests.integration.operators import Operators
 from tests.integration.team import BASE, FOLLOWS, Team, weights
 from tests.waiting import eventually
+from tools.fakepods import digest
 
 
 @pytest.fixture

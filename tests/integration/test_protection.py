@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api, Object
 from tests.integration.chain import until_settled
 from tests.integration.operators import Operators
 from tests.integration.team import Team
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
 
 REVISION = "finetune.dev/revision"
 WITHIN_SECONDS = 5.0

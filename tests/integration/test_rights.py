@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster import ControlPlane
 from tests import rights
 from tests.fakekubelet import FakeKubelet, Object
 from tests.integration import manifests
@@ -26,6 +25,7 @@ from tests.integration.rightscases import (
 )
 from tests.rights import CLUSTER, NAMESPACES, OWN, Right
 from tests.waiting import eventually
+from tools.cluster import ControlPlane
 
 SYSTEM = "rights-system"
 POD_IP = "10.20.30.40"

@@ -1,12 +1,12 @@
 """An edit of a profile, and the endpoints on it, on a real API server."""
 
-from hack.cluster.audit import AuditLog
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api
 from tests.integration.manifests import profile_name
 from tests.integration.operators import Operators
 from tests.integration.team import Team
 from tests.waiting import eventually
+from tools.cluster.audit import AuditLog
 
 ENDPOINTS = ("chat", "desk", "mail", "search")
 

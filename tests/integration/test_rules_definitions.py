@@ -3,11 +3,11 @@
 import pytest
 
 from finetune_operator.api.kinds import KINDS, Kind
-from hack.cluster import ControlPlane
 from tests.integration.api import Api, Object, path_of
 from tests.integration.rules import files
 from tests.integration.rules.files import merged
 from tests.integration.rules.requests import NAMESPACE, try_create
+from tools.cluster import ControlPlane
 
 HEADERS = {
     "FineTuneJob": ["NAME", "PHASE", "PROGRESS", "LOSS", "SCORE", "ETA", "AGE"],

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 
 from finetune_trainer.model import load
 from finetune_trainer.train import method
-from hack.models import tiny
+from tools.models import tiny
 
 VARIABLE: Final = "ACCELERATE_MIXED_PRECISION"
 

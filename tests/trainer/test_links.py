@@ -19,11 +19,11 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.publish import _publish_folder
-from hack.models import tiny
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.test_check import check
 from tests.trainer.workbench import Workbench
+from tools.models import tiny
 
 SECRET = "hf_aVeryLongTokenThatNobodyMaySee"
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from finetune_trainer.model.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import Message, Row
-from hack.models import tiny
+from tools.models import tiny
 
 PAIR = Row.pair("Where is it?", "shipping")
 CHAT = Row(

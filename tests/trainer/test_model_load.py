@@ -9,7 +9,7 @@ import torch
 from finetune_trainer.model import load
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_base
-from hack.models import tiny
+from tools.models import tiny
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,10 @@ from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.loss import completion_loss, mean_completion_loss, row_losses
 from finetune_trainer.rows import Row
-from hack.models import tiny
-from hack.models.tiny import VOCABULARY
 from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tests.trainer.workbench import tiny_tokenizer
+from tools.models import tiny
+from tools.models.tiny import VOCABULARY
 
 ROWS = [
     RowEncoder(tiny_tokenizer()).encode(row)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from finetune_trainer.contract import FailureReason
 from finetune_trainer.model.template import load_tokenizer, render, stop_token_ids, template_name
 from finetune_trainer.runtime.failure import StageFailure
-from hack.models import tiny
+from tools.models import tiny
 
 CHATS: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "user", "content": " Where is it? \n"}, {"role": "assistant", "content": "shipping"}),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import CONFIG_ENV, StageResult
-from hack.models import tiny
 from tests.olderrelease import older_release, python_path
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import run
 from tests.trainer.workbench import Workbench
+from tools.models import tiny
 
 OLDER_SECONDS = 400
 """Its preflight imports PyTorch, on a machine that may do much else."""

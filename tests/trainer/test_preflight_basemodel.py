@@ -13,8 +13,8 @@ from finetune_trainer.model.load import load_base
 from finetune_trainer.preflight import stage
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop
-from hack.models import tiny
 from tests.trainer.workbench import URI, Sheet, Workbench
+from tools.models import tiny
 
 Change = Callable[[Path], object]
 

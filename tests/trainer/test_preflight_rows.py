@@ -10,8 +10,8 @@ import pytest
 from finetune_trainer.contract import ExitCode, FailureReason
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.rows import Message, Row
-from hack.models import tiny
 from tests.trainer.workbench import ROWS, RUN, Workbench, tiny_tokenizer
+from tools.models import tiny
 
 LONG_PROMPT = Row.pair("where " * 200, "sales")
 LONG_ANSWER = Row.pair("where?", "sales " * 100)

@@ -27,11 +27,11 @@ from finetune_trainer.contract import (
     FetchItem,
 )
 from finetune_trainer.runtime import signals
-from hack.models import tiny
 from tests.trainer.processes import TIMEOUT_SECONDS, Process, start, start_fresh
 from tests.trainer.serve.endpoint import serve_config
 from tests.trainer.workbench import OWNER, ROWS, RUN, Workbench
 from tests.waiting import eventually
+from tools.models import tiny
 
 ROOT: Final = Path(__file__).parents[2]
 LATER_THAN_ANY_TEST: Final = 1000.0

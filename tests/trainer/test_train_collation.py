@@ -8,8 +8,8 @@ from finetune_trainer.model.batch import Padding, pack
 from finetune_trainer.model.encode import EncodedRow, RowEncoder
 from finetune_trainer.model.load import load_base
 from finetune_trainer.train.collation import choose_collation, keeps_rows_apart
-from hack.models import tiny
 from tests.trainer.workbench import ROWS, tiny_tokenizer
+from tools.models import tiny
 
 ENCODED = [RowEncoder(tiny_tokenizer()).encode(row) for row in ROWS]
 LONG = EncodedRow([1] * 300, [-100] * 300)

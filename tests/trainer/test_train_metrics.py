@@ -6,7 +6,7 @@ import pytest
 from finetune_trainer.contract import Progress
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import STEPS, Pace
-from hack.cluster.ports import free_port
+from tools.cluster.ports import free_port
 
 
 def test_progress_is_shown_under_its_prometheus_names() -> None:

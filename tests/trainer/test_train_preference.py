@@ -29,10 +29,10 @@ from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
-from hack.models import tiny
 from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Undisturbed, Workbench, elsewhere, tiny_tokenizer
+from tools.models import tiny
 
 ADAPTER = LoRA(r=4, alpha=8)
 KTO = Preference(desirable_weight=1, undesirable_weight=1)

@@ -10,8 +10,8 @@ from finetune_trainer.contract import LoRA, Method, ParentCheckpoint
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.train.method import trainable_model
-from hack.models import tiny
 from tests.trainer.workbench import ROWS, Sheet, Workbench, weights
+from tools.models import tiny
 
 ADAPTER = LoRA(r=8, alpha=16, dropout=0)
 QLORA = Method(type="QLoRA", lora=ADAPTER)

@@ -17,8 +17,8 @@ from finetune_trainer.model.template import load_tokenizer, stop_token_ids, temp
 from finetune_trainer.rows import Row
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.weights import Weights
-from hack.models import tiny
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, tiny_tokenizer, weights
+from tools.models import tiny
 
 FULL = Method(type="Full")
 WITHOUT_DROPOUT = Method(lora=LoRA(r=4, alpha=8, dropout=0))

@@ -8,9 +8,9 @@ import pytest
 
 from finetune_trainer.contract import LoRA, Method, ServedModel
 from finetune_trainer.rows import Row
-from hack.models import tiny
 from tests.trainer.serve.endpoint import serve_config, served_here
 from tests.trainer.workbench import ROWS, TEAMS, Workbench
+from tools.models import tiny
 
 MOST_TOKENS = 64
 PROMPTS = tuple(

@@ -41,7 +41,7 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import steps_per_epoch
-from hack.models import tiny
+from tools.models import tiny
 
 OWNER: Final = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="1f1f")
 RUN: Final = "1f1f"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hack.bootstrap.prometheus import program
+from tools.bootstrap.prometheus import program
 
 ROOT = Path(__file__).parents[2]
 RULES_FILE = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"

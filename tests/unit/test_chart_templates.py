@@ -10,8 +10,8 @@ import yaml
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.settings import Settings
-from hack.cluster.toolchain import program
 from tests.networkpolicies import Pod, admits
+from tools.cluster.toolchain import program
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
 

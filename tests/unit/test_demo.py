@@ -16,12 +16,12 @@ from finetune_trainer.contract import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from finetune_trainer.prepare.recipe import division_of
-from hack.demo.endpoint import Endpoint
-from hack.demo.load import SteadyLoad
-from hack.demo.progress import Snapshot
-from hack.demo.questions import compare, held_out
-from hack.demo.view import LineView, render
 from tests.waiting import eventually
+from tools.demo.endpoint import Endpoint
+from tools.demo.load import SteadyLoad
+from tools.demo.progress import Snapshot
+from tools.demo.questions import compare, held_out
+from tools.demo.view import LineView, render
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ROWS = Path(__file__).parents[2] / "examples" / "ticket-routing" / "data" / "tickets.jsonl"

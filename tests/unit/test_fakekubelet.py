@@ -3,10 +3,10 @@
 from typing import Any
 
 from finetune_trainer.contract import CONFIG_ENV, ArtifactRef, CleanupConfig, Owner, StoreConfig
-from hack.fakepods import digest
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import NotFound
 from tests.waiting import eventually
+from tools.fakepods import digest
 
 Object = dict[str, Any]
 

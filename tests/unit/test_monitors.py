@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hack.cluster.toolchain import program
 from tests.unit.test_alerts import RULES_FILE, promtool
 from tests.unit.test_chart_templates import Manifest, named, rendered
+from tools.cluster.toolchain import program
 
 ROOT = Path(__file__).parents[2]
 SCRAPES = ROOT / "docs" / "prometheus.yaml"

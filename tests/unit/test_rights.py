@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster.toolchain import HELM
 from tests import rights
 from tests.e2e.sessions import Session, left_in, usage_of_all
+from tools.cluster.toolchain import HELM
 
 
 def test_only_rights_that_the_chart_grants_are_excused() -> None:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_trainer.remote import patience
-from hack.cluster.pki import Authority
 from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer
 from tests.trainer.remote.webserver import WebServer
+from tools.cluster.pki import Authority
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from finetune_trainer.contract import ExitCode, FailureReason, SecretMount
 from finetune_trainer.remote.addresses import AddressRefused, guard_connections, why_forbidden
-from hack.cluster.pki import Authority
 from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer, Repository
 from tests.trainer.remote.reading import failure, read
 from tests.trainer.remote.webserver import WebServer
+from tools.cluster.pki import Authority
 
 METADATA = "169.254.169.254"
 

@@ -30,11 +30,11 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.preflight import stage as preflight_stage
 from finetune_trainer.runtime.failure import Preempted
-from hack.models import tiny
 from tests.s3server import S3Server
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, run, start
 from tests.trainer.workbench import OWNER, ROWS, RUN, Sheet, Workbench, elsewhere
 from tests.waiting import eventually
+from tools.models import tiny
 
 
 @dataclass(frozen=True)

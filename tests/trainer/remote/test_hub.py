@@ -24,12 +24,12 @@ from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store.mounted import MountedStore
-from hack.models import tiny
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.hubserver import HubServer, Repository
 from tests.trainer.remote.reading import failure, prepare, read
 from tests.trainer.remote.webserver import WebServer
 from tests.trainer.workbench import Workbench
+from tools.models import tiny
 
 ROWS = json_lines(pairs(40)).encode()
 MODEL = "hf://team/tiny"

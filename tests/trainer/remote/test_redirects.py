@@ -8,9 +8,9 @@ import pytest
 from typing_extensions import override
 
 from finetune_trainer.contract import FailureReason
-from hack.cluster.pki import Authority
 from tests.trainer.remote.reading import failure
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
+from tools.cluster.pki import Authority
 
 SECRETS = ("K3Y", "S3SSION", "t0ken", "s1gnature")
 

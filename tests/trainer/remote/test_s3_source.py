@@ -12,11 +12,11 @@ from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CHUNK_BYTES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from hack.models import tiny
 from tests.s3server import S3Server
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source
 from tests.trainer.workbench import Workbench
+from tools.models import tiny
 
 ROWS = json_lines(pairs(40)).encode()
 

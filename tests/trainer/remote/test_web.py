@@ -17,10 +17,10 @@ from finetune_trainer.remote import source as remote_source
 from finetune_trainer.remote import web as web_client
 from finetune_trainer.remote.limits import CHUNK_BYTES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from hack.cluster.pki import Authority
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
+from tools.cluster.pki import Authority
 
 ROWS = json_lines(pairs(40)).encode()
 MANY_ROWS = ROWS * 1000

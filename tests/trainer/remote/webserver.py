@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from finetune_trainer.contract import SecretMount
-from hack.cluster.pki import Authority
+from tools.cluster.pki import Authority
 
 RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")
 

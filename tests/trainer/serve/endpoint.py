@@ -14,9 +14,9 @@ from finetune_trainer.contract import Owner, ServeConfig, ServedModel
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.server import DrainingServer, listen
 from finetune_trainer.serve.service import Service
-from hack.cluster.ports import free_port
 from tests.trainer.processes import THREADS_ENV, Process, start
 from tests.trainer.serve.models import ADAPTERS
+from tools.cluster.ports import free_port
 
 DEADLINE_SECONDS = 300.0
 

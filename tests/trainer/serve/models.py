@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hack.models import tiny
+from tools.models import tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tickets.v1": {},

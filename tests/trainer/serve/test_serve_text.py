@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_trainer.serve.text import TextStream
-from hack.models import tiny
+from tools.models import tiny
 
 
 @pytest.fixture(scope="session")

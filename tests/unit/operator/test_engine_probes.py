@@ -9,7 +9,7 @@ from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.watches import Watches
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.probes import OLDEST_WATCH, ProbeServer
-from hack.cluster.ports import free_port
+from tools.cluster.ports import free_port
 
 FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")
 

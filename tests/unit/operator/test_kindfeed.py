@@ -16,7 +16,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.handlers import KopfWatch
 from finetune_operator.kindfeed import KindFeed, Sink
 from finetune_operator.plan import Manifest
-from hack.cluster.ports import free_port
+from tools.cluster.ports import free_port
 
 
 def dataset(name: str, version: int = 1) -> Manifest:

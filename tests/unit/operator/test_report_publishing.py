@@ -18,7 +18,7 @@ from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
-from hack.cluster.ports import free_port
+from tools.cluster.ports import free_port
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""How long the measurement waits for the operator."""
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from pathlib import Path
+
+import pytest
+
+from tools.bench.errors import BenchError
+from tools.bench.operator import operatorprocess
+from tools.bench.operator.measurement import patience
+from tools.bench.operator.operatorprocess import OperatorProcess
+
+
+def test_an_operator_with_more_to_read_may_take_longer() -> None:
+    assert patience(10) >= 60
+    assert patience(5000) >= 5 * patience(100)
+
+
+async def started_late(folder: Path) -> None:
+    await OperatorProcess.start(folder / "no-such-kubeconfig", "default", folder / "log", patience=0)
+
+
+def test_an_operator_that_is_not_active_in_time_is_an_error_that_names_its_log(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=f"not active after 0 s: see {tmp_path / 'log'}"):
+        asyncio.run(started_late(tmp_path))
+
+
+async def metric_of_one_that_hangs(folder: Path) -> float:
+    async def hang(_reader: StreamReader, writer: StreamWriter) -> None:
+        await asyncio.sleep(3)
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    operator = OperatorProcess(process, server.sockets[0].getsockname()[1], folder / "log")
+    try:
+        return await operator.metric("finetune_active")
+    finally:
+        await operator.kill()
+        server.close()
+
+
+def test_an_answer_may_take_a_while_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert operatorprocess.ANSWER_SECONDS >= 30
+    monkeypatch.setattr(operatorprocess, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(BenchError, match=r"does not answer \(ReadTimeout\)"):
+        asyncio.run(metric_of_one_that_hangs(tmp_path))

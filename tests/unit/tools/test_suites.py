@@ -1,0 +1,125 @@
+"""The suites of `make test`: what runs on which cluster, what runs side by side, and the table of times."""
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import eventually
+from tools.bench.operator.page import END
+from tools.bootstrap.uv import ROOT
+from tools.cluster.processes import start_time
+from tools.suites.lanes import side_by_side
+from tools.suites.plan import E2E_LAST, E2E_SECOND, TRAINER_APART, Suite, suites
+from tools.suites.report import BEGIN, PAGE, Result, sheet
+
+
+def e2e(folder: Path) -> Suite:
+    (found,) = (suite for suite in suites(folder) if suite.name == "e2e")
+    return found
+
+
+def test_what_the_plan_names_is_there() -> None:
+    apart = chain.from_iterable(TRAINER_APART.values())
+    for path in (*apart, E2E_LAST, *(f"tests/e2e/{name}" for name in E2E_SECOND)):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_end_to_end_module_is_in_one_lane_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBE_CONTEXT", raising=False)
+    modules = sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
+    ran = []
+    for session in (session for step in e2e(tmp_path).steps for session in step):
+        ignored = {each.removeprefix("--ignore=") for each in session.arguments}
+        ran += [
+            module
+            for module in (str(path.relative_to(ROOT)) for path in modules)
+            if module in session.arguments or ("tests/e2e" in session.arguments and module not in ignored)
+        ]
+    assert sorted(ran) == [str(path.relative_to(ROOT)) for path in modules]
+
+
+def test_on_another_cluster_the_end_to_end_tests_run_in_one_lane_without_namespaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBE_CONTEXT", "kind-kind")
+    ((session,),) = e2e(tmp_path).steps
+    assert not session.isolated
+    assert session.arguments == ("tests/e2e",)
+
+
+def test_two_commands_run_at_once_and_the_next_when_one_has_ended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    waits = "touch {0}; while [ ! -e {1} ]; do :; done; echo said; exit {2}"
+    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+
+    ended = side_by_side(
+        {
+            "one": ["timeout", "20", "sh", "-c", f"[ ! -e {third} ] && {waits.format(first, second, 3)}"],
+            "two": ["timeout", "20", "sh", "-c", f"[ ! -e {third} ] && {waits.format(second, first, 0)}"],
+            "three": ["touch", str(third)],
+        }
+    )
+
+    assert {name: each.status for name, each in ended.items()} == {"one": 3, "two": 0, "three": 0}
+    assert sorted(capfd.readouterr().out.splitlines()) == ["one  said", "two  said"]
+
+
+def test_commands_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    command = ["sh", "-c", f"echo $$ >{file}.part; mv {file}.part {file}; exec sleep 600"]
+    script = f"from tools.suites.lanes import side_by_side; side_by_side({{'one': {command!r}}})"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as parent:
+        eventually("it has started", file.exists)
+        parent.send_signal(signal.SIGKILL)
+    pid = int(file.read_text())
+    eventually("it has ended", lambda: start_time(pid) is None)
+
+
+def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins(tmp_path: Path) -> None:
+    begun, cleaned, next_one = tmp_path / "begun", tmp_path / "cleaned", tmp_path / "next"
+    patient = f"trap 'sleep 0.5; touch {cleaned}; exit 2' INT; touch {begun}; while :; do sleep 0.1; done"
+    commands = {
+        "one": ["sh", "-c", patient],
+        "two": ["sh", "-c", "sleep 600"],
+        "three": ["touch", str(next_one)],
+    }
+    script = f"from tools.suites.lanes import side_by_side; side_by_side({commands!r})"
+    # A shell lets commands in its background ignore the signal, and these tests may be one.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, process_group=0) as parent:
+        eventually("it has started", begun.exists)
+        os.killpg(parent.pid, signal.SIGINT)
+
+    assert cleaned.exists()
+    assert not next_one.exists()
+
+
+def test_the_table_counts_the_tests_by_folder_and_those_that_were_skipped(tmp_path: Path) -> None:
+    cases = (
+        '<testcase classname="tests.trainer.data.test_rows" name="a"/>',
+        '<testcase classname="tests.trainer.test_train.TestIt" name="b"><skipped/></testcase>',
+        '<testcase classname="tests.integration.test_rights" name="c"><failure/></testcase>',
+    )
+    reports = [tmp_path / f"{number}.xml" for number in range(2)]
+    reports[0].write_text(f"<testsuites><testsuite>{cases[0]}</testsuite></testsuites>")
+    reports[1].write_text(f"<testsuites><testsuite>{cases[1]}{cases[2]}</testsuite></testsuites>")
+    result = Result("both", seconds=125.4, sessions={"a": 59.6, "b": 125.0})
+
+    result.count(reports)
+
+    table = sheet([result, Result("other", seconds=60)])
+    assert table.rows == (
+        ("both", "2 + 1", "1", "a 1:00, b 2:05", "2:05"),
+        ("other", "", "0", "", "1:00"),
+        ("all", "3", "1", "", "3:05"),
+    )
+
+
+def test_the_page_has_the_markers_of_the_table() -> None:
+    assert END in PAGE.read_text().partition(BEGIN)[2]

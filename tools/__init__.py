@@ -1,0 +1,1 @@
+"""What the product needs to be tried, built and measured."""

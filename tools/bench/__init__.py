@@ -1,0 +1,1 @@
+"""Benchmarks: the operator, the preparation of rows, and training."""

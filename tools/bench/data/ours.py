@@ -1,0 +1,14 @@
+"""python -m tools.bench.data.ours FILE FOLDER: a whole preparation by the defaults of a new Dataset."""
+
+import json
+import sys
+from pathlib import Path
+
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.options import NEWEST_RULE, Division, Recipe
+from finetune_trainer.data.preparation import prepare
+
+if __name__ == "__main__":
+    recipe = Recipe(division=Division(rule_version=NEWEST_RULE))
+    prepared = prepare([SourceFile(Path(sys.argv[1]))], recipe, Path(sys.argv[2]))
+    print(json.dumps({"rows": prepared.kept_rows}))

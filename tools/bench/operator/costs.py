@@ -1,0 +1,131 @@
+"""What each request until a run's first Job costs the control plane.
+
+python -m tools.bench.operator.costs [OBJECTS]
+
+No operator runs. Each kind of request is made OBJECTS times, eight at a time. A measurement ends when all
+writes have stopped, so its figures include what controllers do in response.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.caches import KIND_TYPES
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.events import EventRecorder
+from finetune_operator.plan import Event, Manifest
+from finetune_operator.status.conditions import blocked
+from finetune_operator.status.reasons import EventReason, Reason
+from tools.bench.operator import alone, workload
+from tools.bench.operator.controlplanes import client, in_turns
+from tools.bench.operator.ledger import OPERATOR, USER, Ledger
+from tools.bench.operator.tables import Sheet
+from tools.bench.usage import processor_seconds
+from tools.cluster import ControlPlane
+from tools.cluster.audit import AuditLog
+from tools.cluster.processes import Processes
+
+BEGIN: Final = "<!-- Written by python -m tools.bench.operator.costs from here -->"
+
+EVENT: Final = Event("Normal", EventReason.STAGE_STARTED, "Preflight has started")
+
+app = typer.Typer(add_completion=False)
+
+Cost = dict[str, float]
+"""Processor time of each process of the control plane, in seconds."""
+
+
+class _Costs:
+    def __init__(self, plane: ControlPlane, objects: int, tell: Callable[[str], None]) -> None:
+        self._plane = plane
+        self._objects = objects
+        self._tell = tell
+        self._processes = Processes(plane.layout.run, plane.layout.log)
+        self._costs: dict[str, Cost] = {}
+
+    async def measure(self) -> dict[str, Cost]:
+        """Processor time of each request, by what it does."""
+        async with client(self._plane, USER) as user, client(self._plane, OPERATOR) as operator:
+            ledger = Ledger(AuditLog(self._plane.audit_log))
+            for manifest in workload.surroundings():
+                await user.create(manifest)
+            await ledger.until_quiet()
+            events = EventRecorder(operator, OPERATOR, "0")
+            runs: list[Manifest] = []
+
+            async def made(run: Manifest) -> None:
+                runs.append(await user.create(run))
+
+            numbers = range(self._objects)
+            await self._each("create the FineTuneJob", made, [workload.finetunejob(each) for each in numbers])
+            await self._each("read it", lambda run: _read(operator, run), runs)
+            await self._each("apply its status", lambda run: _tell_status(operator, run), runs)
+            await self._each("create an Event", lambda run: events.record(run, EVENT), runs)
+            jobs = [workload.bare_job(each) for each in numbers]
+            await self._each("create a Job, of which the Job controller makes a pod", user.create, jobs)
+        return self._costs
+
+    async def _each(
+        self, what: str, request: Callable[[Any], Awaitable[object]], subjects: list[Manifest]
+    ) -> None:
+        self._tell(what)
+        before, ledger = self._spent(), Ledger(AuditLog(self._plane.audit_log))
+        await in_turns(request, subjects)
+        await ledger.until_quiet()
+        self._costs[what] = {
+            name: (spent - before[name]) / len(subjects) for name, spent in self._spent().items()
+        }
+
+    def _spent(self) -> Cost:
+        pids = {name: self._processes.pid(name) for name in self._processes.names()}
+        return {name: processor_seconds(pid) for name, pid in pids.items() if pid}
+
+
+async def _read(cluster: Cluster, run: Manifest) -> None:
+    await cluster.get(KIND_TYPES["FineTuneJob"], run["metadata"]["namespace"], run["metadata"]["name"])
+
+
+async def _tell_status(cluster: Cluster, run: Manifest) -> None:
+    """Write a status as short as any."""
+    status = blocked(FineTuneJob.model_validate(run), Reason.PREFLIGHT, "it has begun", datetime.now(UTC))
+    identity = {key: run["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    await cluster.apply_status({**run, "metadata": identity, "status": status})
+
+
+def sheet(objects: int, costs: dict[str, Cost]) -> Sheet:
+    """The figures as a table."""
+    names = list(next(iter(costs.values())))
+    return Sheet(
+        f"Milliseconds of processor time, of {objects:,} each",
+        ("request", *names, "all"),
+        tuple(
+            (
+                what,
+                *(f"{1000 * cost[name]:.1f}" for name in names),
+                f"{1000 * sum(cost.values()):.1f}",
+            )
+            for what, cost in costs.items()
+        ),
+    )
+
+
+@app.command()
+def costs(
+    objects: Annotated[int, typer.Argument(help="How many of each request.")] = 500,
+    page: alone.Page = True,
+    logs: alone.Logs = alone.LOGS,
+) -> None:
+    """Measure what each request until a run's first Job costs the control plane."""
+
+    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
+        return sheet(objects, asyncio.run(_Costs(plane, objects, tell).measure()))
+
+    alone.measure("costs", table, BEGIN if page else None, logs)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,42 @@
+"""The floor: as many bare Jobs, made by their user. No operator that makes a Job a run can be faster."""
+
+import asyncio
+from dataclasses import dataclass
+
+from tools.bench.operator import workload
+from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.ledger import USER, Ledger, Requests, Spread
+from tools.cluster import ControlPlane
+from tools.cluster.audit import AuditLog
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What so many bare Jobs cost.
+
+    Attributes:
+        jobs: from the first creation until the last Job exists; the Job controller makes pods meanwhile.
+        requests: of all clients, over all Jobs.
+    """
+
+    jobs: Spread
+    requests: Requests
+
+
+def measure_floor(jobs: int) -> Floor:
+    """Start a control plane, measure, and remove it.
+
+    Raises:
+        ClusterError: there is no control plane.
+    """
+    with control_plane("floor") as plane:
+        return asyncio.run(_measure(plane, jobs))
+
+
+async def _measure(plane: ControlPlane, jobs: int) -> Floor:
+    ledger = Ledger(AuditLog(plane.audit_log))
+    async with client(plane, USER) as user:
+        await user.create(workload.namespace())
+        await create(user, map(workload.bare_job, range(jobs)))
+    await ledger.until_quiet()
+    return Floor(ledger.spread(ledger.first_jobs), ledger.requests)

@@ -1,0 +1,257 @@
+"""The peer: Kubeflow Trainer with JobSet on a control plane of its own, and as many TrainJobs.
+
+Both run as processes beside the API server, as the operator does in its measurement, without leader election
+and without the rate limits that would slow them down.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import httpx
+import yaml
+
+from finetune_operator.engine.resources import ResourceType
+from tools.bench.errors import BenchError
+from tools.bench.operator import workload
+from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.ledger import (
+    JOBSET,
+    QUIET_SECONDS,
+    STUCK_SECONDS,
+    TRAINER,
+    USER,
+    Ledger,
+    Requests,
+    Spread,
+)
+from tools.bench.usage import peak_bytes, processor_seconds
+from tools.cluster import ControlPlane, binaries
+from tools.cluster.audit import AuditLog
+from tools.cluster.commands import run
+from tools.cluster.layout import LOOPBACK
+from tools.cluster.pki import Authority
+from tools.cluster.ports import free_port
+from tools.cluster.toolchain import KUBEFLOW_TRAINER, go_compiler, program
+
+READY_SECONDS: Final = 60.0
+LOG_CHARACTERS: Final = 3000
+SERVING_CERTIFICATES: Final = Path("k8s-webhook-server", "serving-certs")
+"""Where controller-runtime looks for the certificate of webhooks, below the folder for temporary files."""
+INSTALLED: Final = frozenset(
+    {"CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
+)
+TRAIN_JOB: Final = ResourceType("trainer.kubeflow.org/v1alpha1", "TrainJob", "trainjobs")
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One of the two programs.
+
+    Attributes:
+        user: who it is in the audit log.
+        module: Go module that its manifests are in.
+        manifests: folders of that module.
+        settings: of its configuration, beside addresses and ports.
+    """
+
+    user: str
+    program: str
+    module: str
+    manifests: tuple[str, ...]
+    settings: Object
+
+
+CONTROLLERS: Final = (
+    Controller(
+        JOBSET,
+        "jobset",
+        "sigs.k8s.io/jobset",
+        ("config/default",),
+        {
+            "apiVersion": "config.jobset.x-k8s.io/v1alpha1",
+            "internalCertManagement": {"enable": False},
+            "clientConnection": {"qps": 500, "burst": 1000},
+        },
+    ),
+    Controller(
+        TRAINER,
+        "trainer-controller-manager",
+        "github.com/kubeflow/trainer/v2",
+        ("manifests/base/crds", "manifests/base/webhook"),
+        {
+            "apiVersion": "config.trainer.kubeflow.org/v1alpha1",
+            "certManagement": {"enable": False},
+            "clientConnection": {"qps": 500, "burst": 1000},
+        },
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What so many TrainJobs cost.
+
+    Attributes:
+        jobs: until the child Job of each exists; no pod starts.
+        requests: of all clients until nobody wrote any more, over all TrainJobs.
+        processor_seconds: of the two controllers together.
+        peak_bytes: of Trainer, and of JobSet.
+    """
+
+    jobs: Spread
+    requests: Requests
+    processor_seconds: float
+    peak_bytes: tuple[int, int]
+
+
+def measure_peer(jobs: int) -> Peer:
+    """Start a control plane with both controllers, measure, and remove it.
+
+    Raises:
+        BenchError: not each TrainJob has its Job.
+        ClusterError: there is no control plane, or the controllers could not be built.
+    """
+    binaries.ensure([KUBEFLOW_TRAINER])
+    with control_plane("peer") as plane, TemporaryDirectory() as folder:
+        return asyncio.run(_measure(plane, Path(folder), jobs))
+
+
+async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
+    async with contextlib.AsyncExitStack() as stack:
+        running = [
+            await stack.enter_async_context(_running(plane, folder / each.user, each)) for each in CONTROLLERS
+        ]
+        plane.kubectl.run("apply", "--server-side", "--filename=-", text=yaml.safe_dump(_runtime()))
+        user = await stack.enter_async_context(client(plane, USER, TRAIN_JOB))
+        await user.create(workload.namespace())
+        before = sum(map(processor_seconds, running))
+        ledger = Ledger(AuditLog(plane.audit_log))
+        await create(user, map(_train_job, range(jobs)))
+        while ledger.quiet_seconds < QUIET_SECONDS or len(ledger.first_jobs) < jobs:
+            await asyncio.sleep(0.2)
+            ledger.read()
+            if ledger.quiet_seconds > STUCK_SECONDS:
+                raise BenchError(
+                    f"{len(ledger.first_jobs)} of {jobs} TrainJobs have a Job, and nothing moves"
+                )
+        jobset, trainer = map(peak_bytes, running)
+        spent = sum(map(processor_seconds, running)) - before
+        return Peer(ledger.spread(ledger.first_jobs), ledger.requests, spent, (trainer, jobset))
+
+
+@contextlib.asynccontextmanager
+async def _running(plane: ControlPlane, folder: Path, controller: Controller) -> AsyncIterator[int]:
+    """The pid of the controller, which is ready."""
+    serving = folder / SERVING_CERTIFICATES
+    serving.mkdir(parents=True)
+    identity = Authority(plane.layout.pki).issue(controller.user, hosts=(str(LOOPBACK),))
+    (serving / "tls.crt").write_bytes(identity.certificate)
+    (serving / "tls.key").write_bytes(identity.key)
+    webhook, health = free_port(), free_port()
+    _install(plane, controller, f"https://{LOOPBACK}:{webhook}")
+    settings = {
+        "kind": "Configuration",
+        "webhook": {"host": str(LOOPBACK), "port": webhook},
+        "metrics": {"bindAddress": "0"},
+        "health": {"healthProbeBindAddress": f"{LOOPBACK}:{health}"},
+        "leaderElection": {"leaderElect": False},
+        **controller.settings,
+    }
+    configuration, log = folder / "configuration.yaml", folder / "log"
+    configuration.write_text(yaml.safe_dump(settings))
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            str(program(controller.program)),
+            f"--config={configuration}",
+            env={"KUBECONFIG": str(plane.client(controller.user)), "TMPDIR": str(folder), "HOME": "/"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        if not await _gets_ready(process, f"http://{LOOPBACK}:{health}/readyz"):
+            raise BenchError(f"{controller.program} does not get ready:\n{_end_of(log)}")
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _gets_ready(process: asyncio.subprocess.Process, url: str) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    async with httpx.AsyncClient(trust_env=False) as http:
+        while process.returncode is None and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if (await http.get(url)).status_code == HTTPStatus.OK:
+                    return True
+            await asyncio.sleep(0.1)
+    return False
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-LOG_CHARACTERS:]
+
+
+def _install(plane: ControlPlane, controller: Controller, url: str) -> None:
+    """Definitions and webhooks as released, but that the API server calls a process and no Service."""
+    listed = run([go_compiler(), "-C", KUBEFLOW_TRAINER.source, "list", "-m", "-json", controller.module])
+    module = Path(json.loads(listed)["Dir"])
+    authority = base64.b64encode(Authority(plane.layout.pki).certificate).decode()
+    documents = [
+        document
+        for folder in controller.manifests
+        for document in yaml.safe_load_all(plane.kubectl.run("kustomize", str(module / folder)))
+        if document["kind"] in INSTALLED
+    ]
+    for document in documents:
+        for webhook in _client_configurations(document):
+            path = webhook.pop("service").get("path", "/")
+            webhook.update(url=url + path, caBundle=authority)
+    plane.kubectl.define(yaml.safe_dump_all(documents))
+
+
+def _client_configurations(document: Object) -> Iterator[Object]:
+    for webhook in document.get("webhooks", ()):
+        yield webhook["clientConfig"]
+    conversion = document.get("spec", {}).get("conversion", {}).get("webhook")
+    if conversion:
+        yield conversion["clientConfig"]
+
+
+def _runtime() -> Object:
+    """A runtime of one node and one container, which never starts."""
+    container = {"name": "node", "image": "localhost/none", "command": ["true"]}
+    node = {
+        "name": "node",
+        "template": {
+            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+            "spec": {"template": {"spec": {"containers": [container]}}},
+        },
+    }
+    return {
+        "apiVersion": TRAIN_JOB.api_version,
+        "kind": "ClusterTrainingRuntime",
+        "metadata": {"name": "bare", "labels": {"trainer.kubeflow.org/framework": "plainml"}},
+        "spec": {"mlPolicy": {"numNodes": 1}, "template": {"spec": {"replicatedJobs": [node]}}},
+    }
+
+
+def _train_job(number: int) -> Object:
+    return {
+        "apiVersion": TRAIN_JOB.api_version,
+        "kind": "TrainJob",
+        "metadata": {"name": f"run-{number:05d}", "namespace": workload.NAMESPACE},
+        "spec": {"runtimeRef": {"name": "bare"}},
+    }

@@ -1,0 +1,221 @@
+"""One measurement: an empty control plane, one operator, so many runs."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_operator.caches import KIND_TYPES
+from finetune_operator.engine.cluster import Cluster
+from tools.bench.errors import BenchError
+from tools.bench.operator import workload
+from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.fakekubelet import FakeKubelet
+from tools.bench.operator.ledger import (
+    KUBELET,
+    OPERATOR,
+    QUIET_SECONDS,
+    STUCK_SECONDS,
+    USER,
+    Ledger,
+    Requests,
+    Spread,
+)
+from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.usage import Usage, peak_bytes, usage
+from tools.bootstrap.uv import ROOT
+from tools.cluster import ControlPlane
+from tools.cluster.audit import AuditLog
+from tools.cluster.processes import Processes
+
+SECONDS_A_RUN: Final = 0.1
+"""Far more than an operator takes to read a run with all that belongs to it, and to look at it."""
+TELL_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What one operator process has cost."""
+
+    requests: Requests
+    """Of all clients meanwhile, over all runs."""
+    writes: int
+    """Of the operator, over all runs."""
+    usage: Usage
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of `runs` FineTuneJobs.
+
+    Attributes:
+        first_jobs: until a run's first Job exists.
+        first_requests: of all clients until then, over all runs.
+        first_usage: until then, and until nobody wrote any more.
+        done: until a run is done.
+        chain: the operator that did it all, from the first creation on.
+        restart: an operator that was started afterwards.
+        restart_seconds: until that one had looked at everything.
+    """
+
+    runs: int
+    first_jobs: Spread
+    first_requests: Requests
+    first_usage: Usage
+    done: Spread
+    chain: Life
+    restart: Life
+    restart_seconds: float
+
+
+def patience(runs: int) -> float:
+    """Seconds until an operator that starts with so many runs is stuck, and not only slow."""
+    return STUCK_SECONDS + runs * SECONDS_A_RUN
+
+
+def measure(runs: int, folder: Path, tell: Callable[[str], None]) -> Measured:
+    """Start a control plane, measure, and remove it.
+
+    Args:
+        runs: how many FineTuneJobs.
+        folder: where the operator's log goes.
+        tell: is given a few words each time that there is something new.
+
+    Raises:
+        BenchError: not all runs were done.
+        ClusterError: there is no control plane.
+    """
+    tell("a control plane is started")
+    with control_plane("bench") as plane:
+        plane.kubectl.define(ROOT / "crds")
+        return asyncio.run(_Measurement(plane, runs, folder, tell).run())
+
+
+class _Measurement:
+    def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
+        self._plane = plane
+        self._tell = tell
+        self._runs = runs
+        self._log = folder / f"operator-{runs}.log"
+        self._ledger = Ledger(AuditLog(plane.audit_log))
+
+    async def run(self) -> Measured:
+        async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
+            async with self._operator() as operator:
+                await self._prepare(user, node)
+                begun = self._begin(operator)
+                async with _beside(self._tell_of_runs()):
+                    await create(user, map(workload.finetunejob, range(self._runs)))
+                    # As where the cluster is full, and as the peers were measured: no pod starts yet.
+                    await self._until("each run has a Job", self._each_has_a_job)
+                    first_usage = self._usage(operator) - begun
+                    first_requests = self._ledger.requests
+                    first_jobs = self._ledger.spread(self._ledger.first_jobs)
+                    pause = (datetime.now(UTC) - max(self._ledger.first_jobs.values())).total_seconds()
+                    async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
+                        await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
+                done = self._ledger.spread(self._ledger.last_written, pause)
+                chain = self._end(operator, begun)
+            self._tell("a second operator is started")
+            started, begun = time.monotonic(), self._begin()
+            async with self._operator() as operator:
+                await self._until_all_looked_at(operator)
+                restart_seconds = time.monotonic() - started
+                # Long enough to see whether it writes.
+                await asyncio.sleep(QUIET_SECONDS)
+                restart = self._end(operator, begun)
+        return Measured(
+            self._runs, first_jobs, first_requests, first_usage, done, chain, restart, restart_seconds
+        )
+
+    async def _tell_of_runs(self) -> None:
+        while True:
+            self._ledger.read()
+            self._tell(
+                f"{len(self._ledger.created):,} created, {len(self._ledger.first_jobs):,} have a Job,"
+                f" {len(self._ledger.last_stage):,} are at their last stage or done"
+            )
+            await asyncio.sleep(TELL_SECONDS)
+
+    async def _prepare(self, user: Cluster, node: Cluster) -> None:
+        for manifest in workload.surroundings():
+            await user.create(manifest)
+        async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
+            await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))
+
+    async def _each_has_a_job(self) -> bool:
+        return len(self._ledger.first_jobs) == self._runs
+
+    async def _all_done(self, user: Cluster, kind: str) -> bool:
+        pages = user.pages(KIND_TYPES[kind], workload.NAMESPACE)
+        return all([workload.is_done(obj) async for page, _ in pages for obj in page])
+
+    async def _until(self, what: str, reached: Callable[[], Awaitable[bool]]) -> None:
+        """Until nobody writes any more, and `reached`."""
+        while True:
+            await asyncio.sleep(0.2)
+            self._ledger.read()
+            if self._ledger.quiet_seconds > QUIET_SECONDS and await reached():
+                return
+            if self._ledger.quiet_seconds > STUCK_SECONDS:
+                raise BenchError(f"nothing moves any more, and not yet: {what}; see {self._log}")
+
+    async def _until_all_looked_at(self, operator: OperatorProcess) -> None:
+        """Until this process has looked at every run and Checkpoint at least once, and none is waiting."""
+        deadline = time.monotonic() + patience(self._runs)
+        for kind in ("FineTuneJob", "Checkpoint"):
+            sample = f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}'
+            while (looked := await operator.metric(sample)) < self._runs or await operator.metric(
+                "finetune_queue_depth"
+            ):
+                self._tell(f"a second operator has looked at {looked:,.0f} objects of kind {kind}")
+                if time.monotonic() > deadline:
+                    raise BenchError(f"the second operator does not look at every {kind}: see {self._log}")
+                await asyncio.sleep(0.2)
+
+    def _begin(self, operator: OperatorProcess | None = None) -> Usage:
+        self._ledger = Ledger(AuditLog(self._plane.audit_log))
+        return self._usage(operator)
+
+    def _end(self, operator: OperatorProcess, begun: Usage) -> Life:
+        self._ledger.read()
+        return Life(
+            requests=self._ledger.requests,
+            writes=self._ledger.operator_writes,
+            usage=self._usage(operator) - begun,
+            peak_bytes=peak_bytes(operator.pid),
+        )
+
+    def _usage(self, operator: OperatorProcess | None) -> Usage:
+        processes = Processes(self._plane.layout.run, self._plane.layout.log)
+        pids = [pid for name in processes.names() if (pid := processes.pid(name))]
+        return usage(operator.pid if operator else None, pids)
+
+    @contextlib.asynccontextmanager
+    async def _operator(self) -> AsyncIterator[OperatorProcess]:
+        """An active operator; it is asked to end at the end of the block."""
+        operator = await OperatorProcess.start(
+            self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
+        )
+        try:
+            yield operator
+            await operator.stop()
+        finally:
+            await operator.kill()
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have `work` done until the end of the block, which fails if the work does."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

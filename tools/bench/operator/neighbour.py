@@ -1,0 +1,202 @@
+"""How long a run waits for its first Job next to another team's runs.
+
+python -m tools.bench.operator.neighbour [RUNS]
+
+The other team creates its runs eight at a time: suspended ones, ones whose store does not exist, and ones
+that start. Meanwhile this team creates a few runs, one after the other. No pod starts.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from finetune_operator.caches import KIND_TYPES
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import Unavailable
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.labels import OWNER_NAME
+from finetune_operator.plan import Manifest
+from tools.bench.errors import BenchError
+from tools.bench.operator import alone, workload
+from tools.bench.operator.controlplanes import client, create
+from tools.bench.operator.fakekubelet import FakeKubelet
+from tools.bench.operator.ledger import KUBELET, OPERATOR, USER
+from tools.bench.operator.measurement import patience
+from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.tables import Sheet
+from tools.cluster import ControlPlane
+
+TRIES: Final = 5
+"""Runs of this team beside each kind of neighbour."""
+PAUSE_SECONDS: Final = 0.5
+READY_SECONDS: Final = 120
+WATCH_SECONDS: Final = 3600
+NEIGHBOURS: Final[dict[str, dict[str, Any]]] = {
+    "suspended": {"suspend": True},
+    "blocked": {"store": {"uri": "pvc://missing"}},
+    "starting": {},
+}
+"""What the spec of the other team's runs says, by what they are."""
+
+BEGIN: Final = "<!-- Written by python -m tools.bench.operator.neighbour from here -->"
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds from the creation of each of this team's runs until its first Job was seen.
+
+    Attributes:
+        seconds: of each run.
+        there: runs of the other team that existed when the last one had its Job.
+    """
+
+    seconds: tuple[float, ...]
+    there: int
+
+
+class _Neighbour:
+    def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
+        self._plane = plane
+        self._runs = runs
+        self._tell = tell
+        self._log = folder / f"operator-neighbour-{runs}.log"
+        self._numbers = itertools.count()
+        self._first_jobs: dict[str, asyncio.Future[float]] = {}
+
+    async def measure(self) -> dict[str, Waits]:
+        async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
+            operator = await OperatorProcess.start(
+                self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
+            )
+            watch = asyncio.create_task(self._watch(node))
+            try:
+                await self._prepare(user, node)
+                waits = {"nobody": Waits(await self._tries(user), 0)}
+                for kind, spec in NEIGHBOURS.items():
+                    waits[kind] = await self._beside(user, kind, spec)
+                await operator.stop()
+            finally:
+                watch.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watch
+                await operator.kill()
+        return waits
+
+    async def _prepare(self, user: Cluster, node: Cluster) -> None:
+        for manifest in workload.surroundings():
+            await user.create(manifest)
+        for kind in NEIGHBOURS:
+            await create(user, workload.of_a_team(kind))
+        async with _kubelets(node, (workload.NAMESPACE, *NEIGHBOURS)):
+            for team in (workload.NAMESPACE, *NEIGHBOURS):
+                await self._ready(user, team)
+
+    async def _ready(self, user: Cluster, team: str) -> None:
+        dataset: Manifest = {}
+        deadline = time.monotonic() + READY_SECONDS
+        while not workload.is_done(dataset):
+            if time.monotonic() > deadline:
+                raise BenchError(f"the Dataset of {team} is not ready: see {self._log}")
+            await asyncio.sleep(0.2)
+            dataset = await user.get(KIND_TYPES["Dataset"], team, "tickets") or {}
+
+    async def _beside(self, user: Cluster, kind: str, spec: dict[str, Any]) -> Waits:
+        created = 0
+
+        def runs() -> Iterator[Manifest]:
+            nonlocal created
+            for number in range(self._runs):
+                yield workload.finetunejob(number, kind, **spec)
+                created += 1
+
+        creation = asyncio.create_task(create(user, runs()))
+        # Not before the operator has enough to do.
+        while created < self._runs / 4 and not creation.done():
+            self._tell(f"{created:,} of {self._runs:,} {kind} runs are there")
+            await asyncio.sleep(0.1)
+        seconds = await self._tries(user)
+        there = created
+        await creation
+        return Waits(seconds, there)
+
+    async def _tries(self, user: Cluster) -> tuple[float, ...]:
+        seconds = []
+        for number in itertools.islice(self._numbers, TRIES):
+            run = workload.finetunejob(number)
+            name = run["metadata"]["name"]
+            self._first_jobs[name] = asyncio.get_running_loop().create_future()
+            began = time.monotonic()
+            await user.create(run)
+            try:
+                async with asyncio.timeout(patience(self._runs)):
+                    seconds.append(await self._first_jobs[name] - began)
+            except TimeoutError as error:
+                raise BenchError(f"FineTuneJob {name} gets no Job: see {self._log}") from error
+            await asyncio.sleep(PAUSE_SECONDS)
+        return tuple(seconds)
+
+    async def _watch(self, node: Cluster) -> None:
+        while True:
+            try:
+                # From no version on, a watch begins with what is there.
+                async for event in node.watch(JOB, workload.NAMESPACE, "", "", seconds=WATCH_SECONDS):
+                    labels = (event["object"].get("metadata") or {}).get("labels") or {}
+                    waiting = self._first_jobs.get(labels.get(OWNER_NAME, ""))
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(time.monotonic())
+            except Unavailable:
+                continue
+
+
+@contextlib.asynccontextmanager
+async def _kubelets(node: Cluster, teams: tuple[str, ...]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(FakeKubelet(node, team).run()) for team in teams]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def sheet(runs: int, waits: dict[str, Waits]) -> Sheet:
+    """The figures as a table."""
+    rows: dict[str, Callable[[Waits], str]] = {
+        "until its first Job, shortest, s": lambda each: f"{min(each.seconds):.2f}",
+        "until its first Job, longest, s": lambda each: f"{max(each.seconds):.2f}",
+        "runs of the other team by then": lambda each: f"{each.there:,}",
+    }
+    return Sheet(
+        f"A run while another team creates {runs:,} runs",
+        ("beside", *waits),
+        tuple((name, *(of(each) for each in waits.values())) for name, of in rows.items()),
+    )
+
+
+@app.command()
+def neighbour(
+    runs: Annotated[
+        int, typer.Argument(help="How many FineTuneJobs the other team creates, of each kind.")
+    ] = 2000,
+    page: alone.Page = True,
+    logs: alone.Logs = alone.LOGS,
+) -> None:
+    """Measure what one team's runs do to another team's."""
+
+    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
+        return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, tell).measure()))
+
+    alone.measure("beside", table, BEGIN if page else None, logs)
+
+
+if __name__ == "__main__":
+    app()

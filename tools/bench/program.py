@@ -1,0 +1,97 @@
+"""One program and the processes that it starts: what it prints, how long it takes, its peak memory."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tools.bench.errors import BenchError
+from tools.bench.usage import resident_bytes
+from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import ROOT
+
+SAMPLE_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One run.
+
+    Attributes:
+        printed: the JSON object that it wrote last.
+        seconds: from the start of the process to its end.
+        processor_seconds: user and system time of all its threads and processes.
+        peak_bytes: the most that all its processes together had resident, looked at every SAMPLE_SECONDS, or
+            that one of them had by the kernel's count, whichever is more.
+    """
+
+    printed: dict[str, Any]
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+
+def run(module: str, *arguments: str) -> Ended:
+    """Run `python -m module ARGUMENTS FOLDER`; what it writes into the folder is removed.
+
+    Raises:
+        BenchError: it failed.
+    """
+    parent = cache_directory() / "bench"
+    parent.mkdir(parents=True, exist_ok=True)
+    # On the same disk as what is read: folders for temporary files may be in memory.
+    with TemporaryDirectory(dir=parent) as folder:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments, folder],
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": folder},
+            stdout=subprocess.PIPE,
+        )
+        if process.stdout is None:
+            raise BenchError(f"{module} has no output")
+        with _Sampler(process.pid) as sampler:
+            output = process.stdout.read()
+        # Of this one child and its own, not of all that there were.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+    if process.returncode:
+        raise BenchError(f"{module} ended with exit code {process.returncode}")
+    return Ended(
+        printed=json.loads(output.splitlines()[-1]),
+        seconds=seconds,
+        processor_seconds=usage.ru_utime + usage.ru_stime,
+        peak_bytes=max(sampler.peak_bytes, usage.ru_maxrss << 10),
+    )
+
+
+class _Sampler:
+    """Looks at the memory of a process and its descendants as long as the block lasts."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_bytes = 0
+        self._pid = pid
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.peak_bytes = max(self.peak_bytes, resident_bytes(self._pid))

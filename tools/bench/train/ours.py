@@ -1,0 +1,86 @@
+"""python -m tools.bench.train.ours MODEL WORKLOAD STEPS FOLDER: a train stage as a pod runs it."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+from typing_extensions import override
+
+from finetune_trainer.contract import Method, Owner, StoreConfig, TrainConfig
+from finetune_trainer.rows import SPLIT_FILES
+from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.store import Store, open_store
+from finetune_trainer.train import loop, stage
+from tools.bench.train.stopwatch import Stopwatch
+from tools.bench.train.workload import LORA, hyperparameters, training_rows
+
+OWNER: Final = Owner(kind="FineTuneJob", namespace="bench", name="bench", uid="bench")
+
+
+class Saves(logging.Handler):
+    """Adds up how long the saves took that the trainer writes into its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == loop.SAVED and isinstance(record.args, tuple):
+            self.seconds.append(float(str(record.args[1])))
+
+
+def main(model: Path, workload: str, steps: int, folder: Path) -> None:
+    """Train, and print seconds and tokens."""
+    (folder / "store").mkdir()
+    store = open_store(StoreConfig(uri="pvc://bench", path=str(folder / "store")))
+    config = TrainConfig(
+        owner=OWNER,
+        run="bench",
+        store=StoreConfig(uri="pvc://bench", path=str(folder / "store")),
+        base_model=_base_model(store, model),
+        dataset=_dataset(store, workload, steps),
+        method=Method(lora=LORA),
+        hyperparameters=hyperparameters(steps, save_every_steps=max(1, steps // 4)),
+        metrics_port=0,
+    )
+    saves = Saves()
+    loop.logger.addHandler(saves)
+    loop.logger.setLevel(logging.INFO)
+    stopwatch = Stopwatch()
+    reporter = Reporter(None, OWNER, "train")
+    result = stage.run(config, StageContext(store=store, reporter=reporter, stop=Stop()))
+    # The last save is after the last step, so it is not in the time of the steps.
+    *between, _ = saves.seconds
+    print(
+        json.dumps(
+            {
+                "steps": stopwatch.steps,
+                "seconds": stopwatch.seconds - sum(between),
+                "tokens": result.tokens,
+                "save_seconds": saves.seconds,
+            }
+        )
+    )
+
+
+def _base_model(store: Store, model: Path) -> str:
+    with store.staging() as staging:
+        shutil.copytree(model, staging, dirs_exist_ok=True)
+        return store.publish("models", staging)
+
+
+def _dataset(store: Store, workload: str, steps: int) -> str:
+    with store.staging() as staging:
+        rows = training_rows(workload, steps)
+        (staging / SPLIT_FILES["train"]).write_text("".join(f"{row.to_line()}\n" for row in rows))
+        return store.publish("datasets", staging)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))

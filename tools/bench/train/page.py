@@ -1,0 +1,77 @@
+"""What was measured, as tables, and their place in docs/benchmarks.md."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from tools.bench.operator.page import put
+from tools.bench.operator.tables import Sheet
+from tools.bench.program import Ended
+
+BEGIN: Final = "<!-- Written by make bench-train from here -->"
+STEPS_BETWEEN_SAVES: Final = 100
+
+
+def seconds_per_step(rounds: Sequence[Ended]) -> float:
+    """The median of the rounds; the first step, which warms up, is not in it."""
+    return float(median(each.printed["seconds"] / (each.printed["steps"] - 1) for each in rounds))
+
+
+def rate(rounds: Sequence[Ended]) -> float:
+    """Tokens a second."""
+    printed = rounds[0].printed
+    tokens: float = printed["tokens"] / printed["steps"]
+    return tokens / seconds_per_step(rounds)
+
+
+def save_share(rounds: Sequence[Ended]) -> float:
+    """Part of the time in which training stands still, were the state saved every 100 steps."""
+    save = _save_seconds(rounds)
+    return save / (save + STEPS_BETWEEN_SAVES * seconds_per_step(rounds))
+
+
+def sheet(workload: str, measured: Mapping[str, Sequence[Ended]]) -> Sheet:
+    """One line a program: the medians of its rounds, but the highest peak."""
+    (ours, peer) = measured.values()
+    printed = ours[0].printed
+    lines = [
+        (
+            name,
+            f"{rate(rounds):,.0f}",
+            f"{rate(rounds) / rate(peer):.2f}",
+            f"{seconds_per_step(rounds):.2f}",
+            f"{max(each.peak_bytes for each in rounds) / (1 << 20):,.0f}",
+            f"{_save_seconds(rounds):.2f}" if rounds is ours else "",
+            f"{save_share(rounds):.2%}" if rounds is ours else "",
+        )
+        for name, rounds in measured.items()
+    ]
+    return Sheet(
+        f"{workload}: {printed['steps']} steps, {printed['tokens']:,} tokens, {len(ours)} rounds",
+        (
+            "",
+            "tokens/s",
+            "in times of TRL",
+            "s a step",
+            "peak memory, MiB",
+            "s to save the state",
+            "standing still, saved every 100 steps",
+        ),
+        tuple(lines),
+    )
+
+
+def write(page: Path, sheets: Sequence[Sheet]) -> None:
+    """Put the tables in place of what stands between the markers of `page`.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    packages = ("torch", "transformers", "peft", "trl")
+    put(page, BEGIN, sheets, ", ".join(f"{package} {version(package)}" for package in packages))
+
+
+def _save_seconds(rounds: Sequence[Ended]) -> float:
+    return float(median(seconds for each in rounds for seconds in each.printed["save_seconds"]))

@@ -1,0 +1,59 @@
+"""What both programs train: the same rows, token for token, with the same adapter and schedule."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from finetune_trainer.contract import Hyperparameters, LoRA
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.options import FieldNames, Recipe
+from finetune_trainer.data.preparation import prepare
+from finetune_trainer.rows import SPLIT_FILES, Row, load_rows
+from tools.bootstrap.uv import ROOT
+
+LORA: Final = LoRA()
+"""The defaults of a run."""
+ROWS_PER_STEP: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows of one kind."""
+
+    file: Path
+    names: FieldNames = field(default_factory=FieldNames)
+
+
+SOURCES: Final = {
+    "ticket-routing": Source(ROOT / "examples" / "ticket-routing" / "data" / "tickets.jsonl"),
+    "brand-voice": Source(
+        ROOT / "examples" / "brand-voice" / "data" / "products.csv",
+        FieldNames(prompt="brief", completion="copy"),
+    ),
+}
+"""Two examples of ours: a word to learn after a message, and a text to learn after a brief."""
+
+
+def training_rows(name: str, steps: int) -> list[Row]:
+    """As many rows of a source as fill the steps, from the first again where it has fewer."""
+    source = SOURCES[name]
+    with TemporaryDirectory() as folder:
+        prepare([SourceFile(source.file)], Recipe(names=source.names), Path(folder))
+        rows = load_rows(Path(folder) / SPLIT_FILES["train"])
+    wanted = steps * ROWS_PER_STEP
+    return (rows * -(-wanted // len(rows)))[:wanted]
+
+
+def hyperparameters(steps: int, save_every_steps: int) -> Hyperparameters:
+    """One epoch of so many steps."""
+    return Hyperparameters(
+        epochs=1,
+        learning_rate=5e-4,
+        per_device_batch_size=ROWS_PER_STEP,
+        gradient_accumulation_steps=1,
+        max_sequence_length=512,
+        seed=42,
+        total_steps=steps,
+        save_every_steps=save_every_steps,
+    )

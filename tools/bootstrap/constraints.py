@@ -1,0 +1,34 @@
+"""Write constraints/*.txt: every dependency with its version and hashes, and no index address.
+
+python3 -m tools.bootstrap.constraints [--upgrade]
+"""
+
+import sys
+
+from tools.bootstrap.uv import PINS, ROOT, Uv
+
+FOLDER = PINS.parent
+# The oldest Python that we support decides the versions; hashes cover the wheels of all.
+COMPILE = (
+    *("pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
+    *("--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"),
+    *("--no-annotate", "--custom-compile-command", "make constraints"),
+    *("--override", FOLDER / "overrides.in"),
+)
+
+
+def main(options: list[str]) -> None:
+    uv = Uv()
+    uv.run(*COMPILE, *options, "--output-file", PINS, FOLDER / "uv.in")
+    everything = FOLDER / "dev.txt"
+    project = ("--no-emit-package", "finetune-operator", ROOT / "pyproject.toml")
+    uv.run(*COMPILE, *options, "--extra", "dev", "--output-file", everything, *project)
+    for extra in ("operator", "trainer"):
+        target = FOLDER / f"{extra}.txt"
+        # Starting empty, the versions come from the full set alone: tests run what images hold.
+        target.unlink(missing_ok=True)
+        uv.run(*COMPILE, "--constraint", everything, "--extra", extra, "--output-file", target, *project)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""python -m tools.cluster: start, stop and look at local clusters."""
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from tools.cluster import binaries
+from tools.cluster.cluster import Cluster
+from tools.cluster.control_plane import ControlPlane
+from tools.cluster.errors import ClusterError
+from tools.cluster.isolation import isolated
+from tools.cluster.layout import DEFAULT_NAME, SECOND
+from tools.cluster.status import report
+from tools.cluster.toolchain import TOOLS, VERSITYGW
+
+app: Final = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+Name = Annotated[str, typer.Option(help="Which cluster.")]
+
+
+@app.command()
+def up(
+    name: Name = DEFAULT_NAME,
+    control_plane_only: Annotated[
+        bool,
+        typer.Option("--control-plane-only", help="No node; needs no root, and runs beside a full cluster."),
+    ] = False,
+) -> None:
+    """Start a cluster, or leave it as it is if it runs."""
+    cluster = ControlPlane(name) if control_plane_only else Cluster(name)
+    cluster.up()
+    print(f"KUBECONFIG={cluster.kubeconfig}")
+
+
+@app.command()
+def down(name: Name = DEFAULT_NAME) -> None:
+    """Stop a cluster; its image store and its logs stay."""
+    Cluster(name).down()
+
+
+@app.command()
+def purge(name: Name = DEFAULT_NAME) -> None:
+    """Stop a cluster and remove everything that it wrote."""
+    Cluster(name).purge()
+
+
+@app.command()
+def status(name: Name = DEFAULT_NAME) -> None:
+    """Show processes, nodes and pods."""
+    report(Cluster(name))
+
+
+@app.command()
+def env(name: Name = DEFAULT_NAME) -> None:
+    """Print shell code for kubectl, helm and ctr: eval "$(python -m tools.cluster env)"."""
+    cluster = Cluster(name)
+    folders = dict.fromkeys(str(tool.folder) for tool in cluster.tools)
+    variables = {"KUBECONFIG": str(cluster.kubeconfig), **cluster.containerd.environment}
+    for variable, value in variables.items():
+        print(f"export {variable}={shlex.quote(value)}")
+    print(f"export PATH={shlex.quote(':'.join(folders))}:$PATH")
+
+
+@app.command()
+def client(user: str, name: Name = DEFAULT_NAME) -> None:
+    """Write a kubeconfig for a user of this name, who may do everything, and print its path."""
+    print(Cluster(name).client(user))
+
+
+@app.command()
+def load(archives: list[Path], name: Name = DEFAULT_NAME) -> None:
+    """Import docker or OCI image archives into the node's image store."""
+    for archive in archives:
+        Cluster(name).load_archive(archive)
+
+
+@app.command(name="isolated")
+def run_isolated(command: list[str], name: Name = SECOND) -> None:
+    """Run a command in namespaces where this cluster can run beside others: isolated -- COMMAND…"""
+    line = isolated(command, name)
+    os.execv(line[0], line)  # noqa: S606 - a shell would end before its command
+
+
+@app.command(name="binaries")
+def build_binaries() -> None:
+    """Build what clusters and tests need and the cache lacks, without starting anything."""
+    binaries.ensure((*TOOLS, VERSITYGW))
+
+
+class _Elapsed(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.relativeCreated / 1000:7.1f} s  {record.getMessage()}"
+
+
+def main() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Elapsed())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        app()
+    except ClusterError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A Kubernetes with one real node: containers, network, services, DNS, volumes and pretended GPUs."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import ClassVar, Final
+
+from tools.cluster import cgroups, containerd, control_plane_commands, dns, namespace, network, node
+from tools.cluster.claims import PROVISIONER
+from tools.cluster.containerd import Containerd
+from tools.cluster.control_plane import ControlPlane
+from tools.cluster.errors import ClusterError
+from tools.cluster.host import Host
+from tools.cluster.layout import DEFAULT_NAME, DNS_ADDRESS, KUBERNETES_ADDRESS, NODE_ADDRESS
+from tools.cluster.templates import render
+from tools.cluster.toolchain import TOOLS
+
+LOG: Final = logging.getLogger(__name__)
+PROVISIONER_PROCESS: Final = "provisioner"
+_WITH_MOUNTS: Final = frozenset({"containerd", "kubelet"})
+"""Processes that find their folders in the mount namespace."""
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
+
+
+class Cluster(ControlPlane):
+    """A control plane on the node's address, and the node. Needs root; one a network namespace."""
+
+    tools = TOOLS
+    address = NODE_ADDRESS
+    fixed_ports: ClassVar = {"kube-apiserver": 6443}
+    has_node = True
+    controllers = (*ControlPlane.controllers, "kube-scheduler")
+    agents = ("kubelet", "kube-proxy")
+
+    def __init__(self, name: str = DEFAULT_NAME) -> None:
+        """Raises ClusterError if the name is not usable."""
+        super().__init__(name)
+        self.containerd = Containerd(self.layout)
+
+    def load_archive(self, archive: Path) -> None:
+        """Import a docker or OCI image archive, for pods with imagePullPolicy IfNotPresent or Never.
+
+        Raises:
+            ClusterError: the cluster does not run, or the file is no image archive.
+        """
+        if not self.containerd.is_ready():
+            raise ClusterError(f"the cluster {self.layout.name} does not run: start it with `up`")
+        self.containerd.load_archive(archive)
+
+    def _commands(self, chosen: dict[str, int]) -> dict[str, list[str]]:
+        return super()._commands(chosen) | {
+            "kube-scheduler": control_plane_commands.scheduler(self.layout, chosen),
+            namespace.HOLDER: list(namespace.COMMAND),
+            "containerd": self.containerd.command(),
+            "kubelet": node.kubelet(self.layout),
+            "kube-proxy": node.kube_proxy(self.layout),
+        }
+
+    def _kept_separately(self) -> set[str]:
+        return {PROVISIONER_PROCESS}
+
+    def _keep_running(self) -> None:
+        if self._processes.pid(PROVISIONER_PROCESS) is None:
+            self._start_provisioner()
+
+    def _start(self) -> None:
+        layout = self.layout
+        network.check_free(layout)
+        chosen = self._prepare()
+        binds = node.bound_folders(layout)
+        Host.prepare(list(binds), layout.host_record)
+        network.create(layout)
+        cgroups.create(layout.cgroup)
+        self.containerd.write_config()
+        node.write_config(layout)
+        inside = namespace.create(self._processes, binds)
+        cgroups.enter(layout.cgroup, inside)
+        LOG.info("network, cgroups and mount namespace made")
+
+        commands = self._commands(chosen)
+        for name in ("etcd", "kube-apiserver", "containerd"):
+            self._start_process(name, commands)
+        self._wait("containerd", self.containerd.is_ready, seconds=60)
+        # Whatever a cluster that was killed has left in the store.
+        self.containerd.remove_containers()
+        self.containerd.load_own_images()
+        LOG.info("containerd ready")
+        self._wait_for_api_server()
+        for name in (*self.controllers, *self.agents):
+            self._start_process(name, commands)
+        self._start_provisioner()
+        coredns = render("coredns.yaml", image=containerd.COREDNS_IMAGE, dns_address=DNS_ADDRESS)
+        self.kubectl.run("apply", "--filename=-", text=coredns)
+        self.kubectl.run("apply", "--filename=-", text=render("storage-class.yaml", provisioner=PROVISIONER))
+        self._wait("the node", lambda: self.kubectl.succeeds("get", "node", layout.node_name), seconds=60)
+        node.add_gpus(self.kubectl, layout)
+
+    def restore(self) -> None:
+        """As for a control plane; the kubelet ends containers whose pods are no more, and others run on."""
+        super().restore()
+        # It serves names from what it watched.
+        coredns = ("deployment/coredns", "--namespace=kube-system")
+        self.kubectl.run("rollout", "restart", *coredns)
+        self.kubectl.run("rollout", "status", *coredns, "--timeout=90s")
+        self._wait_until_ready()
+
+    def _start_process(self, name: str, commands: dict[str, list[str]]) -> None:
+        inside = self._processes.pid(namespace.HOLDER) if name in _WITH_MOUNTS else None
+        pid = self._processes.start(name, commands[name], mount_namespace_of=inside)
+        cgroups.enter(self.layout.cgroup, pid)
+
+    def _start_provisioner(self) -> None:
+        kubeconfig = self.layout.config / "provisioner.kubeconfig"
+        command = [
+            sys.executable,
+            "-m",
+            "tools.cluster.provisioner",
+            str(kubeconfig),
+            str(self.layout.volumes),
+        ]
+        pid = self._processes.start(PROVISIONER_PROCESS, command, folder=_REPOSITORY)
+        cgroups.enter(self.layout.cgroup, pid)
+
+    def _wait_until_ready(self) -> None:
+        super()._wait_until_ready()
+        self._wait("the node to be Ready", lambda: node.is_ready(self.kubectl, self.layout), seconds=60)
+        LOG.info("node ready, with %d pretended GPUs", node.GPUS)
+        self._wait("an answer of the cluster's DNS", self._dns_answers, seconds=90)
+        LOG.info("DNS answers")
+
+    def _dns_answers(self) -> bool:
+        return dns.resolve(DNS_ADDRESS, "kubernetes.default.svc.cluster.local") == KUBERNETES_ADDRESS

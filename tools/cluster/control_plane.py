@@ -1,0 +1,281 @@
+"""A Kubernetes without a node: API server, etcd and controllers on ports of their own."""
+
+import json
+import logging
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Final, Self
+
+from tools.cluster import binaries, control_plane_commands, network, ports
+from tools.cluster.control_plane_commands import PORTS, ApiEndpoint
+from tools.cluster.credentials import create_client, create_credentials
+from tools.cluster.errors import ClusterError
+from tools.cluster.kubectl import Kubectl
+from tools.cluster.layout import LOOPBACK, Layout
+from tools.cluster.processes import Processes, send
+from tools.cluster.state import exclusive
+from tools.cluster.teardown import tear_down
+from tools.cluster.templates import render
+from tools.cluster.toolchain import ETCD, KUBERNETES, Tool
+from tools.cluster.waiting import until
+
+LOG: Final = logging.getLogger(__name__)
+_STOP_SECONDS: Final = 30
+
+
+class ControlPlane:
+    """etcd, API server and controller manager on loopback: everything but pods that run.
+
+    As a context manager it starts anew, empty, and ends with the block, or with the process that started it.
+    Between `up` and `down` it outlives the process.
+    """
+
+    tools: tuple[Tool, ...] = (KUBERNETES, ETCD)
+    address: IPv4Address = LOOPBACK
+    fixed_ports: ClassVar[dict[str, int]] = {}
+    has_node: bool = False
+    controllers: ClassVar[tuple[str, ...]] = ("kube-controller-manager",)
+    """Processes of which one at a time works in production, by a Lease."""
+    agents: ClassVar[tuple[str, ...]] = ()
+    """Processes of the node that follow the API server."""
+
+    def __init__(self, name: str = "integration") -> None:
+        """Raises ClusterError if the name is not usable."""
+        self.layout = Layout.of(name)
+        self._processes = Processes(self.layout.run, self.layout.log)
+        self._block = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._processes = Processes(self.layout.run, self.layout.log, die_with_parent=True)
+        binaries.ensure(self.tools)
+        with ExitStack() as stack:
+            # Held to the end of the block: another one of this name waits instead of taking ours away.
+            stack.enter_context(exclusive(self.layout))
+            stack.callback(tear_down, self.layout, self._processes)
+            tear_down(self.layout, self._processes)
+            self._start()
+            self._wait_until_ready()
+            self._block = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._block.close()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.layout.kubeconfig
+
+    @property
+    def audit_log(self) -> Path:
+        """Where the API server writes one JSON event for each request, before it answers."""
+        return self.layout.audit_log
+
+    @property
+    def kubectl(self) -> Kubectl:
+        return Kubectl(self.kubeconfig)
+
+    def client(self, name: str, *, administrator: bool = True) -> Path:
+        """The kubeconfig of a user called `name`, so that audit events tell.
+
+        An administrator may do everything; anybody else what roles are bound to that name.
+
+        Raises:
+            ClusterError: the name is not usable.
+        """
+        return create_client(self.layout, name, administrator=administrator)
+
+    def up(self) -> None:
+        """Make it run; one that runs from the same programs is kept, with all that is in it.
+
+        Raises:
+            ClusterError: it does not become ready; the message holds the log of what failed.
+        """
+        binaries.ensure(self.tools)
+        with exclusive(self.layout):
+            trouble = self._trouble()
+            if trouble is None:
+                self._keep_running()
+            else:
+                if self._processes.names():
+                    LOG.info("starting anew, empty: %s", trouble)
+                tear_down(self.layout, self._processes)
+                self._start()
+            self._wait_until_ready()
+
+    def down(self) -> None:
+        """Stop it and remove all but its logs and image store."""
+        if self._is_present():
+            with exclusive(self.layout):
+                tear_down(self.layout, self._processes)
+
+    def purge(self) -> None:
+        """Stop it and remove all that it ever wrote, images included."""
+        if self._is_present():
+            with exclusive(self.layout):
+                tear_down(self.layout, self._processes)
+                shutil.rmtree(self.layout.state)
+
+    def save(self) -> None:
+        """Take a snapshot of etcd, for `restore`; etcd is away meanwhile.
+
+        Raises:
+            ClusterError: the API server does not become ready again.
+        """
+        commands = self._running_commands()
+        self._processes.stop(["etcd"], signal.SIGTERM, _STOP_SECONDS)
+        shutil.rmtree(self.layout.etcd_snapshot, ignore_errors=True)
+        shutil.copytree(self.layout.etcd, self.layout.etcd_snapshot)
+        self._start_process("etcd", commands)
+        self._wait_for_api_server()
+
+    def restore(self) -> None:
+        """Throw everything back to the snapshot, as after a loss of etcd's disk.
+
+        What follows the API server is started again, as Kubernetes' documentation asks for: what it has seen
+        is no more.
+
+        Raises:
+            ClusterError: the API server does not become ready again.
+        """
+        commands = self._running_commands()
+        for name in (*self.agents, *self.controllers, "kube-apiserver", "etcd"):
+            self._processes.stop([name], signal.SIGKILL, _STOP_SECONDS)
+        shutil.rmtree(self.layout.etcd)
+        shutil.copytree(self.layout.etcd_snapshot, self.layout.etcd)
+        self._start_processes(commands)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """For the time of the block the API server takes connections and answers nothing.
+
+        Controllers end before it and are started again after it, as they do where they elect a leader: there
+        they end when they cannot renew their Lease. One that went on would take the node for lost.
+
+        Raises:
+            ClusterError: the API server does not become ready again.
+        """
+        commands = self._running_commands()
+        api_server = self._processes.pid("kube-apiserver")
+        if api_server is None:
+            raise ClusterError("the API server does not run")
+        self._processes.stop(self.controllers, signal.SIGTERM, _STOP_SECONDS)
+        send(api_server, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            send(api_server, signal.SIGCONT)
+            self._wait_for_api_server()
+            for name in self.controllers:
+                self._start_process(name, commands)
+
+    def _running_commands(self) -> dict[str, list[str]]:
+        return self._commands(json.loads(self._ports_record.read_text()))
+
+    def _is_present(self) -> bool:
+        """Whether there is anything to remove; a node is found even if somebody removed its files."""
+        return self.layout.state.exists() or self.layout.host_record.exists() or network.exists(self.layout)
+
+    def _commands(self, chosen: dict[str, int]) -> dict[str, list[str]]:
+        """Every process with its command line; one that differs means another cluster."""
+        return {
+            "etcd": control_plane_commands.etcd(self.layout, chosen),
+            "kube-apiserver": control_plane_commands.api_server(
+                self.layout, chosen, self._endpoint(chosen), node=self.has_node
+            ),
+            "kube-controller-manager": control_plane_commands.controller_manager(self.layout, chosen),
+        }
+
+    def _endpoint(self, chosen: dict[str, int]) -> ApiEndpoint:
+        return ApiEndpoint(self.address, chosen["kube-apiserver"])
+
+    @property
+    def _ports_record(self) -> Path:
+        return self.layout.run / "ports.json"
+
+    def _trouble(self) -> str | None:
+        """Why the cluster as it runs cannot be kept."""
+        if not self._ports_record.exists():
+            return "nothing runs"
+        expected = self._commands(json.loads(self._ports_record.read_text()))
+        for name, command in expected.items():
+            if self._processes.pid(name) is None:
+                return f"{name} has ended (see {self._processes.log_file(name)})"
+            if not self._processes.runs(name, command):
+                return f"{name} runs with other options or another version"
+        surplus = set(self._processes.names()) - set(expected) - self._kept_separately()
+        return f"{', '.join(sorted(surplus))} should not run" if surplus else None
+
+    def _kept_separately(self) -> set[str]:
+        """Processes that may be started again without losing the cluster."""
+        return set()
+
+    def _keep_running(self) -> None:
+        """Start again what may be started again in a cluster that is kept."""
+
+    def _prepare(self) -> dict[str, int]:
+        """Make folders, certificates and configuration of the control plane; returns the ports."""
+        layout = self.layout
+        if layout.log.exists():
+            previous = layout.state / "log.previous"
+            if previous.exists():
+                shutil.rmtree(previous)
+            layout.log.rename(previous)
+        for folder in (layout.run, layout.log, layout.config, layout.etcd):
+            folder.mkdir(parents=True, exist_ok=True)
+        layout.etcd.chmod(0o700)
+        chosen = ports.choose(PORTS, self.fixed_ports, self._ports_record)
+        create_credentials(layout, self._endpoint(chosen))
+        (layout.config / "audit-policy.yaml").write_text(render("audit-policy.yaml"))
+        return chosen
+
+    def _start(self) -> None:
+        self._start_processes(self._commands(self._prepare()))
+
+    def _start_processes(self, commands: dict[str, list[str]]) -> None:
+        for name in ("etcd", "kube-apiserver"):
+            self._start_process(name, commands)
+        self._wait_for_api_server()
+        for name in (*self.controllers, *self.agents):
+            self._start_process(name, commands)
+
+    def _start_process(self, name: str, commands: dict[str, list[str]]) -> None:
+        self._processes.start(name, commands[name])
+
+    def _wait_for_api_server(self) -> None:
+        self._wait("the API server", lambda: self.kubectl.succeeds("get", "--raw", "/readyz"), seconds=90)
+        LOG.info("API server ready")
+
+    def _wait_until_ready(self) -> None:
+        self._wait(
+            "the service account of the namespace default",
+            lambda: self.kubectl.succeeds("--namespace=default", "get", "serviceaccount", "default"),
+            seconds=60,
+        )
+        LOG.info("controllers ready")
+
+    def _wait(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait for `condition`, and fail at once with its log when a process ends meanwhile."""
+
+        def holds() -> bool:
+            for name in self._processes.names():
+                if self._processes.pid(name) is None:
+                    raise ClusterError(
+                        f"{name} ended while waiting for {what}; {self._processes.log_tail(name)}"
+                    )
+            return condition()
+
+        try:
+            until(what, holds, seconds)
+        except ClusterError as error:
+            raise ClusterError(f"{error}\n(logs: {self.layout.log})") from error

@@ -1,0 +1,101 @@
+"""Provide volumes of the StorageClass `local`: a folder on the node for each claim, removed with the claim.
+
+python -m tools.cluster.provisioner KUBECONFIG FOLDER
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Final
+
+from kubernetes import client, config, watch
+from urllib3.exceptions import HTTPError
+
+from tools.cluster.claims import folder_to_remove, volume_for
+
+LOG: Final = logging.getLogger(__name__)
+_WATCH_SECONDS: Final = 300
+_RETRY_SECONDS: Final = 1
+_CONFLICT: Final = 409
+_NOT_FOUND: Final = 404
+
+
+class Provisioner:
+    """Follows claims and volumes; a pass over an object is harmless when repeated."""
+
+    def __init__(self, api: client.CoreV1Api, parent: Path) -> None:
+        self._api = api
+        self._parent = parent
+
+    def provide(self, claim: dict[str, Any]) -> None:
+        """Make the folder and the volume of a claim."""
+        volume = volume_for(claim, self._parent)
+        if volume is None:
+            return
+        folder = Path(volume["spec"]["hostPath"]["path"])
+        folder.mkdir(parents=True, exist_ok=True)
+        # The kubelet applies no fsGroup to host paths, and pods are not root.
+        folder.chmod(0o777)
+        try:
+            # The client sends a plain dict as it is, whatever its annotation says.
+            self._api.create_persistent_volume(volume)  # type: ignore[arg-type]
+        except client.ApiException as error:
+            if error.status != _CONFLICT:
+                raise
+        else:
+            LOG.info("made %s for %s", volume["metadata"]["name"], volume["spec"]["claimRef"]["name"])
+
+    def reclaim(self, volume: dict[str, Any]) -> None:
+        """Remove a released volume and its data."""
+        folder = folder_to_remove(volume, self._parent)
+        if folder is None:
+            return
+        if folder.exists():
+            shutil.rmtree(folder)
+        try:
+            self._api.delete_persistent_volume(volume["metadata"]["name"])
+        except client.ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+        else:
+            LOG.info("removed %s", volume["metadata"]["name"])
+
+    def follow(self, listing: Callable[..., Any], handle: Callable[[dict[str, Any]], None]) -> None:
+        """Call `handle` with every object, and again whenever it changes; never returns."""
+        while True:
+            try:
+                for event in watch.Watch().stream(listing, timeout_seconds=_WATCH_SECONDS):
+                    if event["type"] != "DELETED":
+                        handle(event["raw_object"])
+            except (client.ApiException, HTTPError) as error:
+                LOG.warning("looking again in %s s: %s", _RETRY_SECONDS, error)
+                time.sleep(_RETRY_SECONDS)
+
+    def run(self) -> None:
+        """Follow claims and volumes until either fails for a reason other than the API."""
+        claims = self._api.list_persistent_volume_claim_for_all_namespaces
+        with ThreadPoolExecutor() as pool:
+            followers = [
+                pool.submit(self.follow, claims, self.provide),
+                pool.submit(self.follow, self._api.list_persistent_volume, self.reclaim),
+            ]
+            done, _ = wait(followers, return_when=FIRST_COMPLETED)
+            LOG.critical("stopping", exc_info=done.pop().exception())
+            logging.shutdown()
+            # The other thread never ends by itself; `up` starts this process again.
+            os._exit(1)
+
+
+def main(kubeconfig: str, parent: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    api = client.CoreV1Api(config.new_client_from_config(kubeconfig))
+    Provisioner(api, Path(parent)).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

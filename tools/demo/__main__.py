@@ -1,0 +1,41 @@
+"""python -m tools.demo: called by `make demo`, which has brought up the cluster and built the images."""
+
+import sys
+
+from kubernetes.client.exceptions import ApiException
+from openai import OpenAIError
+from rich.markup import escape
+from urllib3.exceptions import HTTPError
+
+from tools.cluster.errors import ClusterError
+from tools.demo import tables
+from tools.demo.access import Access
+from tools.demo.errors import DemoError
+from tools.demo.story import Story
+from tools.images.errors import ImageError
+
+
+def main() -> int:
+    console = tables.console()
+    try:
+        Story(Access.from_environment(), console).tell()
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; what runs in the cluster goes on, and the next demo removes it.")
+        return 130
+    except (ClusterError, ImageError, ApiException, HTTPError, OpenAIError) as error:
+        console.print(f"\n[red]The demo stopped:[/] {type(error).__name__}: {escape(str(error))}")
+        return 1
+    except DemoError as error:
+        console.print(f"\n[red]The demo stopped:[/] {escape(str(error))}")
+        for line in error.details:
+            console.print(f"   {line}", style="dim", markup=False, soft_wrap=True)
+        if error.look_at:
+            console.print("Look at:")
+        for command in error.look_at:
+            console.print(f"   {command}", markup=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The cluster of the demo: the local one, or that of the context KUBE_CONTEXT."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from typing import Any, Final, Self, cast
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.meta import GROUP, VERSION
+from tools.cluster import Cluster, program
+from tools.demo.errors import DemoError
+
+Object = dict[str, Any]
+"""Any object of the API server, as JSON."""
+
+CONTEXT: Final = os.environ.get("KUBE_CONTEXT", "")
+
+
+class Access:
+    """kubectl, helm and API requests, all with the same credentials.
+
+    Attributes:
+        where: the cluster in words.
+        hint: what a person types once so that plain `kubectl` reaches the same cluster; empty: nothing.
+    """
+
+    def __init__(
+        self, kubectl: list[str], helm: list[str], api: client.ApiClient, *, where: str, hint: str = ""
+    ) -> None:
+        self._kubectl = kubectl
+        self._helm = helm
+        self._custom = client.CustomObjectsApi(api)
+        self._core = client.CoreV1Api(api)
+        self.where = where
+        self.hint = hint
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The cluster that the environment names.
+
+        Raises:
+            DemoError: kubectl, helm or the context are missing.
+        """
+        if not CONTEXT:
+            kubeconfig = Cluster().kubeconfig
+            if not kubeconfig.exists():
+                raise DemoError("the local cluster does not run", ["make cluster"])
+            option = f"--kubeconfig={kubeconfig}"
+            return cls(
+                [str(program("kubectl")), option],
+                [str(program("helm")), option],
+                config.new_client_from_config(config_file=str(kubeconfig)),
+                where="the local cluster",
+                hint='eval "$(.venv/bin/python -m tools.cluster env)"',
+            )
+        try:
+            api = config.new_client_from_config(context=CONTEXT)
+        except config.ConfigException as error:
+            raise DemoError(f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]) from error
+        return cls(
+            [_installed("kubectl"), f"--context={CONTEXT}"],
+            [_installed("helm"), f"--kube-context={CONTEXT}"],
+            api,
+            where=f"the cluster of context {CONTEXT}",
+            hint=f"kubectl config use-context {shlex.quote(CONTEXT)}",
+        )
+
+    def kubectl_command(self, *arguments: str) -> list[str]:
+        """The command line of one kubectl call."""
+        return [*self._kubectl, *arguments]
+
+    def kubectl(self, *arguments: str, text: str | None = None) -> str:
+        """Its output; DemoError with its message where it fails."""
+        return _run(self.kubectl_command(*arguments), "kubectl", arguments, text)
+
+    def helm(self, *arguments: str, text: str | None = None) -> str:
+        """Its output; DemoError with its message where it fails."""
+        return _run([*self._helm, *arguments], "helm", arguments, text)
+
+    def objects(self, kind: str, namespace: str) -> list[Object]:
+        """All objects of one of our kinds in a namespace."""
+        plural = KINDS_BY_NAME[kind].plural
+        answer: Any = self._custom.list_namespaced_custom_object(GROUP, VERSION, namespace, plural)
+        return cast("list[Object]", answer["items"])
+
+    def object(self, kind: str, namespace: str, name: str) -> Object | None:
+        """One object of our kinds, or None where there is none."""
+        try:
+            plural = KINDS_BY_NAME[kind].plural
+            return cast(
+                "Object", self._custom.get_namespaced_custom_object(GROUP, VERSION, namespace, plural, name)
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def events(self, namespace: str) -> list[Object]:
+        """Events of a namespace, as they come."""
+        return _items(self._core.list_namespaced_event(namespace, _preload_content=False))
+
+    def pods(self, namespace: str, selector: str) -> list[Object]:
+        """Pods with these labels, those that are going included."""
+        core = self._core
+        return _items(core.list_namespaced_pod(namespace, label_selector=selector, _preload_content=False))
+
+    def service_address(self, namespace: str, name: str) -> tuple[str, int]:
+        """ClusterIP and port of a Service."""
+        response: Any = self._core.read_namespaced_service(name, namespace, _preload_content=False)
+        service = json.loads(response.data)
+        return service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
+
+
+def _items(response: Any) -> list[Object]:
+    return cast("list[Object]", json.loads(response.data)["items"])
+
+
+def _installed(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise DemoError(f"KUBE_CONTEXT is set and {name} is not on PATH: install it")
+    return path
+
+
+def _run(command: list[str], name: str, arguments: tuple[str, ...], text: str | None) -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shown = shlex.join([name, *arguments])
+        raise DemoError(f"{shown} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout

@@ -1,0 +1,77 @@
+"""A way from this machine to the endpoint: its ClusterIP, or else the API server's proxy."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from openai import DefaultHttpxClient, OpenAI
+
+from tools.demo.access import Access
+from tools.demo.errors import DemoError
+from tools.demo.namespace import NAMESPACE
+
+REQUEST_SECONDS: Final = 60.0
+REACH_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server.
+
+    Attributes:
+        url: what clients take as their base URL.
+        how: how it is reached, in words.
+        proxied: whether requests pass the API server, which takes no API key of others.
+    """
+
+    url: str
+    how: str
+    proxied: bool = False
+
+    def client(self) -> OpenAI:
+        """A client that never tries a failed request again, so that a failure is seen."""
+        hooks: dict[str, Any] = {"request": [_without_key]} if self.proxied else {}
+        return OpenAI(
+            base_url=self.url,
+            api_key="none",
+            max_retries=0,
+            timeout=REQUEST_SECONDS,
+            # The cluster's addresses are behind no proxy of this machine's network.
+            http_client=DefaultHttpxClient(trust_env=False, timeout=REQUEST_SECONDS, event_hooks=hooks),
+        )
+
+
+def _without_key(request: Any) -> None:
+    request.headers.pop("Authorization", None)
+
+
+@contextmanager
+def reached(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
+    """The endpoint behind a Service."""
+    address, port = access.service_address(namespace, service)
+    if _answers(address, port):
+        yield Endpoint(f"http://{address}:{port}/v1", f"the Service's address {address}")
+        return
+    command = access.kubectl_command("proxy", "--port=0")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
+        try:
+            said = proxy.stdout.readline() if proxy.stdout is not None else ""
+            match = re.search(r"127\.0\.0\.1:\d+", said)
+            if match is None:
+                raise DemoError(f"kubectl proxy did not start: {said.strip()}")
+            path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
+            yield Endpoint(f"http://{match.group()}/{path}", "the API server's proxy", proxied=True)
+        finally:
+            proxy.terminate()
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), REACH_SECONDS):
+            return True
+    except OSError:
+        return False

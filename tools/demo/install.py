@@ -1,0 +1,76 @@
+"""The operator on the cluster, by its Helm chart and nothing else."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from finetune_operator.api.meta import GROUP
+from tools.bootstrap.uv import ROOT
+from tools.demo.access import Access
+from tools.demo.errors import DemoError
+from tools.images.build import build
+from tools.images.references import References, Variant
+
+RELEASE: Final = "finetune-operator"
+SYSTEM: Final = "finetune-system"
+CRD: Final = f"finetunejobs.{GROUP}"
+CHART: Final = ROOT / "charts" / "finetune-operator"
+
+PROFILE: Final[dict[str, Any]] = {
+    # No accelerator: a device is a CPU core, and requests are small enough for a machine with two of them.
+    "devices": {"resource": "cpu", "max": 2},
+    "engine": "Transformers",
+    "store": {"uri": "pvc://artifacts"},
+    "singleNode": True,
+    "resources": {
+        "prepare": {"cpu": "50m", "memory": "256Mi"},
+        "preflight": {"cpu": "200m", "memory": "3Gi"},
+        # More than one core is two threads; the rest of a machine of two cores is the endpoint's.
+        "train": {"cpu": "1100m", "memory": "6Gi"},
+        "evaluate": {"cpu": "1100m", "memory": "4Gi"},
+        "serve": {"cpu": "200m", "memory": "3Gi"},
+    },
+}
+
+
+def images() -> References:
+    """The images of these sources; nothing is built that `make images` has built."""
+    return build(Variant.CPU).names
+
+
+def values(refs: References) -> str:
+    """The chart's values, as YAML."""
+    return yaml.safe_dump(
+        {
+            "image": _image(refs.operator),
+            "trainerImage": _image(refs.trainer),
+            "defaultProfile": {"spec": PROFILE},
+        }
+    )
+
+
+def install(access: Access, refs: References, chart: Path = CHART) -> None:
+    """Install or upgrade the release and wait until it is ready.
+
+    Raises:
+        DemoError: with Helm's message.
+    """
+    if access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name"):
+        # Helm leaves CRDs as it finds them: those of an earlier demo may be of an older checkout.
+        access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart / 'crds'}")
+    try:
+        access.helm(
+            "upgrade", "--install", RELEASE, str(chart), f"--namespace={SYSTEM}", "--create-namespace",
+            "--values=-", "--wait", "--timeout=3m", text=values(refs),
+        )  # fmt: skip
+    except DemoError as error:
+        raise DemoError(
+            str(error),
+            [f"kubectl -n {SYSTEM} describe pods", f"kubectl -n {SYSTEM} logs deployment/{RELEASE}"],
+        ) from error
+
+
+def _image(reference: str) -> dict[str, str]:
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}

@@ -1,0 +1,102 @@
+"""A steady load on the endpoint, with every request counted."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from openai import OpenAI, OpenAIError
+
+from tools.demo.questions import ask
+
+REQUESTS_A_SECOND: Final = 2.0
+WORKERS: Final = 64
+"""Enough that slow answers do not hold up the next question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request that has ended.
+
+    Attributes:
+        at: when it was sent, by the monotonic clock.
+        seconds: until the answer, or until it failed.
+        failure: what went wrong; empty for an answer.
+    """
+
+    at: float
+    seconds: float
+    failure: str
+
+
+class SteadyLoad:
+    """Asks the prompts in turn, at a fixed rate, whatever becomes of the answers.
+
+    Attributes:
+        sent, answered, failed: requests so far.
+        failures: what went wrong, each kind once.
+        ended: all that have ended.
+    """
+
+    def __init__(
+        self, client: OpenAI, model: str, prompts: Sequence[str], per_second: float = REQUESTS_A_SECOND
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._prompts = prompts
+        self._per_second = per_second
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="load")
+        self.sent = self.answered = self.failed = 0
+        self.failures: dict[str, int] = {}
+        self.ended: list[Asked] = []
+        self.slowest = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Send no more, and wait for the answers that are due."""
+        self._stop.set()
+        self._thread.join()
+
+    def line(self) -> str:
+        """The counts in words."""
+        return f"load: {self.sent} requests sent, {self.answered} answered, {self.failed} failed"
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="request") as pool:
+            while not self._stop.is_set():
+                pool.submit(self._ask, self._prompts[self.sent % len(self._prompts)])
+                self.sent += 1
+                self._stop.wait(max(0.0, started + self.sent / self._per_second - time.monotonic()))
+
+    def _ask(self, prompt: str) -> None:
+        began, failure = time.monotonic(), ""
+        try:
+            ask(self._client, self._model, prompt)
+        except OpenAIError as error:
+            # Of a connection that was not made only the cause says more.
+            failure = f"{type(error).__name__}: {error}" + (
+                f" ({error.__cause__})" if error.__cause__ else ""
+            )
+        seconds = time.monotonic() - began
+        with self._lock:
+            self.ended.append(Asked(began, seconds, failure))
+            if failure:
+                self.failed += 1
+                self.failures[failure] = self.failures.get(failure, 0) + 1
+            else:
+                self.answered += 1
+                self.slowest = max(self.slowest, seconds)

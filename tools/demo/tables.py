@@ -1,0 +1,100 @@
+"""What a run has left: scores, records, answers, as tables."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejobstatus import EvaluationStatus, Score
+from tools.demo.questions import Answered
+
+UNBROKEN: Final = frozenset({"name", "digest", "expected"})
+"""Columns whose words are copied from the terminal."""
+DIGEST_SHOWN: Final = len("sha256:") + 12
+PLAIN_WIDTH: Final = 110
+"""Columns where the output is no terminal and so has no width."""
+
+
+def console() -> Console:
+    """The console of the demo."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def evaluation(status: EvaluationStatus) -> Table:
+    """Scores of base and tuned model on the held-out rows, and the gates."""
+    table = _table(f"Evaluation on the {status.split} split", "metric", "base", "tuned", "gate", "verdict")
+    for metric in dict.fromkeys(score.metric for score in status.scores):
+        gates = [gate for gate in status.gates if gate.metric == metric]
+        table.add_row(
+            f"{metric} ({_rows(status.scores, metric)} rows)",
+            _value(status.scores, metric, "Base"),
+            _value(status.scores, metric, "Tuned"),
+            escape("\n".join(gate.message for gate in gates)),
+            "\n".join(_verdict(gate.verdict) for gate in gates),
+        )
+    return table
+
+
+def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint]) -> Table:
+    """The immutable records, with what identifies their content."""
+    table = _table("Records", "kind", "name", "content", "digest")
+    for version in versions:
+        splits = " + ".join(str(split.rows) for split in version.spec.splits)
+        table.add_row("DatasetVersion", version.name, f"{splits} rows", _short(version.spec.digest))
+    for checkpoint in checkpoints:
+        spec = checkpoint.spec
+        promoted = ", promoted" if checkpoint.status.promoted_at else ""
+        content = f"{spec.type}, step {spec.step}{promoted}"
+        table.add_row("Checkpoint", checkpoint.name, content, _short(spec.digest))
+    return table
+
+
+def answers(answered: Sequence[Answered]) -> Table:
+    """Questions with both answers side by side."""
+    table = _table("Held-out questions, never trained on", "question", "base", "tuned", "expected")
+    table.show_lines = True
+    for each in answered:
+        good = each.tuned == each.expected
+        table.add_row(
+            escape(each.prompt),
+            Text(each.base or "(nothing)", style="dim"),
+            Text(each.tuned, style="green" if good else "red"),
+            each.expected,
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in UNBROKEN)
+    return table
+
+
+def _short(digest: str) -> str:
+    """Enough of a digest to tell it from others; `kubectl get -o yaml` has all of it."""
+    return f"{digest[:DIGEST_SHOWN]}…"
+
+
+def _find(scores: Sequence[Score], metric: str, subject: str) -> Score | None:
+    return next((score for score in scores if (score.metric, score.subject) == (metric, subject)), None)
+
+
+def _value(scores: Sequence[Score], metric: str, subject: str) -> str:
+    score = _find(scores, metric, subject)
+    return "-" if score is None else f"{score.value:.3f}"
+
+
+def _rows(scores: Sequence[Score], metric: str) -> int:
+    return next((score.rows for score in scores if score.metric == metric), 0)
+
+
+def _verdict(verdict: str) -> str:
+    color = {"Passed": "green", "Failed": "red"}.get(verdict, "yellow")
+    return f"[{color}]{verdict}[/]"

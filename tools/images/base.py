@@ -1,0 +1,123 @@
+"""The base image: the one that the Dockerfiles name, or one of our own where no registry is reached."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import ROOT
+from tools.images.buildah import Buildah
+from tools.images.errors import ImageError
+
+PINNED: Final = re.compile(r"(?P<name>[^@]+?)(?::[\w.-]+)?@(?P<digest>sha256:[0-9a-f]{64})")
+"""A name with a digest; a tag between them is for people."""
+DEFAULT: Final = re.compile(r"^ARG BASE_IMAGE=(\S+)$", re.MULTILINE)
+SUITE: Final = "bookworm"
+BOOTSTRAP: Final = (
+    *("mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"),
+    *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
+    *("--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/info/*"),
+    *("--format=tar", SUITE),
+)
+SUBSTITUTE: Final = f"localhost/finetune-base:{hashlib.sha256(repr(BOOTSTRAP).encode()).hexdigest()[:12]}"
+
+
+def base_image(buildah: Buildah) -> str:
+    """Name of the base image; it may have to be made yet (`ensure`).
+
+    BASE_IMAGE of the environment decides. Without it, whether a registry was reached the first time that
+    this machine was asked: the answer is kept, so that tags do not change with the network.
+
+    Raises:
+        ImageError: the Dockerfile names no base image.
+    """
+    if chosen := os.environ.get("BASE_IMAGE"):
+        return chosen
+    record = cache_directory() / "images" / "base"
+    if record.exists():
+        return record.read_text()
+    default = DEFAULT.search((ROOT / "operator" / "Dockerfile").read_text())
+    if default is None:
+        raise ImageError("operator/Dockerfile has no line ARG BASE_IMAGE=…: put it back")
+    chosen = default[1]
+    try:
+        pull(buildah, chosen)
+    except ImageError as error:
+        reason = str(error).splitlines()[-1]
+        print(
+            f"{chosen} cannot be pulled ({reason}).\n"
+            f"A base image is made here instead; to try again later, remove {record}.",
+            file=sys.stderr,
+        )
+        chosen = SUBSTITUTE
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(chosen)
+    return chosen
+
+
+def require_pinned(image: str) -> None:
+    """Refuse a base image that may be another one tomorrow.
+
+    Raises:
+        ImageError: `image` is not named by its digest.
+    """
+    if not PINNED.fullmatch(image):
+        raise ImageError(
+            f"a release is built on a base image that is named by its digest, and {image} is not: set"
+            " BASE_IMAGE=NAME:TAG@sha256:DIGEST, or put that after ARG BASE_IMAGE= in both Dockerfiles"
+        )
+
+
+def pull(buildah: Buildah, image: str) -> str:
+    """Pull `image` and return the id that it has in buildah's store.
+
+    Raises:
+        ImageError: no registry was reached, or it has no such image.
+    """
+    pinned = PINNED.fullmatch(image)
+    # buildah takes a tag or a digest; the digest decides.
+    source = f"{pinned['name']}@{pinned['digest']}" if pinned else image
+    return buildah.run("pull", "--quiet", *plain_http(image), f"docker://{source}")
+
+
+def plain_http(image: str) -> tuple[str, ...]:
+    """The option for a registry on this machine, which, as for Docker, has no certificate."""
+    host = image.partition("/")[0].partition(":")[0]
+    return ("--tls-verify=false",) if host in {"localhost", "127.0.0.1"} else ()
+
+
+def ensure(buildah: Buildah, image: str) -> str:
+    """Have the base `image` in buildah's store, and return the name or id by which it is found there.
+
+    Raises:
+        ImageError: it can neither be pulled nor made.
+    """
+    if image != SUBSTITUTE:
+        return pull(buildah, image)
+    if not buildah.has(image):
+        print("Making the base image with mmdebstrap (about a minute) …", file=sys.stderr, flush=True)
+        archive = cache_directory() / "images" / "base.tar"
+        try:
+            subprocess.run([*BOOTSTRAP, archive, *_mirrors()], stdin=subprocess.DEVNULL, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ImageError(
+                f"{error}: mmdebstrap needs a mirror of Debian {SUITE}; or set BASE_IMAGE"
+            ) from error
+        container = buildah.run("from", "scratch")
+        buildah.run("add", "--quiet", container, archive, "/")
+        buildah.run("commit", "--quiet", "--rm", container, image)
+        archive.unlink()
+    return image
+
+
+def _mirrors() -> list[Path]:
+    """This machine's own package sources where it is of the same suite; mmdebstrap's default otherwise."""
+    if f"VERSION_CODENAME={SUITE}" not in Path("/etc/os-release").read_text():
+        return []
+    folder = Path("/etc/apt")
+    candidates = [folder / "sources.list", folder / "sources.list.d" / "debian.sources"]
+    return [path for path in candidates if path.exists() and path.stat().st_size]

@@ -1,0 +1,57 @@
+"""The trainer's packages for machines without a GPU, as a folder in the cache."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import ROOT, Uv
+from tools.images.buildah import Buildah
+from tools.images.trim import trim
+
+CONSTRAINTS: Final = ROOT / "constraints" / "trainer.txt"
+COMPILE: Final = (
+    *("python3", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"),
+    *("-x", "/torch/testing/_internal/py312_"),  # written for a later Python
+)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """Packages that belong into an image: the `folder` here goes to `destination` there."""
+
+    folder: Path
+    destination: PurePosixPath
+
+
+def cpu_dependencies(buildah: Buildah, python_stage: str, key: str) -> Dependencies:
+    """All of constraints/trainer.txt that a CPU runs, compiled for the Python of the image `python_stage`.
+
+    The files are shared with uv's cache: nobody may edit them in place. `key` names the content: a folder
+    that is there already is taken as it is.
+
+    Raises:
+        subprocess.CalledProcessError: uv or the linker failed; its message is on the terminal.
+        ImageError: the packages could not be compiled.
+    """
+    where = buildah.output(
+        python_stage, "python3", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
+    )
+    dependencies = Dependencies(cache_directory() / "images" / f"cpu-{key}", PurePosixPath(where))
+    if dependencies.folder.exists():
+        return dependencies
+    print("Preparing the trainer's packages without CUDA (about a minute) …", file=sys.stderr, flush=True)
+    full, part = (dependencies.folder.with_suffix(suffix) for suffix in (".full", ".part"))
+    for leftover in (full, part):
+        shutil.rmtree(leftover, ignore_errors=True)
+    version = dependencies.destination.parent.name.removeprefix("python")
+    install = ("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--requirement", CONSTRAINTS)
+    Uv().run(*install, "--target", full, "--python-version", version)
+    trim(full, part)
+    shutil.rmtree(full)
+    # Compiled where they will be, so that tracebacks name the right files.
+    buildah.output(python_stage, *COMPILE, where, volume=(part, where))
+    part.rename(dependencies.folder)
+    return dependencies

@@ -1,0 +1,78 @@
+"""Names of the images: what is in them decides their tags, so that equal content is never built twice."""
+
+import hashlib
+import os
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from tools.bootstrap.uv import ROOT
+
+OPERATOR_FILES: Final = (
+    "operator/Dockerfile",
+    "constraints/operator.txt",
+    "operator/finetune_operator",
+    "trainer_image/finetune_trainer/__init__.py",
+    "trainer_image/finetune_trainer/contract.py",
+    "trainer_image/finetune_trainer/lenient.py",
+)
+TRAINER_FILES: Final = (
+    "trainer_image/Dockerfile",
+    "trainer_image/compiler_check.py",
+    "constraints/trainer.txt",
+    "trainer_image/finetune_trainer",
+)
+TRIMMING_FILES: Final = (
+    "constraints/trainer.txt",
+    "tools/images/dependencies.py",
+    "tools/images/elf.py",
+    "tools/images/stubs.py",
+    "tools/images/trim.py",
+)
+
+
+class Variant(StrEnum):
+    """For which machines the trainer image is built."""
+
+    CPU = "cpu"
+    """Without what only a GPU runs: a third of the size. Not for machines with a GPU."""
+    CUDA = "cuda"
+
+
+class References(NamedTuple):
+    """Full image names with tags."""
+
+    operator: str
+    trainer: str
+
+
+def image_references(base: str, variant: Variant) -> References:
+    """The names that the present sources have, built on `base`.
+
+    They are in the registry that IMAGE_REGISTRY names, or in `localhost`.
+    """
+    registry = os.environ.get("IMAGE_REGISTRY", "").rstrip("/") or "localhost"
+    trainer_files = TRAINER_FILES + (TRIMMING_FILES if variant is Variant.CPU else ())
+    return References(
+        operator=f"{registry}/finetune-operator:{content_key(OPERATOR_FILES, base)}",
+        trainer=f"{registry}/finetune-trainer:{content_key(trainer_files, base)}-{variant}",
+    )
+
+
+def content_key(names: tuple[str, ...], *also: str) -> str:
+    """12 hexadecimal digits that change with the files of the repository and the strings given.
+
+    A folder stands for all files below it, except what Python caches there.
+    """
+    digest = hashlib.sha256()
+    for text in also:
+        digest.update(f"{len(text)}:{text}".encode())
+    for name in names:
+        path = ROOT / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                content = file.read_bytes()
+                digest.update(
+                    f"{file.relative_to(ROOT)}\n{file.stat().st_mode & 0o777:o} {len(content)}\n".encode()
+                )
+                digest.update(content)
+    return digest.hexdigest()[:12]

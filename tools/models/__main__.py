@@ -1,0 +1,25 @@
+"""python -m tools.models gemma|tiny"""
+
+from enum import StrEnum
+
+import typer
+
+from tools.models.gemma import gemma
+from tools.models.tiny import tiny
+
+
+class Model(StrEnum):
+    GEMMA = "gemma"
+    TINY = "tiny"
+
+
+MAKERS = {Model.GEMMA: gemma, Model.TINY: tiny}
+
+
+def main(model: Model) -> None:
+    """Make MODEL unless the cache has it, and print the path of its folder."""
+    print(MAKERS[model]())
+
+
+if __name__ == "__main__":
+    typer.run(main)

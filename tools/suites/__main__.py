@@ -1,0 +1,77 @@
+"""python -m tools.suites [--suite NAME] [--page] [-- ARGUMENTS OF PYTEST]"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Final
+
+import pytest
+import typer
+from rich.console import Console
+
+from tools.cluster.isolation import isolated
+from tools.suites.lanes import side_by_side
+from tools.suites.plan import Session, Suite, suites
+from tools.suites.report import Result, sheet, write
+
+PYTEST: Final = (
+    *(sys.executable, "-m", "pytest", "-m", "not full"),
+    *("--no-header", "--durations=15", "--durations-min=2"),
+)
+FINE: Final = frozenset({pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run_suites(
+    arguments: Annotated[list[str] | None, typer.Argument(help="For pytest, such as -k resume.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="The times take the place of those in docs/testing.md.")
+    ] = False,
+) -> None:
+    """Run the test suites up to the first that fails, and print how long each took."""
+    results: list[Result] = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        chosen = [each for each in suites(folder) if suite in (None, each.name)]
+        good = all(_passes(each, folder, arguments or (), results) for each in chosen)
+    Console(highlight=False).print(sheet(results).to_terminal())
+    if not good:
+        raise typer.Exit(1)
+    if page:
+        write(results)
+
+
+def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[Result]) -> bool:
+    """Run one suite, and add its result to the others."""
+    result = Result(suite.title)
+    results.append(result)
+    started = time.monotonic()
+    statuses = []
+    for number, sessions in enumerate(suite.steps):
+        reports = [folder / f"{suite.name}-{number}-{each}.xml" for each in range(len(sessions))]
+        ended = side_by_side(
+            {
+                session.name: _command(session, report, arguments)
+                for session, report in zip(sessions, reports, strict=True)
+            }
+        )
+        statuses += [each.status for each in ended.values()]
+        result.count(report for report in reports if report.exists())
+        if len(sessions) > 1:
+            result.sessions |= {name: each.seconds for name, each in ended.items()}
+    result.seconds = time.monotonic() - started
+    return result.tests.total() > 0 and FINE.issuperset(statuses)
+
+
+def _command(session: Session, report: Path, arguments: Sequence[str]) -> list[str]:
+    command = [*PYTEST, f"--junit-xml={report}", *session.arguments, *arguments]
+    return isolated(command) if session.isolated else command
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,54 @@
+"""Commands side by side."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from tools.bootstrap.uv import ROOT
+
+AT_ONCE: Final = 2
+# However this process ends, the kernel ends them too.
+_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One command: its exit status, and how many seconds it ran."""
+
+    status: int
+    seconds: float
+
+
+def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
+    """Run named commands two at a time, in their order; of several, each line begins with the name.
+
+    At Ctrl-C, which reaches the commands too, those that run are waited for and no other begins.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        named = len(commands) > 1
+        running = {name: pool.submit(_run, command, name * named) for name, command in commands.items()}
+        try:
+            return {name: each.result() for name, each in running.items()}
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run(command: Sequence[str], name: str) -> Ended:
+    started = time.monotonic()
+    with subprocess.Popen(
+        [*_WITH_PARENT, *command],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE if name else None,
+        stderr=subprocess.STDOUT if name else None,
+    ) as child:
+        for line in child.stdout or ():
+            sys.stdout.write(f"{name}  {line}")
+            sys.stdout.flush()
+        status = child.wait()
+    return Ended(status, time.monotonic() - started)
