@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from finetune_operator.metrics.counters import Metrics as OperatorMetrics
 from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
-from finetune_trainer.contract import METRICS_PORT, SERVE_PORT
+from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.metrics import Metrics as ServeMetrics
 from finetune_trainer.train.metrics import Metrics as TrainMetrics
 from tools.bootstrap.uv import ROOT

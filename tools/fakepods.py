@@ -4,24 +4,23 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_trainer.contract import (
-    CONFIG_ADAPTER,
-    CONFIG_ENV,
-    AnyConfig,
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER, AnyConfig
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.results import (
     CheckpointResult,
     DataStatistics,
-    EvaluateConfig,
     EvaluateResult,
-    Hyperparameters,
-    PreflightConfig,
     PreflightResult,
-    PrepareConfig,
     PrepareResult,
     Score,
     SplitRecord,
-    StageConfig,
     StageResult,
-    TrainConfig,
     TrainResult,
 )
 

@@ -13,7 +13,8 @@ from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Manifest
 from finetune_operator.status.pods import has_condition, has_ended
 from finetune_operator.status.stagetimes import container_state
-from finetune_trainer.contract import ExitCode, Stage
+from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import Stage
 
 STAGE_CONDITIONS: Final = {
     "prepare": "DatasetReady",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.store import ObjectStore, version
 from finetune_operator.plan import Manifest
-from finetune_trainer.lenient import lenient_validator
+from finetune_trainer.contract.lenient import lenient_validator
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from finetune_operator.status.peers import index_of
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.outcomes import ExitCode
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE, PAUSE, Team, exit_code, is_running, name_of, new_namespace, uid_of

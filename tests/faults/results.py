@@ -1,6 +1,9 @@
 """What the stages' pods of a chain say when they end."""
 
-from finetune_trainer.contract import CollectConfig, PrepareConfig, StageConfig, StageResult
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.results import StageResult
 from tools.fakepods import succeeded
 
 

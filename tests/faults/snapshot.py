@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from finetune_trainer.contract import CONFIG_ENV
+from finetune_trainer.contract.environment import CONFIG_ENV
 from tests.faults.requests import TOKEN, plain
 from tests.integration.api import Api, Object
 

@@ -7,7 +7,7 @@ from typing import Final
 import httpx
 
 from finetune_operator.manifests.labels import FINALIZER
-from finetune_trainer.contract import REPORT_AUDIENCE, REPORT_PATH
+from finetune_trainer.contract.environment import REPORT_AUDIENCE, REPORT_PATH
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.manifests import is_true

@@ -6,15 +6,10 @@ from typing import Any
 
 import httpx
 
-from finetune_trainer.contract import (
-    CONFIG_ADAPTER,
-    CONFIG_ENV,
-    REPORT_AUDIENCE,
-    REPORT_PATH,
-    Progress,
-    Report,
-    StageConfig,
-)
+from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.environment import CONFIG_ENV, REPORT_AUDIENCE, REPORT_PATH
+from finetune_trainer.contract.progress import Progress, Report
 from tests.integration.api import Api, Object, path_of
 from tests.integration.operators import Operator
 from tests.waiting import eventually

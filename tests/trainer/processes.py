@@ -21,7 +21,10 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType, TracebackType
 from typing import IO, Final, Self
 
-from finetune_trainer.contract import CONFIG_ENV, Contract, StageResult, TrainConfig
+from finetune_trainer.contract.base import Contract
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.results import StageResult
 from tests.forkserver import Forked, preload
 from tests.trainer.workbench import Workbench
 from tests.waiting import eventually

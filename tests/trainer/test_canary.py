@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import ExitCode, PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.outcomes import ExitCode
 from tests.trainer import processes
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import Ended

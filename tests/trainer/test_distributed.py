@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, FailureReason
+from finetune_trainer.contract.environment import NODE_RANK_ENV
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.distributed.gate import Passage, Refused, read_key
 from finetune_trainer.distributed.group import Finished, Group, PeerLost
 from finetune_trainer.distributed.launch import agreed

@@ -6,14 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import (
-    CheckpointResult,
-    Digest,
-    EvaluateResult,
-    FailureReason,
-    LoRA,
-    Method,
-)
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure

@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import (
-    Digest,
-    EvaluateResult,
-    FailureReason,
-    LoRA,
-    Method,
-    MethodType,
-    Preference,
-)
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.method import LoRA, Method, Preference
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import EvaluateResult
+from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    CleanupConfig,
-    CollectConfig,
-    ExitCode,
-    FailureReason,
-    FetchConfig,
-    FetchItem,
-    StageResult,
-)
+from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import StageResult
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.publish import _publish_folder
 from tests.trainer import processes

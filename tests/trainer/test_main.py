@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract import (
-    CONTRACT_VERSIONS,
-    TERMINATION_MESSAGE_LIMIT,
-    CollectConfig,
-    ExitCode,
-    FailureReason,
-    PrepareResult,
-    StageResult,
-)
+from finetune_trainer.contract.base import CONTRACT_VERSIONS
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.environment import TERMINATION_MESSAGE_LIMIT
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.runtime import termination
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.processes import run, run_fresh, start

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.template import load_tokenizer, render, stop_token_ids, template_name
 from finetune_trainer.runtime.failure import StageFailure
 from tools.models import tiny

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import CONFIG_ENV, StageResult
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.results import StageResult
 from tests.olderrelease import older_release, python_path
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import run
@@ -20,7 +21,7 @@ OLDER_SECONDS = 400
 """Its preflight imports PyTorch, on a machine that may do much else."""
 READ = """
 import sys
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.results import StageResult
 result = StageResult.parse(sys.stdin.read())
 print(result is not None and result.outcome)
 """

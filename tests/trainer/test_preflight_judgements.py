@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import FailureReason, LoRA, Method, MethodType, Preference
+from finetune_trainer.contract.method import LoRA, Method, Preference
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.preflight.judgements import settle
 from finetune_trainer.rows import Row

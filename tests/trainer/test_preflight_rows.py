@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.rows import Message, Row
 from tests.trainer.workbench import ROWS, RUN, Workbench, tiny_tokenizer

@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from finetune_trainer.contract import (
-    Checks,
-    Cleaning,
-    Columns,
-    Difference,
-    ExitCode,
-    FailureReason,
-    PrepareResult,
-    Split,
-)
+from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import Difference, PrepareResult
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)

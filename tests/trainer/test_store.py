@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    ExitCode,
-    FailureReason,
-    PrepareResult,
-    StageResult,
-    StoreConfig,
-)
+from finetune_trainer.contract.objects import ArtifactRef, StoreConfig
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.manifest import Manifest, digest_of
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store, open_store

@@ -5,17 +5,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    CheckpointResult,
-    ExitCode,
-    FailureReason,
-    LoRA,
-    Method,
-    ParentCheckpoint,
-    PreflightResult,
-    TrainConfig,
-)
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import CheckpointResult, PreflightResult
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from finetune_trainer.train.states import States

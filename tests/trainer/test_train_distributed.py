@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract import NODE_RANK_ENV, ExitCode, LoRA, Method, TrainConfig, TrainResult
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.environment import NODE_RANK_ENV
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
 from finetune_trainer.entrypoint import process
 from finetune_trainer.train import method, stage, trainer

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.divergence import FEWEST_STEPS, MOST_HIGH_STEPS, WINDOW, RecentLosses

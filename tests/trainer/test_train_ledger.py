@@ -2,7 +2,8 @@
 
 import pytest
 
-from finetune_trainer.contract import Hyperparameters, Method
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import Method
 from finetune_trainer.train.ledger import Best, Fingerprint, Ledger
 
 DIGEST = "sha256:" + 64 * "0"

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.entrypoint import process
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train import states

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.pace import STEPS, Pace
 from tools.cluster.ports import free_port

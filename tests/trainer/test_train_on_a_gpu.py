@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from finetune_trainer.contract import ExitCode, TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.train.loop import Loop
 from finetune_trainer.train.trainer import arguments
 from tests.trainer import test_train_preference as preference

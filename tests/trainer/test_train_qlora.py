@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from finetune_trainer.contract import LoRA, Method, ParentCheckpoint
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.objects import ParentCheckpoint
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.train.method import trainable_model

@@ -11,7 +11,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from finetune_trainer.contract import ExitCode, FailureReason, LoRA, Method, TrainResult
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.rows import Row

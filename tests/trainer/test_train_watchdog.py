@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import method, stage
 from finetune_trainer.train.method import Trainable

@@ -11,25 +11,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    CheckpointResult,
-    Digest,
-    EvaluateConfig,
-    EvaluateResult,
-    Hyperparameters,
-    LoRA,
-    Method,
-    Owner,
-    PreflightConfig,
-    PreflightResult,
-    Progress,
-    RequestedHyperparameters,
-    StageConfig,
-    StoreConfig,
-    TrainConfig,
-    TrainResult,
-)
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, PreflightResult, TrainResult
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.preflight import stage as preflight

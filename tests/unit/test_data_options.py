@@ -7,30 +7,32 @@ import pytest
 
 from finetune_operator.api import dataset as api
 from finetune_operator.api.meta import Model
-from finetune_trainer import contract
+from finetune_trainer.contract.base import Contract
+from finetune_trainer.contract.dataset import Checks, Cleaning, Split
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
 from finetune_trainer.data import options
 
 
 def test_the_formats_and_choices_are_the_same() -> None:
-    assert get_args(api.DataFormat) == get_args(contract.DataFormat) == get_args(options.DataFormat)
-    assert get_args(api.Finding) == get_args(contract.Finding) == get_args(options.Finding)
-    assert get_args(contract.NearDuplicates) == get_args(options.NearDuplicates)
+    assert get_args(api.DataFormat) == get_args(DataFormat) == get_args(options.DataFormat)
+    assert get_args(api.Finding) == get_args(Finding) == get_args(options.Finding)
+    assert get_args(NearDuplicates) == get_args(options.NearDuplicates)
 
 
 def test_the_newest_rule_is_the_same() -> None:
-    assert contract.RULE_VERSION == options.NEWEST_RULE
+    assert RULE_VERSION == options.NEWEST_RULE
 
 
 @pytest.mark.parametrize(
     ("asked", "sent", "taken"),
     [
         # Absent, the operator says the version: that of the Dataset's first DatasetVersion, or the newest.
-        (api.Split(rule_version=1), contract.Split(), options.Division()),
-        (api.Checks(), contract.Checks(), options.Checks()),
-        (api.Cleaning(), contract.Cleaning(), options.Cleaning()),
+        (api.Split(rule_version=1), Split(), options.Division()),
+        (api.Checks(), Checks(), options.Checks()),
+        (api.Cleaning(), Cleaning(), options.Cleaning()),
     ],
 )
 def test_fields_and_defaults_are_the_same(
-    asked: Model, sent: contract.Contract, taken: options.Division | options.Checks | options.Cleaning
+    asked: Model, sent: Contract, taken: options.Division | options.Checks | options.Cleaning
 ) -> None:
     assert asked.model_dump() == sent.model_dump() == dataclasses.asdict(taken)

@@ -9,7 +9,7 @@ import yaml
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

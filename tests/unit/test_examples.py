@@ -15,16 +15,11 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.configs import StageInputs, prepare_config
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import (
-    RULE_VERSION,
-    ArtifactRef,
-    Columns,
-    DataFormat,
-    Method,
-    MethodType,
-    PrepareResult,
-    Split,
-)
+from finetune_trainer.contract.dataset import Columns, Split
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.results import PrepareResult
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, MethodType
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from finetune_trainer.preflight.judgements import check_form, settle

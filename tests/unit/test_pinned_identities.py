@@ -16,7 +16,9 @@ from finetune_operator.manifests import revisionhash
 from finetune_operator.manifests.serving import build_revision
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_trainer.contract import CONFIG_ADAPTER, PrepareConfig, TrainConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.train.ledger import Fingerprint, Ledger
 from tests.unit.operator.endpoints import endpoint

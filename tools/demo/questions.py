@@ -6,7 +6,7 @@ from typing import Final
 
 from openai import OpenAI
 
-from finetune_trainer.contract import Split
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from finetune_trainer.prepare.recipe import division_of

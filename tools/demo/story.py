@@ -14,7 +14,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
-from finetune_trainer.contract import Split
+from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
 from tools.demo import basemodel, namespace, tables
 from tools.demo.access import Access

@@ -12,8 +12,7 @@ OPERATOR_FILES: Final = (
     "constraints/operator.txt",
     "operator/finetune_operator",
     "trainer_image/finetune_trainer/__init__.py",
-    "trainer_image/finetune_trainer/contract.py",
-    "trainer_image/finetune_trainer/lenient.py",
+    "trainer_image/finetune_trainer/contract",
 )
 TRAINER_FILES: Final = (
     "trainer_image/Dockerfile",

@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from finetune_trainer import canonical
-from finetune_trainer.contract import Digest
+from finetune_trainer.contract.base import Digest
 
 MANIFEST_NAME: Final = "manifest.json"
 CHUNK_BYTES: Final = 1 << 20

@@ -20,7 +20,7 @@ from finetune_operator.api.meta import (
     pattern_advice,
 )
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_trainer.contract import RULE_VERSION
+from finetune_trainer.contract.vocabulary import RULE_VERSION
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"

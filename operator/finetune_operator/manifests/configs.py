@@ -10,7 +10,27 @@ from finetune_operator.api.meta import Model, Resource
 from finetune_operator.manifests.credentials import secret_mount
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.peers import coordinator_host
-from finetune_trainer import contract
+from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.train import STEP_TIMEOUT_SECONDS, TrainConfig
+from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
+from finetune_trainer.contract.environment import (
+    BASE_MODEL_MOUNT,
+    PEER_KEY_FILE,
+    PEER_KEY_MOUNT,
+    SOURCE_MOUNT,
+    STORE_MOUNT,
+)
+from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.method import LoRA as ContractLoRA
+from finetune_trainer.contract.method import Method as ContractMethod
+from finetune_trainer.contract.method import Preference as ContractPreference
+from finetune_trainer.contract.objects import ArtifactRef, Owner, ParentCheckpoint, ReportTarget, StoreConfig
+from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Metric, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,62 +40,60 @@ class StageInputs:
     owner: Resource
     run: str
     store_uri: str
-    report: contract.ReportTarget | None
+    report: ReportTarget | None
     store_credentials: str | None = None
     """Name of the Secret that opens the store."""
     accelerators: int = 1
     """Of a train pod. CPU cores count as one: a single process uses them all."""
-    contract_version: int = contract.CONTRACT_VERSION
+    contract_version: int = CONTRACT_VERSION
     """Version that the pod's trainer reads; newer fields are left out of its config."""
 
     @property
-    def contract_owner(self) -> contract.Owner:
+    def contract_owner(self) -> Owner:
         kind = cast(Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint"], self.owner.kind)
-        return contract.Owner(
-            kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid
-        )
+        return Owner(kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid)
 
     @property
-    def store(self) -> contract.StoreConfig:
+    def store(self) -> StoreConfig:
         return store_config(self.store_uri, self.store_credentials)
 
 
-def store_config(uri: str, secret: str | None) -> contract.StoreConfig:
+def store_config(uri: str, secret: str | None) -> StoreConfig:
     """The store as a pod has it; `secret` is the name of the Secret that opens it."""
     claim = parse_store(uri)
-    path = contract.STORE_MOUNT if claim is None else claim.under(contract.STORE_MOUNT)
-    return contract.StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
+    path = STORE_MOUNT if claim is None else claim.under(STORE_MOUNT)
+    return StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
 
 
 def prepare_config(
     inputs: StageInputs,
     preparation: DataPreparation,
     *,
-    rule_version: int = contract.RULE_VERSION,
+    rule_version: int = RULE_VERSION,
     previous: str | None = None,
     unless_version: str | None = None,
-) -> contract.PrepareConfig:
+) -> PrepareConfig:
     """Rows in, a dataset folder out.
 
     `rule_version` holds where the preparation names none. `previous` is the digest of the version to compare
     with; while the source has `unless_version`, nothing is prepared.
     """
     source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
-    return contract.PrepareConfig(
+    return PrepareConfig(
         contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
         report=inputs.report,
         source_uri=source,
-        source_path=_mounted(source, contract.SOURCE_MOUNT),
+        source_path=_mounted(source, SOURCE_MOUNT),
         source_credentials=secret_mount("source", secret.name if secret else None),
         format=preparation.format,
-        columns=contract.Columns(**_fields(preparation.columns)),
+        columns=Columns(**_fields(preparation.columns)),
         template=preparation.template,
-        cleaning=contract.Cleaning(**_fields(preparation.cleaning)),
-        checks=contract.Checks(**_fields(preparation.checks)),
-        split=contract.Split(
+        cleaning=Cleaning(**_fields(preparation.cleaning)),
+        checks=Checks(**_fields(preparation.checks)),
+        split=Split(
             **_fields(preparation.split) | {"rule_version": preparation.split.rule_version or rule_version}
         ),
         on_invalid_rows=preparation.on_invalid_rows,
@@ -97,49 +115,45 @@ def _mounted(uri: str, mount: str) -> str | None:
     return None if place is None else place.under(mount)
 
 
-def _method(
-    method: Method, lora: LoRA | None = None, preference: Preference | None = None
-) -> contract.Method:
+def _method(method: Method, lora: LoRA | None = None, preference: Preference | None = None) -> ContractMethod:
     """`lora` is what a run that continues an adapter uses, `preference` what preflight made of the spec's."""
-    return contract.Method(
+    return ContractMethod(
         type=method.type,
-        lora=contract.LoRA(**_fields(lora or method.lora)),
-        preference=contract.Preference(**_fields(preference or method.preference)),
+        lora=ContractLoRA(**_fields(lora or method.lora)),
+        preference=ContractPreference(**_fields(preference or method.preference)),
     )
 
 
-def _parent(spec: FineTuneJobSpec, resolved: Resolved) -> contract.ParentCheckpoint | None:
+def _parent(spec: FineTuneJobSpec, resolved: Resolved) -> ParentCheckpoint | None:
     if resolved.parent_checkpoint is None or resolved.parent_digest is None:
         return None
-    return contract.ParentCheckpoint(
+    return ParentCheckpoint(
         name=resolved.parent_checkpoint, digest=resolved.parent_digest, type=checkpoint_type(spec.method)
     )
 
 
-def preflight_config(
-    inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved
-) -> contract.PreflightConfig:
+def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved) -> PreflightConfig:
     """The base model against the data.
 
     A run that continues from a Checkpoint takes its base model from the store: its volume is not mounted.
     """
     given, secret, wanted = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
-    return contract.PreflightConfig(
+    return PreflightConfig(
         contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
         store=inputs.store,
         report=inputs.report,
         base_model_uri=given.uri or resolved.base_model_uri or "",
-        base_model_path=_mounted(given.uri, contract.BASE_MODEL_MOUNT) if given.uri else None,
+        base_model_path=_mounted(given.uri, BASE_MODEL_MOUNT) if given.uri else None,
         base_model_revision=given.revision if parent is None else resolved.base_model_revision,
         base_model_credentials=secret_mount("base-model", secret.name if secret else None),
         base_model_digest=given.digest if parent is None else resolved.base_model_digest,
         parent=parent,
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method),
-        hyperparameters=contract.RequestedHyperparameters(
+        hyperparameters=RequestedHyperparameters(
             epochs=wanted.epochs,
             learning_rate=wanted.learning_rate,
             per_device_batch_size=wanted.per_device_batch_size,
@@ -161,10 +175,10 @@ def train_config(
     spec: FineTuneJobSpec,
     resolved: Resolved,
     hyperparameters: ResolvedHyperparameters,
-) -> contract.TrainConfig:
+) -> TrainConfig:
     """Training with everything resolved."""
     nodes = spec.compute.nodes
-    return contract.TrainConfig(
+    return TrainConfig(
         contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
@@ -174,15 +188,15 @@ def train_config(
         parent=_parent(spec, resolved),
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method, resolved.lora, resolved.preference),
-        hyperparameters=contract.Hyperparameters(**hyperparameters.model_dump()),
+        hyperparameters=Hyperparameters(**hyperparameters.model_dump()),
         keep=spec.checkpoints.keep or 0,
         keep_steps=spec.checkpoints.keep_steps or (),
         adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
-        step_timeout_seconds=spec.compute.step_timeout_seconds or contract.STEP_TIMEOUT_SECONDS,
+        step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
         nodes=nodes,
         devices=inputs.accelerators,
         coordinator=coordinator_host(inputs.owner) if nodes > 1 else None,
-        peer_key_path=f"{contract.PEER_KEY_MOUNT}/{contract.PEER_KEY_FILE}" if nodes > 1 else None,
+        peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if nodes > 1 else None,
     )
 
 
@@ -195,12 +209,12 @@ def evaluate_config(
     dataset: str,
     checkpoint: str,
     hyperparameters: ResolvedHyperparameters,
-) -> contract.EvaluateConfig:
+) -> EvaluateConfig:
     """Judging one checkpoint; measures whatever the gates need beside what was asked for."""
     gated = {gate.metric for gate in evaluation.gates}
-    metrics: tuple[contract.Metric, ...] = ("exact_match", "loss", "preference_accuracy")
+    metrics: tuple[Metric, ...] = ("exact_match", "loss", "preference_accuracy")
     beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
-    return contract.EvaluateConfig(
+    return EvaluateConfig(
         contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,
@@ -217,14 +231,14 @@ def evaluate_config(
     )
 
 
-def checkpoint_type(method: Method) -> contract.CheckpointType:
+def checkpoint_type(method: Method) -> CheckpointType:
     """What a method leaves behind."""
     return "Full" if method.type == "Full" else "Adapter"
 
 
 def cleanup_config(
-    owner: Resource, store_uri: str, secret: str | None, artifact: contract.ArtifactRef | None, version: int
-) -> contract.CleanupConfig:
+    owner: Resource, store_uri: str, secret: str | None, artifact: ArtifactRef | None, version: int
+) -> CleanupConfig:
     """Remove an artifact, or without one the run's folder, from one store, which the Secret opens.
 
     `version` is that of the contract that the pod's trainer reads.
@@ -232,7 +246,7 @@ def cleanup_config(
     inputs = StageInputs(
         owner=owner, run=owner.uid, store_uri=store_uri, report=None, store_credentials=secret
     )
-    return contract.CleanupConfig(
+    return CleanupConfig(
         contract=version,
         owner=inputs.contract_owner,
         store=inputs.store,
@@ -241,11 +255,9 @@ def cleanup_config(
     )
 
 
-def collect_config(
-    inputs: StageInputs, stage: contract.Stage, *, probe: bool = False
-) -> contract.CollectConfig:
+def collect_config(inputs: StageInputs, stage: Stage, *, probe: bool = False) -> CollectConfig:
     """Read the stored result of a stage whose pod is gone; with `probe` see whether the store can be used."""
-    return contract.CollectConfig(
+    return CollectConfig(
         contract=inputs.contract_version,
         owner=inputs.contract_owner,
         run=inputs.run,

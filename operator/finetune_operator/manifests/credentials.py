@@ -3,7 +3,8 @@
 from typing import Literal
 
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import CREDENTIALS_MOUNT, SecretMount
+from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
+from finetune_trainer.contract.objects import SecretMount
 
 Use = Literal["store", "source", "base-model"]
 """What a pod needs a Secret for."""

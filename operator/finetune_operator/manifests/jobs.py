@@ -26,7 +26,9 @@ from finetune_operator.manifests.pods import (
     queue_of,
 )
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import ExitCode, Stage, StageConfig
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import Stage
 
 NONCE_CONTRACT: Final = 2
 """First version of the contract in which a result repeats a nonce."""

@@ -4,7 +4,7 @@ import hashlib
 from typing import Final
 
 from finetune_operator.api.meta import GROUP, Resource
-from finetune_trainer.contract import Stage
+from finetune_trainer.contract.vocabulary import Stage
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 OPERATOR: Final = "finetune-operator"

@@ -18,7 +18,7 @@ from finetune_operator.manifests.networkpolicies import (
     pods_with,
 )
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT
+from finetune_trainer.contract.environment import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT
 
 TRAIN: Final = "train"
 KEY_BYTES: Final = 32

@@ -12,7 +12,9 @@ from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import (
+from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
     CONFIG_ENV,
     METRICS_PORT,
@@ -23,10 +25,8 @@ from finetune_trainer.contract import (
     SOURCE_MOUNT,
     STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
-    CleanupConfig,
-    SecretMount,
-    StageConfig,
 )
+from finetune_trainer.contract.objects import SecretMount
 
 JobStage = Literal["prepare", "preflight", "train", "evaluate", "collect", "cleanup"]
 JobConfig = StageConfig | CleanupConfig

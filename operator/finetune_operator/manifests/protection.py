@@ -9,7 +9,7 @@ from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import REVISION, RUN, child_labels, stage_job_name
 from finetune_operator.manifests.networkpolicies import allow, build_network_policy, namespaces_with
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import SERVE_PORT
+from finetune_trainer.contract.environment import SERVE_PORT
 
 DEFAULT_MAX_UNAVAILABLE: Final = 1
 

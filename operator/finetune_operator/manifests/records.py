@@ -25,8 +25,9 @@ from finetune_operator.manifests.labels import (
 )
 from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
-from finetune_trainer import contract
-from finetune_trainer.contract import CheckpointResult, PrepareResult, SplitName
+from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult
+from finetune_trainer.contract.results import LossPoint as ContractLossPoint
+from finetune_trainer.contract.vocabulary import SplitName
 
 
 def build_dataset_version(
@@ -80,7 +81,7 @@ def build_dataset_version(
     }
 
 
-def _statistics(found: contract.DataStatistics) -> DatasetStatistics:
+def _statistics(found: DataStatistics) -> DatasetStatistics:
     """A statistic that came later is left out where it says nothing."""
     fields = found.model_dump()
     return DatasetStatistics(**fields | {"untested_answers": found.untested_answers or None})
@@ -100,7 +101,7 @@ def build_checkpoint(
     validation_rows: int,
     hyperparameters: ResolvedHyperparameters,
     trainer_image: str,
-    loss_curve: Sequence[contract.LossPoint],
+    loss_curve: Sequence[ContractLossPoint],
     recorded_at: datetime,
 ) -> Manifest:
     """The record of published weights, with everything they came from.
@@ -150,7 +151,7 @@ def build_checkpoint(
     }
 
 
-def _until(step: int, curve: Sequence[contract.LossPoint]) -> tuple[LossPoint, ...] | None:
+def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ...] | None:
     points = [LossPoint(step=at, train=train, validation=validation) for at, train, validation in curve]
     return tuple(point for point in points if point.step <= step) or None
 

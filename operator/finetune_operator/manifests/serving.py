@@ -25,20 +25,16 @@ from finetune_operator.manifests.servingvolumes import key_volume, scratch_volum
 from finetune_operator.manifests.trainer import trainer_of
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import (
+from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
+from finetune_trainer.contract.environment import (
     API_KEYS_MOUNT,
     CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
     SERVE_PORT,
     TERMINATION_MESSAGE_PATH,
-    ArtifactRef,
-    FetchConfig,
-    FetchItem,
-    Owner,
-    ServeConfig,
-    ServedModel,
 )
+from finetune_trainer.contract.objects import ArtifactRef, Owner
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"

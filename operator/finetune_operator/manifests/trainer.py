@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_trainer.contract import CONTRACT_VERSION
+from finetune_trainer.contract.base import CONTRACT_VERSION
 
 FIRST_CONTRACT: Final = 1
 """What releases spoke that did not record the contract of the Jobs they made."""

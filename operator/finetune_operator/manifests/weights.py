@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_operator.api.checkpoint import BaseModelRecord, Checkpoint
 from finetune_operator.manifests.labels import STORE_CREDENTIALS
-from finetune_trainer.contract import CheckpointType
+from finetune_trainer.contract.vocabulary import CheckpointType
 
 CHECKPOINTS: Final = "/checkpoints/"
 """Between the store's uri and the 64 hexadecimal digits of the weights."""

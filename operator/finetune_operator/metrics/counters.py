@@ -15,7 +15,7 @@ from prometheus_client import (
 
 import finetune_operator
 from finetune_operator.api.finetunejobstatus import StageName
-from finetune_trainer.contract import CONTRACT_VERSION
+from finetune_trainer.contract.base import CONTRACT_VERSION
 
 STAGE_BUCKETS: Final = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 43_200, 86_400, 259_200)
 RECONCILE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

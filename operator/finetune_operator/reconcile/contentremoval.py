@@ -21,7 +21,7 @@ from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status import podfailures
 from finetune_operator.status.jobtrouble import job_trouble, look_again
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_trainer.contract import ArtifactRef
+from finetune_trainer.contract.objects import ArtifactRef
 
 PATIENCE: Final = timedelta(hours=24)
 """How long an object waits for the users of its content to let go, or for its store to answer."""

@@ -7,7 +7,7 @@ from finetune_operator.api.dataset import StoreReference
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
+from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
 
 NAMED_AT_MOST: Final = 8
 

@@ -24,7 +24,7 @@ from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_trainer.contract import ArtifactRef
+from finetune_trainer.contract.objects import ArtifactRef
 
 LOOK_AGAIN: Final = 60.0
 """Seconds; not every change of a user brings its records another look."""

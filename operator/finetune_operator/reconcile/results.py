@@ -14,7 +14,8 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import podfailures
 from finetune_operator.status.stagetimes import container_state
-from finetune_trainer.contract import Stage, StageResult
+from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Stage
 
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
 """Label that the Job controller puts on the pods that it creates."""

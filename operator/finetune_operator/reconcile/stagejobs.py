@@ -14,7 +14,7 @@ from finetune_operator.status.pods import has_ended as has_pod_ended
 from finetune_operator.status.pods import stage_of
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.stagetimes import instant
-from finetune_trainer.contract import Stage
+from finetune_trainer.contract.vocabulary import Stage
 
 RUNNING: Final[dict[Stage, Reason]] = {
     "prepare": Reason.PREPARING,

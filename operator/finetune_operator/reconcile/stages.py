@@ -35,7 +35,9 @@ from finetune_operator.status.peers import called, current, nodes_of
 from finetune_operator.status.pods import Trouble
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.stagetimes import container_state, instant
-from finetune_trainer.contract import ExitCode, FailureReason, Stage, StageResult
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Stage
 
 
 @dataclass(frozen=True, slots=True)

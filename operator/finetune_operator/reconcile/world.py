@@ -12,7 +12,9 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_trainer.contract import Progress, ReportTarget, Stage
+from finetune_trainer.contract.objects import ReportTarget
+from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.vocabulary import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
 from finetune_operator.plan import Manifest
 from finetune_operator.report.rate import Buckets, TokenBucket
-from finetune_trainer.contract import REPORT_AUDIENCE
+from finetune_trainer.contract.environment import REPORT_AUDIENCE
 
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"

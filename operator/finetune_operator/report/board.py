@@ -8,7 +8,7 @@ from typing import Final
 from finetune_operator.plan import Key
 from finetune_operator.reconcile.world import RunProgress
 from finetune_operator.report.authorizer import Caller
-from finetune_trainer.contract import Progress, Report
+from finetune_trainer.contract.progress import Progress, Report
 
 RUN_INTERVAL: Final = 10.0
 """Seconds between two status writes that a run's progress causes."""

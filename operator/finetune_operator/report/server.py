@@ -15,7 +15,9 @@ from finetune_operator.engine.errors import ApiError
 from finetune_operator.report.authorizer import Authorizer, Caller, Refused, TooManyReviews
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.rate import Buckets
-from finetune_trainer.contract import CONTRACT_VERSION, REPORT_PATH, Report
+from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_trainer.contract.environment import REPORT_PATH
+from finetune_trainer.contract.progress import Report
 
 logger = logging.getLogger(__name__)
 

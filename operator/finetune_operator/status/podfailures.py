@@ -22,7 +22,7 @@ from finetune_operator.status.pods import (
 )
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.stagetimes import container_state, instant
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.outcomes import ExitCode
 
 DISRUPTIONS: Final = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",

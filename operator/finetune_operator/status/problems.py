@@ -3,7 +3,7 @@
 from typing import Final
 
 from finetune_operator.status.conditions import shortened
-from finetune_trainer.contract import PrepareResult
+from finetune_trainer.contract.results import PrepareResult
 
 SHOWN_AT_MOST: Final = 10
 FIRST_LIMIT: Final = 500

@@ -9,7 +9,7 @@ from finetune_operator.api.finetunejobstatus import (
     Score,
     StageName,
 )
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.progress import Progress
 
 
 def _percent(step: int, total: int) -> int:

@@ -24,7 +24,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Reasons of conditions; failures of a stage add those of `contract.FailureReason`."""
+    """Reasons of conditions; failures of a stage add those of the contract's `FailureReason`."""
 
     # under way
     PREPARING = "Preparing"

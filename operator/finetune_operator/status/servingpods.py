@@ -10,7 +10,7 @@ from finetune_operator.status.podfailures import eviction_advice
 from finetune_operator.status.pods import condition, has_ended, quoted, statuses
 from finetune_operator.status.podstarts import container_trouble, scheduling_advice, steady
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.outcomes import ExitCode
 
 USELESS_AGAIN: Final = frozenset({ExitCode.BAD_CONFIG.value, ExitCode.BAD_DATA.value})
 

@@ -1,7 +1,7 @@
 """What the condition Trained says of a run's training."""
 
 from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, TrainingStatus
-from finetune_trainer.contract import CheckpointResult, TrainResult
+from finetune_trainer.contract.results import CheckpointResult, TrainResult
 
 
 def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> str:

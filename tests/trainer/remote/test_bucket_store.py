@@ -12,16 +12,10 @@ from typing import Final
 
 import pytest
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    CollectConfig,
-    ExitCode,
-    FailureReason,
-    Owner,
-    PrepareResult,
-    StageResult,
-    StoreConfig,
-)
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.remote import patience
 from finetune_trainer.runtime.failure import Preempted, StageFailure
@@ -138,7 +132,7 @@ def test_an_artifact_without_its_manifest_is_none_and_is_completed(pods: Pods) -
 SLOW_PUBLISH: Final = """
 import os, sys
 from pathlib import Path
-from finetune_trainer.contract import StoreConfig
+from finetune_trainer.contract.objects import StoreConfig
 from finetune_trainer.store import open_store
 store = open_store(StoreConfig.model_validate_json(sys.argv[1]))
 with store.staging() as staging:

@@ -9,7 +9,9 @@ from urllib.parse import quote
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract import FailureReason, PrepareConfig, StoreConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.objects import StoreConfig
+from finetune_trainer.contract.outcomes import FailureReason
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.remote.reading import failure

@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    FailureReason,
-    ParentCheckpoint,
-    PreflightResult,
-    SecretMount,
-)
+from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint, SecretMount
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import OnBytes, nothing
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.preflight import turn

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import openai
 
-from finetune_trainer.contract import Owner, ServeConfig, ServedModel
+from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
+from finetune_trainer.contract.objects import Owner
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.server import DrainingServer, listen
 from finetune_trainer.serve.service import Service

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune_trainer.contract import ServedModel
+from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.serve.identity import Identity, identities
 from tests.trainer.serve.endpoint import serve_config

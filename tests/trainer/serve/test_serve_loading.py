@@ -11,7 +11,8 @@ from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from finetune_trainer.contract import FailureReason, ServeConfig, ServedModel
+from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.names import served_names

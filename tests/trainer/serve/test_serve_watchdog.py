@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.serve.watchdog import Watchdog
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, wait_until
 from tests.trainer.serve.test_serve_engine import Rig, rig, served

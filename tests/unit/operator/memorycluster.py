@@ -22,7 +22,9 @@ from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.results import JOB_UID
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 from finetune_operator.status.peers import INDEX
-from finetune_trainer.contract import CONFIG_ADAPTER, CONFIG_ENV, StageResult
+from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.results import StageResult
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 FACTS = OperatorFacts(namespace="finetune-system", trainer_image="registry.example/trainer:1")

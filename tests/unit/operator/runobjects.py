@@ -3,8 +3,19 @@
 from typing import Any
 
 from finetune_operator.plan import Manifest
-from finetune_trainer import contract
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.results import (
+    CheckpointResult,
+    DataStatistics,
+    EvaluateResult,
+    PreflightResult,
+    PrepareResult,
+    Score,
+    SplitRecord,
+    StageResult,
+    TrainResult,
+)
+from finetune_trainer.contract.vocabulary import Stage
 
 STORE = "pvc://artifacts"
 JOB, JOB_UID = "tickets-v1", "0b5e7a10-0000-4000-8000-000000000001"
@@ -83,18 +94,18 @@ def prepared(run: str = f"{DATASET_UID}-1", test_rows: int = 24, **result: Any) 
         "preparation": digest("2"),
         "format": "PromptCompletion",
         "splits": (
-            contract.SplitRecord(name="train", rows=192, digest=digest("3")),
-            contract.SplitRecord(name="validation", rows=24, digest=digest("4")),
-            contract.SplitRecord(name="test", rows=test_rows, digest=digest("5")),
+            SplitRecord(name="train", rows=192, digest=digest("3")),
+            SplitRecord(name="validation", rows=24, digest=digest("4")),
+            SplitRecord(name="test", rows=test_rows, digest=digest("5")),
         ),
-        "statistics": contract.DataStatistics(source_rows=240),
+        "statistics": DataStatistics(source_rows=240),
     }
     return StageResult(
-        stage="prepare", run=run, outcome="Succeeded", prepare=contract.PrepareResult(**{**fields, **result})
+        stage="prepare", run=run, outcome="Succeeded", prepare=PrepareResult(**{**fields, **result})
     )
 
 
-HYPERPARAMETERS = contract.Hyperparameters(
+HYPERPARAMETERS = Hyperparameters(
     epochs=3,
     learning_rate=0.0002,
     per_device_batch_size=4,
@@ -111,7 +122,7 @@ def preflighted(run: str = JOB_UID) -> StageResult:
         stage="preflight",
         run=run,
         outcome="Succeeded",
-        preflight=contract.PreflightResult(
+        preflight=PreflightResult(
             base_model=BASE,
             hyperparameters=HYPERPARAMETERS,
             chat_template="gemma3",
@@ -127,12 +138,12 @@ def trained(run: str = JOB_UID) -> StageResult:
         stage="train",
         run=run,
         outcome="Succeeded",
-        train=contract.TrainResult(
+        train=TrainResult(
             steps=40,
             train_loss=0.12,
             tokens=27000,
             checkpoints=(
-                contract.CheckpointResult(
+                CheckpointResult(
                     digest=WEIGHTS,
                     type="Adapter",
                     step=40,
@@ -152,18 +163,18 @@ def evaluated(tuned: float = 0.95, base: float = 0.0, run: str = JOB_UID) -> Sta
         stage="evaluate",
         run=run,
         outcome="Succeeded",
-        evaluate=contract.EvaluateResult(
+        evaluate=EvaluateResult(
             checkpoint=WEIGHTS,
             split="test",
             scores=(
-                contract.Score(metric="exact_match", subject="Tuned", value=tuned, rows=24),
-                contract.Score(metric="exact_match", subject="Base", value=base, rows=24),
-                contract.Score(metric="loss", subject="Tuned", value=0.2, rows=24),
-                contract.Score(metric="loss", subject="Base", value=3.1, rows=24),
+                Score(metric="exact_match", subject="Tuned", value=tuned, rows=24),
+                Score(metric="exact_match", subject="Base", value=base, rows=24),
+                Score(metric="loss", subject="Tuned", value=0.2, rows=24),
+                Score(metric="loss", subject="Base", value=3.1, rows=24),
             ),
         ),
     )
 
 
-def failed(stage: contract.Stage, reason: str, message: str, run: str = JOB_UID, **parts: Any) -> StageResult:
+def failed(stage: Stage, reason: str, message: str, run: str = JOB_UID, **parts: Any) -> StageResult:
     return StageResult(stage=stage, run=run, outcome="Failed", reason=reason, message=message, **parts)

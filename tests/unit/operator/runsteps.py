@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     JOB,

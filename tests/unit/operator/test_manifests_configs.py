@@ -7,8 +7,10 @@ import pytest
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Preference, Resolved, ResolvedHyperparameters
 from finetune_operator.manifests.configs import StageInputs, evaluate_config, preflight_config, train_config
-from finetune_trainer import contract
-from finetune_trainer.contract import Hyperparameters, PreflightConfig, TrainConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import Preference as ContractPreference
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
 
@@ -51,8 +53,8 @@ def test_what_preflight_made_of_the_preference_reaches_training() -> None:
 
     asked, trained = preflight(**spec).method.preference, train(preference=chosen, **spec).method.preference
 
-    assert asked == contract.Preference(beta=0.2, undesirable_weight=1.5)
-    assert trained == contract.Preference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
+    assert asked == ContractPreference(beta=0.2, undesirable_weight=1.5)
+    assert trained == ContractPreference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
 
 def test_the_preference_is_measured_where_a_gate_needs_it() -> None:

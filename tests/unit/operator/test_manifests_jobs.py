@@ -11,7 +11,7 @@ from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_fai
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.pods import Credentials, JobStage, Storage, resources_of
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.outcomes import ExitCode
 from tests.unit.operator.runobjects import finetunejob, profile
 
 STAGES: tuple[JobStage, ...] = ("prepare", "preflight", "train", "evaluate", "collect")

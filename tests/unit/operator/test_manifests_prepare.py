@@ -5,7 +5,10 @@ from typing import Any
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.configs import StageInputs, prepare_config
 from finetune_operator.manifests.records import build_dataset_version
-from finetune_trainer import contract
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
+from finetune_trainer.contract.results import DataStatistics
+from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared
 
 EVERYTHING: dict[str, Any] = {
@@ -56,7 +59,7 @@ def owner(**spec: Any) -> Dataset:
     return Dataset.model_validate(manifest)
 
 
-def config_of(**spec: Any) -> contract.PrepareConfig:
+def config_of(**spec: Any) -> PrepareConfig:
     resource = owner(**spec)
     return prepare_config(StageInputs(resource, DATASET_UID, "pvc://artifacts", None), resource.spec)
 
@@ -70,15 +73,15 @@ def test_everything_that_decides_the_rows_is_passed_on() -> None:
 
 
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
-    named = {field.alias for field in contract.PrepareConfig.model_fields.values()}
+    named = {field.alias for field in PrepareConfig.model_fields.values()}
     technical = {"contract", "stage", "owner", "run", "store", "report", "nonce", "sourceUri", "sourcePath"}
     left = named - technical - {"sourceCredentials", "previous", "unlessVersion"}
     assert left == set(EVERYTHING) - {"source"}
     for model, field in (
-        (contract.Columns, "columns"),
-        (contract.Cleaning, "cleaning"),
-        (contract.Checks, "checks"),
-        (contract.Split, "split"),
+        (Columns, "columns"),
+        (Cleaning, "cleaning"),
+        (Checks, "checks"),
+        (Split, "split"),
     ):
         assert {each.alias for each in model.model_fields.values()} == set(EVERYTHING[field])
 
@@ -87,10 +90,10 @@ def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
     assert {"format", "columns", "template", "cleaning", "checks", "maxUnpackedBytes"}.isdisjoint(sent)
     # What a Dataset began with is the operator's to say.
-    assert sent["split"] == {"ruleVersion": contract.RULE_VERSION}
+    assert sent["split"] == {"ruleVersion": RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
-    assert part_of_it.cleaning == contract.Cleaning(normalize_unicode=True)
-    assert part_of_it.checks == contract.Checks(phone_numbers="Warn")
+    assert part_of_it.cleaning == Cleaning(normalize_unicode=True)
+    assert part_of_it.checks == Checks(phone_numbers="Warn")
 
 
 def test_a_pattern_is_looked_for_in_the_mounted_folder() -> None:
@@ -116,7 +119,7 @@ def record_of(source: str, **result: Any) -> Any:
 
 
 def test_a_version_has_all_counts_of_its_preparation() -> None:
-    counts = contract.DataStatistics(
+    counts = DataStatistics(
         source_rows=9,
         invalid_rows=1,
         duplicate_rows=2,

@@ -10,7 +10,8 @@ from finetune_operator.manifests.labels import RECORDED_AT, STORE, STORE_CREDENT
 from finetune_operator.manifests.serving import build_deployment, build_revision
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import CREDENTIALS_MOUNT, STORE_MOUNT, FetchConfig
+from finetune_trainer.contract.configs.serve import FetchConfig
+from finetune_trainer.contract.environment import CREDENTIALS_MOUNT, STORE_MOUNT
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

@@ -6,7 +6,8 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.reconcile.world import RunProgress
-from finetune_trainer.contract import DataStatistics, Progress
+from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import DataStatistics
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     BASE,

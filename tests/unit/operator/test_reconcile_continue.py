@@ -10,8 +10,9 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.ownership import readers_of
 from finetune_operator.reconcile.relations import related
-from finetune_trainer import contract
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.objects import ParentCheckpoint
+from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     BASE,
@@ -31,7 +32,7 @@ from tests.unit.operator.test_reconcile_relations import Listings
 
 NEXT, NEXT_UID = "tickets-v2", "0c000000-0000-4000-8000-000000000002"
 NEXT_WEIGHTS = digest("e")
-LORA = contract.LoRA(r=8, alpha=64, target_modules=("q_proj",), dora=True)
+LORA = LoRA(r=8, alpha=64, target_modules=("q_proj",), dora=True)
 FULL = {"method": {"type": "Full"}}
 
 
@@ -81,7 +82,7 @@ def test_the_checkpoint_and_its_base_model_are_frozen_and_reach_preflight() -> N
     assert (resolved.parent_checkpoint, resolved.parent_digest) == (CHECKPOINT, WEIGHTS)
     assert (resolved.base_model_uri, resolved.base_model_digest) == ("pvc://models/gemma", BASE)
     config = cluster.config("preflight")
-    parent = contract.ParentCheckpoint(name=CHECKPOINT, digest=WEIGHTS, type="Adapter")
+    parent = ParentCheckpoint(name=CHECKPOINT, digest=WEIGHTS, type="Adapter")
     assert config.parent == parent
     assert (config.base_model_uri, config.base_model_digest) == ("pvc://models/gemma", BASE)
     assert config.base_model_path is None
@@ -118,9 +119,9 @@ def test_the_adapters_settings_go_from_preflight_to_training_and_the_lineage_to_
     cluster.succeed("preflight", next_preflighted())
     cluster.settle()
     config = cluster.config("train")
-    assert config.parent == contract.ParentCheckpoint(name=CHECKPOINT, digest=WEIGHTS)
+    assert config.parent == ParentCheckpoint(name=CHECKPOINT, digest=WEIGHTS)
     assert (config.base_model, config.dataset) == (BASE, ROWS)
-    assert config.method == contract.Method(lora=LORA)
+    assert config.method == Method(lora=LORA)
     told = cluster.condition("FineTuneJob", NEXT, "Preflighted")
     assert told is not None
     assert f"continues from Checkpoint {CHECKPOINT}" in told["message"]

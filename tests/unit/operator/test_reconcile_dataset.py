@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import dataset_version_name
-from finetune_trainer.contract import Difference
+from finetune_trainer.contract.results import Difference
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     DATASET,

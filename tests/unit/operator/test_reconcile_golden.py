@@ -15,7 +15,9 @@ import yaml
 
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress
-from finetune_trainer.contract import CONFIG_ENV, Progress, ReportTarget
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.objects import ReportTarget
+from finetune_trainer.contract.progress import Progress
 from tests.unit.operator.memorycluster import FACTS, MemoryCluster
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_operator.manifests.labels import checkpoint_name
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import CheckpointResult, StageResult
+from finetune_trainer.contract.results import CheckpointResult, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     HYPERPARAMETERS,

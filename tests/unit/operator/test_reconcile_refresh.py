@@ -12,13 +12,9 @@ from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import ConditionType
-from finetune_trainer.contract import (
-    RULE_VERSION,
-    Difference,
-    PrepareConfig,
-    PrepareResult,
-    StageResult,
-)
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.results import Difference, PrepareResult, StageResult
+from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.runobjects import (
     DATASET,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import BASE_MODEL_MOUNT, SOURCE_MOUNT
+from finetune_trainer.contract.environment import BASE_MODEL_MOUNT, SOURCE_MOUNT
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

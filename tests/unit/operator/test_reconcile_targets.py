@@ -3,7 +3,8 @@
 from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_trainer.contract import CONFIG_ADAPTER, FetchConfig, ServeConfig
+from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from tests.unit.operator.endpoints import BASE, Cluster, checkpoint, digest
 
 FOLLOWS = {"name": "router", "follow": {"model": "tickets"}}

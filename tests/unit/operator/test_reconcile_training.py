@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import CheckpointResult, Method, Preference, StageResult
+from finetune_trainer.contract.method import Method, Preference
+from finetune_trainer.contract.results import CheckpointResult, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

@@ -22,7 +22,7 @@ from finetune_operator.report.authorizer import (
 )
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.server import ReportServer
-from finetune_trainer.contract import REPORT_PATH
+from finetune_trainer.contract.environment import REPORT_PATH
 from tools.cluster.ports import free_port
 
 

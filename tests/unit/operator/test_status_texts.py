@@ -13,7 +13,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
 from finetune_operator.status.reserved import not_implemented
 from finetune_operator.status.stagetimes import Price, charged, finished, measure
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.progress import Progress
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 

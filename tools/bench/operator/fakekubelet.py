@@ -7,7 +7,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.resources import POD
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract import StageConfig
+from finetune_trainer.contract.configs.stage import StageConfig
 from tools.fakepods import config_of, ended, running, succeeded
 
 AT_ONCE: Final = 8

@@ -9,7 +9,9 @@ from typing import Final
 
 from typing_extensions import override
 
-from finetune_trainer.contract import Method, Owner, StoreConfig, TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.objects import Owner, StoreConfig
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop

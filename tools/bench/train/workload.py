@@ -5,7 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from finetune_trainer.contract import Hyperparameters, LoRA
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import LoRA
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.preparation import prepare

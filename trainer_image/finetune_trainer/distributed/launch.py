@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final
 
-from finetune_trainer.contract import ExitCode, TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV
 from finetune_trainer.runtime import signals
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from typing_extensions import override
 
-from finetune_trainer.contract import TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.distributed.gate import read_key
 from finetune_trainer.distributed.group import Group, PeerLost
 from finetune_trainer.distributed.peers import ENDED, LOST, PREEMPTED, Peers

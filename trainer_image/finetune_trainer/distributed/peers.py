@@ -8,7 +8,7 @@ from typing import Final
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.distributed.place import Place
 from finetune_trainer.distributed.rendezvous import left
 

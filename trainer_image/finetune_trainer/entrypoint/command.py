@@ -1,10 +1,11 @@
-"""The command line of a trainer process: one config in, one result out. See `contract.py`."""
+"""The command line of a trainer process: one config in, one result out. See `contract`."""
 
 import argparse
 import os
 from pathlib import Path
 
-from finetune_trainer.contract import CONFIG_ENV, FailureReason
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.entrypoint import process
 from finetune_trainer.runtime import configuration, logs
 from finetune_trainer.runtime.failure import StageFailure

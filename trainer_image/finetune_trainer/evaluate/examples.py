@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.answers import AnswerEncoder
 from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.rows import Row

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.contract import Metric
+from finetune_trainer.contract.vocabulary import Metric
 from finetune_trainer.evaluate.examples import Example, text_of
 from finetune_trainer.model.batch import Padding, left_padded
 from finetune_trainer.model.load import context_length

@@ -8,14 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    EvaluateConfig,
-    EvaluateResult,
-    FailureReason,
-    Score,
-    Subject,
-)
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import EvaluateResult, Score
+from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.model.device import choose_device

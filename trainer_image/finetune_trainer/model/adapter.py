@@ -5,7 +5,9 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.contract import Digest, FailureReason, LoRA
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.method import LoRA
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 ADAPTER_CONFIG: Final = "adapter_config.json"

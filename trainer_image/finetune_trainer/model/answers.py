@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract import PREFERENCE_METHODS, MethodType
+from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS, MethodType
 from finetune_trainer.model.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.rows import Message, Row
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.device import is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.runtime.failure import StageFailure

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 MODEL_TEMPLATE: Final = "model"

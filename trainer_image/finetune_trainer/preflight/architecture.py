@@ -6,7 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from finetune_trainer.contract import FailureReason, Method
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.modules import linear_layers, unknown_layers
 from finetune_trainer.preflight.files import invalid
 from finetune_trainer.runtime.failure import StageFailure

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, ParentCheckpoint
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.preflight.fetching import BaseModel
 from finetune_trainer.preflight.files import invalid

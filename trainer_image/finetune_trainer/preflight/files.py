@@ -6,7 +6,7 @@ from typing import Final
 
 from safetensors import SafetensorError, safe_open
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 INDEX: Final = "model.safetensors.index.json"

@@ -33,13 +33,9 @@ gradientCheckpointing
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_trainer.contract import (
-    PREFERENCE_METHODS,
-    FailureReason,
-    Hyperparameters,
-    MethodType,
-    RequestedHyperparameters,
-)
+from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS, MethodType
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.schedule import steps_per_epoch
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason, Method, MethodType, Preference
+from finetune_trainer.contract.method import Method, Preference
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS, MethodType
 from finetune_trainer.rows import Row, RowForm, SplitName
 from finetune_trainer.runtime.failure import StageFailure
 

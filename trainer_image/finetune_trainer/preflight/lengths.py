@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.answers import Encoder
 from finetune_trainer.model.encode import RowNotEncodable
 from finetune_trainer.rows import Row, SplitName

@@ -4,7 +4,10 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract import ArtifactRef, Digest, FailureReason, LoRA, ParentCheckpoint
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.method import LoRA
+from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.adapter import read_adapter
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.runtime.failure import StageFailure

@@ -6,12 +6,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from finetune_trainer.beneath import Refused
-from finetune_trainer.contract import (
-    ArtifactRef,
-    FailureReason,
-    PreflightConfig,
-    PreflightResult,
-)
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.answers import encoder_of
 from finetune_trainer.model.load import context_length

@@ -9,7 +9,9 @@ from typing import Final
 
 from finetune_trainer import canonical
 from finetune_trainer.beneath import root_of
-from finetune_trainer.contract import SOURCE_MOUNT, ExitCode, FailureReason, PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.environment import SOURCE_MOUNT
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data
 from finetune_trainer.data.unpacking import unpacking
 from finetune_trainer.manifest import digest_of

@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Final
 
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.runtime.reporter import Reporter
 
 REPORT_SECONDS: Final = 1.0

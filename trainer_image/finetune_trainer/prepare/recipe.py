@@ -4,7 +4,10 @@ import dataclasses
 from typing import Any, Final
 
 from finetune_trainer import canonical
-from finetune_trainer.contract import Digest, FailureReason, PrepareConfig, Split
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.dataset import Split
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.data.options import (
     NEWEST_RULE,
     OLDEST_RULE,

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer import canonical
-from finetune_trainer.contract import (
-    ArtifactRef,
-    DataStatistics,
-    Difference,
-    Digest,
-    ExitCode,
-    FailureReason,
-    PrepareConfig,
-    PrepareResult,
-    SplitRecord,
-)
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import DataStatistics, Difference, PrepareResult, SplitRecord
 from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare

@@ -4,7 +4,7 @@ from typing import Final
 
 from fsspec import AbstractFileSystem
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.folder import RemoteFolder

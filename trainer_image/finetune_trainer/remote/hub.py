@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, HfFileSystem, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS

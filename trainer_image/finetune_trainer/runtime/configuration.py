@@ -5,15 +5,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_trainer.contract import (
-    CONFIG_ADAPTER,
-    CONFIG_ENV,
-    CONFIG_LIMIT,
-    CONTRACT_VERSION,
-    CONTRACT_VERSIONS,
-    AnyConfig,
-    FailureReason,
-)
+from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS
+from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER, AnyConfig
+from finetune_trainer.contract.environment import CONFIG_ENV, CONFIG_LIMIT
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 SAME_RELEASE = "set spec.images.trainer of the ComputeProfile to the image of the operator's release"

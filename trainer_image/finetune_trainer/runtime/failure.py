@@ -1,6 +1,7 @@
 """How a stage ends early: a failure that says what to fix, or a preemption whose state is saved."""
 
-from finetune_trainer.contract import ExitCode, FailureReason, PrepareResult
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.runtime.scrubbing import SCRUBBER
 from finetune_trainer.runtime.signals import Preempted
 

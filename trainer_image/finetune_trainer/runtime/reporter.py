@@ -9,16 +9,11 @@ from typing import Final
 
 import httpx
 
-from finetune_trainer.contract import (
-    CONTRACT_VERSION,
-    REPORT_PATH,
-    REPORT_TOKEN_PATH,
-    Owner,
-    Progress,
-    Report,
-    ReportTarget,
-    Stage,
-)
+from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_trainer.contract.environment import REPORT_PATH, REPORT_TOKEN_PATH
+from finetune_trainer.contract.objects import Owner, ReportTarget
+from finetune_trainer.contract.progress import Progress, Report
+from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
 INTERVAL_SECONDS: Final = 2.0

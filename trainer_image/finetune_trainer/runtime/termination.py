@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from finetune_trainer.contract import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH, StageResult
+from finetune_trainer.contract.environment import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH
+from finetune_trainer.contract.results import StageResult
 
 MESSAGE_CHARACTERS = 1000
 """What is left of a failure's message where the result is too long."""

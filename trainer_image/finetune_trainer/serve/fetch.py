@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from finetune_trainer.contract import FailureReason, FetchConfig, FetchItem
+from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.model.adapter import check_base_model
 from finetune_trainer.runtime.failure import StageFailure

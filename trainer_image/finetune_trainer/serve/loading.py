@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from finetune_trainer.contract import FailureReason, ServeConfig, ServedModel
+from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length, load_base
 from finetune_trainer.model.template import load_tokenizer, stop_token_ids

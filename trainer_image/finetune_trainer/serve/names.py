@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from finetune_trainer.contract import FailureReason, ServeConfig
+from finetune_trainer.contract.configs.serve import ServeConfig
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 BASE_NAME: Final = "base"

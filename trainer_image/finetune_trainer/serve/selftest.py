@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import Batch
 from finetune_trainer.serve.errors import ApiError

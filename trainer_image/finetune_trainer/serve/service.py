@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from finetune_trainer.contract import ServeConfig
+from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiError

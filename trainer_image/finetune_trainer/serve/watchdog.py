@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime import termination
 
 HANG_SECONDS: Final = 900.0

@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Final
 
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.context import StageContext
 

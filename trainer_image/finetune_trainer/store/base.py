@@ -10,15 +10,11 @@ from typing import Final, Literal, Self
 
 from pydantic import ValidationError
 
-from finetune_trainer.contract import (
-    CONTRACT_VERSION,
-    CONTRACT_VERSIONS,
-    ArtifactRef,
-    Digest,
-    FailureReason,
-    Stage,
-    StageResult,
-)
+from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Digest
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import Mount, corrupt

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from finetune_trainer.contract import ArtifactRef, Digest, StoreConfig
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.objects import ArtifactRef, StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
 from finetune_trainer.store.base import (
     STAGING,

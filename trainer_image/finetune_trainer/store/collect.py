@@ -1,6 +1,8 @@
 """The result of a stage whose pod, and with it the termination message, is gone."""
 
-from finetune_trainer.contract import CollectConfig, FailureReason, StageResult
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import StageResult
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract import ArtifactRef
+from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.failures import corrupt, writable

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetune_trainer.beneath import Refused, open_file, require_all_beneath
-from finetune_trainer.contract import ExitCode, FailureReason
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest, hash_content
 from finetune_trainer.runtime.failure import StageFailure
 

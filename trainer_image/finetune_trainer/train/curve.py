@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from finetune_trainer.contract import LossPoint
+from finetune_trainer.contract.results import LossPoint
 
 MOST_POINTS: Final = 100
 SHOWN_POINTS: Final = 32

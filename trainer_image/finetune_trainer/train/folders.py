@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from finetune_trainer.beneath import read_file
-from finetune_trainer.contract import FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, durable

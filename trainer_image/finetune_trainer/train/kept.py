@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from finetune_trainer.contract import TrainConfig
+from finetune_trainer.contract.configs.train import TrainConfig
 
 
 class KeptStep(BaseModel):

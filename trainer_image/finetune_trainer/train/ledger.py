@@ -4,7 +4,10 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from finetune_trainer.contract import Digest, Hyperparameters, Method, TrainConfig
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import Method
 from finetune_trainer.train.curve import Curve
 from finetune_trainer.train.divergence import RecentLosses
 from finetune_trainer.train.kept import KeptStep, Retention

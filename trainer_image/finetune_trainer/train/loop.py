@@ -14,7 +14,9 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from finetune_trainer.contract import FailureReason, Hyperparameters, Progress
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext

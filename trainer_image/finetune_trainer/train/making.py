@@ -8,7 +8,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract import PREFERENCE_METHODS, Hyperparameters, Method
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.fsdp import FullyShardedTrainer

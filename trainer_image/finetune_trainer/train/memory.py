@@ -12,7 +12,9 @@ from typing import Final
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from finetune_trainer.contract import FailureReason, Hyperparameters, MethodType
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from finetune_trainer.contract import FailureReason, Method
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import linear_layers, unknown_layers

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.train.rewards import RewardSums
 
 STEPS: Final = 20

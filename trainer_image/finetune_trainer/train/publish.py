@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from finetune_trainer.beneath import copy_file, names_in
-from finetune_trainer.contract import CheckpointResult, Digest
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.store import Store
 from finetune_trainer.train.kept import Retention

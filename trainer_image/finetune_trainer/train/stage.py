@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from finetune_trainer.contract import (
-    ArtifactRef,
-    ExitCode,
-    FailureReason,
-    Hyperparameters,
-    TrainConfig,
-    TrainResult,
-)
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.model.answers import Encoder, encoder_of
 from finetune_trainer.model.device import choose_device, peak_memory

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from typing_extensions import override
 
-from finetune_trainer.contract import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.model.batch import Collate, pack, token_count
 from finetune_trainer.model.encode import EncodedRow

@@ -2,7 +2,9 @@
 
 from typing import Any, Final
 
-from finetune_trainer.contract import PREFERENCE_METHODS, TrainConfig, TrainResult
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.page import training_page
 from finetune_trainer.store import RunFolder

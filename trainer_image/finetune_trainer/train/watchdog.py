@@ -13,7 +13,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from finetune_trainer.contract import ExitCode, FailureReason, StageConfig, StageResult
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import StageResult
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime import termination
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.beneath import copy_file
-from finetune_trainer.contract import CheckpointType, Digest
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.model.template import stop_token_ids
 from finetune_trainer.train.fsdp import gathered_weights, is_divided
 from finetune_trainer.train.method import Trainable

@@ -13,7 +13,7 @@ from finetune_operator.reconcile.stages import Broken, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_trainer.contract import PrepareResult, StageResult
+from finetune_trainer.contract.results import PrepareResult, StageResult
 
 REFUSED: Final = frozenset(
     {Reason.FORBIDDEN, Reason.QUOTA_EXCEEDED, Reason.INVALID_SPEC, Reason.NAME_CONFLICT}

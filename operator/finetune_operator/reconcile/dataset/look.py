@@ -23,7 +23,8 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract import RULE_VERSION, PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.vocabulary import RULE_VERSION
 
 
 def number_of(dataset: Dataset) -> int:

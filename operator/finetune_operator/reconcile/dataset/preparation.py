@@ -16,7 +16,7 @@ from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.results import StageResult
 
 
 def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:

@@ -15,7 +15,8 @@ from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.problems import faults, shown_problems, shown_warnings
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_trainer.contract import RULE_VERSION, PrepareResult
+from finetune_trainer.contract.results import PrepareResult
+from finetune_trainer.contract.vocabulary import RULE_VERSION
 
 VERSIONS_AT_MOST: Final = 10
 TEXT_LIMIT: Final = 1024

@@ -15,7 +15,7 @@ from finetune_operator.status import progress
 from finetune_operator.status.conditions import find, is_true
 from finetune_operator.status.problems import faults, shown_problems
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, EventReason, Reason
-from finetune_trainer.contract import PrepareResult, StageResult
+from finetune_trainer.contract.results import PrepareResult, StageResult
 
 
 def data(run: Run) -> Halt | None:

@@ -12,7 +12,8 @@ from finetune_operator.reconcile.lines import champion_name
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_trainer.contract import Metric, StageResult, Subject
+from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Metric, Subject
 
 SCORES_AT_MOST = 16
 

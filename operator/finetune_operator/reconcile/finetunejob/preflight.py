@@ -7,7 +7,7 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.results import StageResult
 
 
 def preflight(run: Run) -> Halt | None:

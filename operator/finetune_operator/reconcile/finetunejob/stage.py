@@ -30,7 +30,8 @@ from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress, stagetimes
 from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_trainer.contract import StageConfig, StageResult
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.results import StageResult
 
 
 def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]) -> StageResult | Halt:

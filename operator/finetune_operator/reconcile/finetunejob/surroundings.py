@@ -19,7 +19,8 @@ from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import PREFERENCE_METHODS, FailureReason
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
 
 
 @dataclass(frozen=True, slots=True)

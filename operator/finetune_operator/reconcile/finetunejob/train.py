@@ -16,7 +16,8 @@ from finetune_operator.status import progress
 from finetune_operator.status.pods import image_by_digest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
-from finetune_trainer.contract import CheckpointType, StageResult, TrainResult
+from finetune_trainer.contract.results import StageResult, TrainResult
+from finetune_trainer.contract.vocabulary import CheckpointType
 
 CHECKPOINTS_AT_MOST = 10
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from datasets import Dataset
 from typing_extensions import override
 
-from finetune_trainer.contract import MethodType
+from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.model.answers import EncodedAnswers
 from finetune_trainer.model.encode import IGNORED
 

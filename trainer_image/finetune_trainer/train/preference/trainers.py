@@ -20,7 +20,9 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 from typing_extensions import override
 
-from finetune_trainer.contract import Hyperparameters, Method, MethodType
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.answers import EncodedAnswers
 from finetune_trainer.train.learner import Validation

@@ -1,0 +1,91 @@
+"""The base of all messages: their wire form, and what is left out for a reader of the version before."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
+
+CONTRACT_VERSION: Final = 2
+CONTRACT_VERSIONS: Final = (CONTRACT_VERSION - 1, CONTRACT_VERSION)
+"""Versions that this release reads and writes."""
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Contract(BaseModel):
+    """Base of all messages: frozen, camelCase on the wire, unknown fields refused unless read leniently.
+
+    Numbers are finite: NaN and Infinity are no JSON, and the API server would refuse a status with them.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
+
+    def to_json(self) -> str:
+        """The wire form of `to_dict`."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The wire form as JSON types, without fields at their default and those newer than its `contract`.
+
+        `contract` and `stage` are always there: they decide how the reader takes the rest, and its defaults
+        may be another version's.
+        """
+        version = getattr(self, "contract", CONTRACT_VERSION)
+        message = self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude=_newer_fields(self, version)
+        )
+        leading: dict[str, Any] = {
+            name: getattr(self, name) for name in ("contract", "stage") if name in type(self).model_fields
+        }
+        return {**leading, **message}
+
+    def unsent(self) -> tuple[str, ...]:
+        """Wire paths of essential fields that are set, and that the message's `contract` does not know."""
+        return tuple(_essential_paths(self, getattr(self, "contract", CONTRACT_VERSION)))
+
+
+def _marks(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _is_newer(field: FieldInfo, version: int) -> bool:
+    return int(_marks(field).get("since", 1)) > version
+
+
+def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
+    """What pydantic's `exclude` takes: the fields, at any depth, that `version` does not know."""
+    newer: dict[str, Any] = {}
+    for name, field in type(message).model_fields.items():
+        value = getattr(message, name)
+        if _is_newer(field, version):
+            newer[name] = True
+        elif isinstance(value, Contract):
+            newer[name] = _newer_fields(value, version)
+        elif isinstance(value, tuple):
+            newer[name] = {
+                i: _newer_fields(item, version) for i, item in enumerate(value) if isinstance(item, Contract)
+            }
+    return {name: fields for name, fields in newer.items() if fields}
+
+
+def _essential_paths(message: BaseModel, version: int, prefix: str = "") -> Iterator[str]:
+    for name, field in type(message).model_fields.items():
+        value, path = getattr(message, name), f"{prefix}{field.alias or name}"
+        if _is_newer(field, version):
+            if _marks(field).get("essential") and value != field.get_default(call_default_factory=True):
+                yield path
+        elif isinstance(value, Contract):
+            yield from _essential_paths(value, version, f"{path}.")
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if isinstance(item, Contract):
+                    yield from _essential_paths(item, version, f"{path}[{i}].")

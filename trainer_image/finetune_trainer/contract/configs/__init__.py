@@ -1,0 +1,1 @@
+"""One config for each process: what it is to do."""

@@ -1,0 +1,24 @@
+"""The config of the stage that evaluates."""
+
+from typing import Literal
+
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.vocabulary import CheckpointType, Metric, Subject
+
+
+class EvaluateConfig(StageConfig):
+    """Judge one checkpoint beside its base model on one split."""
+
+    stage: Literal["evaluate"] = "evaluate"
+    base_model: Digest
+    dataset: Digest
+    checkpoint: Digest
+    checkpoint_type: CheckpointType = "Adapter"
+    split: Literal["test"] = "test"
+    metrics: tuple[Metric, ...] = ("exact_match", "loss")
+    subjects: tuple[Subject, ...] = ("Tuned", "Base")
+    max_sequence_length: int = 2048
+    max_new_tokens: int = 256
+    batch_size: int = 8
+    seed: int = 0

@@ -1,0 +1,26 @@
+"""Reads a config, of whichever process it is."""
+
+from typing import Annotated, Final
+
+from pydantic import Field, TypeAdapter
+
+from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+
+AnyConfig = Annotated[
+    PrepareConfig
+    | PreflightConfig
+    | TrainConfig
+    | EvaluateConfig
+    | CollectConfig
+    | CleanupConfig
+    | FetchConfig
+    | ServeConfig,
+    Field(discriminator="stage"),
+]
+CONFIG_ADAPTER: Final[TypeAdapter[AnyConfig]] = TypeAdapter(AnyConfig)

@@ -1,0 +1,58 @@
+"""What a message refers to: the object it is for, the store, what lies in it, and Secrets."""
+
+from typing import Literal
+
+from finetune_trainer.contract.base import Contract, Digest
+from finetune_trainer.contract.environment import STORE_MOUNT
+from finetune_trainer.contract.vocabulary import CheckpointType
+
+
+class Owner(Contract):
+    """The custom resource a pod works for."""
+
+    kind: Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "InferenceDeployment"]
+    namespace: str
+    name: str
+    uid: str
+
+
+class ReportTarget(Contract):
+    """Where progress goes; the token is read from `REPORT_TOKEN_PATH` for every request."""
+
+    url: str
+    ca_pem: str
+
+
+class SecretMount(Contract):
+    """A Secret of type `finetune.dev/credentials`, where the pod has it; its name is for messages."""
+
+    name: str
+    path: str
+
+
+class StoreConfig(Contract):
+    """The store: its uri for records, and where it is mounted.
+
+    Layout: `datasets/<digest>/`, `models/<digest>/`, `checkpoints/<digest>/`, `runs/<uid>/<stage>/`,
+    with the digest's 64 hexadecimal digits as the folder's name.
+    """
+
+    uri: str
+    path: str = STORE_MOUNT
+    """Where the store is mounted; of one in a bucket, the pod's own folder for what it reads and writes."""
+    credentials: SecretMount | None = None
+
+
+class ArtifactRef(Contract):
+    """A complete folder in the store."""
+
+    kind: Literal["datasets", "models", "checkpoints"]
+    digest: Digest
+
+
+class ParentCheckpoint(Contract):
+    """The Checkpoint that a run continues from; its name is for messages."""
+
+    name: str
+    digest: Digest
+    type: CheckpointType = "Adapter"
