@@ -68,6 +68,7 @@ class Caches:
             POD_DISRUPTION_BUDGET: self.disruption_budgets,
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
+        self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
 
     def keys(self) -> Iterator[Key]:
         """Of all objects of our kinds."""

@@ -102,7 +102,7 @@ class Process:
         )
         self._board = ProgressBoard(wakeups.add)
         self._server = ReportServer(
-            Authorizer(self._cluster, self._caches),
+            Authorizer(self._cluster, self._caches.by_kind),
             self._board,
             active=lambda: self._lease.held,
             answered=self._metrics.reported,

@@ -3,14 +3,14 @@
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.caches import Caches
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
+from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 from finetune_operator.report.rate import Buckets, TokenBucket
 from finetune_trainer.contract.environment import REPORT_AUDIENCE
@@ -54,11 +54,22 @@ class TooManyReviews(Exception):
 
 
 class Authorizer:
-    """Answers are remembered by the token's hash; the token itself is kept nowhere."""
+    """Answers are remembered by the token's hash; the token itself is kept nowhere.
 
-    def __init__(self, cluster: Cluster, caches: Caches, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        cluster: reviews tokens, and has what the stores do not hold yet.
+        stores: of pods, Jobs and runs, by kind.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        stores: Mapping[str, ObjectStore],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cluster = cluster
-        self._caches = caches
+        self._stores = stores
         self._clock = clock
         self._answers: OrderedDict[bytes, tuple[float, Caller | Refused]] = OrderedDict()
         self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEWS_AT_ONCE, clock)
@@ -114,7 +125,7 @@ class Authorizer:
         return await self._owner(namespace, name, uid)
 
     async def _owner(self, namespace: str, name: str, uid: str) -> Caller | Refused:
-        pod = self._caches.pods.get(namespace, name)
+        pod = self._stores[POD.kind].get(namespace, name)
         if pod is None or pod["metadata"]["uid"] != uid:
             pod = await self._cluster.get(POD, namespace, name)
         if pod is None or pod["metadata"]["uid"] != uid:
@@ -122,7 +133,7 @@ class Authorizer:
         reference = _controller(pod)
         if reference.get("kind") != JOB.kind:
             return Refused(f"pod {name} belongs to no Job")
-        job = self._caches.jobs.get(namespace, reference["name"])
+        job = self._stores[JOB.kind].get(namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
             job = await self._cluster.get(JOB, namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
@@ -136,7 +147,7 @@ class Authorizer:
     def _is_run(self, namespace: str, owner: Manifest) -> bool:
         if owner["kind"] not in RUN_KINDS:
             return False
-        run = self._caches.kinds[owner["kind"]].get(namespace, owner["name"])
+        run = self._stores[owner["kind"]].get(namespace, owner["name"])
         return run is not None and run["metadata"]["uid"] == owner["uid"]
 
 

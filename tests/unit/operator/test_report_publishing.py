@@ -32,7 +32,7 @@ async def unreachable() -> AsyncIterator[Cluster]:
 
 def endpoint(cluster: Cluster, address: str) -> ReportEndpoint:
     board = ProgressBoard(lambda _key, _delay: None)
-    server = ReportServer(Authorizer(cluster, Caches()), board, lambda: True, lambda _code: None)
+    server = ReportServer(Authorizer(cluster, Caches().by_kind), board, lambda: True, lambda _code: None)
     return ReportEndpoint(
         cluster,
         server,
@@ -89,7 +89,7 @@ async def test_a_replaced_certificate_is_served_without_a_restart() -> None:
     cluster = Objects()
     board = ProgressBoard(lambda _key, _delay: None)
     server = ReportServer(
-        Authorizer(cast("Cluster", cluster), Caches()), board, lambda: True, lambda _code: None
+        Authorizer(cast("Cluster", cluster), Caches().by_kind), board, lambda: True, lambda _code: None
     )
     port = free_port()
     made = ReportEndpoint(

@@ -37,7 +37,7 @@ class Endpoint:
         self.metrics = Metrics()
         board = ProgressBoard(lambda _key, _delay: None)
         self.server = ReportServer(
-            Authorizer(self.cluster, Caches()), board, lambda: self.active, self.metrics.reported
+            Authorizer(self.cluster, Caches().by_kind), board, lambda: self.active, self.metrics.reported
         )
         self.certificate = certificate.make("localhost", "x", datetime.now(UTC))
         self.port = free_port()
@@ -102,14 +102,14 @@ async def reviewed(authorizer: Authorizer, token: str, source: str) -> bool:
 
 
 async def test_a_flood_of_unknown_tokens_is_not_passed_on(endpoint: Endpoint) -> None:
-    authorizer = Authorizer(endpoint.cluster, Caches(), clock=lambda: 0.0)
+    authorizer = Authorizer(endpoint.cluster, Caches().by_kind, clock=lambda: 0.0)
     for number in range(REVIEWS_AT_ONCE):
         assert await reviewed(authorizer, f"token {number}", f"10.0.0.{number}")
     assert not await reviewed(authorizer, "one more", "10.0.1.1")
 
 
 async def test_a_pod_with_random_tokens_does_not_keep_others_from_reporting(endpoint: Endpoint) -> None:
-    authorizer = Authorizer(endpoint.cluster, Caches(), clock=lambda: 0.0)
+    authorizer = Authorizer(endpoint.cluster, Caches().by_kind, clock=lambda: 0.0)
     asked = [await reviewed(authorizer, f"random {number}", "10.0.0.1") for number in range(500)]
     assert asked.count(True) == OF_A_SOURCE_AT_ONCE
     assert await reviewed(authorizer, "good token", "10.0.0.2")
