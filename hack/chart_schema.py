@@ -6,7 +6,7 @@ from typing import Any, Final
 from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.crd import schema_of
 from finetune_operator.api.meta import DNS_LABEL
-from finetune_operator.settings import Settings
+from finetune_operator.runtime.settings import Settings
 
 Schema = dict[str, Any]
 

@@ -18,7 +18,7 @@ WRITES: Final = Path(__file__).with_name("writes.txt")
 EVENTS: Final = Path(__file__).with_name("events.txt")
 
 IMPATIENT: Final = (
-    Edit("kindfeed.py", "SWEEP_SECONDS: Final = 600.0", "SWEEP_SECONDS: Final = 3.0"),
+    Edit("runtime/kindfeed.py", "SWEEP_SECONDS: Final = 600.0", "SWEEP_SECONDS: Final = 3.0"),
     Edit("engine/reflector.py", "WATCH_SECONDS: Final = 600", "WATCH_SECONDS: Final = 3"),
 )
 """The lists that make up for lost events come every ten minutes, for which no test waits."""

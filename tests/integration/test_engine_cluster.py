@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import pytest
 
-from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict, Rejected, Unavailable
@@ -20,6 +19,7 @@ from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
+from finetune_operator.runtime.caches import KIND_TYPES
 from tests.integration.api import Api
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog

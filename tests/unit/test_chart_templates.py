@@ -9,7 +9,7 @@ import yaml
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.kinds import KINDS
-from finetune_operator.settings import Settings
+from finetune_operator.runtime.settings import Settings
 from tests.networkpolicies import Pod, admits
 from tools.cluster.toolchain import program
 

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.caches import Caches
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.resources import SECRET, ResourceTypes
@@ -18,6 +17,7 @@ from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
+from finetune_operator.runtime.caches import Caches
 from tools.cluster.ports import free_port
 
 

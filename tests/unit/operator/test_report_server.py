@@ -8,7 +8,6 @@ import httpx
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.caches import Caches
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
@@ -22,6 +21,7 @@ from finetune_operator.report.authorizer import (
 )
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.server import ReportServer
+from finetune_operator.runtime.caches import Caches
 from finetune_trainer.contract.environment import REPORT_PATH
 from tools.cluster.ports import free_port
 

@@ -9,7 +9,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.unknown import keep_unknown
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.models import Models
+from finetune_operator.runtime.models import Models
 from finetune_operator.status.conditions import status_manifest
 from tests.unit.operator.runobjects import JOB
 from tests.unit.operator.runsteps import ended

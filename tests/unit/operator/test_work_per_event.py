@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.caches import Caches
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_rejected, promotion_time
 from finetune_operator.reconcile.relations import concerned_by_champion, related
-from finetune_operator.surroundings import Surroundings
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.surroundings import Surroundings
 from tests.unit.operator.endpoints import endpoint
-from tests.unit.operator.test_controller_surroundings import checkpoint, obj
+from tests.unit.operator.test_runtime_surroundings import checkpoint, obj
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 ENDED = {"conditions": [{"type": "Ready", "status": "True", "reason": "Promoted"}]}

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.plan import Event, Manifest
+from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload

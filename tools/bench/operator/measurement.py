@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
+from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from finetune_operator.caches import KIND_TYPES
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import OWNER_NAME
 from finetune_operator.plan import Manifest
+from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, create

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from finetune_operator.caches import Caches, key_of
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.relations import concerned_by_champion, related
-from finetune_operator.surroundings import Surroundings
+from finetune_operator.runtime.caches import Caches, key_of
+from finetune_operator.runtime.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 

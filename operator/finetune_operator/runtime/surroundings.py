@@ -13,11 +13,9 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
-from finetune_operator.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.engine.store import ObjectStore, controller_uid
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.manifests.peers import KEY_BYTES
-from finetune_operator.models import Models
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import (
     BY_CONTENT,
@@ -31,6 +29,8 @@ from finetune_operator.reconcile.indexes import (
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.turns import line_turn, rollout_turn
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
+from finetune_operator.runtime.caches import BY_CONTROLLER, BY_RUN, Caches
+from finetune_operator.runtime.models import Models
 
 R = TypeVar("R", bound=Resource)
 

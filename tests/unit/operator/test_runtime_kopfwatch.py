@@ -2,7 +2,7 @@
 
 import itertools
 
-from finetune_operator.handlers import _settings
+from finetune_operator.runtime.kopfwatch import _settings
 
 
 def test_kopf_never_gives_a_watch_up() -> None:

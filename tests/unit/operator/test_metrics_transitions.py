@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import differences
 from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.transitions import record_pod_end, record_transition
 from finetune_operator.plan import Manifest
 
 
@@ -33,8 +33,8 @@ def test_a_finished_stage_is_observed_once() -> None:
     metrics = Metrics()
     before = job(stages=[])
     after = job(stages=[{"name": "train", "seconds": 42.0}], conditions=[condition("Trained")])
-    differences.count(metrics, before, after)
-    differences.count(metrics, after, after)
+    record_transition(metrics, before, after)
+    record_transition(metrics, after, after)
     assert stage_count(metrics, "train", "succeeded") == 1
     labels = {"stage": "train", "outcome": "succeeded"}
     assert metrics.registry.get_sample_value("finetune_stage_seconds_sum", labels) == 42.0
@@ -43,7 +43,7 @@ def test_a_finished_stage_is_observed_once() -> None:
 def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
     metrics = Metrics()
     failed = job(stages=[{"name": "train", "seconds": 1}], conditions=[condition("Stalled", "OutOfMemory")])
-    differences.count(metrics, job(), failed)
+    record_transition(metrics, job(), failed)
     assert stage_count(metrics, "train", "failed") == 1
 
 
@@ -51,7 +51,7 @@ def test_device_seconds_grow_by_the_difference_so_that_a_restart_never_counts_ag
     first = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 100.0})
     second = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 130.0})
     restarted = Metrics()
-    differences.count(restarted, first, second)
+    record_transition(restarted, first, second)
     labels = {"namespace": "team", "profile": "a100"}
     assert restarted.registry.get_sample_value("finetune_device_seconds_total", labels) == 30.0
 
@@ -62,7 +62,7 @@ def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
     evaluate = {"name": "evaluate", "profile": "l4", "deviceSeconds": 7.0}
     steps = [job(), job(usage=train), job(stages=[train], usage=evaluate), job(stages=[train, evaluate])]
     for before, after in itertools.pairwise(steps):
-        differences.count(metrics, before, after)
+        record_transition(metrics, before, after)
     for profile, seconds in (("a100", 100.0), ("l4", 7.0)):
         labels = {"namespace": "team", "profile": profile}
         assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == seconds
@@ -76,11 +76,11 @@ def test_lost_device_seconds_are_counted_once_on_the_profile_of_the_train_stage(
         stages=[train], resolved={"profile": "a100"}, training={"steps": 4, "lostDeviceSeconds": 34.5}
     )
     labels = {"namespace": "team", "profile": "a100"}
-    differences.count(metrics, job(), before)
+    record_transition(metrics, job(), before)
     assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 0
-    differences.count(metrics, before, after)
+    record_transition(metrics, before, after)
     evaluated = {**after, "status": {**after["status"], "phase": "Evaluating"}}
-    differences.count(metrics, after, evaluated)
+    record_transition(metrics, after, evaluated)
     assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 34.5
 
 
@@ -91,16 +91,16 @@ def promotions(metrics: Metrics, result: str) -> float | None:
 
 def test_promotions_and_refusals_are_counted_by_result() -> None:
     metrics = Metrics()
-    differences.count(metrics, job(), job(evaluation={"verdict": "Failed"}))
-    differences.count(
+    record_transition(metrics, job(), job(evaluation={"verdict": "Failed"}))
+    record_transition(
         metrics, job(evaluation={"verdict": "Failed"}), job(evaluation={"verdict": "Failed"}, phase="x")
     )
-    differences.count(metrics, job(), job(evaluation={"verdict": "Passed"}))
+    record_transition(metrics, job(), job(evaluation={"verdict": "Passed"}))
     checkpoint: Manifest = {"kind": "Checkpoint", "metadata": {"name": "c", "namespace": "team"}}
     promoted = {**checkpoint, "status": {"promotedAt": "2026-01-01T00:00:00Z"}}
-    differences.count(metrics, checkpoint, promoted)
+    record_transition(metrics, checkpoint, promoted)
     rejected = {**checkpoint, "status": {"conditions": [condition("Promoted", "Rejected", "False")]}}
-    differences.count(metrics, checkpoint, rejected)
+    record_transition(metrics, checkpoint, rejected)
     assert promotions(metrics, "gate_failed") == 1
     assert promotions(metrics, "promoted") == 1
     assert promotions(metrics, "rejected") == 1
@@ -122,7 +122,7 @@ def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
         with_revisions("r3", r0="Failed", r1="Retired", r2="Failed", r3="Live"),
     ]
     for before, after in itertools.pairwise(steps):
-        differences.count(metrics, before, after)
+        record_transition(metrics, before, after)
 
     def rollouts(result: str) -> float | None:
         labels = {"namespace": "team", "result": result}
@@ -136,7 +136,7 @@ def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
 def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_object() -> None:
     metrics = Metrics()
     waiting = job(resolved={"profile": "a100"})
-    differences.count(metrics, waiting, waiting)
+    record_transition(metrics, waiting, waiting)
     value = metrics.registry.get_sample_value
     for name, labels in (
         ("finetune_device_seconds_total", {"profile": "a100"}),
@@ -152,8 +152,8 @@ def test_queueing_cost_and_checkpoints_are_counted_once() -> None:
     before = job(cost={"amount": 1.5, "currency": "EUR"})
     after = job(stages=[train], cost={"amount": 2.0, "currency": "EUR"}, checkpoints=[{"name": "c"}])
     metrics = Metrics()
-    differences.count(metrics, before, after)
-    differences.count(metrics, after, after)
+    record_transition(metrics, before, after)
+    record_transition(metrics, after, after)
     value = metrics.registry.get_sample_value
     queued = {"stage": "train", "profile": "a100"}
     assert value("finetune_stage_queued_seconds_sum", queued) == 20
@@ -188,13 +188,13 @@ def disrupted(pod: Manifest) -> Manifest:
 def test_the_end_of_a_pod_is_counted_once_by_its_cause(ended: Manifest, cause: str) -> None:
     metrics = Metrics()
     for before, after in itertools.pairwise([None, pod(), ended, ended, None]):
-        differences.count_pod(metrics, before, after)
+        record_pod_end(metrics, before, after)
     labels = {"stage": "train", "cause": cause}
     assert metrics.registry.get_sample_value("finetune_pods_ended_total", labels) == 1
 
 
 def test_a_pod_that_only_claims_to_be_of_a_stage_makes_no_series() -> None:
     metrics = Metrics()
-    differences.count_pod(metrics, pod("forged"), pod("forged", phase="Failed", exitCode=1))
+    record_pod_end(metrics, pod("forged"), pod("forged", phase="Failed", exitCode=1))
     samples = [s for family in metrics.registry.collect() for s in family.samples]
     assert not any(sample.labels.get("stage") == "forged" for sample in samples)

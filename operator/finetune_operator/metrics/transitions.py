@@ -24,7 +24,7 @@ STAGE_CONDITIONS: Final = {
 }
 
 
-def count(metrics: Metrics, before: Manifest, after: Manifest) -> None:
+def record_transition(metrics: Metrics, before: Manifest, after: Manifest) -> None:
     """Count what the status of `after` tells beyond that of `before`; both are of the same object."""
     namespace = after["metadata"].get("namespace", "")
     old, new = before.get("status") or {}, after.get("status") or {}
@@ -37,7 +37,7 @@ def count(metrics: Metrics, before: Manifest, after: Manifest) -> None:
             _inferencedeployment(metrics, namespace, old, new)
 
 
-def count_pod(metrics: Metrics, old: Manifest | None, new: Manifest | None) -> None:
+def record_pod_end(metrics: Metrics, old: Manifest | None, new: Manifest | None) -> None:
     """Count the end of a stage's pod, if this change is it; an end that nobody watched is not counted."""
     if old is None or new is None or has_ended(old) or not has_ended(new):
         return

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_operator.settings import Settings, SettingsError
+from finetune_operator.runtime.settings import Settings, SettingsError
 
 NEEDED = {"POD_NAMESPACE": "finetune-system", "TRAINER_IMAGE": "trainer:1"}
 

@@ -6,7 +6,7 @@ import sys
 
 SAY = """
 import logging
-from finetune_operator import logs
+from finetune_operator.runtime import logs
 logs.configure("INFO", "json")
 logging.getLogger("somewhere").info("created %s", "Job", extra={"kind": "Job"})
 logging.getLogger("somewhere").debug("not said")

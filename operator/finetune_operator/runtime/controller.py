@@ -8,25 +8,25 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
 
-from finetune_operator import differences
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.unknown import keep_unknown
-from finetune_operator.caches import Caches
-from finetune_operator.claims import Claims
-from finetune_operator.definitions import APPLY
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.metrics.counters import Metrics
-from finetune_operator.namespaces import Namespaces
+from finetune_operator.metrics.transitions import record_transition
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.world import OperatorFacts, World
 from finetune_operator.report.board import ProgressBoard
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.claims import Claims
+from finetune_operator.runtime.definitions import APPLY
+from finetune_operator.runtime.namespaces import Namespaces
+from finetune_operator.runtime.surroundings import Surroundings
 from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_operator.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Controller:
             await self._tell(primary, self._with_unknown(primary, resource, status), message)
             raise
         self._note_service_accounts(plan)
-        differences.count(self._metrics, primary, after)
+        record_transition(self._metrics, primary, after)
         return plan.requeue_after
 
     def _decide(self, key: Key, primary: Manifest, resource: Resource, world: World) -> Plan:

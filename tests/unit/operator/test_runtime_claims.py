@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any, cast
 
-from finetune_operator.claims import LONGEST, SHORTEST, Claims
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.runtime.claims import LONGEST, SHORTEST, Claims
 from tests.unit.operator.skippingclock import clock, run
 
 NAMES = [Key("FineTuneJob", "team", f"run-{number}") for number in range(1000)]

@@ -7,13 +7,13 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.caches import Caches
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.ownership import versions_of
 from finetune_operator.reconcile.world import OperatorFacts, World
-from finetune_operator.surroundings import Surroundings
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.surroundings import Surroundings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1")

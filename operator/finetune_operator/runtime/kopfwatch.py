@@ -19,7 +19,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import GROUP, VERSION
-from finetune_operator.kindfeed import Sink
+from finetune_operator.runtime.kindfeed import Sink
 
 logger = logging.getLogger(__name__)
 

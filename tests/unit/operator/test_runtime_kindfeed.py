@@ -10,12 +10,12 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.caches import Caches
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.watches import Watches
-from finetune_operator.handlers import KopfWatch
-from finetune_operator.kindfeed import KindFeed, Sink
 from finetune_operator.plan import Manifest
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.kindfeed import KindFeed, Sink
+from finetune_operator.runtime.kopfwatch import KopfWatch
 from tools.cluster.ports import free_port
 
 
@@ -71,8 +71,8 @@ class Fed:
 
 @pytest.fixture
 async def fed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fed]:
-    monkeypatch.setattr("finetune_operator.kindfeed.QUIET_SECONDS", 0.05)
-    monkeypatch.setattr("finetune_operator.kindfeed.FIRST_RESTART", 0.01)
+    monkeypatch.setattr("finetune_operator.runtime.kindfeed.QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_RESTART", 0.01)
     made = Fed("a", "b")
     await asyncio.wait_for(made.watches.all_settled(), 10)
     made.feed.start()
@@ -196,7 +196,7 @@ async def test_an_error_in_a_watch_ends_kopf_and_not_the_process() -> None:
 
 async def test_a_list_of_kopf_without_objects_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """All were deleted in a gap: Kopf has nothing to tell, and the caches would keep them."""
-    monkeypatch.setattr("finetune_operator.kindfeed.QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("finetune_operator.runtime.kindfeed.QUIET_SECONDS", 0.05)
     async with ApiServer() as server:
         caches = Caches()
         caches.kinds["Dataset"].put(dataset("a"))

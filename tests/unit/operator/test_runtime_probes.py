@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.watches import Watches
 from finetune_operator.metrics.counters import Metrics
-from finetune_operator.probes import OLDEST_WATCH, ProbeServer
+from finetune_operator.runtime.probes import OLDEST_WATCH, ProbeServer
 from tools.cluster.ports import free_port
 
 FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
-from finetune_operator.caches import KIND_TYPES, Caches, key_of
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.store import version
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches, watch_name
 from finetune_operator.plan import Manifest
+from finetune_operator.runtime.caches import KIND_TYPES, Caches, key_of
 
 logger = logging.getLogger(__name__)
 

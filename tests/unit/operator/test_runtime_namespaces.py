@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.caches import Caches
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.relations import related
 from finetune_operator.reconcile.world import OperatorFacts
-from finetune_operator.surroundings import Surroundings
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.surroundings import Surroundings
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, ROWS, VERSION, WEIGHTS
 from tests.unit.operator.runsteps import ended
 

@@ -10,12 +10,7 @@ from typing import Any, Final
 
 from kubernetes.aio.client import Configuration
 
-from finetune_operator import differences
 from finetune_operator.api.meta import GROUP
-from finetune_operator.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches
-from finetune_operator.claims import Claims
-from finetune_operator.controller import Controller
-from finetune_operator.definitions import Definitions
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError
@@ -30,26 +25,31 @@ from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import Workers
-from finetune_operator.handlers import KopfWatch
-from finetune_operator.kindfeed import SWEEP_SECONDS, KindFeed
-from finetune_operator.leadership import Leadership
 from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, SELECTOR, STAGE, WATCHED
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_operator.metrics.retention import SeriesRetention
-from finetune_operator.namespaces import Namespaces
+from finetune_operator.metrics.transitions import record_pod_end
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.probes import ProbeServer
 from finetune_operator.reconcile.world import OperatorFacts
-from finetune_operator.relook import Relook, is_at_rest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
-from finetune_operator.settings import Settings
-from finetune_operator.surroundings import Surroundings
-from finetune_operator.wakeups import Wakeups
+from finetune_operator.runtime.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches
+from finetune_operator.runtime.claims import Claims
+from finetune_operator.runtime.controller import Controller
+from finetune_operator.runtime.definitions import Definitions
+from finetune_operator.runtime.kindfeed import SWEEP_SECONDS, KindFeed
+from finetune_operator.runtime.kopfwatch import KopfWatch
+from finetune_operator.runtime.leadership import Leadership
+from finetune_operator.runtime.namespaces import Namespaces
+from finetune_operator.runtime.probes import ProbeServer
+from finetune_operator.runtime.relook import Relook, is_at_rest
+from finetune_operator.runtime.settings import Settings
+from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class Process:
 
     def _pod_changed(self, old: Manifest | None, new: Manifest | None) -> None:
         if self._lease.held:
-            differences.count_pod(self._metrics, old, new)
+            record_pod_end(self._metrics, old, new)
 
     def _restored(self) -> None:
         """One type shows that etcd was restored from a snapshot: then that is true for all of them."""

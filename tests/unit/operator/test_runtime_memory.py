@@ -1,9 +1,9 @@
 """What thousands of objects cost: caches keep what is read, and models share what is equal."""
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.caches import Caches
-from finetune_operator.models import SETTLED_KEPT, Models
 from finetune_operator.plan import Manifest
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.models import SETTLED_KEPT, Models
 
 METADATA = {"name": "run-train", "namespace": "team", "uid": "u", "resourceVersion": "1"}
 CONTAINER = {"name": "trainer", "image": "trainer:1", "env": [{"name": "CONFIG", "value": "{}"}]}

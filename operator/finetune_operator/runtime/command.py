@@ -5,10 +5,10 @@ import logging
 import signal
 import sys
 
-from finetune_operator import logs
 from finetune_operator.engine.transport import load_configuration
-from finetune_operator.process import Process
-from finetune_operator.settings import Settings, SettingsError
+from finetune_operator.runtime import logs
+from finetune_operator.runtime.process import Process
+from finetune_operator.runtime.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 

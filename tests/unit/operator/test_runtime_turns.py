@@ -11,9 +11,6 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.caches import KIND_TYPES, Caches
-from finetune_operator.claims import Claims
-from finetune_operator.controller import Controller
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
@@ -22,11 +19,14 @@ from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.worker import Workers
 from finetune_operator.metrics.counters import Metrics
-from finetune_operator.namespaces import Namespaces
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.world import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
-from finetune_operator.surroundings import Surroundings
+from finetune_operator.runtime.caches import KIND_TYPES, Caches
+from finetune_operator.runtime.claims import Claims
+from finetune_operator.runtime.controller import Controller
+from finetune_operator.runtime.namespaces import Namespaces
+from finetune_operator.runtime.surroundings import Surroundings
 from tests.unit.operator.endpoints import checkpoint
 
 CHECKPOINTS = "/apis/finetune.dev/v1alpha1/namespaces/team/checkpoints"
