@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from finetune_operator.status.lostnodes import OUT_OF_SERVICE
+from finetune_operator.observe.lostnodes import OUT_OF_SERVICE
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.manifests import condition

@@ -8,9 +8,9 @@ from typing import Any, Final
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from finetune_operator.observe.stagetimes import container_state, instant
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
-from finetune_operator.status.stagetimes import container_state, instant
 
 SERIES_LIMIT: Final = 500
 """Objects of a kind with series of their own."""

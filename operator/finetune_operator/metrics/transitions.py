@@ -10,9 +10,9 @@ from typing import Any, Final, get_args
 from finetune_operator.manifests.jobs import NO_FAULT
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.counters import Metrics
+from finetune_operator.observe.pods import has_condition, has_ended
+from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
-from finetune_operator.status.pods import has_condition, has_ended
-from finetune_operator.status.stagetimes import container_state
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -12,14 +12,14 @@ from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.pods import Credentials, Storage
 from finetune_operator.manifests.trainer import Trainer, trainer_of
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.jobtrouble import job_trouble, look_again
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.stagejobs import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
-from finetune_operator.status import podfailures
-from finetune_operator.status.jobtrouble import job_trouble, look_again
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.objects import ArtifactRef
 

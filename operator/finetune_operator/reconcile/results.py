@@ -10,10 +10,10 @@ from typing import Final
 from finetune_operator.manifests.jobs import NONCE_CONTRACT
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.manifests.trainer import FIRST_CONTRACT
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import podfailures
-from finetune_operator.status.stagetimes import container_state
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -5,15 +5,15 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.manifests.labels import STAGE
+from finetune_operator.observe import lostnodes
+from finetune_operator.observe.peers import called
+from finetune_operator.observe.pods import has_ended as has_pod_ended
+from finetune_operator.observe.pods import stage_of
+from finetune_operator.observe.stagetimes import instant
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import lostnodes
-from finetune_operator.status.peers import called
-from finetune_operator.status.pods import has_ended as has_pod_ended
-from finetune_operator.status.pods import stage_of
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.stagetimes import instant
 from finetune_trainer.contract.vocabulary import Stage
 
 RUNNING: Final[dict[Stage, Reason]] = {

@@ -6,6 +6,11 @@ from datetime import datetime, timedelta
 
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.manifests.jobs import NO_FAULT, useless_again
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.jobtrouble import job_trouble, look_again
+from finetune_operator.observe.peers import called, current, nodes_of
+from finetune_operator.observe.pods import Trouble
+from finetune_operator.observe.stagetimes import container_state, instant
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile import retries
 from finetune_operator.reconcile.draft import Draft
@@ -29,12 +34,7 @@ from finetune_operator.reconcile.stagejobs import (
     until_ended,
 )
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
-from finetune_operator.status import podfailures
-from finetune_operator.status.jobtrouble import job_trouble, look_again
-from finetune_operator.status.peers import called, current, nodes_of
-from finetune_operator.status.pods import Trouble
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_operator.status.stagetimes import container_state, instant
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage

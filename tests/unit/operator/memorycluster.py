@@ -15,13 +15,13 @@ from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.labels import RUN, STAGE
 from finetune_operator.manifests.peers import KEY_BYTES
+from finetune_operator.observe.peers import INDEX
 from finetune_operator.plan import Create, Event, Manifest, Plan
 from finetune_operator.reconcile.indexes import BY_DATASET_OF, INDEXERS
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.results import JOB_UID
 from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
-from finetune_operator.status.peers import INDEX
 from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult

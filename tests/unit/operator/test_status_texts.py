@@ -9,10 +9,10 @@ from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Cost, EvaluationStatus, ProgressStatus, Score, StageUsage
+from finetune_operator.observe.stagetimes import Price, charged, finished, measure
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
 from finetune_operator.status.reserved import not_implemented
-from finetune_operator.status.stagetimes import Price, charged, finished, measure
 from finetune_trainer.contract.progress import Progress
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)

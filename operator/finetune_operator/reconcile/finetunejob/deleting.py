@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import STAGE
+from finetune_operator.observe.pods import has_ended
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
@@ -15,7 +16,6 @@ from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
-from finetune_operator.status.pods import has_ended
 from finetune_operator.status.reasons import EventReason, Reason
 
 

@@ -14,6 +14,7 @@ from finetune_operator.manifests.peers import (
     peer_name,
 )
 from finetune_operator.manifests.pods import CPU, Credentials, Storage
+from finetune_operator.observe import stagetimes
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import (
@@ -27,7 +28,7 @@ from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.retries import Retry
 from finetune_operator.reconcile.stages import Broken, Peers, Probe, StageRequest, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.status import progress, stagetimes
+from finetune_operator.status import progress
 from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.configs.stage import StageConfig

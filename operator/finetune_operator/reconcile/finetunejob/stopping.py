@@ -5,6 +5,8 @@ from typing import get_args
 
 from finetune_operator.api.finetunejobstatus import StageName
 from finetune_operator.manifests.labels import STAGE, stage_job_name
+from finetune_operator.observe import stagetimes
+from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage
@@ -12,10 +14,8 @@ from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
-from finetune_operator.status import stagetimes
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.stagetimes import container_state
 
 
 def stop(run: Run, job: Manifest) -> None:

@@ -6,6 +6,7 @@ from finetune_operator.api.finetunejobstatus import CheckpointSummary, ResolvedH
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
+from finetune_operator.observe.pods import image_by_digest
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
@@ -13,7 +14,6 @@ from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of,
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status import progress
-from finetune_operator.status.pods import image_by_digest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract.results import StageResult, TrainResult

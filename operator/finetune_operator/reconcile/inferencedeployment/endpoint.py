@@ -8,6 +8,7 @@ from finetune_operator.api.inferencedeployment import EndpointDisplay, Inference
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.serving import build_replicas, build_service, endpoint_url
+from finetune_operator.observe.endpointhealth import Verdict, availability, image_age, with_verdict
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.protection import protect
@@ -15,7 +16,6 @@ from finetune_operator.reconcile.inferencedeployment.revisions import trouble_of
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import enter, shortened, status_manifest
-from finetune_operator.status.endpointhealth import Verdict, availability, image_age, with_verdict
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 NAMES_SHOWN: Final = 200

@@ -7,9 +7,9 @@ from typing import Final, Literal
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
 from finetune_operator.manifests.labels import REVISION, short_hash
+from finetune_operator.observe.servingpods import ServingTrouble, is_replaced, serving_trouble
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
-from finetune_operator.status.servingpods import ServingTrouble, is_replaced, serving_trouble
 
 KEPT: Final = 10
 """Revisions that an endpoint's status remembers."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.observe.lostnodes import SILENCE, lost, until_overdue
+from finetune_operator.observe.podfailures import disruption, failure
+from finetune_operator.observe.podstarts import steady, waiting
+from finetune_operator.observe.servingpods import is_replaced, serving_trouble
 from finetune_operator.plan import Manifest
-from finetune_operator.status.lostnodes import SILENCE, lost, until_overdue
-from finetune_operator.status.podfailures import disruption, failure
-from finetune_operator.status.podstarts import steady, waiting
-from finetune_operator.status.servingpods import is_replaced, serving_trouble
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 STAMP = "2030-01-02T03:00:00Z"

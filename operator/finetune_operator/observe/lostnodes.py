@@ -8,10 +8,10 @@ than none. Kubernetes cannot know whether a node is dead or only out of reach; a
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.observe.pods import Trouble, has_condition, has_ended
+from finetune_operator.observe.stagetimes import instant
 from finetune_operator.plan import Manifest
-from finetune_operator.status.pods import Trouble, has_condition, has_ended
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.stagetimes import instant
 
 SILENCE: Final = timedelta(seconds=30)
 """A node ends a pod at its deadline, by force if need be, and says so within seconds."""

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from finetune_operator.observe.lostnodes import lost
+from finetune_operator.observe.podfailures import eviction_advice
+from finetune_operator.observe.pods import condition, has_ended, quoted, statuses
+from finetune_operator.observe.podstarts import container_trouble, scheduling_advice, steady
 from finetune_operator.plan import Manifest
-from finetune_operator.status.lostnodes import lost
-from finetune_operator.status.podfailures import eviction_advice
-from finetune_operator.status.pods import condition, has_ended, quoted, statuses
-from finetune_operator.status.podstarts import container_trouble, scheduling_advice, steady
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import ExitCode
 

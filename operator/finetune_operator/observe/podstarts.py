@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.observe.peers import called, index_of, nodes_of
+from finetune_operator.observe.pods import Trouble, condition, init_statuses, quoted, stage_of, trainer
+from finetune_operator.observe.stagetimes import container_state, instant
 from finetune_operator.plan import Manifest
-from finetune_operator.status.peers import called, index_of, nodes_of
-from finetune_operator.status.pods import Trouble, condition, init_statuses, quoted, stage_of, trainer
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.stagetimes import container_state, instant
 
 STARTING: Final = frozenset({"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"})
 """What the kubelet says of a container that waits, where nothing is wrong or its last end says what is."""

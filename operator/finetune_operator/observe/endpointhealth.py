@@ -7,10 +7,10 @@ from typing import Final, Literal, NamedTuple
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.serving import ENGINE_CONTAINER
+from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import with_condition, without
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_operator.status.servingpods import ServingTrouble
 
 VERSION: Final = re.compile(r"^v?([0-9]+(?:\.[0-9]+)+)(?![0-9A-Za-z])")
 

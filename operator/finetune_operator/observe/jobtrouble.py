@@ -3,12 +3,12 @@
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_operator.observe import lostnodes, podfailures, podstarts
+from finetune_operator.observe.peers import called, current, nodes_of
+from finetune_operator.observe.pods import Trouble, has_ended, stage_of
+from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
-from finetune_operator.status import lostnodes, podfailures, podstarts
-from finetune_operator.status.peers import called, current, nodes_of
-from finetune_operator.status.pods import Trouble, has_ended, stage_of
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.stagetimes import container_state
 
 
 def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble | None:

@@ -8,9 +8,8 @@ from typing import Any, Final
 from finetune_operator.manifests.jobs import NO_FAULT
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.pods import CONTAINER, UNCONFIGURED
-from finetune_operator.plan import Manifest
-from finetune_operator.status.peers import called, index_of
-from finetune_operator.status.pods import (
+from finetune_operator.observe.peers import called, index_of
+from finetune_operator.observe.pods import (
     Trouble,
     condition,
     has_condition,
@@ -20,8 +19,9 @@ from finetune_operator.status.pods import (
     stage_of,
     trainer,
 )
+from finetune_operator.observe.stagetimes import container_state, instant
+from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.stagetimes import container_state, instant
 from finetune_trainer.contract.outcomes import ExitCode
 
 DISRUPTIONS: Final = {

@@ -1,0 +1,1 @@
+"""Pure: what Jobs, pods and Deployments show, as reasons, messages and times."""
