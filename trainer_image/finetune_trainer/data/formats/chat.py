@@ -4,9 +4,10 @@ from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing
-from finetune_trainer.data.formats.messages import FIELDS, order_issues, read_messages, unsupported
+from finetune_trainer.data.formats.messages import FIELDS, read_messages, unsupported
 from finetune_trainer.data.formats.pairs import mixed
 from finetune_trainer.data.formats.tools import read_tools
+from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Issue
 from finetune_trainer.rows import Row

@@ -4,8 +4,8 @@ from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing
-from finetune_trainer.data.formats.messages import order_issues
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
+from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.text import shown
 from finetune_trainer.rows import Row

@@ -1,6 +1,5 @@
 """Exports of Label Studio: JSON (tasks with annotations), JSON_MIN, CSV and TSV (flat)."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final
@@ -8,16 +7,18 @@ from typing import Any, ClassVar, Final
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats import labelstudioissues as issues
 from finetune_trainer.data.formats.base import Format, Issues, missing, text
+from finetune_trainer.data.formats.labelstudioanswers import answers_of, text_of
 from finetune_trainer.data.formats.labelstudiotasks import (
     chat_of,
     conversations_in,
     pair_of,
     selected_of,
 )
-from finetune_trainer.data.formats.messages import order_issues, read_messages
+from finetune_trainer.data.formats.messages import read_messages
+from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import normal_line_ends, printable, shown, text_issue, type_name
+from finetune_trainer.data.text import normal_line_ends, printable, text_issue, type_name
 from finetune_trainer.rows import Message, Row
 
 META: Final = (
@@ -28,8 +29,6 @@ COLLIDED: Final = "_data_"
 """Before the names of data in flat exports, where a control tag has the same name."""
 OLD_ANNOTATIONS: Final = "completions"
 """What annotations are called in exports before version 1.0."""
-READABLE: Final = ("choices", "textarea")
-CHATS: Final = ("chatmessages", "chatmessage", "chat")
 PROMPTS: Final = ("text", "prompt")
 """Usual names of the prompt in a task's data, those of the templates."""
 
@@ -78,7 +77,7 @@ class LabelStudio(Format):
                 Issue(Code.FIELD_TYPE, f"data is {state}", "an object", "export it again", column="data"),
             )
         annotations = record.get("annotations", record.get(OLD_ANNOTATIONS) if self._reads_tasks else None)
-        answers = _answers(annotations, is_asked=self._reads_tasks)
+        answers = answers_of(annotations, is_asked=self._reads_tasks)
         if isinstance(answers, Issue) and self._reads_tasks and record.get("predictions"):
             answers = issues.predicted()
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))
@@ -189,7 +188,7 @@ class LabelStudio(Format):
             found.append(missing(answers, name))
             return ""
         shown_name = printable(name)
-        answer = _answer(shown_name, answers[name])
+        answer = text_of(shown_name, answers[name])
         issue = answer if isinstance(answer, Issue) else text_issue(shown_name, answer)
         if issue is not None:
             found.append(issue)
@@ -220,86 +219,3 @@ def _row(turns: Sequence[Message], answer: Message, place: str) -> Row | Issues:
 def _is_special(value: Any) -> bool:
     """Whether an answer is that of Chat or Pairwise."""
     return chat_of(value) is not None or selected_of(value) is not None
-
-
-def _answers(annotations: Any, *, is_asked: bool) -> Fields | Issue:
-    """What the first annotation that was not cancelled says, by the control tags' names.
-
-    `is_asked`: where several annotations say different things, a person has to decide.
-    """
-    if annotations is None:
-        return issues.unanswered()
-    if not isinstance(annotations, list):
-        return Issue(
-            Code.FIELD_TYPE,
-            f"annotations is {type_name(annotations)}",
-            "a list",
-            "export it again",
-            column="annotations",
-        )
-    kept = [
-        annotation
-        for annotation in annotations
-        if isinstance(annotation, dict) and not annotation.get("was_cancelled")
-    ]
-    if not is_asked:
-        return _said(kept[0].get("result") if kept else None) or issues.unanswered()
-    right = [annotation for annotation in kept if annotation.get("ground_truth")]
-    said = [found for each in right or kept if (found := _said(each.get("result")))]
-    if any(each != said[0] for each in said):
-        return issues.disagreement(len(said))
-    return said[0] if said else issues.unanswered()
-
-
-def _said(results: Any) -> Fields:
-    """What one annotation says."""
-    answers: Fields = {}
-    for result in results if isinstance(results, list) else ():
-        if not isinstance(result, dict) or not isinstance(result.get("from_name"), str):
-            continue
-        kind, value = result.get("type"), result.get("value")
-        if kind in READABLE and isinstance(value, dict):
-            part = value.get("choices" if kind == "choices" else "text")
-            parts = part if isinstance(part, list) else [part]
-            before = answers.get(result["from_name"], {}).get(kind, [])
-            answers[result["from_name"]] = {kind: before + parts}
-        elif kind == "pairwise" and isinstance(value, dict) and "selected" in value:
-            answers[result["from_name"]] = {"selected": value["selected"], "type": kind}
-        elif kind in CHATS and isinstance(value, dict) and "chatmessages" in value:
-            answers.setdefault(result["from_name"], []).append({"chatmessages": value["chatmessages"]})
-        else:
-            answers.setdefault(result["from_name"], {"type": kind})
-    return answers
-
-
-def _answer(name: str, value: Any) -> Any:
-    """The text of an answer: choices joined by commas, or one text; what has another shape as it is."""
-    value = _unpacked(value)
-    if isinstance(value, dict) and isinstance(choices := value.get("choices"), list):
-        return ", ".join(choices) if all(isinstance(choice, str) for choice in choices) else choices
-    texts = value.get("textarea") if isinstance(value, dict) else value
-    if isinstance(texts, list):
-        if len(texts) == 1:
-            return texts[0]
-        return Issue(Code.FIELD_VALUE, f"{name} has {len(texts)} texts", "one text", "keep one", column=name)
-    if isinstance(value, str):
-        return value
-    kind = value.get("type") if isinstance(value, dict) else None
-    state = f"of the type {shown(kind)}" if isinstance(kind, str) else type_name(value)
-    return Issue(
-        Code.UNSUPPORTED,
-        f"{name} is {state}",
-        "the answer of Choices or TextArea",
-        "name another control tag in columns.completion",
-        column=name,
-    )
-
-
-def _unpacked(value: Any) -> Any:
-    """In tables several choices are JSON."""
-    if isinstance(value, str) and value.startswith('{"choices":'):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value

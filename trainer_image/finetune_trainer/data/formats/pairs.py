@@ -5,8 +5,9 @@ from typing import Any
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, text
-from finetune_trainer.data.formats.messages import order_issues, read_messages
+from finetune_trainer.data.formats.messages import read_messages
 from finetune_trainer.data.formats.tools import read_tools
+from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.rows import Message, Row

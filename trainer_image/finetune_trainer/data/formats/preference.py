@@ -5,7 +5,8 @@ from typing import Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing, text
-from finetune_trainer.data.formats.messages import order_issues, read_messages, unsupported
+from finetune_trainer.data.formats.messages import read_messages, unsupported
+from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.rows import Message, Row

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Final
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.alpaca import optional_text
 from finetune_trainer.data.formats.base import Format, Issues, missing
-from finetune_trainer.data.formats.messages import AS_WRITTEN, order_issues, read_messages, unsupported
+from finetune_trainer.data.formats.messages import read_messages, unsupported
+from finetune_trainer.data.formats.turnorder import AS_WRITTEN, order_issues
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.text import shown, type_name
 from finetune_trainer.rows import Message, Role, Row

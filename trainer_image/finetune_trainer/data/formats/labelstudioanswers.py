@@ -1,0 +1,95 @@
+"""What annotations of Label Studio say, by the names of their control tags."""
+
+import json
+from typing import Any, Final
+
+from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.formats import labelstudioissues as issues
+from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.text import shown, type_name
+
+READABLE: Final = ("choices", "textarea")
+CHATS: Final = ("chatmessages", "chatmessage", "chat")
+
+
+def answers_of(annotations: Any, *, is_asked: bool) -> Fields | Issue:
+    """What the first annotation that was not cancelled says, by the control tags' names.
+
+    `is_asked`: where several annotations say different things, a person has to decide.
+    """
+    if annotations is None:
+        return issues.unanswered()
+    if not isinstance(annotations, list):
+        return Issue(
+            Code.FIELD_TYPE,
+            f"annotations is {type_name(annotations)}",
+            "a list",
+            "export it again",
+            column="annotations",
+        )
+    kept = [
+        annotation
+        for annotation in annotations
+        if isinstance(annotation, dict) and not annotation.get("was_cancelled")
+    ]
+    if not is_asked:
+        return _said(kept[0].get("result") if kept else None) or issues.unanswered()
+    right = [annotation for annotation in kept if annotation.get("ground_truth")]
+    said = [found for each in right or kept if (found := _said(each.get("result")))]
+    if any(each != said[0] for each in said):
+        return issues.disagreement(len(said))
+    return said[0] if said else issues.unanswered()
+
+
+def _said(results: Any) -> Fields:
+    """What one annotation says."""
+    answers: Fields = {}
+    for result in results if isinstance(results, list) else ():
+        if not isinstance(result, dict) or not isinstance(result.get("from_name"), str):
+            continue
+        kind, value = result.get("type"), result.get("value")
+        if kind in READABLE and isinstance(value, dict):
+            part = value.get("choices" if kind == "choices" else "text")
+            parts = part if isinstance(part, list) else [part]
+            before = answers.get(result["from_name"], {}).get(kind, [])
+            answers[result["from_name"]] = {kind: before + parts}
+        elif kind == "pairwise" and isinstance(value, dict) and "selected" in value:
+            answers[result["from_name"]] = {"selected": value["selected"], "type": kind}
+        elif kind in CHATS and isinstance(value, dict) and "chatmessages" in value:
+            answers.setdefault(result["from_name"], []).append({"chatmessages": value["chatmessages"]})
+        else:
+            answers.setdefault(result["from_name"], {"type": kind})
+    return answers
+
+
+def text_of(name: str, value: Any) -> Any:
+    """The text of an answer: choices joined by commas, or one text; what has another shape as it is."""
+    value = _unpacked(value)
+    if isinstance(value, dict) and isinstance(choices := value.get("choices"), list):
+        return ", ".join(choices) if all(isinstance(choice, str) for choice in choices) else choices
+    texts = value.get("textarea") if isinstance(value, dict) else value
+    if isinstance(texts, list):
+        if len(texts) == 1:
+            return texts[0]
+        return Issue(Code.FIELD_VALUE, f"{name} has {len(texts)} texts", "one text", "keep one", column=name)
+    if isinstance(value, str):
+        return value
+    kind = value.get("type") if isinstance(value, dict) else None
+    state = f"of the type {shown(kind)}" if isinstance(kind, str) else type_name(value)
+    return Issue(
+        Code.UNSUPPORTED,
+        f"{name} is {state}",
+        "the answer of Choices or TextArea",
+        "name another control tag in columns.completion",
+        column=name,
+    )
+
+
+def _unpacked(value: Any) -> Any:
+    """In tables several choices are JSON."""
+    if isinstance(value, str) and value.startswith('{"choices":'):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
