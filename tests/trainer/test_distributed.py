@@ -21,9 +21,9 @@ from finetune_trainer.distributed.launch import agreed
 from finetune_trainer.distributed.peers import Peers
 from finetune_trainer.distributed.place import LOCAL_RANK_ENV, Place
 from finetune_trainer.distributed.rendezvous import Rendezvous
-from finetune_trainer.model.encode import IGNORED, EncodedRow
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.train.sharding import ShardedBatches, blank
+from finetune_trainer.tokens.encode import IGNORED, EncodedRow
+from finetune_trainer.train.parallel.sharding import ShardedBatches, blank
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function
 from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
 from tests.trainer.workbench import Workbench

@@ -14,7 +14,7 @@ from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.publish import _publish_folder
+from finetune_trainer.train.states.checkpoints import _publish_folder
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.test_check import check

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from finetune_trainer.model import head as head_module
-from finetune_trainer.model.batch import Padding, left_padded, pack
-from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.loss import completion_loss, mean_completion_loss, row_losses
 from finetune_trainer.rows import Row
+from finetune_trainer.tokens.batching import Padding, left_padded, pack
+from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tests.trainer.workbench import tiny_tokenizer
 from tools.models import tiny

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.model.encode import RowEncoder
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.workbench import ROWS, RUN, Workbench, tiny_tokenizer
 from tools.models import tiny
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from finetune_trainer.model.batch import Padding, pack
-from finetune_trainer.model.encode import EncodedRow, RowEncoder
 from finetune_trainer.model.load import load_base
+from finetune_trainer.tokens.batching import Padding, pack
+from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
 from finetune_trainer.train.collation import choose_collation, keeps_rows_apart
 from tests.trainer.workbench import ROWS, tiny_tokenizer
 from tools.models import tiny

@@ -11,8 +11,8 @@ from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import CheckpointResult, PreflightResult
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.train.ledger import Fingerprint, Ledger
-from finetune_trainer.train.states import States
+from finetune_trainer.train.states.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states.resume import States
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 
 ADAPTER = LoRA(r=4, alpha=8, dropout=0.0)

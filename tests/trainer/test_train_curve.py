@@ -11,7 +11,7 @@ from finetune_trainer.contract.results import CheckpointResult, StageResult, Tra
 from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.runtime import termination
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train.curve import MOST_POINTS, SHOWN_POINTS, Curve
+from finetune_trainer.train.states.losses import MOST_POINTS, SHOWN_POINTS, Curve
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 
 

@@ -10,7 +10,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train.kept import KeptStep, Retention
+from finetune_trainer.train.states.retention import KeptStep, Retention
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, start
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere
 from tests.waiting import eventually

@@ -4,7 +4,7 @@ import pytest
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.train.ledger import Best, Fingerprint, Ledger
+from finetune_trainer.train.states.ledger import Best, Fingerprint, Ledger
 
 DIGEST = "sha256:" + 64 * "0"
 FINGERPRINT = Fingerprint(

@@ -9,7 +9,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.entrypoint import process
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train import states
+from finetune_trainer.train.states import resume
 from tests.trainer.processes import run, run_fresh
 from tests.trainer.workbench import ROWS, Workbench
 
@@ -52,7 +52,7 @@ def test_states_that_cannot_be_removed_fail_no_run(
     def refuse(_: object) -> None:
         raise StageFailure(FailureReason.STORE_UNAVAILABLE, "read-only", ExitCode.STORE_UNAVAILABLE)
 
-    monkeypatch.setattr(states, "remove_states", refuse)
+    monkeypatch.setattr(resume, "remove_states", refuse)
     config = config_for(bench)
     process._remove_states(bench.store, config)
     assert f"resume states of run {config.run} are left in the store: read-only" in caplog.text

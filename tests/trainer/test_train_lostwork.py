@@ -7,8 +7,8 @@ import pytest
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train import lostwork
-from finetune_trainer.train.lostwork import FILE, LostWork
+from finetune_trainer.train.states import lostwork
+from finetune_trainer.train.states.lostwork import FILE, LostWork
 from tests.trainer.workbench import RUN, Sheet, Workbench
 
 

@@ -15,7 +15,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import stage
-from finetune_trainer.train.memory import FILE
+from finetune_trainer.train.guards.memory import FILE
 from finetune_trainer.train.method import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere, weights
 

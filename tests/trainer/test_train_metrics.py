@@ -5,7 +5,7 @@ import pytest
 
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.pace import STEPS, Pace
+from finetune_trainer.train.throughput import STEPS, Pace
 from tools.cluster.ports import free_port
 
 

@@ -17,12 +17,12 @@ from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.objects import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.evaluate.examples import text_of
-from finetune_trainer.model.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.template import render, stop_token_ids
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train.memory import BatchSplit
+from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
+from finetune_trainer.tokens.template import render, stop_token_ids
+from finetune_trainer.train.guards.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
 from tests.trainer.processes import run_fresh, start, wait_for_state

@@ -13,8 +13,8 @@ from typing_extensions import override
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import method, stage
+from finetune_trainer.train.guards.watchdog import Watchdog
 from finetune_trainer.train.method import Trainable
-from finetune_trainer.train.watchdog import Watchdog
 from tests.trainer.processes import run
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 

@@ -22,7 +22,6 @@ from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, PreflightResult, TrainResult
 from finetune_trainer.evaluate import stage as evaluate
-from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
@@ -30,6 +29,7 @@ from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
+from finetune_trainer.tokens.template import load_tokenizer
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import steps_per_epoch
 from tools.models import tiny

@@ -20,7 +20,7 @@ from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
-from finetune_trainer.train.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states.ledger import Fingerprint, Ledger
 from tests.unit.operator.endpoints import endpoint
 
 OWNER = {"kind": "FineTuneJob", "namespace": "team", "name": "tone", "uid": "0f0f"}

@@ -14,10 +14,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.model.device import choose_device
-from finetune_trainer.model.encode import IGNORED, RowEncoder
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
-from finetune_trainer.model.template import load_tokenizer
+from finetune_trainer.tokens.encode import IGNORED, RowEncoder
+from finetune_trainer.tokens.template import load_tokenizer
 from finetune_trainer.train.trainer import arguments
 from tools.bench.train.stopwatch import Stopwatch
 from tools.bench.train.workload import LORA, hyperparameters, training_rows

@@ -157,7 +157,7 @@ def _remove_states(store: Store, config: StageRunConfig) -> None:
     """Those of a run whose training has its result; where train was killed before, evaluate does it."""
     if not isinstance(config, TrainConfig | EvaluateConfig):
         return
-    from finetune_trainer.train.states import remove_states
+    from finetune_trainer.train.states.resume import remove_states
 
     try:
         with store.run_folder(config.run, "train") as folder:

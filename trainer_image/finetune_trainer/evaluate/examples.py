@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.model.answers import AnswerEncoder
-from finetune_trainer.model.encode import EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.tokens.answers import AnswerEncoder
+from finetune_trainer.tokens.encode import EncodedRow, RowEncoder, RowNotEncodable
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from finetune_trainer.contract.vocabulary import Metric
 from finetune_trainer.evaluate.examples import Example, text_of
-from finetune_trainer.model.batch import Padding, left_padded
 from finetune_trainer.model.load import context_length
 from finetune_trainer.model.loss import mean_completion_loss, row_losses
 from finetune_trainer.stage.meter import Meter
+from finetune_trainer.tokens.batching import Padding, left_padded
 
 SPARE_TOKENS: Final = 16
 """Tokens that an answer may be longer than the right one, in case it spells the same text otherwise."""

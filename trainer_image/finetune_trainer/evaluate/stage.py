@@ -17,11 +17,11 @@ from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.template import load_tokenizer, stop_token_ids
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import Meter
+from finetune_trainer.tokens.template import load_tokenizer, stop_token_ids
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Tokenizer, chat template, tokens of rows, and weights: what preflight, train, evaluate and serve share."""
+"""Weights of base models and adapters, their loss, and the device they are on."""

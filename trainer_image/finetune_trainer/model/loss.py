@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from finetune_trainer.model.encode import IGNORED
 from finetune_trainer.model.head import ChunkedHead
+from finetune_trainer.tokens.encode import IGNORED
 
 
 def completion_loss(

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.model.answers import Encoder
-from finetune_trainer.model.encode import RowNotEncodable
 from finetune_trainer.rows import Row, SplitName
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import Meter
+from finetune_trainer.tokens.answers import Encoder
+from finetune_trainer.tokens.encode import RowNotEncodable
 
 SHOWN: Final = 5
 """Rows that a message names; the log has the others' number."""

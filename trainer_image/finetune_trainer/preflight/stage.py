@@ -11,9 +11,7 @@ from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import Manifest
-from finetune_trainer.model.answers import encoder_of
 from finetune_trainer.model.load import context_length
-from finetune_trainer.model.template import load_tokenizer, template_name
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
 from finetune_trainer.preflight.basemodel import check_digest, store_model
 from finetune_trainer.preflight.fetching import MEBIBYTE, readable_model
@@ -27,6 +25,8 @@ from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import Meter
+from finetune_trainer.tokens.answers import encoder_of
+from finetune_trainer.tokens.template import load_tokenizer, template_name
 
 ROW_COST: Final = 1 << 18
 """What one row through the tokenizer counts beside bytes read: they take about as long."""

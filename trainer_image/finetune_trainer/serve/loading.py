@@ -20,10 +20,10 @@ from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length, load_base
-from finetune_trainer.model.template import load_tokenizer, stop_token_ids
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import BASE_ADAPTER
 from finetune_trainer.serve.names import BASE_NAME
+from finetune_trainer.tokens.template import load_tokenizer, stop_token_ids
 
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.model.template import render
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, ApiError
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
+from finetune_trainer.tokens.template import render
 
 
 class Prompts:

@@ -6,8 +6,8 @@ from typing import Final
 
 import torch
 
-from finetune_trainer.model.batch import Collate, Padding, pack
-from finetune_trainer.model.encode import EncodedRow
+from finetune_trainer.tokens.batching import Collate, Padding, pack
+from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.method import Trainable
 
 MOST_PACKED_TOKENS: Final = 1024

@@ -20,17 +20,17 @@ from finetune_trainer.contract.progress import Progress
 from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.train.divergence import FACTOR, MOST_HIGH_STEPS
-from finetune_trainer.train.kept import Retention
-from finetune_trainer.train.learner import Learner
-from finetune_trainer.train.ledger import Best, Ledger
-from finetune_trainer.train.lostwork import LostWork
+from finetune_trainer.train.guards.watchdog import Watchdog
 from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.pace import Pace
-from finetune_trainer.train.rewards import in_words
-from finetune_trainer.train.states import States
-from finetune_trainer.train.watchdog import Watchdog
-from finetune_trainer.train.weights import Weights, WholeWeights
+from finetune_trainer.train.preference.rewards import in_words
+from finetune_trainer.train.protocol import Learner
+from finetune_trainer.train.states.divergence import FACTOR, MOST_HIGH_STEPS
+from finetune_trainer.train.states.ledger import Best, Ledger
+from finetune_trainer.train.states.lostwork import LostWork
+from finetune_trainer.train.states.resume import States
+from finetune_trainer.train.states.retention import Retention
+from finetune_trainer.train.states.weights import Weights, WholeWeights
+from finetune_trainer.train.throughput import Pace
 
 LOG_SECONDS: Final = 5.0
 SAVED: Final = "saved the state after step %d in %.2f s: %s"

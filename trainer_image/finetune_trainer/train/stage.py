@@ -14,29 +14,29 @@ from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.group import PeerLost
-from finetune_trainer.model.answers import Encoder, encoder_of
 from finetune_trainer.model.device import choose_device, peak_memory
-from finetune_trainer.model.encode import RowNotEncodable
-from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.kept import Retention
-from finetune_trainer.train.ledger import Fingerprint, Ledger
+from finetune_trainer.tokens.answers import Encoder, encoder_of
+from finetune_trainer.tokens.encode import RowNotEncodable
+from finetune_trainer.tokens.template import load_tokenizer
+from finetune_trainer.train.factory import is_sharded, make_trainer
+from finetune_trainer.train.guards.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
+from finetune_trainer.train.guards.watchdog import Watchdog
 from finetune_trainer.train.loop import Loop, StoppedEarly
-from finetune_trainer.train.lostwork import LostWork
-from finetune_trainer.train.making import is_sharded, make_trainer
-from finetune_trainer.train.memory import BatchSplit, OutOfMemory, noticed, out_of_memory, release
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.publish import publish_checkpoints
+from finetune_trainer.train.report import training_report, write_training_report
 from finetune_trainer.train.schedule import steps_per_epoch
-from finetune_trainer.train.starts import Starts
-from finetune_trainer.train.states import State, States
-from finetune_trainer.train.trainingreport import training_report, write_training_report
-from finetune_trainer.train.watchdog import Watchdog
-from finetune_trainer.train.weights import Weights
+from finetune_trainer.train.states.attempts import Starts
+from finetune_trainer.train.states.checkpoints import publish_checkpoints
+from finetune_trainer.train.states.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states.lostwork import LostWork
+from finetune_trainer.train.states.resume import State, States
+from finetune_trainer.train.states.retention import Retention
+from finetune_trainer.train.states.weights import Weights
 
 logger = logging.getLogger(__name__)
 

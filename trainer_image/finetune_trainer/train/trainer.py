@@ -16,13 +16,13 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import ALONE, Group
-from finetune_trainer.model.batch import Collate, pack, token_count
-from finetune_trainer.model.encode import EncodedRow
 from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.loss import completion_loss, total_completion_loss
-from finetune_trainer.train.learner import Validation
+from finetune_trainer.tokens.batching import Collate, pack, token_count
+from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.method import Trainable
-from finetune_trainer.train.sharding import ShardedBatches, blank
+from finetune_trainer.train.parallel.sharding import ShardedBatches, blank
+from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.sums import StepSums
 
 WARMUP: Final = 0.05

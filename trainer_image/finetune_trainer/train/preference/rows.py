@@ -8,8 +8,8 @@ from datasets import Dataset
 from typing_extensions import override
 
 from finetune_trainer.contract.vocabulary import MethodType
-from finetune_trainer.model.answers import EncodedAnswers
-from finetune_trainer.model.encode import IGNORED
+from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.tokens.encode import IGNORED
 
 Columns = dict[str, Any]
 

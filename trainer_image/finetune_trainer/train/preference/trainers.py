@@ -24,10 +24,10 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.distributed.group import ALONE
-from finetune_trainer.model.answers import EncodedAnswers
-from finetune_trainer.train.learner import Validation
+from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.preference.rows import TokenizedRows, columns
-from finetune_trainer.train.rewards import RewardSums
+from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.sums import StepSums
 from finetune_trainer.train.trainer import arguments, collect_state
 

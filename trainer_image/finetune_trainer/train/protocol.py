@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from finetune_trainer.train.rewards import RewardSums
+from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.sums import StepSums
 
 

@@ -8,7 +8,7 @@ from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.page import training_page
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.curve import Curve
+from finetune_trainer.train.states.losses import Curve
 
 REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"

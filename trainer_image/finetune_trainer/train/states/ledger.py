@@ -8,10 +8,10 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.train.curve import Curve
-from finetune_trainer.train.divergence import RecentLosses
-from finetune_trainer.train.kept import KeptStep, Retention
-from finetune_trainer.train.rewards import RewardSums
+from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.states.divergence import RecentLosses
+from finetune_trainer.train.states.losses import Curve
+from finetune_trainer.train.states.retention import KeptStep, Retention
 
 OVERFIT_RISE: Final = 1.05
 """A validation loss above the lowest one times this has risen; less is the noise of few rows."""

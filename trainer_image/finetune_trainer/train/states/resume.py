@@ -12,8 +12,8 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.folders import problem_of, remove_unfinished, save_folder
-from finetune_trainer.train.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states.folders import problem_of, remove_unfinished, save_folder
+from finetune_trainer.train.states.ledger import Fingerprint, Ledger
 
 STATE: Final = "state"
 NO_STEP: Final = -1

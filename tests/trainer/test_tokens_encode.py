@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.model.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
-from finetune_trainer.model.template import load_tokenizer
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.tokens.template import load_tokenizer
 from tools.models import tiny
 
 PAIR = Row.pair("Where is it?", "shipping")

@@ -14,9 +14,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.vocabulary import CheckpointType
-from finetune_trainer.model.template import stop_token_ids
-from finetune_trainer.train.fsdp import gathered_weights, is_divided
+from finetune_trainer.tokens.template import stop_token_ids
 from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.parallel.fsdp import gathered_weights, is_divided
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from finetune_trainer.model.encode import IGNORED, EncodedRow
+from finetune_trainer.tokens.encode import IGNORED, EncodedRow
 
 Collate = Callable[[Sequence[EncodedRow]], dict[str, Tensor]]
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.model.template import end_of_turn_id, render
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens.template import end_of_turn_id, render
 
 IGNORED: Final = -100
 """Label of a token that is not learned; PyTorch's and transformers' convention."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS, MethodType
-from finetune_trainer.model.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.store import Store
-from finetune_trainer.train.kept import Retention
-from finetune_trainer.train.ledger import Ledger
-from finetune_trainer.train.states import States
-from finetune_trainer.train.weights import WholeWeights
+from finetune_trainer.train.states.ledger import Ledger
+from finetune_trainer.train.states.resume import States
+from finetune_trainer.train.states.retention import Retention
+from finetune_trainer.train.states.weights import WholeWeights
 
 
 def publish_checkpoints(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_trainer.contract.progress import Progress
-from finetune_trainer.train.rewards import RewardSums
+from finetune_trainer.train.preference.rewards import RewardSums
 
 STEPS: Final = 20
 """Steps that loss and speed are averaged over."""

@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 from typing_extensions import override
 
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.model.encode import IGNORED, EncodedRow
+from finetune_trainer.tokens.encode import IGNORED, EncodedRow
 
 
 def blank(row: EncodedRow) -> EncodedRow:

@@ -1,0 +1,1 @@
+"""What ends a training that cannot succeed: memory that ran out, a step that hangs."""

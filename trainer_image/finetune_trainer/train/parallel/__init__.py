@@ -1,0 +1,1 @@
+"""Several processes that train one model: how its weights and its batches are divided."""
