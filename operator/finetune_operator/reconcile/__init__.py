@@ -1,1 +1,1 @@
-"""Pure: one file a kind, `(resource, world) -> Plan`."""
+"""Pure: one file a kind, `(resource, snapshot) -> Plan`."""

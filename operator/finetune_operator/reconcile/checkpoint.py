@@ -18,7 +18,7 @@ from finetune_operator.reconcile.lines import (
     promotion_time,
 )
 from finetune_operator.reconcile.ownership import holding
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -31,23 +31,23 @@ BY_VERDICT: Final = frozenset({Reason.PROMOTED, Reason.PROMOTING})
 """The run's verdict is in favor; nobody's approval is needed."""
 
 
-def claims(checkpoint: Checkpoint, world: World) -> frozenset[str]:  # noqa: ARG001 - every kind has one
+def claims(checkpoint: Checkpoint, snapshot: Snapshot) -> frozenset[str]:  # noqa: ARG001 - every kind has one
     """Those that a cleanup mounts; nothing else is mounted for a record."""
     return recordcleanup.claims(checkpoint)
 
 
-def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
+def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     """Decide the promotion, and note evaluations and users."""
     if checkpoint.metadata.deletion_timestamp is not None:
-        return recordcleanup.clean_up(checkpoint, world)
-    gone = history.surplus(checkpoint, world)
+        return recordcleanup.clean_up(checkpoint, snapshot)
+    gone = history.surplus(checkpoint, snapshot)
     if gone is not None:
         return gone
-    job = _job(checkpoint, world)
-    promoted_at, reason, message = _promotion(checkpoint, job, world)
+    job = _job(checkpoint, snapshot)
+    promoted_at, reason, message = _promotion(checkpoint, job, snapshot)
     promoted = promoted_at is not None and not is_rejected(checkpoint)
     evaluations = _evaluations(checkpoint, job)
-    in_use_by = _users(checkpoint, world)
+    in_use_by = _users(checkpoint, snapshot)
     generation = checkpoint.metadata.generation
     status = checkpoint.status.model_copy(
         update={
@@ -65,7 +65,7 @@ def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
                 reason,
                 message,
                 generation=generation,
-                now=world.now,
+                now=snapshot.now,
             ),
         }
     )
@@ -79,17 +79,17 @@ def reconcile(checkpoint: Checkpoint, world: World) -> Plan:
     )
 
 
-def _job(checkpoint: Checkpoint, world: World) -> FineTuneJob | None:
+def _job(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
     record = checkpoint.spec.lineage.job
-    job = world.finetunejobs.get(record.name)
+    job = snapshot.finetunejobs.get(record.name)
     return job if job is not None and job.uid == record.uid else None
 
 
 def _promotion(
-    checkpoint: Checkpoint, job: FineTuneJob | None, world: World
+    checkpoint: Checkpoint, job: FineTuneJob | None, snapshot: Snapshot
 ) -> tuple[datetime | None, Reason, str]:
     """`promotedAt`, which once written never changes, and why it is or is not there."""
-    spec, index = checkpoint.spec, world.checkpoints
+    spec, index = checkpoint.spec, snapshot.checkpoints
     at = checkpoint.status.promoted_at
     if spec.approval is not None and is_rejected(checkpoint):
         return at, Reason.REJECTED, f"rejected: {spec.approval.reason or 'no reason given'}"
@@ -103,7 +103,7 @@ def _promotion(
     if is_approved(checkpoint) and reason not in BY_VERDICT:
         # Where the run itself promotes it or is about to, its approval must not stand in the way.
         reason, message = _approval(checkpoint, champion(index, spec.model))
-    return _now(checkpoint, world) if reason == Reason.PROMOTED else None, reason, message
+    return _now(checkpoint, snapshot) if reason == Reason.PROMOTED else None, reason, message
 
 
 def _approval(checkpoint: Checkpoint, best: Checkpoint | None) -> tuple[Reason, str]:
@@ -118,8 +118,8 @@ def _approval(checkpoint: Checkpoint, best: Checkpoint | None) -> tuple[Reason, 
     return Reason.NOT_PROMOTED, message
 
 
-def _now(checkpoint: Checkpoint, world: World) -> datetime:
-    return promotion_time(world.checkpoints, checkpoint.spec.model, world.now)
+def _now(checkpoint: Checkpoint, snapshot: Snapshot) -> datetime:
+    return promotion_time(snapshot.checkpoints, checkpoint.spec.model, snapshot.now)
 
 
 def _verdict(
@@ -164,11 +164,11 @@ def _evaluations(checkpoint: Checkpoint, job: FineTuneJob | None) -> tuple[Evalu
     return (newest, *others)[:EVALUATIONS_AT_MOST]
 
 
-def _users(checkpoint: Checkpoint, world: World) -> tuple[str, ...]:
+def _users(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(
         sorted(
             endpoint.name
-            for endpoint in world.endpoints_with(address(checkpoint.namespace, checkpoint.name))
+            for endpoint in snapshot.endpoints_with(address(checkpoint.namespace, checkpoint.name))
             if endpoint.namespace == checkpoint.namespace
             and any(model.checkpoint == checkpoint.name for model in endpoint.status.models)
         )

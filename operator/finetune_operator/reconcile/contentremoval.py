@@ -44,19 +44,19 @@ class Removal:
 
 def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
     """Remove the folder by a Job; None once that is done."""
-    world, name = draft.world, stage_job_name(removal.owner, "cleanup", removal.store)
-    job = world.jobs.get(name)
+    snapshot, name = draft.snapshot, stage_job_name(removal.owner, "cleanup", removal.store)
+    job = snapshot.jobs.get(name)
     if job is None:
         return _start(draft, removal, name)
-    pods = pods_of(job, world)
+    pods = pods_of(job, snapshot)
     if "deletionTimestamp" in job["metadata"]:
         waits = "waiting for the previous cleanup pod to end"
-        return until_ended(pods, Reason.CLEANING_UP, waits, world.now)
+        return until_ended(pods, Reason.CLEANING_UP, waits, snapshot.now)
     if has_ended(job, "Complete"):
         return None
     if has_ended(job, "Failed"):
         return _failed(draft, removal, job, pods)
-    return _under_way(f"{removal.folder} is being removed", job, pods, world.now)
+    return _under_way(f"{removal.folder} is being removed", job, pods, snapshot.now)
 
 
 def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime) -> Working | Blocked:
@@ -70,8 +70,8 @@ def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime
 
 
 def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
-    world, owner, claim = draft.world, removal.owner, storage.claim_name(removal.store)
-    if claim is not None and claim in world.claims and world.claims[claim] is None:
+    snapshot, owner, claim = draft.snapshot, removal.owner, storage.claim_name(removal.store)
+    if claim is not None and claim in snapshot.claims and snapshot.claims[claim] is None:
         return _trouble(
             draft,
             removal,
@@ -80,9 +80,9 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
             f" {owner.namespace}",
             RETRY_SECONDS,
         )
-    profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, world)
+    profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, snapshot)
     known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
-    trainer = _trainer(known, removal, world.facts.trainer_image)
+    trainer = _trainer(known, removal, snapshot.facts.trainer_image)
     secret = SecretReference(name=removal.secret) if removal.secret else None
     draft.start_job(
         build_stage_job(
@@ -92,7 +92,7 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
             "cleanup",
             Placement(
                 image=trainer.image,
-                image_pull_policy=world.facts.image_pull_policy,
+                image_pull_policy=snapshot.facts.image_pull_policy,
                 profile=known,
                 storage=Storage(store=parse_store(removal.store)),
                 credentials=Credentials(store=secret),
@@ -110,7 +110,7 @@ def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: st
 
 def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest]) -> Blocked:
     """Why, until another try is due; then the Job that failed makes room for it."""
-    left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.world.now
+    left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.snapshot.now
     if left <= timedelta():
         draft.remove(job)
     message = f"{removal.owner.name}: {podfailures.failure(job, pods).message}"

@@ -5,27 +5,27 @@ from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import history, recordcleanup
 from finetune_operator.reconcile.ownership import holding
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
 
 LOCATIONS_AT_MOST = 5
 
 
-def claims(version: DatasetVersion, world: World) -> frozenset[str]:  # noqa: ARG001 - every kind has one
+def claims(version: DatasetVersion, snapshot: Snapshot) -> frozenset[str]:  # noqa: ARG001 - every kind has one
     """Those that a cleanup mounts; nothing else is mounted for a record."""
     return recordcleanup.claims(version)
 
 
-def reconcile(version: DatasetVersion, world: World) -> Plan:
+def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
     """Note the stores that hold the content."""
     if version.metadata.deletion_timestamp is not None:
-        return recordcleanup.clean_up(version, world)
-    gone = history.surplus(version, world)
+        return recordcleanup.clean_up(version, snapshot)
+    gone = history.surplus(version, snapshot)
     if gone is not None:
         return gone
     generation = version.metadata.generation
-    locations = _locations(version, world)
+    locations = _locations(version, snapshot)
     found = bool(locations)
     missing = f"nobody knows which store holds the content: annotate it with {STORE}: pvc://CLAIM"
     new = version.status.model_copy(
@@ -39,20 +39,20 @@ def reconcile(version: DatasetVersion, world: World) -> Plan:
                 Reason.AVAILABLE if found else Reason.STORE_MISSING,
                 f"in {', '.join(locations)}" if found else missing,
                 generation=generation,
-                now=world.now,
+                now=snapshot.now,
             ),
         }
     )
     return Plan(status=conditions.status_manifest(new), metadata=holding(version))
 
 
-def _locations(version: DatasetVersion, world: World) -> tuple[str, ...]:
+def _locations(version: DatasetVersion, snapshot: Snapshot) -> tuple[str, ...]:
     """Known ones first, then where it was first written, then where its Dataset was last prepared."""
     found = [*version.status.locations]
     written_to = version.metadata.annotations.get(STORE)
     if written_to:
         found.append(written_to)
-    dataset = world.datasets.get(version.spec.dataset)
+    dataset = snapshot.datasets.get(version.spec.dataset)
     latest = dataset.status if dataset is not None else None
     if latest is not None and latest.store is not None and latest.latest_version == version.name:
         found.append(latest.store)

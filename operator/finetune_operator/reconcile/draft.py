@@ -6,7 +6,7 @@ from typing import Literal
 from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.serviceaccount import build_runner_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason
 
@@ -15,14 +15,14 @@ from finetune_operator.status.reasons import EventReason
 class Draft:
     """Collects creates, deletes and events of one pass; `plan` adds the status."""
 
-    world: World
+    snapshot: Snapshot
     create: list[Create] = field(default_factory=list)
     delete: list[Delete] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
     def start_job(self, job: Manifest) -> None:
         """Create a stage's Job, and before it the service account it needs."""
-        if RUNNER not in self.world.service_accounts:
+        if RUNNER not in self.snapshot.service_accounts:
             self.create.append(Create(build_runner_account(job["metadata"]["namespace"]), same="Any"))
         self.create.append(Create(job))
 

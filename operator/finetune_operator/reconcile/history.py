@@ -12,25 +12,27 @@ from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Plan
 from finetune_operator.reconcile import profiles
 from finetune_operator.reconcile.ownership import Record, needed_by, seen
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import EventReason
 
 
-def surplus(record: Record, world: World) -> Plan | None:
+def surplus(record: Record, snapshot: Snapshot) -> Plan | None:
     """The deletion of a record that a history limit leaves no room for; None where it stays."""
-    if world.newer == 0:
+    if snapshot.newer == 0:
         return None
     found = (
-        _checkpoint_limit(record, world) if isinstance(record, Checkpoint) else _version_limit(record, world)
+        _checkpoint_limit(record, snapshot)
+        if isinstance(record, Checkpoint)
+        else _version_limit(record, snapshot)
     )
     if found is None:
         return None
     limit, field = found
-    if world.newer < limit or _is_kept(record, world):
+    if snapshot.newer < limit or _is_kept(record, snapshot):
         return None
     message = (
-        f"{record.kind} {record.name} is deleted: {world.newer} newer ones exist, and {field} is {limit};"
+        f"{record.kind} {record.name} is deleted: {snapshot.newer} newer ones exist, and {field} is {limit};"
         f" its content {'is removed' if record.spec.deletion_policy == 'Delete' else 'stays in the store'}"
     )
     return Plan(
@@ -39,9 +41,11 @@ def surplus(record: Record, world: World) -> Plan | None:
     )
 
 
-def _is_kept(record: Record, world: World) -> bool:
+def _is_kept(record: Record, snapshot: Snapshot) -> bool:
     """Whether somebody counts on the record, or has had a hand in it."""
-    return is_edited(record) or world.checkpoints.is_origin(record.name) or bool(needed_by(record, world))
+    return (
+        is_edited(record) or snapshot.checkpoints.is_origin(record.name) or bool(needed_by(record, snapshot))
+    )
 
 
 def is_edited(record: Record) -> bool:
@@ -53,43 +57,43 @@ def is_edited(record: Record) -> bool:
     return managers != {OPERATOR}
 
 
-def _run(checkpoint: Checkpoint, world: World) -> FineTuneJob | None:
+def _run(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
     """The ended run that made it. Without it nothing says which limit holds."""
     made_by = checkpoint.spec.lineage.job
-    run = world.finetunejobs.get(made_by.name)
+    run = snapshot.finetunejobs.get(made_by.name)
     return run if run is not None and run.uid == made_by.uid and is_finished(run) else None
 
 
-def _checkpoint_limit(checkpoint: Checkpoint, world: World) -> tuple[int, str] | None:
+def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, str] | None:
     """The limit and where it is set; None where there is none for this Checkpoint, whatever its age."""
-    limited = any(each.spec.checkpoint_history_limit is not None for each in world.profiles.values())
+    limited = any(each.spec.checkpoint_history_limit is not None for each in snapshot.profiles.values())
     if not limited or checkpoint.status.promoted_at is not None:
         return None
-    run = _run(checkpoint, world)
-    if run is None or _stands_for_run(checkpoint, run, world):
+    run = _run(checkpoint, snapshot)
+    if run is None or _stands_for_run(checkpoint, run, snapshot):
         return None
     named = run.status.resolved.profile or run.spec.compute.profile
-    profile = profiles.resolve_profile(named, "spec.compute.profile", run.namespace, world)
+    profile = profiles.resolve_profile(named, "spec.compute.profile", run.namespace, snapshot)
     if not isinstance(profile, ComputeProfile) or profile.spec.checkpoint_history_limit is None:
         return None
     return profile.spec.checkpoint_history_limit, f"checkpointHistoryLimit of ComputeProfile {profile.name}"
 
 
-def _stands_for_run(checkpoint: Checkpoint, run: FineTuneJob, world: World) -> bool:
+def _stands_for_run(checkpoint: Checkpoint, run: FineTuneJob, snapshot: Snapshot) -> bool:
     """Whether it is the one that the run keeps in any case: the judged one, or else that of the last step."""
     standing = [
-        each for each in world.checkpoints.of_run(run.uid) if each.metadata.deletion_timestamp is None
+        each for each in snapshot.checkpoints.of_run(run.uid) if each.metadata.deletion_timestamp is None
     ]
     judged = run.status.evaluation.checkpoint if run.status.evaluation is not None else None
     kept = max(standing, key=lambda each: (each.name == judged, each.spec.step, each.name), default=None)
     return kept is None or kept.name == checkpoint.name
 
 
-def _version_limit(version: DatasetVersion, world: World) -> tuple[int, str] | None:
+def _version_limit(version: DatasetVersion, snapshot: Snapshot) -> tuple[int, str] | None:
     """The limit and where it is set; None where there is none, and for the latest: runs begin with it."""
     if version.metadata.labels.get(OWNER_KIND) != "Dataset":
         return None
-    dataset = world.datasets.get(version.spec.dataset)
+    dataset = snapshot.datasets.get(version.spec.dataset)
     if dataset is None or dataset.status.latest_version in {None, version.name}:
         return None
     limit = dataset.spec.version_history_limit

@@ -13,7 +13,7 @@ from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.indexes import address, version_owner
 from finetune_operator.reconcile.lines import is_rejected
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.status.conditions import find, is_finished
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
@@ -45,11 +45,11 @@ def _others(resource: Owner | Record) -> list[str]:
     return [each for each in resource.metadata.finalizers if each != FINALIZER]
 
 
-def delete_with(owner: Owner, records: Iterable[Record], world: World) -> Plan:
+def delete_with(owner: Owner, records: Iterable[Record], snapshot: Snapshot) -> Plan:
     """The end of an owner that is being deleted: its records go too, but for those that are needed."""
     if not is_held(owner):
         return Plan()
-    draft = Draft(world)
+    draft = Draft(snapshot)
     delete_records(draft, records)
     return draft.plan(None, metadata=released(owner))
 
@@ -60,10 +60,10 @@ def delete_records(draft: Draft, records: Iterable[Record]) -> None:
     A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
     The event has the same words in each pass until one of them is gone.
     """
-    world = draft.world
+    snapshot = draft.snapshot
     going, staying = [], []
-    for record in () if world.namespace_terminating else records:
-        reason = _why_it_stays(record, world)
+    for record in () if snapshot.namespace_terminating else records:
+        reason = _why_it_stays(record, snapshot)
         if reason:
             staying.append(f"{record.name} ({reason})")
             continue
@@ -76,9 +76,9 @@ def delete_records(draft: Draft, records: Iterable[Record]) -> None:
         )
 
 
-def versions_of(owner: Owner, world: World) -> tuple[DatasetVersion, ...]:
+def versions_of(owner: Owner, snapshot: Snapshot) -> tuple[DatasetVersion, ...]:
     """The DatasetVersions that a Dataset, or a run with inline data, of this name has made."""
-    return tuple(world.versions_made_by(version_owner(owner.kind, owner.namespace, owner.name)))
+    return tuple(snapshot.versions_made_by(version_owner(owner.kind, owner.namespace, owner.name)))
 
 
 def waits_for_users(record: Record) -> bool:
@@ -88,7 +88,7 @@ def waits_for_users(record: Record) -> bool:
     return is_going and state is not None and state.reason == Reason.IN_USE
 
 
-def needed_by(record: Record, world: World) -> tuple[str, ...]:
+def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
     """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended.
 
     A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count, but
@@ -97,7 +97,7 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
     here = address(record.namespace, record.name)
     runs = {
         f"FineTuneJob {job.name}"
-        for job in world.runs_with(here)
+        for job in snapshot.runs_with(here)
         if job.namespace == record.namespace
         and job.metadata.deletion_timestamp is None
         and not is_finished(job)
@@ -105,7 +105,7 @@ def needed_by(record: Record, world: World) -> tuple[str, ...]:
     }
     if isinstance(record, DatasetVersion):
         return tuple(sorted(runs))
-    candidates = (*world.endpoints_with(here), *world.endpoints_with(record.spec.digest))
+    candidates = (*snapshot.endpoints_with(here), *snapshot.endpoints_with(record.spec.digest))
     endpoints = {
         f"InferenceDeployment {endpoint.name}"
         for endpoint in candidates
@@ -137,13 +137,13 @@ def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
     return pinned and endpoint.metadata.deletion_timestamp is None
 
 
-def readers_of(record: Record, world: World) -> tuple[str, ...]:
+def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
     """Runs that have not ended and have this content from another record, which may be on its way out too."""
     return tuple(
         f"FineTuneJob {job.name}"
         if job.namespace == record.namespace
         else "a FineTuneJob in another namespace"
-        for job in world.runs_with(record.spec.digest)
+        for job in snapshot.runs_with(record.spec.digest)
         if job.metadata.deletion_timestamp is None
         and not is_finished(job)
         and (job.namespace == record.namespace or not (job.status.resolved.store or "").startswith("pvc://"))
@@ -170,12 +170,12 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
     return made or waits or job.status.resolved.parent_checkpoint == record.name
 
 
-def _why_it_stays(record: Record, world: World) -> str:
+def _why_it_stays(record: Record, snapshot: Snapshot) -> str:
     if record.spec.deletion_policy != "Delete":
         return f"deletionPolicy: {record.spec.deletion_policy}"
     if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
         return "promoted"
-    return ", ".join(f"in use by {user}" for user in needed_by(record, world)[:NAMED_AT_MOST])
+    return ", ".join(f"in use by {user}" for user in needed_by(record, snapshot)[:NAMED_AT_MOST])
 
 
 def seen(record: Record) -> Manifest:

@@ -4,16 +4,16 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.dataset import StoreReference
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
 
 NAMED_AT_MOST: Final = 8
 
 
-def _names(world: World, namespace: str) -> str:
-    usable = sorted(name for name, profile in world.profiles.items() if is_allowed(profile, namespace))
+def _names(snapshot: Snapshot, namespace: str) -> str:
+    usable = sorted(name for name, profile in snapshot.profiles.items() if is_allowed(profile, namespace))
     shown = ", ".join(usable[:NAMED_AT_MOST])
     return f"; this namespace may use: {shown}" if shown else "; there is none yet"
 
@@ -24,13 +24,15 @@ def is_allowed(profile: ComputeProfile, namespace: str) -> bool:
     return not allowed or namespace in allowed
 
 
-def resolve_profile(name: str | None, field: str, namespace: str, world: World) -> ComputeProfile | Blocked:
+def resolve_profile(
+    name: str | None, field: str, namespace: str, snapshot: Snapshot
+) -> ComputeProfile | Blocked:
     """The named profile, or the default one.
 
     `field` is where the name stands in the object's spec, for the message.
     """
     if name is None:
-        defaults = sorted(p.name for p in world.profiles.values() if p.is_default)
+        defaults = sorted(p.name for p in snapshot.profiles.values() if p.is_default)
         if len(defaults) > 1:
             return Blocked(
                 Reason.DEFAULT_PROFILE_CONFLICT,
@@ -41,21 +43,21 @@ def resolve_profile(name: str | None, field: str, namespace: str, world: World) 
             return Blocked(
                 Reason.PROFILE_NOT_FOUND,
                 f"{field} is not set and no ComputeProfile is the default: annotate one with"
-                f' {DEFAULT_PROFILE_LABEL}: "true"{_names(world, namespace)}',
+                f' {DEFAULT_PROFILE_LABEL}: "true"{_names(snapshot, namespace)}',
             )
         name = defaults[0]
-    profile = world.profiles.get(name)
+    profile = snapshot.profiles.get(name)
     if profile is None:
         return Blocked(
             Reason.PROFILE_NOT_FOUND,
             f"ComputeProfile {name} of {field} does not exist: create it, or name another"
-            f"{_names(world, namespace)}",
+            f"{_names(snapshot, namespace)}",
         )
     if not is_allowed(profile, namespace):
         return Blocked(
             Reason.PROFILE_NOT_ALLOWED,
             f"ComputeProfile {name} may not be used in namespace {namespace}: ask the platform team to add it"
-            f" to the profile's spec.allowedNamespaces, or name another{_names(world, namespace)}",
+            f" to the profile's spec.allowedNamespaces, or name another{_names(snapshot, namespace)}",
         )
     return profile
 

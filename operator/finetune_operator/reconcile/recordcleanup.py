@@ -19,8 +19,8 @@ from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
@@ -37,46 +37,46 @@ def claims(record: Record) -> frozenset[str]:
     return storage.claim_names(*_stores(record)) if going and is_held(record) else frozenset()
 
 
-def clean_up(record: Record, world: World) -> Plan:
+def clean_up(record: Record, snapshot: Snapshot) -> Plan:
     """One pass over a record that is being deleted."""
     if not is_held(record):
         return Plan()
-    stores = tuple(store for store in _stores(record) if not _sharers(store, record, world))
-    stays = _why_it_stays(record, stores, world)
+    stores = tuple(store for store in _stores(record) if not _sharers(store, record, snapshot))
+    stays = _why_it_stays(record, stores, snapshot)
     if stays is not None:
         return Plan(events=(stays,), metadata=released(record))
-    users = sorted({*needed_by(record, world), *readers_of(record, world)})
+    users = sorted({*needed_by(record, snapshot), *readers_of(record, snapshot)})
     if users:
         message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
-        return _wait(record, world, Draft(world), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
-    if _is_partly_unseen(stores, world):
+        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
+    if _is_partly_unseen(stores, snapshot):
         message = (
             f"{_folders(record, stores)} is removed when the operator may list every namespace that it"
             " watches (its log names those that it may not): a record there may stand for it too"
         )
-        return _wait(record, world, Draft(world), Blocked(Reason.FORBIDDEN, message, LOOK_AGAIN))
-    draft = Draft(world)
+        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, LOOK_AGAIN))
+    draft = Draft(snapshot)
     halts = [halt for store in stores if (halt := _remove(draft, record, store)) is not None]
     if halts:
-        return _wait(record, world, draft, halts[0])
+        return _wait(record, snapshot, draft, halts[0])
     draft.event(EventReason.CONTENT_REMOVED, f"{_folders(record, stores)} is removed")
     return draft.plan(None, metadata=released(record))
 
 
-def _why_it_stays(record: Record, stores: tuple[str, ...], world: World) -> Event | None:
+def _why_it_stays(record: Record, stores: tuple[str, ...], snapshot: Snapshot) -> Event | None:
     folders = _folders(record, _stores(record))
     if record.spec.deletion_policy != "Delete":
         return _kept(f"{folders} stays: deletionPolicy is {record.spec.deletion_policy}")
-    if world.namespace_terminating:
+    if snapshot.namespace_terminating:
         return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
-    maker = _being_made_again(record, world)
+    maker = _being_made_again(record, snapshot)
     if maker:
         return _kept(f"{folders} stays: {maker} is being prepared and may come to the same rows")
     if not stores:
-        sharers = sorted({name for store in _stores(record) for name in _sharers(store, record, world)})
+        sharers = sorted({name for store in _stores(record) for name in _sharers(store, record, snapshot)})
         others = " and ".join(sharers[:NAMED_AT_MOST])
         return _kept(f"{folders} stays: {f'{others} stands for it too' if others else 'no store is known'}")
-    if world.now >= _deadline(record):
+    if snapshot.now >= _deadline(record):
         return Event(
             "Warning",
             EventReason.CONTENT_KEPT,
@@ -86,7 +86,7 @@ def _why_it_stays(record: Record, stores: tuple[str, ...], world: World) -> Even
     return None
 
 
-def _being_made_again(record: Record, world: World) -> str:
+def _being_made_again(record: Record, snapshot: Snapshot) -> str:
     """Who prepares rows that may be these ones.
 
     It finds them in the store, and cannot record them before this record has gone, which has the same name.
@@ -96,11 +96,11 @@ def _being_made_again(record: Record, world: World) -> str:
         return ""
     maker: Dataset | FineTuneJob | None
     if record.metadata.labels.get(OWNER_KIND) == "FineTuneJob":
-        maker = world.finetunejobs.get(record.spec.dataset)
+        maker = snapshot.finetunejobs.get(record.spec.dataset)
         is_made = maker is None or is_finished(maker) or maker.status.resolved.dataset_version is not None
     else:
-        maker = world.datasets.get(record.spec.dataset)
-        is_made = maker is None or (is_settled(maker) and until_check(maker, world.now) != 0)
+        maker = snapshot.datasets.get(record.spec.dataset)
+        is_made = maker is None or (is_settled(maker) and until_check(maker, snapshot.now) != 0)
     if maker is None or is_made or maker.metadata.deletion_timestamp is not None:
         return ""
     return f"{maker.kind} {maker.name}"
@@ -134,11 +134,11 @@ def _is_place(store: str) -> bool:
     return True
 
 
-def _sharers(store: str, record: Record, world: World) -> list[str]:
+def _sharers(store: str, record: Record, snapshot: Snapshot) -> list[str]:
     """Other records, not on their way out themselves, that name the same folder; those of others unnamed."""
     return [
         other.name if other.namespace == record.namespace else "a record in another namespace"
-        for other in world.same_content
+        for other in snapshot.same_content
         if other.metadata.deletion_timestamp is None
         and store in _stores(other)
         # A claim is another one in another namespace, whatever its name; a bucket is the same.
@@ -146,9 +146,9 @@ def _sharers(store: str, record: Record, world: World) -> list[str]:
     ]
 
 
-def _is_partly_unseen(stores: tuple[str, ...], world: World) -> bool:
+def _is_partly_unseen(stores: tuple[str, ...], snapshot: Snapshot) -> bool:
     """Whether there are namespaces whose records are not known, and one of these stores can be theirs too."""
-    return bool(world.facts.unlisted) and any(not store.startswith("pvc://") for store in stores)
+    return bool(snapshot.facts.unlisted) and any(not store.startswith("pvc://") for store in stores)
 
 
 def _artifact(record: Record) -> ArtifactRef:
@@ -164,9 +164,9 @@ def _folders(record: Record, stores: tuple[str, ...]) -> str:
     )
 
 
-def _wait(record: Record, world: World, draft: Draft, halt: Working | Blocked) -> Plan:
-    left = max(1.0, (_deadline(record) - world.now).total_seconds())
-    status = conditions.blocked(record, halt.reason, halt.message, world.now)
+def _wait(record: Record, snapshot: Snapshot, draft: Draft, halt: Working | Blocked) -> Plan:
+    left = max(1.0, (_deadline(record) - snapshot.now).total_seconds())
+    status = conditions.blocked(record, halt.reason, halt.message, snapshot.now)
     return draft.plan(status, min(halt.requeue_after or left, left))
 
 

@@ -19,24 +19,24 @@ from finetune_operator.reconcile import (
     finetunejob,
     inferencedeployment,
 )
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")
 
 
-def _of(model: type[R], function: Callable[[R, World], T]) -> Callable[[Resource, World], T]:
+def _of(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[Resource, Snapshot], T]:
     """The function for any resource; a resource of another kind is a programming error."""
 
-    def call(resource: Resource, world: World) -> T:
+    def call(resource: Resource, snapshot: Snapshot) -> T:
         if not isinstance(resource, model):
             raise TypeError(f"expected {model.__name__}, got {type(resource).__name__}")
-        return function(resource, world)
+        return function(resource, snapshot)
 
     return call
 
 
-RECONCILERS: Final[Mapping[str, Callable[[Resource, World], Plan]]] = {
+RECONCILERS: Final[Mapping[str, Callable[[Resource, Snapshot], Plan]]] = {
     "FineTuneJob": _of(FineTuneJob, finetunejob.reconcile),
     "Dataset": _of(Dataset, dataset.reconcile),
     "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile),
@@ -46,7 +46,7 @@ RECONCILERS: Final[Mapping[str, Callable[[Resource, World], Plan]]] = {
 }
 """What should be done now for one object."""
 
-CLAIMS: Final[Mapping[str, Callable[[Resource, World], frozenset[str]]]] = {
+CLAIMS: Final[Mapping[str, Callable[[Resource, Snapshot], frozenset[str]]]] = {
     "FineTuneJob": _of(FineTuneJob, finetunejob.claims),
     "Dataset": _of(Dataset, dataset.claims),
     "DatasetVersion": _of(DatasetVersion, datasetversion.claims),
@@ -54,4 +54,4 @@ CLAIMS: Final[Mapping[str, Callable[[Resource, World], frozenset[str]]]] = {
     "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.claims),
     "ComputeProfile": _of(ComputeProfile, computeprofile.claims),
 }
-"""PersistentVolumeClaims, by name, that the reconciler wants to see in `World.claims`."""
+"""PersistentVolumeClaims, by name, that the reconciler wants to see in `Snapshot.claims`."""

@@ -13,7 +13,7 @@ from finetune_operator.manifests.trainer import FIRST_CONTRACT
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -43,10 +43,10 @@ def contract_of_jobs(recorded: int | None, *, has_begun: bool, current: int) -> 
     return (recorded or FIRST_CONTRACT) if has_begun else current
 
 
-def pods_of(job: Manifest, world: World) -> list[Manifest]:
+def pods_of(job: Manifest, snapshot: Snapshot) -> list[Manifest]:
     """The pods that the Job's controller made for it, newest first."""
     uid = job["metadata"]["uid"]
-    pods = [pod for pod in world.pods.values() if _is_made_for(pod, uid)]
+    pods = [pod for pod in snapshot.pods.values() if _is_made_for(pod, uid)]
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
 
 
@@ -57,10 +57,10 @@ def _is_made_for(pod: Manifest, uid: str) -> bool:
     return is_controlled and metadata.get("labels", {}).get(JOB_UID) == uid
 
 
-def is_foreign(job: Manifest, expected: Expected, world: World) -> bool:
+def is_foreign(job: Manifest, expected: Expected, snapshot: Snapshot) -> bool:
     """Whether the Job lacks what this operator gives to all Jobs of the object."""
     annotations = job["metadata"].get("annotations", {})
-    return bool(world.facts.nonce_key) and expected.contract >= NONCE_CONTRACT and NONCE not in annotations
+    return bool(snapshot.facts.nonce_key) and expected.contract >= NONCE_CONTRACT and NONCE not in annotations
 
 
 def result_of(pod: Manifest, job: Manifest, expected: Expected) -> StageResult | None:

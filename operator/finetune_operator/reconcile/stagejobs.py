@@ -11,8 +11,8 @@ from finetune_operator.observe.pods import has_ended as has_pod_ended
 from finetune_operator.observe.pods import stage_of
 from finetune_operator.observe.stagetimes import instant
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -39,17 +39,17 @@ def is_unfinished(job: Manifest) -> bool:
     return not has_ended(job, "Complete") and not has_ended(job, "Failed")
 
 
-def is_stage_running(world: World) -> bool:
+def is_stage_running(snapshot: Snapshot) -> bool:
     """Whether a stage's Job is under way, so that nothing needs to be created."""
     return any(
         is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
-        for job in world.jobs.values()
+        for job in snapshot.jobs.values()
     )
 
 
-def left_behind(world: World, job: str) -> list[Manifest]:
+def left_behind(snapshot: Snapshot, job: str) -> list[Manifest]:
     """Pods that still run although their Job of this name was deleted: beside them others must not."""
-    return [pod for pod in world.orphans.get(job, ()) if not has_pod_ended(pod)]
+    return [pod for pod in snapshot.orphans.get(job, ()) if not has_pod_ended(pod)]
 
 
 def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:

@@ -104,27 +104,27 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
     A Job that disappeared before its result was recorded is created again, once its pod has ended: the stage
     then finds its own result in the store, or resumes.
     """
-    world = draft.world
-    job = world.jobs.get(request.name)
+    snapshot = draft.snapshot
+    job = snapshot.jobs.get(request.name)
     if job is None:
-        left = left_behind(world, request.name)
+        left = left_behind(snapshot, request.name)
         if left:
             waits = f"waiting for pod {left[0]['metadata']['name']} of a deleted {request.stage} Job to end"
-            return until_ended(left, Reason.QUEUED, waits, world.now)
+            return until_ended(left, Reason.QUEUED, waits, snapshot.now)
         return _start(draft, request)
-    if is_foreign(job, request.expected, world):
+    if is_foreign(job, request.expected, snapshot):
         return foreign(job)
-    pods = pods_of(job, world)
+    pods = pods_of(job, snapshot)
     if "deletionTimestamp" in job["metadata"]:
         waits = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
-        return until_ended(pods, Reason.QUEUED, waits, world.now)
+        return until_ended(pods, Reason.QUEUED, waits, snapshot.now)
     if has_ended(job, "Complete"):
         result = success(pods, job, request.expected)
-        return result or _settling(job, "Complete", request, world.now) or _collect(draft, request)
+        return result or _settling(job, "Complete", request, snapshot.now) or _collect(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     _name_peers(draft, request)
-    return _under_way(job, pods, request, world.now)
+    return _under_way(job, pods, request, snapshot.now)
 
 
 def _settling(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
@@ -151,31 +151,31 @@ def _name_peers(draft: Draft, request: StageRequest) -> None:
     if request.peers is None:
         return
     wanted = (
-        (request.peers.service, draft.world.services),
-        (request.peers.policy, draft.world.network_policies),
+        (request.peers.service, draft.snapshot.services),
+        (request.peers.policy, draft.snapshot.network_policies),
     )
     draft.create += [Create(each) for each, there in wanted if each["metadata"]["name"] not in there]
 
 
 def _collect(draft: Draft, request: StageRequest) -> Outcome:
     """The result from the store, by a small Job, because the pod that had it is gone."""
-    job = draft.world.jobs.get(request.collect_name)
+    job = draft.snapshot.jobs.get(request.collect_name)
     reading = f"reading the result of {request.stage} from the store"
     if job is None:
         built = request.build_collect()
         if isinstance(built, Blocked | Failed):
             return built
         draft.start_job(built)
-    elif is_foreign(job, request.expected, draft.world):
+    elif is_foreign(job, request.expected, draft.snapshot):
         return foreign(job)
     elif is_unfinished(job):
-        return _collecting(job, pods_of(job, draft.world), reading, draft.world.now)
+        return _collecting(job, pods_of(job, draft.snapshot), reading, draft.snapshot.now)
     else:
         how = "Complete" if has_ended(job, "Complete") else "Failed"
-        pods = pods_of(job, draft.world)
+        pods = pods_of(job, draft.snapshot)
         result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
         if result is None:
-            settling = _settling(job, how, request, draft.world.now)
+            settling = _settling(job, how, request, draft.snapshot.now)
             if settling is not None:
                 return settling
         elif result.outcome == "Succeeded":
@@ -199,7 +199,7 @@ def _lost(request: StageRequest, why: str) -> Broken:
 
 def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
     """A collect Job completed, and what it read did not arrive: try again later, a few times."""
-    world = draft.world
+    snapshot = draft.snapshot
     status = retries.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
     messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
     said = next((message for message in messages if message), None)
@@ -213,9 +213,9 @@ def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
     if status.failures >= retries.READ_ATTEMPTS:
         return _lost(request, f"{status.failures} attempts; {why}")
     due = retries.due_at(status, request.run)
-    if world.now >= due:
+    if snapshot.now >= due:
         draft.remove(job)
-    left = max(1.0, (due - world.now).total_seconds())
+    left = max(1.0, (due - snapshot.now).total_seconds())
     message = (
         f"the result of {request.stage} is not read yet: {why} (attempt {status.failures} of"
         f" {retries.READ_ATTEMPTS}; next try at {due:%H:%M:%S} UTC)"
@@ -234,20 +234,20 @@ def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime
 
 def _retry(draft: Draft, job: Manifest, result: StageResult, request: StageRequest) -> Outcome:
     """Wait until another try is due; then the Job that failed makes room for it."""
-    world = draft.world
+    snapshot = draft.snapshot
     failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
     status = retries.counted(request.retry, request.stage, failed_at)
-    probe = None if request.probe is None else world.jobs.get(request.probe.name)
+    probe = None if request.probe is None else snapshot.jobs.get(request.probe.name)
     is_old = probe is not None and instant(probe["metadata"]["creationTimestamp"]) < failed_at
     due = retries.due_at(status, request.run)
-    retry = retries.waiting(result, status, due, world.now)
+    retry = retries.waiting(result, status, due, snapshot.now)
     if probe is not None and is_old:
         draft.remove(probe)
-    elif probe is not None and is_foreign(probe, request.expected, world):
+    elif probe is not None and is_foreign(probe, request.expected, snapshot):
         return foreign(probe)
     elif probe is not None:
         return _probed(draft, job, probe, retry, request)
-    if world.now < due:
+    if snapshot.now < due:
         return retry
     if request.probe is None:
         draft.remove(job)
@@ -268,13 +268,13 @@ def _checking(request: StageRequest, look_again_in: float | None) -> Working:
 
 def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request: StageRequest) -> Outcome:
     """What the check of the store found: the stage's result, that it answers, or that it still does not."""
-    world, pods = draft.world, pods_of(probe, draft.world)
+    snapshot, pods = draft.snapshot, pods_of(probe, draft.snapshot)
     if "deletionTimestamp" in probe["metadata"]:
         return replace(retry, halt=_checking(request, None))
     if is_unfinished(probe):
-        trouble = job_trouble(probe, pods, world.now)
+        trouble = job_trouble(probe, pods, snapshot.now)
         if trouble is None or trouble.reason == Reason.QUEUED:
-            later = trouble.look_again if trouble is not None else look_again(pods, world.now)
+            later = trouble.look_again if trouble is not None else look_again(pods, snapshot.now)
             return replace(retry, halt=_checking(request, later))
         return replace(retry, halt=_waiting(trouble))
     found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)
@@ -288,7 +288,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
         return replace(retry, halt=Working(Reason.QUEUED, waits))
     failed_at = ended_at(probe, "Failed")
     if found is None:
-        settling = _settling(probe, "Failed", request, world.now)
+        settling = _settling(probe, "Failed", request, snapshot.now)
         trouble = podfailures.failure(probe, pods)
         found = StageResult(
             stage=request.stage,
@@ -301,14 +301,14 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
             return replace(retry, halt=_checking(request, settling.requeue_after))
     status = retries.counted(retry.status, request.stage, failed_at)
     due = retries.due_at(status, request.run)
-    if world.now >= due:
+    if snapshot.now >= due:
         draft.remove(probe)
-    return retries.waiting(found, status, due, world.now)
+    return retries.waiting(found, status, due, snapshot.now)
 
 
 def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
     if not pods or any("terminated" not in container_state(pod) for pod in current(pods)):
-        settling = _settling(job, "Failed", request, draft.world.now)
+        settling = _settling(job, "Failed", request, draft.snapshot.now)
         if settling is not None:
             return settling
     result = last_word(pods, job, request.expected)

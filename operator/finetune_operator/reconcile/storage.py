@@ -4,8 +4,8 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
 from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Failed
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 
 
@@ -43,11 +43,13 @@ def claim_names(*uris: str | None) -> frozenset[str]:
     return frozenset(name for name in map(claim_name, uris) if name is not None)
 
 
-def _is_missing(name: str, world: World) -> bool:
-    return name in world.claims and world.claims[name] is None
+def _is_missing(name: str, snapshot: Snapshot) -> bool:
+    return name in snapshot.claims and snapshot.claims[name] is None
 
 
-def check_store(uri: str, profile: ComputeProfile | None, namespace: str, world: World) -> Blocked | None:
+def check_store(
+    uri: str, profile: ComputeProfile | None, namespace: str, snapshot: Snapshot
+) -> Blocked | None:
     """Whether the store's claim exists and pods on several nodes can use it at once.
 
     Whether a bucket exists is for the pods to find out.
@@ -59,13 +61,13 @@ def check_store(uri: str, profile: ComputeProfile | None, namespace: str, world:
     name = claim_name(uri)
     if name is None:
         return None
-    if _is_missing(name, world):
+    if _is_missing(name, snapshot):
         return Blocked(
             Reason.STORE_NOT_FOUND,
             f"PersistentVolumeClaim {name} of store {uri} does not exist in namespace {namespace}:"
             " create it (accessModes: [ReadWriteMany])",
         )
-    claim = world.claims.get(name)
+    claim = snapshot.claims.get(name)
     single_node = profile is not None and profile.spec.single_node
     if claim is None or _is_shareable(claim, single_node):
         return None
@@ -83,10 +85,10 @@ def _is_shareable(claim: Manifest, single_node: bool) -> bool:
     return "ReadWriteMany" in modes or (single_node and "ReadWriteOnce" in modes)
 
 
-def check_claim(uri: str, field: str, reason: str, namespace: str, world: World) -> Blocked | None:
+def check_claim(uri: str, field: str, reason: str, namespace: str, snapshot: Snapshot) -> Blocked | None:
     """Whether the claim of a source or of a base model exists."""
     name = claim_name(uri)
-    if name is None or not _is_missing(name, world):
+    if name is None or not _is_missing(name, snapshot):
         return None
     return Blocked(
         reason,

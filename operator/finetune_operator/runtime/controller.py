@@ -18,13 +18,13 @@ from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.transitions import record_transition
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
-from finetune_operator.reconcile.world import OperatorFacts, World
+from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.claims import Claims
 from finetune_operator.runtime.definitions import APPLY
 from finetune_operator.runtime.namespaces import Namespaces
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 
@@ -50,7 +50,7 @@ class Controller:
         self,
         *,
         caches: Caches,
-        surroundings: Surroundings,
+        reader: SnapshotReader,
         executor: Executor,
         events: EventRecorder,
         claims: Claims,
@@ -61,7 +61,7 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._caches = caches
-        self._surroundings = surroundings
+        self._reader = reader
         self._executor = executor
         self._events = events
         self._claims = claims
@@ -75,7 +75,7 @@ class Controller:
     async def look(self, key: Key) -> float | None:
         """Bring the cluster one step nearer to what the object asks for.
 
-        Passes with the same turn (`Surroundings.turn`) must not overlap: the queue sees to that.
+        Passes with the same turn (`SnapshotReader.turn`) must not overlap: the queue sees to that.
 
         Returns:
             Seconds until another look is due although nothing may change, or None.
@@ -84,14 +84,14 @@ class Controller:
         if primary is None:
             self._claims.note(key, {})
             raise Gone(key.name)
-        resource = self._surroundings.resource(key)
+        resource = self._reader.resource(key)
         if resource is None:
             await self._let_go_unread(primary)
             return None
         now = datetime.now(UTC)
         try:
-            world = await self._world(resource, now)
-            plan = self._decide(key, primary, resource, world)
+            snapshot = await self._snapshot(resource, now)
+            plan = self._decide(key, primary, resource, snapshot)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
             message = f"{error}; this continues when that object is gone or has another name"
@@ -118,13 +118,13 @@ class Controller:
         record_transition(self._metrics, primary, after)
         return plan.requeue_after
 
-    def _decide(self, key: Key, primary: Manifest, resource: Resource, world: World) -> Plan:
+    def _decide(self, key: Key, primary: Manifest, resource: Resource, snapshot: Snapshot) -> Plan:
         """What to do; what a newer release has written into the status stays there."""
-        unknown = [path for path in self._surroundings.unknown(key) if path.startswith("spec.")]
+        unknown = [path for path in self._reader.unknown(key) if path.startswith("spec.")]
         if unknown and resource.metadata.deletion_timestamp is None:
-            plan = Plan(status=blocked(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), world.now))
+            plan = Plan(status=blocked(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now))
         else:
-            plan = RECONCILERS[key.kind](resource, world)
+            plan = RECONCILERS[key.kind](resource, snapshot)
         return replace(plan, status=self._with_unknown(primary, resource, plan.status))
 
     @staticmethod
@@ -148,9 +148,9 @@ class Controller:
         others = [each for each in finalizers if each != FINALIZER]
         await self._executor.carry_out(primary, Plan(metadata={"finalizers": others}))
 
-    async def _world(self, resource: Resource, now: datetime) -> World:
+    async def _snapshot(self, resource: Resource, now: datetime) -> Snapshot:
         namespace = resource.namespace
-        world = self._surroundings.world(
+        snapshot = self._reader.snapshot(
             resource,
             now=now,
             facts=self._facts(),
@@ -159,14 +159,16 @@ class Controller:
         )
         metadata = resource.metadata
         if metadata.deletion_timestamp is not None and FINALIZER in metadata.finalizers:
-            world = replace(world, namespace_terminating=await self._namespaces.is_terminating(namespace))
-            if world.namespace_terminating:
+            snapshot = replace(
+                snapshot, namespace_terminating=await self._namespaces.is_terminating(namespace)
+            )
+            if snapshot.namespace_terminating:
                 # Nothing can be created there any more, and the right to look at claims may be gone already.
-                return world
-        wanted = CLAIMS[resource.kind](resource, world)
+                return snapshot
+        wanted = CLAIMS[resource.kind](resource, snapshot)
         claims = {name: await self._claims.get(namespace, name) for name in wanted}
         self._claims.note(Key(resource.kind, namespace, resource.name), claims)
-        return replace(world, claims=claims) if claims else world
+        return replace(snapshot, claims=claims) if claims else snapshot
 
     async def _tell(self, primary: Manifest, status: Manifest | None, message: str) -> None:
         """Say on the object what stands in the way; that it could not be said must not hide it."""

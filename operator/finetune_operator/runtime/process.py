@@ -32,7 +32,7 @@ from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_operator.metrics.retention import SeriesRetention
 from finetune_operator.metrics.transitions import record_pod_end
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.reconcile.snapshot import OperatorFacts
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
@@ -48,7 +48,7 @@ from finetune_operator.runtime.namespaces import Namespaces
 from finetune_operator.runtime.probes import ProbeServer
 from finetune_operator.runtime.relook import Relook, is_at_rest
 from finetune_operator.runtime.settings import Settings
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 from finetune_operator.runtime.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Process:
             fence=self._lease.check,
         )
         self._caches = Caches()
-        self._surroundings = Surroundings(self._caches)
+        self._reader = SnapshotReader(self._caches)
         self._watches = Watches()
         self._feed = KindFeed(
             self._cluster,
@@ -94,12 +94,10 @@ class Process:
             settings.watch_namespaces,
             partial(KopfWatch, configuration, settings.watch_namespaces),
         )
-        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._surroundings.turn)
+        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._reader.turn)
         # Until a term begins nobody takes keys.
         self._queue.close()
-        wakeups = Wakeups(
-            self._caches, self._surroundings, self._watches, self._queue, lambda: self._lease.held
-        )
+        wakeups = Wakeups(self._caches, self._reader, self._watches, self._queue, lambda: self._lease.held)
         self._board = ProgressBoard(wakeups.add)
         self._server = ReportServer(
             Authorizer(self._cluster, self._caches.by_kind),
@@ -208,7 +206,7 @@ class Process:
         claims = Claims(self._cluster)
         controller = Controller(
             caches=self._caches,
-            surroundings=self._surroundings,
+            reader=self._reader,
             executor=executor,
             events=events,
             claims=claims,

@@ -9,7 +9,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.relations import concerned_by_champion, related
 from finetune_operator.runtime.caches import Caches, key_of
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Wakeups:
 
     Args:
         caches: whose changes matter.
-        surroundings: to look up what depends on what.
+        reader: to look up what depends on what.
         watches: a namespace whose first lists are not complete is left alone.
         queue: where keys go.
         active: whether this process is the active one. Another one looks at nothing, and a term begins with a
@@ -29,13 +29,13 @@ class Wakeups:
     def __init__(
         self,
         caches: Caches,
-        surroundings: Surroundings,
+        reader: SnapshotReader,
         watches: Watches,
         queue: WorkQueue[Key],
         active: Callable[[], bool],
     ) -> None:
         self._caches = caches
-        self._surroundings = surroundings
+        self._reader = reader
         self._watches = watches
         self._queue = queue
         self._active = active
@@ -43,7 +43,7 @@ class Wakeups:
             store.subscribe(partial(self._kind_changed, kind))
         for type_, children in caches.children.items():
             children.subscribe(partial(self._look_at_related, type_.kind))
-        surroundings.subscribe_champions(self._champion_changed)
+        reader.subscribe_champions(self._champion_changed)
         watches.subscribe(self._namespace_complete)
 
     def add(self, key: Key, delay: float = 0.0) -> None:
@@ -64,14 +64,14 @@ class Wakeups:
 
     def _champion_changed(self, namespace: str, model: str) -> None:
         if self._active():
-            for key in concerned_by_champion(namespace, model, self._surroundings):
+            for key in concerned_by_champion(namespace, model, self._reader):
                 self.add(key)
 
     def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         if not self._active():
             return
         try:
-            for key in related(kind, old, new, self._surroundings):
+            for key in related(kind, old, new, self._reader):
                 self.add(key)
         except Exception:
             # One strange object must not end the watch of all.

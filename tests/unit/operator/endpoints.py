@@ -9,7 +9,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import reconcile
 from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.world import OperatorFacts, World
+from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FACTS = OperatorFacts(
@@ -111,7 +111,7 @@ class Cluster:
 
     def reconcile(self) -> Plan:
         """One pass, carried out."""
-        world = World(
+        snapshot = Snapshot(
             now=NOW,
             facts=FACTS,
             deployments=dict(self.deployments),
@@ -124,7 +124,7 @@ class Cluster:
             service_accounts=frozenset({"finetune-runner"}),
             rolling_everywhere=(self.endpoint, *self.others),
         )
-        plan = reconcile(self.endpoint, world)
+        plan = reconcile(self.endpoint, snapshot)
         for create in plan.create:
             self._put(create.manifest, "create")
         for apply in plan.apply:

@@ -21,7 +21,7 @@ from finetune_operator.reconcile.indexes import BY_DATASET_OF, INDEXERS
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
 from finetune_operator.reconcile.results import JOB_UID
-from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
+from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
@@ -108,7 +108,7 @@ class MemoryCluster:
     def job(self, name: str) -> FineTuneJob:
         return FineTuneJob.model_validate(self.objects["FineTuneJob", name])
 
-    def world(self, resource: Resource) -> World:
+    def snapshot(self, resource: Resource) -> Snapshot:
         """What a pass over this object sees."""
         jobs, deployments, services, network_policies, disruption_budgets = (
             {n: m for n, m in self.of(kind).items() if _controller(m) == resource.uid}
@@ -121,7 +121,7 @@ class MemoryCluster:
             if labelled and _controller(pod) not in uids:
                 job_name = pod["metadata"]["ownerReferences"][0]["name"]
                 orphans[job_name] = (*orphans.get(job_name, ()), pod)
-        world = World(
+        snapshot = Snapshot(
             now=self.now,
             facts=self.facts,
             entropy=bytes(KEY_BYTES),
@@ -151,12 +151,12 @@ class MemoryCluster:
             namespace_terminating=self.is_terminating,
         )
         claims = self.of("PersistentVolumeClaim")
-        return replace(world, claims={n: claims.get(n) for n in CLAIMS[resource.kind](resource, world)})
+        return replace(snapshot, claims={n: claims.get(n) for n in CLAIMS[resource.kind](resource, snapshot)})
 
     def plan(self, kind: str, name: str) -> Plan:
         """What a pass over this object would do."""
         resource = self.get(kind, name)
-        return RECONCILERS[kind](resource, self.world(resource))
+        return RECONCILERS[kind](resource, self.snapshot(resource))
 
     def look(self, kind: str, name: str) -> Plan:
         """One pass: decide and carry out."""

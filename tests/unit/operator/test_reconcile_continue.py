@@ -295,9 +295,9 @@ def test_another_record_of_the_same_weights_waits_for_the_run_too() -> None:
     cluster = continuing()
     record = Checkpoint.model_validate(cluster.objects["Checkpoint", CHECKPOINT])
     twin = record.model_copy(update={"metadata": record.metadata.model_copy(update={"name": "twin"})})
-    world = replace(cluster.world(record), runs_with=lambda _: (cluster.job(NEXT),))
+    snapshot = replace(cluster.snapshot(record), runs_with=lambda _: (cluster.job(NEXT),))
 
-    assert readers_of(twin, world) == (f"FineTuneJob {NEXT}",)
+    assert readers_of(twin, snapshot) == (f"FineTuneJob {NEXT}",)
 
 
 def test_a_checkpoint_leads_to_the_runs_that_wait_for_it() -> None:

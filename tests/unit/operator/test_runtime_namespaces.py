@@ -10,9 +10,9 @@ from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.relations import related
-from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.reconcile.snapshot import OperatorFacts
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, ROWS, VERSION, WEIGHTS
 from tests.unit.operator.runsteps import ended
 
@@ -32,7 +32,7 @@ class Scene:
 
     def __init__(self, uri: str = BUCKET) -> None:
         self.caches = Caches()
-        self.surroundings = Surroundings(self.caches)
+        self.reader = SnapshotReader(self.caches)
         self._version = 0
         run = ended(promotion={"mode": "Manual"}, deletionPolicy="Delete")
         names = (("FineTuneJob", JOB), ("Checkpoint", CHECKPOINT), ("DatasetVersion", VERSION))
@@ -53,16 +53,16 @@ class Scene:
 
     def plan(self, manifest: Manifest) -> Plan:
         metadata = manifest["metadata"]
-        resource = self.surroundings.resource(Key(manifest["kind"], metadata["namespace"], metadata["name"]))
+        resource = self.reader.resource(Key(manifest["kind"], metadata["namespace"], metadata["name"]))
         assert resource is not None
-        world = self.surroundings.world(
+        snapshot = self.reader.snapshot(
             resource,
             now=datetime(2030, 1, 2, 5, 0, tzinfo=UTC),
             facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
             service_accounts=frozenset(),
             progress=None,
         )
-        return RECONCILERS[resource.kind](resource, world)
+        return RECONCILERS[resource.kind](resource, snapshot)
 
 
 def endpoint(namespace: str, **fields: Any) -> Manifest:
@@ -190,7 +190,7 @@ def test_a_record_that_waits_is_looked_at_when_an_endpoint_of_another_namespace_
     scene.put(desk)
 
     def looked_at() -> frozenset[Key]:
-        return related("InferenceDeployment", desk, None, scene.surroundings)
+        return related("InferenceDeployment", desk, None, scene.reader)
 
     assert looked_at() == frozenset()
     scene.delete(scene.record)

@@ -20,13 +20,13 @@ from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.worker import Workers
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.world import OperatorFacts
+from finetune_operator.reconcile.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.claims import Claims
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.namespaces import Namespaces
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import checkpoint
 
 CHECKPOINTS = "/apis/finetune.dev/v1alpha1/namespaces/team/checkpoints"
@@ -67,10 +67,10 @@ class Scene:
         self.caches = caches
         self.cluster = Cluster(Configuration(host=url), ResourceTypes(KIND_TYPES.values()), "test")
         events = EventRecorder(self.cluster, "test", "0")
-        surroundings = Surroundings(caches)
+        reader = SnapshotReader(caches)
         self.controller = Controller(
             caches=caches,
-            surroundings=surroundings,
+            reader=reader,
             executor=Executor(
                 self.cluster,
                 caches.by_type,
@@ -86,7 +86,7 @@ class Scene:
             facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
         )
 
-        self.queue: WorkQueue[Key] = WorkQueue(turn=surroundings.turn)
+        self.queue: WorkQueue[Key] = WorkQueue(turn=reader.turn)
         self.passed: asyncio.Queue[str] = asyncio.Queue()
         workers = Workers(self.queue, self.controller.look, 2, self._passed)
         self.work = asyncio.create_task(workers.run())

@@ -11,9 +11,9 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_rejected, promotion_time
 from finetune_operator.reconcile.relations import concerned_by_champion, related
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import endpoint
-from tests.unit.operator.test_runtime_surroundings import checkpoint, obj
+from tests.unit.operator.test_runtime_snapshotreader import checkpoint, obj
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 ENDED = {"conditions": [{"type": "Ready", "status": "True", "reason": "Promoted"}]}
@@ -36,7 +36,7 @@ class Line:
 
     def __init__(self, length: int) -> None:
         self.caches = Caches()
-        self.surroundings = Surroundings(self.caches)
+        self.reader = SnapshotReader(self.caches)
         self.champions: list[tuple[str, str]] = []
         self.keys: set[Key] = set()
         for number in range(length):
@@ -47,16 +47,16 @@ class Line:
         follower = endpoint(models=[{"name": "m", "follow": {"model": "line"}}]).to_dict()
         follower["metadata"] |= {"uid": "uid-desk", "resourceVersion": "1"}
         self.caches.kinds["InferenceDeployment"].put(follower)
-        self.surroundings.subscribe_champions(self._champion_changed)
+        self.reader.subscribe_champions(self._champion_changed)
         for kind, store in self.caches.kinds.items():
             store.subscribe(partial(self._changed, kind))
 
     def _champion_changed(self, namespace: str, model: str) -> None:
         self.champions.append((namespace, model))
-        self.keys |= concerned_by_champion(namespace, model, self.surroundings)
+        self.keys |= concerned_by_champion(namespace, model, self.reader)
 
     def _changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
-        self.keys |= related(kind, old, new, self.surroundings)
+        self.keys |= related(kind, old, new, self.reader)
 
     def change(self, manifest: Manifest) -> set[tuple[str, str]]:
         """What is looked at because of this change."""
@@ -103,7 +103,7 @@ def test_a_champion_that_is_rejected_deleted_or_going_is_another_champion() -> N
         else:
             line.change(last)
         assert line.champions == [("team", "line")], after
-        current = champion(line.surroundings.checkpoints("team"), "line")
+        current = champion(line.reader.checkpoints("team"), "line")
         assert current is not None
         assert current.name == "run-3-best"
 
@@ -123,7 +123,7 @@ def test_a_namespace_without_checkpoints_leaves_nothing_behind() -> None:
     line = Line(2)
     for manifest in list(line.caches.kinds["Checkpoint"]):
         line.caches.kinds["Checkpoint"].remove(manifest)
-    assert line.surroundings._lines == {}
+    assert line.reader._lines == {}
 
 
 def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:

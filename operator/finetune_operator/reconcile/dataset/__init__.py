@@ -18,46 +18,46 @@ from finetune_operator.reconcile.dataset.preparation import prepare
 from finetune_operator.reconcile.dataset.timing import is_asked, until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
 
 __all__ = ["claims", "reconcile"]
 
 
-def claims(dataset: Dataset, world: World) -> frozenset[str]:
+def claims(dataset: Dataset, snapshot: Snapshot) -> frozenset[str]:
     """Claims to look at: none while a preparation runs, or while none is due."""
-    rests = is_settled(dataset) and until_check(dataset, world.now) != 0
-    if rests or is_stage_running(world):
+    rests = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
+    if rests or is_stage_running(snapshot):
         return frozenset()
-    profile = profile_of(dataset, world)
+    profile = profile_of(dataset, snapshot)
     store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else None
     return storage.claim_names(store_uri, dataset.spec.source.uri)
 
 
-def reconcile(dataset: Dataset, world: World) -> Plan:
+def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
     """What should be done now for one Dataset."""
     if dataset.metadata.deletion_timestamp is not None:
-        return delete_with(dataset, versions_of(dataset, world), world)
-    current = _without_deleted_versions(dataset, world)
-    plan = _reconcile(current, world)
+        return delete_with(dataset, versions_of(dataset, snapshot), snapshot)
+    current = _without_deleted_versions(dataset, snapshot)
+    plan = _reconcile(current, snapshot)
     if plan.status is None and current.status != dataset.status:
         plan = replace(plan, status=status_manifest(current.status))
     return replace(plan, metadata=holding(dataset))
 
 
-def _without_deleted_versions(dataset: Dataset, world: World) -> Dataset:
+def _without_deleted_versions(dataset: Dataset, snapshot: Snapshot) -> Dataset:
     """The Dataset with the versions in its status that still exist."""
-    standing = tuple(each for each in dataset.status.versions if each.name in world.datasetversions)
+    standing = tuple(each for each in dataset.status.versions if each.name in snapshot.datasetversions)
     if len(standing) == len(dataset.status.versions):
         return dataset
     return dataset.model_copy(update={"status": dataset.status.model_copy(update={"versions": standing})})
 
 
-def _reconcile(dataset: Dataset, world: World) -> Plan:
-    draft = Draft(world)
+def _reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
+    draft = Draft(snapshot)
     later = clear_away(dataset, draft)
     if is_prepared(dataset):
         return check(dataset, draft, later)

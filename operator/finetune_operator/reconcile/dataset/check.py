@@ -23,15 +23,15 @@ REFUSED: Final = frozenset(
 
 def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     """One pass over a Ready Dataset; `later` is when something else becomes due, in seconds."""
-    world = draft.world
-    wait = until_check(dataset, world.now)
-    if job_names(dataset, number_of(dataset))[0] not in world.jobs:
+    snapshot = draft.snapshot
+    wait = until_check(dataset, snapshot.now)
+    if job_names(dataset, number_of(dataset))[0] not in snapshot.jobs:
         if wait != 0:
             return draft.plan(_unrefused(dataset), earliest(later, wait))
-        slot = until_slot(dataset, world.now)
+        slot = until_slot(dataset, snapshot.now)
         if slot > 0:
             return draft.plan(None, earliest(later, slot))
-    outcome = advance(draft, request_of(dataset, world))
+    outcome = advance(draft, request_of(dataset, snapshot))
     if isinstance(outcome, Working):
         return draft.plan(_begun(dataset, draft), earliest(later, outcome.requeue_after))
     if isinstance(outcome, Blocked):
@@ -47,7 +47,7 @@ def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     refresh = dataset.status.refresh
     version = refresh.source_version if refresh is not None and prepared is None else None
     fields = {} if prepared is None else found(prepared)
-    fields["refresh"] = ended(dataset, world, version)
+    fields["refresh"] = ended(dataset, snapshot, version)
     return _failed(dataset, draft, outcome.reason, outcome.message, None, **fields)
 
 
@@ -61,7 +61,7 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     latest, refresh = dataset.status.latest_version, dataset.status.refresh
     if prepared is not None and prepared.unchanged:
         version = refresh.source_version if refresh is not None else None
-        fields = {"refresh": ended(dataset, draft.world, version)}
+        fields = {"refresh": ended(dataset, draft.snapshot, version)}
         return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, _same(latest), **fields))
     recorded = record(dataset, draft, prepared)
     if recorded is None:
@@ -70,12 +70,12 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     said = _same(latest) if recorded.name == latest else news
     fields = recorded.fields | {
         "conditions": conditions.enter(
-            labels_said(dataset.status.conditions, dataset, prepared, draft.world.now),
+            labels_said(dataset.status.conditions, dataset, prepared, draft.snapshot.now),
             ConditionType.READY,
             Reason.SUCCEEDED,
             recorded.message,
             generation=dataset.metadata.generation,
-            now=draft.world.now,
+            now=draft.snapshot.now,
         )
     }
     return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, said, **fields))
@@ -109,7 +109,7 @@ def _status(
         reason,
         message,
         generation=dataset.metadata.generation,
-        now=draft.world.now,
+        now=draft.snapshot.now,
     )
     return conditions.status_manifest(new.model_copy(update={"conditions": refreshed}))
 

@@ -20,12 +20,12 @@ def clear_away(dataset: Dataset, draft: Draft) -> float | None:
 
     Returns: seconds until something more becomes due.
     """
-    now, number = draft.world.now, number_of(dataset)
+    now, number = draft.snapshot.now, number_of(dataset)
     current = job_names(dataset, number)
     last = job_names(dataset, number - 1) if number else ()
     end = _ended_at(dataset)
     next_due: float | None = None
-    for name, job in draft.world.jobs.items():
+    for name, job in draft.snapshot.jobs.items():
         if STAGE not in job["metadata"].get("labels", {}) or name in current:
             continue
         if name not in last:

@@ -18,9 +18,9 @@ from finetune_operator.reconcile.dataset.timing import asked, next_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import versions_of
 from finetune_operator.reconcile.results import contract_of_jobs
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stages import StageRequest
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs.prepare import PrepareConfig
@@ -46,42 +46,42 @@ def job_names(dataset: Dataset, number: int) -> tuple[str, str]:
     )
 
 
-def request_of(dataset: Dataset, world: World) -> StageRequest:
+def request_of(dataset: Dataset, snapshot: Snapshot) -> StageRequest:
     """The present or next look, as a stage."""
     name, collect_name = job_names(dataset, number_of(dataset))
     return StageRequest(
         stage="prepare",
         name=name,
         run=_run(dataset),
-        build=lambda: _build(dataset, world, "prepare"),
+        build=lambda: _build(dataset, snapshot, "prepare"),
         collect_name=collect_name,
-        build_collect=lambda: _build(dataset, world, "collect"),
-        contract=_known_contract(dataset, world),
+        build_collect=lambda: _build(dataset, snapshot, "collect"),
+        contract=_known_contract(dataset, snapshot),
         retry=retry_of(dataset),
     )
 
 
-def _known_contract(dataset: Dataset, world: World) -> int:
+def _known_contract(dataset: Dataset, snapshot: Snapshot) -> int:
     """Of the present look's Jobs. A profile may have got another trainer since the one before: the lower
     version counts, since its Jobs have no nonce."""
-    current = _current_contract(dataset, world)
+    current = _current_contract(dataset, snapshot)
     has_begun = dataset.status.observed_generation == dataset.metadata.generation
     return min(
         current, contract_of_jobs(dataset.status.trainer_contract, has_begun=has_begun, current=current)
     )
 
 
-def _current_contract(dataset: Dataset, world: World) -> int:
-    profile = profile_of(dataset, world)
+def _current_contract(dataset: Dataset, snapshot: Snapshot) -> int:
+    profile = profile_of(dataset, snapshot)
     own = None if isinstance(profile, Blocked) else profile
-    return trainer_of(own, world.facts.trainer_image).contract
+    return trainer_of(own, snapshot.facts.trainer_image).contract
 
 
 def made_in(dataset: Dataset, draft: Draft) -> int | None:
     """For the status: the contract of the prepare Job that this pass creates, else of the one before."""
     name = job_names(dataset, number_of(dataset))[0]
     creates = any(each.manifest["metadata"]["name"] == name for each in draft.create)
-    return _current_contract(dataset, draft.world) if creates else dataset.status.trainer_contract
+    return _current_contract(dataset, draft.snapshot) if creates else dataset.status.trainer_contract
 
 
 def retry_of(dataset: Dataset) -> RetryStatus | None:
@@ -90,11 +90,11 @@ def retry_of(dataset: Dataset) -> RetryStatus | None:
     return dataset.status.retry if is_current else None
 
 
-def ended(dataset: Dataset, world: World, source_version: str | None) -> RefreshStatus:
+def ended(dataset: Dataset, snapshot: Snapshot, source_version: str | None) -> RefreshStatus:
     """The look that is under way ends now; it has answered what was asked when its Job was made."""
     number, before = number_of(dataset), dataset.status.refresh
-    now = world.now.replace(microsecond=0)
-    annotations = _annotations(dataset, world)
+    now = snapshot.now.replace(microsecond=0)
+    annotations = _annotations(dataset, snapshot)
     return RefreshStatus(
         checks=number + 1,
         checked_at=now,
@@ -104,19 +104,19 @@ def ended(dataset: Dataset, world: World, source_version: str | None) -> Refresh
     )
 
 
-def prepared_in(dataset: Dataset, world: World) -> tuple[str | None, str | None]:
+def prepared_in(dataset: Dataset, snapshot: Snapshot) -> tuple[str | None, str | None]:
     """The store and Secret that the Job worked with, which a profile edited since may no longer name."""
-    annotations = _annotations(dataset, world)
+    annotations = _annotations(dataset, snapshot)
     return annotations.get(STORE), annotations.get(STORE_CREDENTIALS)
 
 
-def rule_version(dataset: Dataset, world: World) -> int:
+def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
     """Of the rules for its rows, where the spec names none: what the Dataset began with, so that a new
     release of the operator reads and divides no row otherwise."""
-    versions = versions_of(dataset, world)
+    versions = versions_of(dataset, snapshot)
     if versions:
         first = min(
-            versions, key=lambda version: (version.metadata.creation_timestamp or world.now, version.name)
+            versions, key=lambda version: (version.metadata.creation_timestamp or snapshot.now, version.name)
         )
         return first.spec.rule_version or 1
     if dataset.status.latest_version is not None:
@@ -124,9 +124,9 @@ def rule_version(dataset: Dataset, world: World) -> int:
     return RULE_VERSION
 
 
-def profile_of(dataset: Dataset, world: World) -> ComputeProfile | Blocked | None:
+def profile_of(dataset: Dataset, snapshot: Snapshot) -> ComputeProfile | Blocked | None:
     """The default profile; a Dataset with a store of its own can do without one."""
-    profile = profiles.resolve_profile(None, "spec.store", dataset.namespace, world)
+    profile = profiles.resolve_profile(None, "spec.store", dataset.namespace, snapshot)
     unneeded = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
     if dataset.spec.store is not None:
         unneeded.add(Reason.DEFAULT_PROFILE_CONFLICT)
@@ -143,38 +143,38 @@ def _run(dataset: Dataset) -> str:
     return f"{dataset.uid}-{dataset.metadata.generation}{_ending(number_of(dataset))}"
 
 
-def _annotations(dataset: Dataset, world: World) -> dict[str, str]:
-    job = world.jobs.get(job_names(dataset, number_of(dataset))[0])
+def _annotations(dataset: Dataset, snapshot: Snapshot) -> dict[str, str]:
+    job = snapshot.jobs.get(job_names(dataset, number_of(dataset))[0])
     annotations: dict[str, str] = {} if job is None else job["metadata"].get("annotations", {})
     return annotations
 
 
-def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"]) -> Manifest | Blocked:
-    profile = profile_of(dataset, world)
+def _build(dataset: Dataset, snapshot: Snapshot, stage: Literal["prepare", "collect"]) -> Manifest | Blocked:
+    profile = profile_of(dataset, snapshot)
     if isinstance(profile, Blocked):
         return profile
     store = profiles.resolve_store(dataset.spec.store, profile)
     if isinstance(store, Blocked):
         return store
     source = dataset.spec.source
-    missing = storage.check_store(store.uri, profile, dataset.namespace, world) or storage.check_claim(
-        source.uri, "spec.source.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, world
+    missing = storage.check_store(store.uri, profile, dataset.namespace, snapshot) or storage.check_claim(
+        source.uri, "spec.source.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
     )
     if missing is not None:
         return missing
     secret = store.credentials_secret_ref
-    trainer = trainer_of(profile, world.facts.trainer_image)
+    trainer = trainer_of(profile, snapshot.facts.trainer_image)
     inputs = StageInputs(
         owner=dataset,
         run=_run(dataset),
         store_uri=store.uri,
         store_credentials=secret.name if secret else None,
-        report=world.facts.report,
+        report=snapshot.facts.report,
         contract_version=trainer.contract,
     )
     prepares = stage == "prepare"
     name, collect_name = job_names(dataset, number_of(dataset))
-    config = _config(dataset, world, inputs) if prepares else collect_config(inputs, "prepare")
+    config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, "prepare")
     unsent = profiles.check_config(config, profile)
     if unsent is not None:
         return unsent
@@ -186,7 +186,7 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
         stage,
         Placement(
             image=trainer.image,
-            image_pull_policy=world.facts.image_pull_policy,
+            image_pull_policy=snapshot.facts.image_pull_policy,
             profile=profile,
             storage=Storage(
                 store=parse_store(store.uri), source=parse_source(source.uri) if prepares else None
@@ -196,13 +196,13 @@ def _build(dataset: Dataset, world: World, stage: Literal["prepare", "collect"])
             ),
         ),
         annotations={REFRESH_REQUESTED: request} if prepares and request is not None else {},
-        nonce_key=world.facts.nonce_key,
+        nonce_key=snapshot.facts.nonce_key,
     )
 
 
-def _config(dataset: Dataset, world: World, inputs: StageInputs) -> PrepareConfig:
-    latest = _latest(dataset, world, inputs.store_uri)
-    rule = rule_version(dataset, world)
+def _config(dataset: Dataset, snapshot: Snapshot, inputs: StageInputs) -> PrepareConfig:
+    latest = _latest(dataset, snapshot, inputs.store_uri)
+    rule = rule_version(dataset, snapshot)
     if latest is None:
         return prepare_config(inputs, dataset.spec, rule_version=rule)
     # Another spec makes other rows of the same source. An earlier release has not looked for labels that it
@@ -218,9 +218,9 @@ def _config(dataset: Dataset, world: World, inputs: StageInputs) -> PrepareConfi
     )
 
 
-def _latest(dataset: Dataset, world: World, store: str) -> DatasetVersion | None:
+def _latest(dataset: Dataset, snapshot: Snapshot, store: str) -> DatasetVersion | None:
     """The latest version, unless its rows are not in this store, or on their way out."""
-    version = world.datasetversions.get(dataset.status.latest_version or "")
+    version = snapshot.datasetversions.get(dataset.status.latest_version or "")
     if version is None or version.metadata.deletion_timestamp is not None:
         return None
     return version if store in version.status.locations else None

@@ -24,13 +24,13 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     refused = _refused(dataset)
     if refused is not None:
         return _plan(dataset, draft, later, refused)
-    outcome = advance(draft, request_of(dataset, draft.world))
+    outcome = advance(draft, request_of(dataset, draft.snapshot))
     if isinstance(outcome, Retry):
         return _plan(dataset, draft, later, outcome.halt, retry=outcome.status)
     if isinstance(outcome, StageResult):
         recorded = record(dataset, draft, outcome.prepare)
         if recorded is not None:
-            known = labels_said(dataset.status.conditions, dataset, outcome.prepare, draft.world.now)
+            known = labels_said(dataset.status.conditions, dataset, outcome.prepare, draft.snapshot.now)
             dataset = dataset.model_copy(
                 update={"status": dataset.status.model_copy(update={"conditions": known})}
             )
@@ -40,7 +40,7 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
         draft.event(EventReason.STAGE_FAILED, f"prepare failed: {outcome.message}", "Warning")
         prepared = outcome.result.prepare if outcome.result is not None else None
         fields = {} if prepared is None else found(prepared)
-        refresh = ended(dataset, draft.world, None)
+        refresh = ended(dataset, draft.snapshot, None)
         failed = Failed(outcome.reason, outcome.message)
         return _plan(dataset, draft, later, failed, **fields, refresh=refresh)
     return _plan(dataset, draft, later, outcome)
@@ -75,7 +75,7 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
             "observed_generation": generation,
             "phase": phase,
             "conditions": conditions.enter(
-                others, state, halt.reason, halt.message, generation=generation, now=draft.world.now
+                others, state, halt.reason, halt.message, generation=generation, now=draft.snapshot.now
             ),
             "refresh": _before_a_look(dataset, halt),
             "trainer_contract": made_in(dataset, draft),

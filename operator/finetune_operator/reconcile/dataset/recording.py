@@ -47,7 +47,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
     ):
         return None
     name = dataset_version_name(dataset.name, prepared.dataset)
-    store, secret = prepared_in(dataset, draft.world)
+    store, secret = prepared_in(dataset, draft.snapshot)
     manifest = build_dataset_version(
         dataset,
         name,
@@ -72,7 +72,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
         draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
     created_at = next(
         (version.created_at for version in status.versions if version.name == name),
-        draft.world.now.replace(microsecond=0),
+        draft.snapshot.now.replace(microsecond=0),
     )
     summary = DatasetVersionSummary(name=name, rows=rows, digest=prepared.dataset, created_at=created_at)
     splits = ", ".join(f"{split.rows} {split.name}" for split in prepared.splits)
@@ -87,7 +87,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
             "format": prepared.format,
             "rule_version": prepared.rule_version,
             "difference": difference,
-            "refresh": ended(dataset, draft.world, _usable(prepared.source_version)),
+            "refresh": ended(dataset, draft.snapshot, _usable(prepared.source_version)),
             **found(prepared),
         },
     )

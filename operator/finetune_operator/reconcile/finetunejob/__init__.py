@@ -19,27 +19,27 @@ from finetune_operator.reconcile.finetunejob.promote import promote
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.surroundings import begins, claims
 from finetune_operator.reconcile.finetunejob.train import train
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
 
 __all__ = ["claims", "reconcile"]
 
 
-def reconcile(job: FineTuneJob, world: World) -> Plan:
+def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """What should be done now for one run."""
     if job.metadata.deletion_timestamp is not None:
-        return delete(job, world)
-    plan = _reconcile(job, world)
+        return delete(job, snapshot)
+    plan = _reconcile(job, snapshot)
     recorded = bool(job.status.checkpoints or (plan.status or {}).get("checkpoints"))
     return replace(plan, metadata=metadata(job, recorded=recorded))
 
 
-def _reconcile(job: FineTuneJob, world: World) -> Plan:
+def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     if is_finished(job):
-        return finished(job, world)
-    run = Run(job, world)
-    if has_lost_status(job, world.checkpoints):
+        return finished(job, snapshot)
+    run = Run(job, snapshot)
+    if has_lost_status(job, snapshot.checkpoints):
         return restored(run)
     if job.spec.suspend:
         return suspend(run)

@@ -72,12 +72,12 @@ def _named_version(run: Run, ref: DatasetReference) -> DatasetVersion | Blocked:
 
 def _standing(run: Run, name: str | None) -> DatasetVersion | None:
     """The DatasetVersion of this name, unless it is being deleted: then its rows may be on their way out."""
-    version = run.world.datasetversions.get(name or "")
+    version = run.snapshot.datasetversions.get(name or "")
     return version if version is not None and version.metadata.deletion_timestamp is None else None
 
 
 def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
-    dataset = run.world.datasets.get(name)
+    dataset = run.snapshot.datasets.get(name)
     if dataset is None:
         return Blocked(
             Reason.DATASET_NOT_FOUND,

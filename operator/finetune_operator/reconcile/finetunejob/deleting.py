@@ -12,23 +12,23 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
 from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
 from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import EventReason, Reason
 
 
-def delete(job: FineTuneJob, world: World) -> Plan:
+def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """One pass: the run goes when its folder in the store is gone, or was given up; its records before."""
     store = job.status.resolved.store
-    is_simple = not is_held(job) or world.namespace_terminating
-    if store is None or is_simple or _is_without_claim(store, world):
-        return delete_with(job, records(job, world), world)
-    draft = Draft(world)
-    left = _time_left(job, world)
+    is_simple = not is_held(job) or snapshot.namespace_terminating
+    if store is None or is_simple or _is_without_claim(store, snapshot):
+        return delete_with(job, records(job, snapshot), snapshot)
+    draft = Draft(snapshot)
+    left = _time_left(job, snapshot)
     halt = _stop(draft) or remove(draft, _removal(job, store)) if left > timedelta() else None
-    delete_records(draft, records(job, world))
+    delete_records(draft, records(job, snapshot))
     if halt is None:
         if left <= timedelta():
             draft.event(
@@ -38,33 +38,35 @@ def delete(job: FineTuneJob, world: World) -> Plan:
                 "Warning",
             )
         return draft.plan(None, metadata=released(job))
-    status = conditions.blocked(job, halt.reason, halt.message, world.now)
+    status = conditions.blocked(job, halt.reason, halt.message, snapshot.now)
     return draft.plan(status, min(halt.requeue_after or left.total_seconds(), left.total_seconds()))
 
 
-def _is_without_claim(store: str, world: World) -> bool:
+def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
     """Whether the folder went with its volume."""
     claim = storage.claim_name(store)
-    return claim is not None and claim in world.claims and world.claims[claim] is None
+    return claim is not None and claim in snapshot.claims and snapshot.claims[claim] is None
 
 
-def _time_left(job: FineTuneJob, world: World) -> timedelta:
-    return (job.metadata.deletion_timestamp or world.now) + PATIENCE - world.now
+def _time_left(job: FineTuneJob, snapshot: Snapshot) -> timedelta:
+    return (job.metadata.deletion_timestamp or snapshot.now) + PATIENCE - snapshot.now
 
 
 def _stop(draft: Draft) -> Working | Blocked | None:
     """End the run's Jobs; nothing may write into a folder that is being removed."""
-    world = draft.world
-    stages = [job for job in world.jobs.values() if job["metadata"].get("labels", {}).get(STAGE) != "cleanup"]
+    snapshot = draft.snapshot
+    stages = [
+        job for job in snapshot.jobs.values() if job["metadata"].get("labels", {}).get(STAGE) != "cleanup"
+    ]
     running = [job for job in stages if is_unfinished(job)]
     for job in running:
         draft.remove(job)
-    pods = [pod for job in running for pod in pods_of(job, world)]
-    pods += [pod for orphans in world.orphans.values() for pod in orphans if not has_ended(pod)]
+    pods = [pod for job in running for pod in pods_of(job, snapshot)]
+    pods += [pod for orphans in snapshot.orphans.values() for pod in orphans if not has_ended(pod)]
     if not running and not pods:
         return None
     waits = "waiting for the run's pods to end, before its folder in the store is removed"
-    return until_ended(pods, Reason.CLEANING_UP, waits, world.now)
+    return until_ended(pods, Reason.CLEANING_UP, waits, snapshot.now)
 
 
 def _removal(job: FineTuneJob, store: str) -> Removal:

@@ -13,33 +13,33 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import stop
 from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
 from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
-def finished(job: FineTuneJob, world: World) -> Plan:
+def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """Only what is left to clear away after `childrenTTLSeconds`: finished Jobs, and then the Service that
     their pods found each other by and the NetworkPolicy between them; never a record. Their key goes with the
     run: whoever may delete one Secret may delete all.
     """
-    draft = Draft(world)
+    draft = Draft(snapshot)
     requeue_after = None
-    leftover = [child for child in world.jobs.values() if not is_unfinished(child)]
-    if len(leftover) == len(world.jobs):
-        leftover += [*world.services.values(), *world.network_policies.values()]
+    leftover = [child for child in snapshot.jobs.values() if not is_unfinished(child)]
+    if len(leftover) == len(snapshot.jobs):
+        leftover += [*snapshot.services.values(), *snapshot.network_policies.values()]
     end = find(job.status.conditions, ConditionType.READY) or find(
         job.status.conditions, ConditionType.STALLED
     )
     if leftover and end is not None:
         due = end.last_transition_time + timedelta(seconds=job.spec.children_ttl_seconds)
-        if world.now >= due:
+        if snapshot.now >= due:
             for child in leftover:
                 draft.remove(child, "Background")
         else:
-            requeue_after = (due - world.now).total_seconds()
+            requeue_after = (due - snapshot.now).total_seconds()
     status = None
     if job.status.observed_generation != job.metadata.generation:
         # suspend and childrenTTLSeconds may still change; the verdict does not.
@@ -51,7 +51,7 @@ def finished(job: FineTuneJob, world: World) -> Plan:
 
 def restored(run: Run) -> Plan:
     """Adopt the records instead of training again; they may be restored after the run."""
-    records = checkpoints(run.job, run.world.checkpoints)
+    records = checkpoints(run.job, run.snapshot.checkpoints)
     if not records:
         return run.plan(
             Blocked(
@@ -88,13 +88,13 @@ def restored(run: Run) -> Plan:
 
 def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
-    running = [child for child in run.world.jobs.values() if is_unfinished(child)]
+    running = [child for child in run.snapshot.jobs.values() if is_unfinished(child)]
     names = [stage_job_name(run.job, stage) for stage in get_args(StageName)]
-    left = [pod for name in names for pod in left_behind(run.world, name)]
+    left = [pod for name in names for pod in left_behind(run.snapshot, name)]
     if not running and not left:
         return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
     for child in running:
         stop(run, child)
-    pods = [*left, *(pod for child in running for pod in pods_of(child, run.world))]
+    pods = [*left, *(pod for child in running for pod in pods_of(child, run.snapshot))]
     waits = "waiting for the pods to save their state and end"
-    return run.plan(until_ended(pods, Reason.SUSPENDING, waits, run.world.now))
+    return run.plan(until_ended(pods, Reason.SUSPENDING, waits, run.snapshot.now))

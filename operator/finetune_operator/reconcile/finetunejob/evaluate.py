@@ -25,7 +25,7 @@ def evaluate(run: Run) -> Halt | None:
     chosen = run.best_checkpoint()
     if chosen is None:
         return without_result("train")
-    champion = champion_name(run.world.checkpoints, run.job.spec.model)
+    champion = champion_name(run.snapshot.checkpoints, run.job.spec.model)
     spec = run.job.spec.evaluation
     if spec is None:
         run.update(evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion))
@@ -64,7 +64,7 @@ def evaluate(run: Run) -> Halt | None:
 
 def _untested_answers(run: Run) -> int | None:
     """As prepare counted them; None also for rows that an earlier release prepared."""
-    version = run.world.datasetversions.get(run.status.resolved.dataset_version or "")
+    version = run.snapshot.datasetversions.get(run.status.resolved.dataset_version or "")
     return None if version is None else version.spec.statistics.untested_answers
 
 

@@ -12,7 +12,7 @@ from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.ownership import Record, holding, versions_of
-from finetune_operator.reconcile.world import World
+from finetune_operator.reconcile.snapshot import Snapshot
 
 
 def mark(job: FineTuneJob) -> str:
@@ -31,9 +31,9 @@ def checkpoints(job: FineTuneJob, index: CheckpointIndex) -> tuple[Checkpoint, .
     return tuple(sorted(index.of_run(recorded_run(job) or job.uid), key=lambda each: each.spec.step))
 
 
-def records(job: FineTuneJob, world: World) -> tuple[Record, ...]:
+def records(job: FineTuneJob, snapshot: Snapshot) -> tuple[Record, ...]:
     """The Checkpoints, and the DatasetVersions of inline data, that the run has made."""
-    return (*checkpoints(job, world.checkpoints), *versions_of(job, world))
+    return (*checkpoints(job, snapshot.checkpoints), *versions_of(job, snapshot))
 
 
 def metadata(job: FineTuneJob, *, recorded: bool) -> Manifest | None:

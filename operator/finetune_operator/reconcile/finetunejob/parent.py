@@ -46,7 +46,7 @@ def parent(run: Run) -> Halt | None:
 
 def _standing(run: Run, name: str) -> Checkpoint | Blocked:
     """The Checkpoint, unless nothing should be begun with it any more."""
-    checkpoint, namespace = run.world.checkpoints.get(name), run.job.namespace
+    checkpoint, namespace = run.snapshot.checkpoints.get(name), run.job.namespace
     another = f"or name another one in a new FineTuneJob (kubectl get checkpoints -n {namespace})"
     if checkpoint is None:
         return Blocked(

@@ -35,12 +35,12 @@ def promote(run: Run) -> Halt:
 
 def _wait(run: Run, evaluation: EvaluationStatus, model: str) -> Halt:
     name = evaluation.checkpoint
-    checkpoint = run.world.checkpoints.get(name)
+    checkpoint = run.snapshot.checkpoints.get(name)
     if checkpoint is not None and checkpoint.status.promoted_at is not None:
         return Done(Reason.PROMOTED, f"Checkpoint {name} is promoted in model line {model}")
     if checkpoint is not None and is_rejected(checkpoint):
         return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by hand: it is not promoted")
-    champion = champion_name(run.world.checkpoints, model)
+    champion = champion_name(run.snapshot.checkpoints, model)
     if champion != evaluation.champion:
         # The verdict holds against the new champion too, because no score of this release depends on it.
         run.update(evaluation=evaluation.model_copy(update={"champion": champion}))

@@ -6,8 +6,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt
-from finetune_operator.reconcile.world import World
 from finetune_operator.status import conditions, progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
@@ -17,11 +17,11 @@ SUCCEEDED = "Succeeded"
 class Run:
     """Steps read and extend it; `plan` turns it into what the engine carries out."""
 
-    def __init__(self, job: FineTuneJob, world: World) -> None:
+    def __init__(self, job: FineTuneJob, snapshot: Snapshot) -> None:
         self.job = job
-        self.world = world
+        self.snapshot = snapshot
         self.status = job.status
-        self.draft = Draft(world)
+        self.draft = Draft(snapshot)
 
     def update(self, **fields: Any) -> None:
         """Set fields of the status."""
@@ -49,7 +49,7 @@ class Run:
                 reason,
                 message,
                 generation=self.job.metadata.generation,
-                now=self.world.now,
+                now=self.snapshot.now,
             )
         )
 
@@ -112,6 +112,6 @@ class Run:
                 halt.reason,
                 halt.message,
                 generation=generation,
-                now=self.world.now,
+                now=self.snapshot.now,
             ),
         )

@@ -87,7 +87,7 @@ def _inputs(run: Run, found: Surroundings) -> StageInputs:
         run=run.job.uid,
         store_uri=found.store.uri,
         store_credentials=secret.name if secret else None,
-        report=run.world.facts.report,
+        report=run.snapshot.facts.report,
         contract_version=found.trainer.contract,
         accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
     )
@@ -110,7 +110,7 @@ def _build(
         message,
         stage,
         _placement(run, found, stage),
-        nonce_key=run.world.facts.nonce_key,
+        nonce_key=run.snapshot.facts.nonce_key,
     )
 
 
@@ -134,12 +134,12 @@ def _build_collect(
         "collect",
         Placement(
             image=found.trainer.image,
-            image_pull_policy=run.world.facts.image_pull_policy,
+            image_pull_policy=run.snapshot.facts.image_pull_policy,
             profile=found.profile,
             storage=Storage(store=parse_store(found.store.uri)),
             credentials=Credentials(store=found.store.credentials_secret_ref),
         ),
-        nonce_key=run.world.facts.nonce_key,
+        nonce_key=run.snapshot.facts.nonce_key,
     )
 
 
@@ -150,7 +150,7 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
     devices = {"train": spec.compute.devices, "evaluate": 1}.get(stage, 0)
     return Placement(
         image=found.trainer.image,
-        image_pull_policy=run.world.facts.image_pull_policy,
+        image_pull_policy=run.snapshot.facts.image_pull_policy,
         profile=found.evaluate_profile if stage == "evaluate" else found.profile,
         storage=Storage(
             store=parse_store(found.store.uri),
@@ -172,8 +172,8 @@ def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
 def _peers(run: Run) -> Peers:
     return Peers(
         service=build_peer_service(run.job),
-        policy=build_peer_policy(run.job, run.world.facts.monitoring_namespace),
-        key=lambda: build_peer_key(run.job, run.world.entropy),
+        policy=build_peer_policy(run.job, run.snapshot.facts.monitoring_namespace),
+        key=lambda: build_peer_key(run.job, run.snapshot.entropy),
     )
 
 
@@ -184,7 +184,7 @@ def _nodes(run: Run, stage: StageName) -> int:
 def _follow(run: Run, stage: StageName) -> None:
     """Progress from the newest report, and with it the time used so far; never one without the other, so that
     a pass in which nothing happened writes nothing."""
-    report = run.world.progress
+    report = run.snapshot.progress
     if report is None or report.stage != stage:
         return
     new = progress.merged(run.status.progress, stage, report.progress)
@@ -195,15 +195,15 @@ def _follow(run: Run, stage: StageName) -> None:
 
 def count_usage(run: Run, stage: StageName) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
-    job = run.world.jobs.get(stage_job_name(run.job, stage))
+    job = run.snapshot.jobs.get(stage_job_name(run.job, stage))
     if job is None:
         return
     before = run.status.usage
-    usage = stagetimes.measure(before, stage, job, pods_of(job, run.world), run.world.now)
+    usage = stagetimes.measure(before, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
     if usage is None:
         return
     counted = before.device_seconds if before is not None and before.name == stage else 0
-    profile = run.world.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
+    profile = run.snapshot.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
     price = stagetimes.Price(
         per_device_hour=profile.spec.price_per_device_hour if profile else None,
         currency=profile.spec.currency if profile else None,
@@ -213,7 +213,7 @@ def count_usage(run: Run, stage: StageName) -> None:
 
 def _finish(run: Run, stage: StageName, name: str) -> None:
     """Record the stage's times; they are final."""
-    if name in run.world.jobs:
+    if name in run.snapshot.jobs:
         count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
     run.update(stages=(*others, stagetimes.finished(run.status.usage, stage)), usage=None, retry=None)

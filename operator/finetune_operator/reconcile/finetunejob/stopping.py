@@ -11,9 +11,9 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage
 from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
@@ -21,16 +21,16 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 def stop(run: Run, job: Manifest) -> None:
     """Delete a Job in the foreground: the grace period of its pods saves the state."""
     stage = job["metadata"].get("labels", {}).get(STAGE)
-    if stage in get_args(StageName) and not _saves(job, run.world):
+    if stage in get_args(StageName) and not _saves(job, run.snapshot):
         count_usage(run, stage)
     run.draft.remove(job)
 
 
-def _saves(job: Manifest, world: World) -> bool:
+def _saves(job: Manifest, snapshot: Snapshot) -> bool:
     """Whether the Job is on its way and a pod of it still runs: that time is counted once the pod has ended,
     because counting it in each pass would make each pass write, and so cause the next."""
     return "deletionTimestamp" in job["metadata"] and any(
-        "running" in container_state(pod) for pod in pods_of(job, world)
+        "running" in container_state(pod) for pod in pods_of(job, snapshot)
     )
 
 
@@ -45,7 +45,7 @@ class Limit:
 def limit_of(run: Run) -> Limit | None:
     """The smaller of the run's own limit and its profile's."""
     own = run.job.spec.compute.max_run_seconds
-    profile = run.world.profiles.get(run.status.resolved.profile or "")
+    profile = run.snapshot.profiles.get(run.status.resolved.profile or "")
     offered = profile.spec.max_run_seconds if profile is not None else None
     if own is not None and (offered is None or own <= offered):
         return Limit(own, f"raise spec.compute.maxRunSeconds of FineTuneJob {run.job.name}")
@@ -56,17 +56,17 @@ def limit_of(run: Run) -> Limit | None:
 
 def at_limit(run: Run, limit: Limit) -> Halt | None:
     """Stop training that has used its time; None while it has not, and where it has ended by itself."""
-    world, name = run.world, stage_job_name(run.job, "train")
-    job = world.jobs.get(name)
+    snapshot, name = run.snapshot, stage_job_name(run.job, "train")
+    job = snapshot.jobs.get(name)
     if _left(run, limit) > 0 or (job is not None and not is_unfinished(job)):
         return None
-    pods = left_behind(world, name)
+    pods = left_behind(snapshot, name)
     if job is not None:
         stop(run, job)
-        pods += pods_of(job, world)
+        pods += pods_of(job, snapshot)
     if job is not None or pods:
         waits = "maxRunSeconds is reached; waiting for the pods to save their state and end"
-        return until_ended(pods, Reason.SUSPENDING, waits, world.now)
+        return until_ended(pods, Reason.SUSPENDING, waits, snapshot.now)
     step = run.status.progress
     where = f" at step {step.step} of {step.total_steps}" if step and step.stage == "train" else ""
     message = (
@@ -90,8 +90,8 @@ def within(run: Run, limit: Limit, halt: Halt) -> Halt:
 def _left(run: Run, limit: Limit) -> float:
     """Seconds; what pods use now is counted, and not written."""
     usage = run.status.usage
-    job = run.world.jobs.get(stage_job_name(run.job, "train"))
+    job = run.snapshot.jobs.get(stage_job_name(run.job, "train"))
     if job is not None:
-        usage = stagetimes.measure(usage, "train", job, pods_of(job, run.world), run.world.now)
+        usage = stagetimes.measure(usage, "train", job, pods_of(job, run.snapshot), run.snapshot.now)
     used = usage.seconds if usage is not None and usage.name == "train" else 0
     return limit.seconds - used

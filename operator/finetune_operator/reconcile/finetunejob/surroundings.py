@@ -13,9 +13,9 @@ from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
 from finetune_operator.reconcile.results import contract_of_jobs
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
@@ -33,16 +33,16 @@ class Surroundings:
     trainer: Trainer
 
 
-def claims(job: FineTuneJob, world: World) -> frozenset[str]:
+def claims(job: FineTuneJob, snapshot: Snapshot) -> frozenset[str]:
     """Claims to look at: none while a stage runs, because nothing is about to be created.
 
     Of a run that is being deleted: the one with its folder.
     """
     if job.metadata.deletion_timestamp is not None:
         return storage.claim_names(job.status.resolved.store) if is_held(job) else frozenset()
-    if job.spec.suspend or is_finished(job) or is_stage_running(world):
+    if job.spec.suspend or is_finished(job) or is_stage_running(snapshot):
         return frozenset()
-    profile = _profile(job, world)
+    profile = _profile(job, snapshot)
     store = None if isinstance(profile, Blocked) else _store(job, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else job.status.resolved.store
     return storage.claim_names(store_uri, *(uri for _, uri, _ in _inputs(job)))
@@ -112,20 +112,20 @@ def _refused(run: Run) -> Failed | None:
 
 def surroundings(run: Run) -> Surroundings | Blocked:
     """What a stage that is about to start finds, or what is missing."""
-    job, world = run.job, run.world
-    profile = _profile(job, world)
+    job, snapshot = run.job, run.snapshot
+    profile = _profile(job, snapshot)
     if isinstance(profile, Blocked):
         return profile
     too_many = profiles.check_devices(profile, job.spec.compute.devices, "spec.compute.devices")
     if too_many is not None:
         return too_many
-    evaluate_profile = _evaluate_profile(job, profile, world)
+    evaluate_profile = _evaluate_profile(job, profile, snapshot)
     if isinstance(evaluate_profile, Blocked):
         return evaluate_profile
     store = _store(job, profile)
     if isinstance(store, Blocked):
         return store
-    missing = _missing_claim(job, store, profile, world)
+    missing = _missing_claim(job, store, profile, snapshot)
     if missing is not None:
         return missing
     trainer = _kept_trainer(job.status.resolved)
@@ -133,7 +133,7 @@ def surroundings(run: Run) -> Surroundings | Blocked:
         unknown = profiles.check_trainer(profile)
         if unknown is not None:
             return unknown
-        trainer = trainer_of(profile, world.facts.trainer_image)
+        trainer = trainer_of(profile, snapshot.facts.trainer_image)
     return Surroundings(profile, evaluate_profile, store, trainer)
 
 
@@ -147,12 +147,12 @@ def _kept_trainer(resolved: Resolved) -> Trainer | None:
 def known_contract(run: Run) -> int:
     """Version of the contract that the run's Jobs are made in."""
     resolved = run.status.resolved
-    profile = _profile(run.job, run.world)
+    profile = _profile(run.job, run.snapshot)
     own = None if isinstance(profile, Blocked) else profile
     return contract_of_jobs(
         resolved.trainer_contract,
         has_begun=resolved.trainer_image is not None,
-        current=trainer_of(own, run.world.facts.trainer_image).contract,
+        current=trainer_of(own, run.snapshot.facts.trainer_image).contract,
     )
 
 
@@ -169,16 +169,18 @@ def keep(run: Run, found: Surroundings) -> None:
     )
 
 
-def _profile(job: FineTuneJob, world: World) -> ComputeProfile | Blocked:
+def _profile(job: FineTuneJob, snapshot: Snapshot) -> ComputeProfile | Blocked:
     name = job.status.resolved.profile or job.spec.compute.profile
-    return profiles.resolve_profile(name, "spec.compute.profile", job.namespace, world)
+    return profiles.resolve_profile(name, "spec.compute.profile", job.namespace, snapshot)
 
 
-def _evaluate_profile(job: FineTuneJob, profile: ComputeProfile, world: World) -> ComputeProfile | Blocked:
+def _evaluate_profile(
+    job: FineTuneJob, profile: ComputeProfile, snapshot: Snapshot
+) -> ComputeProfile | Blocked:
     if job.spec.evaluation is None or job.spec.evaluation.profile is None:
         return profile
     return profiles.resolve_profile(
-        job.spec.evaluation.profile, "spec.evaluation.profile", job.namespace, world
+        job.spec.evaluation.profile, "spec.evaluation.profile", job.namespace, snapshot
     )
 
 
@@ -192,9 +194,9 @@ def _store(job: FineTuneJob, profile: ComputeProfile) -> StoreReference | Blocke
 
 
 def _missing_claim(
-    job: FineTuneJob, store: StoreReference, profile: ComputeProfile, world: World
+    job: FineTuneJob, store: StoreReference, profile: ComputeProfile, snapshot: Snapshot
 ) -> Blocked | None:
-    blocked = storage.check_store(store.uri, profile, job.namespace, world)
+    blocked = storage.check_store(store.uri, profile, job.namespace, snapshot)
     for field, uri, reason in _inputs(job):
-        blocked = blocked or storage.check_claim(uri, field, reason, job.namespace, world)
+        blocked = blocked or storage.check_claim(uri, field, reason, job.namespace, snapshot)
     return blocked

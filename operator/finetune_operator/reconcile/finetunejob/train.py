@@ -57,7 +57,7 @@ def train(run: Run) -> Halt | None:
 def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) -> None:
     hyperparameters = used_hyperparameters(trained, planned)
     job, resolved = run.job, run.status.resolved
-    version = run.world.datasetversions.get(resolved.dataset_version or "")
+    version = run.snapshot.datasetversions.get(resolved.dataset_version or "")
     image = _image(run)
     validation = next((s.rows for s in version.spec.splits if s.name == "validation"), 0) if version else 0
     # Best and final come last in what is kept, should a trainer ever publish more than the status can hold.
@@ -78,7 +78,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             hyperparameters=hyperparameters,
             trainer_image=image or resolved.trainer_image or "",
             loss_curve=trained.loss_curve,
-            recorded_at=run.world.now,
+            recorded_at=run.snapshot.now,
         )
         run.draft.create.append(Create(record, same="Digest"))
         name = checkpoint_name(job.name, job.uid, checkpoint.step, checkpoint.digest)
@@ -108,5 +108,5 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
 
 def _image(run: Run) -> str | None:
     """What the train pods ran; None where they are gone, or were never said to have pulled it."""
-    job = run.world.jobs.get(stage_job_name(run.job, "train"))
-    return None if job is None else image_by_digest(pods_of(job, run.world))
+    job = run.snapshot.jobs.get(stage_job_name(run.job, "train"))
+    return None if job is None else image_by_digest(pods_of(job, run.snapshot))

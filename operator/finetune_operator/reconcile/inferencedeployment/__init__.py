@@ -12,9 +12,9 @@ from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
 from finetune_operator.reconcile.inferencedeployment.rollout import Rollout
 from finetune_operator.reconcile.inferencedeployment.targets import Targets, resolve
 from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.storage import check_store, claim_names
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 
@@ -22,30 +22,30 @@ KEYS_SINCE: Final = 2
 """The contract whose engine knows API keys."""
 
 
-def claims(endpoint: InferenceDeployment, world: World) -> frozenset[str]:
+def claims(endpoint: InferenceDeployment, snapshot: Snapshot) -> frozenset[str]:
     """The claims that hold the weights to be served."""
-    return claim_names(*(weights.uri for _, weights in resolve(endpoint, world.checkpoints).resolved))
+    return claim_names(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
 
 
-def reconcile(endpoint: InferenceDeployment, world: World) -> Plan:
+def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     """Bring up what should be served, move the Service to it, remove what no longer serves."""
     if endpoint.metadata.deletion_timestamp is not None:
         return Plan()
-    targets = resolve(endpoint, world.checkpoints)
-    revision = _revision(endpoint, targets, world)
+    targets = resolve(endpoint, snapshot.checkpoints)
+    revision = _revision(endpoint, targets, snapshot)
     if isinstance(revision, Revision):
-        return Rollout(endpoint, world, targets, revision).plan()
-    observed = Observed(endpoint, world)
+        return Rollout(endpoint, snapshot, targets, revision).plan()
+    observed = Observed(endpoint, snapshot)
     restored, said = observed.restoring(observed.serving)
     return observed.plan(revision, apply=(*observed.scaling(observed.serving), *restored), events=said)
 
 
-def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> Revision | Halt:
+def _revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:
     problems = not_implemented(endpoint.spec)
     if problems:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
     compute = endpoint.spec.compute
-    profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, world)
+    profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, snapshot)
     if isinstance(profile, Blocked):
         return profile
     unusable = _check_profile(profile, compute.devices) or _check_keys(endpoint, profile)
@@ -67,7 +67,7 @@ def _revision(endpoint: InferenceDeployment, targets: Targets, world: World) -> 
             f"the models of one endpoint must be in one store, but they are in {' and '.join(stores)}:"
             " serve them from separate InferenceDeployments",
         )
-    missing = check_store(stores[0], profile, endpoint.namespace, world)
+    missing = check_store(stores[0], profile, endpoint.namespace, snapshot)
     if missing is not None:
         return missing
     return build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])

@@ -13,8 +13,8 @@ from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revisions import trouble_of
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.conditions import enter, shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
@@ -27,11 +27,11 @@ class Observed:
     """The endpoint as it is, and the status that says so."""
 
     endpoint: InferenceDeployment
-    world: World
+    snapshot: Snapshot
 
     @property
     def service(self) -> Manifest | None:
-        return self.world.services.get(self.endpoint.name)
+        return self.snapshot.services.get(self.endpoint.name)
 
     @property
     def points_at(self) -> str:
@@ -49,7 +49,7 @@ class Observed:
         pointed at before: what serves is not given up because somebody deleted or edited a Service.
         """
         before = self.endpoint.status.revision
-        if self.points_at not in self.world.deployments and before in self.world.deployments:
+        if self.points_at not in self.snapshot.deployments and before in self.snapshot.deployments:
             return before
         return self.points_at
 
@@ -67,14 +67,14 @@ class Observed:
         wanted = self.endpoint.spec.replicas
         return tuple(
             Apply(build_replicas(deployment, wanted))
-            for name, deployment in self.world.deployments.items()
+            for name, deployment in self.snapshot.deployments.items()
             if name in revisions and deployment["spec"].get("replicas", 1) != wanted
         )
 
     def restoring(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
         """What puts back what others changed in these revisions' Deployments, and the events that say so."""
         applies, events = [], []
-        for name, deployment in self.world.deployments.items():
+        for name, deployment in self.snapshot.deployments.items():
             paths = drift.changed(deployment) if name in revisions else ()
             apply = drift.correction(deployment) if paths else None
             if apply is not None:
@@ -98,7 +98,7 @@ class Observed:
 
         The Service points at the revision that serves after it, or at `point_at` where none does.
         """
-        endpoint, now = self.endpoint, self.world.now
+        endpoint, now = self.endpoint, self.snapshot.now
         generation = endpoint.metadata.generation
         state = {
             Working: ConditionType.RECONCILING,
@@ -106,7 +106,7 @@ class Observed:
             Failed: ConditionType.STALLED,
             Done: ConditionType.READY,
         }[type(halt)]
-        live = self.world.deployments.get(self.serving, {}).get("status", {})
+        live = self.snapshot.deployments.get(self.serving, {}).get("status", {})
         ready: int = live.get("readyReplicas", 0)
         values: dict[str, Any] = {
             "observed_generation": generation,
@@ -138,23 +138,23 @@ class Observed:
         if revision:
             made, moved = self.pointing(revision)
             create, apply = (*made, *create), (*moved, *apply)
-        protection = protect(endpoint, self.world, values["revision"])
+        protection = protect(endpoint, self.snapshot, values["revision"])
         apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
         return Plan(create, apply, delete, status, events, requeue)
 
     def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
         """With what holds whatever state the endpoint is in; `revision` is the one that serves."""
-        world, generation = self.world, self.endpoint.metadata.generation
-        deployment = world.deployments.get(revision)
-        trouble = trouble_of(revision, world.pods, world.now)
-        floor = world.facts.trainer_image_floor
+        snapshot, generation = self.snapshot, self.endpoint.metadata.generation
+        deployment = snapshot.deployments.get(revision)
+        trouble = trouble_of(revision, snapshot.pods, snapshot.now)
+        floor = snapshot.facts.trainer_image_floor
         verdicts = {
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),
             ConditionType.IMAGE_CURRENT: image_age(deployment, floor) if floor and deployment else None,
             ConditionType.IN_SYNC: _sync(deployment) if deployment else None,
         }
         for type_, verdict in verdicts.items():
-            conditions = with_verdict(conditions, type_, verdict, generation=generation, now=world.now)
+            conditions = with_verdict(conditions, type_, verdict, generation=generation, now=snapshot.now)
         return conditions
 
 

@@ -30,8 +30,8 @@ from finetune_operator.reconcile.inferencedeployment.revisions import (
 )
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
+from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
-from finetune_operator.reconcile.world import World
 from finetune_operator.status.reasons import EventReason, Reason
 
 
@@ -39,18 +39,18 @@ class Rollout:
     """One pass towards the wanted revision."""
 
     def __init__(
-        self, endpoint: InferenceDeployment, world: World, targets: Targets, wanted: Revision
+        self, endpoint: InferenceDeployment, snapshot: Snapshot, targets: Targets, wanted: Revision
     ) -> None:
         self.endpoint = endpoint
-        self.world = world
+        self.snapshot = snapshot
         self.targets = targets
         self.wanted = wanted
-        self.observed = Observed(endpoint, world)
+        self.observed = Observed(endpoint, snapshot)
         self.spec_hash = spec_hash(endpoint)
         self.revisions: tuple[RevisionStatus, ...] = endpoint.status.revisions
 
     def plan(self) -> Plan:
-        deployment = self.world.deployments.get(self.wanted.name)
+        deployment = self.snapshot.deployments.get(self.wanted.name)
         if self._has_failed():
             return self._keep_serving(deployment)
         if self.endpoint.spec.replicas == 0 and not self._is_live():
@@ -61,7 +61,7 @@ class Rollout:
             return self._finish()
         if self._is_live():
             return self._degraded(deployment)
-        failure = failure_of(deployment, self.world.pods, self.world.now)
+        failure = failure_of(deployment, self.snapshot.pods, self.snapshot.now)
         if failure is not None:
             return self._fail(failure)
         return self._wait()
@@ -82,12 +82,12 @@ class Rollout:
         return self.observed.serving in ("", self.wanted.name)
 
     def _start(self) -> Plan:
-        facts = self.world.facts
+        facts = self.snapshot.facts
         deployment = build_deployment(
             self.endpoint, self.wanted, facts.trainer_image, facts.image_pull_policy
         )
         creates = [Create(deployment)]
-        if RUNNER not in self.world.service_accounts:
+        if RUNNER not in self.snapshot.service_accounts:
             creates.insert(0, Create(build_runner_account(self.endpoint.namespace), same="Any"))
         self._mark(self.wanted.name, "RollingOut")
         message = f"revision {self.wanted.name}: {self._described()}"
@@ -111,7 +111,7 @@ class Rollout:
     @property
     def _must_wait(self) -> bool:
         """A first revision never waits: nothing serves beside it."""
-        everywhere = self.world.rolling_everywhere
+        everywhere = self.snapshot.rolling_everywhere
         return not self._only_one and must_wait(self.endpoint, self.wanted.profile, everywhere)
 
     def _queue(self) -> Plan:
@@ -126,7 +126,7 @@ class Rollout:
 
     def _wait(self) -> Plan:
         self._mark(self.wanted.name, "RollingOut")
-        trouble = trouble_of(self.wanted.name, self.world.pods, self.world.now)
+        trouble = trouble_of(self.wanted.name, self.snapshot.pods, self.snapshot.now)
         if trouble is None:
             return self._result(Working(Reason.ROLLING_OUT, f"revision {self.wanted.name} is starting"))
         return self._result(
@@ -136,7 +136,7 @@ class Rollout:
     def _degraded(self, deployment: Manifest) -> Plan:
         """Replicas restart or are added; the rollout itself is long over."""
         ready = deployment.get("status", {}).get("readyReplicas", 0)
-        trouble = trouble_of(self.wanted.name, self.world.pods, self.world.now)
+        trouble = trouble_of(self.wanted.name, self.snapshot.pods, self.snapshot.now)
         why = f": {trouble.message}" if trouble is not None else ""
         reason = trouble.reason if trouble is not None else Reason.SCALING
         message = f"{ready} of {self.endpoint.spec.replicas} replicas of {self.wanted.name} are ready{why}"
@@ -200,7 +200,7 @@ class Rollout:
         for name, weights in self.wanted.models:
             old = before.get(name)
             if old is None or (old.checkpoint, old.digest) != (weights.checkpoint, weights.digest):
-                since = self.world.now.replace(microsecond=0)
+                since = self.snapshot.now.replace(microsecond=0)
                 old = ServedModelStatus(
                     name=name, checkpoint=weights.checkpoint, digest=weights.digest, since=since
                 )
@@ -212,7 +212,7 @@ class Rollout:
             self.revisions,
             name,
             state,
-            now=self.world.now,
+            now=self.snapshot.now,
             reason=reason,
             message=message,
             spec_hash=self.spec_hash if state in ("RollingOut", "Failed") else "",
@@ -233,7 +233,7 @@ class Rollout:
         keep = keep or (self.wanted.name, self.observed.serving)
         restored, said = self.observed.restoring(*keep)
         apply, events = (*self.observed.scaling(*keep), *restored), (*events, *said)
-        for name, deployment in self.world.deployments.items():
+        for name, deployment in self.snapshot.deployments.items():
             if name not in keep and not any(d.manifest is deployment for d in delete):
                 delete = (*delete, Delete(deployment, "Background"))
                 self._retire(name)

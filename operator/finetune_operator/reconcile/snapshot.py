@@ -44,7 +44,7 @@ class RunProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Snapshot:
     """The object's surroundings, restricted to its namespace; mappings are keyed by name.
 
     `jobs`, `pods`, `deployments`, `services`, `network_policies` and `disruption_budgets` hold only children:

@@ -11,9 +11,9 @@ from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BU
 from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.ownership import versions_of
-from finetune_operator.reconcile.world import OperatorFacts, World
+from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.surroundings import Surroundings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1")
@@ -83,13 +83,13 @@ class Scene:
 
     def __init__(self) -> None:
         self.caches = Caches()
-        self.surroundings = Surroundings(self.caches)
+        self.reader = SnapshotReader(self.caches)
         self.caches.kinds["FineTuneJob"].put(run())
 
-    def world(self) -> World:
-        resource = self.surroundings.resource(Key("FineTuneJob", "team", "run"))
+    def snapshot(self) -> Snapshot:
+        resource = self.reader.resource(Key("FineTuneJob", "team", "run"))
         assert resource is not None
-        return self.surroundings.world(
+        return self.reader.snapshot(
             resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
         )
 
@@ -98,7 +98,7 @@ def test_only_children_by_uid_are_seen() -> None:
     scene = Scene()
     scene.caches.jobs.put(child("Job", "ours", ("FineTuneJob", "run", OWNER)))
     scene.caches.jobs.put(child("Job", "predecessors", ("FineTuneJob", "run", "uid-earlier")))
-    assert set(scene.world().jobs) == {"ours"}
+    assert set(scene.snapshot().jobs) == {"ours"}
 
 
 def test_policies_and_budgets_are_children_by_uid_too() -> None:
@@ -107,15 +107,15 @@ def test_policies_and_budgets_are_children_by_uid_too() -> None:
         store = scene.caches.children[type_]
         store.put(child(kind, "ours", ("FineTuneJob", "run", OWNER)))
         store.put(child(kind, "predecessors", ("FineTuneJob", "run", "uid-earlier")))
-    world = scene.world()
-    assert set(world.network_policies) == set(world.disruption_budgets) == {"ours"}
+    snapshot = scene.snapshot()
+    assert set(snapshot.network_policies) == set(snapshot.disruption_budgets) == {"ours"}
 
 
 def test_a_pod_belongs_to_its_jobs_owner() -> None:
     scene = Scene()
     scene.caches.jobs.put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
     scene.caches.pods.put(child("Pod", "train-abc", ("Job", "train", "uid-train")))
-    assert set(scene.world().pods) == {"train-abc"}
+    assert set(scene.snapshot().pods) == {"train-abc"}
 
 
 def test_a_pod_that_only_carries_our_labels_is_not_believed() -> None:
@@ -125,7 +125,7 @@ def test_a_pod_that_only_carries_our_labels_is_not_believed() -> None:
     loner = child("Pod", "loner", ("Job", "train", "uid-train"))
     loner["metadata"]["ownerReferences"] = []
     scene.caches.pods.put(loner)
-    assert set(scene.world().pods) == set()
+    assert set(scene.snapshot().pods) == set()
 
 
 def test_pods_of_a_job_that_is_gone_are_known_by_its_name_and_not_among_the_children() -> None:
@@ -135,9 +135,9 @@ def test_pods_of_a_job_that_is_gone_are_known_by_its_name_and_not_among_the_chil
     scene.caches.pods.put(
         child("Pod", "other-run", ("Job", "train", "uid-of-a-deleted-job"), run="uid-other")
     )
-    world = scene.world()
-    assert set(world.pods) == set()
-    assert {pod["metadata"]["name"] for pod in world.orphans["train"]} == {"train-a", "train-b"}
+    snapshot = scene.snapshot()
+    assert set(snapshot.pods) == set()
+    assert {pod["metadata"]["name"] for pod in snapshot.orphans["train"]} == {"train-a", "train-b"}
 
 
 def test_a_pod_of_a_deployment_belongs_to_the_deployments_owner() -> None:
@@ -145,7 +145,7 @@ def test_a_pod_of_a_deployment_belongs_to_the_deployments_owner() -> None:
     scene.caches.deployments.put(child("Deployment", "endpoint-1a2b", ("FineTuneJob", "run", OWNER)))
     scene.caches.pods.put(child("Pod", "p", ("ReplicaSet", "endpoint-1a2b-7f8d", "uid-rs")))
     scene.caches.pods.put(child("Pod", "q", ("ReplicaSet", "other-7f8d", "uid-other")))
-    assert set(scene.world().pods) == {"p"}
+    assert set(scene.snapshot().pods) == {"p"}
 
 
 def test_objects_of_other_namespaces_are_not_seen() -> None:
@@ -153,7 +153,7 @@ def test_objects_of_other_namespaces_are_not_seen() -> None:
     elsewhere = run()
     elsewhere["metadata"] |= {"namespace": "elsewhere", "name": "other"}
     scene.caches.kinds["FineTuneJob"].put(elsewhere)
-    assert set(scene.world().finetunejobs) == {"run"}
+    assert set(scene.snapshot().finetunejobs) == {"run"}
 
 
 def test_checkpoints_are_found_by_line_and_run_as_they_come_change_and_go() -> None:
@@ -161,16 +161,16 @@ def test_checkpoints_are_found_by_line_and_run_as_they_come_change_and_go() -> N
     store = scene.caches.kinds["Checkpoint"]
     store.put(checkpoint("c1"))
     store.put(checkpoint("c2", model="other"))
-    assert [each.name for each in scene.world().checkpoints.of_model("line")] == ["c1"]
-    assert {each.name for each in scene.world().checkpoints.of_run(OWNER)} == {"c1", "c2"}
+    assert [each.name for each in scene.snapshot().checkpoints.of_model("line")] == ["c1"]
+    assert {each.name for each in scene.snapshot().checkpoints.of_run(OWNER)} == {"c1", "c2"}
     promoted = checkpoint("c1", version=2)
     promoted["status"] = {"promotedAt": "2026-01-01T00:00:00Z"}
     store.put(promoted)
-    found = scene.world().checkpoints.get("c1")
+    found = scene.snapshot().checkpoints.get("c1")
     assert found is not None
     assert found.status.promoted_at is not None
     store.remove(promoted)
-    assert scene.world().checkpoints.of_model("line") == ()
+    assert scene.snapshot().checkpoints.of_model("line") == ()
 
 
 def test_an_object_that_cannot_be_read_is_left_out_and_hinders_no_other() -> None:
@@ -180,23 +180,23 @@ def test_an_object_that_cannot_be_read_is_left_out_and_hinders_no_other() -> Non
     scene.caches.kinds["Checkpoint"].put(strange)
     scene.caches.kinds["Checkpoint"].put(checkpoint("fine"))
     scene.caches.kinds["FineTuneJob"].put(obj("FineTuneJob", "strange", spec={"model": 7}))
-    world = scene.world()
-    assert [each.name for each in world.checkpoints.of_model("line")] == ["fine"]
-    assert set(world.finetunejobs) == {"run"}
-    assert world.finetunejobs.get("strange") is None
-    assert scene.surroundings.resource(Key("FineTuneJob", "team", "strange")) is None
+    snapshot = scene.snapshot()
+    assert [each.name for each in snapshot.checkpoints.of_model("line")] == ["fine"]
+    assert set(snapshot.finetunejobs) == {"run"}
+    assert snapshot.finetunejobs.get("strange") is None
+    assert scene.reader.resource(Key("FineTuneJob", "team", "strange")) is None
 
 
 def test_a_model_is_parsed_once_for_each_state() -> None:
     scene = Scene()
     key = Key("FineTuneJob", "team", "run")
-    first = scene.surroundings.resource(key)
-    assert scene.surroundings.resource(key) is first
+    first = scene.reader.resource(key)
+    assert scene.reader.resource(key) is first
     changed = run()
     changed["metadata"]["resourceVersion"] = "2"
     changed["spec"]["suspend"] = True
     scene.caches.kinds["FineTuneJob"].put(changed)
-    assert scene.surroundings.resource(key) is not first
+    assert scene.reader.resource(key) is not first
 
 
 def test_a_record_that_is_being_deleted_sees_others_of_its_content_in_any_namespace() -> None:
@@ -209,12 +209,12 @@ def test_a_record_that_is_being_deleted_sees_others_of_its_content_in_any_namesp
         store.put(record)
 
     def seen() -> list[str]:
-        resource = scene.surroundings.resource(Key("Checkpoint", "team", "going"))
+        resource = scene.reader.resource(Key("Checkpoint", "team", "going"))
         assert resource is not None
-        world = scene.surroundings.world(
+        snapshot = scene.reader.snapshot(
             resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
         )
-        return [record.name for record in world.same_content]
+        return [record.name for record in snapshot.same_content]
 
     assert seen() == []
     metadata = {**going["metadata"], "resourceVersion": "2", "deletionTimestamp": "2026-01-01T00:00:00Z"}
@@ -227,31 +227,31 @@ def created(manifest: Manifest, minute: int, **metadata: Any) -> Manifest:
     return manifest
 
 
-def newer(caches: Caches, surroundings: Surroundings, kind: str) -> dict[str, int]:
+def newer(caches: Caches, reader: SnapshotReader, kind: str) -> dict[str, int]:
     counts = {}
     for name in caches.kinds[kind].names("team"):
-        resource = surroundings.resource(Key(kind, "team", name))
+        resource = reader.resource(Key(kind, "team", name))
         assert resource is not None
-        world = surroundings.world(
+        snapshot = reader.snapshot(
             resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
         )
-        counts[name] = world.newer
+        counts[name] = snapshot.newer
     return counts
 
 
 def test_the_newer_checkpoints_of_a_line_are_counted_without_those_that_go() -> None:
     caches = Caches()
-    surroundings = Surroundings(caches)
+    reader = SnapshotReader(caches)
     store = caches.kinds["Checkpoint"]
     for minute, name in enumerate(("a", "b", "c")):
         store.put(created(checkpoint(name), minute))
     store.put(created(checkpoint("other", model="another"), 9))
-    assert newer(caches, surroundings, "Checkpoint") == {"a": 2, "b": 1, "c": 0, "other": 0}
+    assert newer(caches, reader, "Checkpoint") == {"a": 2, "b": 1, "c": 0, "other": 0}
     going = created(checkpoint("c", version=2), 2, deletionTimestamp="2026-01-02T00:00:00Z")
     store.put(going)
-    assert newer(caches, surroundings, "Checkpoint") == {"a": 1, "b": 0, "c": 0, "other": 0}
+    assert newer(caches, reader, "Checkpoint") == {"a": 1, "b": 0, "c": 0, "other": 0}
     store.remove(going)
-    assert newer(caches, surroundings, "Checkpoint") == {"a": 1, "b": 0, "other": 0}
+    assert newer(caches, reader, "Checkpoint") == {"a": 1, "b": 0, "other": 0}
 
 
 def dataset_version(name: str, minute: int, kind: str = "Dataset", **metadata: Any) -> Manifest:
@@ -273,14 +273,14 @@ def dataset_version(name: str, minute: int, kind: str = "Dataset", **metadata: A
 
 def test_the_newer_versions_of_a_dataset_are_counted_settled_or_not() -> None:
     caches = Caches()
-    surroundings = Surroundings(caches)
+    reader = SnapshotReader(caches)
     store = caches.kinds["DatasetVersion"]
     for minute, (name, kind) in enumerate((("a", "Dataset"), ("run", "FineTuneJob"), ("b", "Dataset"))):
         store.put(dataset_version(name, minute, kind))
-    assert newer(caches, surroundings, "DatasetVersion") == {"a": 1, "run": 0, "b": 0}
+    assert newer(caches, reader, "DatasetVersion") == {"a": 1, "run": 0, "b": 0}
     going = {"deletionTimestamp": "2026-01-02T00:00:00Z", "resourceVersion": "2"}
     store.put(dataset_version("b", 2, **going))
-    assert newer(caches, surroundings, "DatasetVersion") == {"a": 0, "run": 0, "b": 1}
+    assert newer(caches, reader, "DatasetVersion") == {"a": 0, "run": 0, "b": 1}
 
 
 @pytest.mark.parametrize("others", [3, 300])
@@ -288,7 +288,7 @@ def test_the_end_of_a_dataset_reads_its_own_versions_however_many_there_are(
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches = Caches()
-    surroundings = Surroundings(caches)
+    reader = SnapshotReader(caches)
     for number in range(others):
         version = dataset_version(f"other-{number}", 1)
         version["spec"] = {**version["spec"], "dataset": "other"}
@@ -307,19 +307,19 @@ def test_the_end_of_a_dataset_reads_its_own_versions_however_many_there_are(
     dataset = Dataset.model_validate(
         obj("Dataset", "tickets", spec={"source": {"uri": "pvc://rows/a.jsonl"}})
     )
-    world = surroundings.world(dataset, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None)
-    assert {version.name for version in versions_of(dataset, world)} == {"standing", "going"}
+    snapshot = reader.snapshot(dataset, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None)
+    assert {version.name for version in versions_of(dataset, snapshot)} == {"standing", "going"}
     assert sorted(read) == ["going", "standing"]
 
 
 def test_what_a_checkpoint_came_from_is_known_as_long_as_it_exists() -> None:
     caches = Caches()
-    surroundings = Surroundings(caches)
+    reader = SnapshotReader(caches)
     child = checkpoint("child")
     child["spec"]["lineage"]["parentCheckpoint"] = "parent"
     caches.kinds["Checkpoint"].put(child)
     caches.kinds["Checkpoint"].put(checkpoint("sibling"))
-    index = surroundings.checkpoints("team")
+    index = reader.checkpoints("team")
     assert [index.is_origin(name) for name in ("parent", "tickets-1", "child")] == [True, True, False]
     caches.kinds["Checkpoint"].remove(child)
     assert [index.is_origin(name) for name in ("parent", "tickets-1")] == [False, True]

@@ -1,4 +1,4 @@
-"""What a pass sees: the world of one object, put together from the caches at the cost of its children."""
+"""Reads the caches: the snapshot of a pass, at the cost of the children of its object, and lookups."""
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -27,15 +27,15 @@ from finetune_operator.reconcile.indexes import (
     version_owner,
 )
 from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.turns import line_turn, rollout_turn
-from finetune_operator.reconcile.world import OperatorFacts, RunProgress, World
 from finetune_operator.runtime.caches import BY_CONTROLLER, BY_RUN, Caches
 from finetune_operator.runtime.models import Models
 
 R = TypeVar("R", bound=Resource)
 
 
-class Surroundings:
+class SnapshotReader:
     """Reads the caches for passes; also what `relations.related` looks things up in."""
 
     def __init__(self, caches: Caches) -> None:
@@ -84,7 +84,7 @@ class Surroundings:
         endpoint = self._inferencedeployments.get(key.namespace, key.name)
         return None if endpoint is None else rollout_turn(endpoint, self._profiles.named(""))
 
-    def world(
+    def snapshot(
         self,
         resource: Resource,
         *,
@@ -92,13 +92,13 @@ class Surroundings:
         facts: OperatorFacts,
         service_accounts: frozenset[str],
         progress: RunProgress | None,
-    ) -> World:
+    ) -> Snapshot:
         """Everything but the claims, which need requests."""
         namespace = resource.namespace
         jobs = _children(self._caches.jobs, resource.uid)
         deployments = _children(self._caches.deployments, resource.uid)
         pods, orphans = self._pods(resource.uid, jobs, deployments)
-        return World(
+        return Snapshot(
             now=now,
             facts=facts,
             entropy=token_bytes(KEY_BYTES),
