@@ -11,7 +11,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train.states.divergence import FEWEST_STEPS, MOST_HIGH_STEPS, WINDOW, RecentLosses
+from finetune_trainer.train.states.losses import FEWEST_STEPS, MOST_HIGH_STEPS, WINDOW, RecentLosses
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
 

@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.objects import StoreConfig
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, open_store
-from finetune_trainer.train.states.folders import problem_of, remove_unfinished, save_folder
+from finetune_trainer.train.states.resume import problem_of, remove_unfinished, save_folder
 
 NAME = "state/step-3"
 

@@ -24,9 +24,9 @@ from finetune_trainer.train.guards.watchdog import Watchdog
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.preference.rewards import in_words
 from finetune_trainer.train.protocol import Learner
-from finetune_trainer.train.states.divergence import FACTOR, MOST_HIGH_STEPS
+from finetune_trainer.train.states.attempts import LostWork
 from finetune_trainer.train.states.ledger import Best, Ledger
-from finetune_trainer.train.states.lostwork import LostWork
+from finetune_trainer.train.states.losses import FACTOR, MOST_HIGH_STEPS
 from finetune_trainer.train.states.resume import States
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import Weights, WholeWeights

@@ -30,10 +30,9 @@ from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import Metrics
 from finetune_trainer.train.report import training_report, write_training_report
 from finetune_trainer.train.schedule import steps_per_epoch
-from finetune_trainer.train.states.attempts import Starts
+from finetune_trainer.train.states.attempts import LostWork, Starts
 from finetune_trainer.train.states.checkpoints import publish_checkpoints
 from finetune_trainer.train.states.ledger import Fingerprint, Ledger
-from finetune_trainer.train.states.lostwork import LostWork
 from finetune_trainer.train.states.resume import State, States
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import Weights

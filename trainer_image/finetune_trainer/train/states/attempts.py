@@ -1,9 +1,14 @@
-"""How often this run was started, so that one that gets nowhere comes to an end.
+"""The attempts at a run: how often it was started, how long it has trained, and what of that was lost.
 
-Kubernetes does not count pods that were disrupted, and starts them again for ever.
+Kubernetes does not count pods that were disrupted, and starts them again for ever: a run that gets nowhere
+comes to an end by `Starts`. `LostWork` keeps in a small file in the run's folder how far training had come in
+seconds, and where the last states were on that way. The next pod begins at a state: what came after it is
+lost.
 """
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -14,12 +19,17 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
 MOST_WITHOUT_PROGRESS: Final = 3
-FILE: Final = "starts.json"
+STARTS_FILE: Final = "starts.json"
+LOST_WORK_FILE: Final = "lostwork.json"
+INTERVAL_SECONDS: Final = 10.0
+"""Between two writes; a pod that is killed may have lost as much more than is known of it."""
+REMEMBERED_STATES: Final = 4
+"""Saved states that are remembered; in a bucket the newest may not have arrived."""
 
 logger = logging.getLogger(__name__)
 
 
-class _Record(BaseModel):
+class _StartsRecord(BaseModel):
     total: int = 0
     without_progress: int = 0
     """Starts in a row from the same step, this one among them."""
@@ -34,7 +44,7 @@ class Starts:
     def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
         self._group = group
-        self._record = _Record()
+        self._record = _StartsRecord()
 
     def begin(self, step: int, halvings: int = 0) -> int:
         """Count a start from `step` with batches halved so often; returns how many there were before.
@@ -52,7 +62,7 @@ class Starts:
     def _count(self, step: int, halvings: int) -> int:
         record = self._read()
         if (step, halvings) != (record.step, record.halvings):
-            record = _Record(total=record.total, step=step, halvings=halvings)
+            record = _StartsRecord(total=record.total, step=step, halvings=halvings)
         if record.without_progress >= MOST_WITHOUT_PROGRESS:
             raise StageFailure(
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
@@ -67,15 +77,104 @@ class Starts:
         self._write()
         return record.total - 1
 
-    def _read(self) -> _Record:
-        content = self._folder.read(FILE)
+    def _read(self) -> _StartsRecord:
+        content = self._folder.read(STARTS_FILE)
         if content is None:
-            return _Record()
+            return _StartsRecord()
         try:
-            return _Record.model_validate_json(content)
+            return _StartsRecord.model_validate_json(content)
         except ValidationError as error:
-            logger.warning("%s/%s is damaged, and counting begins anew: %s", self._folder.uri, FILE, error)
-            return _Record()
+            logger.warning(
+                "%s/%s is damaged, and counting begins anew: %s", self._folder.uri, STARTS_FILE, error
+            )
+            return _StartsRecord()
 
     def _write(self) -> None:
-        self._folder.write(FILE, self._record.model_dump_json().encode())
+        self._folder.write(STARTS_FILE, self._record.model_dump_json().encode())
+
+
+class _TimeRecord(BaseModel):
+    seconds: float = 0
+    """Training that led to where the run is, without what was lost on the way."""
+    lost_seconds: float = 0
+    saved: dict[int, float] = {}
+    """What `seconds` was when the state after a step was saved."""
+
+
+class LostWork:
+    """The clock of one run; it stands still between pods. Of several processes the leader keeps it."""
+
+    def __init__(
+        self, folder: RunFolder, group: Group = ALONE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folder = folder
+        self._group = group
+        self._clock = clock
+        self._record = _TimeRecord()
+        self._seen_at = self._written_at = clock()
+
+    @property
+    def seconds(self) -> float:
+        """Training of all pods that was not lost."""
+        return self._record.seconds
+
+    @property
+    def lost_seconds(self) -> float:
+        """Training of all pods that had to be repeated."""
+        return self._record.lost_seconds
+
+    @property
+    def lost_device_seconds(self) -> float:
+        """The same for all processes of the run together."""
+        return self.lost_seconds * self._group.size
+
+    def begin(self, step: int) -> None:
+        """Training goes on after `step`, or begins: what was done beyond it is lost."""
+        record = self._read()
+        if step == 0:
+            back = 0.0
+        elif step > max(record.saved, default=0):
+            back = record.seconds  # saved, and the pod ended before this file said so
+        else:
+            back = record.saved.get(step, 0.0)
+        saved = {known: at for known, at in record.saved.items() if known <= step}
+        lost = record.lost_seconds + record.seconds - back
+        self._record = _TimeRecord(seconds=back, lost_seconds=lost, saved=saved)
+        self._seen_at = self._clock()
+        self.note()
+
+    def tick(self) -> None:
+        """Training goes on; now and then that is written down."""
+        self._count()
+        if self._seen_at - self._written_at >= INTERVAL_SECONDS:
+            self.note()
+
+    def saved(self, step: int) -> None:
+        """The state after `step` is saved: nothing up to it will be lost; written down with the next tick."""
+        self._count()
+        marks = {**self._record.saved, step: self._record.seconds}
+        self._record.saved = dict(sorted(marks.items())[-REMEMBERED_STATES:])
+
+    def _count(self) -> None:
+        now = self._clock()
+        self._record.seconds += now - self._seen_at
+        self._seen_at = now
+
+    def _read(self) -> _TimeRecord:
+        try:
+            content = self._folder.read(LOST_WORK_FILE)
+            return _TimeRecord() if content is None else _TimeRecord.model_validate_json(content)
+        except (StageFailure, ValidationError) as error:
+            logger.warning(
+                "%s/%s is not used, and lost time is counted anew: %s",
+                self._folder.uri,
+                LOST_WORK_FILE,
+                error,
+            )
+            return _TimeRecord()
+
+    def note(self) -> None:
+        """Write down how far training is."""
+        self._written_at = self._seen_at
+        if self._group.leads:
+            self._folder.note(LOST_WORK_FILE, self._record.model_dump_json().encode())

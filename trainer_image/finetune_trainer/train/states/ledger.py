@@ -9,8 +9,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.states.divergence import RecentLosses
-from finetune_trainer.train.states.losses import Curve
+from finetune_trainer.train.states.losses import Curve, RecentLosses
 from finetune_trainer.train.states.retention import KeptStep, Retention
 
 OVERFIT_RISE: Final = 1.05

@@ -7,8 +7,8 @@ import pytest
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.states import lostwork
-from finetune_trainer.train.states.lostwork import FILE, LostWork
+from finetune_trainer.train.states import attempts
+from finetune_trainer.train.states.attempts import LOST_WORK_FILE, LostWork
 from tests.trainer.workbench import RUN, Sheet, Workbench
 
 
@@ -127,11 +127,11 @@ def test_a_start_that_trains_nothing_changes_nothing(pods: Pods) -> None:
 
 def test_a_damaged_file_is_no_reason_to_end_a_run(pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
     pods.train(20)
-    pods.folder.write(FILE, b"{")
+    pods.folder.write(LOST_WORK_FILE, b"{")
     pods.start(0)
 
     assert pods.lost == 0
-    assert FILE in caplog.text
+    assert LOST_WORK_FILE in caplog.text
 
 
 def test_the_file_is_written_every_ten_seconds_at_most(
@@ -143,7 +143,7 @@ def test_the_file_is_written_every_ten_seconds_at_most(
     pods.work.begin(0)
     pods.train(100)
 
-    assert written == [FILE] * 11
+    assert written == [LOST_WORK_FILE] * 11
 
 
 class PulledPlug(BaseException):
@@ -159,7 +159,7 @@ class PlugPuller(Sheet):
 
 
 def test_a_run_that_is_stopped_loses_nothing(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lostwork, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(attempts, "INTERVAL_SECONDS", 0)
     config = bench.train_config()
     for step in (1, 3, 4):
         with pytest.raises(Preempted):
@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its clock moves by 100 seconds whenever it is looked at, which is once a batch and once a save."""
-    monkeypatch.setattr(lostwork, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(attempts, "INTERVAL_SECONDS", 0)
     looks = iter(range(0, 10**9, 100))
     monkeypatch.setattr(LostWork.__init__, "__defaults__", (lambda: float(next(looks)),))
     config = bench.train_config(save_every_steps=3)
