@@ -10,7 +10,7 @@ from typing import Final
 
 from tools.bootstrap.uv import ROOT
 
-AT_ONCE: Final = 2
+MAX_CONCURRENT: Final = 3
 # However this process ends, the kernel ends them too.
 _WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 
@@ -24,11 +24,11 @@ class Ended:
 
 
 def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
-    """Run named commands two at a time, in their order; of several, each line begins with the name.
+    """Run named commands three at a time, in their order; of several, each line begins with the name.
 
     At Ctrl-C, which reaches the commands too, those that run are waited for and no other begins.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
         named = len(commands) > 1
         running = {name: pool.submit(_run, command, name * named) for name, command in commands.items()}
         try:

@@ -1,4 +1,4 @@
-"""What `make test` runs, and what of it side by side: a session leaves a core idle for part of its time."""
+"""What `make test` runs, and what of it side by side: a session waits for part of its time."""
 
 import os
 from collections.abc import Iterable
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TRAINER_APART: Final = {
+TESTS: Final = Path(__file__).parents[2] / "tests"
+APART: Final = {
     "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
     "resume matrix": ("tests/trainer/test_resume_matrix.py",),
+    "rules of the API": tuple(
+        f"tests/integration/{path.name}" for path in sorted(TESTS.glob("integration/test_rules_*.py"))
+    ),
 }
-"""Parts of the trainer's tests in sessions of their own, so that both cores are busy to the end."""
+"""Parts of the trainer's and the API server's tests in sessions of their own, so that all take as long."""
 E2E: Final = "tests/e2e"
 E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_queueing.py")
 """What runs on the second cluster, in this order, so that both lanes take as long."""
@@ -35,7 +39,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Suite:
-    """Steps one after another; the sessions of a step run two at a time, in their order.
+    """Steps one after another; the sessions of a step run three at a time, in their order.
 
     Attributes:
         name: for the command line.
@@ -54,7 +58,7 @@ def suites(records: Path) -> tuple[Suite, ...]:
     Args:
         records: an empty folder in which the lanes of one suite leave something for its last step.
     """
-    apart = [path for paths in TRAINER_APART.values() for path in paths]
+    apart = [path for paths in APART.values() for path in paths]
     return (
         Suite("unit", "unit", ((_session("tests/unit"),),)),
         Suite(
@@ -62,9 +66,9 @@ def suites(records: Path) -> tuple[Suite, ...]:
             "trainer, API server, faults",
             (
                 (
-                    _session("tests/integration"),
+                    _session("tests/integration", *_ignored(apart)),
                     _session("tests/trainer", *_ignored(apart)),
-                    *(Session(name, paths) for name, paths in TRAINER_APART.items()),
+                    *(Session(name, paths) for name, paths in APART.items()),
                     _session("tests/faults"),
                 ),
             ),

@@ -55,7 +55,7 @@ def sheet(results: Sequence[Result]) -> Sheet:
     ]
     tests, skipped = sum(each.tests.total() for each in results), sum(each.skipped for each in results)
     total = ("all", f"{tests:,}", f"{skipped:,}", "", _minutes(sum(each.seconds for each in results)))
-    return Sheet("min:s", ("suite", "tests", "of them skipped", "two at a time", "in all"), (*lines, total))
+    return Sheet("min:s", ("suite", "tests", "of them skipped", "side by side", "in all"), (*lines, total))
 
 
 def write(results: Sequence[Result]) -> None:

@@ -14,7 +14,7 @@ from tools.bench.operator.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
 from tools.suites.lanes import side_by_side
-from tools.suites.plan import E2E_LAST, E2E_SECOND, TRAINER_APART, Suite, suites
+from tools.suites.plan import APART, E2E_LAST, E2E_SECOND, Suite, suites
 from tools.suites.report import BEGIN, PAGE, Result, sheet
 
 
@@ -24,7 +24,7 @@ def e2e(folder: Path) -> Suite:
 
 
 def test_what_the_plan_names_is_there() -> None:
-    apart = chain.from_iterable(TRAINER_APART.values())
+    apart = chain.from_iterable(APART.values())
     for path in (*apart, E2E_LAST, *(f"tests/e2e/{name}" for name in E2E_SECOND)):
         assert (ROOT / path).exists(), path
 
@@ -52,22 +52,21 @@ def test_on_another_cluster_the_end_to_end_tests_run_in_one_lane_without_namespa
     assert session.arguments == ("tests/e2e",)
 
 
-def test_two_commands_run_at_once_and_the_next_when_one_has_ended(
+def test_three_commands_run_at_once_and_the_next_when_one_has_ended(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    waits = "touch {0}; while [ ! -e {1} ]; do :; done; echo said; exit {2}"
-    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    names = ("one", "two", "three")
+    last = tmp_path / "last"
+    waits = " && ".join(f"until [ -e {tmp_path / name} ]; do :; done" for name in names)
+    commands = {
+        name: ["timeout", "20", "sh", "-c", f"[ ! -e {last} ] && touch {tmp_path / name} && {waits}; echo $?"]
+        for name in names
+    }
 
-    ended = side_by_side(
-        {
-            "one": ["timeout", "20", "sh", "-c", f"[ ! -e {third} ] && {waits.format(first, second, 3)}"],
-            "two": ["timeout", "20", "sh", "-c", f"[ ! -e {third} ] && {waits.format(second, first, 0)}"],
-            "three": ["touch", str(third)],
-        }
-    )
+    ended = side_by_side({**commands, "last": ["sh", "-c", f"touch {last}; exit 3"]})
 
-    assert {name: each.status for name, each in ended.items()} == {"one": 3, "two": 0, "three": 0}
-    assert sorted(capfd.readouterr().out.splitlines()) == ["one  said", "two  said"]
+    assert {name: each.status for name, each in ended.items()} == {**dict.fromkeys(names, 0), "last": 3}
+    assert sorted(capfd.readouterr().out.splitlines()) == ["one  0", "three  0", "two  0"]
 
 
 def test_commands_end_with_the_process_that_started_them(tmp_path: Path) -> None:
@@ -87,7 +86,8 @@ def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins
     commands = {
         "one": ["sh", "-c", patient],
         "two": ["sh", "-c", "sleep 600"],
-        "three": ["touch", str(next_one)],
+        "three": ["sh", "-c", "sleep 600"],
+        "four": ["touch", str(next_one)],
     }
     script = f"from tools.suites.lanes import side_by_side; side_by_side({commands!r})"
     # A shell lets commands in its background ignore the signal, and these tests may be one.
