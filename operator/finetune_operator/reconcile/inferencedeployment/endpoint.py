@@ -7,12 +7,13 @@ from typing import Any, Final
 from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.labels import REVISION
-from finetune_operator.manifests.serving import build_replicas, build_service, endpoint_url
+from finetune_operator.manifests.serving import build_replicas, endpoint_url
 from finetune_operator.observe.endpointhealth import Verdict, availability, image_age, with_verdict
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revisions import trouble_of
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL, Traffic, main_revision, traffic_of
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.status.conditions import enter, shortened, status_manifest
@@ -30,37 +31,13 @@ class Observed:
     snapshot: Snapshot
 
     @property
-    def service(self) -> Manifest | None:
-        return self.snapshot.services.get(self.endpoint.name)
-
-    @property
-    def points_at(self) -> str:
-        """The revision that the Service points at, or nothing."""
-        if self.service is None:
-            return ""
-        name: str = self.service["spec"].get("selector", {}).get(REVISION, "")
-        return name
+    def traffic(self) -> Traffic:
+        return traffic_of(self.endpoint, self.snapshot)
 
     @property
     def serving(self) -> str:
-        """The revision that serves, or nothing.
-
-        The Service says it. Where it is gone, or points at nothing that exists, it is the revision that it
-        pointed at before: what serves is not given up because somebody deleted or edited a Service.
-        """
-        before = self.endpoint.status.revision
-        if self.points_at not in self.snapshot.deployments and before in self.snapshot.deployments:
-            return before
-        return self.points_at
-
-    def pointing(self, revision: str) -> tuple[tuple[Create, ...], tuple[Apply, ...]]:
-        """What makes the Service point at this revision."""
-        if self.service is None:
-            return (Create(build_service(self.endpoint, revision)),), ()
-        if self.points_at == revision:
-            return (), ()
-        uid = self.service["metadata"]["uid"]
-        return (), (Apply(build_service(self.endpoint, revision, uid=uid)),)
+        """The revision that gets most of the requests, or nothing."""
+        return main_revision(self.traffic.weights())
 
     def scaling(self, *revisions: str) -> tuple[Apply, ...]:
         """What gives these revisions' Deployments the replicas that the spec asks for."""
@@ -136,8 +113,8 @@ class Observed:
         status = status_manifest(endpoint.status.model_copy(update=values))
         revision = values["revision"] or point_at
         if revision:
-            made, moved = self.pointing(revision)
-            create, apply = (*made, *create), (*moved, *apply)
+            writes = self.traffic.route({revision: ALL})
+            create, apply = (*writes.create, *create), (*writes.apply, *apply)
         protection = protect(endpoint, self.snapshot, values["revision"])
         apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
         return Plan(create, apply, delete, status, events, requeue)

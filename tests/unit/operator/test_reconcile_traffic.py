@@ -1,0 +1,72 @@
+"""Who gets an endpoint's requests: what the Service routes."""
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.traffic import ServiceTraffic, main_revision, traffic_of
+from finetune_operator.reconcile.snapshot import Snapshot
+from tests.unit.operator.endpoints import FACTS, NOW, endpoint
+
+
+def service(revision: str | None) -> Manifest:
+    selector = {} if revision is None else {"finetune.dev/revision": revision}
+    return {"kind": "Service", "metadata": {"name": "desk", "uid": "uid"}, "spec": {"selector": selector}}
+
+
+def traffic(
+    selects: str | None = None, served: str = "", *, has_service: bool = True, deployments: str = "one two"
+) -> ServiceTraffic:
+    return ServiceTraffic(
+        endpoint({"revision": served}),
+        Snapshot(
+            now=NOW,
+            facts=FACTS,
+            services={"desk": service(selects)} if has_service else {},
+            deployments={name: {} for name in deployments.split()},
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("routing", "weights"),
+    [
+        (traffic(has_service=False), {}),
+        (traffic(None), {}),
+        (traffic("one"), {"one": 100}),
+        (traffic("two", served="one"), {"two": 100}),
+        (traffic("gone", served="one"), {"one": 100}),
+        (traffic(None, served="one"), {"one": 100}),
+        (traffic(served="one", has_service=False), {"one": 100}),
+        (traffic("gone", served="gone too"), {"gone": 100}),
+        (traffic(served="one", has_service=False, deployments=""), {}),
+    ],
+)
+def test_what_the_service_selects_gets_all_requests_or_what_served_before(
+    routing: ServiceTraffic, weights: dict[str, int]
+) -> None:
+    assert routing.weights() == weights
+
+
+def test_routing_writes_only_what_is_not_routed_so_already() -> None:
+    made = traffic(has_service=False).route({"one": 100})
+    assert [each.manifest["spec"]["selector"]["finetune.dev/revision"] for each in made.create] == ["one"]
+    assert made.apply == ()
+    moved = traffic("one").route({"two": 100})
+    assert [each.manifest["metadata"]["uid"] for each in moved.apply] == ["uid"]
+    assert moved.create == ()
+    assert traffic("one").route({"one": 100}) == ((), ())
+
+
+@pytest.mark.parametrize("weights", [{}, {"one": 90}, {"one": 90, "two": 10}])
+def test_a_service_cannot_split_requests(weights: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="all requests to one revision"):
+        traffic("one").route(weights)
+
+
+def test_the_main_revision_has_most_of_the_requests() -> None:
+    assert main_revision({}) == ""
+    assert main_revision({"canary": 10, "stable": 90}) == "stable"
+
+
+def test_an_endpoint_is_routed_by_its_service() -> None:
+    assert isinstance(traffic_of(endpoint(), Snapshot(now=NOW, facts=FACTS)), ServiceTraffic)
