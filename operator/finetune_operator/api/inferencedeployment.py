@@ -228,11 +228,14 @@ class InferenceDeploymentSpec(Model):
     ] = None
 
 
+RevisionState = Literal["RollingOut", "Live", "Retired", "Failed"]
+
+
 class RevisionStatus(Model):
     """One Deployment of this endpoint."""
 
     name: Name
-    state: Literal["RollingOut", "Live", "Retired", "Failed"]
+    state: RevisionState
     spec_hash: Annotated[
         str, Field(max_length=16, description="Of the spec, replicas left out, when it was last tried.")
     ] = ""

@@ -1,25 +1,18 @@
-"""InferenceDeployment: which revision an endpoint should serve, or why it cannot."""
+"""InferenceDeployment: start what should be served, route the requests to it, delete what served before."""
 
-from typing import Final
-
-from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.pods import CPU
-from finetune_operator.manifests.serving import Revision, api_keys_secret, build_revision
-from finetune_operator.manifests.trainer import trainer_of
+from finetune_operator.manifests.serving import Revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
-from finetune_operator.reconcile.inferencedeployment.rollout import Rollout
-from finetune_operator.reconcile.inferencedeployment.targets import Targets, resolve
-from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
+from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
+from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.view import View
+from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.reconcile.storage import check_store, claim_names
-from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.storage import claim_names
 
-KEYS_SINCE: Final = 2
-"""The contract whose engine knows API keys."""
+__all__ = ["claims", "reconcile"]
 
 
 def claims(endpoint: InferenceDeployment, snapshot: Snapshot) -> frozenset[str]:
@@ -28,79 +21,22 @@ def claims(endpoint: InferenceDeployment, snapshot: Snapshot) -> frozenset[str]:
 
 
 def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
-    """Bring up what should be served, move the Service to it, remove what no longer serves."""
+    """What should be done now for one endpoint."""
     if endpoint.metadata.deletion_timestamp is not None:
         return Plan()
     targets = resolve(endpoint, snapshot.checkpoints)
-    revision = _revision(endpoint, targets, snapshot)
-    if isinstance(revision, Revision):
-        return Rollout(endpoint, snapshot, targets, revision).plan()
-    observed = Observed(endpoint, snapshot)
-    restored, said = observed.restoring(observed.serving)
-    return observed.plan(revision, apply=(*observed.scaling(observed.serving), *restored), events=said)
+    wanted = wanted_revision(endpoint, targets, snapshot)
+    if isinstance(wanted, Revision):
+        return roll_out(View(endpoint, snapshot, targets, wanted))
+    return _keep(Observed(endpoint, snapshot), wanted)
 
 
-def _revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:
-    problems = not_implemented(endpoint.spec)
-    if problems:
-        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
-    compute = endpoint.spec.compute
-    profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, snapshot)
-    if isinstance(profile, Blocked):
-        return profile
-    unusable = _check_profile(profile, compute.devices) or _check_keys(endpoint, profile)
-    if unusable is not None:
-        return unusable
-    lost = [target.problem for target in targets.models if target.is_lost]
-    if lost:
-        return Blocked(Reason.CHECKPOINT_NOT_FOUND, "; ".join(lost), requeue_after=None)
-    if not targets.resolved or targets.base_digest is None:
-        first = targets.problems[0]
-        message = "; ".join(problem.problem for problem in targets.problems)
-        if first.reason == Reason.WAITING_FOR_CHECKPOINT:
-            return Working(Reason.WAITING_FOR_CHECKPOINT, message)
-        return Blocked(first.reason or Reason.WAITING_FOR_CHECKPOINT, message, requeue_after=None)
-    stores = sorted({weights.store for _, weights in targets.resolved})
-    if len(stores) > 1:
-        return Failed(
-            Reason.INVALID_SPEC,
-            f"the models of one endpoint must be in one store, but they are in {' and '.join(stores)}:"
-            " serve them from separate InferenceDeployments",
-        )
-    missing = check_store(stores[0], profile, endpoint.namespace, snapshot)
-    if missing is not None:
-        return missing
-    return build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])
-
-
-def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
-    if profile.spec.engine != "Transformers":
-        return Blocked(
-            Reason.PROFILE_INVALID,
-            f"engine {profile.spec.engine} of ComputeProfile {profile.name} is not implemented in this"
-            " release: use a profile with engine: Transformers",
-            requeue_after=None,
-        )
-    if devices > 1 and profile.spec.devices.resource != CPU:
-        return Blocked(
-            Reason.TOO_MANY_DEVICES,
-            f"spec.compute.devices is {devices}, but engine Transformers of ComputeProfile {profile.name}"
-            f" uses one {profile.spec.devices.resource} per replica and would leave the others idle: set it"
-            " to 1, and spec.replicas to the number of devices to serve on",
-            requeue_after=None,
-        )
-    return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")
-
-
-def _check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocked | None:
-    """An image that does not know the keys would serve without them."""
-    trainer = trainer_of(profile, endpoint.name)
-    if api_keys_secret(endpoint) is None or trainer.contract >= KEYS_SINCE:
-        return None
-    return Blocked(
-        Reason.PROFILE_INVALID,
-        f"spec.serving.apiKeysSecretRef needs a trainer image of contract {KEYS_SINCE}, and images.trainer of"
-        f" ComputeProfile {profile.name} has trainerContract {trainer.contract}, which would serve without"
-        " keys: use an image of this release, or remove the field",
-        requeue_after=None,
+def _keep(observed: Observed, halt: Halt) -> Plan:
+    """What serves keeps serving while nothing can be rolled out."""
+    weights = observed.traffic.weights()
+    restored, said = observed.restoring(*weights)
+    return observed.plan(
+        halt,
+        apply=(*observed.scaling(*weights), *restored),
+        events=said,
     )

@@ -3,18 +3,17 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
 from finetune_operator.manifests.labels import REVISION, short_hash
 from finetune_operator.observe.servingpods import ServingTrouble, is_replaced, serving_trouble
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.transitions import State
 from finetune_operator.status.conditions import shortened
 
 KEPT: Final = 10
 """Revisions that an endpoint's status remembers."""
-
-RevisionState = Literal["RollingOut", "Live", "Retired", "Failed"]
 
 
 def is_ready(deployment: Manifest, replicas: int) -> bool:
@@ -59,15 +58,15 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
     return short_hash(json.dumps(spec, sort_keys=True), length=16)
 
 
-def state_of(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:
-    """The entry of one revision."""
+def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:
+    """The entry of one revision, or None."""
     return next((revision for revision in revisions if revision.name == name), None)
 
 
 def with_state(
     revisions: tuple[RevisionStatus, ...],
     name: str,
-    state: RevisionState,
+    state: State,
     *,
     now: datetime,
     reason: str = "",
@@ -75,7 +74,9 @@ def with_state(
     spec_hash: str = "",
 ) -> tuple[RevisionStatus, ...]:
     """The list, newest first, with this revision in this state; `since` moves only when the state does."""
-    old = state_of(revisions, name)
+    if state == "Pending":
+        return revisions
+    old = find_revision(revisions, name)
     if old is not None and (old.state, old.spec_hash) == (state, spec_hash):
         return revisions
     entry = RevisionStatus(

@@ -1,0 +1,161 @@
+"""What a pass does and says for each action of the rollout's table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from finetune_operator.api.inferencedeployment import ServedModelStatus
+from finetune_operator.manifests.labels import REVISION, RUNNER
+from finetune_operator.manifests.serviceaccount import build_runner_account
+from finetune_operator.manifests.serving import build_deployment, endpoint_url
+from finetune_operator.plan import Create, Event
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
+from finetune_operator.reconcile.inferencedeployment.transitions import Action
+from finetune_operator.reconcile.inferencedeployment.view import View
+from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
+from finetune_operator.status.reasons import EventReason, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a pass over the wanted revision ends."""
+
+    halt: Halt
+    create: tuple[Create, ...] = ()
+    events: tuple[Event, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the endpoint's status that change."""
+    weights: Mapping[str, int] | None = None
+    """Percent of the requests by revision from now on; None: as before."""
+    keeps_wanted: bool = True
+    """Whether the wanted revision keeps its Deployment."""
+    failure: str = ""
+
+
+def put_off(view: View) -> Outcome:
+    """Without replicas nothing shows whether the revision can serve, so nothing of it is started."""
+    until = f"; {view.serving} serves until then" if view.serving else ""
+    message = (
+        f"spec.replicas is 0: revision {view.wanted.name} ({view.models}) starts with the first"
+        f" replica{until}"
+    )
+    return Outcome(Done(Reason.SCALED_TO_ZERO, message), keeps_wanted=False)
+
+
+def queue(view: View) -> Outcome:
+    """Naming the endpoints that roll out would make each of their rollouts a write to all that wait."""
+    profile = view.wanted.profile
+    message = (
+        f"revision {view.wanted.name} ({view.models}) waits until other endpoints have rolled"
+        f" out: ComputeProfile {profile.name} has maxConcurrentRollouts"
+        f" {profile.spec.max_concurrent_rollouts}"
+    )
+    return Outcome(Working(Reason.QUEUED, message))
+
+
+def start(view: View) -> Outcome:
+    """The first revision of an endpoint gets its requests at once: nobody else can answer them."""
+    facts = view.snapshot.facts
+    deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
+    creates = [Create(deployment)]
+    if RUNNER not in view.snapshot.service_accounts:
+        creates.insert(0, Create(build_runner_account(view.endpoint.namespace), same="Any"))
+    message = f"revision {view.wanted.name}: {view.models}"
+    return Outcome(
+        Working(Reason.ROLLING_OUT, f"{message} is starting"),
+        create=tuple(creates),
+        events=(Event("Normal", EventReason.ROLLOUT_STARTED, message),),
+        weights=None if view.weights else {view.wanted.name: ALL},
+    )
+
+
+def wait(view: View) -> Outcome:
+    name, trouble = view.wanted.name, view.trouble
+    if trouble is None:
+        return Outcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting"))
+    return Outcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}"))
+
+
+def serve(view: View) -> Outcome:
+    name = view.wanted.name
+    is_new = view.recorded is None or view.recorded.state != "Live"
+    event = Event("Normal", EventReason.ROLLOUT_SUCCEEDED, f"revision {name}: {view.models}")
+    return Outcome(
+        _verdict(view),
+        events=(event,) if is_new else (),
+        status={
+            "revision": name,
+            "selector": f"{REVISION}={name}",
+            "base_model_digest": view.wanted.base_digest,
+            "models": _served_models(view),
+        },
+        weights={name: ALL},
+    )
+
+
+def report(view: View) -> Outcome:
+    """Replicas restart or are added; the rollout itself is long over."""
+    ready = (view.deployment or {}).get("status", {}).get("readyReplicas", 0)
+    trouble = view.trouble
+    why = f": {trouble.message}" if trouble is not None else ""
+    reason = trouble.reason if trouble is not None else Reason.SCALING
+    message = f"{ready} of {view.endpoint.spec.replicas} replicas of {view.wanted.name} are ready{why}"
+    is_hopeless = ready == 0 and trouble is not None and trouble.final
+    return Outcome(Failed(reason, message) if is_hopeless else Working(reason, message))
+
+
+def fail(view: View) -> Outcome:
+    failure = view.failure or ""
+    return Outcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), failure=failure)
+
+
+def roll_back(view: View) -> Outcome:
+    failure = view.recorded.message if view.recorded is not None else ""
+    return Outcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), keeps_wanted=False)
+
+
+OUTCOMES: Final[Mapping[Action, Callable[[View], Outcome]]] = {
+    Action.PUT_OFF: put_off,
+    Action.QUEUE: queue,
+    Action.START: start,
+    Action.WAIT: wait,
+    Action.SERVE: serve,
+    Action.REPORT: report,
+    Action.FAIL: fail,
+    Action.ROLL_BACK: roll_back,
+}
+"""Of the wanted revision; a revision that is not wanted is only removed."""
+
+
+def _failure_message(view: View, failure: str) -> str:
+    still = advice = ""
+    if view.has_fallback:
+        still = f"; {view.serving} keeps serving"
+        advice = "; edit the spec, or promote another checkpoint, to try again"
+    return f"revision {view.wanted.name} ({view.models}) failed: {failure}{still}{advice}"
+
+
+def _verdict(view: View) -> Halt:
+    problems = view.targets.problems
+    held_back = "; ".join(problem.problem for problem in problems)
+    hard = [p for p in problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]
+    if hard:
+        return Failed(hard[0].reason or Reason.INVALID_SPEC, held_back)
+    if any(problem.weights is None for problem in problems):
+        return Working(Reason.WAITING_FOR_CHECKPOINT, held_back)
+    serving = f"serving {view.models} at {endpoint_url(view.endpoint)}"
+    return Done(Reason.SERVING, f"{serving}; {held_back}" if held_back else serving)
+
+
+def _served_models(view: View) -> tuple[ServedModelStatus, ...]:
+    before = {model.name: model for model in view.endpoint.status.models}
+    served = []
+    for name, weights in view.wanted.models:
+        old = before.get(name)
+        if old is None or (old.checkpoint, old.digest) != (weights.checkpoint, weights.digest):
+            since = view.snapshot.now.replace(microsecond=0)
+            old = ServedModelStatus(
+                name=name, checkpoint=weights.checkpoint, digest=weights.digest, since=since
+            )
+        served.append(old)
+    return tuple(served)

@@ -1,0 +1,104 @@
+"""The rollout as a state machine, on one page.
+
+A pass takes the state of the revision that its endpoint should serve, sums up what it sees in one
+`Observation`, and looks up what follows. Revisions that are not wanted any more pass through the same table.
+The picture in docs/endpoints.md shows it; a test compares the two.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from itertools import product
+from typing import Final, Literal, NamedTuple, get_args
+
+from finetune_operator.api.inferencedeployment import RevisionState
+
+State = Literal["Pending"] | RevisionState
+"""Of one revision, as in `status.revisions[].state`. Pending is not written there: the revision has not
+started, or is to be tried again. RollingOut: its pods start."""
+
+
+class Observation(Enum):
+    """What a pass sees of one revision; the value completes a sentence that begins with it."""
+
+    UNPROVABLE = "has never been ready, and spec.replicas is 0"
+    NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
+    ABSENT = "has no Deployment"
+    NOT_READY = "has replicas that are not ready"
+    READY = "has all replicas ready"
+    BROKEN = "cannot start, or not before its deadline"
+    UNWANTED = "is not wanted, and gets no more requests"
+
+
+class Action(Enum):
+    """What a pass does about it; `outcomes.py` has a function for each but the last."""
+
+    PUT_OFF = "wait for the first replica"
+    QUEUE = "wait for a slot"
+    START = "create its Deployment"
+    WAIT = "wait for its pods"
+    SERVE = "route all requests to it"
+    REPORT = "report the replicas that are missing"
+    FAIL = "report why, and keep what serves"
+    ROLL_BACK = "delete its Deployment, and keep what serves"
+    REMOVE = "delete its Deployment once the requests have moved"
+
+
+class Transition(NamedTuple):
+    """What follows."""
+
+    state: State
+    action: Action
+
+
+Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
+"""States, observations, the next state (None: the same one), the action."""
+
+STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
+UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut")
+ACTIVE: Final[tuple[State, ...]] = (*UNPROVEN, "Live")
+ENDED: Final[tuple[State, ...]] = ("Retired", "Failed")
+OF_WANTED: Final = (
+    Observation.UNPROVABLE,
+    Observation.NO_SLOT,
+    Observation.ABSENT,
+    Observation.NOT_READY,
+    Observation.READY,
+    Observation.BROKEN,
+)
+
+ROWS: Final[tuple[Row, ...]] = (
+    (UNPROVEN, [Observation.UNPROVABLE], None, Action.PUT_OFF),
+    (UNPROVEN, [Observation.NO_SLOT], None, Action.QUEUE),
+    (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
+    (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),
+    (UNPROVEN, [Observation.BROKEN], "Failed", Action.FAIL),
+    (ACTIVE, [Observation.READY], "Live", Action.SERVE),
+    (["Live"], [Observation.NOT_READY, Observation.BROKEN], None, Action.REPORT),
+    (["Failed"], OF_WANTED, None, Action.ROLL_BACK),
+    (ACTIVE, [Observation.UNWANTED], "Retired", Action.REMOVE),
+    (ENDED, [Observation.UNWANTED], None, Action.REMOVE),
+)
+
+
+def _table(rows: Iterable[Row]) -> dict[tuple[State, Observation], Transition]:
+    table: dict[tuple[State, Observation], Transition] = {}
+    for states, observations, target, action in rows:
+        for state, observation in product(states, observations):
+            if (state, observation) in table:
+                raise ValueError(f"two rows for {state} and {observation.name}")
+            table[state, observation] = Transition(target or state, action)
+    return table
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Observation], Transition]] = _table(ROWS)
+"""All that can be seen. A Live revision has been ready, and needs no slot; a Retired one that is wanted again
+counts as Pending."""
+
+
+def transition(state: State, observation: Observation) -> Transition:
+    """The next state, and what to do.
+
+    A state that only a newer release knows counts as Pending. Raises KeyError for what cannot be seen.
+    """
+    known = state if state in STATES else "Pending"
+    return TRANSITIONS[known, observation]

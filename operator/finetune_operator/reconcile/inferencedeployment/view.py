@@ -1,0 +1,116 @@
+"""What a pass sees of an endpoint and of the revision that it should serve."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
+from finetune_operator.manifests.serving import Revision
+from finetune_operator.observe.servingpods import ServingTrouble
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.revisions import (
+    failure_of,
+    find_revision,
+    is_ready,
+    spec_hash,
+    trouble_of,
+)
+from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
+from finetune_operator.reconcile.inferencedeployment.targets import Targets
+from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
+from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State
+from finetune_operator.reconcile.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class View:
+    """One endpoint, the revision that it wants, and what is there of both."""
+
+    endpoint: InferenceDeployment
+    snapshot: Snapshot
+    targets: Targets
+    wanted: Revision
+
+    @cached_property
+    def observed(self) -> Observed:
+        return Observed(self.endpoint, self.snapshot)
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Percent of the requests by revision, before this pass."""
+        return dict(self.observed.traffic.weights())
+
+    @property
+    def serving(self) -> str:
+        return main_revision(self.weights)
+
+    @property
+    def has_fallback(self) -> bool:
+        """Another revision serves, so that the wanted one may fail."""
+        return any(name != self.wanted.name for name in self.weights)
+
+    @property
+    def deployment(self) -> Manifest | None:
+        return self.snapshot.deployments.get(self.wanted.name)
+
+    @property
+    def recorded(self) -> RevisionStatus | None:
+        """What the status says about the wanted revision."""
+        return find_revision(self.endpoint.status.revisions, self.wanted.name)
+
+    @cached_property
+    def spec_hash(self) -> str:
+        return spec_hash(self.endpoint)
+
+    @property
+    def trouble(self) -> ServingTrouble | None:
+        """What keeps a pod of the wanted revision from running."""
+        return trouble_of(self.wanted.name, self.snapshot.pods, self.snapshot.now)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the wanted revision will not come up, or None while it may."""
+        if self.deployment is None:
+            return None
+        return failure_of(self.deployment, self.snapshot.pods, self.snapshot.now)
+
+    @property
+    def models(self) -> str:
+        """What the wanted revision serves, for messages."""
+        return ", ".join(f"{name} = {weights.label}" for name, weights in self.wanted.models)
+
+
+def state_of(view: View) -> State:
+    """The state of the wanted revision in the table.
+
+    A failed one stays failed until more than the replicas was edited, or nothing else serves. One that was
+    retired, or has lost its requests, begins again; so does one in a state that only a newer release knows.
+    """
+    entry = view.recorded
+    if entry is None:
+        return "Pending"
+    match entry.state:
+        case "RollingOut":
+            return "RollingOut"
+        case "Live" if view.serving == view.wanted.name:
+            return "Live"
+        case "Failed" if view.has_fallback and entry.spec_hash == view.spec_hash:
+            return "Failed"
+    return "Pending"
+
+
+def observe(view: View, state: State) -> Observation:
+    """What the pass sees of the wanted revision, which is in this state."""
+    if view.endpoint.spec.replicas == 0 and state != "Live":
+        return Observation.UNPROVABLE
+    if view.deployment is None:
+        return Observation.ABSENT if _has_slot(view) else Observation.NO_SLOT
+    if is_ready(view.deployment, view.endpoint.spec.replicas):
+        return Observation.READY
+    return Observation.NOT_READY if view.failure is None else Observation.BROKEN
+
+
+def _has_slot(view: View) -> bool:
+    """A first revision needs none: nothing serves beside it."""
+    everywhere = view.snapshot.rolling_everywhere
+    return not view.has_fallback or not must_wait(view.endpoint, view.wanted.profile, everywhere)

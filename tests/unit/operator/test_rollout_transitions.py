@@ -1,0 +1,229 @@
+"""The rollout's state machine: its table, a pass for each row of it, and the picture of it in the docs."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.manifests.serving import Revision
+from finetune_operator.plan import Manifest, Plan
+from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
+from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.transitions import (
+    STATES,
+    TRANSITIONS,
+    Action,
+    Observation,
+    State,
+    transition,
+)
+from finetune_operator.reconcile.inferencedeployment.view import View, state_of
+from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
+from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.snapshot import Snapshot
+from tests.unit.operator.endpoints import FACTS, NOW, Cluster, checkpoint, endpoint, profile, serving
+from tests.unit.operator.test_reconcile_rolloutlimit import other
+
+IMPOSSIBLE: Final = {
+    ("Live", Observation.UNPROVABLE),
+    ("Live", Observation.NO_SLOT),
+    *(("Retired", seen) for seen in Observation if seen is not Observation.UNWANTED),
+}
+TABLE: Final = """
+            Pending             RollingOut          Live                Failed
+UNPROVABLE  Pending/PUT_OFF     RollingOut/PUT_OFF  -                   Failed/ROLL_BACK
+NO_SLOT     Pending/QUEUE       RollingOut/QUEUE    -                   Failed/ROLL_BACK
+ABSENT      RollingOut/START    RollingOut/START    RollingOut/START    Failed/ROLL_BACK
+NOT_READY   RollingOut/WAIT     RollingOut/WAIT     Live/REPORT         Failed/ROLL_BACK
+READY       Live/SERVE          Live/SERVE          Live/SERVE          Failed/ROLL_BACK
+BROKEN      Failed/FAIL         Failed/FAIL         Live/REPORT         Failed/ROLL_BACK
+UNWANTED    Retired/REMOVE      Retired/REMOVE      Retired/REMOVE      Failed/REMOVE
+"""
+ENDPOINTS_PAGE: Final = Path(__file__).parents[3] / "docs" / "endpoints.md"
+BEGINS_AGAIN: Final = {
+    "Retired": "is wanted again",
+    "Failed": "is tried again after an edit, or because nothing else serves",
+}
+
+
+def expected() -> dict[tuple[str, Observation], str]:
+    head, *rows = [line.split() for line in TABLE.strip().splitlines()]
+    return {
+        (state, Observation[name]): cell
+        for name, *cells in rows
+        for state, cell in zip(head, cells, strict=True)
+        if cell != "-"
+    }
+
+
+def test_every_transition_is_the_reviewed_one() -> None:
+    actual = {
+        pair: f"{following.state}/{following.action.name}"
+        for pair, following in TRANSITIONS.items()
+        if pair[0] != "Retired"
+    }
+    assert actual == expected()
+    assert transition("Retired", Observation.UNWANTED) == ("Retired", Action.REMOVE)
+
+
+def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
+    assert set(product(STATES, Observation)) - IMPOSSIBLE == set(TRANSITIONS)
+
+
+def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
+    newer: Any = "Canary"
+    for seen in Observation:
+        assert transition(newer, seen) == transition("Pending", seen)
+
+
+def wanting(state: State, seen: Observation) -> tuple[Cluster, str, str]:
+    """An endpoint whose wanted revision is in this state and is seen so; that revision, and what serves."""
+    cluster, old = serving()
+    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    if state == "Live":
+        cluster.make_ready(new)
+        cluster.settle()
+        old = new
+    if seen is Observation.UNPROVABLE:
+        cluster.edit(replicas=0)
+    if seen is Observation.NO_SLOT:
+        cluster.profiles = {"standard": profile(maxConcurrentRollouts=1)}
+        cluster.others = (other(),)
+    match seen:
+        case Observation.READY:
+            cluster.make_ready(new)
+        case Observation.BROKEN:
+            cluster.miss_deadline(new)
+        case Observation.NOT_READY:
+            cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
+        case _:
+            del cluster.deployments[new]
+    record(cluster, new, state)
+    return cluster, new, old
+
+
+def record(cluster: Cluster, name: str, state: State) -> None:
+    """Write the revision's state into the status, as earlier passes would have."""
+    raw = cluster.endpoint.to_dict()
+    entries = [entry for entry in raw["status"]["revisions"] if entry["name"] != name]
+    if state != "Pending":
+        tried = spec_hash(cluster.endpoint) if state in {"RollingOut", "Failed"} else ""
+        entries.insert(0, {"name": name, "state": state, "specHash": tried, "message": "out of memory"})
+    raw["status"]["revisions"] = entries
+    cluster.endpoint = InferenceDeployment.model_validate(raw)
+
+
+def condition_of(plan: Plan) -> tuple[str, str]:
+    """Type and reason of what the pass says."""
+    assert plan.status is not None
+    states = {"Ready", "Reconciling", "Stalled"}
+    true = [each for each in plan.status["conditions"] if each["type"] in states and each["status"] == "True"]
+    (condition,) = true
+    return condition["type"], condition["reason"]
+
+
+SAYS: Final = {
+    Action.PUT_OFF: ("Ready", "ScaledToZero"),
+    Action.QUEUE: ("Reconciling", "Queued"),
+    Action.START: ("Reconciling", "RollingOut"),
+    Action.WAIT: ("Reconciling", "RollingOut"),
+    Action.SERVE: ("Ready", "Serving"),
+    Action.REPORT: ("Reconciling", "Scaling"),
+    Action.FAIL: ("Stalled", "RolloutFailed"),
+    Action.ROLL_BACK: ("Stalled", "RolloutFailed"),
+}
+
+
+def view(recorded: str, tried: str, routed: str) -> View:
+    """What a pass sees of an endpoint whose Service selects `routed`: wanted, or another revision."""
+    checkpoints = CheckpointIndex([checkpoint("first", "1")])
+    snapshot = Snapshot(now=NOW, facts=FACTS, checkpoints=checkpoints, profiles={"standard": profile()})
+    targets = resolve(endpoint(), checkpoints)
+    wanted = wanted_revision(endpoint(), targets, snapshot)
+    assert isinstance(wanted, Revision)
+    names = {"wanted": wanted.name, "another": "desk-another"}
+    selector = {"finetune.dev/revision": names[routed]}
+    services = {"desk": {"metadata": {"name": "desk"}, "spec": {"selector": selector}}}
+    entry = {"name": wanted.name, "state": recorded, "specHash": tried}
+    return View(endpoint({"revisions": [entry]}), replace(snapshot, services=services), targets, wanted)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "is_edited", "routed", "state"),
+    [
+        ("RollingOut", False, "another", "RollingOut"),
+        ("RollingOut", True, "wanted", "RollingOut"),
+        ("Live", False, "wanted", "Live"),
+        ("Live", False, "another", "Pending"),
+        ("Failed", False, "another", "Failed"),
+        ("Failed", True, "another", "Pending"),
+        ("Failed", False, "wanted", "Pending"),
+        ("Retired", False, "another", "Pending"),
+    ],
+)
+def test_a_revision_that_is_wanted_again_begins_again(
+    recorded: str, routed: str, state: State, *, is_edited: bool
+) -> None:
+    tried = "another" if is_edited else spec_hash(endpoint())
+    assert state_of(view(recorded, tried, routed)) == state
+
+
+def kinds(manifests: list[Manifest]) -> list[tuple[str, str]]:
+    return [(each["kind"], each["metadata"]["name"]) for each in manifests]
+
+
+@pytest.mark.parametrize(
+    ("state", "seen"),
+    [pair for pair in TRANSITIONS if pair[1] is not Observation.UNWANTED],
+    ids=lambda value: value.name if isinstance(value, Observation) else value,
+)
+def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> None:
+    cluster, wanted, serves = wanting(state, seen)
+    log_before = len(cluster.log)
+    existed = wanted in cluster.deployments
+    plan = cluster.reconcile()
+    following, action = TRANSITIONS[state, seen]
+    assert condition_of(plan) == SAYS[action]
+    states = {each.name: each.state for each in cluster.endpoint.status.revisions}
+    assert states.get(wanted, "Pending") == following
+    assert (("Deployment", wanted) in kinds([each.manifest for each in plan.create])) == (
+        action is Action.START
+    )
+    removed = action is Action.ROLL_BACK and existed
+    assert kinds([each.manifest for each in plan.delete]) == ([("Deployment", wanted)] if removed else [])
+    moved = action is Action.SERVE and serves != wanted
+    assert ("apply Service desk" in cluster.log[log_before:]) == moved
+
+
+@pytest.mark.parametrize("state", ["Pending", "RollingOut"])
+def test_a_revision_that_is_put_off_loses_its_deployment(state: State) -> None:
+    cluster, wanted, serves = wanting(state, Observation.NOT_READY)
+    cluster.edit(replicas=0)
+    plan = cluster.reconcile()
+    assert kinds([each.manifest for each in plan.delete]) == [("Deployment", wanted)]
+    states = {each.name: each.state for each in cluster.endpoint.status.revisions}
+    assert states == {serves: "Live"} | ({wanted: "Retired"} if state == "RollingOut" else {})
+
+
+def picture() -> str:
+    """The transitions from one state to another as a mermaid diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> Pending"]
+    edges: dict[tuple[str, str], list[str]] = {}
+    for (state, seen), following in TRANSITIONS.items():
+        if state != following.state:
+            edges.setdefault((state, following.state), []).append(seen.value)
+    edges |= {(state, "Pending"): [why] for state, why in BEGINS_AGAIN.items()}
+    lines += [
+        f"    {source} --> {target}: {'; '.join(edges[source, target])}"
+        for source, target in sorted(edges, key=lambda edge: tuple(STATES.index(each) for each in edge))
+    ]
+    return "\n".join(["```mermaid", *lines, "```"])
+
+
+def test_the_picture_in_the_docs_shows_the_table() -> None:
+    assert picture() in ENDPOINTS_PAGE.read_text(), f"docs/endpoints.md needs this block:\n{picture()}"
