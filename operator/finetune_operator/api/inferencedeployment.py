@@ -236,6 +236,21 @@ class RevisionStatus(Model):
 
     name: Name
     state: RevisionState
+    weight: Annotated[
+        int | None,
+        Field(
+            ge=0, le=100, description="Percent of the endpoint's requests that are routed to this revision."
+        ),
+    ] = None
+    step: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=100,
+            description="Index, from 0, of the step of `spec.strategy` that the revision has reached. Absent: the"
+            " strategy has no steps.",
+        ),
+    ] = None
     spec_hash: Annotated[
         str, Field(max_length=16, description="Of the spec, replicas left out, when it was last tried.")
     ] = ""

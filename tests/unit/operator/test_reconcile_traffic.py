@@ -1,11 +1,14 @@
-"""Who gets an endpoint's requests: what the Service routes."""
+"""Who gets an endpoint's requests: what the Service routes, and the weights that the status shows."""
+
+from typing import Any
 
 import pytest
 
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic import ServiceTraffic, main_revision, traffic_of
 from finetune_operator.reconcile.snapshot import Snapshot
-from tests.unit.operator.endpoints import FACTS, NOW, endpoint
+from tests.unit.operator.endpoints import FACTS, NOW, Cluster, checkpoint, endpoint, serving
 
 
 def service(revision: str | None) -> Manifest:
@@ -70,3 +73,48 @@ def test_the_main_revision_has_most_of_the_requests() -> None:
 
 def test_an_endpoint_is_routed_by_its_service() -> None:
     assert isinstance(traffic_of(endpoint(), Snapshot(now=NOW, facts=FACTS)), ServiceTraffic)
+
+
+def weights(cluster: Cluster) -> dict[str, int | None]:
+    return {revision.name: revision.weight for revision in cluster.endpoint.status.revisions}
+
+
+def test_the_status_shows_the_weights_through_a_whole_rollout() -> None:
+    cluster = Cluster(checkpoint("first", "1"))
+    cluster.reconcile()
+    (old,) = cluster.deployments
+    assert weights(cluster) == {old: 100}, "nobody else can answer while the first one starts"
+    cluster.make_ready(old)
+    cluster.settle()
+    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    assert weights(cluster) == {new: 0, old: 100}
+    cluster.make_ready(new)
+    cluster.reconcile()
+    assert weights(cluster) == {new: 100, old: 0}
+    cluster.settle()
+    assert weights(cluster) == {new: 100, old: 0}
+    assert all(revision.step is None for revision in cluster.endpoint.status.revisions)
+
+
+def without_weights(cluster: Cluster) -> None:
+    """The status as an earlier release has written it."""
+    raw: dict[str, Any] = cluster.endpoint.to_dict()
+    for revision in raw["status"]["revisions"]:
+        del revision["weight"]
+    cluster.endpoint = InferenceDeployment.model_validate(raw)
+
+
+@pytest.mark.parametrize("has_profile", [True, False])
+def test_a_status_of_an_earlier_release_gets_its_weights_with_one_write(*, has_profile: bool) -> None:
+    cluster, revision = serving()
+    if not has_profile:
+        cluster.profiles = {}
+        cluster.settle()
+    without_weights(cluster)
+    cluster.log.clear()
+    first = cluster.reconcile()
+    assert weights(cluster) == {revision: 100}
+    assert cluster.reconcile().status == first.status, "the executor writes no equal status"
+    assert cluster.log == [] if has_profile else all(entry.startswith("event") for entry in cluster.log)

@@ -198,6 +198,10 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
     assert kinds([each.manifest for each in plan.delete]) == ([("Deployment", wanted)] if removed else [])
     moved = action is Action.SERVE and serves != wanted
     assert ("apply Service desk" in cluster.log[log_before:]) == moved
+    weights = {each.name: each.weight for each in cluster.endpoint.status.revisions}
+    now_serves = wanted if action is Action.SERVE else serves
+    assert weights.get(now_serves) == (100 if now_serves in weights else None)
+    assert sum(weight or 0 for name, weight in weights.items() if name != now_serves) == 0
 
 
 @pytest.mark.parametrize("state", ["Pending", "RollingOut"])

@@ -4,6 +4,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.serving import Revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.revisions import with_weights
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.view import View
@@ -39,4 +40,5 @@ def _keep(observed: Observed, halt: Halt) -> Plan:
         halt,
         apply=(*observed.scaling(*weights), *restored),
         events=said,
+        update={"revisions": with_weights(observed.endpoint.status.revisions, weights)},
     )

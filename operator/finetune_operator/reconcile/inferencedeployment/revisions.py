@@ -90,3 +90,15 @@ def with_state(
     if old is not None:
         return tuple(entry if revision.name == name else revision for revision in revisions)
     return (entry, *revisions)[:KEPT]
+
+
+def with_weights(
+    revisions: tuple[RevisionStatus, ...], weights: Mapping[str, int]
+) -> tuple[RevisionStatus, ...]:
+    """The list with each revision's percent of the requests; one that `weights` leaves out gets none."""
+    return tuple(
+        revision
+        if revision.weight == weights.get(revision.name, 0)
+        else revision.model_copy(update={"weight": weights.get(revision.name, 0)})
+        for revision in revisions
+    )

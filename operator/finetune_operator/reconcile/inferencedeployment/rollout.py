@@ -10,6 +10,7 @@ from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, O
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     find_revision,
     with_state,
+    with_weights,
 )
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
 from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State, transition
@@ -36,7 +37,7 @@ def roll_out(view: View) -> Plan:
         apply=(*view.observed.scaling(*kept), *restored),
         delete=tuple(Delete(view.snapshot.deployments[name], "Background") for name in removed),
         events=(*outcome.events, *said),
-        update={"revisions": revisions, **outcome.status},
+        update={"revisions": with_weights(revisions, routed), **outcome.status},
         point_at=main_revision(routed),
     )
 
