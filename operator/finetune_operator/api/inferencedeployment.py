@@ -247,8 +247,8 @@ class RevisionStatus(Model):
         Field(
             ge=0,
             le=100,
-            description="Index, from 0, of the step of `spec.strategy` that the revision has reached. Absent: the"
-            " strategy has no steps.",
+            description="Index, from 0, of the step of `spec.strategy` that the revision has reached. Absent:"
+            " the strategy has no steps.",
         ),
     ] = None
     spec_hash: Annotated[

@@ -1,6 +1,7 @@
 """Manifests of an endpoint: a Deployment a revision, and the Service in front of them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,8 +112,13 @@ def endpoint_url(endpoint: InferenceDeployment) -> str:
     return f"http://{endpoint.name}.{endpoint.namespace}.svc/v1"
 
 
-def build_service(endpoint: InferenceDeployment, revision: str, uid: str | None = None) -> Manifest:
-    """The Service, pointing at one revision; `uid` is that of the existing Service when it is to be moved."""
+def build_service(
+    endpoint: InferenceDeployment, selector: Mapping[str, str], uid: str | None = None
+) -> Manifest:
+    """The Service, in front of the endpoint's pods that also have these labels.
+
+    `uid` is that of the existing Service when its selector is to be changed.
+    """
     metadata: Manifest = {
         "name": endpoint.name,
         "namespace": endpoint.namespace,
@@ -126,7 +132,7 @@ def build_service(endpoint: InferenceDeployment, revision: str, uid: str | None 
         "kind": "Service",
         "metadata": metadata,
         "spec": {
-            "selector": {RUN: endpoint.uid, REVISION: revision},
+            "selector": {RUN: endpoint.uid, **selector},
             "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": SERVE_PORT, "protocol": "TCP"}],
         },
     }

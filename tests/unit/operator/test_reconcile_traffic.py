@@ -1,12 +1,18 @@
 """Who gets an endpoint's requests: what the Service routes, and the weights that the status shows."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.traffic import ServiceTraffic, main_revision, traffic_of
+from finetune_operator.reconcile.inferencedeployment.traffic import (
+    ServiceTraffic,
+    Writes,
+    main_revision,
+    traffic_of,
+)
 from finetune_operator.reconcile.snapshot import Snapshot
 from tests.unit.operator.endpoints import FACTS, NOW, Cluster, checkpoint, endpoint, serving
 
@@ -118,3 +124,41 @@ def test_a_status_of_an_earlier_release_gets_its_weights_with_one_write(*, has_p
     assert weights(cluster) == {revision: 100}
     assert cluster.reconcile().status == first.status, "the executor writes no equal status"
     assert cluster.log == [] if has_profile else all(entry.startswith("event") for entry in cluster.log)
+
+
+@dataclass(frozen=True)
+class SplitTraffic:
+    """Routes as it is told, as a weighted route will."""
+
+    split: dict[str, int]
+
+    def weights(self) -> dict[str, int]:
+        return self.split
+
+    def route(self, weights: dict[str, int]) -> Writes:
+        assert weights == self.split
+        return Writes()
+
+
+def test_several_revisions_with_requests_are_kept_scaled_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, old = serving()
+    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    older = {**cluster.deployments[new]["metadata"], "name": "desk-older"}
+    cluster.deployments["desk-older"] = {**cluster.deployments[new], "metadata": older}
+    cluster.edit(replicas=3)
+    split = SplitTraffic({old: 90, new: 10})
+    monkeypatch.setattr(
+        "finetune_operator.reconcile.inferencedeployment.endpoint.traffic_of", lambda *_: split
+    )
+    cluster.reconcile()
+    assert {name: each["spec"]["replicas"] for name, each in cluster.deployments.items()} == {old: 3, new: 3}
+    for name, ready in ((old, 2), (new, 1)):
+        status = {"observedGeneration": 1, "replicas": 3, "readyReplicas": ready, "updatedReplicas": ready}
+        cluster.deployments[name] = {**cluster.deployments[name], "status": status}
+    cluster.reconcile()
+    shown = cluster.endpoint.status
+    assert weights(cluster) == {new: 10, old: 90}
+    assert (shown.replicas, shown.ready_replicas, shown.revision) == (6, 3, old)
+    assert shown.selector == f"finetune.dev/revision in ({','.join(sorted((old, new)))})"

@@ -4,7 +4,6 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.serving import Revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
-from finetune_operator.reconcile.inferencedeployment.revisions import with_weights
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.view import View
@@ -36,9 +35,5 @@ def _keep(observed: Observed, halt: Halt) -> Plan:
     """What serves keeps serving while nothing can be rolled out."""
     weights = observed.traffic.weights()
     restored, said = observed.restoring(*weights)
-    return observed.plan(
-        halt,
-        apply=(*observed.scaling(*weights), *restored),
-        events=said,
-        update={"revisions": with_weights(observed.endpoint.status.revisions, weights)},
-    )
+    scaled = observed.scaling(dict.fromkeys(weights, observed.endpoint.spec.replicas))
+    return observed.plan(halt, apply=(*scaled, *restored), events=said)

@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment
+from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment, RevisionStatus
 from finetune_operator.api.meta import Condition
-from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.serving import build_replicas, endpoint_url
 from finetune_operator.observe.endpointhealth import Verdict, availability, image_age, with_verdict
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.protection import protect
-from finetune_operator.reconcile.inferencedeployment.revisions import trouble_of
-from finetune_operator.reconcile.inferencedeployment.traffic import ALL, Traffic, main_revision, traffic_of
+from finetune_operator.reconcile.inferencedeployment.revisions import trouble_of, with_weights
+from finetune_operator.reconcile.inferencedeployment.traffic import (
+    Traffic,
+    main_revision,
+    pod_selector,
+    traffic_of,
+)
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
 from finetune_operator.status.conditions import enter, shortened, status_manifest
@@ -39,13 +43,12 @@ class Observed:
         """The revision that gets most of the requests, or nothing."""
         return main_revision(self.traffic.weights())
 
-    def scaling(self, *revisions: str) -> tuple[Apply, ...]:
-        """What gives these revisions' Deployments the replicas that the spec asks for."""
-        wanted = self.endpoint.spec.replicas
+    def scaling(self, replicas: Mapping[str, int]) -> tuple[Apply, ...]:
+        """What gives these revisions' Deployments so many replicas."""
         return tuple(
-            Apply(build_replicas(deployment, wanted))
+            Apply(build_replicas(deployment, replicas[name]))
             for name, deployment in self.snapshot.deployments.items()
-            if name in revisions and deployment["spec"].get("replicas", 1) != wanted
+            if name in replicas and deployment["spec"].get("replicas", 1) != replicas[name]
         )
 
     def restoring(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
@@ -68,12 +71,18 @@ class Observed:
         apply: tuple[Apply, ...] = (),
         delete: tuple[Delete, ...] = (),
         events: tuple[Event, ...] = (),
+        revisions: tuple[RevisionStatus, ...] | None = None,
         update: Mapping[str, Any] | None = None,
-        point_at: str = "",
+        weights: Mapping[str, int] | None = None,
     ) -> Plan:
         """The plan with a status that says how things stand.
 
-        The Service points at the revision that serves after it, or at `point_at` where none does.
+        Args:
+            halt: how the pass ends.
+            create, apply, delete, events: of the caller.
+            revisions: the list of them in the status, without weights; None: as before.
+            update: other fields of the status.
+            weights: percent of the requests by revision after this pass; None: as before.
         """
         endpoint, now = self.endpoint, self.snapshot.now
         generation = endpoint.metadata.generation
@@ -83,14 +92,17 @@ class Observed:
             Failed: ConditionType.STALLED,
             Done: ConditionType.READY,
         }[type(halt)]
-        live = self.snapshot.deployments.get(self.serving, {}).get("status", {})
-        ready: int = live.get("readyReplicas", 0)
+        before = self.traffic.weights()
+        after = before if weights is None else weights
+        answering = [self.snapshot.deployments.get(name, {}).get("status", {}) for name in before]
+        ready: int = sum(status.get("readyReplicas", 0) for status in answering)
         values: dict[str, Any] = {
             "observed_generation": generation,
-            "replicas": live.get("replicas", 0),
+            "replicas": sum(status.get("replicas", 0) for status in answering),
             "ready_replicas": ready,
-            "revision": self.serving,
-            "selector": f"{REVISION}={self.serving}" if self.serving else "",
+            "revision": main_revision(before),
+            "revisions": with_weights(endpoint.status.revisions if revisions is None else revisions, after),
+            "selector": pod_selector(before),
             "url": endpoint_url(endpoint),
             "display": EndpointDisplay(
                 models=shortened(",".join(model.name for model in endpoint.spec.models), NAMES_SHOWN),
@@ -111,9 +123,8 @@ class Observed:
         )
         values["conditions"] = self._with_health(conditions, values["revision"])
         status = status_manifest(endpoint.status.model_copy(update=values))
-        revision = values["revision"] or point_at
-        if revision:
-            writes = self.traffic.route({revision: ALL})
+        if after:
+            writes = self.traffic.route(after)
             create, apply = (*writes.create, *create), (*writes.apply, *apply)
         protection = protect(endpoint, self.snapshot, values["revision"])
         apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)

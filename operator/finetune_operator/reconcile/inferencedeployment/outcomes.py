@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_operator.api.inferencedeployment import ServedModelStatus
-from finetune_operator.manifests.labels import REVISION, RUNNER
+from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.serviceaccount import build_runner_account
 from finetune_operator.manifests.serving import build_deployment, endpoint_url
 from finetune_operator.plan import Create, Event
-from finetune_operator.reconcile.inferencedeployment.traffic import ALL
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
 from finetune_operator.reconcile.inferencedeployment.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.view import View
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
+from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason
 
 
@@ -29,7 +30,8 @@ class Outcome:
     """Percent of the requests by revision from now on; None: as before."""
     keeps_wanted: bool = True
     """Whether the wanted revision keeps its Deployment."""
-    failure: str = ""
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the revision's entry in the status, besides name, state and specHash."""
 
 
 def put_off(view: View) -> Outcome:
@@ -85,7 +87,7 @@ def serve(view: View) -> Outcome:
         events=(event,) if is_new else (),
         status={
             "revision": name,
-            "selector": f"{REVISION}={name}",
+            "selector": pod_selector({name: ALL}),
             "base_model_digest": view.wanted.base_digest,
             "models": _served_models(view),
         },
@@ -106,7 +108,10 @@ def report(view: View) -> Outcome:
 
 def fail(view: View) -> Outcome:
     failure = view.failure or ""
-    return Outcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), failure=failure)
+    return Outcome(
+        Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)),
+        entry={"reason": Reason.ROLLOUT_FAILED, "message": shortened(failure)},
+    )
 
 
 def roll_back(view: View) -> Outcome:

@@ -9,8 +9,6 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment, Revis
 from finetune_operator.manifests.labels import REVISION, short_hash
 from finetune_operator.observe.servingpods import ServingTrouble, is_replaced, serving_trouble
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.transitions import State
-from finetune_operator.status.conditions import shortened
 
 KEPT: Final = 10
 """Revisions that an endpoint's status remembers."""
@@ -63,33 +61,24 @@ def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionSta
     return next((revision for revision in revisions if revision.name == name), None)
 
 
-def with_state(
-    revisions: tuple[RevisionStatus, ...],
-    name: str,
-    state: State,
-    *,
-    now: datetime,
-    reason: str = "",
-    message: str = "",
-    spec_hash: str = "",
+def with_entry(
+    revisions: tuple[RevisionStatus, ...], entry: RevisionStatus, now: datetime
 ) -> tuple[RevisionStatus, ...]:
-    """The list, newest first, with this revision in this state; `since` moves only when the state does."""
-    if state == "Pending":
+    """The list, newest first, with this entry since now.
+
+    One of the same state, step and spec stays as it is, with the time since when it holds.
+    """
+    old = find_revision(revisions, entry.name)
+    if old is not None and _progress(old) == _progress(entry):
         return revisions
-    old = find_revision(revisions, name)
-    if old is not None and (old.state, old.spec_hash) == (state, spec_hash):
-        return revisions
-    entry = RevisionStatus(
-        name=name,
-        state=state,
-        spec_hash=spec_hash,
-        reason=reason,
-        message=shortened(message),
-        since=now.replace(microsecond=0),
-    )
+    entry = entry.model_copy(update={"since": now.replace(microsecond=0)})
     if old is not None:
-        return tuple(entry if revision.name == name else revision for revision in revisions)
+        return tuple(entry if revision.name == entry.name else revision for revision in revisions)
     return (entry, *revisions)[:KEPT]
+
+
+def _progress(entry: RevisionStatus) -> tuple[str, int | None, str]:
+    return entry.state, entry.step, entry.spec_hash
 
 
 def with_weights(

@@ -9,13 +9,10 @@ from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, Outcome
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     find_revision,
-    with_state,
-    with_weights,
+    with_entry,
 )
-from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
 from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State, transition
 from finetune_operator.reconcile.inferencedeployment.view import View, observe, state_of
-from finetune_operator.status.reasons import Reason
 
 
 def roll_out(view: View) -> Plan:
@@ -30,36 +27,40 @@ def roll_out(view: View) -> Plan:
     revisions = _with_wanted(view, state, outcome)
     for name in (*replaced, *removed):
         revisions = _with_unwanted(view, name, revisions)
+    scaled = view.observed.scaling({name: view.replicas[name] for name in kept})
     restored, said = view.observed.restoring(*kept)
     return view.observed.plan(
         outcome.halt,
         create=outcome.create,
-        apply=(*view.observed.scaling(*kept), *restored),
+        apply=(*scaled, *restored),
         delete=tuple(Delete(view.snapshot.deployments[name], "Background") for name in removed),
         events=(*outcome.events, *said),
-        update={"revisions": with_weights(revisions, routed), **outcome.status},
-        point_at=main_revision(routed),
+        revisions=revisions,
+        update=outcome.status,
+        weights=routed,
     )
 
 
 def _with_wanted(view: View, state: State, outcome: Outcome) -> tuple[RevisionStatus, ...]:
-    return with_state(
-        view.endpoint.status.revisions,
-        view.wanted.name,
-        state,
-        now=view.snapshot.now,
-        reason=Reason.ROLLOUT_FAILED if outcome.failure else "",
-        message=outcome.failure,
+    if state == "Pending":
+        return view.endpoint.status.revisions
+    entry = RevisionStatus(
+        name=view.wanted.name,
+        state=state,
         spec_hash=view.spec_hash if state in {"RollingOut", "Failed"} else "",
+        **outcome.entry,
     )
+    return with_entry(view.endpoint.status.revisions, entry, view.snapshot.now)
 
 
 def _with_unwanted(
     view: View, name: str, revisions: tuple[RevisionStatus, ...]
 ) -> tuple[RevisionStatus, ...]:
     """The list after this revision has lost its requests, or its Deployment."""
-    entry = find_revision(revisions, name)
-    if entry is None:
+    before = find_revision(revisions, name)
+    if before is None:
         return revisions
-    state = transition(entry.state, Observation.UNWANTED).state
-    return revisions if state == entry.state else with_state(revisions, name, state, now=view.snapshot.now)
+    state = transition(before.state, Observation.UNWANTED).state
+    if state in {"Pending", before.state}:
+        return revisions
+    return with_entry(revisions, RevisionStatus(name=name, state=state), view.snapshot.now)

@@ -60,11 +60,11 @@ class ServiceTraffic:
             raise ValueError(f"a Service routes all requests to one revision, not {dict(weights)}")
         (revision,) = weights
         if self._service is None:
-            return Writes(create=(Create(build_service(self.endpoint, revision)),))
+            return Writes(create=(Create(build_service(self.endpoint, {REVISION: revision})),))
         if self._selected == revision:
             return Writes()
         uid = self._service["metadata"]["uid"]
-        return Writes(apply=(Apply(build_service(self.endpoint, revision, uid=uid)),))
+        return Writes(apply=(Apply(build_service(self.endpoint, {REVISION: revision}, uid=uid)),))
 
     @property
     def _service(self) -> Manifest | None:
@@ -87,3 +87,10 @@ def traffic_of(endpoint: InferenceDeployment, snapshot: Snapshot) -> Traffic:
 def main_revision(weights: Mapping[str, int]) -> str:
     """The revision that gets most of the requests, or nothing."""
     return max(weights, key=lambda name: weights[name], default="")
+
+
+def pod_selector(weights: Mapping[str, int]) -> str:
+    """The label selector, as text, of the pods that answer; empty while none does."""
+    if len(weights) > 1:
+        return f"{REVISION} in ({','.join(sorted(weights))})"
+    return "".join(f"{REVISION}={name}" for name in weights)

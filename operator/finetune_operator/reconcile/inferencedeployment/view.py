@@ -18,7 +18,7 @@ from finetune_operator.reconcile.inferencedeployment.revisions import (
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
-from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State
+from finetune_operator.reconcile.inferencedeployment.transitions import STATES, Observation, State
 from finetune_operator.reconcile.snapshot import Snapshot
 
 
@@ -48,6 +48,11 @@ class View:
     def has_fallback(self) -> bool:
         """Another revision serves, so that the wanted one may fail."""
         return any(name != self.wanted.name for name in self.weights)
+
+    @cached_property
+    def replicas(self) -> dict[str, int]:
+        """Replicas that each revision should have, the wanted one and those that get requests."""
+        return dict.fromkeys((*self.weights, self.wanted.name), self.endpoint.spec.replicas)
 
     @property
     def deployment(self) -> Manifest | None:
@@ -89,14 +94,12 @@ def state_of(view: View) -> State:
     entry = view.recorded
     if entry is None:
         return "Pending"
-    match entry.state:
-        case "RollingOut":
-            return "RollingOut"
-        case "Live" if view.serving == view.wanted.name:
-            return "Live"
-        case "Failed" if view.has_fallback and entry.spec_hash == view.spec_hash:
-            return "Failed"
-    return "Pending"
+    has_ended = {
+        "Live": view.serving != view.wanted.name,
+        "Failed": entry.spec_hash != view.spec_hash or not view.has_fallback,
+        "Retired": True,
+    }
+    return "Pending" if entry.state not in STATES or has_ended.get(entry.state) else entry.state
 
 
 def observe(view: View, state: State) -> Observation:
@@ -105,7 +108,7 @@ def observe(view: View, state: State) -> Observation:
         return Observation.UNPROVABLE
     if view.deployment is None:
         return Observation.ABSENT if _has_slot(view) else Observation.NO_SLOT
-    if is_ready(view.deployment, view.endpoint.spec.replicas):
+    if is_ready(view.deployment, view.replicas[view.wanted.name]):
         return Observation.READY
     return Observation.NOT_READY if view.failure is None else Observation.BROKEN
 
