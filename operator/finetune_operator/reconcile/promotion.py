@@ -1,0 +1,110 @@
+"""Promotion: whether a Checkpoint becomes the champion of its model line, and why it does not.
+
+The one rule, as pure functions. The run ends by `verdict`. The Checkpoint's reconciler, which alone writes
+`promotedAt` (decision 3), acts on `decide`, where a person's approval or rejection counts too.
+"""
+
+from dataclasses import dataclass
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import EvaluationStatus
+from finetune_operator.reconcile.lines import (
+    CheckpointIndex,
+    champion,
+    champion_name,
+    is_approved,
+    is_older,
+    is_rejected,
+)
+from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.reasons import ConditionType, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What holds for a Checkpoint; `Promoted` where nothing stands in the way."""
+
+    reason: Reason
+    message: str
+    """Its subject is the Checkpoint, which it does not name."""
+
+
+def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointIndex) -> Decision:
+    """Whether the Checkpoint is promoted; `job` is the run that made it, None where that is gone.
+
+    A rejection comes first: it also withdraws a promotion. A promotion that is not withdrawn stays. Otherwise
+    the run decides, and where the run does not promote, an approval does.
+    """
+    model, approval = checkpoint.spec.model, checkpoint.spec.approval
+    if approval is not None and is_rejected(checkpoint):
+        return Decision(Reason.REJECTED, f"rejected: {approval.reason or 'no reason given'}")
+    if checkpoint.status.promoted_at is not None:
+        # The condition keeps saying what the Checkpoint was promoted for.
+        known = find(checkpoint.status.conditions, ConditionType.PROMOTED)
+        if known is not None and known.reason == Reason.PROMOTED:
+            return Decision(Reason.PROMOTED, known.message)
+        return Decision(Reason.PROMOTED, f"promoted in model line {model}")
+    decision = _by_run(checkpoint, job, champion_name(index, model))
+    # Where the run promotes, or is about to, an approval must not stand in the way.
+    if is_approved(checkpoint) and decision.reason not in {Reason.PROMOTED, Reason.PROMOTING}:
+        return _by_approval(checkpoint, champion(index, model))
+    return decision
+
+
+def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champion: str | None) -> Decision:
+    """What a run's evaluation and `spec.promotion` say about the checkpoint that was evaluated.
+
+    `current_champion` is the name of the line's champion. `Promoting`: the evaluation names another champion.
+    """
+    if evaluation is None:
+        if is_finished(job):
+            message = f"FineTuneJob {job.name} ended without judging it: approve it by hand"
+            return Decision(Reason.NOT_PROMOTED, message)
+        return Decision(Reason.EVALUATING, f"FineTuneJob {job.name} has not judged it yet")
+    gates = "; ".join(gate.message for gate in evaluation.gates)
+    if evaluation.verdict == "Failed":
+        return Decision(Reason.GATE_FAILED, gates)
+    if evaluation.verdict == "Undecided":
+        return Decision(Reason.EVALUATION_UNDECIDED, gates)
+    if job.spec.promotion.mode == "Manual":
+        message = "set spec.approval.state of the Checkpoint to Approved to promote it"
+        return Decision(Reason.AWAITING_APPROVAL, message)
+    if evaluation.verdict == "NoGates" and not job.spec.promotion.without_evaluation:
+        return Decision(
+            Reason.NOT_PROMOTED,
+            "the run has no gates: set spec.approval.state of the Checkpoint to Approved to promote it, or"
+            " add evaluation.gates or promotion.withoutEvaluation to the next run",
+        )
+    if evaluation.champion != current_champion:
+        if is_finished(job):
+            message = f"the champion has changed since FineTuneJob {job.name} ended: approve it by hand"
+            return Decision(Reason.NOT_PROMOTED, message)
+        against = current_champion or "none"
+        return Decision(Reason.PROMOTING, f"to be judged against the champion, {against}, first")
+    return Decision(
+        Reason.PROMOTED, f"promoted in model line {job.spec.model}: {gates or 'without evaluation'}"
+    )
+
+
+def _by_run(checkpoint: Checkpoint, job: FineTuneJob | None, current_champion: str | None) -> Decision:
+    if job is None:
+        gone = checkpoint.spec.lineage.job.name
+        message = f"its FineTuneJob {gone} is gone: approve it (spec.approval) to promote it"
+        return Decision(Reason.NOT_PROMOTED, message)
+    evaluation = job.status.evaluation
+    if evaluation is not None and evaluation.checkpoint != checkpoint.name:
+        message = f"the run stands for its better checkpoint {evaluation.checkpoint}"
+        return Decision(Reason.NOT_PROMOTED, message)
+    return verdict(job, evaluation, current_champion)
+
+
+def _by_approval(checkpoint: Checkpoint, best: Checkpoint | None) -> Decision:
+    model = checkpoint.spec.model
+    if best is None or not is_older(checkpoint, best):
+        return Decision(Reason.PROMOTED, f"approved, and promoted in model line {model}")
+    return Decision(
+        Reason.NOT_PROMOTED,
+        f"approved, but {best.name}, made later, is the champion of {model}: to serve this one, pin it in an"
+        " InferenceDeployment",
+    )
