@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
 
-from tools.bench.operator.page import put
-from tools.bench.operator.tables import Sheet
+from tools.bench.page import put
+from tools.bench.sheet import Sheet
 from tools.bootstrap.uv import ROOT
 
 PAGE: Final = ROOT / "docs" / "testing.md"

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tools.bench import page as page_module
 from tools.bench.errors import BenchError
 from tools.bench.operator import __main__ as command
-from tools.bench.operator import page as page_module
 from tools.bench.operator.comparison import Comparison
 from tools.bench.operator.floor import Floor
 from tools.bench.operator.kubeflow import Peer
 from tools.bench.operator.ledger import Requests, Spread
 from tools.bench.operator.measurement import Life, Measured
-from tools.bench.operator.page import BEGIN, END, PAGE, write
+from tools.bench.operator.page import BEGIN, write
+from tools.bench.page import END, PAGE
 from tools.bench.usage import Usage
 
 

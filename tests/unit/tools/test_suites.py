@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import eventually
-from tools.bench.operator.page import END
+from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
 from tools.suites.lanes import side_by_side

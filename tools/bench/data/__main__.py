@@ -11,7 +11,7 @@ from rich.console import Console
 from tools.bench.data.page import sheet, write
 from tools.bench.data.rows import rows_file
 from tools.bench.errors import BenchError
-from tools.bench.operator.page import PAGE
+from tools.bench.page import PAGE
 from tools.bench.program import Ended, run
 
 OURS: Final = "finetune-trainer"

@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from tools.bench.operator.page import put
-from tools.bench.operator.tables import Sheet
+from tools.bench.page import put
 from tools.bench.program import Ended
+from tools.bench.sheet import Sheet
 
 BEGIN: Final = "<!-- Written by make bench-data from here -->"
 

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from tools.bench.errors import BenchError
 from tools.bench.operator.comparison import Comparison, compare
-from tools.bench.operator.page import PAGE, write
+from tools.bench.operator.page import write
 from tools.bench.operator.tables import comparison, overview, requests
+from tools.bench.page import PAGE
 from tools.bootstrap.uv import ROOT
 from tools.cluster.errors import ClusterError
 

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from tools.bench.errors import BenchError
 from tools.bench.operator.controlplanes import control_plane
-from tools.bench.operator.page import PAGE, put
-from tools.bench.operator.tables import Sheet
+from tools.bench.page import PAGE, put
+from tools.bench.sheet import Sheet
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane
 from tools.cluster.errors import ClusterError

@@ -23,7 +23,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, in_turns
 from tools.bench.operator.ledger import OPERATOR, USER, Ledger
-from tools.bench.operator.tables import Sheet
+from tools.bench.sheet import Sheet
 from tools.bench.usage import processor_seconds
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog

@@ -28,7 +28,8 @@ from tools.bench.operator.fakekubelet import FakeKubelet
 from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger
 from tools.bench.operator.measurement import patience
 from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.tables import MEBIBYTE, Sheet
+from tools.bench.operator.tables import MEBIBYTE
+from tools.bench.sheet import Sheet
 from tools.bench.usage import peak_bytes
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog

@@ -30,7 +30,7 @@ from tools.bench.operator.fakekubelet import FakeKubelet
 from tools.bench.operator.ledger import KUBELET, OPERATOR, USER
 from tools.bench.operator.measurement import patience
 from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.tables import Sheet
+from tools.bench.sheet import Sheet
 from tools.cluster import ControlPlane
 
 TRIES: Final = 5

@@ -1,13 +1,12 @@
 """What was measured, as tables for a terminal and for docs/benchmarks.md."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
-
-from rich.table import Table
+from typing import Final
 
 from tools.bench.operator.comparison import Comparison
 from tools.bench.operator.ledger import KUBELET, OPERATOR, USER, Requests
 from tools.bench.operator.measurement import Measured
+from tools.bench.sheet import Sheet
 
 MEBIBYTE: Final = 1 << 20
 DRIVERS: Final = (USER, KUBELET)
@@ -19,27 +18,6 @@ TARGETS: Final = {
     "operator: peak memory, MiB": "< 200 at 1,000",
     "restart: writes": "0",
 }
-
-
-class Sheet(NamedTuple):
-    """A table, before it is drawn."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def to_terminal(self) -> Table:
-        table = Table(title=self.title, title_justify="left", title_style="bold")
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def to_markdown(self) -> str:
-        ruler = ("---", *("---:",) * (len(self.columns) - 1))
-        lines = (f"| {' | '.join(cells)} |" for cells in (self.columns, ruler, *self.rows))
-        return f"**{self.title}**\n\n" + "\n".join(lines)
 
 
 def comparison(compared: Sequence[Comparison]) -> Sheet:

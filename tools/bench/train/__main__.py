@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tools.bench.errors import BenchError
-from tools.bench.operator.page import PAGE
+from tools.bench.page import PAGE
 from tools.bench.program import Ended, run
 from tools.bench.train.page import rate, save_share, sheet, write
 from tools.bench.train.workload import SOURCES

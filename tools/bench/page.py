@@ -1,0 +1,58 @@
+"""The measured parts of docs/benchmarks.md and docs/testing.md."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from tools.bench.errors import BenchError
+from tools.bench.sheet import Sheet
+from tools.bootstrap.uv import ROOT
+
+PAGE: Final = ROOT / "docs" / "benchmarks.md"
+END: Final = "<!-- to here -->"
+
+
+def put(page: Path, begin: str, sheets: Sequence[Sheet], measured: str) -> None:
+    """Put sheets in place of what stands between `begin` and the next END, with when and where it was.
+
+    `measured` says of what, with its version.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    text = page.read_text()
+    before, found, rest = text.partition(begin)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise BenchError(f"{page} has no line {begin!r} and then {END!r}: put them back")
+    body = "\n\n".join([_circumstances(measured, page), *(sheet.to_markdown() for sheet in sheets)])
+    page.write_text(f"{before}{begin}\n{body}\n{END}{after}")
+
+
+def _circumstances(measured: str, page: Path) -> str:
+    # The page itself changes with each size that is measured.
+    others = [f":(exclude){page.relative_to(ROOT)}"] if page.is_relative_to(ROOT) else []
+    changed = _git("status", "--porcelain", "--", ".", *others)
+    commit = _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}; {measured}, "
+        f"Python {platform.python_version()}; {os.cpu_count()} cores ({_processor()}), {memory:.0f} GiB, "
+        f"Linux {platform.release().partition('-')[0]}."
+    )
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
