@@ -26,9 +26,9 @@ from tools.bench.operator.controlplanes import client, in_turns
 from tools.bench.operator.copies import Copies, checkpoint_name
 from tools.bench.operator.fakekubelet import FakeKubelet
 from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger
-from tools.bench.operator.measurement import patience
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.tables import MEBIBYTE
+from tools.bench.operator.waiting import background, patience, until_done
 from tools.bench.sheet import Sheet
 from tools.bench.usage import peak_bytes
 from tools.cluster import ControlPlane
@@ -37,6 +37,8 @@ from tools.cluster.processes import resident_bytes
 
 LINE: Final = "routing"
 """The model line of half of the runs."""
+KINDS: Final = ("FineTuneJob", "Checkpoint")
+"""What a history consists of."""
 PROBE_SECONDS: Final = 0.02
 SILENCE_SECONDS: Final = 300
 """After which an operator that does not answer its probe counts as dead."""
@@ -83,9 +85,9 @@ class _History:
             await self._fill(user, copies)
             async with self._operator() as (operator, silences):
                 active, started = operator.seconds, time.monotonic() - operator.seconds
-                await self._until_looked_at(operator, 3 * self._runs)
+                await self._until_idle(operator, 3 * self._runs)
                 start = await self._phase(operator, silences, started, active=active)
-                begun, before = time.monotonic(), await _passes(operator)
+                begun, before = time.monotonic(), await operator.passes(KINDS)
                 silences.clear()
                 label = {"labels": {"seen": "again"}}
                 name = checkpoint_name(0)
@@ -93,7 +95,7 @@ class _History:
                 if checkpoint is None:
                     raise BenchError(f"Checkpoint {name} is gone")
                 await user.patch_metadata(checkpoint, label)
-                await self._until_looked_at(operator, int(before) + 1)
+                await self._until_idle(operator, before + 1)
                 event = await self._phase(operator, silences, begun, before)
         return {"start": start, "one label": event}
 
@@ -101,25 +103,16 @@ class _History:
         """See one run through."""
         self._tell("one run is seen through")
         run = workload.finetunejob(0)
-        async with self._operator():
-            kubelet = asyncio.create_task(FakeKubelet(node, workload.NAMESPACE).run())
-            try:
-                for manifest in (*workload.surroundings(), run):
-                    await user.create(manifest)
-                type_, name = KIND_TYPES["FineTuneJob"], run["metadata"]["name"]
-                async with asyncio.timeout(ORIGINAL_SECONDS):
-                    job: Manifest = {}
-                    while not workload.is_done(job):
-                        await asyncio.sleep(0.2)
-                        job = await user.get(type_, workload.NAMESPACE, name) or {}
-                recorded = job["status"]["checkpoints"][0]["name"]
-                checkpoint = await user.get(KIND_TYPES["Checkpoint"], workload.NAMESPACE, recorded)
-            except TimeoutError as error:
-                raise BenchError(f"the first run is not done: see {self._log}") from error
-            finally:
-                kubelet.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await kubelet
+        async with self._operator(), background(FakeKubelet(node, workload.NAMESPACE).run()):
+            for manifest in (*workload.surroundings(), run):
+                await user.create(manifest)
+            job = await until_done(
+                *(user, "FineTuneJob", workload.NAMESPACE, run["metadata"]["name"]),
+                seconds=ORIGINAL_SECONDS,
+                failure=f"the first run is not done: see {self._log}",
+            )
+            recorded = job["status"]["checkpoints"][0]["name"]
+            checkpoint = await user.get(KIND_TYPES["Checkpoint"], workload.NAMESPACE, recorded)
         if checkpoint is None:
             raise BenchError(f"Checkpoint {recorded} is gone")
         for obj in (checkpoint, job):
@@ -145,23 +138,15 @@ class _History:
             self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
         )
         silences: list[float] = []
-        probe = asyncio.create_task(_probe(operator, silences))
         try:
-            yield operator, silences
-            await operator.stop()
+            async with background(_probe(operator, silences)):
+                yield operator, silences
+                await operator.stop()
         finally:
-            probe.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await probe
             await operator.kill()
 
-    async def _until_looked_at(self, operator: OperatorProcess, passes: int) -> None:
-        deadline = time.monotonic() + patience(self._runs)
-        while await _passes(operator) < passes or await operator.metric("finetune_queue_depth"):
-            self._tell(f"the operator has looked at {await _passes(operator):,.0f} objects")
-            if time.monotonic() > deadline:
-                raise BenchError(f"the operator does not look at everything: see {self._log}")
-            await asyncio.sleep(0.1)
+    async def _until_idle(self, operator: OperatorProcess, passes: float) -> None:
+        await operator.until_idle(KINDS, passes, patience(self._runs), self._tell)
 
     async def _phase(
         self,
@@ -179,7 +164,7 @@ class _History:
             active=active,
             seconds=seconds,
             silence=max(silences, default=0.0),
-            passes=await _passes(operator) - passes,
+            passes=await operator.passes(KINDS) - passes,
             writes=self._ledger.operator_writes,
             resident=resident_bytes(operator.pid),
             peak=peak_bytes(operator.pid),
@@ -197,14 +182,6 @@ async def _create(user: Cluster, manifest: Manifest) -> Manifest:
             "status": manifest["status"],
         }
     )
-
-
-async def _passes(operator: OperatorProcess) -> float:
-    samples = (
-        f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}'
-        for kind in ("FineTuneJob", "Checkpoint")
-    )
-    return sum([await operator.metric(sample) for sample in samples])
 
 
 async def _probe(operator: OperatorProcess, silences: list[float]) -> None:

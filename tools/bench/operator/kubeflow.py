@@ -8,7 +8,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,16 +22,8 @@ from finetune_operator.engine.resources import ResourceType
 from tools.bench.errors import BenchError
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
-from tools.bench.operator.ledger import (
-    JOBSET,
-    QUIET_SECONDS,
-    STUCK_SECONDS,
-    TRAINER,
-    USER,
-    Ledger,
-    Requests,
-    Spread,
-)
+from tools.bench.operator.ledger import JOBSET, TRAINER, USER, Ledger, Requests, Spread
+from tools.bench.operator.waiting import until
 from tools.bench.usage import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane, binaries
 from tools.cluster.audit import AuditLog
@@ -138,13 +129,7 @@ async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
         before = sum(map(processor_seconds, running))
         ledger = Ledger(AuditLog(plane.audit_log))
         await create(user, map(_train_job, range(jobs)))
-        while ledger.quiet_seconds < QUIET_SECONDS or len(ledger.first_jobs) < jobs:
-            await asyncio.sleep(0.2)
-            ledger.read()
-            if ledger.quiet_seconds > STUCK_SECONDS:
-                raise BenchError(
-                    f"{len(ledger.first_jobs)} of {jobs} TrainJobs have a Job, and nothing moves"
-                )
+        await ledger.until_quiet(lambda: ledger.have_first_jobs(jobs), f"{jobs:,} TrainJobs have a Job")
         jobset, trainer = map(peak_bytes, running)
         spent = sum(map(processor_seconds, running)) - before
         return Peer(ledger.spread(ledger.first_jobs), ledger.requests, spent, (trainer, jobset))
@@ -180,8 +165,7 @@ async def _running(plane: ControlPlane, folder: Path, controller: Controller) ->
             stderr=output,
         )
     try:
-        if not await _gets_ready(process, f"http://{LOOPBACK}:{health}/readyz"):
-            raise BenchError(f"{controller.program} does not get ready:\n{_end_of(log)}")
+        await _until_ready(process, f"http://{LOOPBACK}:{health}/readyz", log)
         yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -189,15 +173,21 @@ async def _running(plane: ControlPlane, folder: Path, controller: Controller) ->
         await process.wait()
 
 
-async def _gets_ready(process: asyncio.subprocess.Process, url: str) -> bool:
-    deadline = time.monotonic() + READY_SECONDS
-    async with httpx.AsyncClient(trust_env=False) as http:
-        while process.returncode is None and time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if (await http.get(url)).status_code == HTTPStatus.OK:
-                    return True
-            await asyncio.sleep(0.1)
-    return False
+async def _until_ready(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
+    """Raises BenchError: the controller has ended, or is not ready in time; ends with its last log lines."""
+
+    async def ready() -> bool:
+        if process.returncode is not None:
+            raise BenchError(f"it ended with exit code {process.returncode}")
+        with contextlib.suppress(httpx.TransportError):
+            return (await http.get(url)).status_code == HTTPStatus.OK
+        return False
+
+    try:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            await until(ready, READY_SECONDS, f"it is not ready after {READY_SECONDS:.0f} s")
+    except BenchError as error:
+        raise BenchError(f"the controller of {log.parent.name}: {error}\n{_end_of(log)}") from error
 
 
 def _end_of(log: Path) -> str:

@@ -4,10 +4,12 @@ import asyncio
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from tools.bench.errors import BenchError
+from tools.bench.operator.waiting import STUCK_SECONDS
 from tools.bench.operator.workload import LAST_STAGE, NAMESPACE
 from tools.cluster.audit import APART, AuditLog
 
@@ -19,9 +21,7 @@ TRAINER: Final = "trainer"
 CONTROLLER: Final = "system:serviceaccount:kube-system:"
 QUIET_SECONDS: Final = 2.0
 """Longer than any chain of events that one write sets off."""
-STUCK_SECONDS: Final = 60.0
-"""Without a write, after which nothing more is waited for."""
-LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
+POLL_SECONDS: Final = 0.2
 
 
 class Spread(NamedTuple):
@@ -60,7 +60,7 @@ class Ledger:
         self.last_written: dict[str, datetime] = {}
         self.operator_writes = 0
         self._requests: Counter[tuple[str, str]] = Counter()
-        self._last_write = LONG_AGO
+        self._last_write = datetime.now(UTC)
         self._log = log
         self._mark = log.mark()
 
@@ -68,11 +68,6 @@ class Ledger:
     def requests(self) -> Requests:
         """All up to now."""
         return Requests(self._requests.copy())
-
-    @property
-    def quiet_seconds(self) -> float:
-        """How long ago anybody last wrote anything."""
-        return (datetime.now(UTC) - self._last_write).total_seconds()
 
     def read(self) -> None:
         """Take over what was answered since the last time."""
@@ -104,12 +99,27 @@ class Ledger:
                 case "operator", "finetunejobs/status":
                     self.last_written[asked.name] = asked.at
 
-    async def until_quiet(self) -> None:
-        """Read on until nobody has written anything for QUIET_SECONDS."""
-        self.read()
-        while self.quiet_seconds < QUIET_SECONDS:
-            await asyncio.sleep(0.2)
+    async def have_first_jobs(self, runs: int) -> bool:
+        """Whether so many runs have their first Job, as far as it has been read."""
+        return len(self.first_jobs) == runs
+
+    async def until_quiet(self, reached: Callable[[], Awaitable[bool]] | None = None, what: str = "") -> None:
+        """Read until no client has written for QUIET_SECONDS and `reached` is true.
+
+        Raises:
+            BenchError: no client wrote for STUCK_SECONDS, and `reached`, which is `what` in words, is false.
+        """
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
             self.read()
+            quiet_seconds = (datetime.now(UTC) - self._last_write).total_seconds()
+            if quiet_seconds > QUIET_SECONDS and (reached is None or await reached()):
+                return
+            if quiet_seconds > STUCK_SECONDS:
+                raise BenchError(
+                    f"no client writes any more, and {len(self.created):,} runs are created,"
+                    f" {len(self.first_jobs):,} have a Job; expected: {what}"
+                )
 
     def spread(self, reached: Mapping[str, datetime], pause: float = 0) -> Spread:
         """How long the runs took to get there.

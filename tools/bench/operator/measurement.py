@@ -3,38 +3,27 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.runtime.caches import KIND_TYPES
-from tools.bench.errors import BenchError
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
 from tools.bench.operator.fakekubelet import FakeKubelet
-from tools.bench.operator.ledger import (
-    KUBELET,
-    OPERATOR,
-    QUIET_SECONDS,
-    STUCK_SECONDS,
-    USER,
-    Ledger,
-    Requests,
-    Spread,
-)
+from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger, Requests, Spread
 from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.waiting import background, patience
 from tools.bench.usage import Usage, peak_bytes, usage
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 from tools.cluster.processes import Processes
 
-SECONDS_A_RUN: Final = 0.1
-"""Far more than an operator takes to read a run with all that belongs to it, and to look at it."""
-TELL_SECONDS: Final = 1.0
+PROGRESS_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +62,6 @@ class Measured:
     restart_seconds: float
 
 
-def patience(runs: int) -> float:
-    """Seconds until an operator that starts with so many runs is stuck, and not only slow."""
-    return STUCK_SECONDS + runs * SECONDS_A_RUN
-
-
 def measure(runs: int, folder: Path, tell: Callable[[str], None]) -> Measured:
     """Start a control plane, measure, and remove it.
 
@@ -109,22 +93,23 @@ class _Measurement:
             async with self._operator() as operator:
                 await self._prepare(user, node)
                 begun = self._begin(operator)
-                async with _beside(self._tell_of_runs()):
+                async with background(self._tell_of_runs()):
                     await create(user, map(workload.finetunejob, range(self._runs)))
                     # As where the cluster is full, and as the peers were measured: no pod starts yet.
-                    await self._until("each run has a Job", self._each_has_a_job)
+                    await self._until("each run has a Job", lambda: self._ledger.have_first_jobs(self._runs))
                     first_usage = self._usage(operator) - begun
                     first_requests = self._ledger.requests
                     first_jobs = self._ledger.spread(self._ledger.first_jobs)
                     pause = (datetime.now(UTC) - max(self._ledger.first_jobs.values())).total_seconds()
-                    async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
+                    async with background(FakeKubelet(node, workload.NAMESPACE).run()):
                         await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
                 done = self._ledger.spread(self._ledger.last_written, pause)
                 chain = self._end(operator, begun)
             self._tell("a second operator is started")
             started, begun = time.monotonic(), self._begin()
             async with self._operator() as operator:
-                await self._until_all_looked_at(operator)
+                for kind in ("FineTuneJob", "Checkpoint"):
+                    await operator.until_idle([kind], self._runs, patience(self._runs), self._tell)
                 restart_seconds = time.monotonic() - started
                 # Long enough to see whether it writes.
                 await asyncio.sleep(QUIET_SECONDS)
@@ -140,43 +125,21 @@ class _Measurement:
                 f"{len(self._ledger.created):,} created, {len(self._ledger.first_jobs):,} have a Job,"
                 f" {len(self._ledger.last_stage):,} are at their last stage or done"
             )
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _prepare(self, user: Cluster, node: Cluster) -> None:
         for manifest in workload.surroundings():
             await user.create(manifest)
-        async with _beside(FakeKubelet(node, workload.NAMESPACE).run()):
+        async with background(FakeKubelet(node, workload.NAMESPACE).run()):
             await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))
-
-    async def _each_has_a_job(self) -> bool:
-        return len(self._ledger.first_jobs) == self._runs
 
     async def _all_done(self, user: Cluster, kind: str) -> bool:
         pages = user.pages(KIND_TYPES[kind], workload.NAMESPACE)
         return all([workload.is_done(obj) async for page, _ in pages for obj in page])
 
     async def _until(self, what: str, reached: Callable[[], Awaitable[bool]]) -> None:
-        """Until nobody writes any more, and `reached`."""
-        while True:
-            await asyncio.sleep(0.2)
-            self._ledger.read()
-            if self._ledger.quiet_seconds > QUIET_SECONDS and await reached():
-                return
-            if self._ledger.quiet_seconds > STUCK_SECONDS:
-                raise BenchError(f"nothing moves any more, and not yet: {what}; see {self._log}")
-
-    async def _until_all_looked_at(self, operator: OperatorProcess) -> None:
-        """Until this process has looked at every run and Checkpoint at least once, and none is waiting."""
-        deadline = time.monotonic() + patience(self._runs)
-        for kind in ("FineTuneJob", "Checkpoint"):
-            sample = f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}'
-            while (looked := await operator.metric(sample)) < self._runs or await operator.metric(
-                "finetune_queue_depth"
-            ):
-                self._tell(f"a second operator has looked at {looked:,.0f} objects of kind {kind}")
-                if time.monotonic() > deadline:
-                    raise BenchError(f"the second operator does not look at every {kind}: see {self._log}")
-                await asyncio.sleep(0.2)
+        """Until no client writes any more, and `reached`."""
+        await self._ledger.until_quiet(reached, f"{what}; see {self._log}")
 
     def _begin(self, operator: OperatorProcess | None = None) -> Usage:
         self._ledger = Ledger(AuditLog(self._plane.audit_log))
@@ -207,15 +170,3 @@ class _Measurement:
             await operator.stop()
         finally:
             await operator.kill()
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Have `work` done until the end of the block, which fails if the work does."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

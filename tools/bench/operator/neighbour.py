@@ -7,10 +7,9 @@ that start. Meanwhile this team creates a few runs, one after the other. No pod 
 """
 
 import asyncio
-import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -22,14 +21,13 @@ from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import OWNER_NAME
 from finetune_operator.plan import Manifest
-from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, create
 from tools.bench.operator.fakekubelet import FakeKubelet
 from tools.bench.operator.ledger import KUBELET, OPERATOR, USER
-from tools.bench.operator.measurement import patience
 from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.waiting import background, patience, until_done
 from tools.bench.sheet import Sheet
 from tools.cluster import ControlPlane
 
@@ -77,17 +75,14 @@ class _Neighbour:
             operator = await OperatorProcess.start(
                 self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
             )
-            watch = asyncio.create_task(self._watch(node))
             try:
-                await self._prepare(user, node)
-                waits = {"nobody": Waits(await self._tries(user), 0)}
-                for kind, spec in NEIGHBOURS.items():
-                    waits[kind] = await self._beside(user, kind, spec)
-                await operator.stop()
+                async with background(self._watch(node)):
+                    await self._prepare(user, node)
+                    waits = {"nobody": Waits(await self._tries(user), 0)}
+                    for kind, spec in NEIGHBOURS.items():
+                        waits[kind] = await self._beside(user, kind, spec)
+                    await operator.stop()
             finally:
-                watch.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watch
                 await operator.kill()
         return waits
 
@@ -96,18 +91,11 @@ class _Neighbour:
             await user.create(manifest)
         for kind in NEIGHBOURS:
             await create(user, workload.of_a_team(kind))
-        async with _kubelets(node, (workload.NAMESPACE, *NEIGHBOURS)):
-            for team in (workload.NAMESPACE, *NEIGHBOURS):
-                await self._ready(user, team)
-
-    async def _ready(self, user: Cluster, team: str) -> None:
-        dataset: Manifest = {}
-        deadline = time.monotonic() + READY_SECONDS
-        while not workload.is_done(dataset):
-            if time.monotonic() > deadline:
-                raise BenchError(f"the Dataset of {team} is not ready: see {self._log}")
-            await asyncio.sleep(0.2)
-            dataset = await user.get(KIND_TYPES["Dataset"], team, "tickets") or {}
+        teams = (workload.NAMESPACE, *NEIGHBOURS)
+        async with background(*(FakeKubelet(node, team).run() for team in teams)):
+            for team in teams:
+                failure = f"the Dataset of {team} is not ready: see {self._log}"
+                await until_done(user, "Dataset", team, "tickets", seconds=READY_SECONDS, failure=failure)
 
     async def _beside(self, user: Cluster, kind: str, spec: dict[str, Any]) -> Waits:
         created = 0
@@ -155,17 +143,6 @@ class _Neighbour:
                         waiting.set_result(time.monotonic())
             except Unavailable:
                 continue
-
-
-@contextlib.asynccontextmanager
-async def _kubelets(node: Cluster, teams: tuple[str, ...]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(FakeKubelet(node, team).run()) for team in teams]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def sheet(runs: int, waits: dict[str, Waits]) -> Sheet:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Self
@@ -13,6 +14,7 @@ from typing import Final, Self
 import httpx
 
 from tools.bench.errors import BenchError
+from tools.bench.operator.waiting import until
 from tools.cluster.ports import free_port
 
 ANSWER_SECONDS: Final = 30
@@ -91,6 +93,28 @@ class OperatorProcess:
         )
         return float(next(values, 0))
 
+    async def passes(self, kinds: Sequence[str]) -> float:
+        """How many reconcile passes over these kinds have succeeded. Raises BenchError."""
+        samples = (f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}' for kind in kinds)
+        return sum([await self.metric(sample) for sample in samples])
+
+    async def until_idle(
+        self, kinds: Sequence[str], passes: float, seconds: float, tell: Callable[[str], None]
+    ) -> None:
+        """Until there were `passes` over these kinds, and no object waits for one.
+
+        Raises:
+            BenchError: not within `seconds`.
+        """
+
+        async def idle() -> bool:
+            made = await self.passes(kinds)
+            tell(f"the operator has reconciled {' and '.join(kinds)} {made:,.0f} times")
+            return made >= passes and not await self.metric("finetune_queue_depth")
+
+        what = f"{passes:,.0f} passes over {' and '.join(kinds)}"
+        await until(idle, seconds, f"the operator has not made {what}: see {self._log}")
+
     async def stop(self) -> None:
         """Ask it to end, as a kubelet does, and wait for that.
 
@@ -113,15 +137,12 @@ class OperatorProcess:
         await self._http.aclose()
 
     async def _until_active(self, patience: float) -> None:
-        deadline = time.monotonic() + patience
-        while not await self._is_active():
-            if self._process.returncode is not None:
-                raise BenchError(f"the operator ended with {self._process.returncode}: see {self._log}")
-            if time.monotonic() > deadline:
-                raise BenchError(f"the operator is not active after {patience:.0f} s: see {self._log}")
-            await asyncio.sleep(0.1)
+        failure = f"the operator is not active after {patience:.0f} s: see {self._log}"
+        await until(self._is_active, patience, failure)
 
     async def _is_active(self) -> bool:
+        if self._process.returncode is not None:
+            raise BenchError(f"the operator ended with {self._process.returncode}: see {self._log}")
         with contextlib.suppress(httpx.TransportError):
             ready = (await self._http.get("/readyz")).status_code == HTTPStatus.OK
             return ready and await self.metric("finetune_active") == 1
