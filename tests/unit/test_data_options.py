@@ -9,18 +9,20 @@ from finetune_operator.api import dataset as api
 from finetune_operator.api.meta import Model
 from finetune_trainer.contract.base import Contract
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
+from finetune_trainer.contract.vocabulary import DataFormat, Finding
 from finetune_trainer.data import options
+from finetune_trainer.data.formats.registry import FORMATS
 
 
 def test_the_formats_and_choices_are_the_same() -> None:
-    assert get_args(api.DataFormat) == get_args(DataFormat) == get_args(options.DataFormat)
-    assert get_args(api.Finding) == get_args(Finding) == get_args(options.Finding)
-    assert get_args(NearDuplicates) == get_args(options.NearDuplicates)
+    assert get_args(api.DataFormat) == get_args(DataFormat)
+    assert get_args(api.Finding) == get_args(Finding)
 
 
-def test_the_newest_rule_is_the_same() -> None:
-    assert RULE_VERSION == options.NEWEST_RULE
+def test_every_format_of_the_contract_is_registered_under_its_own_name() -> None:
+    assert FORMATS.keys() == set(get_args(DataFormat))
+    assert all(name == form.name for name, form in FORMATS.items())
+    assert len({form.title for form in FORMATS.values()}) == len(FORMATS)
 
 
 @pytest.mark.parametrize(

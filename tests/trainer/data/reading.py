@@ -12,9 +12,10 @@ import pyarrow
 import zstandard
 from pyarrow import parquet
 
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.options import DataFormat, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Code, Invalid
 from finetune_trainer.data.reading import BatchReader, PlacedRow, Reading, UnusedFields
 from finetune_trainer.data.similarity import Rows

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import MAX_ROW_BYTES
-from finetune_trainer.data.options import DataFormat, Division, FieldNames, Recipe
+from finetune_trainer.data.options import Division, FieldNames, Recipe
 from finetune_trainer.data.problems import Code
 from tests.trainer.data.reading import (
     DEFAULT,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.options import DataFormat, Division, FieldNames, Recipe
+from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.data.options import Division, FieldNames, Recipe
 from finetune_trainer.data.problems import Code
 from finetune_trainer.data.reading import split_of
 from finetune_trainer.rows import SplitName

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.options import DataFormat, FieldNames, Recipe
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.problems import Invalid
 from finetune_trainer.data.reading import PlacedRow
 from finetune_trainer.rows import Row, parse_row

@@ -13,17 +13,9 @@ import typer
 
 from finetune_trainer.check.recipe import division, field_names, region
 from finetune_trainer.check.sources import NotFound, find_files
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
 from finetune_trainer.data.files import SourceFile, Unreadable
-from finetune_trainer.data.options import (
-    NEWEST_RULE,
-    OLDEST_RULE,
-    Checks,
-    Cleaning,
-    DataFormat,
-    Finding,
-    NearDuplicates,
-    Recipe,
-)
+from finetune_trainer.data.options import OLDEST_RULE, Checks, Cleaning, Recipe
 from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 
@@ -120,10 +112,10 @@ def check(
         _split(
             "Of reading and comparing rows; an older Dataset may keep an older one.",
             min=OLDEST_RULE,
-            max=NEWEST_RULE,
+            max=RULE_VERSION,
             metavar="NUMBER",
         ),
-    ] = NEWEST_RULE,
+    ] = RULE_VERSION,
     normalize_whitespace: Annotated[
         bool, _cleaning("--normalize-whitespace", text="Make white space uniform.")
     ] = False,

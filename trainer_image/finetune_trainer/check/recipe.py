@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import typer
 
-from finetune_trainer.data.options import NEWEST_RULE, Division, FieldNames
+from finetune_trainer.contract.vocabulary import RULE_VERSION
+from finetune_trainer.data.options import Division, FieldNames
 from finetune_trainer.data.template import PromptTemplate
 
 COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "template")
@@ -47,7 +48,7 @@ def division(
     column: str | None,
     *,
     from_files: bool,
-    rule_version: int = NEWEST_RULE,
+    rule_version: int = RULE_VERSION,
 ) -> Division:
     """How rows are divided. Raises typer.BadParameter."""
     if validation + test >= 1:

@@ -1,30 +1,13 @@
 """What is asked of a preparation; everything here is part of a version's preparation digest."""
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
-DataFormat = Literal[
-    "PromptCompletion",
-    "ChatMessages",
-    "CSV",
-    "TSV",
-    "Parquet",
-    "Alpaca",
-    "ShareGPT",
-    "LabelStudio",
-    "Doccano",
-    "Preference",
-    "KTO",
-]
-Finding = Literal["Off", "Warn", "Redact", "Fail"]
-"""What happens to a row with personal data or a secret: nothing, a warning, a placeholder in place of it, or
-the row counts as invalid."""
-NearDuplicates = Literal["Off", "Keep", "Remove"]
+from finetune_trainer.contract.vocabulary import DataFormat, Finding, NearDuplicates
 
 OLDEST_RULE: Final = 1
-NEWEST_RULE: Final = 2
-"""Versions of the rules by which rows are read and compared. A Dataset keeps the one that it began with, so
-that a new release reads no label otherwise and moves no row:
+"""Versions of the rules by which rows are read and compared, up to RULE_VERSION. A Dataset keeps the one that
+it began with, so that a new release reads no label otherwise and moves no row:
 
 1. Labels in JSON are those of KTO where they are true or false. Near duplicates are told by word triples.
 2. Labels of KTO are also "true", "false", 1 and 0; where a label may judge an answer, nothing is guessed.
@@ -71,7 +54,7 @@ class Division:
     from_files: bool = False
     """The files' names say it: train.jsonl, validation.jsonl, test.jsonl."""
     rule_version: int = OLDEST_RULE
-    """From OLDEST_RULE to NEWEST_RULE."""
+    """From OLDEST_RULE to RULE_VERSION."""
 
     @property
     def is_given(self) -> bool:

@@ -7,26 +7,15 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
 
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
-from finetune_trainer.data.containers.base import Container, Header, Line, Record
-from finetune_trainer.data.detect import (
-    HEAD_BYTES,
-    SAMPLE_ROWS,
-    ContainerName,
-    Detection,
-    container_of,
-)
+from finetune_trainer.data.containers.base import Container, ContainerName, Header, Line, Record
+from finetune_trainer.data.containers.detect import HEAD_BYTES, container_of
+from finetune_trainer.data.detect import SAMPLE_ROWS, Detection
 from finetune_trainer.data.files import Damaged, SourceFile, stem
-from finetune_trainer.data.formats.alpaca import Alpaca
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
-from finetune_trainer.data.formats.chat import Chats
-from finetune_trainer.data.formats.doccano import Doccano
-from finetune_trainer.data.formats.kto import KTO
-from finetune_trainer.data.formats.labelstudio import LabelStudio
-from finetune_trainer.data.formats.pairs import Pairs
-from finetune_trainer.data.formats.preference import Preference
-from finetune_trainer.data.formats.sharegpt import ShareGPT
-from finetune_trainer.data.options import JUDGED_SINCE, DataFormat, Recipe
+from finetune_trainer.data.formats.registry import FORMATS
+from finetune_trainer.data.options import JUDGED_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 from finetune_trainer.data.text import printable
 from finetune_trainer.data.unpacking import CHUNK_BYTES
@@ -38,19 +27,6 @@ CONTAINERS: Final[Mapping[ContainerName, Container]] = {
     "CSV": delimited.read_csv,
     "TSV": delimited.read_tsv,
     "Parquet": parquet.read,
-}
-FORMATS: Final[Mapping[DataFormat, type[Format]]] = {
-    "PromptCompletion": Pairs,
-    "CSV": Pairs,
-    "TSV": Pairs,
-    "Parquet": Pairs,
-    "ChatMessages": Chats,
-    "Alpaca": Alpaca,
-    "ShareGPT": ShareGPT,
-    "LabelStudio": LabelStudio,
-    "Doccano": Doccano,
-    "Preference": Preference,
-    "KTO": KTO,
 }
 SAMPLE_BYTES: Final = 4 * CHUNK_BYTES
 BATCH_BYTES: Final = 2 * CHUNK_BYTES
@@ -95,11 +71,11 @@ class Reading:
     """
 
     def __init__(self, files: Sequence[SourceFile], recipe: Recipe) -> None:
-        self.format: DataFormat | None = None if recipe.format == "Parquet" else recipe.format
+        self.format = _forced(recipe)
         self._files = files
         self._recipe = recipe
         self._detection = Detection(recipe.names, recipe.division.rule_version)
-        self._is_forced = _is_forced(recipe)
+        self._is_forced = _forced(recipe) is not None
         self._form: Format | None = None
 
     @property
@@ -206,7 +182,7 @@ class BatchReader:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._detection = Detection(recipe.names, recipe.division.rule_version)
-        self._is_forced = _is_forced(recipe)
+        self._is_forced = _forced(recipe) is not None
         self._decoder = jsonlines.LineDecoder()
         self.form: Format | None = None
         """Of the last batch, with the fields that it does not use; None where it had no record to read."""
@@ -268,8 +244,9 @@ class UnusedFields:
         self._known.update(known)
 
 
-def _is_forced(recipe: Recipe) -> bool:
-    return recipe.format not in (None, "Parquet")
+def _forced(recipe: Recipe) -> DataFormat | None:
+    """The format that the recipe names, where that leaves nothing to detect."""
+    return recipe.format if recipe.format is not None and FORMATS[recipe.format].settles else None
 
 
 def _record_of(item: Record | Line | Invalid) -> int | None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_trainer.data.options import DataFormat, Recipe
+from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Issue, Place
 from finetune_trainer.rows import SplitName
 

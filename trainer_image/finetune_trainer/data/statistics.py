@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
-from finetune_trainer.data.options import NEWEST_RULE, OLDEST_RULE, DataFormat, Division, Recipe
+from finetune_trainer.data.options import OLDEST_RULE, Division, Recipe
 from finetune_trainer.data.problems import Code, Issue, quoted
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
 from finetune_trainer.rows import RowForm, SplitName
@@ -108,7 +109,7 @@ def unread_labels(rows: int) -> Iterator[Issue]:
             f"{_rows(rows)} {'has' if rows == 1 else 'have'} a label that may call the answer good or bad,"
             f" and rule version {OLDEST_RULE} of this Dataset learns every answer",
             "labels that are read",
-            f"set split.ruleVersion: {NEWEST_RULE} to read them as KTO does, or format to keep this",
+            f"set split.ruleVersion: {RULE_VERSION} to read them as KTO does, or format to keep this",
         )
 
 

@@ -8,16 +8,8 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.data.options import (
-    NEWEST_RULE,
-    OLDEST_RULE,
-    Checks,
-    Cleaning,
-    DataFormat,
-    Division,
-    FieldNames,
-    Recipe,
-)
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
+from finetune_trainer.data.options import OLDEST_RULE, Checks, Cleaning, Division, FieldNames, Recipe
 from finetune_trainer.data.template import PromptTemplate
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
@@ -52,10 +44,10 @@ def recipe_of(config: PrepareConfig) -> Recipe:
 
 def division_of(split: Split) -> Division:
     """How a config's split divides rows. Raises StageFailure (INVALID_CONFIG) for an unknown rule."""
-    if not OLDEST_RULE <= split.rule_version <= NEWEST_RULE:
+    if not OLDEST_RULE <= split.rule_version <= RULE_VERSION:
         raise _invalid(
             f"split.ruleVersion {split.rule_version} is not known to this trainer image; it knows"
-            f" {OLDEST_RULE} to {NEWEST_RULE}"
+            f" {OLDEST_RULE} to {RULE_VERSION}"
         )
     return Division(**split.model_dump())
 

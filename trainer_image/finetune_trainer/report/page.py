@@ -4,6 +4,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.report.charts import LEFT, histogram
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
@@ -13,24 +14,10 @@ from finetune_trainer.report.verdict import counted, number, place, token_verdic
 if TYPE_CHECKING:
     from jinja2 import Template
 
-FORMATS = {
-    "PromptCompletion": "prompts with completions",
-    "ChatMessages": "chat messages",
-    "CSV": "CSV",
-    "TSV": "TSV",
-    "Parquet": "Parquet",
-    "Alpaca": "Alpaca",
-    "ShareGPT": "ShareGPT",
-    "LabelStudio": "Label Studio",
-    "Doccano": "doccano",
-    "Preference": "preference pairs",
-    "KTO": "rated answers (KTO)",
-}
-
 
 def page(report: Document) -> str:
     """The page of a report that `document` made."""
-    kind = f"Data report · {FORMATS[report['format']]}" if report["format"] else "Data report"
+    kind = f"Data report · {FORMATS[report['format']].title}" if report["format"] else "Data report"
     return _template("page.html.jinja").render(
         report=report, verdict=verdict(report), kind=kind, source=report["source"]
     )
@@ -87,7 +74,6 @@ def _template(name: str) -> "Template":
     environment.globals |= {
         "characters": partial(histogram, unit="characters"),
         "token_counts": partial(histogram, unit="tokens"),
-        "formats": FORMATS,
         "kinships": KINSHIPS,
         "left": LEFT,
         "of_all_rows": OF_ALL_ROWS,

@@ -3,11 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 from finetune_trainer.data.text import field_names
+
+TableName = Literal["CSV", "TSV", "Parquet"]
+ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet"]
+TABLES: Final[tuple[TableName, ...]] = get_args(TableName)
 
 Fields = dict[str, Any]
 """A record's fields: JSON values, of CSV and TSV texts."""
@@ -46,3 +50,8 @@ def repeated_column(columns: Sequence[str]) -> Issue | None:
         return None
     what = f"the header has {field_names(twice, 'names')} twice"
     return Issue(Code.HEADER, what, "each name once", "rename one of the columns")
+
+
+def table_of(container: ContainerName) -> TableName | None:
+    """The container where it is a table; None where it holds JSON."""
+    return next((table for table in TABLES if table == container), None)

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, text
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.text import normal_line_ends, text_issue, type_name
 from finetune_trainer.rows import Message, Row
@@ -12,8 +13,17 @@ from finetune_trainer.rows import Message, Row
 class Alpaca(Format):
     """`instruction` and `input`, with an empty line between, are the prompt, `output` the completion."""
 
+    name: ClassVar = "Alpaca"
+    title: ClassVar = "Alpaca"
+    refuses_verdicts: ClassVar = True
     # `text` is all of it again, in the data of Stanford.
     used: ClassVar = ("input", "system", "history", "text")
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """By `instruction` and `output`, where these are not beside a prompt and its completion."""
+        is_pair = clues.has_prompt(record) and clues.has_completion(record)
+        return Match.FIELDS if record.keys() >= {"instruction", "output"} and not is_pair else None
 
     def columns(self) -> tuple[str, ...]:
         """Instruction and output."""

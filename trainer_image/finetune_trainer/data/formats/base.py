@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.data.containers.base import Fields, TableName
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.template import PromptTemplate
@@ -47,8 +49,17 @@ class RawRow:
 
 
 class Format(ABC):
-    """Reads the records of one format."""
+    """Recognises and reads the records of one format."""
 
+    name: ClassVar[DataFormat]
+    title: ClassVar[str]
+    """What the report's page calls it."""
+    table: ClassVar[TableName | None] = None
+    """The only container that holds this format, and its name; None where any container may hold it."""
+    settles: ClassVar[bool] = True
+    """Whether a recipe that names the format leaves nothing to detect."""
+    refuses_verdicts: ClassVar[bool] = False
+    """Whether every answer is learned, so that rows must have no label that may judge the answer."""
     used: ClassVar[tuple[str, ...]] = ()
     """Fields of the format itself that are read, refused or of no interest, not those that a recipe names."""
     usual_prompt: ClassVar[str] = "prompt"
@@ -67,6 +78,11 @@ class Format(ABC):
         self.unused: dict[str, None] = {}
         """Fields that were seen and are not used, in the order of their coming."""
         self._known = {*self.used, *self.table_columns()}
+
+    @classmethod
+    @abstractmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """How strongly a record suggests this format; None: not at all."""
 
     @abstractmethod
     def columns(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import FIELDS, read_messages, unsupported
 from finetune_trainer.data.formats.pairs import mixed
 from finetune_trainer.data.formats.tools import read_tools
@@ -16,8 +17,18 @@ from finetune_trainer.rows import Row
 class Chats(Format):
     """`messages`, the last one the assistant's, and the `tools` that the assistant may call."""
 
+    name: ClassVar = "ChatMessages"
+    title: ClassVar = "chat messages"
+    refuses_verdicts: ClassVar = True
     named = frozenset({"messages"})
     used: ClassVar = ("tools", "parallel_tool_calls", "functions", "function_call")
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """By the messages."""
+        if clues.messages not in record:
+            return None
+        return Match.FIELDS if clues.names.messages is None else Match.NAMED
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

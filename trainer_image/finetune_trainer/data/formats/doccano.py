@@ -1,21 +1,39 @@
 """Exports of doccano: text classification and sequence to sequence, as JSON Lines, JSON or CSV."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues
+from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.options import MESSAGES_SINCE
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.text import normal_line_ends, text_issue
 from finetune_trainer.rows import Row
+
+COLUMNS: Final = {"id", "text", "label"}
 
 
 class Doccano(Format):
     """`text`, and `label` (in old versions `labels`) with one label or text."""
 
+    name: ClassVar = "Doccano"
+    title: ClassVar = "doccano"
     used: ClassVar = ("id", "Comments", "label", "labels", "entities", "cats")
     usual_prompt: ClassVar = "text"
 
     named = frozenset({"prompt", "completion", "template"})
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """By the columns of its tables, with metadata only where nothing else is there; in JSON by a list."""
+        fields = record.keys()
+        if not clues.table:
+            label: Any = record.get("label", record.get("labels"))
+            return Match.FIELDS if isinstance(label, list) and fields >= {"id", "text"} else None
+        if fields - {"Comments"} == COLUMNS:
+            return Match.FIELDS
+        is_other = clues.rule < MESSAGES_SINCE or clues.has_prompt(record) or clues.has_completion(record)
+        return Match.FIELDS if fields >= COLUMNS and not is_other else None
 
     def columns(self) -> tuple[str, ...]:
         """Text and label."""

@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.kto import label_of
 from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.problems import Code, Issue
 
+LABELS: Final = {"true": True, "false": False, "1": True, "0": False}
 KTO_TAG: Final = "kto_tag"
 """The name of the label in LLaMA-Factory."""
 VERDICTS: Final = frozenset(
@@ -44,6 +44,15 @@ class Verdicts:
                     column=name,
                 )
         return None
+
+
+def label_of(value: Any) -> bool | None:
+    """Whether a value says true or false; tables have texts and 0 and 1 for it."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return value == 1
+    return LABELS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def is_verdict(value: Any) -> bool:

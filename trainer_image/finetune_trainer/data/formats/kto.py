@@ -1,23 +1,39 @@
 """KTO, as TRL has it: a prompt, a completion, and whether that is a good one."""
 
-from typing import Any, Final
+from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing
+from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.formats.judged import label_of
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
 from finetune_trainer.data.formats.turnorder import order_issues
+from finetune_trainer.data.options import JUDGED_SINCE
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.data.text import shown
 from finetune_trainer.rows import Row
-
-LABELS: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
 class KTO(Format):
     """`prompt`, `completion` (texts, or messages) and `label`."""
 
+    name: ClassVar = "KTO"
+    title: ClassVar = "rated answers (KTO)"
     named = frozenset({"prompt", "completion", "template", "label"})
     used = ("tools",)
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """By the label that the recipe names, or by one that says true or false."""
+        if (
+            clues.names.label is not None
+            and clues.names.label in record
+            and clues.has_plain_completion(record)
+        ):
+            return Match.NAMED
+        if not (clues.has_prompt(record) and clues.has_completion(record)):
+            return None
+        return Match.FIELDS if _is_rated(record, clues) else None
 
     def columns(self) -> tuple[str, ...]:
         """All three."""
@@ -47,10 +63,9 @@ class KTO(Format):
         return tuple(found) or Row(tuple(turns), "KTO", label=label)
 
 
-def label_of(value: Any) -> bool | None:
-    """Whether a value says true or false; tables have texts and 0 and 1 for it."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float) and value in (0, 1):
-        return value == 1
-    return LABELS.get(value.strip().lower()) if isinstance(value, str) else None
+def _is_rated(record: Fields, clues: Clues) -> bool:
+    """Whether the label says true or false; by the first rule JSON has no other ways to write that."""
+    if clues.rule >= JUDGED_SINCE:
+        return clues.verdicts.is_kto(record)
+    label = record.get(clues.label)
+    return label_of(label) is not None if clues.table else isinstance(label, bool)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats import labelstudioissues as issues
 from finetune_trainer.data.formats.base import Format, Issues, missing, text
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.labelstudioanswers import answers_of, text_of
 from finetune_trainer.data.formats.labelstudiotasks import (
     chat_of,
@@ -25,6 +26,8 @@ META: Final = (
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history",
 )  # fmt: skip
 """What Label Studio adds to the data and the answers in flat exports."""
+FLAT_COLUMNS: Final = ({"annotation_id", "lead_time"}, {"annotator", "lead_time"})
+"""Columns of flat exports, with and without the annotation's number."""
 COLLIDED: Final = "_data_"
 """Before the names of data in flat exports, where a control tag has the same name."""
 OLD_ANNOTATIONS: Final = "completions"
@@ -40,10 +43,20 @@ class LabelStudio(Format):
     one, the tag Pairwise prefers one of two answers. By version 1 the first of several annotations counts.
     """
 
+    name: ClassVar = "LabelStudio"
+    title: ClassVar = "Label Studio"
     named = frozenset({"prompt", "completion", "template", "chosen", "rejected"})
     used: ClassVar = META
-
     usual_prompt: ClassVar = "text"
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """As a task, or by the columns that Label Studio adds to flat exports."""
+        is_read = clues.rule >= MESSAGES_SINCE or (
+            isinstance(record.get("annotations"), list) and "data" in record
+        )
+        is_flat = any(record.keys() >= columns for columns in FLAT_COLUMNS)
+        return Match.EXPORT if is_flat or (is_read and is_task(record)) else None
 
     def __init__(self, recipe: Recipe) -> None:
         self._reads_tasks = recipe.division.rule_version >= MESSAGES_SINCE

@@ -1,10 +1,12 @@
 """A prompt and its completion, in two fields or columns: texts, or lists of messages as in TRL."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, text
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turnorder import order_issues
@@ -16,7 +18,23 @@ from finetune_trainer.rows import Message, Row
 class Pairs(Format):
     """`prompt` (or what a template makes) and `completion`; with messages also the `tools` to be called."""
 
+    name: ClassVar[DataFormat] = "PromptCompletion"
+    title: ClassVar[str] = "prompts with completions"
+    refuses_verdicts: ClassVar = True
     named = frozenset({"prompt", "completion", "template"})
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """By the prompt and the completion where the recipe names both, else by one of them."""
+        if cls.table != clues.table:
+            return None
+        names = clues.names
+        is_prompt_named = names.template is not None or (
+            names.prompt is not None and names.completion is not None
+        )
+        if is_prompt_named and clues.has_plain_completion(record) and clues.has_prompt(record):
+            return Match.NAMED
+        return Match.FIELDS if clues.has_prompt(record) or clues.has_completion(record) else None
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -65,6 +83,31 @@ class Pairs(Format):
         turns = (*context, *answer)
         issues = order_issues(completion, turns, at=at)
         return tuple(issues) or Row(turns, tools=tools)
+
+
+class CSV(Pairs):
+    """Pairs in a table of commas."""
+
+    name: ClassVar = "CSV"
+    title: ClassVar = "CSV"
+    table: ClassVar = "CSV"
+
+
+class TSV(Pairs):
+    """Pairs in a table of tabs."""
+
+    name: ClassVar = "TSV"
+    title: ClassVar = "TSV"
+    table: ClassVar = "TSV"
+
+
+class Parquet(Pairs):
+    """Pairs in a Parquet table; such a table may hold any other format too."""
+
+    name: ClassVar = "Parquet"
+    title: ClassVar = "Parquet"
+    table: ClassVar = "Parquet"
+    settles: ClassVar = False
 
 
 def _answer(record: Fields, name: str, tools: frozenset[str], found: list[Issue]) -> list[Message]:

@@ -1,10 +1,11 @@
 """Preference pairs, as in TRL: a prompt, and a chosen and a rejected answer; and as in the API of OpenAI."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, missing, text
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages, unsupported
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
@@ -18,7 +19,19 @@ OPENAI_INPUT: Final = frozenset({"messages", "tools", "parallel_tool_calls"})
 class Preference(Format):
     """`prompt`, `chosen` and `rejected`: texts or messages; in whole conversations the prompt is implicit."""
 
+    name: ClassVar = "Preference"
+    title: ClassVar = "preference pairs"
     named = frozenset({"prompt", "template", "chosen", "rejected"})
+
+    @classmethod
+    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+        """By both answers."""
+        names = clues.names
+        if names.chosen in record and names.rejected in record:
+            return Match.NAMED
+        if clues.rule >= MESSAGES_SINCE and is_openai(record):
+            return Match.SHAPE
+        return Match.FIELDS if record.keys() >= clues.answers else None
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

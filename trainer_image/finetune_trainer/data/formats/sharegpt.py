@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.alpaca import optional_text
 from finetune_trainer.data.formats.base import Format, Issues, missing
+from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages, unsupported
 from finetune_trainer.data.formats.turnorder import AS_WRITTEN, order_issues
 from finetune_trainer.data.problems import Code, Issue
@@ -28,7 +29,15 @@ AS_MESSAGES: Final = "write the rows as messages with tool_calls"
 class ShareGPT(Format):
     """`conversations`, the last turn the assistant's; `system` may stand beside them."""
 
+    name: ClassVar = "ShareGPT"
+    title: ClassVar = "ShareGPT"
+    refuses_verdicts: ClassVar = True
     used: ClassVar = ("id", "system", "tools")
+
+    @classmethod
+    def match(cls, record: Fields, _: Clues, /) -> Match | None:
+        """By `conversations`."""
+        return Match.FIELDS if CONVERSATIONS in record else None
 
     def columns(self) -> tuple[str, ...]:
         """The conversations."""
