@@ -12,6 +12,7 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.metrics import METRICS, MetricInfo
 from finetune_trainer.contract.results import (
     CheckpointResult,
     DataStatistics,
@@ -23,6 +24,7 @@ from finetune_trainer.contract.results import (
     StageResult,
     TrainResult,
 )
+from finetune_trainer.contract.vocabulary import Subject
 
 Object = dict[str, Any]
 
@@ -97,17 +99,18 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
 
 
 def _evaluated(config: EvaluateConfig) -> EvaluateResult:
-    values = {
-        "exact_match": {"Tuned": 1.0, "Base": 0.0},
-        "loss": {"Tuned": 0.1, "Base": 3.0},
-        "preference_accuracy": {"Tuned": 1.0, "Base": 0.5},
-    }
     scores = tuple(
-        Score(metric=metric, subject=subject, value=values[metric][subject], rows=20)
+        Score(metric=metric, subject=subject, value=_value(METRICS[metric], subject), rows=20)
         for metric in config.metrics
         for subject in config.subjects
     )
     return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=scores)
+
+
+def _value(metric: MetricInfo, subject: Subject) -> float:
+    """The tuned model's is the best that there is, the base model's the worst; without a bound 3."""
+    worst, best = reversed(metric.range) if metric.lower_is_better else metric.range
+    return best if subject == "Tuned" else min(worst, 3)
 
 
 def config_of(pod: Object) -> AnyConfig:

@@ -7,10 +7,8 @@ from pydantic import Field
 from finetune_operator.api.dataset import DataPreparation, StoreReference
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus, LoRA, Preference
 from finetune_operator.api.meta import (
-    FRACTION_ADVICE,
     DeletionPolicy,
     Digest,
-    Metric,
     Model,
     Name,
     Reserved,
@@ -24,6 +22,16 @@ from finetune_operator.api.meta import (
     immutable_rules,
     name_rules,
 )
+from finetune_operator.api.metricrules import (
+    DESCRIPTION,
+    FRACTION_ADVICE,
+    LOWER_IS_BETTER,
+    OF_PAIRS,
+    OTHERS,
+    is_one_of,
+    listed,
+)
+from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 
 ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
 
@@ -300,27 +308,21 @@ class Gate(Model):
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
         Rule(
-            "self.metric == 'loss' || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
+            f"{is_one_of('self.metric', OTHERS)} || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
             " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
             FRACTION_ADVICE,
         ),
     )
 
-    metric: Annotated[
-        Metric,
-        Field(
-            description="exact_match (0 to 1, higher is better), loss (lower is better), or of pairs of"
-            " answers preference_accuracy (0 to 1, higher is better): how often the chosen one is likelier."
-        ),
-    ]
+    metric: Annotated[Metric, Field(description=DESCRIPTION)]
     min: Annotated[float | None, Field(description="The tuned model's value must be at least this.")] = None
     max: Annotated[float | None, Field(description="The tuned model's value must be at most this.")] = None
     min_gain: Annotated[
         float | None,
         Field(
-            description="The tuned model must be better by at least this much (for loss: lower); 0: by more"
-            " than 0."
+            description="The tuned model must be better by at least this much (for"
+            f" {listed(LOWER_IS_BETTER)}: lower); 0: by more than 0."
         ),
     ] = None
     over: Annotated[
@@ -339,7 +341,7 @@ class EvaluationSpec(Model):
     profile: Annotated[Name | None, Field(description="ComputeProfile of the evaluate stage.")] = None
     metrics: Annotated[
         tuple[Metric, ...], Field(min_length=1, max_length=8, description="What to measure.")
-    ] = ("exact_match", "loss")
+    ] = DEFAULT_METRICS
     compare: Annotated[
         tuple[Literal["Base", "Prompted", "Live"], ...],
         ReservedValues.of("Prompted", "Live"),
@@ -426,9 +428,9 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         Rule(
             "self.method.type in ['DPO', 'ORPO'] || !has(self.evaluation)"
-            " || !self.evaluation.metrics.exists(metric, metric == 'preference_accuracy')"
-            " && !self.evaluation.gates.exists(gate, gate.metric == 'preference_accuracy')",
-            "preference_accuracy needs pairs of answers, as DPO and ORPO learn from; leave it out of"
+            f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', OF_PAIRS)})"
+            f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', OF_PAIRS)})",
+            f"{listed(OF_PAIRS)} needs pairs of answers, as DPO and ORPO learn from; leave it out of"
             " evaluation.metrics and evaluation.gates, or choose one of these methods",
             "evaluation",
         ),

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Conditions, Digest, Message, Metric, Model, Name
+from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name
 from finetune_operator.api.retrystatus import RetryStatus
+from finetune_trainer.contract.metrics import Metric
 
 
 class ResolvedHyperparameters(Model):

@@ -8,11 +8,9 @@ from pydantic import Field
 from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.meta import (
-    FRACTION_ADVICE,
     Conditions,
     Digest,
     Message,
-    Metric,
     Model,
     Name,
     Resource,
@@ -22,6 +20,16 @@ from finetune_operator.api.meta import (
     Uri,
     name_rules,
 )
+from finetune_operator.api.metricrules import (
+    FRACTION_ADVICE,
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    OTHERS,
+    is_none_of,
+    is_one_of,
+    listed,
+)
+from finetune_trainer.contract.metrics import Metric
 
 
 class ServedBaseModel(Model):
@@ -50,14 +58,14 @@ class MinScore(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.metric == 'loss' || self.min >= 0.0 && self.min <= 1.0",
+            f"{is_one_of('self.metric', OTHERS)} || self.min >= 0.0 && self.min <= 1.0",
             FRACTION_ADVICE,
             "min",
         ),
         Rule(
-            "self.metric != 'loss'",
-            "loss is the better the lower it is, so that at least so much of it keeps good models out: use"
-            " exact_match here, and max in a gate of the run",
+            is_none_of("self.metric", LOWER_IS_BETTER),
+            f"{listed(LOWER_IS_BETTER)} is the better the lower it is, so that at least so much of it keeps"
+            f" good models out: use {HIGHER_IS_BETTER[0]} here, and max in a gate of the run",
             "metric",
         ),
     )

@@ -107,10 +107,6 @@ StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_
 """Shorter, so that the uri of an artifact in the store is a Uri."""
 Message = Annotated[str, Field(max_length=1024)]
 DeletionPolicy = Literal["Retain", "Delete"]
-Metric = Literal["exact_match", "loss", "preference_accuracy"]
-FRACTION_ADVICE: Final = (
-    "exact_match and preference_accuracy are fractions between 0 and 1: write 0.8 for 80 %"
-)
 
 
 class FieldManager(Model):

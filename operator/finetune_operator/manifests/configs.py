@@ -29,8 +29,9 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters, Requested
 from finetune_trainer.contract.method import LoRA as ContractLoRA
 from finetune_trainer.contract.method import Method as ContractMethod
 from finetune_trainer.contract.method import Preference as ContractPreference
+from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.objects import ArtifactRef, Owner, ParentCheckpoint, ReportTarget, StoreConfig
-from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Metric, Stage
+from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,6 @@ def evaluate_config(
 ) -> EvaluateConfig:
     """Judging one checkpoint; measures whatever the gates need beside what was asked for."""
     gated = {gate.metric for gate in evaluation.gates}
-    metrics: tuple[Metric, ...] = ("exact_match", "loss", "preference_accuracy")
     beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return EvaluateConfig(
         contract=inputs.contract_version,
@@ -224,7 +224,7 @@ def evaluate_config(
         dataset=dataset,
         checkpoint=checkpoint,
         checkpoint_type=checkpoint_type(spec.method),
-        metrics=tuple(metric for metric in metrics if metric in evaluation.metrics or metric in gated),
+        metrics=tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated),
         subjects=("Tuned", "Base") if beside_base else ("Tuned",),
         max_sequence_length=hyperparameters.max_sequence_length,
         seed=hyperparameters.seed,

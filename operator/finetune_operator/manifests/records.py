@@ -25,6 +25,7 @@ from finetune_operator.manifests.labels import (
 )
 from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.metrics import VALIDATION_METRIC
 from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult
 from finetune_trainer.contract.results import LossPoint as ContractLossPoint
 from finetune_trainer.contract.vocabulary import SplitName
@@ -110,7 +111,14 @@ def build_checkpoint(
     """
     metrics: tuple[Score, ...] = ()
     if result.validation_loss is not None:
-        metrics = (Score(metric="loss", subject="Tuned", value=result.validation_loss, rows=validation_rows),)
+        metrics = (
+            Score(
+                metric=VALIDATION_METRIC,
+                subject="Tuned",
+                value=result.validation_loss,
+                rows=validation_rows,
+            ),
+        )
     spec = CheckpointSpec(
         model=job.spec.model,
         digest=result.digest,

@@ -6,10 +6,10 @@ from finetune_operator.api.finetunejob import Gate
 from finetune_operator.api.finetunejobstatus import GateResult, Score
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.progress import find_score
+from finetune_trainer.contract.metrics import METRICS
 
 Verdict = Literal["Passed", "Failed", "Undecided", "NoGates"]
 
-LOWER_IS_BETTER: Final = frozenset({"loss"})
 TOLERANCE: Final = 1e-9
 """So that 0.7 - 0.4 reaches a bar of 0.3, which it misses by one rounding of binary fractions."""
 
@@ -42,7 +42,7 @@ def _judge(gate: Gate, scores: tuple[Score, ...]) -> GateResult:
         other = find_score(scores, gate.metric, gate.over)
         if other is None:
             return _result(gate, "Undecided", [*said, f"{gate.metric} of {gate.over} was not measured"])
-        gain = other.value - tuned.value if gate.metric in LOWER_IS_BETTER else tuned.value - other.value
+        gain = METRICS[gate.metric].gain(tuned.value, over=other.value)
         # "No worse" is a negative minGain; 0 must not promote a model that learned nothing.
         strict = gate.min_gain == 0
         reached = gain > TOLERANCE if strict else gain >= gate.min_gain - TOLERANCE

@@ -9,7 +9,8 @@ from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.lenient import lenient_validator
 from finetune_trainer.contract.method import LoRA, Preference
-from finetune_trainer.contract.vocabulary import CheckpointType, Metric, SplitName, Stage, Subject
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.vocabulary import CheckpointType, SplitName, Stage, Subject
 
 
 class SplitRecord(Contract):

@@ -9,7 +9,6 @@ MethodType = Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"]
 PREFERENCE_METHODS: Final[frozenset[MethodType]] = frozenset({"DPO", "KTO", "ORPO"})
 """Methods that learn from judged answers; the others learn from the answers alone."""
 CheckpointType = Literal["Adapter", "Full"]
-Metric = Literal["exact_match", "loss", "preference_accuracy"]
 DataFormat = Literal[
     "PromptCompletion",
     "ChatMessages",

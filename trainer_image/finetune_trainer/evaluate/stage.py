@@ -9,12 +9,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import EvaluateResult, Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example, encode_examples
-from finetune_trainer.evaluate.measure import Measure
+from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import SPLIT_FILES, load_rows
@@ -50,7 +52,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     meter = Meter(context, len(examples) * len(config.subjects) * len(config.metrics))
     scores: list[Score] = []
     for subject, model in _subjects(config, base, checkpoint, device):
-        measure = Measure(
+        measured = MeasuredModel(
+            model,
             examples,
             tokenizer,
             stop_token_ids(tokenizer, model.generation_config),
@@ -60,7 +63,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         )
         for metric in config.metrics:
             meter.begin(f"{metric} of {subject} on {len(examples)} {config.split} rows")
-            value = measure.value(metric, model)
+            value = MEASURES[metric](measured)
             logger.info("%s of %s: %.4f", metric, subject, value)
             scores.append(Score(metric=metric, subject=subject, value=value, rows=len(examples)))
     return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=tuple(scores))
@@ -74,11 +77,12 @@ def _check(examples: list[Example], config: EvaluateConfig) -> None:
             f"the dataset has no {config.split} rows with the label true, which alone have a right answer to"
             f" compare with; raise split.{config.split}, or add some",
         )
-    if "preference_accuracy" in config.metrics and any(example.rejected is None for example in examples):
+    pairs = next((metric for metric in config.metrics if METRICS[metric].needs_pairs), None)
+    if pairs is not None and any(example.rejected is None for example in examples):
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            "evaluation.metrics: preference_accuracy needs rows with a chosen and a rejected answer (format"
-            " Preference); leave it out, in evaluation.gates too",
+            f"evaluation.metrics: {pairs} needs rows with a chosen and a rejected answer (format Preference);"
+            " leave it out, in evaluation.gates too",
         )
 
 

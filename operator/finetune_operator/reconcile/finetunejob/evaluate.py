@@ -12,8 +12,9 @@ from finetune_operator.reconcile.lines import champion_name
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Metric, Subject
+from finetune_trainer.contract.vocabulary import Subject
 
 SCORES_AT_MOST = 16
 
@@ -39,7 +40,7 @@ def evaluate(run: Run) -> Halt | None:
         Score(metric=score.metric, subject=score.subject, value=score.value, rows=score.rows)
         for score in result.evaluate.scores
         # A newer trainer may measure more, which this release has no words for.
-        if score.metric in get_args(Metric) and score.subject in get_args(Subject)
+        if score.metric in METRICS and score.subject in get_args(Subject)
     )[:SCORES_AT_MOST]
     gates, verdict = decide(spec.gates, scores)
     untested = _untested_answers(run)

@@ -4,7 +4,8 @@ from typing import Literal
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.vocabulary import CheckpointType, Metric, Subject
+from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
+from finetune_trainer.contract.vocabulary import CheckpointType, Subject
 
 
 class EvaluateConfig(StageConfig):
@@ -16,7 +17,7 @@ class EvaluateConfig(StageConfig):
     checkpoint: Digest
     checkpoint_type: CheckpointType = "Adapter"
     split: Literal["test"] = "test"
-    metrics: tuple[Metric, ...] = ("exact_match", "loss")
+    metrics: tuple[Metric, ...] = DEFAULT_METRICS
     subjects: tuple[Subject, ...] = ("Tuned", "Base")
     max_sequence_length: int = 2048
     max_new_tokens: int = 256

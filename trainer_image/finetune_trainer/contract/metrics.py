@@ -1,0 +1,65 @@
+"""What an evaluation measures: a row of `METRICS` for each metric, which everything else reads.
+
+A new metric is a row here, a member of `Metric`, and the module that computes it, with its row in
+`finetune_trainer.evaluate.metrics.registry`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Metric = Literal["exact_match", "loss", "preference_accuracy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    """What a metric is."""
+
+    description: str
+    """What its value says, as a part of a sentence."""
+    range: tuple[float, float] = (0, 1)
+    """Lowest and highest value."""
+    lower_is_better: bool = False
+    needs_pairs: bool = False
+    """Whether each row must have a chosen and a rejected answer."""
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether the value is a share of 1."""
+        return self.range == (0, 1)
+
+    @property
+    def summary(self) -> str:
+        """The description with range and direction."""
+        low, high = self.range
+        bounds = f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+        direction = "lower" if self.lower_is_better else "higher"
+        return f"{self.description} ({bounds}, {direction} is better)"
+
+    def gain(self, value: float, over: float) -> float:
+        """By how much a value is better than another one; negative where it is worse."""
+        return over - value if self.lower_is_better else value - over
+
+
+METRICS: Final[Mapping[Metric, MetricInfo]] = {
+    "exact_match": MetricInfo(description="share of rows that are answered exactly as the dataset does"),
+    "loss": MetricInfo(
+        description="mean loss of the right answers in nats per token",
+        range=(0, math.inf),
+        lower_is_better=True,
+    ),
+    "preference_accuracy": MetricInfo(
+        description="share of pairs whose chosen answer is likelier than the rejected one",
+        needs_pairs=True,
+    ),
+}
+DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")
+"""What is measured where a run does not say."""
+VALIDATION_METRIC: Final[Metric] = "loss"
+"""What training measures on the validation rows."""
+
+
+def metrics_where(predicate: Callable[[MetricInfo], bool]) -> tuple[Metric, ...]:
+    """The metrics of which it is true, in the order of the table."""
+    return tuple(metric for metric, info in METRICS.items() if predicate(info))

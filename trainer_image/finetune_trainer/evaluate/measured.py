@@ -1,0 +1,105 @@
+"""One model on the rows of the evaluated split, as every metric sees it."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from peft import PeftModel
+from torch import Tensor, inference_mode
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_trainer.evaluate.examples import Example, text_of
+from finetune_trainer.model.load import context_length
+from finetune_trainer.stage.meter import Meter
+from finetune_trainer.tokens.batching import Padding, left_padded
+from finetune_trainer.tokens.encode import EncodedRow
+
+SPARE_TOKENS: Final = 16
+"""Tokens that an answer may be longer than the right one, in case it spells the same text otherwise."""
+
+logger = logging.getLogger(__name__)
+
+
+class MeasuredModel:
+    """A subject of the evaluation and its rows; greedy, so that equal models score equally."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        examples: list[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: list[int],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        meter: Meter,
+    ) -> None:
+        self.model: PreTrainedModel | PeftModel = model.eval()
+        self.examples = examples
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._batch_size = batch_size
+        self._max_new_tokens = max_new_tokens
+        self._meter = meter
+        self._collate = Padding(self._pad_token_id)
+        self._answers: list[list[str]] = []
+        """Of each batch, once they are generated."""
+
+    def batches(self) -> Iterator[list[Example]]:
+        """All examples. Raises Preempted."""
+        for start in range(0, len(self.examples), self._batch_size):
+            batch = self.examples[start : start + self._batch_size]
+            yield batch
+            self._meter.add(len(batch))
+
+    def padded(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
+        """A batch of rows on the model's device, with `input_ids` and `labels` of shape (rows, tokens)."""
+        return self._on_device(self._collate(list(rows)))
+
+    def answered(self) -> Iterator[tuple[Example, str]]:
+        """Each example with the model's answer, generated once for all metrics. Raises Preempted."""
+        if not self._answers:
+            self._warn_of_long_answers()
+        for number, batch in enumerate(self.batches()):
+            if number == len(self._answers):
+                self._answers.append(self._generate(batch))
+            yield from zip(batch, self._answers[number], strict=True)
+
+    def _warn_of_long_answers(self) -> None:
+        too_long = sum(example.answer_tokens > self._max_new_tokens for example in self.examples)
+        if too_long:
+            logger.warning(
+                "%d right answers are longer than the %d tokens that are generated: such rows count as wrong",
+                too_long,
+                self._max_new_tokens,
+            )
+
+    def _generate(self, batch: list[Example]) -> list[str]:
+        model = self.model
+        inputs = self._on_device(left_padded([example.prompt for example in batch], self._pad_token_id))
+        width = inputs["input_ids"].shape[1]
+        wanted = min(self._max_new_tokens, max(example.answer_tokens for example in batch) + SPARE_TOKENS)
+        limit = context_length(model.config)
+        # The model's own settings, such as a repetition penalty, would be used beside ours.
+        model.generation_config = GenerationConfig.from_dict(
+            {
+                "do_sample": False,
+                "max_new_tokens": wanted if limit is None else min(wanted, limit - width),
+                "eos_token_id": self._stop_ids,
+                "pad_token_id": self._pad_token_id,
+            }
+        )
+        with inference_mode():
+            output: Tensor = model.generate(**inputs)  # type: ignore[operator] # PEFT's __getattr__ hides it
+        return [text_of(self._tokenizer, self._until_stop(row)) for row in output[:, width:].tolist()]
+
+    def _until_stop(self, answer: list[int]) -> list[int]:
+        end = next((at for at, token in enumerate(answer) if token in self._stop_ids), len(answer))
+        return answer[:end]
+
+    @property
+    def _pad_token_id(self) -> int:
+        return int(self._tokenizer.pad_token_id)
+
+    def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}

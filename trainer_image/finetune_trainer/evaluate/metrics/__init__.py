@@ -1,0 +1,1 @@
+"""The metrics, a module each: from a model and its rows to one number."""
