@@ -9,14 +9,9 @@ from finetune_operator.api import dataset as api
 from finetune_operator.api.meta import Model
 from finetune_trainer.contract.base import Contract
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
-from finetune_trainer.contract.vocabulary import DataFormat, Finding
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data import options
 from finetune_trainer.data.formats.registry import FORMATS
-
-
-def test_the_formats_and_choices_are_the_same() -> None:
-    assert get_args(api.DataFormat) == get_args(DataFormat)
-    assert get_args(api.Finding) == get_args(Finding)
 
 
 def test_every_format_of_the_contract_is_registered_under_its_own_name() -> None:

@@ -20,7 +20,7 @@ from finetune_operator.api.meta import (
     pattern_advice,
 )
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_trainer.contract.vocabulary import RULE_VERSION
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"
@@ -100,7 +100,7 @@ class Cleaning(Model):
     ] = False
     normalize_unicode: Annotated[bool, Field(description="Normalize to Unicode NFC.")] = False
     near_duplicates: Annotated[
-        Literal["Off", "Keep", "Remove"],
+        NearDuplicates,
         Field(
             description="Off: they are not looked for. Keep: they are counted and reported, and training rows"
             " that nearly repeat a held-out row and have its answer are left out. Remove: the same, and of"
@@ -115,9 +115,6 @@ class Cleaning(Model):
             description="With more rows near duplicates are not looked for, because that takes memory.",
         ),
     ] = 200_000
-
-
-Finding = Literal["Off", "Warn", "Redact", "Fail"]
 
 
 class Checks(Model):
@@ -236,21 +233,6 @@ class StoreReference(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None, Field(description="Secret with the store's credentials.")
     ] = None
-
-
-DataFormat = Literal[
-    "PromptCompletion",
-    "ChatMessages",
-    "CSV",
-    "TSV",
-    "Parquet",
-    "Alpaca",
-    "ShareGPT",
-    "LabelStudio",
-    "Doccano",
-    "Preference",
-    "KTO",
-]
 
 
 class DataPreparation(Model):

@@ -1,0 +1,69 @@
+"""A name of a table stands in its table and in its own module, and nowhere else in the product."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, get_args
+
+import pytest
+
+from finetune_trainer.contract import metrics, vocabulary
+from finetune_trainer.data.containers.base import TABLES
+from finetune_trainer.data.formats.registry import FORMATS
+from finetune_trainer.rows import RowForm
+
+ROOT: Final = Path(__file__).parents[2]
+PRODUCT: Final = (ROOT / "operator" / "finetune_operator", ROOT / "trainer_image" / "finetune_trainer")
+MEASURES: Final = PRODUCT[1] / "evaluate" / "metrics"
+
+WORDS: Final = {"loss"}
+"""Names that are also words of plain English and fields of progress; `STATED` finds them as a metric."""
+STATED: Final = r"""metric\w*\s*(?:==|!=|=|:|in)\s*[\[(]?\s*['"]{}['"]"""
+
+
+def texts(module: Path) -> Iterator[str]:
+    """The string constants of a module but for docstrings."""
+    tree = ast.parse(module.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def modules_with(name: str) -> set[Path]:
+    modules = (module for folder in PRODUCT for module in folder.rglob("*.py"))
+    if name in WORDS:
+        return {module for module in modules if re.search(STATED.format(name), module.read_text())}
+    word = re.compile(rf"\b{name}\b")
+    return {module for module in modules if any(word.search(text) for text in texts(module))}
+
+
+def source(of: object) -> Path:
+    return Path(inspect.getfile(of))  # type: ignore[arg-type] # a module or a class
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_the_name_of_a_metric_stands_once(name: str) -> None:
+    assert modules_with(name) <= {source(metrics), MEASURES / "registry.py", MEASURES / f"{name}.py"}
+
+
+@pytest.mark.parametrize("name", set(FORMATS) - set(get_args(RowForm)) - set(TABLES))
+def test_the_name_of_a_format_stands_once(name: vocabulary.DataFormat) -> None:
+    assert modules_with(name) == {source(vocabulary), source(FORMATS[name])}
+
+
+def test_every_metric_of_the_contract_has_a_row_and_a_module() -> None:
+    assert tuple(metrics.METRICS) == get_args(metrics.Metric)
+    assert {module.stem for module in MEASURES.glob("*.py")} == {"__init__", "registry", *metrics.METRICS}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "over", "gain"),
+    [("exact_match", 0.75, 0.5, 0.25), ("loss", 0.75, 0.5, -0.25), ("preference_accuracy", 0.25, 0.5, -0.25)],
+)
+def test_a_gain_is_positive_in_the_direction_of_the_metric(
+    name: metrics.Metric, value: float, over: float, gain: float
+) -> None:
+    assert metrics.METRICS[name].gain(value, over) == gain
