@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
 
+from finetune_trainer.check.outputs import require_room, write
 from finetune_trainer.check.recipe import division, field_names, region
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
@@ -26,6 +27,10 @@ WARNINGS: Final = 1
 INVALID: Final = 2
 FAULT: Final = 3
 """Of this program: an exception that nobody thought of."""
+
+CLEANING: Final = Cleaning()
+CHECKS: Final = Checks()
+"""The defaults of the options."""
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -129,12 +134,12 @@ def check(
             case_sensitive=False,
             metavar="|".join(get_args(NearDuplicates)),
         ),
-    ] = "Keep",
-    secrets: Annotated[Finding, _check("Keys, tokens, passwords.")] = "Warn",
-    email_addresses: Annotated[Finding, _check("Anybody's.")] = "Off",
-    payment_cards: Annotated[Finding, _check("Numbers that pass the Luhn check.")] = "Warn",
-    ibans: Annotated[Finding, _check("Bank accounts.")] = "Warn",
-    phone_numbers: Annotated[Finding, _check("In any usual spelling.")] = "Off",
+    ] = CLEANING.near_duplicates,
+    secrets: Annotated[Finding, _check("Keys, tokens, passwords.")] = CHECKS.secrets,
+    email_addresses: Annotated[Finding, _check("Anybody's.")] = CHECKS.email_addresses,
+    payment_cards: Annotated[Finding, _check("Numbers that pass the Luhn check.")] = CHECKS.payment_cards,
+    ibans: Annotated[Finding, _check("Bank accounts.")] = CHECKS.ibans,
+    phone_numbers: Annotated[Finding, _check("In any usual spelling.")] = CHECKS.phone_numbers,
     phone_region: Annotated[
         str | None,
         typer.Option(
@@ -197,9 +202,9 @@ def check(
     )
     try:
         sources = find_files(files)
-        _require_room(sources, report, html, output)
+        require_room(sources, report, html, output)
         found = _prepared(sources, recipe, " ".join(files), output)
-        _write(found, report, html)
+        write(found, report, html)
     except (NotFound, TooLarge, Unreadable) as error:
         _end(str(error))
     except OSError as error:
@@ -221,34 +226,6 @@ def main() -> None:
     except Exception:
         logger.exception("finetune-check failed; please report it, with what follows")
         sys.exit(FAULT)
-
-
-def _require_room(
-    sources: Sequence[SourceFile], report: Path | None, html: Path | None, output: Path | None
-) -> None:
-    """Whatever would end in an error after all rows were read is said before."""
-    read = {source.path.resolve() for source in sources}
-    for option, path in (("--report", report), ("--html", html)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder {path.parent} is not there; make it", param_hint=option)
-        if path is not None and path.resolve() in read:
-            raise typer.BadParameter(f"{path} is one of the files to read; name another", param_hint=option)
-        if path is not None:
-            _require_writable(path, option)
-    if output is not None and any((output / name).resolve() in read for name in SPLIT_FILES.values()):
-        raise typer.BadParameter(f"{output} has files to read; name another folder", param_hint="--output")
-
-
-def _require_writable(path: Path, option: str) -> None:
-    """By opening it; what is there stays, and what is not there is not made."""
-    is_new = not path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        text = f"{path} cannot be written ({error.strerror}); name another"
-        raise typer.BadParameter(text, param_hint=option) from error
-    if is_new:
-        path.unlink()
 
 
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
@@ -278,16 +255,6 @@ def _digests(folder: Path) -> tuple[str, dict[SplitName, str]]:
     manifest = Manifest.of(folder, SPLIT_FILES.values())
     by_path = {file.path: f"sha256:{file.sha256}" for file in manifest.files}
     return manifest.digest, {split: by_path[name] for split, name in SPLIT_FILES.items()}
-
-
-def _write(found: "Document", report: Path | None, html: Path | None) -> None:
-    from finetune_trainer.report.document import encode
-    from finetune_trainer.report.page import page
-
-    if report is not None:
-        report.write_bytes(encode(found))
-    if html is not None:
-        html.write_text(page(found), encoding="utf-8")
 
 
 def _show(
