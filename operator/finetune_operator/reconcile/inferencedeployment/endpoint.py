@@ -7,11 +7,12 @@ from typing import Any, Final
 from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment, RevisionStatus
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.serving import build_replicas, endpoint_url
+from finetune_operator.observe.deployments import trouble_of
 from finetune_operator.observe.endpointhealth import Verdict, availability, image_age, with_verdict
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.protection import protect
-from finetune_operator.reconcile.inferencedeployment.revisions import trouble_of, with_weights
+from finetune_operator.reconcile.inferencedeployment.revisions import with_weights
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     Traffic,
     main_revision,

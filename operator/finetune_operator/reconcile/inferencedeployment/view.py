@@ -5,16 +5,11 @@ from functools import cached_property
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
 from finetune_operator.manifests.serving import Revision
+from finetune_operator.observe.deployments import failure_of, is_ready, trouble_of
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
-from finetune_operator.reconcile.inferencedeployment.revisions import (
-    failure_of,
-    find_revision,
-    is_ready,
-    spec_hash,
-    trouble_of,
-)
+from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, spec_hash
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision

@@ -1,0 +1,77 @@
+"""The list of an endpoint's revisions: which edits try a failed one again, and what an entry keeps."""
+
+from datetime import timedelta
+
+from finetune_operator.api.inferencedeployment import (
+    InferenceDeployment,
+    InferenceDeploymentSpec,
+    RevisionStatus,
+    Strategy,
+)
+from finetune_operator.reconcile.inferencedeployment.revisions import (
+    KEPT,
+    spec_hash,
+    with_entry,
+    with_weights,
+)
+from tests.unit.operator.endpoints import NOW, endpoint
+
+
+class LaterStrategy(Strategy):
+    """With a field of a later release."""
+
+    steps: int | None = None
+
+
+class LaterSpec(InferenceDeploymentSpec):
+    """With fields of a later release."""
+
+    strategy: LaterStrategy = LaterStrategy()
+    region: str | None = None
+
+
+class LaterEndpoint(InferenceDeployment):
+    """As a later release reads it."""
+
+    spec: LaterSpec
+
+
+def later() -> LaterEndpoint:
+    return LaterEndpoint.model_validate(endpoint().to_dict())
+
+
+def test_an_upgrade_is_no_edit_and_every_set_field_is_one() -> None:
+    assert spec_hash(later()) == spec_hash(endpoint())
+    edited = later().model_copy(update={"spec": later().spec.model_copy(update={"region": "north"})})
+    assert spec_hash(edited) != spec_hash(endpoint())
+    stepping = later().spec.model_copy(update={"strategy": LaterStrategy(steps=3)})
+    assert spec_hash(later().model_copy(update={"spec": stepping})) != spec_hash(endpoint())
+
+
+def test_scaling_is_no_edit() -> None:
+    assert spec_hash(endpoint(replicas=3)) == spec_hash(endpoint())
+    assert spec_hash(endpoint(strategy={"progressDeadlineSeconds": 60})) != spec_hash(endpoint())
+
+
+def test_an_entry_keeps_its_time_until_its_state_step_or_spec_changes() -> None:
+    one = RevisionStatus(name="one", state="RollingOut", spec_hash="a")
+    before = with_entry((), one, NOW)
+    after = NOW + timedelta(seconds=9)
+    assert with_entry(before, one.model_copy(update={"message": "other words"}), after) == before
+    for change in ({"state": "Live"}, {"step": 1}, {"spec_hash": "b"}):
+        (entry,) = with_entry(before, one.model_copy(update=change), after)
+        assert entry.since == after.replace(microsecond=0)
+
+
+def test_the_newest_entries_are_kept() -> None:
+    revisions: tuple[RevisionStatus, ...] = ()
+    for number in range(KEPT + 2):
+        revisions = with_entry(revisions, RevisionStatus(name=f"r{number}", state="Retired"), NOW)
+    assert [entry.name for entry in revisions] == [f"r{number}" for number in range(KEPT + 1, 1, -1)]
+
+
+def test_every_entry_has_a_weight() -> None:
+    revisions = tuple(RevisionStatus(name=name, state="Live") for name in ("one", "two", "three"))
+    weighed = with_weights(revisions, {"one": 90, "two": 10})
+    assert [entry.weight for entry in weighed] == [90, 10, 0]
+    assert with_weights(weighed, {"one": 90, "two": 10}) == weighed
