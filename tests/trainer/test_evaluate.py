@@ -8,9 +8,12 @@ import pytest
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.evaluate.examples import encode_examples
+from finetune_trainer.evaluate.metrics import f1_token
+from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
@@ -72,6 +75,32 @@ def test_scores_are_the_same_each_time_and_in_batches_of_any_size(trained: Train
 
     assert trained.evaluate(batch_size=4) == first
     assert values(trained.evaluate(batch_size=1)) == pytest.approx(values(first), rel=1e-5)
+
+
+def test_the_words_of_a_wrong_answer_count_for_f1_token(trained: Trained) -> None:
+    scores = values(trained.evaluate(metrics=("exact_match", "f1_token")))
+
+    assert scores["Tuned", "f1_token"] == pytest.approx(5 / 6, abs=1e-6)
+    assert scores["Base", "f1_token"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "value"),
+    [
+        ("Billing.", {"billing"}, 1),
+        ("the order is late", {"order late"}, 0.8),
+        ("one two three four five", {"six", "five", "four five six"}, 0.5),
+        ("nothing of it", {"order late"}, 0),
+        ("", {"order late"}, 0),
+        ("a call without text has no right answer", frozenset(), 0),
+    ],
+)
+def test_f1_token_is_that_of_squad(answer: str, accepted: frozenset[str], value: float) -> None:
+    assert f1_token.f1(answer, accepted) == value
+
+
+def test_every_metric_of_the_contract_can_be_measured() -> None:
+    assert MEASURES.keys() == METRICS.keys()
 
 
 def test_only_what_is_asked_for_is_measured(trained: Trained) -> None:

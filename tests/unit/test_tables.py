@@ -61,7 +61,7 @@ def test_every_metric_of_the_contract_has_a_row_and_a_module() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "over", "gain"),
-    [("exact_match", 0.75, 0.5, 0.25), ("loss", 0.75, 0.5, -0.25), ("preference_accuracy", 0.25, 0.5, -0.25)],
+    [("exact_match", 0.75, 0.5, 0.25), ("loss", 0.75, 0.5, -0.25), ("f1_token", 0.25, 0.5, -0.25)],
 )
 def test_a_gain_is_positive_in_the_direction_of_the_metric(
     name: metrics.Metric, value: float, over: float, gain: float

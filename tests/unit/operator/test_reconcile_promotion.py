@@ -29,6 +29,8 @@ SCORES = (
     Score(metric="exact_match", subject="Base", value=0.65, rows=24),
     Score(metric="loss", subject="Tuned", value=0.2, rows=24),
     Score(metric="loss", subject="Base", value=3.1, rows=24),
+    Score(metric="f1_token", subject="Tuned", value=0.96, rows=24),
+    Score(metric="f1_token", subject="Base", value=0.7, rows=24),
 )
 
 GATES: list[tuple[dict[str, Any], str, str]] = [
@@ -51,6 +53,11 @@ GATES: list[tuple[dict[str, Any], str, str]] = [
         {"metric": "exact_match", "min_gain": 0, "over": "Base"},
         "Passed",
         "exact_match gain 0.3 over Base (0.65 → 0.95) > 0",
+    ),
+    (
+        {"metric": "f1_token", "min": 0.9, "min_gain": 0.3, "over": "Base"},
+        "Failed",
+        "f1_token 0.96 ≥ 0.9, f1_token gain 0.26 over Base (0.7 → 0.96) < 0.3",
     ),
     ({"metric": "loss", "min_gain": 2, "over": "Base"}, "Passed", "loss gain 2.9 over Base (3.1 → 0.2) ≥ 2"),
     (

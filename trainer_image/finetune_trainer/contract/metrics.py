@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Metric = Literal["exact_match", "loss", "preference_accuracy"]
+Metric = Literal["exact_match", "loss", "preference_accuracy", "f1_token"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,9 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
     "preference_accuracy": MetricInfo(
         description="share of pairs whose chosen answer is likelier than the rejected one",
         needs_pairs=True,
+    ),
+    "f1_token": MetricInfo(
+        description="mean F1 of the words of the answer and of the right one, as in SQuAD"
     ),
 }
 DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")
