@@ -8,8 +8,9 @@ from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict
 from finetune_operator.engine.events import EventRecorder
+from finetune_operator.engine.metadata import controller_uid, version
 from finetune_operator.engine.resources import ResourceType
-from finetune_operator.engine.store import ObjectStore, controller_uid, version
+from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Apply, Create, Delete, Manifest, Plan
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from finetune_operator.engine.metadata import version
 from finetune_operator.engine.packing import NEVER, Held, Objects, Packer, Settled, Unsettled, compact
 from finetune_operator.plan import Manifest
 
@@ -24,20 +25,6 @@ UNPACKED: Final = 100
 """Settled objects that stay unpacked after they were read by name, because a pass reads several times."""
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-def version(obj: Manifest) -> int:
-    """The resource version as a number; within one type a greater one is newer."""
-    return int(obj["metadata"]["resourceVersion"])
-
-
-def controller_uid(obj: Manifest) -> str:
-    """The uid of the object's controller, or an empty string."""
-    for reference in obj["metadata"].get("ownerReferences") or []:
-        if reference.get("controller"):
-            uid: str = reference["uid"]
-            return uid
-    return ""
 
 
 Address = tuple[str, str]

@@ -5,10 +5,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
@@ -130,7 +131,7 @@ class Authorizer:
             pod = await self._cluster.get(POD, namespace, name)
         if pod is None or pod["metadata"]["uid"] != uid:
             return Refused(f"pod {name} is gone")
-        reference = _controller(pod)
+        reference = controller(pod)
         if reference.get("kind") != JOB.kind:
             return Refused(f"pod {name} belongs to no Job")
         job = self._stores[JOB.kind].get(namespace, reference["name"])
@@ -138,7 +139,7 @@ class Authorizer:
             job = await self._cluster.get(JOB, namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
             return Refused(f"Job {reference['name']} is gone")
-        owner = _controller(job)
+        owner = controller(job)
         # Whoever may create Jobs may write any owner into one: only a run that exists counts.
         if owner.get("apiVersion") != API_VERSION or not self._is_run(namespace, owner):
             return Refused(f"Job {reference['name']} belongs to no run")
@@ -149,8 +150,3 @@ class Authorizer:
             return False
         run = self._stores[owner["kind"]].get(namespace, owner["name"])
         return run is not None and run["metadata"]["uid"] == owner["uid"]
-
-
-def _controller(obj: Manifest) -> dict[str, Any]:
-    references = obj["metadata"].get("ownerReferences") or []
-    return next((reference for reference in references if reference.get("controller")), {})

@@ -5,6 +5,7 @@ from typing import Final
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
+from finetune_operator.engine.metadata import controller_uid
 from finetune_operator.engine.packing import NEVER, Settled
 from finetune_operator.engine.resources import (
     DEPLOYMENT,
@@ -15,7 +16,7 @@ from finetune_operator.engine.resources import (
     SERVICE,
     ResourceType,
 )
-from finetune_operator.engine.store import ObjectStore, Transform, controller_uid
+from finetune_operator.engine.store import ObjectStore, Transform
 from finetune_operator.manifests.labels import RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import INDEXERS, has_ended

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.store import version
+from finetune_operator.engine.metadata import version
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches, watch_name
 from finetune_operator.plan import Manifest

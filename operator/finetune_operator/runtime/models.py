@@ -11,7 +11,8 @@ from typing import Final, Generic, TypeVar, cast
 from pydantic import ValidationError
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.store import ObjectStore, version
+from finetune_operator.engine.metadata import version
+from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.lenient import lenient_validator
 

@@ -13,7 +13,8 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.store import ObjectStore, controller_uid
+from finetune_operator.engine.metadata import controller, controller_uid
+from finetune_operator.engine.store import ObjectStore
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest
@@ -195,15 +196,15 @@ class SnapshotReader:
         pods: dict[str, Manifest] = {}
         orphans: dict[str, tuple[Manifest, ...]] = {}
         for pod in self._caches.pods.indexed(BY_RUN, uid).values():
-            controller = _controller(pod)
+            owner = controller(pod)
             # ReplicaSets are not watched; they carry their Deployment's name and a hash.
-            replica_set = controller.get("kind") == "ReplicaSet" and (
-                str(controller["name"]).rpartition("-")[0] in deployments
+            replica_set = owner.get("kind") == "ReplicaSet" and (
+                str(owner["name"]).rpartition("-")[0] in deployments
             )
             if controller_uid(pod) in job_uids or replica_set:
                 pods[pod["metadata"]["name"]] = pod
-            elif controller.get("kind") == "Job":
-                orphans[controller["name"]] = (*orphans.get(controller["name"], ()), pod)
+            elif owner.get("kind") == "Job":
+                orphans[owner["name"]] = (*orphans.get(owner["name"], ()), pod)
         return pods, orphans
 
 
@@ -214,8 +215,3 @@ def _is_going_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersio
 
 def _children(store: ObjectStore, uid: str) -> dict[str, Manifest]:
     return {child["metadata"]["name"]: child for child in store.indexed(BY_CONTROLLER, uid).values()}
-
-
-def _controller(obj: Manifest) -> Manifest:
-    references = obj["metadata"].get("ownerReferences") or []
-    return next((reference for reference in references if reference.get("controller")), {})
