@@ -99,11 +99,14 @@ class Installations:
         return await self._finds(is_at_work=True)
 
     async def wait_until_preceded(self) -> None:
-        """Return when this installation, which is at work, has to give way to another one."""
+        """Return when this installation, which is at work, has to give way to another one.
+
+        A term begins with `is_preceded`, so the first list here comes LOOK_SECONDS later.
+        """
         while True:
+            await asyncio.sleep(LOOK_SECONDS)
             if await self._finds(is_at_work=True):
                 return
-            await asyncio.sleep(LOOK_SECONDS)
 
     async def _finds(self, *, is_at_work: bool) -> bool:
         try:

@@ -1,5 +1,6 @@
 """Who gives way where two installations of the operator watch the same namespaces."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
@@ -7,8 +8,9 @@ import pytest
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import Rejected
-from finetune_operator.engine.installations import Installations, Mark
+from finetune_operator.engine.installations import LOOK_SECONDS, Installations, Mark
 from finetune_operator.plan import Manifest
+from tests.unit.operator.skippingclock import run
 
 MARK = Mark("installation", "watched")
 PATIENCE = 15.0
@@ -22,6 +24,7 @@ class Leases:
         self.now = 0.0
         self.known: dict[str, Manifest] = {}
         self.refusal: Rejected | None = None
+        self.lists = 0
         self._versions = 0
 
     def renew(
@@ -35,6 +38,7 @@ class Leases:
         self.known[name] = {"metadata": metadata, "spec": {"holderIdentity": holder, "acquireTime": acquired}}
 
     async def pages(self, *_: Any) -> AsyncGenerator[tuple[list[Manifest], str]]:
+        self.lists += 1
         if self.refusal is not None:
             raise self.refusal
         yield list(self.known.values()), str(self._versions)
@@ -155,3 +159,20 @@ async def test_without_the_right_to_list_it_works_and_says_so_once(caplog: pytes
     assert [message for message in caplog.messages if "cannot list" in message] == [
         "other installations of this operator would not be noticed: cannot list resource leases"
     ]
+
+
+def test_a_term_begins_with_one_list_and_gives_way_at_the_next() -> None:
+    async def term() -> None:
+        leases = Leases()
+        leases.renew(OWN, acquired="2030-01-01T00:00:02Z")
+        installation = leases.installation()
+        assert not await installation.is_preceded()
+        given_way = asyncio.create_task(installation.wait_until_preceded())
+        await asyncio.sleep(LOOK_SECONDS - 1)
+        assert leases.lists == 1
+        leases.renew("elsewhere/first", acquired="2030-01-01T00:00:01Z")
+        await asyncio.sleep(2)
+        assert leases.lists == 2
+        assert given_way.done()
+
+    run(term())
