@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.manifests.labels import FINALIZER
+from finetune_operator.reconcile.secondaries import SECONDARIES, children_of
 from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-CHILDREN: Final = frozenset(
-    {"jobs", "pods", "deployments", "services", "networkpolicies", "poddisruptionbudgets"}
-)
+CHILDREN: Final = frozenset(each.type.plural for each in children_of(SECONDARIES))
 """Resources of the objects that the operator makes and watches."""
 
 UID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_operator.reconcile.secondaries import SECONDARIES
 from tests import rights
 from tests.e2e.sessions import Session, left_in, usage_of_all
 from tools.cluster.toolchain import HELM
@@ -15,6 +16,19 @@ def test_only_rights_that_the_chart_grants_are_excused() -> None:
         pytest.skip("there is no helm: run `make verify`")
     granted = {str(right) for right in rights.granted(rights.rendered("finetune-system"))}
     assert granted >= rights.UNSEEN | rights.SELDOM
+
+
+def test_the_chart_grants_what_every_secondary_type_is_read_by() -> None:
+    if not HELM.folder.exists():
+        pytest.skip("there is no helm: run `make verify`")
+    granted = {
+        (right.group, right.resource, right.verb)
+        for right in rights.granted(rights.rendered("finetune-system"))
+    }
+    for each in SECONDARIES:
+        group = each.type.api_version.rpartition("/")[0]
+        for verb in each.verbs:
+            assert (group, each.type.plural, verb) in granted
 
 
 USER = "system:serviceaccount:here:operator"

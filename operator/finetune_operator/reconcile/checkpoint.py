@@ -21,11 +21,6 @@ USERS_AT_MOST: Final = 10
 USERS_SHOWN: Final = 2
 
 
-def claims(checkpoint: Checkpoint, snapshot: Snapshot) -> frozenset[str]:  # noqa: ARG001 - every kind has one
-    """Those that a cleanup mounts; nothing else is mounted for a record."""
-    return recordcleanup.claims(checkpoint)
-
-
 def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     """Decide the promotion, and note evaluations and users."""
     if checkpoint.metadata.deletion_timestamp is not None:

@@ -8,11 +8,6 @@ from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_operator.status.reserved import not_implemented
 
 
-def claims(_: ComputeProfile, __: Snapshot) -> frozenset[str]:
-    """A profile needs no claim: its store is looked up in the namespaces that use it."""
-    return frozenset()
-
-
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
     """Ready, or Stalled with what to change."""
     problems = not_implemented(profile.spec)

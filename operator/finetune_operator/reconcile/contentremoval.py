@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource, SecretReference
+from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.configs import cleanup_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
@@ -71,7 +72,7 @@ def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime
 
 def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
     snapshot, owner, claim = draft.snapshot, removal.owner, storage.claim_name(removal.store)
-    if claim is not None and claim in snapshot.claims and snapshot.claims[claim] is None:
+    if claim is not None and snapshot.is_missing(CLAIM, claim):
         return _trouble(
             draft,
             removal,

@@ -12,11 +12,6 @@ from finetune_operator.status.reasons import ConditionType, Reason
 LOCATIONS_AT_MOST = 5
 
 
-def claims(version: DatasetVersion, snapshot: Snapshot) -> frozenset[str]:  # noqa: ARG001 - every kind has one
-    """Those that a cleanup mounts; nothing else is mounted for a record."""
-    return recordcleanup.claims(version)
-
-
 def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
     """Note the stores that hold the content."""
     if version.metadata.deletion_timestamp is not None:

@@ -4,15 +4,14 @@ Indexers read objects as the API server sends them, because most objects never n
 ended is in no index: nothing wakes it any more.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from finetune_operator.engine.store import Indexer
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
-
-Indexer = Callable[[Manifest], Iterable[str]]
 
 BY_DATASET: Final = "dataset"
 """FineTuneJobs that wait for rows, by `address` of their Dataset."""

@@ -62,7 +62,7 @@ def delete_records(draft: Draft, records: Iterable[Record]) -> None:
     """
     snapshot = draft.snapshot
     going, staying = [], []
-    for record in () if snapshot.namespace_terminating else records:
+    for record in () if snapshot.is_namespace_terminating else records:
         reason = _why_it_stays(record, snapshot)
         if reason:
             staying.append(f"{record.name} ({reason})")

@@ -19,6 +19,7 @@ from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
+from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
@@ -31,10 +32,10 @@ LOOK_AGAIN: Final = 60.0
 NAMED_AT_MOST: Final = 4
 
 
-def claims(record: Record) -> frozenset[str]:
-    """The claims that a cleanup will mount."""
-    going = record.metadata.deletion_timestamp is not None
-    return storage.claim_names(*_stores(record)) if going and is_held(record) else frozenset()
+def needs(record: Record, _: Snapshot) -> Needs:
+    """The claims that a cleanup will mount; nothing else is mounted for a record."""
+    is_terminating = record.metadata.deletion_timestamp is not None
+    return storage.claims_of(*_stores(record)) if is_terminating and is_held(record) else NOTHING
 
 
 def clean_up(record: Record, snapshot: Snapshot) -> Plan:
@@ -67,7 +68,7 @@ def _why_it_stays(record: Record, stores: tuple[str, ...], snapshot: Snapshot) -
     folders = _folders(record, _stores(record))
     if record.spec.deletion_policy != "Delete":
         return _kept(f"{folders} stays: deletionPolicy is {record.spec.deletion_policy}")
-    if snapshot.namespace_terminating:
+    if snapshot.is_namespace_terminating:
         return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
     maker = _being_made_again(record, snapshot)
     if maker:

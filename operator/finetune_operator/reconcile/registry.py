@@ -1,6 +1,7 @@
 """The reconcilers of all kinds in one table; the controller looks nowhere else."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
@@ -18,14 +19,37 @@ from finetune_operator.reconcile import (
     datasetversion,
     finetunejob,
     inferencedeployment,
+    recordcleanup,
 )
+from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")
 
 
-def _of(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[Resource, Snapshot], T]:
+@dataclass(frozen=True, slots=True)
+class Reconciler:
+    """What is decided for objects of one kind.
+
+    Attributes:
+        reconcile: what should be done now for one object.
+        needs: what the pass wants to see in `Snapshot.looked_up`, by a snapshot without it.
+    """
+
+    reconcile: Callable[[Resource, Snapshot], Plan]
+    needs: Callable[[Resource, Snapshot], Needs]
+
+
+def _of(
+    model: type[R],
+    reconcile: Callable[[R, Snapshot], Plan],
+    needs: Callable[[R, Snapshot], Needs] = lambda *_: NOTHING,
+) -> Reconciler:
+    return Reconciler(_checked(model, reconcile), _checked(model, needs))
+
+
+def _checked(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[Resource, Snapshot], T]:
     """The function for any resource; a resource of another kind is a programming error."""
 
     def call(resource: Resource, snapshot: Snapshot) -> T:
@@ -36,22 +60,11 @@ def _of(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[Resou
     return call
 
 
-RECONCILERS: Final[Mapping[str, Callable[[Resource, Snapshot], Plan]]] = {
-    "FineTuneJob": _of(FineTuneJob, finetunejob.reconcile),
-    "Dataset": _of(Dataset, dataset.reconcile),
-    "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile),
-    "Checkpoint": _of(Checkpoint, checkpoint.reconcile),
-    "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.reconcile),
+RECONCILERS: Final[Mapping[str, Reconciler]] = {
+    "FineTuneJob": _of(FineTuneJob, finetunejob.reconcile, finetunejob.needs),
+    "Dataset": _of(Dataset, dataset.reconcile, dataset.needs),
+    "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile, recordcleanup.needs),
+    "Checkpoint": _of(Checkpoint, checkpoint.reconcile, recordcleanup.needs),
+    "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.reconcile, inferencedeployment.needs),
     "ComputeProfile": _of(ComputeProfile, computeprofile.reconcile),
 }
-"""What should be done now for one object."""
-
-CLAIMS: Final[Mapping[str, Callable[[Resource, Snapshot], frozenset[str]]]] = {
-    "FineTuneJob": _of(FineTuneJob, finetunejob.claims),
-    "Dataset": _of(Dataset, dataset.claims),
-    "DatasetVersion": _of(DatasetVersion, datasetversion.claims),
-    "Checkpoint": _of(Checkpoint, checkpoint.claims),
-    "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.claims),
-    "ComputeProfile": _of(ComputeProfile, computeprofile.claims),
-}
-"""PersistentVolumeClaims, by name, that the reconciler wants to see in `Snapshot.claims`."""

@@ -7,6 +7,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import (
@@ -30,6 +31,9 @@ from finetune_operator.reconcile.ownership import waits_for_users
 
 class Lookup(Protocol):
     """What the controller's caches hold, by the indexes of `reconcile.indexes`."""
+
+    def child(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """An object of a watched type."""
 
     def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]: ...
 
@@ -60,8 +64,7 @@ class Change:
 def related(kind: str, old: Manifest | None, new: Manifest | None, lookup: Lookup) -> frozenset[Key]:
     """Keys of the objects whose state may depend on this one, itself left out.
 
-    `kind` is one of ours or that of a child (Job, Pod, Deployment, Service, NetworkPolicy,
-    PodDisruptionBudget).
+    `kind` is one of ours or that of a child (`secondaries.SECONDARIES`).
 
     Raises:
         ValueError: there is neither an old nor a new state.
@@ -90,11 +93,16 @@ def _record_key(record: Checkpoint | DatasetVersion) -> Key:
     return Key(record.kind, record.namespace, record.name)
 
 
-def _owner(change: Change, _: Lookup) -> Iterator[Key]:
-    labels = change.known["metadata"].get("labels", {})
-    kind, name = labels.get(OWNER_KIND), labels.get(OWNER_NAME)
-    if kind in KINDS_BY_NAME and name:
-        yield Key(kind, change.namespace, name)
+def _owner(change: Change, lookup: Lookup) -> Iterator[Key]:
+    """By the labels of a child, or else by those of the child that controls it."""
+    reference = controller(change.known)
+    parent = lookup.child(reference["kind"], change.namespace, reference["name"]) if reference else None
+    for obj in (change.known, *([parent] if parent is not None else ())):
+        labels = obj["metadata"].get("labels", {})
+        kind, name = labels.get(OWNER_KIND), labels.get(OWNER_NAME)
+        if kind in KINDS_BY_NAME and name:
+            yield Key(kind, change.namespace, name)
+            return
 
 
 def _released(change: Change, lookup: Lookup) -> Iterator[Key]:

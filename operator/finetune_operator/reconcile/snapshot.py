@@ -10,8 +10,19 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import (
+    DEPLOYMENT,
+    JOB,
+    NAMESPACE,
+    NETWORK_POLICY,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    ResourceType,
+)
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.secondaries import Children, LookedUp, no_children
 from finetune_trainer.contract.objects import ReportTarget
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.vocabulary import Stage
@@ -45,28 +56,20 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The object's surroundings, restricted to its namespace; mappings are keyed by name.
-
-    `jobs`, `pods`, `deployments`, `services`, `network_policies` and `disruption_budgets` hold only children:
-    objects that carry our labels and whose controller (for pods: whose Job's or Deployment's controller) is
-    the object, by uid.
-    """
+    """What a pass over one object decides by, restricted to its namespace; mappings are keyed by name."""
 
     now: datetime
     facts: OperatorFacts
     entropy: bytes = b""
     """Random bytes of this pass alone, 32 of them, for keys."""
-    jobs: Mapping[str, Manifest] = field(default_factory=dict)
-    pods: Mapping[str, Manifest] = field(default_factory=dict)
+    children: Children = field(default_factory=no_children)
+    """By type, each of `secondaries.SECONDARIES`: objects that carry our labels and whose controller (for
+    pods: whose Job's or Deployment's controller) is the object, by uid."""
     orphans: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
-    """Pods that carry the object's labels and name as their controller a Job that is not among `jobs`, by
+    """Pods that carry the object's labels and name as their controller a Job that is not among `children`, by
     that Job's name. Anybody may make such a pod: it may hold its object up, and is believed nothing else."""
-    deployments: Mapping[str, Manifest] = field(default_factory=dict)
-    services: Mapping[str, Manifest] = field(default_factory=dict)
-    network_policies: Mapping[str, Manifest] = field(default_factory=dict)
-    disruption_budgets: Mapping[str, Manifest] = field(default_factory=dict)
-    claims: Mapping[str, Manifest | None] = field(default_factory=dict)
-    """PersistentVolumeClaims that the kind's `claims` function named; None where one is missing."""
+    looked_up: LookedUp = field(default_factory=dict)
+    """By type: objects that the kind's `needs` function named; None where one is missing."""
     service_accounts: frozenset[str] = frozenset()
     finetunejobs: Mapping[str, FineTuneJob] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
@@ -86,5 +89,46 @@ class Snapshot:
     """Of a record that is being deleted: the other records of its kind and digest, in any namespace."""
     newer: int = 0
     """Of a record: how many newer ones there are of its model line, or of its Dataset."""
-    namespace_terminating: bool = False
-    """Of what is being deleted and has our finalizer: whether its whole namespace is."""
+
+    @property
+    def jobs(self) -> Mapping[str, Manifest]:
+        return self.children[JOB]
+
+    @property
+    def pods(self) -> Mapping[str, Manifest]:
+        return self.children[POD]
+
+    @property
+    def deployments(self) -> Mapping[str, Manifest]:
+        return self.children[DEPLOYMENT]
+
+    @property
+    def services(self) -> Mapping[str, Manifest]:
+        return self.children[SERVICE]
+
+    @property
+    def network_policies(self) -> Mapping[str, Manifest]:
+        return self.children[NETWORK_POLICY]
+
+    @property
+    def disruption_budgets(self) -> Mapping[str, Manifest]:
+        return self.children[POD_DISRUPTION_BUDGET]
+
+    def find(self, type_: ResourceType, name: str) -> Manifest | None:
+        """The object that was looked up; None where it is missing, and where it was not needed."""
+        return self.looked_up.get(type_, {}).get(name)
+
+    def is_missing(self, type_: ResourceType, name: str) -> bool:
+        """Whether the object was looked up and does not exist."""
+        found = self.looked_up.get(type_, {})
+        return name in found and found[name] is None
+
+    @property
+    def is_namespace_terminating(self) -> bool:
+        """Of what is being deleted and has our finalizer: whether its whole namespace is going, or gone."""
+        return any(map(is_terminating, self.looked_up.get(NAMESPACE, {}).values()))
+
+
+def is_terminating(namespace: Manifest | None) -> bool:
+    """Whether a namespace is being deleted, or gone: nothing can be created in it any more."""
+    return namespace is None or "deletionTimestamp" in namespace["metadata"]

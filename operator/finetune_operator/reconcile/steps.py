@@ -20,7 +20,7 @@ class Blocked:
     """Waits until somebody acts, and goes on by itself then.
 
     Nothing has to be looked at meanwhile: what it waits for is an object of ours, a child, or a claim
-    (`claims.py`), and a change of those brings another look.
+    (`runtime/lookups.py`), and a change of those brings another look.
     """
 
     reason: str

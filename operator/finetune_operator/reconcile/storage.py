@@ -2,8 +2,10 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import StoreReference
+from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.secondaries import Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.status.reasons import Reason
@@ -38,13 +40,9 @@ def claim_name(uri: str | None) -> str | None:
         return None
 
 
-def claim_names(*uris: str | None) -> frozenset[str]:
+def claims_of(*uris: str | None) -> Needs:
     """The PersistentVolumeClaims that these uris are in."""
-    return frozenset(name for name in map(claim_name, uris) if name is not None)
-
-
-def _is_missing(name: str, snapshot: Snapshot) -> bool:
-    return name in snapshot.claims and snapshot.claims[name] is None
+    return {CLAIM: frozenset(name for name in map(claim_name, uris) if name is not None)}
 
 
 def check_store(
@@ -61,13 +59,13 @@ def check_store(
     name = claim_name(uri)
     if name is None:
         return None
-    if _is_missing(name, snapshot):
+    if snapshot.is_missing(CLAIM, name):
         return Blocked(
             Reason.STORE_NOT_FOUND,
             f"PersistentVolumeClaim {name} of store {uri} does not exist in namespace {namespace}:"
             " create it (accessModes: [ReadWriteMany])",
         )
-    claim = snapshot.claims.get(name)
+    claim = snapshot.find(CLAIM, name)
     single_node = profile is not None and profile.spec.single_node
     if claim is None or _is_shareable(claim, single_node):
         return None
@@ -88,7 +86,7 @@ def _is_shareable(claim: Manifest, single_node: bool) -> bool:
 def check_claim(uri: str, field: str, reason: str, namespace: str, snapshot: Snapshot) -> Blocked | None:
     """Whether the claim of a source or of a base model exists."""
     name = claim_name(uri)
-    if name is None or not _is_missing(name, snapshot):
+    if name is None or not snapshot.is_missing(CLAIM, name):
         return None
     return Blocked(
         reason,

@@ -5,34 +5,20 @@ from typing import Final
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.engine.metadata import controller_uid
 from finetune_operator.engine.packing import NEVER, Settled
-from finetune_operator.engine.resources import (
-    DEPLOYMENT,
-    JOB,
-    NETWORK_POLICY,
-    POD,
-    POD_DISRUPTION_BUDGET,
-    SERVICE,
-    ResourceType,
-)
+from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore, Transform
-from finetune_operator.manifests.labels import RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import INDEXERS, has_ended
+from finetune_operator.reconcile.secondaries import SECONDARIES, Secondary, children_of
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
 }
 RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
-CHILD_TYPES: Final = (JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET)
 
-UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
-UNREAD_IN_PODS: Final = frozenset({"securityContext", "tolerations", "volumes"})
-UNREAD_IN_CONTAINERS: Final = frozenset({"args", "command", "env", "securityContext", "volumeMounts"})
-
-BY_CONTROLLER: Final = "controller"
-BY_RUN: Final = "run"
+BY_OWNER: Final = "owner"
+"""Children, by `Child.owners`."""
 
 
 def key_of(manifest: Manifest) -> Key:
@@ -42,9 +28,9 @@ def key_of(manifest: Manifest) -> Key:
 
 
 class Caches:
-    """One store a type."""
+    """One store a type: of our kinds, and of the children that `secondaries` names."""
 
-    def __init__(self) -> None:
+    def __init__(self, secondaries: tuple[Secondary, ...] = SECONDARIES) -> None:
         self.kinds = {
             name: ObjectStore(
                 INDEXERS.get(name),
@@ -54,19 +40,9 @@ class Caches:
             )
             for name in KIND_TYPES
         }
-        self.jobs = ObjectStore({BY_CONTROLLER: _by_controller}, _slim_job)
-        self.pods = ObjectStore({BY_RUN: _by_run}, _slim_pod)
-        self.deployments = ObjectStore({BY_CONTROLLER: _by_controller})
-        self.services = ObjectStore({BY_CONTROLLER: _by_controller})
-        self.network_policies = ObjectStore({BY_CONTROLLER: _by_controller})
-        self.disruption_budgets = ObjectStore({BY_CONTROLLER: _by_controller})
+        self.child_types = children_of(secondaries)
         self.children = {
-            JOB: self.jobs,
-            POD: self.pods,
-            DEPLOYMENT: self.deployments,
-            SERVICE: self.services,
-            NETWORK_POLICY: self.network_policies,
-            POD_DISRUPTION_BUDGET: self.disruption_budgets,
+            each.type: ObjectStore({BY_OWNER: each.owners}, each.kept) for each in self.child_types
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
         self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
@@ -123,32 +99,3 @@ SETTLED: Final[Mapping[str, Settled]] = {
     "DatasetVersion": Settled(_is_judged, _created),
 }
 """Which objects are history: they become ever more, and are seldom read."""
-
-
-def _slim_job(job: Manifest) -> Manifest:
-    """Without the pod's template, most of a Job: it is written once and never read."""
-    return job | {
-        "spec": {name: value for name, value in job.get("spec", {}).items() if name not in UNREAD_IN_JOBS}
-    }
-
-
-def _slim_pod(pod: Manifest) -> Manifest:
-    """Without what the Job's template says already, most of a pod."""
-    spec = {name: value for name, value in pod.get("spec", {}).items() if name not in UNREAD_IN_PODS}
-    for containers in ("containers", "initContainers"):
-        if containers in spec:
-            spec[containers] = [
-                {name: value for name, value in container.items() if name not in UNREAD_IN_CONTAINERS}
-                for container in spec[containers]
-            ]
-    return pod | {"spec": spec}
-
-
-def _by_controller(obj: Manifest) -> tuple[str, ...]:
-    uid = controller_uid(obj)
-    return (uid,) if uid else ()
-
-
-def _by_run(obj: Manifest) -> tuple[str, ...]:
-    run = obj["metadata"].get("labels", {}).get(RUN)
-    return (run,) if run else ()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
+from secrets import token_bytes
 from typing import Final
 
 from finetune_operator.api.meta import Model, Resource
@@ -13,17 +14,19 @@ from finetune_operator.api.unknown import keep_unknown
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.transitions import record_transition
 from finetune_operator.plan import Event, Key, Manifest, Plan
-from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
-from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot
+from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.secondaries import LookedUp
+from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.claims import Claims
 from finetune_operator.runtime.definitions import APPLY
-from finetune_operator.runtime.namespaces import Namespaces
+from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
@@ -53,8 +56,7 @@ class Controller:
         reader: SnapshotReader,
         executor: Executor,
         events: EventRecorder,
-        claims: Claims,
-        namespaces: Namespaces,
+        lookups: Lookups,
         board: ProgressBoard,
         metrics: Metrics,
         facts: Callable[[], OperatorFacts],
@@ -64,8 +66,7 @@ class Controller:
         self._reader = reader
         self._executor = executor
         self._events = events
-        self._claims = claims
-        self._namespaces = namespaces
+        self._lookups = lookups
         self._board = board
         self._metrics = metrics
         self._facts = facts
@@ -82,7 +83,7 @@ class Controller:
         """
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
-            self._claims.note(key, {})
+            self._lookups.note(key, {})
             raise Gone(key.name)
         resource = self._reader.resource(key)
         if resource is None:
@@ -124,7 +125,7 @@ class Controller:
         if unknown and resource.metadata.deletion_timestamp is None:
             plan = Plan(status=blocked(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now))
         else:
-            plan = RECONCILERS[key.kind](resource, snapshot)
+            plan = RECONCILERS[key.kind].reconcile(resource, snapshot)
         return replace(plan, status=self._with_unknown(primary, resource, plan.status))
 
     @staticmethod
@@ -143,7 +144,7 @@ class Controller:
         metadata = primary["metadata"]
         finalizers = metadata.get("finalizers", [])
         is_held = "deletionTimestamp" in metadata and FINALIZER in finalizers
-        if not is_held or not await self._namespaces.is_terminating(metadata["namespace"]):
+        if not is_held or not await self._is_terminating(metadata["namespace"]):
             raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "it cannot be read by this version")
         others = [each for each in finalizers if each != FINALIZER]
         await self._executor.carry_out(primary, Plan(metadata={"finalizers": others}))
@@ -154,21 +155,24 @@ class Controller:
             resource,
             now=now,
             facts=self._facts(),
+            entropy=token_bytes(KEY_BYTES),
             service_accounts=self._known_service_accounts(namespace),
             progress=self._board.progress(resource.uid),
         )
         metadata = resource.metadata
+        looked_up: LookedUp = {}
         if metadata.deletion_timestamp is not None and FINALIZER in metadata.finalizers:
-            snapshot = replace(
-                snapshot, namespace_terminating=await self._namespaces.is_terminating(namespace)
-            )
-            if snapshot.namespace_terminating:
-                # Nothing can be created there any more, and the right to look at claims may be gone already.
+            looked_up = await self._lookups.get_all("", {NAMESPACE: frozenset({namespace})})
+            snapshot = replace(snapshot, looked_up=looked_up)
+            if snapshot.is_namespace_terminating:
+                # Nothing can be created there any more, and the rights in it may be gone already.
                 return snapshot
-        wanted = CLAIMS[resource.kind](resource, snapshot)
-        claims = {name: await self._claims.get(namespace, name) for name in wanted}
-        self._claims.note(Key(resource.kind, namespace, resource.name), claims)
-        return replace(snapshot, claims=claims) if claims else snapshot
+        needed = await self._lookups.get_all(namespace, RECONCILERS[resource.kind].needs(resource, snapshot))
+        self._lookups.note(Key(resource.kind, namespace, resource.name), needed)
+        return replace(snapshot, looked_up={**looked_up, **needed})
+
+    async def _is_terminating(self, namespace: str) -> bool:
+        return is_terminating(await self._lookups.get(NAMESPACE, "", namespace))
 
     async def _tell(self, primary: Manifest, status: Manifest | None, message: str) -> None:
         """Say on the object what stands in the way; that it could not be said must not hide it."""

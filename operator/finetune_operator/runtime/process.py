@@ -21,11 +21,11 @@ from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.reflector import Reflector
-from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import Workers
-from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, SELECTOR, STAGE, WATCHED
+from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, STAGE, WATCHED
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
@@ -37,14 +37,13 @@ from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
-from finetune_operator.runtime.caches import BY_RUN, CHILD_TYPES, KIND_TYPES, Caches
-from finetune_operator.runtime.claims import Claims
+from finetune_operator.runtime.caches import BY_OWNER, KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.definitions import Definitions
 from finetune_operator.runtime.kindfeed import SWEEP_SECONDS, KindFeed
 from finetune_operator.runtime.kopfwatch import KopfWatch
 from finetune_operator.runtime.leadership import Leadership
-from finetune_operator.runtime.namespaces import Namespaces
+from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.probes import ProbeServer
 from finetune_operator.runtime.relook import Relook, is_at_rest
 from finetune_operator.runtime.settings import Settings
@@ -73,18 +72,18 @@ class Process:
         self._failure: BaseException | None = None
         self._is_restoring = False
         self._metrics = Metrics()
+        self._caches = Caches()
         self._lease = LeaseThread(
             lambda: Cluster(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
             partial(_lease, settings),
         )
         self._cluster = Cluster(
             configuration,
-            ResourceTypes(KIND_TYPES.values()),
+            ResourceTypes(self._caches.by_type),
             OPERATOR,
             self._metrics.requested,
             fence=self._lease.check,
         )
-        self._caches = Caches()
         self._reader = SnapshotReader(self._caches)
         self._watches = Watches()
         self._feed = KindFeed(
@@ -141,14 +140,14 @@ class Process:
             ObjectStateCollector(
                 {kind: store.unsettled for kind, store in self._caches.kinds.items()},
                 active=lambda: self._lease.held,
-                pods=lambda uid: self._caches.pods.indexed(BY_RUN, uid).values(),
+                pods=lambda uid: self._caches.children[POD].indexed(BY_OWNER, uid).values(),
                 since_progress=self._board.since_progress,
                 settled=self._caches.kinds["FineTuneJob"].notes,
             )
         )
         for store in self._caches.kinds.values():
             store.subscribe(self._forget_progress)
-        self._caches.pods.subscribe(self._pod_changed)
+        self._caches.children[POD].subscribe(self._pod_changed)
         for cached in self._caches.by_type.values():
             cached.subscribe_epochs(self._restored)
 
@@ -187,15 +186,15 @@ class Process:
             raise RuntimeError("a part of the process ended by itself") from self._failure
 
     def _reflectors(self) -> Iterator[Reflector]:
-        for type_ in CHILD_TYPES:
+        for child in self._caches.child_types:
             for namespace in self._settings.watch_namespaces or ("",):
                 yield Reflector(
                     self._cluster,
-                    type_,
-                    self._caches.children[type_],
+                    child.type,
+                    self._caches.children[child.type],
                     self._watches,
                     namespace=namespace,
-                    selector=SELECTOR,
+                    selector=child.selector,
                 )
 
     def _leadership(self) -> Leadership:
@@ -203,14 +202,13 @@ class Process:
         executor = Executor(
             self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
         )
-        claims = Claims(self._cluster)
+        lookups = Lookups(self._cluster)
         controller = Controller(
             caches=self._caches,
             reader=self._reader,
             executor=executor,
             events=events,
-            claims=claims,
-            namespaces=Namespaces(self._cluster),
+            lookups=lookups,
             board=self._board,
             metrics=self._metrics,
             facts=self._facts,
@@ -237,7 +235,7 @@ class Process:
             await asyncio.gather(
                 self._endpoint.keep(),
                 relook.run(),
-                claims.keep_looking(self._queue.add),
+                lookups.keep_looking(self._queue.add),
                 SeriesRetention(self._metrics, self._caches.keys, SWEEP_SECONDS).run(),
             )
 

@@ -1,10 +1,9 @@
 """Reads the caches: the snapshot of a pass, at the cost of the children of its object, and lookups."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
-from secrets import token_bytes
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -12,11 +11,11 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.metadata import controller, controller_uid
-from finetune_operator.engine.store import ObjectStore
+from finetune_operator.engine.metadata import controller
+from finetune_operator.engine.resources import JOB, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND
-from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.indexes import (
     BY_CONTENT,
@@ -28,9 +27,10 @@ from finetune_operator.reconcile.indexes import (
     version_owner,
 )
 from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.secondaries import Children
 from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.turns import line_turn, rollout_turn
-from finetune_operator.runtime.caches import BY_CONTROLLER, BY_RUN, Caches
+from finetune_operator.runtime.caches import BY_OWNER, Caches
 from finetune_operator.runtime.models import Models
 
 R = TypeVar("R", bound=Resource)
@@ -41,24 +41,10 @@ class SnapshotReader:
 
     def __init__(self, caches: Caches) -> None:
         self._caches = caches
-        kinds = caches.kinds
-        self._finetunejobs = Models(kinds["FineTuneJob"], FineTuneJob)
-        self._datasets = Models(kinds["Dataset"], Dataset)
-        self._datasetversions = Models(kinds["DatasetVersion"], DatasetVersion)
-        self._checkpoints = Models(kinds["Checkpoint"], Checkpoint)
-        self._inferencedeployments = Models(kinds["InferenceDeployment"], InferenceDeployment)
-        self._profiles = Models(kinds["ComputeProfile"], ComputeProfile)
-        self._models: dict[str, Models[Any]] = {
-            "FineTuneJob": self._finetunejobs,
-            "Dataset": self._datasets,
-            "DatasetVersion": self._datasetversions,
-            "Checkpoint": self._checkpoints,
-            "InferenceDeployment": self._inferencedeployments,
-            "ComputeProfile": self._profiles,
-        }
+        self._models = {kind.name: Models(caches.kinds[kind.name], kind.model) for kind in KINDS}
         self._lines: dict[str, CheckpointIndex] = {}
         self._champion_listeners: list[Callable[[str, str], None]] = []
-        kinds["Checkpoint"].subscribe(self._index)
+        caches.kinds["Checkpoint"].subscribe(self._index)
 
     def subscribe_champions(self, listener: Callable[[str, str], None]) -> None:
         """Have the listener called with the namespace and name of each model line whose champion changed."""
@@ -82,8 +68,8 @@ class SnapshotReader:
             return None if model is None else line_turn(key.namespace, model)
         if key.kind != "InferenceDeployment":
             return None
-        endpoint = self._inferencedeployments.get(key.namespace, key.name)
-        return None if endpoint is None else rollout_turn(endpoint, self._profiles.named(""))
+        endpoint = self._of(InferenceDeployment).get(key.namespace, key.name)
+        return None if endpoint is None else rollout_turn(endpoint, self._of(ComputeProfile).named(""))
 
     def snapshot(
         self,
@@ -91,35 +77,38 @@ class SnapshotReader:
         *,
         now: datetime,
         facts: OperatorFacts,
+        entropy: bytes,
         service_accounts: frozenset[str],
         progress: RunProgress | None,
     ) -> Snapshot:
-        """Everything but the claims, which need requests."""
+        """What the caches hold; what has to be looked up is added by whoever looks it up.
+
+        Args:
+            resource: whose pass it is.
+            now: UTC.
+            facts: of this process.
+            entropy: random bytes of this pass alone, KEY_BYTES of them.
+            service_accounts: names that are known to exist in the object's namespace.
+            progress: newest report of the run, if the object is one.
+        """
         namespace = resource.namespace
-        jobs = _children(self._caches.jobs, resource.uid)
-        deployments = _children(self._caches.deployments, resource.uid)
-        pods, orphans = self._pods(resource.uid, jobs, deployments)
+        children, orphans = self._children(resource.uid)
         return Snapshot(
             now=now,
             facts=facts,
-            entropy=token_bytes(KEY_BYTES),
-            jobs=jobs,
-            pods=pods,
+            entropy=entropy,
+            children=children,
             orphans=orphans,
-            deployments=deployments,
-            services=_children(self._caches.services, resource.uid),
-            network_policies=_children(self._caches.network_policies, resource.uid),
-            disruption_budgets=_children(self._caches.disruption_budgets, resource.uid),
             service_accounts=service_accounts,
-            finetunejobs=self._finetunejobs.named(namespace),
-            datasets=self._datasets.named(namespace),
-            datasetversions=self._datasetversions.named(namespace),
+            finetunejobs=self._of(FineTuneJob).named(namespace),
+            datasets=self._of(Dataset).named(namespace),
+            datasetversions=self._of(DatasetVersion).named(namespace),
             checkpoints=self.checkpoints(namespace),
-            versions_made_by=partial(self._datasetversions.indexed, BY_DATASET_OF),
-            runs_with=partial(self._with_content, self._finetunejobs),
-            endpoints_with=partial(self._with_content, self._inferencedeployments),
-            rolling_everywhere=self._inferencedeployments.indexed(BY_STATE, ROLLING),
-            profiles=self._profiles.named(""),
+            versions_made_by=partial(self._of(DatasetVersion).indexed, BY_DATASET_OF),
+            runs_with=partial(self._with_content, self._of(FineTuneJob)),
+            endpoints_with=partial(self._with_content, self._of(InferenceDeployment)),
+            rolling_everywhere=self._of(InferenceDeployment).indexed(BY_STATE, ROLLING),
+            profiles=self._of(ComputeProfile).named(""),
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),
@@ -130,7 +119,7 @@ class SnapshotReader:
         return tuple(self._caches.kinds[kind].indexed(index, value).values())
 
     def computeprofiles(self) -> Iterable[ComputeProfile]:
-        return self._profiles.all()
+        return self._of(ComputeProfile).all()
 
     def checkpoints(self, namespace: str) -> CheckpointIndex:
         return self._lines.get(namespace, CheckpointIndex())
@@ -138,20 +127,28 @@ class SnapshotReader:
     def records_of(self, content: str) -> Iterable[Checkpoint | DatasetVersion]:
         """Records of all namespaces by digest, or the one by `indexes.address`."""
         namespace, _, name = content.partition("/")
-        for records in (self._checkpoints, self._datasetversions):
+        for records in (self._of(Checkpoint), self._of(DatasetVersion)):
             named: Any = records.get(namespace, name)
             if named is not None:
                 yield named
             yield from records.indexed(BY_DIGEST, content)
+
+    def child(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object of a watched type."""
+        store = self._caches.by_kind.get(kind)
+        return None if store is None else store.get(namespace, name)
+
+    def _of(self, model: type[R]) -> Models[R]:
+        return cast("Models[R]", self._models[model.__name__])
 
     def _index(self, old: Manifest | None, new: Manifest | None) -> None:
         metadata = (new or old or {})["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         index = self._lines.get(namespace)
         if index is None:
-            load = partial(self._checkpoints.get, namespace)
+            load = partial(self._of(Checkpoint).get, namespace)
             index = self._lines[namespace] = CheckpointIndex(load=load)
-        after = self._checkpoints.parse(new) if new is not None else None
+        after = self._of(Checkpoint).parse(new) if new is not None else None
         models = {index.model_of(name), None if after is None else after.spec.model}
         champions = {model: index.champion_identity(model) for model in models if model is not None}
         if after is None:
@@ -187,31 +184,22 @@ class SnapshotReader:
         same = records.indexed(BY_DIGEST, resource.spec.digest)
         return tuple(record for record in same if record.uid != resource.uid)
 
-    def _pods(
-        self, uid: str, jobs: Mapping[str, Manifest], deployments: Mapping[str, Manifest]
-    ) -> tuple[dict[str, Manifest], dict[str, tuple[Manifest, ...]]]:
-        """Pods of these Jobs and Deployments, because anybody may put our labels on a pod of their own; and
-        those of other Jobs, by the Job's name."""
-        job_uids = {job["metadata"]["uid"] for job in jobs.values()}
-        pods: dict[str, Manifest] = {}
+    def _children(self, uid: str) -> tuple[Children, dict[str, tuple[Manifest, ...]]]:
+        """The children of the object, and pods that pretend to be of Jobs of it, by the Job's name."""
+        children: dict[ResourceType, dict[str, Manifest]] = {}
         orphans: dict[str, tuple[Manifest, ...]] = {}
-        for pod in self._caches.pods.indexed(BY_RUN, uid).values():
-            owner = controller(pod)
-            # ReplicaSets are not watched; they carry their Deployment's name and a hash.
-            replica_set = owner.get("kind") == "ReplicaSet" and (
-                str(owner["name"]).rpartition("-")[0] in deployments
-            )
-            if controller_uid(pod) in job_uids or replica_set:
-                pods[pod["metadata"]["name"]] = pod
-            elif owner.get("kind") == "Job":
-                orphans[owner["name"]] = (*orphans.get(owner["name"], ()), pod)
-        return pods, orphans
+        owners = [uid]
+        for entry in self._caches.child_types:
+            store, own = self._caches.children[entry.type], children.setdefault(entry.type, {})
+            for obj in [obj for owner in owners for obj in store.indexed(BY_OWNER, owner).values()]:
+                if entry.belongs(obj, children):
+                    own[obj["metadata"]["name"]] = obj
+                elif (reference := controller(obj)).get("kind") == JOB.kind:
+                    orphans[reference["name"]] = (*orphans.get(reference["name"], ()), obj)
+            owners += [obj["metadata"]["uid"] for obj in own.values()]
+        return children, orphans
 
 
 def _is_going_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersion]:
     is_record = isinstance(resource, Checkpoint | DatasetVersion)
     return is_record and resource.metadata.deletion_timestamp is not None
-
-
-def _children(store: ObjectStore, uid: str) -> dict[str, Manifest]:
-    return {child["metadata"]["name"]: child for child in store.indexed(BY_CONTROLLER, uid).values()}

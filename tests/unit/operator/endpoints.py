@@ -6,6 +6,7 @@ from typing import Any
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import DEPLOYMENT, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET, SERVICE
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import reconcile
 from finetune_operator.reconcile.lines import CheckpointIndex
@@ -114,11 +115,13 @@ class Cluster:
         snapshot = Snapshot(
             now=NOW,
             facts=FACTS,
-            deployments=dict(self.deployments),
-            services=dict(self.services),
-            network_policies=dict(self.network_policies),
-            disruption_budgets=dict(self.disruption_budgets),
-            pods=dict(self.pods),
+            children={
+                DEPLOYMENT: dict(self.deployments),
+                SERVICE: dict(self.services),
+                NETWORK_POLICY: dict(self.network_policies),
+                POD_DISRUPTION_BUDGET: dict(self.disruption_budgets),
+                POD: dict(self.pods),
+            },
             checkpoints=self.checkpoints,
             profiles=self.profiles,
             service_accounts=frozenset({"finetune-runner"}),

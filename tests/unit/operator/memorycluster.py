@@ -5,23 +5,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
-from finetune_operator.manifests.labels import RUN, STAGE
+from finetune_operator.engine import resources
+from finetune_operator.manifests.labels import STAGE
 from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.observe.peers import INDEX
-from finetune_operator.plan import Create, Event, Manifest, Plan
-from finetune_operator.reconcile.indexes import BY_DATASET_OF, INDEXERS
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.registry import CLAIMS, RECONCILERS
+from finetune_operator.plan import Create, Event, Key, Manifest, Plan
+from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.results import JOB_UID
+from finetune_operator.reconcile.secondaries import LookedUp
 from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Snapshot
+from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.snapshotreader import SnapshotReader
 from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
@@ -108,55 +105,42 @@ class MemoryCluster:
     def job(self, name: str) -> FineTuneJob:
         return FineTuneJob.model_validate(self.objects["FineTuneJob", name])
 
-    def snapshot(self, resource: Resource) -> Snapshot:
-        """What a pass over this object sees."""
-        jobs, deployments, services, network_policies, disruption_budgets = (
-            {n: m for n, m in self.of(kind).items() if _controller(m) == resource.uid}
-            for kind in ("Job", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
-        )
-        uids = {job["metadata"]["uid"] for job in jobs.values()}
-        orphans: dict[str, tuple[Manifest, ...]] = {}
-        for pod in self.of("Pod").values():
-            labelled = pod["metadata"].get("labels", {}).get(RUN) == resource.uid
-            if labelled and _controller(pod) not in uids:
-                job_name = pod["metadata"]["ownerReferences"][0]["name"]
-                orphans[job_name] = (*orphans.get(job_name, ()), pod)
-        snapshot = Snapshot(
+    def reader(self) -> SnapshotReader:
+        """The caches of a process that has watched all this."""
+        caches = Caches()
+        reader = SnapshotReader(caches)
+        for manifest in self.objects.values():
+            if manifest["kind"] in caches.by_kind:
+                metadata = {**manifest["metadata"], "resourceVersion": "1"}
+                caches.by_kind[manifest["kind"]].put({**manifest, "metadata": metadata})
+        return reader
+
+    def snapshot(self, kind: str, name: str) -> tuple[Resource, Snapshot]:
+        """The object, and what a pass over it sees."""
+        reader = self.reader()
+        namespace = NAMESPACE if KINDS_BY_NAME[kind].namespaced else ""
+        resource = reader.resource(Key(kind, namespace, name))
+        if resource is None:
+            raise KeyError(f"{kind} {name} is not there, or cannot be read")
+        snapshot = reader.snapshot(
+            resource,
             now=self.now,
             facts=self.facts,
             entropy=bytes(KEY_BYTES),
-            jobs=jobs,
-            pods={n: m for n, m in self.of("Pod").items() if _controller(m) in uids},
-            orphans=orphans,
-            deployments=deployments,
-            services=services,
-            network_policies=network_policies,
-            disruption_budgets=disruption_budgets,
             service_accounts=frozenset(self.of("ServiceAccount")),
-            finetunejobs={n: FineTuneJob.model_validate(m) for n, m in self.of("FineTuneJob").items()},
-            datasets={n: Dataset.model_validate(m) for n, m in self.of("Dataset").items()},
-            datasetversions={
-                n: DatasetVersion.model_validate(m) for n, m in self.of("DatasetVersion").items()
-            },
-            checkpoints=CheckpointIndex(Checkpoint.model_validate(m) for m in self.of("Checkpoint").values()),
-            versions_made_by=self._versions_made_by,
-            runs_with=lambda _: map(FineTuneJob.model_validate, self.of("FineTuneJob").values()),
-            endpoints_with=lambda _: map(
-                InferenceDeployment.model_validate, self.of("InferenceDeployment").values()
-            ),
-            profiles={n: ComputeProfile.model_validate(m) for n, m in self.of("ComputeProfile").items()},
             progress=self.progress,
-            same_content=self._same_content(resource),
-            newer=self._newer(resource),
-            namespace_terminating=self.is_terminating,
         )
-        claims = self.of("PersistentVolumeClaim")
-        return replace(snapshot, claims={n: claims.get(n) for n in CLAIMS[resource.kind](resource, snapshot)})
+        return resource, replace(snapshot, looked_up=self._looked_up(resource, snapshot))
+
+    def _looked_up(self, resource: Resource, snapshot: Snapshot) -> LookedUp:
+        namespace = {"metadata": {"deletionTimestamp": at(self.now)} if self.is_terminating else {}}
+        needs = RECONCILERS[resource.kind].needs(resource, snapshot)
+        found = {type_: {name: self.of(type_.kind).get(name) for name in needs[type_]} for type_ in needs}
+        return {**found, resources.NAMESPACE: {NAMESPACE: namespace}}
 
     def plan(self, kind: str, name: str) -> Plan:
         """What a pass over this object would do."""
-        resource = self.get(kind, name)
-        return RECONCILERS[kind](resource, self.snapshot(resource))
+        return RECONCILERS[kind].reconcile(*self.snapshot(kind, name))
 
     def look(self, kind: str, name: str) -> Plan:
         """One pass: decide and carry out."""
@@ -187,39 +171,6 @@ class MemoryCluster:
         metadata["finalizers"] = new.get("finalizers", metadata.get("finalizers", []))
         if "deletionTimestamp" in metadata and not metadata["finalizers"]:
             self.remove(kind, name)
-
-    def _newer(self, resource: Resource) -> int:
-        """Of a record: how many of the same line or Dataset were created later."""
-        own = self.objects.get((resource.kind, resource.name))
-        if own is None or not isinstance(resource, Checkpoint | DatasetVersion):
-            return 0
-        others = [
-            manifest
-            for manifest in self.of(resource.kind).values()
-            if "deletionTimestamp" not in manifest["metadata"]
-            and (
-                manifest["spec"]["model"] == resource.spec.model
-                if isinstance(resource, Checkpoint)
-                else manifest["spec"]["dataset"] == resource.spec.dataset
-            )
-        ]
-        return sum(_age(other) > _age(own) for other in others)
-
-    def _versions_made_by(self, owner: str) -> list[DatasetVersion]:
-        by_dataset_of = INDEXERS["DatasetVersion"][BY_DATASET_OF]
-        made = [m for m in self.of("DatasetVersion").values() if owner in by_dataset_of(m)]
-        return [DatasetVersion.model_validate(manifest) for manifest in made]
-
-    def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
-        if not isinstance(resource, Checkpoint | DatasetVersion):
-            return ()
-        model = type(resource)
-        records = (model.model_validate(manifest) for manifest in self.of(resource.kind).values())
-        return tuple(
-            record
-            for record in records
-            if record.spec.digest == resource.spec.digest and record.name != resource.name
-        )
 
     def _create(self, create: Create) -> None:
         key = create.manifest["kind"], create.manifest["metadata"]["name"]
@@ -341,11 +292,6 @@ class MemoryCluster:
         """The conditions that are True, with their reasons."""
         conditions = self.objects[kind, name]["status"].get("conditions", ())
         return {c["type"]: c["reason"] for c in conditions if c["status"] == "True"}
-
-
-def _age(manifest: Manifest) -> tuple[str, str]:
-    metadata = manifest["metadata"]
-    return metadata["creationTimestamp"], metadata["name"]
 
 
 def _identity(create: Create, manifest: Manifest) -> str | None:

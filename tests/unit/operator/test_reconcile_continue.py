@@ -28,7 +28,6 @@ from tests.unit.operator.runobjects import (
     trained,
 )
 from tests.unit.operator.runsteps import delete_run, ended
-from tests.unit.operator.test_reconcile_relations import Listings
 
 NEXT, NEXT_UID = "tickets-v2", "0c000000-0000-4000-8000-000000000002"
 NEXT_WEIGHTS = digest("e")
@@ -276,7 +275,7 @@ def test_the_weights_stay_until_the_run_that_continues_from_them_has_ended() -> 
     assert f"FineTuneJob {NEXT}" in told["message"]
 
     run = cluster.objects["FineTuneJob", NEXT]
-    assert Key("Checkpoint", NAMESPACE, CHECKPOINT) in related("FineTuneJob", run, None, Listings(cluster))
+    assert Key("Checkpoint", NAMESPACE, CHECKPOINT) in related("FineTuneJob", run, None, cluster.reader())
     cluster.delete("FineTuneJob", NEXT)
     cluster.look("Checkpoint", CHECKPOINT)
     assert cluster.has_stage_job("cleanup")
@@ -295,7 +294,9 @@ def test_another_record_of_the_same_weights_waits_for_the_run_too() -> None:
     cluster = continuing()
     record = Checkpoint.model_validate(cluster.objects["Checkpoint", CHECKPOINT])
     twin = record.model_copy(update={"metadata": record.metadata.model_copy(update={"name": "twin"})})
-    snapshot = replace(cluster.snapshot(record), runs_with=lambda _: (cluster.job(NEXT),))
+    snapshot = replace(
+        cluster.snapshot("Checkpoint", CHECKPOINT)[1], runs_with=lambda _: (cluster.job(NEXT),)
+    )
 
     assert readers_of(twin, snapshot) == (f"FineTuneJob {NEXT}",)
 
@@ -305,11 +306,11 @@ def test_a_checkpoint_leads_to_the_runs_that_wait_for_it() -> None:
     cluster.add({**next_run(), "metadata": {"name": "third", "uid": "third"}})
     waiting = Key("FineTuneJob", NAMESPACE, "third")
     record = cluster.objects["Checkpoint", CHECKPOINT]
-    assert waiting in related("Checkpoint", None, record, Listings(cluster))
+    assert waiting in related("Checkpoint", None, record, cluster.reader())
 
     cluster.objects["FineTuneJob", "third"]["status"] = cluster.objects["FineTuneJob", "tickets-v1"]["status"]
 
-    assert waiting not in related("Checkpoint", None, record, Listings(cluster))
+    assert waiting not in related("Checkpoint", None, record, cluster.reader())
 
 
 def test_a_restored_run_says_again_what_it_continued_from() -> None:

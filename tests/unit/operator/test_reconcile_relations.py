@@ -1,15 +1,8 @@
 """Which objects are looked at again when another one changes."""
 
-from collections.abc import Iterable
-
 import pytest
 
-from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.indexes import INDEXERS, address
-from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.relations import concerned_by_champion, related
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
@@ -23,33 +16,6 @@ from tests.unit.operator.runobjects import (
     profile,
 )
 from tests.unit.operator.runsteps import reached
-
-
-class Listings:
-    """Looks up in a memory cluster what the controller looks up in its caches."""
-
-    def __init__(self, cluster: MemoryCluster) -> None:
-        self._cluster = cluster
-
-    def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
-        indexer = INDEXERS[kind][index]
-        return [manifest for manifest in self._cluster.of(kind).values() if value in indexer(manifest)]
-
-    def computeprofiles(self) -> Iterable[ComputeProfile]:
-        return [ComputeProfile.model_validate(m) for m in self._cluster.of("ComputeProfile").values()]
-
-    def checkpoints(self, namespace: str) -> CheckpointIndex:
-        found = (
-            m for m in self._cluster.of("Checkpoint").values() if m["metadata"]["namespace"] == namespace
-        )
-        return CheckpointIndex(map(Checkpoint.model_validate, found))
-
-    def records_of(self, content: str) -> Iterable[Checkpoint | DatasetVersion]:
-        records: list[Checkpoint | DatasetVersion] = [
-            *map(Checkpoint.model_validate, self._cluster.of("Checkpoint").values()),
-            *map(DatasetVersion.model_validate, self._cluster.of("DatasetVersion").values()),
-        ]
-        return [each for each in records if content in {each.spec.digest, address(each.namespace, each.name)}]
 
 
 def endpoint(name: str, served: str = "", **model: object) -> Manifest:
@@ -71,7 +37,7 @@ def cluster() -> MemoryCluster:
 
 
 def names(cluster: MemoryCluster, kind: str, name: str) -> set[tuple[str, str]]:
-    keys = related(kind, None, cluster.objects[kind, name], Listings(cluster))
+    keys = related(kind, None, cluster.objects[kind, name], cluster.reader())
     assert all(key.namespace == NAMESPACE for key in keys)
     return {(key.kind, key.name) for key in keys}
 
@@ -86,8 +52,8 @@ def test_a_job_and_its_pod_lead_to_their_owner(cluster: MemoryCluster) -> None:
 def test_labels_that_name_a_foreign_kind_lead_nowhere(cluster: MemoryCluster) -> None:
     labels = {"finetune.dev/owner-kind": "Secret", "finetune.dev/owner-name": "admin"}
     foreign = {"metadata": {"name": "x", "namespace": "team", "labels": labels}}
-    assert related("Job", None, foreign, Listings(cluster)) == frozenset()
-    assert related("Service", None, {"metadata": {"name": "x"}}, Listings(cluster)) == frozenset()
+    assert related("Job", None, foreign, cluster.reader()) == frozenset()
+    assert related("Service", None, {"metadata": {"name": "x"}}, cluster.reader()) == frozenset()
 
 
 def test_a_dataset_leads_to_the_runs_that_wait_for_it_and_to_its_version(cluster: MemoryCluster) -> None:
@@ -131,7 +97,7 @@ def test_another_champion_concerns_followers_unfinished_runs_and_what_is_approve
     rival_of(cluster, "of-an-ended-run")
     rival_of(cluster, "approved", approval={"state": "Approved"})
     rival_of(cluster, "promoted")["status"] = {"promotedAt": "2030-01-01T00:00:00Z"}
-    keys = concerned_by_champion(NAMESPACE, "ticket-routing", Listings(cluster))
+    keys = concerned_by_champion(NAMESPACE, "ticket-routing", cluster.reader())
     assert {(key.kind, key.name) for key in keys} == {
         ("FineTuneJob", JOB),
         ("Checkpoint", CHECKPOINT),
@@ -140,7 +106,7 @@ def test_another_champion_concerns_followers_unfinished_runs_and_what_is_approve
     }
     cluster.succeed("evaluate", evaluated())
     cluster.settle()
-    after = concerned_by_champion(NAMESPACE, "ticket-routing", Listings(cluster))
+    after = concerned_by_champion(NAMESPACE, "ticket-routing", cluster.reader())
     assert after == {Key("InferenceDeployment", NAMESPACE, "follower")}
 
 
@@ -154,7 +120,7 @@ def test_an_endpoint_leads_to_what_it_serves_and_to_what_it_served(cluster: Memo
     checkpoint = Key("Checkpoint", NAMESPACE, CHECKPOINT)
     unserved = {**served, "status": {}}
     for old, new in ((None, served), (served, unserved), (unserved, served), (served, None)):
-        assert related("InferenceDeployment", old, new, Listings(cluster)) == {checkpoint}
+        assert related("InferenceDeployment", old, new, cluster.reader()) == {checkpoint}
 
 
 def test_an_endpoint_leads_to_the_going_records_that_it_no_longer_needs_in_every_namespace(
@@ -172,11 +138,11 @@ def test_an_endpoint_leads_to_the_going_records_that_it_no_longer_needs_in_every
             since = {"lastTransitionTime": "2030-01-02T03:00:00Z", "status": "True"}
             made["status"] = {"conditions": [{"type": "Reconciling", "reason": reason, **since}]}
     pinning = cluster.add(endpoint("exact", pin={"uri": "s3://b/c", "digest": record["spec"]["digest"]}))
-    assert related("InferenceDeployment", None, pinning, Listings(cluster)) == frozenset()
-    assert related("InferenceDeployment", pinning, pinning, Listings(cluster)) == frozenset()
+    assert related("InferenceDeployment", None, pinning, cluster.reader()) == frozenset()
+    assert related("InferenceDeployment", pinning, pinning, cluster.reader()) == frozenset()
     going_too = {**pinning, "metadata": {**pinning["metadata"], "deletionTimestamp": "2030-01-02T03:00:00Z"}}
     for now in (None, going_too):
-        keys = related("InferenceDeployment", pinning, now, Listings(cluster))
+        keys = related("InferenceDeployment", pinning, now, cluster.reader())
         assert keys == {Key("Checkpoint", "elsewhere", "used")}
 
 
@@ -185,7 +151,7 @@ def test_a_profile_leads_to_what_uses_it_by_name_or_by_default(cluster: MemoryCl
     named["metadata"] = {"name": "named", "uid": "named"}
     cluster.add(named)
     cluster.change("Dataset", DATASET, split={"seed": 7})
-    keys = related("ComputeProfile", None, cluster.objects["ComputeProfile", "cpu"], Listings(cluster))
+    keys = related("ComputeProfile", None, cluster.objects["ComputeProfile", "cpu"], cluster.reader())
     assert keys == {
         Key("FineTuneJob", NAMESPACE, JOB),
         Key("Dataset", NAMESPACE, DATASET),
@@ -193,40 +159,40 @@ def test_a_profile_leads_to_what_uses_it_by_name_or_by_default(cluster: MemoryCl
     }
     changed = {"metadata": {"name": "a100"}}
     assert Key("FineTuneJob", NAMESPACE, "named") in related(
-        "ComputeProfile", None, changed, Listings(cluster)
+        "ComputeProfile", None, changed, cluster.reader()
     )
 
 
 def test_a_profile_that_is_not_the_default_leads_to_nobody_who_names_none(cluster: MemoryCluster) -> None:
     plain = profile("plain", default=False)
-    assert related("ComputeProfile", None, plain, Listings(cluster)) == frozenset()
-    was_default = related("ComputeProfile", profile("plain"), plain, Listings(cluster))
+    assert related("ComputeProfile", None, plain, cluster.reader()) == frozenset()
+    was_default = related("ComputeProfile", profile("plain"), plain, cluster.reader())
     assert Key("FineTuneJob", NAMESPACE, JOB) in was_default
 
 
 def test_the_status_of_a_profile_leads_to_nothing(cluster: MemoryCluster) -> None:
     before = cluster.objects["ComputeProfile", "cpu"]
     after = {**before, "status": {"observedGeneration": 7}}
-    assert related("ComputeProfile", before, after, Listings(cluster)) == frozenset()
+    assert related("ComputeProfile", before, after, cluster.reader()) == frozenset()
 
 
 def test_a_profile_leads_to_the_other_default_profiles() -> None:
     cluster = MemoryCluster(profile("first"), profile("second"), profile("other", default=False))
     first = cluster.objects["ComputeProfile", "first"]
-    assert related("ComputeProfile", None, first, Listings(cluster)) == {Key("ComputeProfile", "", "second")}
+    assert related("ComputeProfile", None, first, cluster.reader()) == {Key("ComputeProfile", "", "second")}
 
 
 def test_a_profile_leads_to_nothing_that_is_through(cluster: MemoryCluster) -> None:
     cluster.succeed("evaluate", evaluated())
     cluster.settle()
-    keys = related("ComputeProfile", None, cluster.objects["ComputeProfile", "cpu"], Listings(cluster))
+    keys = related("ComputeProfile", None, cluster.objects["ComputeProfile", "cpu"], cluster.reader())
     assert {key.kind for key in keys} == {"InferenceDeployment"}
 
 
 def test_a_deleted_run_still_leads_to_its_checkpoints(cluster: MemoryCluster) -> None:
     manifest = cluster.objects["FineTuneJob", JOB]
     cluster.remove("FineTuneJob", JOB)
-    keys = related("FineTuneJob", manifest, None, Listings(cluster))
+    keys = related("FineTuneJob", manifest, None, cluster.reader())
     assert keys == {Key("Checkpoint", NAMESPACE, CHECKPOINT)}
 
 

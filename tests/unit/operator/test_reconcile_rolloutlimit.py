@@ -7,7 +7,6 @@ from finetune_operator.reconcile.relations import related
 from finetune_operator.reconcile.turns import rollout_turn
 from tests.unit.operator.endpoints import Cluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
-from tests.unit.operator.test_reconcile_relations import Listings
 
 
 def other(serving: str = "old", state: str = "RollingOut", **spec: object) -> InferenceDeployment:
@@ -96,9 +95,9 @@ def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_i
     cluster.settle()
     known = MemoryCluster(cluster.endpoint.to_dict())
     before, after = other().to_dict(), other(state="Live").to_dict()
-    assert related("InferenceDeployment", before, before, Listings(known)) == frozenset()
+    assert related("InferenceDeployment", before, before, known.reader()) == frozenset()
     for now in (after, None):
-        keys = related("InferenceDeployment", before, now, Listings(known))
+        keys = related("InferenceDeployment", before, now, known.reader())
         assert keys == {Key("InferenceDeployment", "team", "desk")}
 
 

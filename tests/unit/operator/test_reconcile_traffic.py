@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     ServiceTraffic,
@@ -30,8 +31,10 @@ def traffic(
         Snapshot(
             now=NOW,
             facts=FACTS,
-            services={"desk": service(selects)} if has_service else {},
-            deployments={name: {} for name in deployments.split()},
+            children={
+                SERVICE: {"desk": service(selects)} if has_service else {},
+                DEPLOYMENT: {name: {} for name in deployments.split()},
+            },
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import SERVICE
 from finetune_operator.manifests.serving import Revision
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
@@ -23,6 +24,7 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
 from finetune_operator.reconcile.inferencedeployment.view import View, state_of
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.secondaries import no_children
 from finetune_operator.reconcile.snapshot import Snapshot
 from tests.unit.operator.endpoints import FACTS, NOW, Cluster, checkpoint, endpoint, profile, serving
 from tests.unit.operator.test_reconcile_rolloutlimit import other
@@ -150,7 +152,8 @@ def view(recorded: str, tried: str, routed: str) -> View:
     selector = {"finetune.dev/revision": names[routed]}
     services = {"desk": {"metadata": {"name": "desk"}, "spec": {"selector": selector}}}
     entry = {"name": wanted.name, "state": recorded, "specHash": tried}
-    return View(endpoint({"revisions": [entry]}), replace(snapshot, services=services), targets, wanted)
+    snapshot = replace(snapshot, children={**no_children(), SERVICE: services})
+    return View(endpoint({"revisions": [entry]}), snapshot, targets, wanted)
 
 
 @pytest.mark.parametrize(

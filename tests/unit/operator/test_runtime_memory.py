@@ -1,6 +1,7 @@
 """What thousands of objects cost: caches keep what is read, and models share what is equal."""
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.engine.resources import JOB, POD
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.models import SETTLED_KEPT, Models
@@ -18,16 +19,18 @@ def run() -> Manifest:
 
 def test_a_cached_job_does_not_hold_the_template_of_its_pods() -> None:
     caches = Caches()
-    caches.jobs.put({"metadata": METADATA, "spec": {"backoffLimit": 3, "template": {"spec": POD_SPEC}}})
-    job = caches.jobs.get("team", "run-train")
+    caches.children[JOB].put(
+        {"metadata": METADATA, "spec": {"backoffLimit": 3, "template": {"spec": POD_SPEC}}}
+    )
+    job = caches.children[JOB].get("team", "run-train")
     assert job is not None
     assert job["spec"] == {"backoffLimit": 3}
 
 
 def test_a_cached_pod_holds_where_it_runs_and_which_images_and_not_what_they_were_told() -> None:
     caches = Caches()
-    caches.pods.put({"metadata": METADATA, "spec": POD_SPEC, "status": {"phase": "Running"}})
-    pod = caches.pods.get("team", "run-train")
+    caches.children[POD].put({"metadata": METADATA, "spec": POD_SPEC, "status": {"phase": "Running"}})
+    pod = caches.children[POD].get("team", "run-train")
     assert pod is not None
     assert pod["spec"] == {
         "nodeName": "node",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests.labels import FINALIZER
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.relations import related
@@ -59,10 +60,11 @@ class Scene:
             resource,
             now=datetime(2030, 1, 2, 5, 0, tzinfo=UTC),
             facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
+            entropy=bytes(KEY_BYTES),
             service_accounts=frozenset(),
             progress=None,
         )
-        return RECONCILERS[resource.kind](resource, snapshot)
+        return RECONCILERS[resource.kind].reconcile(resource, snapshot)
 
 
 def endpoint(namespace: str, **fields: Any) -> Manifest:

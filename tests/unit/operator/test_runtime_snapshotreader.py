@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
+from finetune_operator.engine.resources import DEPLOYMENT, JOB, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.ownership import versions_of
@@ -90,15 +90,15 @@ class Scene:
         resource = self.reader.resource(Key("FineTuneJob", "team", "run"))
         assert resource is not None
         return self.reader.snapshot(
-            resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
+            resource, now=NOW, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
         )
 
 
 def test_only_children_by_uid_are_seen() -> None:
     scene = Scene()
-    scene.caches.jobs.put(child("Job", "ours", ("FineTuneJob", "run", OWNER)))
-    scene.caches.jobs.put(child("Job", "predecessors", ("FineTuneJob", "run", "uid-earlier")))
-    assert set(scene.snapshot().jobs) == {"ours"}
+    scene.caches.children[JOB].put(child("Job", "ours", ("FineTuneJob", "run", OWNER)))
+    scene.caches.children[JOB].put(child("Job", "predecessors", ("FineTuneJob", "run", "uid-earlier")))
+    assert set(scene.snapshot().children[JOB]) == {"ours"}
 
 
 def test_policies_and_budgets_are_children_by_uid_too() -> None:
@@ -108,44 +108,44 @@ def test_policies_and_budgets_are_children_by_uid_too() -> None:
         store.put(child(kind, "ours", ("FineTuneJob", "run", OWNER)))
         store.put(child(kind, "predecessors", ("FineTuneJob", "run", "uid-earlier")))
     snapshot = scene.snapshot()
-    assert set(snapshot.network_policies) == set(snapshot.disruption_budgets) == {"ours"}
+    assert set(snapshot.children[NETWORK_POLICY]) == set(snapshot.children[POD_DISRUPTION_BUDGET]) == {"ours"}
 
 
 def test_a_pod_belongs_to_its_jobs_owner() -> None:
     scene = Scene()
-    scene.caches.jobs.put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
-    scene.caches.pods.put(child("Pod", "train-abc", ("Job", "train", "uid-train")))
-    assert set(scene.snapshot().pods) == {"train-abc"}
+    scene.caches.children[JOB].put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
+    scene.caches.children[POD].put(child("Pod", "train-abc", ("Job", "train", "uid-train")))
+    assert set(scene.snapshot().children[POD]) == {"train-abc"}
 
 
 def test_a_pod_that_only_carries_our_labels_is_not_believed() -> None:
     scene = Scene()
-    scene.caches.jobs.put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
-    scene.caches.pods.put(child("Pod", "forged", ("Job", "train", "uid-of-another-job")))
+    scene.caches.children[JOB].put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
+    scene.caches.children[POD].put(child("Pod", "forged", ("Job", "train", "uid-of-another-job")))
     loner = child("Pod", "loner", ("Job", "train", "uid-train"))
     loner["metadata"]["ownerReferences"] = []
-    scene.caches.pods.put(loner)
-    assert set(scene.snapshot().pods) == set()
+    scene.caches.children[POD].put(loner)
+    assert set(scene.snapshot().children[POD]) == set()
 
 
 def test_pods_of_a_job_that_is_gone_are_known_by_its_name_and_not_among_the_children() -> None:
     scene = Scene()
     for name in ("train-a", "train-b"):
-        scene.caches.pods.put(child("Pod", name, ("Job", "train", "uid-of-a-deleted-job")))
-    scene.caches.pods.put(
+        scene.caches.children[POD].put(child("Pod", name, ("Job", "train", "uid-of-a-deleted-job")))
+    scene.caches.children[POD].put(
         child("Pod", "other-run", ("Job", "train", "uid-of-a-deleted-job"), run="uid-other")
     )
     snapshot = scene.snapshot()
-    assert set(snapshot.pods) == set()
+    assert set(snapshot.children[POD]) == set()
     assert {pod["metadata"]["name"] for pod in snapshot.orphans["train"]} == {"train-a", "train-b"}
 
 
 def test_a_pod_of_a_deployment_belongs_to_the_deployments_owner() -> None:
     scene = Scene()
-    scene.caches.deployments.put(child("Deployment", "endpoint-1a2b", ("FineTuneJob", "run", OWNER)))
-    scene.caches.pods.put(child("Pod", "p", ("ReplicaSet", "endpoint-1a2b-7f8d", "uid-rs")))
-    scene.caches.pods.put(child("Pod", "q", ("ReplicaSet", "other-7f8d", "uid-other")))
-    assert set(scene.snapshot().pods) == {"p"}
+    scene.caches.children[DEPLOYMENT].put(child("Deployment", "endpoint-1a2b", ("FineTuneJob", "run", OWNER)))
+    scene.caches.children[POD].put(child("Pod", "p", ("ReplicaSet", "endpoint-1a2b-7f8d", "uid-rs")))
+    scene.caches.children[POD].put(child("Pod", "q", ("ReplicaSet", "other-7f8d", "uid-other")))
+    assert set(scene.snapshot().children[POD]) == {"p"}
 
 
 def test_objects_of_other_namespaces_are_not_seen() -> None:
@@ -212,7 +212,7 @@ def test_a_record_that_is_being_deleted_sees_others_of_its_content_in_any_namesp
         resource = scene.reader.resource(Key("Checkpoint", "team", "going"))
         assert resource is not None
         snapshot = scene.reader.snapshot(
-            resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
+            resource, now=NOW, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
         )
         return [record.name for record in snapshot.same_content]
 
@@ -233,7 +233,7 @@ def newer(caches: Caches, reader: SnapshotReader, kind: str) -> dict[str, int]:
         resource = reader.resource(Key(kind, "team", name))
         assert resource is not None
         snapshot = reader.snapshot(
-            resource, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None
+            resource, now=NOW, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
         )
         counts[name] = snapshot.newer
     return counts
@@ -307,7 +307,9 @@ def test_the_end_of_a_dataset_reads_its_own_versions_however_many_there_are(
     dataset = Dataset.model_validate(
         obj("Dataset", "tickets", spec={"source": {"uri": "pvc://rows/a.jsonl"}})
     )
-    snapshot = reader.snapshot(dataset, now=NOW, facts=FACTS, service_accounts=frozenset(), progress=None)
+    snapshot = reader.snapshot(
+        dataset, now=NOW, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
+    )
     assert {version.name for version in versions_of(dataset, snapshot)} == {"standing", "going"}
     assert sorted(read) == ["going", "standing"]
 

@@ -23,9 +23,8 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
-from finetune_operator.runtime.claims import Claims
 from finetune_operator.runtime.controller import Controller
-from finetune_operator.runtime.namespaces import Namespaces
+from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import checkpoint
 
@@ -79,8 +78,7 @@ class Scene:
                 precious=lambda _: False,
             ),
             events=events,
-            claims=Claims(self.cluster),
-            namespaces=Namespaces(self.cluster),
+            lookups=Lookups(self.cluster),
             board=ProgressBoard(lambda _key, _seconds: None),
             metrics=Metrics(),
             facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),

@@ -18,23 +18,24 @@ from finetune_operator.reconcile.dataset.preparation import prepare
 from finetune_operator.reconcile.dataset.timing import is_asked, until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
+from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
 
-__all__ = ["claims", "reconcile"]
+__all__ = ["needs", "reconcile"]
 
 
-def claims(dataset: Dataset, snapshot: Snapshot) -> frozenset[str]:
-    """Claims to look at: none while a preparation runs, or while none is due."""
+def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
+    """Claims: none while a preparation runs, or while none is due."""
     rests = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
     if rests or is_stage_running(snapshot):
-        return frozenset()
+        return NOTHING
     profile = profile_of(dataset, snapshot)
     store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else None
-    return storage.claim_names(store_uri, dataset.spec.source.uri)
+    return storage.claims_of(store_uri, dataset.spec.source.uri)
 
 
 def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:

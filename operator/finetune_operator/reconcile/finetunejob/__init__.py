@@ -17,13 +17,13 @@ from finetune_operator.reconcile.finetunejob.parent import parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.promote import promote
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import begins, claims
+from finetune_operator.reconcile.finetunejob.surroundings import begins, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status.conditions import is_finished
 
-__all__ = ["claims", "reconcile"]
+__all__ = ["needs", "reconcile"]
 
 
 def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:

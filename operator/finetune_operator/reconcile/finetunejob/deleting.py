@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.pods import has_ended
 from finetune_operator.plan import Plan
@@ -22,7 +23,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """One pass: the run goes when its folder in the store is gone, or was given up; its records before."""
     store = job.status.resolved.store
-    is_simple = not is_held(job) or snapshot.namespace_terminating
+    is_simple = not is_held(job) or snapshot.is_namespace_terminating
     if store is None or is_simple or _is_without_claim(store, snapshot):
         return delete_with(job, records(job, snapshot), snapshot)
     draft = Draft(snapshot)
@@ -45,7 +46,7 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
 def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
     """Whether the folder went with its volume."""
     claim = storage.claim_name(store)
-    return claim is not None and claim in snapshot.claims and snapshot.claims[claim] is None
+    return claim is not None and snapshot.is_missing(CLAIM, claim)
 
 
 def _time_left(job: FineTuneJob, snapshot: Snapshot) -> timedelta:

@@ -13,6 +13,7 @@ from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
 from finetune_operator.reconcile.results import contract_of_jobs
+from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
@@ -33,19 +34,19 @@ class Surroundings:
     trainer: Trainer
 
 
-def claims(job: FineTuneJob, snapshot: Snapshot) -> frozenset[str]:
-    """Claims to look at: none while a stage runs, because nothing is about to be created.
+def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
+    """Claims: none while a stage runs, because nothing is about to be created.
 
     Of a run that is being deleted: the one with its folder.
     """
     if job.metadata.deletion_timestamp is not None:
-        return storage.claim_names(job.status.resolved.store) if is_held(job) else frozenset()
+        return storage.claims_of(job.status.resolved.store) if is_held(job) else NOTHING
     if job.spec.suspend or is_finished(job) or is_stage_running(snapshot):
-        return frozenset()
+        return NOTHING
     profile = _profile(job, snapshot)
     store = None if isinstance(profile, Blocked) else _store(job, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else job.status.resolved.store
-    return storage.claim_names(store_uri, *(uri for _, uri, _ in _inputs(job)))
+    return storage.claims_of(store_uri, *(uri for _, uri, _ in _inputs(job)))
 
 
 def _inputs(job: FineTuneJob) -> tuple[tuple[str, str, str], ...]:

@@ -8,16 +8,17 @@ from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.view import View
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
+from finetune_operator.reconcile.secondaries import Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
-from finetune_operator.reconcile.storage import claim_names
+from finetune_operator.reconcile.storage import claims_of
 
-__all__ = ["claims", "reconcile"]
+__all__ = ["needs", "reconcile"]
 
 
-def claims(endpoint: InferenceDeployment, snapshot: Snapshot) -> frozenset[str]:
+def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
     """The claims that hold the weights to be served."""
-    return claim_names(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
+    return claims_of(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
 
 
 def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:

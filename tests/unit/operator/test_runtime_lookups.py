@@ -4,8 +4,9 @@ import asyncio
 from typing import Any, cast
 
 from finetune_operator.engine.errors import Unavailable
+from finetune_operator.engine.resources import CLAIM
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.runtime.claims import LONGEST, SHORTEST, Claims
+from finetune_operator.runtime.lookups import MAX_SECONDS, MIN_SECONDS, Lookups
 from tests.unit.operator.skippingclock import clock, run
 
 NAMES = [Key("FineTuneJob", "team", f"run-{number}") for number in range(1000)]
@@ -33,14 +34,14 @@ class Server:
 class Scene:
     def __init__(self) -> None:
         self.server = Server()
-        self.claims = Claims(cast(Any, self.server), clock)
+        self.lookups = Lookups(cast(Any, self.server), clock=clock)
         self.woken: list[Key] = []
-        self.task = asyncio.create_task(self.claims.keep_looking(self.woken.append))
+        self.task = asyncio.create_task(self.lookups.keep_looking(self.woken.append))
 
     async def passes(self, *keys: Key) -> None:
         for key in keys:
-            found = await self.claims.get(key.namespace, "artifacts")
-            self.claims.note(key, {"artifacts": found})
+            found = await self.lookups.get(CLAIM, key.namespace, "artifacts")
+            self.lookups.note(key, {CLAIM: {"artifacts": found}})
 
 
 def test_those_that_wait_for_a_claim_are_woken_when_it_is_there_and_not_before() -> None:
@@ -52,7 +53,7 @@ def test_those_that_wait_for_a_claim_are_woken_when_it_is_there_and_not_before()
         # Once when it was needed, and then more and more rarely.
         assert len(scene.server.asked) < 40
         scene.server.claim = claim()
-        await asyncio.sleep(LONGEST + SHORTEST)
+        await asyncio.sleep(MAX_SECONDS + MIN_SECONDS)
         assert sorted(scene.woken) == sorted(NAMES)
         await scene.passes(*NAMES)
         asked = len(scene.server.asked)
@@ -68,9 +69,9 @@ def test_a_claim_that_is_made_soon_is_seen_soon() -> None:
         scene = Scene()
         await scene.passes(NAMES[0])
         scene.server.claim = claim()
-        await asyncio.sleep(SHORTEST + 5)
+        await asyncio.sleep(MIN_SECONDS + 5)
         assert scene.woken == [NAMES[0]]
-        assert await scene.claims.get("team", "artifacts") == scene.server.claim
+        assert await scene.lookups.get(CLAIM, "team", "artifacts") == scene.server.claim
         scene.task.cancel()
 
     run(test())
@@ -84,7 +85,7 @@ def test_a_claim_that_not_all_nodes_can_mount_is_waited_for_until_it_is_another_
         await asyncio.sleep(600)
         assert scene.woken == []
         scene.server.claim = claim(uid="another")
-        await asyncio.sleep(LONGEST)
+        await asyncio.sleep(MAX_SECONDS)
         assert scene.woken == [NAMES[0]]
         scene.task.cancel()
 
@@ -110,7 +111,7 @@ def test_what_needs_no_claim_any_more_waits_for_none() -> None:
     async def test() -> None:
         scene = Scene()
         await scene.passes(NAMES[0], NAMES[1])
-        scene.claims.note(NAMES[0], {})
+        scene.lookups.note(NAMES[0], {})
         scene.server.claim = claim()
         await asyncio.sleep(60)
         assert scene.woken == [NAMES[1]]
