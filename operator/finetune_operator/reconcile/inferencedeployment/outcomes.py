@@ -35,7 +35,7 @@ class Outcome:
 
 
 def put_off(view: View) -> Outcome:
-    """Without replicas nothing shows whether the revision can serve, so nothing of it is started."""
+    """Wait for the first replica: without one nothing shows whether the revision can serve."""
     until = f"; {view.serving} serves until then" if view.serving else ""
     message = (
         f"spec.replicas is 0: revision {view.wanted.name} ({view.models}) starts with the first"
@@ -45,7 +45,7 @@ def put_off(view: View) -> Outcome:
 
 
 def queue(view: View) -> Outcome:
-    """Naming the endpoints that roll out would make each of their rollouts a write to all that wait."""
+    """Wait for a slot. Naming the endpoints that hold one would make each of their rollouts a write here."""
     profile = view.wanted.profile
     message = (
         f"revision {view.wanted.name} ({view.models}) waits until other endpoints have rolled"
@@ -56,7 +56,7 @@ def queue(view: View) -> Outcome:
 
 
 def start(view: View) -> Outcome:
-    """The first revision of an endpoint gets its requests at once: nobody else can answer them."""
+    """Create the Deployment. The first revision gets the requests at once: no other can answer them."""
     facts = view.snapshot.facts
     deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
     creates = [Create(deployment)]
@@ -72,6 +72,7 @@ def start(view: View) -> Outcome:
 
 
 def wait(view: View) -> Outcome:
+    """Report what the pods wait for."""
     name, trouble = view.wanted.name, view.trouble
     if trouble is None:
         return Outcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting"))
@@ -79,6 +80,7 @@ def wait(view: View) -> Outcome:
 
 
 def serve(view: View) -> Outcome:
+    """Route all requests to the revision."""
     name = view.wanted.name
     is_new = view.recorded is None or view.recorded.state != "Live"
     event = Event("Normal", EventReason.ROLLOUT_SUCCEEDED, f"revision {name}: {view.models}")
@@ -96,7 +98,7 @@ def serve(view: View) -> Outcome:
 
 
 def report(view: View) -> Outcome:
-    """Replicas restart or are added; the rollout itself is long over."""
+    """Report the replicas that restart or are added; the rollout itself has ended."""
     ready = (view.deployment or {}).get("status", {}).get("readyReplicas", 0)
     trouble = view.trouble
     why = f": {trouble.message}" if trouble is not None else ""
@@ -107,6 +109,7 @@ def report(view: View) -> Outcome:
 
 
 def fail(view: View) -> Outcome:
+    """Report why the revision cannot start."""
     failure = view.failure or ""
     return Outcome(
         Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)),
@@ -115,6 +118,7 @@ def fail(view: View) -> Outcome:
 
 
 def roll_back(view: View) -> Outcome:
+    """Delete the Deployment of a revision that failed in an earlier pass."""
     failure = view.recorded.message if view.recorded is not None else ""
     return Outcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), keeps_wanted=False)
 

@@ -37,6 +37,7 @@ class View:
 
     @property
     def serving(self) -> str:
+        """The revision that gets most of the requests, or nothing."""
         return main_revision(self.weights)
 
     @property
