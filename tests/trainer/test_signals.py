@@ -207,11 +207,11 @@ def test_a_signal_ends_a_process_that_still_imports(
 @pytest.mark.parametrize(
     ("stage", "hanging", "code"),
     [
-        ("train", "train.stage.trainable_model", 20),
+        ("train", "train.session.trainable_model", 20),
         ("evaluate", "evaluate.stage.load_base", 20),
         ("preflight", "preflight.stage.load_tokenizer", 20),
         ("serve", "serve.loading.load", 0),
-        ("fetch", "fetch.copy_artifact", 143),
+        ("fetch", "serve.fetch.copy_artifact", 143),
     ],
 )
 def test_a_signal_ends_a_process_that_loads_what_it_needs(
@@ -231,7 +231,7 @@ def test_a_signal_ends_a_process_that_loads_what_it_needs(
 def test_a_signal_ends_a_process_that_hangs_in_a_call_with_nothing_to_save(
     begin: Begin, bench: Workbench
 ) -> None:
-    hangs = Hangs("train.stage.trainable_model", never_return, AT_ONCE)
+    hangs = Hangs("train.session.trainable_model", never_return, AT_ONCE)
     process = begin(config_of("train", bench), arm=hangs)
     process.read_until("hanging")
     process.send_signal(signal.SIGTERM)

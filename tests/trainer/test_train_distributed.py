@@ -19,7 +19,7 @@ from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
 from finetune_trainer.entrypoint import process
-from finetune_trainer.train import method, stage, trainer
+from finetune_trainer.train import method, session, stage, trainer
 from finetune_trainer.train.method import Trainable
 from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh
 from tests.trainer.test_train_watchdog import Blocks
@@ -66,7 +66,7 @@ def have_room_for_one_row() -> None:
         model.register_forward_pre_hook(before, with_kwargs=True)
         return model
 
-    vars(stage)["trainable_model"] = load
+    vars(session)["trainable_model"] = load
 
 
 KEY = bytes(range(32))

@@ -14,7 +14,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train import stage
+from finetune_trainer.train import session
 from finetune_trainer.train.guards.memory import FILE
 from finetune_trainer.train.method import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere, weights
@@ -74,7 +74,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], Device]:
             model.register_forward_pre_hook(device.before, with_kwargs=True)
             return model
 
-        monkeypatch.setattr(stage, "trainable_model", loaded)
+        monkeypatch.setattr(session, "trainable_model", loaded)
         return device
 
     return use
@@ -214,7 +214,7 @@ def test_smaller_batches_are_no_answer_to_a_model_that_does_not_fit(
         loads.append(1)
         gpu_is_full()
 
-    monkeypatch.setattr(stage, "trainable_model", load)
+    monkeypatch.setattr(session, "trainable_model", load)
 
     failure = bench.train_failure(config_for(bench, 4, 1))
 

@@ -5,7 +5,7 @@ import pytest
 
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.throughput import STEPS, Pace
+from finetune_trainer.train.throughput import STEPS, StepFigures, Throughput
 from tools.cluster.ports import free_port
 
 
@@ -54,14 +54,14 @@ def test_training_goes_on_without_metrics_where_the_port_is_taken(caplog: pytest
 
 
 def test_the_loss_shown_is_the_token_mean_of_the_last_steps() -> None:
-    pace = Pace(total_steps=100)
-    pace.begin_step()
-    pace.end_step(nats=1000, labels=10, tokens=10)
+    throughput = Throughput(total_steps=100)
+    throughput.begin_step()
+    throughput.end_step(StepFigures(loss_sum=1000, labels=10, tokens=10))
     for _ in range(STEPS - 1):
-        pace.end_step(nats=2, labels=2, tokens=10)
-    pace.end_step(nats=30, labels=10, tokens=10)
+        throughput.end_step(StepFigures(loss_sum=2, labels=2, tokens=10))
+    throughput.end_step(StepFigures(loss_sum=30, labels=10, tokens=10))
 
-    progress = pace.progress(step=21, epoch=1, learning_rate=1e-3)
+    progress = throughput.progress(step=21, epoch=1, learning_rate=1e-3)
 
     assert progress.loss == pytest.approx((2 * (STEPS - 1) + 30) / (2 * (STEPS - 1) + 10))
     assert progress.step == 21
@@ -69,8 +69,8 @@ def test_the_loss_shown_is_the_token_mean_of_the_last_steps() -> None:
 
 
 def test_nothing_is_left_to_wait_for_after_the_last_step() -> None:
-    pace = Pace(total_steps=1)
-    pace.begin_step()
-    pace.end_step(nats=1, labels=1, tokens=1)
+    throughput = Throughput(total_steps=1)
+    throughput.begin_step()
+    throughput.end_step(StepFigures(loss_sum=1, labels=1, tokens=1))
 
-    assert pace.progress(step=1, epoch=1, learning_rate=0).eta_seconds == 0
+    assert throughput.progress(step=1, epoch=1, learning_rate=0).eta_seconds == 0

@@ -11,7 +11,7 @@ from torch.distributed import distributed_c10d
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.train.loop import Loop
+from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.trainer import arguments
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import VARIABLE, as_a_gpu_trains, tiny_in_bfloat16
@@ -37,18 +37,18 @@ def train_as_on_a_gpu() -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("an object of another process is unpickled")
 
-    check = Loop.on_pre_optimizer_step
+    check = Divergence.before_update
 
-    def checked(self: Loop, *arguments: Any, optimizer: torch.optim.Optimizer, **given: Any) -> None:
+    def checked(self: Divergence, step: int, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 gradient = getattr(parameter.grad, "_local_tensor", parameter.grad)
                 if gradient is not None and not torch.equal(gradient, gradient.bfloat16().float()):
                     print('{"message": "a gradient has more than 8 bits"}', flush=True)
-        check(self, *arguments, optimizer=optimizer, **given)
+        check(self, step, optimizer)
 
     vars(distributed_c10d)["_tensor_to_object"] = refuse
-    Loop.on_pre_optimizer_step = checked  # type: ignore[assignment]
+    Divergence.before_update = checked  # type: ignore[method-assign]
 
 
 def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train import method, stage
+from finetune_trainer.train import method, session
 from finetune_trainer.train.guards.watchdog import Watchdog
 from finetune_trainer.train.method import Trainable
 from tests.trainer.processes import run
@@ -29,7 +29,7 @@ class Blocks:
 
     def __call__(self) -> None:
         os.dup2(os.open(self.errors, os.O_WRONLY | os.O_CREAT), 2)
-        vars(stage)["trainable_model"] = self.load
+        vars(session)["trainable_model"] = self.load
 
     def load(self, *arguments: Any) -> Trainable:
         if self.where == "loading":
@@ -84,7 +84,7 @@ def test_every_batch_validation_batch_and_save_is_a_sign_of_life(
             fed.append(step)
             super().feed(step)
 
-    monkeypatch.setattr(stage, "Watchdog", Recorded)
+    monkeypatch.setattr(session, "Watchdog", Recorded)
 
     bench.train(bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5]), save_every_steps=2, epochs=1))
 

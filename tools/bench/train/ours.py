@@ -17,7 +17,8 @@ from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
-from finetune_trainer.train import loop, stage
+from finetune_trainer.train import stage
+from finetune_trainer.train.callbacks import saving
 from tools.bench.train.stopwatch import Stopwatch
 from tools.bench.train.workload import LORA, hyperparameters, training_rows
 
@@ -33,7 +34,7 @@ class Saves(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == loop.SAVED and isinstance(record.args, tuple):
+        if record.msg == saving.SAVED and isinstance(record.args, tuple):
             self.seconds.append(float(str(record.args[1])))
 
 
@@ -52,8 +53,8 @@ def main(model: Path, workload: str, steps: int, folder: Path) -> None:
         metrics_port=0,
     )
     saves = Saves()
-    loop.logger.addHandler(saves)
-    loop.logger.setLevel(logging.INFO)
+    saving.logger.addHandler(saves)
+    saving.logger.setLevel(logging.INFO)
     stopwatch = Stopwatch()
     reporter = Reporter(None, OWNER, "train")
     result = stage.run(config, StageContext(store=store, reporter=reporter, stop=Stop()))

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from finetune_trainer.evaluate.examples import Example, text_of
 from finetune_trainer.model.load import context_length
-from finetune_trainer.stage.meter import Meter
+from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.batching import Padding, left_padded
 from finetune_trainer.tokens.encode import EncodedRow
 
@@ -32,7 +32,7 @@ class MeasuredModel:
         *,
         batch_size: int,
         max_new_tokens: int,
-        meter: Meter,
+        meter: StageMeter,
     ) -> None:
         self.model: PreTrainedModel | PeftModel = model.eval()
         self.examples = examples

@@ -22,7 +22,7 @@ from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.meter import Meter
+from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.template import load_tokenizer, stop_token_ids
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     tokenizer = load_tokenizer(base)
     examples = encode_examples(rows, tokenizer, config.max_sequence_length, config.split)
     _check(examples, config)
-    meter = Meter(context, len(examples) * len(config.subjects) * len(config.metrics))
+    meter = StageMeter(context, len(examples) * len(config.subjects) * len(config.metrics))
     scores: list[Score] = []
     for subject, model in _subjects(config, base, checkpoint, device):
         measured = MeasuredModel(

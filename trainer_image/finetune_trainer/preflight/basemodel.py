@@ -13,7 +13,7 @@ from finetune_trainer.preflight.fetching import BaseModel
 from finetune_trainer.preflight.files import invalid
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.meter import Meter
+from finetune_trainer.stage.meter import StageMeter
 
 CHUNK_BYTES: Final = 1 << 20
 
@@ -37,7 +37,9 @@ def check_digest(uri: str, found: Digest, expected: Digest | None, parent: Paren
     )
 
 
-def store_model(uri: str, model: BaseModel, manifest: Manifest, context: StageContext, meter: Meter) -> None:
+def store_model(
+    uri: str, model: BaseModel, manifest: Manifest, context: StageContext, meter: StageMeter
+) -> None:
     """Have the model in the store; a download is linked or moved there, other files are copied.
 
     Counts the bytes on `meter` twice: when they are taken, and when the store keeps them.
@@ -60,7 +62,7 @@ def store_model(uri: str, model: BaseModel, manifest: Manifest, context: StageCo
         context.store.remember_model(model.source, ref)
 
 
-def _take(model: BaseModel, file: FileEntry, staging: Path, meter: Meter) -> None:
+def _take(model: BaseModel, file: FileEntry, staging: Path, meter: StageMeter) -> None:
     source, target = model.folder / file.path, staging / file.path
     if model.source is not None:
         _link(source, target)

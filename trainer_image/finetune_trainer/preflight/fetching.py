@@ -18,7 +18,7 @@ from finetune_trainer.remote.limits import MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.meter import Meter
+from finetune_trainer.stage.meter import StageMeter
 
 DOWNLOAD: Final = "base-model"
 """Folder in the run's folder; what is left there by a pod that was stopped, the next one goes on with."""
@@ -127,6 +127,6 @@ def _download(remote: RemoteSource, uri: str, here: Path, context: StageContext)
     there = {file.name: file for file in remote.files}
     remote.download([there[name] for name in sorted(described_by(set(there)))], here)
     chosen = [there[name] for name in choose(here, uri, set(there))]
-    meter = Meter(context, sum(file.size or 0 for file in chosen), MEBIBYTE)
+    meter = StageMeter(context, sum(file.size or 0 for file in chosen), MEBIBYTE)
     meter.begin(f"downloading {uri}")
     remote.download(chosen, here, meter.add)

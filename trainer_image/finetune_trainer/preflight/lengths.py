@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.rows import Row, SplitName
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.stage.meter import Meter
+from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import Encoder
 from finetune_trainer.tokens.encode import RowNotEncodable
 
@@ -45,7 +45,7 @@ class Lengths:
 
 
 def measure(
-    splits: Mapping[SplitName, list[Row]], encoder: Encoder, meter: Meter, cost: int
+    splits: Mapping[SplitName, list[Row]], encoder: Encoder, meter: StageMeter, cost: int
 ) -> dict[SplitName, Lengths]:
     """The lengths of each split's rows; each row counts `cost` on the meter.
 

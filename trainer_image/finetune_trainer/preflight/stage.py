@@ -24,7 +24,7 @@ from finetune_trainer.preflight.tokenreport import token_report, write_token_rep
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.meter import Meter
+from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import encoder_of
 from finetune_trainer.tokens.template import load_tokenizer, template_name
 
@@ -64,7 +64,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         files = model_files(source, uri)
         # Hashed, taken, and kept by the store.
         total = 3 * sum((source / name).stat().st_size for name in files)
-        meter = Meter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
+        meter = StageMeter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
         model_config = load_config(source, uri)
         model = without_weights(model_config, uri)
         check_target_modules(model, config.method)

@@ -23,13 +23,13 @@ from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.fetching import open_source, shown
 from finetune_trainer.prepare.finding import unreadable
-from finetune_trainer.prepare.pace import Pace
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.page import page
 from finetune_trainer.rows import SPLIT_FILES, SplitName
 from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.progress import ProgressMeter
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import RunFolder
 
@@ -81,15 +81,26 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
 class _Listener:
     """Counts rows for the operator, keeps problems, and ends the preparation when the pod is stopped."""
 
-    def __init__(self, pace: Pace, logs: tuple[ProblemLog, AlikeLog], stop: threading.Event) -> None:
-        self._pace = pace
+    def __init__(
+        self,
+        meter: ProgressMeter,
+        total_bytes: int,
+        logs: tuple[ProblemLog, AlikeLog],
+        stop: threading.Event,
+    ) -> None:
+        self._meter = meter
+        self._rows = 0
+        self._total_bytes = total_bytes
         self._stop = stop
         self.problem, self.alike = logs[0].add, logs[1].add
 
     def rows(self, count: int, bytes_read: int) -> None:
+        """How many rows there are is estimated from the bytes that were read until it is known."""
         if self._stop.is_set():
             raise Preempted
-        self._pace.rows(count, bytes_read)
+        self._rows += count
+        total = max(self._rows, round(self._rows * self._total_bytes / max(bytes_read, 1)))
+        self._meter.add(count, total)
 
 
 def _prepare(
@@ -101,13 +112,14 @@ def _prepare(
     folder: Path,
     logs: tuple[ProblemLog, AlikeLog],
 ) -> Prepared:
-    pace = Pace(sum(file.size for file in files), context.reporter)
+    total_bytes = sum(file.size for file in files)
+    meter = ProgressMeter(0, "{} of about {} rows".format, context.reporter)
     try:
         prepared = prepare(
             files,
             recipe,
             folder,
-            listener=_Listener(pace, logs, context.stop),
+            listener=_Listener(meter, total_bytes, logs, context.stop),
             previous=_previous(config, context),
             limit_bytes=config.max_unpacked_bytes,
         )
@@ -116,7 +128,7 @@ def _prepare(
     except TooLarge as error:
         message = f"{shown(config.source_uri)}: {error}"
         raise StageFailure(FailureReason.SOURCE_TOO_LARGE, message, ExitCode.BAD_DATA) from error
-    pace.done()
+    meter.end()
     return prepared
 
 

@@ -1,52 +1,37 @@
 """How far a stage is whose work is known in advance, and whether it was asked to stop."""
 
 import logging
-import time
-from typing import Final
 
-from finetune_trainer.contract.progress import Progress
+from typing_extensions import override
+
 from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.progress import ProgressMeter
 from finetune_trainer.stage.context import StageContext
-
-REPORT_SECONDS: Final = 1.0
-LOG_SECONDS: Final = 5.0
 
 logger = logging.getLogger(__name__)
 
 
-class Meter:
-    """Counts work; the operator gets the count every second and the log every five.
-
-    `unit` is how much work is one step in what the operator gets.
-    """
+class StageMeter(ProgressMeter):
+    """Counts the work of a stage, one activity after the other."""
 
     def __init__(self, context: StageContext, total: int, unit: int = 1) -> None:
-        self._context = context
-        self._total = total
-        self._unit = unit
-        self._done = 0
-        self._doing = ""
-        self._reported_at = float("-inf")
-        self._logged_at = time.monotonic()
+        """`unit` is how much work is one step in what the operator gets."""
+        super().__init__(total, self._line_of_activity, context.reporter, unit=unit)
+        self._stop = context.stop
+        self._activity = ""
 
-    def begin(self, doing: str) -> None:
+    def begin(self, activity: str) -> None:
         """Name the work that follows, for the log."""
-        logger.info("%s", doing)
-        self._doing = doing
-        self._logged_at = time.monotonic()
+        logger.info("%s", activity)
+        self._activity = activity
+        self.restart_log()
 
-    def add(self, work: int = 1) -> None:
+    @override
+    def add(self, work: int = 1, total: int | None = None) -> None:
         """Count work that is done. Raises Preempted after a signal."""
-        if self._context.stop.is_set():
+        if self._stop.is_set():
             raise Preempted
-        self._done += work
-        now = time.monotonic()
-        if now - self._reported_at < REPORT_SECONDS and self._done < self._total:
-            return
-        self._reported_at = now
-        self._context.reporter.progress(
-            Progress(step=self._done // self._unit, total_steps=self._total // self._unit)
-        )
-        if now - self._logged_at >= LOG_SECONDS:
-            self._logged_at = now
-            logger.info("%s: %d %% of this stage", self._doing, 100 * self._done // max(self._total, 1))
+        super().add(work, total)
+
+    def _line_of_activity(self, done: int, total: int) -> str:
+        return f"{self._activity}: {100 * done // max(total, 1)} % of this stage"

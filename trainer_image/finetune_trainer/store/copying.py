@@ -3,16 +3,13 @@
 import hashlib
 import logging
 import shutil
-import time
 from pathlib import Path
-from typing import Final
 
 from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry
+from finetune_trainer.runtime.progress import ProgressMeter
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.failures import corrupt, writable
-
-LOG_SECONDS: Final = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +23,15 @@ def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
     """
     manifest = store.manifest(ref)
     temporary = target.with_name(f".{target.name}.part")
-    progress = _Progress(target.name, manifest.total_bytes)
+    meter = ProgressMeter(
+        manifest.total_bytes,
+        lambda done, total: f"{target.name}: {100 * done / total:.0f} % of {total} bytes",
+    )
     # A container that was killed leaves its part behind.
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for entry in manifest.files:
-            _copy_file(store, ref, entry, temporary / entry.path, progress)
+            _copy_file(store, ref, entry, temporary / entry.path, meter)
         with writable(target):
             temporary.mkdir(parents=True, exist_ok=True)
             (temporary / MANIFEST_NAME).write_bytes(manifest.to_bytes())
@@ -43,7 +43,7 @@ def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
     logger.info("%s: %d files, %d bytes, all verified", target, len(manifest.files), manifest.total_bytes)
 
 
-def _copy_file(store: Store, ref: ArtifactRef, entry: FileEntry, target: Path, progress: "_Progress") -> None:
+def _copy_file(store: Store, ref: ArtifactRef, entry: FileEntry, target: Path, meter: ProgressMeter) -> None:
     content = hashlib.sha256()
     with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,23 +51,7 @@ def _copy_file(store: Store, ref: ArtifactRef, entry: FileEntry, target: Path, p
             for chunk in store.chunks(ref, entry):
                 content.update(chunk)
                 copy.write(chunk)
-                progress.add(len(chunk))
+                meter.add(len(chunk))
     if content.hexdigest() != entry.sha256:
         place = f"{store.uri(ref)}/{entry.path}"
         raise corrupt(place, f"its sha256 is {content.hexdigest()}, not {entry.sha256}")
-
-
-class _Progress:
-    """Logs how far a copy is, every few seconds."""
-
-    def __init__(self, name: str, total_bytes: int) -> None:
-        self._name = name
-        self._total = total_bytes
-        self._done = 0
-        self._logged_at = time.monotonic()
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if time.monotonic() - self._logged_at >= LOG_SECONDS:
-            self._logged_at = time.monotonic()
-            logger.info("%s: %.0f %% of %d bytes", self._name, 100 * self._done / self._total, self._total)

@@ -1,4 +1,4 @@
-"""What the Loop needs of a trainer, whatever its rows and its loss are."""
+"""What a training loop needs of a trainer, whatever its rows and its loss are."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.sums import StepSums
+from finetune_trainer.train.throughput import StepFigures
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class Learner(Protocol):
 
     unit: str
     """What the loss is, for messages."""
-    sums: StepSums
-    """Of the optimizer step in progress."""
 
-    def take_rewards(self) -> RewardSums | None:
-        """Rewards of the optimizer step in progress; begins the next. None where answers have no rewards."""
+    @property
+    def loss_sum(self) -> float:
+        """Summed loss of this process's batches of the optimizer step in progress."""
+        ...
+
+    def take_step(self) -> StepFigures:
+        """Figures of this process of the optimizer step in progress; begins the next."""
         ...
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:

@@ -22,8 +22,9 @@ from finetune_trainer.tokens.batching import Collate, pack, token_count
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.parallel.sharding import ShardedBatches, blank
+from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
-from finetune_trainer.train.sums import StepSums
+from finetune_trainer.train.throughput import StepFigures
 
 WARMUP: Final = 0.05
 """Part of all steps in which the learning rate rises; from there it falls linearly to 0."""
@@ -109,6 +110,30 @@ def _random_numbers_file(rank: int, processes: int) -> str:
     return "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
 
 
+class StepSums:
+    """Sums over the batches of the optimizer step in progress."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, loss_sum: Tensor, labels: Tensor, tokens: Tensor) -> None:
+        """Count one batch; stays on the device, so that it waits for nothing."""
+        self._sums += torch.stack(
+            [value.detach().double().to(self._sums.device) for value in (loss_sum, labels, tokens)]
+        )
+
+    @property
+    def loss_sum(self) -> float:
+        """Summed loss so far."""
+        return float(self._sums[0])
+
+    def take(self, rewards: RewardSums | None = None) -> StepFigures:
+        """The figures of the step, with these rewards; begins the next step."""
+        loss_sum, labels, tokens = self._sums.tolist()
+        self._sums.zero_()
+        return StepFigures(loss_sum, int(labels), int(tokens), rewards)
+
+
 class CompletionTrainer(Trainer):
     """Learns completion tokens; each token counts the same, in whatever batch of a step it is."""
 
@@ -186,8 +211,14 @@ class CompletionTrainer(Trainer):
             for batch in self._group.share(every, [blank(self._rows[0])])
         ]
 
-    def take_rewards(self) -> None:
+    @property
+    def loss_sum(self) -> float:
+        """Of the optimizer step in progress."""
+        return self.sums.loss_sum
+
+    def take_step(self) -> StepFigures:
         """Tokens that are learned have no rewards."""
+        return self.sums.take()
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
         """Mean loss of the labelled tokens of all processes."""

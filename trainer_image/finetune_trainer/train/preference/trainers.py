@@ -28,8 +28,8 @@ from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.preference.rows import TokenizedRows, columns
 from finetune_trainer.train.protocol import Validation
-from finetune_trainer.train.sums import StepSums
-from finetune_trainer.train.trainer import arguments, collect_state
+from finetune_trainer.train.throughput import StepFigures
+from finetune_trainer.train.trainer import StepSums, arguments, collect_state
 
 REFERENCE: Final = "ref"
 """Name under which TRL keeps a copy of the adapter that training begins from."""
@@ -79,10 +79,15 @@ class PreferenceTrainer(Trainer):
             for at in range(0, len(held_out), size)
         ]
 
-    def take_rewards(self) -> RewardSums:
-        """Of the optimizer step in progress; begins the next."""
+    @property
+    def loss_sum(self) -> float:
+        """Of the optimizer step in progress."""
+        return self.sums.loss_sum
+
+    def take_step(self) -> StepFigures:
+        """With the rewards of its answers."""
         rewards, self._rewards = self._rewards, RewardSums()
-        return rewards
+        return self.sums.take(rewards)
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
         """Mean loss of the rows, and their rewards."""

@@ -11,6 +11,7 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.states.losses import Curve, RecentLosses
 from finetune_trainer.train.states.retention import KeptStep, Retention
+from finetune_trainer.train.throughput import StepFigures
 
 OVERFIT_RISE: Final = 1.05
 """A validation loss above the lowest one times this has risen; less is the noise of few rows."""
@@ -86,15 +87,15 @@ class Ledger(BaseModel):
     losses: RecentLosses = Field(default_factory=RecentLosses)
     curve: Curve = Field(default_factory=Curve)
 
-    def add_step(self, nats: float, labels: int, tokens: int, rewards: RewardSums | None = None) -> None:
-        """Count one optimizer step."""
-        if rewards is not None:
-            self.epoch_rewards = (self.epoch_rewards or RewardSums()) + rewards
-        self.epoch_nats += nats
-        self.epoch_labels += labels
-        self.tokens += tokens
-        self.losses.add(nats / labels)
-        self.curve.add_step(nats, labels)
+    def add_step(self, figures: StepFigures) -> None:
+        """Count one optimizer step of all processes."""
+        if figures.rewards is not None:
+            self.epoch_rewards = (self.epoch_rewards or RewardSums()) + figures.rewards
+        self.epoch_nats += figures.loss_sum
+        self.epoch_labels += figures.labels
+        self.tokens += figures.tokens
+        self.losses.add(figures.loss)
+        self.curve.add_step(figures.loss_sum, figures.labels)
 
     def reward_figures(self) -> dict[str, float | None]:
         """Of the validation rows, else of the last epoch's training rows; empty without rewards."""

@@ -1,0 +1,44 @@
+"""Ends a run whose loss makes no sense any more."""
+
+import math
+
+import torch
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.train.callbacks.state import Callback
+from finetune_trainer.train.states.losses import FACTOR, MOST_HIGH_STEPS
+
+
+class Divergence(Callback):
+    """Lets no step change the weights whose loss or gradient is not finite, and none follow high losses."""
+
+    @override
+    def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        (loss_sum,) = self.run.context.group.sums(self.run.trainer.loss_sum)
+        if not math.isfinite(loss_sum):
+            raise self.run.not_finite(step + 1, f"training loss is {loss_sum}")
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if not torch.isfinite(norm):
+            raise self.run.not_finite(step + 1, "gradient is not finite")
+
+    @override
+    def end_step(self, step: int, epoch: float) -> None:
+        run, losses = self.run, self.run.ledger.losses
+        if not losses.diverged:
+            return
+        raise run.spoiled(
+            FailureReason.LOSS_DIVERGED,
+            f"step {step}: the training loss is {run.figures.loss:.4g} {run.trainer.unit}, and has been above"
+            f" {FACTOR} times its running median of {losses.median:.4g} for {MOST_HIGH_STEPS}"
+            f" steps in a row, at a learning rate of {run.learning_rate:.2e}",
+        )

@@ -1,0 +1,67 @@
+"""Figures of each step: for the ledger, the operator, Prometheus and the log."""
+
+import logging
+from typing import Final
+
+import torch
+from typing_extensions import override
+
+from finetune_trainer.contract.progress import Progress
+from finetune_trainer.model.device import peak_memory
+from finetune_trainer.runtime.progress import Interval
+from finetune_trainer.train.callbacks.state import Callback, RunState
+from finetune_trainer.train.preference.rewards import in_words
+from finetune_trainer.train.throughput import Throughput
+
+LOG_SECONDS: Final = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Reporting(Callback):
+    """Counts each step; the log gets one every few seconds, and the last."""
+
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
+        self._throughput = Throughput(run.hyperparameters.total_steps)
+        self._log = Interval(LOG_SECONDS, due=True)
+
+    @override
+    def begin_step(self) -> None:
+        self._throughput.begin_step()
+
+    @override
+    def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """The scheduler changes the learning rate with the weights."""
+        self.run.learning_rate = float(optimizer.param_groups[0]["lr"])
+
+    @override
+    def end_step(self, step: int, epoch: float) -> None:
+        run = self.run
+        figures = run.trainer.take_step().summed(run.context.group)
+        run.figures = figures
+        run.ledger.add_step(figures)
+        self._throughput.end_step(figures)
+        progress = self._throughput.progress(step, epoch, run.learning_rate).model_copy(
+            update={
+                "validation_loss": run.ledger.validation_loss,
+                "device_memory_bytes": peak_memory(run.device),
+            }
+        )
+        run.context.reporter.progress(progress)
+        run.metrics.show(progress)
+        if self._log.passed() or progress.step == progress.total_steps:
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
+        logger.info(
+            "step %d of %d, epoch %.2f, loss %.4f%s, learning rate %.2e, %.0f tokens/s, %.0f s left",
+            progress.step,
+            progress.total_steps,
+            progress.epoch,
+            progress.loss,
+            in_words(self._throughput.rewards),
+            progress.learning_rate,
+            progress.tokens_per_second,
+            progress.eta_seconds,
+        )

@@ -1,0 +1,85 @@
+"""Saves: weights that are kept, the best ones, and states to resume from; and the end of a run by them."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from typing_extensions import override
+
+from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
+from finetune_trainer.train.states.weights import WholeWeights
+
+SAVED: Final = "saved the state after step %d in %.2f s: %s"
+"""Training stands still for so long."""
+
+logger = logging.getLogger(__name__)
+
+
+class Keeping(Callback):
+    """Keeps the weights of the steps that become Checkpoints."""
+
+    @override
+    def end_step(self, step: int, epoch: float) -> None:
+        run = self.run
+        if not run.retention.keeps(step, spoiled=run.ledger.losses.high_steps > 0):
+            return
+        weights = run.weights.collect()
+        if run.context.group.leads:
+            run.states.save_kept(step, weights.write)
+        run.ledger.keep(step, epoch, run.retention)
+        run.watchdog.feed(step)
+
+
+class Saving(Callback):
+    """Saves the state when it is due, at the end, and when the run is to stop."""
+
+    @override
+    def begin(self, step: int, epoch: float) -> None:
+        if self.run.out_of_patience(step):
+            raise StoppedEarly
+
+    @override
+    def end_step(self, step: int, epoch: float) -> None:
+        chosen, ledger = self.run.hyperparameters, self.run.ledger
+        stopping = self.run.stopping()
+        last = step == chosen.total_steps
+        # A state with a high loss would take the place of one to go back to.
+        due = step % chosen.save_every_steps == 0 and not ledger.losses.high_steps
+        early = self.run.out_of_patience(step)
+        if stopping or last or early or due:
+            self.save(step)
+        if stopping:
+            self.run.lost_work.note()
+            self.run.context.group.part()
+            raise Preempted
+        if early:
+            raise StoppedEarly
+
+    def save(self, step: int) -> None:
+        """Save the state after `step`. Collective."""
+        weights, write_state = self.run.weights.collect(), self.run.trainer.collect_state()
+        if self.run.context.group.leads:
+            self._write(step, weights, write_state)
+        self.run.context.group.told(step)  # nobody leaves before it is saved
+        self.run.watchdog.feed(step)
+
+    def save_best(self, step: int) -> None:
+        """Save the weights that the ledger calls the best next. Collective."""
+        weights = self.run.weights.collect()
+        if self.run.context.group.leads:
+            self.run.states.save_best(step, weights.write)
+        self.run.watchdog.feed(step)
+
+    def _write(self, step: int, weights: WholeWeights, write_state: Callable[[Path], None]) -> None:
+        def fill(folder: Path) -> None:
+            weights.write_resume(folder)
+            write_state(folder)
+
+        began = time.monotonic()
+        saved = self.run.states.save(step, self.run.ledger, fill)
+        self.run.lost_work.saved(step)
+        self.run.metrics.saved()
+        logger.info(SAVED, step, time.monotonic() - began, self.run.states.uri(saved))

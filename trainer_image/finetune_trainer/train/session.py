@@ -1,0 +1,173 @@
+"""A model in training: loaded, watched, and run to its last step."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.model.device import choose_device
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.train.attempt import Attempt
+from finetune_trainer.train.callbacks.divergence import Divergence
+from finetune_trainer.train.callbacks.events import Events
+from finetune_trainer.train.callbacks.heartbeat import Heartbeat
+from finetune_trainer.train.callbacks.reporting import Reporting
+from finetune_trainer.train.callbacks.saving import Keeping, Saving
+from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
+from finetune_trainer.train.callbacks.validation import Validating
+from finetune_trainer.train.data import TrainingData
+from finetune_trainer.train.factory import is_sharded, make_trainer
+from finetune_trainer.train.guards.memory import noticed
+from finetune_trainer.train.guards.watchdog import Watchdog
+from finetune_trainer.train.method import Trainable, trainable_model
+from finetune_trainer.train.metrics import Metrics
+from finetune_trainer.train.states.attempts import LostWork
+from finetune_trainer.train.states.ledger import Ledger
+from finetune_trainer.train.states.retention import Retention
+from finetune_trainer.train.states.weights import Weights, WholeWeights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to after its last step."""
+
+    steps: int
+    epoch: float
+    stopped_early: bool
+    weights: WholeWeights
+    ledger: Ledger
+    lost_work: LostWork
+    retention: Retention
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that is about to be trained."""
+
+    config: TrainConfig
+    context: StageContext
+    attempt: Attempt
+    data: TrainingData
+    device: torch.device
+    model: Trainable
+    continues: bool
+    """Whether the weights were trained before, by another run."""
+    watchdog: Watchdog
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, config: TrainConfig, context: StageContext, attempt: Attempt, data: TrainingData
+    ) -> Iterator["Session"]:
+        """Load the model; the watchdog watches as long as the block lasts.
+
+        Raises OutOfMemory, StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID,
+        INVALID_CONFIG, STORE_UNAVAILABLE), Preempted.
+        """
+        group = context.group
+        device = choose_device(group.local_rank, group.local_size)
+        parent = _parent(config, context)
+        set_seed(attempt.hyperparameters.seed)
+        last_saved, timeout = attempt.states.last_saved, config.step_timeout_seconds
+        with Watchdog(config.run, timeout, attempt.step, last_saved, group, config=config) as watchdog:
+            with noticed("loading the base model", device, data.longest, by_batch=False):
+                # Whole only in the memory of the node; each layer goes to the device in parts.
+                placed = torch.device("cpu") if is_sharded(config.method, group) else device
+                model = trainable_model(data.base, config.method, placed, parent)
+            yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
+
+    def run(self) -> Outcome:
+        """Train to the last step, or as far as it makes the model better.
+
+        Raises OutOfMemory, StageFailure (LOSS_NOT_FINITE, LOSS_DIVERGED, STORE_UNAVAILABLE), Preempted,
+        PeerLost.
+        """
+        config, data, group = self.config, self.data, self.context.group
+        weights = Weights(self.model, config.base_model, data.base, data.tokenizer)
+        ledger, metrics = self.attempt.ledger(), Metrics(self.device)
+        stopped_early = False
+        served = metrics.served(config.metrics_port) if group.leads else nullcontext()
+        with noticed("training", self.device, data.longest, by_batch=True), served:
+            trainer = make_trainer(
+                self.model,
+                data.rows,
+                tokenizer=data.tokenizer,
+                method=config.method,
+                hyperparameters=self.attempt.hyperparameters,
+                folder=self.attempt.folder.path,
+                device=self.device,
+                continues=self.continues,
+                group=group,
+            )
+            run = RunState(
+                context=self.context,
+                hyperparameters=self.attempt.hyperparameters,
+                steps_per_epoch=data.steps_per_epoch,
+                device=self.device,
+                trainer=trainer,
+                weights=weights,
+                states=self.attempt.states,
+                ledger=ledger,
+                retention=Retention.of(config),
+                lost_work=LostWork(self.attempt.folder, group),
+                watchdog=self.watchdog,
+                metrics=metrics,
+            )
+            saving = Saving(run)
+            validating = Validating(run, trainer.batches(data.validation), saving)
+            callbacks = (Heartbeat(run), Reporting(run), Divergence(run), Keeping(run), validating, saving)
+            trainer.add_callback(Events(callbacks))
+            self._log_size()
+            state = self.attempt.state
+            try:
+                trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
+            except StoppedEarly:
+                stopped_early = True
+        steps = trainer.state.global_step
+        if stopped_early:
+            logger.info(
+                "stopped early after step %d of %d: no lower validation loss for %d epochs",
+                steps,
+                self.attempt.hyperparameters.total_steps,
+                self.attempt.hyperparameters.early_stopping_patience,
+            )
+        return Outcome(
+            steps=steps,
+            epoch=steps / data.steps_per_epoch,
+            stopped_early=stopped_early,
+            weights=weights.collect(),
+            ledger=ledger,
+            lost_work=run.lost_work,
+            retention=run.retention,
+            device=self.device,
+        )
+
+    def _log_size(self) -> None:
+        parameters = self.model.parameters()
+        logger.info(
+            "%s: %d parameters are trained on %d rows, %d rows validate, %d steps on %s",
+            self.config.method.type,
+            sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            len(self.data.rows),
+            len(self.data.validation),
+            self.config.hyperparameters.total_steps,
+            self.model.device,
+        )
+
+
+def _parent(config: TrainConfig, context: StageContext) -> Path | None:
+    """The weights that training begins from, where they are not those of the base model."""
+    if config.parent is None:
+        return None
+    logger.info("continuing from Checkpoint %s", config.parent.name)
+    ref = ArtifactRef(kind="checkpoints", digest=config.parent.digest)
+    return context.store.artifact(ref, verify=True)
