@@ -13,8 +13,6 @@ from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.reading import AnyConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
@@ -25,6 +23,7 @@ from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.distributed.group import ALONE, Finished, Group, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, launch
 from finetune_trainer.distributed.place import Place
+from finetune_trainer.entrypoint.stages import StageRunConfig, run_stage
 from finetune_trainer.runtime import configuration, signals, termination
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.reporter import Reporter
@@ -36,8 +35,6 @@ from finetune_trainer.store.opening import BUCKET_SCHEMES
 
 LAST_REPORT_SECONDS: Final = 5.0
 ENDING_SECONDS: Final = 30.0
-
-StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +115,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
             else:
                 with _session(config, place, store, stop) as group:
                     context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
-                    result = config.answer(_execute(config, context))
+                    result = config.answer(run_stage(config, context))
                     # A source is looked at for years; one that has not changed leaves nothing in the store.
                     if leads and (result.prepare is None or not result.prepare.unchanged):
                         store.write_result(result)
@@ -204,38 +201,6 @@ def _end_within(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()
-
-
-def _execute(config: StageRunConfig, context: StageContext) -> StageResult:
-    """Run a stage; each is imported only when it runs, because most of them import torch."""
-    match config:
-        case PrepareConfig():
-            from finetune_trainer.prepare.stage import run as prepare
-
-            return StageResult(
-                stage="prepare", run=config.run, outcome="Succeeded", prepare=prepare(config, context)
-            )
-        case PreflightConfig():
-            from finetune_trainer.preflight.stage import run as preflight
-
-            return StageResult(
-                stage="preflight",
-                run=config.run,
-                outcome="Succeeded",
-                preflight=preflight(config, context),
-            )
-        case TrainConfig():
-            from finetune_trainer.train.stage import run as train
-
-            return StageResult(
-                stage="train", run=config.run, outcome="Succeeded", train=train(config, context)
-            )
-        case EvaluateConfig():
-            from finetune_trainer.evaluate.stage import run as evaluate
-
-            return StageResult(
-                stage="evaluate", run=config.run, outcome="Succeeded", evaluate=evaluate(config, context)
-            )
 
 
 def _run_collect(config: CollectConfig) -> ExitCode:

@@ -1,0 +1,34 @@
+"""The stages, each imported only when it runs, because most of them import torch."""
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.results import StageResult
+from finetune_trainer.stage.context import StageContext
+
+StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
+"""Of a stage that leaves a result of its own."""
+
+
+def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:
+    """Run the stage of the config. Raises StageFailure, Preempted, PeerLost."""
+    succeeded = StageResult(stage=config.stage, run=config.run, outcome="Succeeded")
+    match config:
+        case PrepareConfig():
+            from finetune_trainer.prepare.stage import run as prepare
+
+            update: dict[str, object] = {"prepare": prepare(config, context)}
+        case PreflightConfig():
+            from finetune_trainer.preflight.stage import run as preflight
+
+            update = {"preflight": preflight(config, context)}
+        case TrainConfig():
+            from finetune_trainer.train.stage import run as train
+
+            update = {"train": train(config, context)}
+        case EvaluateConfig():
+            from finetune_trainer.evaluate.stage import run as evaluate
+
+            update = {"evaluate": evaluate(config, context)}
+    return succeeded.model_copy(update=update)
