@@ -3,6 +3,9 @@
 Python and the imports of an operator or of PyTorch take seconds of processor time; a fork takes milliseconds.
 There is one server for all tests of a session. It starts with the first process, so that whatever is to be
 imported by it is named when tests are collected.
+
+Each process ends with the session that started it, even if SIGKILL ends the session. The server is nobody's
+child then, and would live as long as one of its processes.
 """
 
 import gc
@@ -28,8 +31,16 @@ def preload(*modules: str) -> None:
 
 
 def _call(function: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=_end_with_the_session, daemon=True, name="session").start()
     gc.freeze()  # or a collection copies the server's memory, page by page
     function(*arguments)
+
+
+def _end_with_the_session() -> None:
+    session = multiprocessing.parent_process()
+    assert session is not None
+    session.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Forked:
