@@ -115,6 +115,7 @@ class Laboratory:
             "POD_IP": NOWHERE,
             "WATCH_NAMESPACES": namespace,
             "TRAINER_IMAGE": IMAGE,
+            "RELIST_SECONDS": str(trial.relist_seconds),
             **self._release(trial.edits),
         }
         operator = Supervised(lambda: Operator("operator-0", kubeconfig, log, settings))

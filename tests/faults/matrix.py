@@ -10,17 +10,13 @@ from typing import Final
 
 from tests.faults.faults import DisturbedWrite, Fault, LostEvent
 from tests.faults.laboratory import Outcome
-from tests.faults.releases import Edit
 from tests.faults.requests import CHILDREN
 from tests.faults.trials import Trial
 
 WRITES: Final = Path(__file__).with_name("writes.txt")
 EVENTS: Final = Path(__file__).with_name("events.txt")
 
-IMPATIENT: Final = (
-    Edit("runtime/kindfeed.py", "SWEEP_SECONDS: Final = 600.0", "SWEEP_SECONDS: Final = 3.0"),
-    Edit("engine/reflector.py", "WATCH_SECONDS: Final = 600", "WATCH_SECONDS: Final = 3"),
-)
+IMPATIENT_SECONDS: Final = 3
 """The lists that make up for lost events come every ten minutes, for which no test waits."""
 
 SAMPLE: Final = frozenset(
@@ -99,5 +95,5 @@ def trials() -> list[Trial]:
     """All of them, write by write."""
     return [
         *(Trial(DisturbedWrite(write, fault)) for write in recorded(WRITES) for fault in Fault),
-        *(Trial(LostEvent(event), IMPATIENT) for event in recorded(EVENTS)),
+        *(Trial(LostEvent(event), relist_seconds=IMPATIENT_SECONDS) for event in recorded(EVENTS)),
     ]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune_operator.engine.listing import RELIST_SECONDS
 from tests.faults.faults import DisturbedWrite, Fault, LostEvent
 from tests.faults.laboratory import Verdicts
-from tests.faults.matrix import IMPATIENT
+from tests.faults.matrix import IMPATIENT_SECONDS
 from tests.faults.releases import Edit, release
 from tests.faults.trials import Trial
 
@@ -56,23 +57,23 @@ class BrokenRule:
         breaks: makes it do so.
         disturbance: under which it shows.
         shows: pattern of what the trial then says.
-        beside: edits that the trial needs, whether the rule is broken or not.
+        relist_seconds: between the operator's lists.
     """
 
     means: str
     breaks: Edit
     disturbance: DisturbedWrite | LostEvent
     shows: str
-    beside: tuple[Edit, ...] = ()
+    relist_seconds: int = RELIST_SECONDS
 
     @property
     def trial(self) -> Trial:
-        return Trial(self.disturbance, (self.breaks, *self.beside), PATIENCE_SECONDS)
+        return Trial(self.disturbance, (self.breaks,), PATIENCE_SECONDS, self.relist_seconds)
 
     @property
     def control(self) -> Trial:
         """The same with the rule as it is."""
-        return Trial(self.disturbance, self.beside, PATIENCE_SECONDS)
+        return Trial(self.disturbance, (), PATIENCE_SECONDS, self.relist_seconds)
 
 
 BROKEN_RULES = [
@@ -87,7 +88,7 @@ BROKEN_RULES = [
         CREATES_FOR_WHAT_IS_GONE,
         LostEvent("inferencedeployments support deleted"),
         "no child is left|not the same",
-        IMPATIENT,
+        IMPATIENT_SECONDS,
     ),
     BrokenRule(
         "a create that failed is passed over",
@@ -106,7 +107,7 @@ BROKEN_RULES = [
         NEVER_LISTS_AGAIN,
         LostEvent("jobs routing-train Complete=True/CompletionsReached"),
         "FineTuneJob routing is Ready",
-        IMPATIENT,
+        IMPATIENT_SECONDS,
     ),
     BrokenRule(
         "a run that is deleted leaves its records",

@@ -1,11 +1,14 @@
 """A complete list into a store, page by page: a page at most is in memory as the API server sends it."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
+
+RELIST_SECONDS: Final = 600
+"""Between two lists of a type, which make up for events that never came."""
 
 
 class Listed(NamedTuple):

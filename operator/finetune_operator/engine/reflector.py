@@ -7,7 +7,7 @@ from typing import Final
 
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError, Rejected
-from finetune_operator.engine.listing import take_list
+from finetune_operator.engine.listing import RELIST_SECONDS, take_list
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.engine.watches import Watches, watch_name
@@ -15,8 +15,6 @@ from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS: Final = 600
-"""After which a list makes up for events that never came."""
 RECONNECT: Final = 0.1
 LONGEST_WAIT: Final = 30.0
 
@@ -33,6 +31,7 @@ class Reflector:
         *,
         namespace: str = "",
         selector: str = "",
+        relist_seconds: int = RELIST_SECONDS,
     ) -> None:
         self.name = watch_name(type_.plural, namespace)
         self._cluster = cluster
@@ -41,6 +40,7 @@ class Reflector:
         self._watches = watches
         self._namespace = namespace
         self._selector = selector
+        self._relist_seconds = relist_seconds
         self._resource_version = ""
         """What was listed or watched last; empty: a list is needed."""
         self._is_broken = False
@@ -88,7 +88,7 @@ class Reflector:
             return
         self._is_broken = True
         stream = self._cluster.watch(
-            self._type, self._namespace, self._selector, self._resource_version, seconds=WATCH_SECONDS
+            self._type, self._namespace, self._selector, self._resource_version, seconds=self._relist_seconds
         )
         async with contextlib.aclosing(stream):
             async for event in stream:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
 from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.listing import RELIST_SECONDS
 from finetune_operator.engine.metadata import version
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches, watch_name
@@ -14,8 +15,6 @@ from finetune_operator.runtime.caches import KIND_TYPES, Caches, key_of
 
 logger = logging.getLogger(__name__)
 
-SWEEP_SECONDS: Final = 600.0
-"""Between two lists of each kind."""
 QUIET_SECONDS: Final = 5.0
 """Without another object of a kind: Kopf has listed them all."""
 FIRST_RESTART: Final = 1.0
@@ -54,6 +53,7 @@ class KindFeed:
         watches: told what proved to be alive.
         namespaces: what to watch; empty for all.
         make_watch: makes Kopf's watch.
+        relist_seconds: between two lists of each kind.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class KindFeed:
         watches: Watches,
         namespaces: Collection[str],
         make_watch: MakeWatch,
+        *,
+        relist_seconds: float = RELIST_SECONDS,
     ) -> None:
         self._caches = caches
         self._watches = watches
@@ -78,7 +80,7 @@ class KindFeed:
         self.sweepers: dict[str, list[Sweeper]] = {
             kind: [
                 Sweeper(
-                    cluster, type_, caches.kinds[kind], watches, namespace=namespace, period=SWEEP_SECONDS
+                    cluster, type_, caches.kinds[kind], watches, namespace=namespace, period=relist_seconds
                 )
                 for namespace in (namespaces if type_.namespaced else ()) or ("",)
             ]

@@ -1,9 +1,7 @@
 """The running process: who feeds whom, what starts when, and how it ends."""
 
 import asyncio
-import contextlib
 import logging
-import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final
@@ -13,9 +11,6 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.api.meta import GROUP
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.cluster import Cluster
-from finetune_operator.engine.errors import ApiError
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.installations import Installations, Mark
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
@@ -24,39 +19,31 @@ from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
-from finetune_operator.engine.worker import Workers
-from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, STAGE, WATCHED
+from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, WATCHED
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.objects import ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
-from finetune_operator.metrics.retention import SeriesRetention
 from finetune_operator.metrics.transitions import record_pod_end
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.snapshot import OperatorFacts
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
-from finetune_operator.runtime.caches import BY_OWNER, KIND_TYPES, Caches
-from finetune_operator.runtime.controller import Controller
+from finetune_operator.runtime.caches import BY_OWNER, Caches
 from finetune_operator.runtime.definitions import Definitions
-from finetune_operator.runtime.kindfeed import SWEEP_SECONDS, KindFeed
+from finetune_operator.runtime.kindfeed import KindFeed
 from finetune_operator.runtime.kopfwatch import KopfWatch
 from finetune_operator.runtime.leadership import Leadership
-from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.probes import ProbeServer
-from finetune_operator.runtime.relook import Relook, is_at_rest
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.term import Term
 from finetune_operator.runtime.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
 
-DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
-"""Kinds of which passes decide by what there is or is not: a new term lists them before its first pass,
-because the watch may not have told yet what the active process before this one wrote last."""
 LEASE_MARK: Final = Mark(INSTALLATION, WATCHED)
-APPLIED: Final = f"{GROUP}/applied"
+STAMP: Final = Stamp(f"{GROUP}/applied")
 """Annotation of what is applied: a hash of it."""
 
 
@@ -65,7 +52,6 @@ class Process:
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
-        self._nonce_key = secrets.token_hex(32)
         self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -92,6 +78,7 @@ class Process:
             self._watches,
             settings.watch_namespaces,
             partial(KopfWatch, configuration, settings.watch_namespaces),
+            relist_seconds=settings.relist_seconds,
         )
         self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._reader.turn)
         # Until a term begins nobody takes keys.
@@ -107,7 +94,7 @@ class Process:
         self._endpoint = ReportEndpoint(
             self._cluster,
             self._server,
-            Stamp(APPLIED),
+            STAMP,
             service=settings.report_service,
             namespace=settings.pod_namespace,
             address=settings.pod_ip,
@@ -195,74 +182,30 @@ class Process:
                     self._watches,
                     namespace=namespace,
                     selector=child.selector,
+                    relist_seconds=self._settings.relist_seconds,
                 )
 
     def _leadership(self) -> Leadership:
-        events = EventRecorder(self._cluster, OPERATOR, self._settings.pod_name)
-        executor = Executor(
-            self._cluster, self._caches.by_type, events, Stamp(APPLIED), precious=_holds_devices
-        )
-        lookups = Lookups(self._cluster)
-        controller = Controller(
+        term = Term(
+            self._settings,
+            cluster=self._cluster,
             caches=self._caches,
             reader=self._reader,
-            executor=executor,
-            events=events,
-            lookups=lookups,
+            watches=self._watches,
+            feed=self._feed,
+            queue=self._queue,
             board=self._board,
+            endpoint=self._endpoint,
             metrics=self._metrics,
-            facts=self._facts,
+            stamp=STAMP,
         )
-        workers = Workers(
-            self._queue,
-            controller.look,
-            self._settings.workers,
-            lambda key, seconds, result: self._metrics.reconciled(key.kind, seconds, result),
-        )
-        relook = Relook(self._queue, self._keys, self._is_at_rest, SWEEP_SECONDS)
-
-        async def prepare() -> None:
-            with contextlib.suppress(ApiError):
-                await executor.begin_term(
-                    KIND_TYPES.values(), next(iter(self._settings.watch_namespaces), "")
-                )
-            for kind in DECIDED_TOGETHER:
-                for sweeper in self._feed.sweepers[kind]:
-                    await sweeper.catch_up()
-            await self._endpoint.publish_soon()
-
-        async def upkeep() -> None:
-            await asyncio.gather(
-                self._endpoint.keep(),
-                relook.run(),
-                lookups.keep_looking(self._queue.add),
-                SeriesRetention(self._metrics, self._caches.keys, SWEEP_SECONDS).run(),
-            )
-
         return Leadership(
-            self._lease, self._installations, self._queue, workers, prepare=prepare, upkeep=upkeep
-        )
-
-    def _keys(self) -> Iterator[Key]:
-        return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118
-
-    def _is_at_rest(self, key: Key) -> bool:
-        store = self._caches.kinds[key.kind]
-        if store.is_settled(key.namespace, key.name):
-            return True
-        obj = store.get(key.namespace, key.name)
-        return obj is not None and is_at_rest(obj)
-
-    def _facts(self) -> OperatorFacts:
-        return OperatorFacts(
-            namespace=self._settings.pod_namespace,
-            trainer_image=self._settings.trainer_image,
-            image_pull_policy=self._settings.image_pull_policy,
-            report=self._endpoint.target,
-            trainer_image_floor=self._settings.trainer_image_floor,
-            monitoring_namespace=self._settings.monitoring_labels,
-            nonce_key=self._nonce_key,
-            unlisted=self._watches.left_out,
+            self._lease,
+            self._installations,
+            self._queue,
+            term.workers,
+            prepare=term.prepare,
+            upkeep=term.upkeep,
         )
 
     def _forget_progress(self, old: Manifest | None, new: Manifest | None) -> None:
@@ -325,8 +268,3 @@ def _lease(settings: Settings, cluster: Cluster, stalled: Callable[[], float]) -
         metadata=LEASE_MARK.metadata(settings.watch_namespaces),
         stalled=stalled,
     )
-
-
-def _holds_devices(manifest: Manifest) -> bool:
-    """Train Jobs: a second one by mistake would cost the most."""
-    return bool(manifest["metadata"].get("labels", {}).get(STAGE) == "train")

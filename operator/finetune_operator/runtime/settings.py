@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune_operator.api.meta import DNS_LABEL
+from finetune_operator.engine.listing import RELIST_SECONDS
 
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """Label that Kubernetes gives to every namespace."""
@@ -57,6 +58,14 @@ class Settings(BaseModel):
     lease_duration_seconds: Annotated[
         float, Field(ge=3, le=300, description="How long after its last sign of life a process is replaced.")
     ] = 15.0
+    relist_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Between two lists of each type, which make up for watch events that never came, and"
+            " between two passes over an object that nothing changes.",
+        ),
+    ] = RELIST_SECONDS
     report_service: Annotated[
         str, Field(min_length=1, description="Selector-less Service that pods report to.")
     ] = "finetune-operator-report"

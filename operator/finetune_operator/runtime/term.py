@@ -1,0 +1,133 @@
+"""The work of a process that holds the Lease: passes over the queue's keys, and what runs beside them."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator
+from typing import Final
+
+from finetune_operator.engine.applying import Stamp
+from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.errors import ApiError
+from finetune_operator.engine.events import EventRecorder
+from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.worker import Workers
+from finetune_operator.manifests.labels import OPERATOR, STAGE
+from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.retention import SeriesRetention
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.snapshot import OperatorFacts
+from finetune_operator.report.board import ProgressBoard
+from finetune_operator.report.publishing import ReportEndpoint
+from finetune_operator.runtime.caches import KIND_TYPES, Caches
+from finetune_operator.runtime.controller import Controller
+from finetune_operator.runtime.kindfeed import KindFeed
+from finetune_operator.runtime.lookups import Lookups
+from finetune_operator.runtime.relook import Relook, is_at_rest
+from finetune_operator.runtime.settings import Settings
+from finetune_operator.runtime.snapshotreader import SnapshotReader
+
+DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
+"""Kinds of which passes decide by what there is or is not: a new term lists them before its first pass,
+because the watch may not have told yet what the active process before this one wrote last."""
+
+
+class Term:
+    """The work of every term of one process; holds no state of a term.
+
+    Attributes:
+        workers: of the queue.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        cluster: Cluster,
+        caches: Caches,
+        reader: SnapshotReader,
+        watches: Watches,
+        feed: KindFeed,
+        queue: WorkQueue[Key],
+        board: ProgressBoard,
+        endpoint: ReportEndpoint,
+        metrics: Metrics,
+        stamp: Stamp,
+    ) -> None:
+        self._settings = settings
+        self._caches = caches
+        self._watches = watches
+        self._feed = feed
+        self._queue = queue
+        self._endpoint = endpoint
+        self._nonce_key = secrets.token_hex(32)
+        self._lookups = Lookups(cluster)
+        events = EventRecorder(cluster, OPERATOR, settings.pod_name)
+        self._executor = Executor(cluster, caches.by_type, events, stamp, precious=_holds_devices)
+        controller = Controller(
+            caches=caches,
+            reader=reader,
+            executor=self._executor,
+            events=events,
+            lookups=self._lookups,
+            board=board,
+            metrics=metrics,
+            facts=self._facts,
+        )
+        self.workers = Workers(
+            queue,
+            controller.look,
+            settings.workers,
+            lambda key, seconds, result: metrics.reconciled(key.kind, seconds, result),
+        )
+        self._relook = Relook(queue, self._keys, self._is_at_rest, settings.relist_seconds)
+        self._retention = SeriesRetention(metrics, caches.keys, settings.relist_seconds)
+
+    async def prepare(self) -> None:
+        """Done at the beginning of a term, before its first pass."""
+        with contextlib.suppress(ApiError):
+            await self._executor.begin_term(
+                KIND_TYPES.values(), next(iter(self._settings.watch_namespaces), "")
+            )
+        for kind in DECIDED_TOGETHER:
+            for sweeper in self._feed.sweepers[kind]:
+                await sweeper.catch_up()
+        await self._endpoint.publish_soon()
+
+    async def upkeep(self) -> None:
+        """Run beside the passes; never ends by itself."""
+        await asyncio.gather(
+            self._endpoint.keep(),
+            self._relook.run(),
+            self._lookups.keep_looking(self._queue.add),
+            self._retention.run(),
+        )
+
+    def _keys(self) -> Iterator[Key]:
+        return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118
+
+    def _is_at_rest(self, key: Key) -> bool:
+        store = self._caches.kinds[key.kind]
+        if store.is_settled(key.namespace, key.name):
+            return True
+        obj = store.get(key.namespace, key.name)
+        return obj is not None and is_at_rest(obj)
+
+    def _facts(self) -> OperatorFacts:
+        return OperatorFacts(
+            namespace=self._settings.pod_namespace,
+            trainer_image=self._settings.trainer_image,
+            image_pull_policy=self._settings.image_pull_policy,
+            report=self._endpoint.target,
+            trainer_image_floor=self._settings.trainer_image_floor,
+            monitoring_namespace=self._settings.monitoring_labels,
+            nonce_key=self._nonce_key,
+            unlisted=self._watches.left_out,
+        )
+
+
+def _holds_devices(manifest: Manifest) -> bool:
+    """Train Jobs: a second one by mistake would cost the most."""
+    return bool(manifest["metadata"].get("labels", {}).get(STAGE) == "train")
