@@ -10,7 +10,7 @@ import yaml
 
 from finetune_operator.api.crd import build_crd
 from finetune_operator.api.kinds import KINDS
-from hack.api_page import api_page
+from hack.api_page import api_pages
 from hack.chart_schema import values_schema
 from hack.dashboard import dashboard
 from hack.metrics_page import metrics_page
@@ -30,7 +30,7 @@ def generated() -> dict[Path, str]:
     """Every generated file with the text it must have."""
     files = {
         ROOT / "charts" / "finetune-operator" / "values.schema.json": values_schema(),
-        ROOT / "docs" / "api.md": api_page(),
+        **{ROOT / "docs" / name: text for name, text in api_pages().items()},
         ROOT / "docs" / "metrics.md": metrics_page(),
         ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json": dashboard(),
     }
