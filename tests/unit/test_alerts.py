@@ -1,5 +1,6 @@
 """Every alert has a firing test, a silent test and a runbook; promtool comes from `make prometheus`."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_each_alert_has_its_files_and_no_file_is_left_over() -> None:
     assert {path.stem for path in TESTS.iterdir()} == set(RULES)
-    assert {path.stem for path in RUNBOOKS.iterdir()} == set(RULES)
+    assert {path.stem for path in RUNBOOKS.iterdir()} - {"README"} == set(RULES)
+    assert set(re.findall(r"\((\w+)\.md\)", (RUNBOOKS / "README.md").read_text())) == set(RULES)
 
 
 @pytest.mark.parametrize("alert", RULES)
