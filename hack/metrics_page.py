@@ -76,7 +76,7 @@ def _computed() -> Iterator[Family]:
 
 def _table(families: Iterable[Family]) -> str:
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for family in sorted(families):
+    for family in sorted(set(families)):  # a metric may be an attribute twice
         labels = ", ".join(f"`{label}`" for label in family.labels)
         name = family.name + ("_total" if family.type == "counter" else "")
         meaning = family.meaning.rstrip(".").replace("|", "&#124;")
