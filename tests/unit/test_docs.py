@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.outcomes import FailureReason
@@ -48,8 +50,11 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_run_in_the_readme_is_one_that_the_api_knows() -> None:
+def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() -> None:
     _, _, rest = (ROOT / "README.md").read_text().partition("```yaml")
-    manifest = yaml.safe_load(rest.partition("```")[0])
-    job = FineTuneJob.model_validate(manifest)
-    assert not_implemented(job.spec) == ()
+    manifests = list(yaml.safe_load_all(rest.partition("```")[0]))
+    assert [manifest["kind"] for manifest in manifests] == ["Dataset", "FineTuneJob", "InferenceDeployment"]
+    dataset, job, endpoint = manifests
+    assert not_implemented(Dataset.model_validate(dataset).spec) == ()
+    assert not_implemented(FineTuneJob.model_validate(job).spec) == ()
+    assert not_implemented(InferenceDeployment.model_validate(endpoint).spec) == ()
