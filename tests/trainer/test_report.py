@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from finetune_trainer.data.options import Checks, Cleaning, Division, FieldNames, Recipe
+from finetune_trainer.contract.dataset import Checks, Cleaning, Split
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.problems import Code, Issue, Place, Severity
 from finetune_trainer.data.result import (
     Bucket,
@@ -79,7 +80,7 @@ def everything() -> Prepared:
         recipe=Recipe(
             format="CSV",
             names=FieldNames(completion="answer", template="{subject}\n{body}"),
-            division=Division(group_by="customer"),
+            division=Split(group_by="customer"),
             cleaning=Cleaning(near_duplicates="Remove"),
             checks=Checks(email_addresses="Warn", phone_numbers="Fail", phone_region="DE"),
         ),

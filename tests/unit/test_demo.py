@@ -15,7 +15,6 @@ from rich.console import Console
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
-from finetune_trainer.prepare.recipe import division_of
 from tests.waiting import eventually
 from tools.demo.endpoint import Endpoint
 from tools.demo.load import SteadyLoad
@@ -168,7 +167,7 @@ def test_the_questions_are_held_out_rows_with_three_different_answers() -> None:
     split = Split(validation=0.1, test=0.15)
     questions = held_out(ROWS, split)
     assert len({question.output for question in questions}) == 3
-    assert {split_of(RawRow(question), division_of(split)) for question in questions} == {"test"}
+    assert {split_of(RawRow(question), split) for question in questions} == {"test"}
 
 
 class OpenAIServer(BaseHTTPRequestHandler):

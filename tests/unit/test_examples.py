@@ -3,6 +3,7 @@
 import csv
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -23,7 +24,6 @@ from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Metho
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from finetune_trainer.preflight.judgements import check_form, settle
-from finetune_trainer.prepare.recipe import division_of
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
 
@@ -99,9 +99,9 @@ def test_both_parts_split_alike_and_hold_out_enough_rows_to_judge_by() -> None:
     )
     assert first.name == second.name
     assert first.spec.split == second.spec.split
-    split = split_of_spec(first).model_copy(update={"group_by": None})
+    split = replace(split_of_spec(first), group_by=None)
     rows = load_rows(FIRST / "data" / "tickets.jsonl")
-    assert sum(split_of(RawRow(row), division_of(split)) == "test" for row in rows) >= 30
+    assert sum(split_of(RawRow(row), split) == "test" for row in rows) >= 30
 
 
 def test_the_second_run_differs_from_the_first_in_its_name_only() -> None:

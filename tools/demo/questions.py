@@ -9,7 +9,6 @@ from openai import OpenAI
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
-from finetune_trainer.prepare.recipe import division_of
 from finetune_trainer.rows import Row, load_rows
 
 COUNT: Final = 3
@@ -34,10 +33,9 @@ def held_out(rows: Path, split: Split) -> list[Row]:
     The rule that puts them there is the one by which `prepare` did.
     """
     chosen: dict[str, Row] = {}
-    division = division_of(split)
     for row in load_rows(rows):
         short = len(row.input[-1].content) <= SHORT
-        if short and len(chosen) < COUNT and split_of(RawRow(row), division) == "test":
+        if short and len(chosen) < COUNT and split_of(RawRow(row), split) == "test":
             chosen.setdefault(row.output, row)
     return list(chosen.values())
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import MAX_ROW_BYTES
-from finetune_trainer.data.options import Division, FieldNames, Recipe
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.problems import Code
 from tests.trainer.data.reading import (
     DEFAULT,
@@ -923,8 +924,8 @@ def test_a_file_that_is_not_what_format_says_is_told(
 
 
 SUBJECT_AND_BODY = Recipe(names=FieldNames(template="{subject}\n{body}"))
-GROUPED = Recipe(division=Division(group_by="customer"))
-DIVIDED = Recipe(division=Division(column="part"))
+GROUPED = Recipe(division=Split(group_by="customer"))
+DIVIDED = Recipe(division=Split(column="part"))
 PAIR = pairs(1)[0]
 
 RECIPES: list[tuple[Recipe, str, str]] = [
@@ -984,7 +985,7 @@ RECIPES: list[tuple[Recipe, str, str]] = [
     (DIVIDED, json_lines([PAIR]), "row 1: part, which split.column names, is missing"),
     (DIVIDED, "prompt,completion\na,b\n", 'file: the header has no column "part"'),
     (
-        Recipe(division=Division(from_files=True)),
+        Recipe(division=Split(from_files=True)),
         json_lines([PAIR]),
         "file: the file's name, rows, says no split; expected a name that begins with train, validation",
     ),

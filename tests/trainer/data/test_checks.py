@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer import canonical
+from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.data.checks import Scanner
 from finetune_trainer.data.checks.secrets import DETECTORS, NOT_USED, Secrets
-from finetune_trainer.data.options import Checks
 from finetune_trainer.data.problems import Code, Issue
 from finetune_trainer.rows import Message, Row
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat
-from finetune_trainer.data.options import Division, FieldNames, Recipe
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.problems import Code
 from finetune_trainer.data.reading import split_of
 from finetune_trainer.rows import SplitName
@@ -198,7 +199,7 @@ def test_unused_fields_are_named_once_in_the_order_of_their_coming(tmp_path: Pat
 
 
 def test_columns_of_groups_and_splits_are_used(tmp_path: Path) -> None:
-    recipe = Recipe(division=Division(group_by="customer", column="part"))
+    recipe = Recipe(division=Split(group_by="customer", column="part"))
 
     outcome = read(tmp_path, json_lines([{**PAIR, "customer": 7, "part": " Dev "}]), recipe)
 
@@ -232,7 +233,7 @@ def test_names_of_files_divide_the_rows(tmp_path: Path) -> None:
         "notes.jsonl": json_lines(pairs(1)),
     }
 
-    outcome = read_files(tmp_path, files, Recipe(division=Division(from_files=True)))
+    outcome = read_files(tmp_path, files, Recipe(division=Split(from_files=True)))
 
     assert [raw.split for raw in outcome.raw_rows] == ["test", "train", "train"]
     assert outcome.problems == [
@@ -253,7 +254,7 @@ def test_only_several_files_are_named_in_places(tmp_path: Path) -> None:
 
 
 def test_doccanos_table_may_have_columns_of_metadata(tmp_path: Path) -> None:
-    newest = Recipe(division=Division(rule_version=2))
+    newest = Recipe(division=Split(rule_version=2))
 
     outcome = read(tmp_path, "id,text,label,source\n1,a,b,mail\n", newest)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.options import Division, FieldNames, Recipe
+from finetune_trainer.contract.dataset import Split
+from finetune_trainer.data.options import FieldNames, Recipe
 from tests.trainer.data.reading import (
     Outcome,
     chat,
@@ -247,7 +248,7 @@ INTENTS = [
     "name", ["labelstudio.json", "labelstudio-min.json", "labelstudio.csv", "labelstudio.tsv"]
 )
 def test_label_studio(tmp_path: Path, name: str) -> None:
-    recipe = Recipe(names=FieldNames(completion="intent"), division=Division(group_by="customer"))
+    recipe = Recipe(names=FieldNames(completion="intent"), division=Split(group_by="customer"))
 
     outcome = read_fixture(tmp_path, name, recipe)
 

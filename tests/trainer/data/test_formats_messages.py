@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
-from finetune_trainer.data.options import Division, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Code
 from tests.trainer.data.reading import Outcome, json_lines, parquet_bytes, read, turns
 
-NEWEST = Recipe(division=Division(rule_version=RULE_VERSION))
+NEWEST = Recipe(division=Split(rule_version=RULE_VERSION))
 PAIR: dict[str, Any] = {
     "prompt": [{"role": "system", "content": "Be short."}, *turns("a", "b", "c")],
     "completion": turns("d", roles=("assistant",)),

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import Division, FieldNames, Recipe
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.preparation import prepare
 from finetune_trainer.data.problems import Code
 from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read
 
-NEWEST = Division(rule_version=RULE_VERSION)
+NEWEST = Split(rule_version=RULE_VERSION)
 ALPACA = {"instruction": "a", "output": "b"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
 

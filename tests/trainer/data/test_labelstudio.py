@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
-from finetune_trainer.data.options import Division, FieldNames, Recipe
+from finetune_trainer.data.options import FieldNames, Recipe
 from tests.trainer.data.reading import Outcome, read, turns
 
-NEWEST = Division(rule_version=RULE_VERSION)
+NEWEST = Split(rule_version=RULE_VERSION)
 META = {"annotator": 1, "annotation_id": 7, "lead_time": 1.5, "id": 3}
 FORMS = ["json", "min", "csv"]
 

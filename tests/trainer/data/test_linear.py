@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import Checks, Cleaning, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
 from finetune_trainer.data.result import Prepared
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.data.checks import prefilter, secrets
 from finetune_trainer.data.checks.personal import (
     CARD,
@@ -24,7 +25,6 @@ from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.checks.secrets import ALL_HINTS, Secrets
 from finetune_trainer.data.checks.sequences import EXPRESSIONS as SEQUENCE_EXPRESSIONS
 from finetune_trainer.data.checks.sequences import SEQUENCES
-from finetune_trainer.data.options import Checks
 from finetune_trainer.rows import Message, Row
 
 EVERYTHING = Checks(

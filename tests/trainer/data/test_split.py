@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer import canonical
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.options import Division
 from finetune_trainer.data.split import fraction_of, split_of
 from finetune_trainer.rows import Message, Row
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda text: text.strip())
 PROMPTS = st.lists(TEXT, min_size=1, max_size=30)
-EVEN = Division(validation=0.3, test=0.3)
+EVEN = Split(validation=0.3, test=0.3)
 CALL = '[{"function":{"arguments":"{}","name":"orders"},"id":"1","type":"function"}]'
 
 
@@ -86,15 +86,15 @@ def test_the_calls_of_tools_are_part_of_the_input() -> None:
 def test_rows_that_the_team_divided_stay_where_it_put_them() -> None:
     row = Row.pair("Where is my order?", "dispatch")
 
-    assert split_of(RawRow(row, split="test"), Division(column="part")) == "test"
-    assert split_of(RawRow(row), Division()) == "train"
+    assert split_of(RawRow(row, split="test"), Split(column="part")) == "test"
+    assert split_of(RawRow(row), Split()) == "train"
 
 
 @given(prompt=TEXT, completions=st.tuples(TEXT, TEXT), seed=st.integers(0, 2**31 - 1))
 def test_a_prompt_is_in_one_split_whatever_its_completion(
     prompt: str, completions: tuple[str, str], seed: int
 ) -> None:
-    division = Division(validation=0.3, test=0.3, seed=seed)
+    division = Split(validation=0.3, test=0.3, seed=seed)
     first, second = (split_of(RawRow(Row.pair(prompt, each)), division) for each in completions)
 
     assert first == second
@@ -111,8 +111,8 @@ def test_rows_of_a_group_are_in_one_split(prompts: tuple[str, str], group: str) 
 def test_a_larger_test_split_keeps_every_test_row(prompt: str, test: float, more: float) -> None:
     raw = RawRow(Row.pair(prompt, "x"))
 
-    if split_of(raw, Division(test=test)) == "test":
-        assert split_of(raw, Division(test=test + more)) == "test"
+    if split_of(raw, Split(test=test)) == "test":
+        assert split_of(raw, Split(test=test + more)) == "test"
 
 
 @settings(max_examples=50)
@@ -130,7 +130,7 @@ def test_more_rows_and_another_order_move_no_row_and_no_prompt_is_in_two_splits(
 
 
 def test_the_fractions_are_met_by_many_rows() -> None:
-    division = Division(validation=0.1, test=0.2)
+    division = Split(validation=0.1, test=0.2)
     names = [split_of(RawRow(Row.pair(f"question {number}", "x")), division) for number in range(20_000)]
 
     # Four standard deviations of a fair division.

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_trainer.contract.dataset import Cleaning, Split
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
-from finetune_trainer.data.options import Cleaning, Division, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.output import SplitWriter, line_of
 from finetune_trainer.data.result import Bucket, Difference, Lengths
 from finetune_trainer.data.statistics import (
@@ -26,7 +27,7 @@ from finetune_trainer.data.statistics import (
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName
 from tests.trainer.data.reading import reader
 
-NO_SPLITS = Recipe(division=Division(validation=0, test=0), cleaning=Cleaning(near_duplicates="Off"))
+NO_SPLITS = Recipe(division=Split(validation=0, test=0), cleaning=Cleaning(near_duplicates="Off"))
 
 
 def test_lengths_are_of_the_rows_that_are_kept() -> None:
@@ -128,7 +129,7 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
         (
             [("a", "b")],
             ["train"],
-            Recipe(division=Division(test=0)),
+            Recipe(division=Split(test=0)),
             (
                 "no row is in the validation split; expected some rows to measure with; "
                 "add rows, or set split.validation: 0"
@@ -137,7 +138,7 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
         (
             [("a", "b")],
             ["train"],
-            Recipe(division=Division(test=0, from_files=True)),
+            Recipe(division=Split(test=0, from_files=True)),
             "no row is in the test split; expected some rows to measure with; add rows that say test",
         ),
         (

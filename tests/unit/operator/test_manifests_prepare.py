@@ -1,6 +1,11 @@
 """What of a Dataset's spec reaches its prepare pod, and what of the result its DatasetVersion."""
 
+from dataclasses import fields
 from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.configs import StageInputs, prepare_config
@@ -83,7 +88,31 @@ def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
         (Checks, "checks"),
         (Split, "split"),
     ):
-        assert {each.alias for each in model.model_fields.values()} == set(EVERYTHING[field])
+        assert {to_camel(each.name) for each in fields(model)} == set(EVERYTHING[field])
+
+
+@pytest.mark.parametrize("part", ["columns", "cleaning", "checks", "split"])
+def test_a_setting_that_the_trainer_does_not_know_is_refused(part: str) -> None:
+    sent = config_of(**EVERYTHING).to_dict()
+    sent[part]["new"] = True
+
+    with pytest.raises(ValidationError, match=f"{part}.new"):
+        PrepareConfig.model_validate(sent)
+
+
+def test_settings_are_read_as_they_were_sent() -> None:
+    config = config_of(**EVERYTHING)
+
+    assert PrepareConfig.model_validate_json(config.to_json()) == config
+
+
+def test_a_trainer_of_the_contract_before_gets_no_rule_version() -> None:
+    inputs = StageInputs(owner(**EVERYTHING), DATASET_UID, "pvc://artifacts", None, contract_version=1)
+    sent = prepare_config(inputs, owner(**EVERYTHING).spec).to_dict()
+
+    assert sent["split"] == {
+        name: value for name, value in EVERYTHING["split"].items() if name != "ruleVersion"
+    }
 
 
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:

@@ -5,8 +5,9 @@ from dataclasses import fields
 
 import typer
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
-from finetune_trainer.data.options import Division, FieldNames
+from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.template import PromptTemplate
 
 COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "template")
@@ -49,7 +50,7 @@ def division(
     *,
     from_files: bool,
     rule_version: int = RULE_VERSION,
-) -> Division:
+) -> Split:
     """How rows are divided. Raises typer.BadParameter."""
     if validation + test >= 1:
         raise _bad(
@@ -61,7 +62,7 @@ def division(
         raise _bad("--split-from-files", "--split-column says the splits already; leave one of the two out")
     if given and group_by is not None:
         raise _bad("--group-by", f"{given} says the splits already; leave one of the two out")
-    return Division(
+    return Split(
         validation=validation,
         test=test,
         seed=seed,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,11 +71,15 @@ def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
             newer[name] = True
         elif isinstance(value, Contract):
             newer[name] = _newer_fields(value, version)
+        elif is_dataclass(value):
+            newer[name] = {
+                each.name: True for each in fields(value) if each.metadata.get("since", 1) > version
+            }
         elif isinstance(value, tuple):
             newer[name] = {
                 i: _newer_fields(item, version) for i, item in enumerate(value) if isinstance(item, Contract)
             }
-    return {name: fields for name, fields in newer.items() if fields}
+    return {name: names for name, names in newer.items() if names}
 
 
 def _essential_paths(message: BaseModel, version: int, prefix: str = "") -> Iterator[str]:

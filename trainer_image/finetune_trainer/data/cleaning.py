@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import replace
 from typing import Final
 
-from finetune_trainer.data.options import Cleaning
+from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.rows import Message, Row
 
 SPACES: Final = re.compile(r"[ \t\u00a0\u2007\u202f]+")

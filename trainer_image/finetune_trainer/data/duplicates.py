@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.data.index import RowIndex, groups
-from finetune_trainer.data.options import Cleaning
 from finetune_trainer.data.problems import Place
 from finetune_trainer.data.result import Kin, Kinship
 from finetune_trainer.data.similarity import Rows, find_near

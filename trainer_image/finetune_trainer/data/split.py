@@ -22,14 +22,14 @@ from typing import Any, Final
 import orjson
 
 from finetune_trainer import canonical
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.options import Division
 from finetune_trainer.rows import Message, SplitName
 
 RULE: Final = "v1"
 
 
-def split_of(raw: RawRow, division: Division) -> SplitName:
+def split_of(raw: RawRow, division: Split) -> SplitName:
     """The row's split: the team's own, where it divided the rows."""
     if raw.split is not None:
         return raw.split

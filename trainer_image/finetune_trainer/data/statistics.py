@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
-from finetune_trainer.data.options import OLDEST_RULE, Division, Recipe
+from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.problems import Code, Issue, quoted
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
 from finetune_trainer.rows import RowForm, SplitName
@@ -202,7 +203,7 @@ def _few_rows(rows: int) -> Issue | None:
     )
 
 
-def _empty_split(name: SplitName, rows: int, division: Division) -> Issue | None:
+def _empty_split(name: SplitName, rows: int, division: Split) -> Issue | None:
     fraction = {"validation": division.validation, "test": division.test}.get(name)
     if rows or fraction is None or not (fraction or division.is_given):
         return None

@@ -6,10 +6,9 @@ from typing import Any, Final
 from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
-from finetune_trainer.data.options import OLDEST_RULE, Checks, Cleaning, Division, FieldNames, Recipe
+from finetune_trainer.data.options import OLDEST_RULE, FieldNames, Recipe
 from finetune_trainer.data.template import PromptTemplate
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
@@ -20,7 +19,7 @@ VERSION: Final = 2
 
 def recipe_of(config: PrepareConfig) -> Recipe:
     """What the config asks for. Raises StageFailure (INVALID_CONFIG) where that makes no sense."""
-    columns = config.columns.model_dump()
+    columns = dataclasses.asdict(config.columns)
     named = [name for name in columns.values() if name is not None]
     prompt, completion = config.columns.prompt or "prompt", config.columns.completion or "completion"
     if config.template is None and prompt == completion:
@@ -28,6 +27,11 @@ def recipe_of(config: PrepareConfig) -> Recipe:
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise _invalid(f"columns names {twice!r} twice; name another column")
+    if not OLDEST_RULE <= config.split.rule_version <= RULE_VERSION:
+        raise _invalid(
+            f"split.ruleVersion {config.split.rule_version} is not known to this trainer image; it knows"
+            f" {OLDEST_RULE} to {RULE_VERSION}"
+        )
     if config.template is not None:
         try:
             PromptTemplate.parse(config.template)
@@ -36,20 +40,10 @@ def recipe_of(config: PrepareConfig) -> Recipe:
     return Recipe(
         format=config.format,
         names=FieldNames(**columns, template=config.template),
-        division=division_of(config.split),
-        cleaning=Cleaning(**config.cleaning.model_dump()),
-        checks=Checks(**config.checks.model_dump()),
+        division=config.split,
+        cleaning=config.cleaning,
+        checks=config.checks,
     )
-
-
-def division_of(split: Split) -> Division:
-    """How a config's split divides rows. Raises StageFailure (INVALID_CONFIG) for an unknown rule."""
-    if not OLDEST_RULE <= split.rule_version <= RULE_VERSION:
-        raise _invalid(
-            f"split.ruleVersion {split.rule_version} is not known to this trainer image; it knows"
-            f" {OLDEST_RULE} to {RULE_VERSION}"
-        )
-    return Division(**split.model_dump())
 
 
 def preparation_digest(config: PrepareConfig, recipe: Recipe, found: DataFormat | None) -> Digest:

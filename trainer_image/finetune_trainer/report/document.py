@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from finetune_trainer.data.options import Checks, Cleaning, Division, FieldNames
+from finetune_trainer.contract.dataset import Checks, Cleaning, Split
+from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.problems import Place
 from finetune_trainer.data.result import Difference, Kin, Lengths, Prepared, Problem, Statistics
 from finetune_trainer.rows import SPLIT_FILES, SplitName
@@ -172,7 +173,7 @@ def _difference(difference: Difference | None) -> Document | None:
     }
 
 
-def _plain(options: FieldNames | Division | Cleaning | Checks, without: str = "") -> Document:
+def _plain(options: FieldNames | Split | Cleaning | Checks, without: str = "") -> Document:
     values = {field.name: getattr(options, field.name) for field in fields(options) if field.name != without}
     return {
         _camel(name): _shown(value) if isinstance(value, str) else value for name, value in values.items()
