@@ -5,8 +5,8 @@ import pytest
 from finetune_operator.api.kinds import KINDS, Kind
 from tests.integration.api import Api, Object, path_of
 from tests.integration.rules import files
-from tests.integration.rules.files import merged
 from tests.integration.rules.requests import NAMESPACE, try_create
+from tests.mergepatch import merged
 from tools.cluster import ControlPlane
 
 HEADERS = {

@@ -5,9 +5,9 @@ import pytest
 from finetune_operator.api.kinds import KINDS_BY_NAME, Kind
 from tests.integration.api import Api, Object
 from tests.integration.rules import files
-from tests.integration.rules.files import merged
 from tests.integration.rules.requests import try_patch
 from tests.integration.rules.schema import spec_schema
+from tests.mergepatch import merged
 
 MUTABLE = {
     "FineTuneJob": {"suspend", "childrenTTLSeconds"},

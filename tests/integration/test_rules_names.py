@@ -6,8 +6,8 @@ from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
 from finetune_operator.api.meta import NAME_LIMIT
 from tests.integration.api import Api
 from tests.integration.rules import files
-from tests.integration.rules.files import merged
 from tests.integration.rules.requests import Verdict, try_create
+from tests.mergepatch import merged
 
 USER_MADE = [kind for kind in KINDS if kind.name not in {"DatasetVersion", "Checkpoint"}]
 RECORDS = [kind for kind in KINDS if kind not in USER_MADE]

@@ -6,8 +6,8 @@ import yaml
 from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
 from tests.integration.api import Api
 from tests.integration.rules import files
-from tests.integration.rules.files import merged
 from tests.integration.rules.requests import try_create
+from tests.mergepatch import merged
 from tools.cluster import ClusterError, ControlPlane
 
 FINETUNEJOB = files.minimal(KINDS_BY_NAME["FineTuneJob"])

@@ -9,6 +9,7 @@ import yaml
 from finetune_operator.api.kinds import Kind
 from tests.integration.api import Object
 from tests.integration.rules.requests import NAMESPACE
+from tests.mergepatch import merged
 
 FOLDER = Path(__file__).parent
 
@@ -70,19 +71,6 @@ def changes(kind: Kind) -> dict[str, Change]:
     """Two values of each field of a record's `spec`."""
     entries = yaml.safe_load((_folder(kind) / "changes.yaml").read_text())
     return {name: Change(entry["first"], entry["other"]) for name, entry in entries.items()}
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """JSON merge patch (RFC 7386): null removes, lists are replaced."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result
 
 
 def _folder(kind: Kind) -> Path:

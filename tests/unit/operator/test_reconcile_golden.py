@@ -1,11 +1,11 @@
 """Golden tests: objects of `tests/golden/input/CASE.yaml` in, plan of `tests/golden/output/CASE.yaml` out.
 
-The first document of an input says when it is and which object is looked at; the others are what is there.
 `UPDATE_GOLDEN=1 pytest tests/unit/operator/test_reconcile_golden.py` writes the outputs anew, for review.
 """
 
 import json
 import os
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,8 @@ from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.objects import ReportTarget
 from finetune_trainer.contract.progress import Progress
+from tests.unit.operator.goldencases import CASES, GOLDEN, Case, base_objects, load
 from tests.unit.operator.memorycluster import FACTS, MemoryCluster
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-CASES = sorted(path.name for path in (GOLDEN / "input").glob("*.yaml"))
 
 
 def as_yaml(plan: Plan) -> str:
@@ -55,41 +53,60 @@ def _plain(node: Any) -> Any:
     return str(node) if isinstance(node, str) else node
 
 
-def planned(path: Path) -> Plan:
-    head, *objects = yaml.safe_load_all(path.read_text())
+def planned(case: Case) -> Plan:
     facts = FACTS
-    if "report" in head:
-        facts = OperatorFacts(FACTS.namespace, FACTS.trainer_image, report=ReportTarget(**head["report"]))
-    cluster = MemoryCluster(*map(_with_text_times, objects), facts=facts)
-    cluster.now = _moment(head["now"])
-    if "progress" in head:
-        cluster.progress = RunProgress(head["progress"].pop("stage"), Progress(**head["progress"]))
-    kind, name = head["look"].split("/")
+    if case.report:
+        facts = OperatorFacts(FACTS.namespace, FACTS.trainer_image, report=ReportTarget(**case.report))
+    cluster = MemoryCluster(*case.objects, facts=facts)
+    cluster.now = datetime.fromisoformat(case.now)
+    if case.progress:
+        progress = dict(case.progress)
+        cluster.progress = RunProgress(progress.pop("stage"), Progress(**progress))
+    kind, name = case.look.split("/")
     return cluster.plan(kind, name)
-
-
-def _moment(value: datetime | str) -> datetime:
-    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
-
-
-def _with_text_times(node: Any) -> Any:
-    """YAML reads bare timestamps as such; the API server's JSON has them as text."""
-    if isinstance(node, dict):
-        return {key: _with_text_times(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_with_text_times(value) for value in node]
-    return node.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(node, datetime) else node
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_the_reviewed_one(case: str) -> None:
-    actual = as_yaml(planned(GOLDEN / "input" / case))
-    reviewed = GOLDEN / "output" / case
+    given, reviewed = (GOLDEN / folder / f"{case}.yaml" for folder in ("input", "output"))
+    actual = as_yaml(planned(load(given)))
     if os.environ.get("UPDATE_GOLDEN"):
         reviewed.write_text(actual)
-    assert reviewed.exists(), "run once with UPDATE_GOLDEN=1 and review the file"
-    assert actual == reviewed.read_text()
+    assert reviewed.exists(), f"{reviewed} is missing: run `make golden` and review it"
+    assert actual == reviewed.read_text(), f"{case}: the plan for {given} is not that of {reviewed}"
 
 
 def test_every_reviewed_plan_belongs_to_a_case() -> None:
-    assert sorted(path.name for path in (GOLDEN / "output").glob("*.yaml")) == CASES
+    assert sorted(path.stem for path in (GOLDEN / "output").glob("*.yaml")) == CASES
+
+
+def test_every_base_object_is_in_more_than_one_case() -> None:
+    cases = [load(GOLDEN / "input" / f"{case}.yaml") for case in CASES]
+    uses = Counter((file, name) for case in cases for file, names in case.given.items() for name in names)
+    bases = {(file.stem, name) for file in (GOLDEN / "base").iterdir() for name in base_objects(file)}
+    assert {each for each in bases if uses[each] < 2} == set()
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ("{kind: Pod, metadata: {name: other}}", "Pod/other is no base object of this case"),
+        ("{apiVersion: v1, kind: Pod, metadata: {name: one}}", "Pod/one is a base object"),
+    ],
+)
+def test_a_patch_without_a_base_object_and_an_object_in_place_of_one_are_refused(
+    tmp_path: Path, document: str, complaint: str
+) -> None:
+    (tmp_path / "run.yaml").write_text("{apiVersion: v1, kind: Pod, metadata: {name: one}}")
+    case = tmp_path / "case.yaml"
+    case.write_text(f"{{now: now, look: Pod/one, given: {{run: [Pod/one]}}}}\n---\n{document}\n")
+    with pytest.raises(ValueError, match=complaint):
+        load(case, tmp_path)
+
+
+def test_a_base_object_that_does_not_exist_is_refused_by_file_and_name(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("{apiVersion: v1, kind: Pod, metadata: {name: one}}")
+    case = tmp_path / "case.yaml"
+    case.write_text("{now: now, look: Pod/one, given: {run: [Pod/two]}}")
+    with pytest.raises(ValueError, match=r"case\.yaml: run\.yaml has no Pod/two"):
+        load(case, tmp_path)

@@ -1,0 +1,96 @@
+"""Cases of the golden tests: base objects, and a merge patch for each that a case has otherwise.
+
+tests/golden/README.md describes the files.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from finetune_operator.plan import Manifest
+from tests.mergepatch import merged
+
+GOLDEN: Final = Path(__file__).parents[2] / "golden"
+CASES: Final = sorted(path.stem for path in (GOLDEN / "input").glob("*.yaml"))
+TIMESTAMP: Final = "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves timestamps the text that they are in JSON; `!json` is an object as compact JSON text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != TIMESTAMP]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def json_text(self, node: yaml.MappingNode) -> str:
+        value = self.construct_mapping(node, deep=True)
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+_Loader.add_constructor("!json", _Loader.json_text)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a pass of the operator sees.
+
+    Attributes:
+        now: when it is, in ISO 8601.
+        look: the object that is reconciled, as Kind/name.
+        given: names of base objects, by the file that has them.
+        objects: all that exists.
+        progress: what the pod of a stage last reported, and `stage`.
+        report: where pods report to.
+    """
+
+    now: str
+    look: str
+    given: dict[str, list[str]]
+    objects: tuple[Manifest, ...]
+    progress: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
+
+
+def load(path: Path, bases: Path = GOLDEN / "base") -> Case:
+    """Read a case.
+
+    Raises:
+        ValueError: it names a base object that does not exist, or patches one that it does not name.
+    """
+    head, *documents = _documents(path)
+    objects: dict[str, Manifest] = {}
+    for file, names in head["given"].items():
+        base = base_objects(bases / f"{file}.yaml")
+        for name in names:
+            if name not in base:
+                raise ValueError(f"{path}: {file}.yaml has no {name}")
+            objects[name] = base[name]
+    for document in documents:
+        name = key(document)
+        if (name in objects) == ("apiVersion" in document):
+            raise ValueError(
+                f"{path}: {name} is {'a base object' if name in objects else 'no base object of this case'}:"
+                " a patch has no apiVersion, and any other object has one"
+            )
+        objects[name] = merged(objects.get(name), document)
+    return Case(**head, objects=tuple(objects.values()))
+
+
+@functools.cache
+def base_objects(file: Path) -> dict[str, Manifest]:
+    """The objects of a base file, by Kind/name."""
+    return {key(document): document for document in _documents(file)}
+
+
+def key(manifest: Manifest) -> str:
+    return f"{manifest['kind']}/{manifest['metadata']['name']}"
+
+
+def _documents(file: Path) -> Iterator[Any]:
+    return yaml.load_all(file.read_text(), _Loader)
