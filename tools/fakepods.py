@@ -12,6 +12,7 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
 from finetune_trainer.contract.results import (
     CheckpointResult,
@@ -48,7 +49,7 @@ def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:
         case TrainConfig():
             weights = CheckpointResult(
                 digest=digest("weights", config.run),
-                type="Full" if config.method.type == "Full" else "Adapter",
+                type=METHODS[config.method.type].checkpoint_type,
                 step=40,
                 epoch=2.0,
                 best=True,

@@ -8,9 +8,9 @@ import pytest
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, Method, Preference
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.method import LoRA, Method, Preference
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.preflight.judgements import settle
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.encode import RowEncoder

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.results import CheckpointResult, StageResult, TrainResult
-from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.runtime import termination
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.states.losses import MOST_POINTS, SHOWN_POINTS, Curve

@@ -24,7 +24,8 @@ from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.tokens.template import render, stop_token_ids
 from finetune_trainer.train.guards.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
-from finetune_trainer.train.preference.trainers import PreferenceTrainer, preference_trainer
+from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
+from finetune_trainer.train.preference.trainers import preference_trainer
 from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Undisturbed, Workbench, elsewhere, tiny_tokenizer

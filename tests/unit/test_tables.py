@@ -10,9 +10,9 @@ from typing import Final, get_args
 import pytest
 
 from finetune_trainer.contract import metrics, vocabulary
+from finetune_trainer.contract.vocabulary import RowForm
 from finetune_trainer.data.containers.base import TABLES
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.rows import RowForm
 
 ROOT: Final = Path(__file__).parents[2]
 PRODUCT: Final = (ROOT / "operator" / "finetune_operator", ROOT / "trainer_image" / "finetune_trainer")

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from finetune_trainer import canonical
+from finetune_trainer.contract.vocabulary import RowForm, SplitName
 
 Role = Literal["system", "user", "assistant", "tool"]
-RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
-
-SplitName = Literal["train", "validation", "test"]
 
 SPLIT_FILES: Final[Mapping[SplitName, str]] = {
     "train": "train.jsonl",
@@ -94,6 +92,11 @@ class Row:
     def pair(cls, prompt: str, completion: str) -> "Row":
         """A prompt and its completion: what the user says, and what the model shall answer."""
         return cls((Message("user", prompt), Message("assistant", completion)), "PromptCompletion")
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the row judges answers."""
+        return self.form in ("Preference", "KTO")
 
     @property
     def input(self) -> tuple[Message, ...]:

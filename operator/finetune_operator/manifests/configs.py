@@ -29,6 +29,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters, Requested
 from finetune_trainer.contract.method import LoRA as ContractLoRA
 from finetune_trainer.contract.method import Method as ContractMethod
 from finetune_trainer.contract.method import Preference as ContractPreference
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.objects import ArtifactRef, Owner, ParentCheckpoint, ReportTarget, StoreConfig
 from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Stage
@@ -233,7 +234,7 @@ def evaluate_config(
 
 def checkpoint_type(method: Method) -> CheckpointType:
     """What a method leaves behind."""
-    return "Full" if method.type == "Full" else "Adapter"
+    return METHODS[method.type].checkpoint_type
 
 
 def cleanup_config(

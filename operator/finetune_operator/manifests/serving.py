@@ -36,6 +36,7 @@ from finetune_trainer.contract.environment import (
     TERMINATION_MESSAGE_PATH,
 )
 from finetune_trainer.contract.objects import ArtifactRef, Owner
+from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
@@ -65,7 +66,7 @@ class Revision:
     @property
     def is_full(self) -> bool:
         """Whether the one model holds all weights and so takes the base model's place."""
-        return any(weights.type == "Full" for _, weights in self.models)
+        return any(weights.type == FULL_MODEL for _, weights in self.models)
 
 
 def build_revision(

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.problems import Code
 from finetune_trainer.data.reading import split_of
-from finetune_trainer.rows import SplitName
 from tests.trainer.data.reading import (
     chat,
     gzipped,

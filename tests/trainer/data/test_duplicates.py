@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.contract.vocabulary import NearDuplicates as Option
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
 from finetune_trainer.data.problems import Place
 from finetune_trainer.data.result import Kin
-from finetune_trainer.rows import Message, Row, SplitName
+from finetune_trainer.rows import Message, Row
 from tests.trainer.data.reading import reader
 
 LONG = "my parcel was sent last week and it still has not come to my door in the old town"

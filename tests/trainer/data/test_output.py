@@ -8,9 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finetune_trainer import canonical
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.index import SPLIT_NUMBERS
 from finetune_trainer.data.output import SplitWriter, keep_rows, line_of
-from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName, load_rows
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows
 
 WRITTEN: list[SplitName] = ["train", "test", "train", "train", "test"]
 ROWS = [Row.pair(f"line\nend \u2028 {number}", "x") for number in range(len(WRITTEN))]

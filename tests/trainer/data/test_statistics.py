@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Cleaning, Split
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
@@ -24,7 +25,7 @@ from finetune_trainer.data.statistics import (
     of_rows,
     summary_issues,
 )
-from finetune_trainer.rows import SPLIT_FILES, Message, Row, SplitName
+from finetune_trainer.rows import SPLIT_FILES, Message, Row
 from tests.trainer.data.reading import reader
 
 NO_SPLITS = Recipe(division=Split(validation=0, test=0), cleaning=Cleaning(near_duplicates="Off"))

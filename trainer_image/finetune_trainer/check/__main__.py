@@ -15,11 +15,11 @@ from finetune_trainer.check.outputs import require_room, write
 from finetune_trainer.check.recipe import division, field_names, region
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.dataset import Checks, Cleaning
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates, SplitName
 from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.unpacking import TooLarge
-from finetune_trainer.rows import SPLIT_FILES, SplitName
+from finetune_trainer.rows import SPLIT_FILES
 
 if TYPE_CHECKING:
     from finetune_trainer.report.document import Document

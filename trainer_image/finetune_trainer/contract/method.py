@@ -1,7 +1,7 @@
 """How the weights are changed."""
 
 from finetune_trainer.contract.base import Contract
-from finetune_trainer.contract.vocabulary import MethodType
+from finetune_trainer.contract.methods import DEFAULT_METHOD, MethodType
 
 
 class LoRA(Contract):
@@ -31,7 +31,7 @@ class Preference(Contract):
 class Method(Contract):
     """How the weights are changed."""
 
-    type: MethodType = "LoRA"
+    type: MethodType = DEFAULT_METHOD
     lora: LoRA = LoRA()
     """Of every method but Full: all others train an adapter."""
     preference: Preference = Preference()

@@ -5,10 +5,10 @@ from typing import Final, Literal
 RULE_VERSION: Final = 2
 """Newest version of the rules by which prepare reads and compares rows; docs/data.md has what each does."""
 Stage = Literal["prepare", "preflight", "train", "evaluate"]
-MethodType = Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"]
-PREFERENCE_METHODS: Final[frozenset[MethodType]] = frozenset({"DPO", "KTO", "ORPO"})
-"""Methods that learn from judged answers; the others learn from the answers alone."""
 CheckpointType = Literal["Adapter", "Full"]
+ADAPTER: Final = "Adapter"
+FULL_MODEL: Final = "Full"
+"""Type of a Checkpoint with all weights of a model. The method that makes one has the same name."""
 DataFormat = Literal[
     "PromptCompletion",
     "ChatMessages",
@@ -26,3 +26,5 @@ NearDuplicates = Literal["Off", "Keep", "Remove"]
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base"]
 SplitName = Literal["train", "validation", "test"]
+RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
+"""How a row of a prepared dataset is written."""

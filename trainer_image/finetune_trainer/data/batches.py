@@ -5,6 +5,7 @@ A batch needs no other one, so that several processes can work on the batches of
 
 from dataclasses import dataclass, field
 
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data import output
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.cleaning import clean
@@ -13,7 +14,7 @@ from finetune_trainer.data.options import SEEN_SINCE, Recipe
 from finetune_trainer.data.problems import Invalid, Issue, Place
 from finetune_trainer.data.reading import Batch, BatchReader
 from finetune_trainer.data.split import split_of
-from finetune_trainer.rows import SPLIT_FILES, SplitName
+from finetune_trainer.rows import SPLIT_FILES
 
 
 @dataclass(slots=True, kw_only=True)

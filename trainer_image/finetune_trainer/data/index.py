@@ -8,8 +8,9 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from finetune_trainer.contract.vocabulary import RowForm, SplitName
 from finetune_trainer.data.text import as_seen
-from finetune_trainer.rows import SPLIT_FILES, Message, Row, RowForm, SplitName
+from finetune_trainer.rows import SPLIT_FILES, Message, Row
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Self
 
 import orjson
 
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.index import SPLITS
 from finetune_trainer.data.unpacking import Budget
-from finetune_trainer.rows import SPLIT_FILES, Row, SplitName, parse_row
+from finetune_trainer.rows import SPLIT_FILES, Row, parse_row
 
 if TYPE_CHECKING:
     import numpy as np

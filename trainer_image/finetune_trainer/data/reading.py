@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
 
-from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
 from finetune_trainer.data.containers.base import Container, ContainerName, Header, Line, Record
 from finetune_trainer.data.containers.detect import HEAD_BYTES, container_of
@@ -19,7 +19,6 @@ from finetune_trainer.data.options import JUDGED_SINCE, Recipe
 from finetune_trainer.data.problems import Code, Invalid, Issue, Place
 from finetune_trainer.data.text import printable
 from finetune_trainer.data.unpacking import CHUNK_BYTES
-from finetune_trainer.rows import SplitName
 
 CONTAINERS: Final[Mapping[ContainerName, Container]] = {
     "JSON Lines": jsonlines.read,

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.problems import Issue, Place
-from finetune_trainer.rows import SplitName
 
 Kinship = Literal["Exact", "Near", "Conflict", "Leak", "NearLeak"]
 """How two rows are alike: the same; nearly the same input; the same input with another answer; the same, or

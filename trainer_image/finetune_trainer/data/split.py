@@ -23,8 +23,9 @@ import orjson
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.dataset import Split
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.rows import Message, SplitName
+from finetune_trainer.rows import Message
 
 RULE: Final = "v1"
 

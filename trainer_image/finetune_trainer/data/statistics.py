@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
+from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowForm, SplitName
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.problems import Code, Issue, quoted
 from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
-from finetune_trainer.rows import RowForm, SplitName
 
 if TYPE_CHECKING:
     import numpy as np

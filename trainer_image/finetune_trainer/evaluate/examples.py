@@ -42,7 +42,7 @@ def encode_examples(
         try:
             examples.append(
                 _judged(row, apart, tokenizer, max_sequence_length)
-                if row.form in ("Preference", "KTO")
+                if row.is_judged
                 else _plain(row, whole, tokenizer, max_sequence_length)
             )
         except RowNotEncodable as error:

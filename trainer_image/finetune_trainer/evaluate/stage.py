@@ -13,7 +13,7 @@ from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import EvaluateResult, Score
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.metrics.registry import MEASURES
@@ -90,7 +90,7 @@ def _subjects(
     config: EvaluateConfig, base: Path, checkpoint: Path, device: torch.device
 ) -> Iterator[tuple[Subject, PreTrainedModel | PeftModel]]:
     """The models in turn; each is to be used before the next is asked for."""
-    if config.checkpoint_type == "Full":
+    if config.checkpoint_type == FULL_MODEL:
         folders: dict[Subject, Path] = {"Tuned": checkpoint, "Base": base}
         for subject in config.subjects:
             yield subject, load_base(folders[subject], None, device)

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.modules import linear_layers, unknown_layers
 from finetune_trainer.preflight.files import invalid
@@ -50,7 +51,7 @@ def without_weights(config: PretrainedConfig, uri: str) -> PreTrainedModel:
 
 def check_target_modules(model: PreTrainedModel, method: Method) -> None:
     """Raises StageFailure (INVALID_CONFIG) for adapter targets that the model does not have."""
-    if method.type == "Full":
+    if not METHODS[method.type].trains_adapter:
         return
     unknown = unknown_layers(model, method.lora.target_modules)
     if unknown:

@@ -30,12 +30,11 @@ gradientCheckpointing
     False: it costs time, and whether memory is short is not known before training.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.methods import METHODS, MethodInfo, MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS, MethodType
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.schedule import steps_per_epoch
 
@@ -44,8 +43,6 @@ FEWEST_VISITS: Final = 100
 MOST_VISITS: Final = 25_000
 MOST_EPOCHS: Final = 25
 
-BASE_RATE: Final[Mapping[MethodType, float]] = {"LoRA": 5e-4, "QLoRA": 5e-4, "Full": 5e-5}
-PREFERENCE_RATE: Final[Mapping[MethodType, float]] = {"DPO": 5e-6, "KTO": 5e-6, "ORPO": 8e-5}
 REFERENCE_HIDDEN_SIZE: Final = 2000
 HIDDEN_SIZE_EXPONENTS: Final = (0.781, 0.0775)
 
@@ -54,8 +51,6 @@ LONGEST_SEQUENCE: Final = 2048
 
 ROWS_PER_STEP: Final = 8
 TOKENS_AT_ONCE: Final = 8192
-FEWEST_KTO_ROWS: Final = 2
-"""Of a batch."""
 
 SEED: Final = 42
 FEWEST_STEPS_BETWEEN_SAVES: Final = 10
@@ -76,22 +71,23 @@ def choose(
     Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read, and for a
     perDeviceBatchSize that the method cannot work with.
     """
-    fewest = FEWEST_KTO_ROWS if method == "KTO" else 1
+    info = METHODS[method]
+    fewest = info.min_batch_rows
     if wanted.per_device_batch_size is not None and wanted.per_device_batch_size < fewest:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"hyperparameters.perDeviceBatchSize: {wanted.per_device_batch_size}, but KTO needs at least"
+            f"hyperparameters.perDeviceBatchSize: {wanted.per_device_batch_size}, but {method} needs at least"
             f" {fewest} rows at once, to compare each with the answer of another; raise it, or leave it out",
         )
     length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
     most = _most_at_once(train_rows, processes)
-    batch = wanted.per_device_batch_size or max(fewest, _batch_size(_tokens_a_row(method, length), most))
+    batch = wanted.per_device_batch_size or max(fewest, _batch_size(info.sequences_per_row * length, most))
     accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = wanted.epochs or _epochs(train_rows)
     total = epochs * steps_per_epoch(train_rows, batch, accumulation, processes)
     return Hyperparameters(
         epochs=epochs,
-        learning_rate=wanted.learning_rate or _learning_rate(method, hidden_size),
+        learning_rate=wanted.learning_rate or _learning_rate(info, hidden_size),
         per_device_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         max_sequence_length=length,
@@ -112,15 +108,11 @@ def _epochs(rows: int) -> int:
     return DEFAULT_EPOCHS
 
 
-def _tokens_a_row(method: MethodType, length: int) -> int:
-    return 2 * length if method in PREFERENCE_METHODS else length
-
-
-def _learning_rate(method: MethodType, hidden_size: int) -> float:
-    if method in PREFERENCE_RATE:
-        return PREFERENCE_RATE[method]
+def _learning_rate(method: MethodInfo, hidden_size: int) -> float:
+    if not method.scales_with_width:
+        return method.learning_rate
     ratio = REFERENCE_HIDDEN_SIZE / hidden_size
-    rate = BASE_RATE[method] * min(ratio**exponent for exponent in HIDDEN_SIZE_EXPONENTS)
+    rate = method.learning_rate * min(ratio**exponent for exponent in HIDDEN_SIZE_EXPONENTS)
     return float(f"{rate:.1e}")
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.rows import Row, SplitName
+from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import Encoder

@@ -8,6 +8,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA
 from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.model.adapter import read_adapter
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.runtime.failure import StageFailure
@@ -33,7 +34,7 @@ def continued_lora(
     ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE; Preempted.
     """
     ref = ArtifactRef(kind="checkpoints", digest=parent.digest)
-    if parent.type == "Full":
+    if parent.type == FULL_MODEL:
         context.store.manifest(ref)
         return None
     adapter = read_adapter(context.store.artifact(ref, verify=True))

@@ -5,11 +5,11 @@ import heapq
 from collections.abc import Mapping
 from typing import Any, Final
 
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.statistics import lengths as spread
 from finetune_trainer.preflight.lengths import Lengths
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.page import token_page
-from finetune_trainer.rows import SplitName
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "tokens.json"

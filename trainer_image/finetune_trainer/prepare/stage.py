@@ -13,6 +13,7 @@ from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import DataStatistics, Difference, PrepareResult, SplitRecord
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.files import SourceFile, Unreadable
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
@@ -27,7 +28,7 @@ from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.page import page
-from finetune_trainer.rows import SPLIT_FILES, SplitName
+from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.progress import ProgressMeter
 from finetune_trainer.stage.context import StageContext

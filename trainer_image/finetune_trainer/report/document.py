@@ -7,10 +7,11 @@ from dataclasses import fields
 from typing import Any, Final
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.problems import Place
 from finetune_trainer.data.result import Difference, Kin, Lengths, Prepared, Problem, Statistics
-from finetune_trainer.rows import SPLIT_FILES, SplitName
+from finetune_trainer.rows import SPLIT_FILES
 
 VERSION: Final = 1
 LISTED_PROBLEMS: Final = 1_000

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length, load_base
 from finetune_trainer.runtime.failure import StageFailure
@@ -54,7 +55,7 @@ class Served:
 def load(config: ServeConfig) -> Served:
     """Load all models of the config, in seconds to minutes. Raises StageFailure."""
     root = Path(config.models_path)
-    full = next((model for model in config.models if model.type == "Full"), None)
+    full = next((model for model in config.models if model.type == FULL_MODEL), None)
     folder = root / (full.folder if full else config.base_folder)
     if not (folder / "config.json").is_file():
         raise StageFailure(

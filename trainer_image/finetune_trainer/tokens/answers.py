@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS, MethodType
+from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
 
@@ -78,7 +78,7 @@ Encoder = RowEncoder | AnswerEncoder
 
 def encoder_of(method: MethodType, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """From rows to what the method learns from."""
-    return AnswerEncoder(tokenizer) if method in PREFERENCE_METHODS else RowEncoder(tokenizer)
+    return AnswerEncoder(tokenizer) if METHODS[method].rows.judged else RowEncoder(tokenizer)
 
 
 def _with_answer(row: Row, answer: str) -> Row:

@@ -10,7 +10,8 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.rows import SPLIT_FILES, SplitName, load_rows
+from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.tokens.answers import Encoder, encoder_of

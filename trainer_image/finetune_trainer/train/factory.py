@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_collation
 from finetune_trainer.train.method import Trainable
@@ -18,12 +18,12 @@ from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
 from finetune_trainer.train.trainer import CompletionTrainer
 
 if TYPE_CHECKING:
-    from finetune_trainer.train.preference.trainers import PreferenceTrainer
+    from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 
 
 def is_sharded(method: Method, group: Group) -> bool:
     """Whether the weights are divided among the processes, instead of each process having all."""
-    return method.type == "Full" and group.size > 1
+    return not METHODS[method.type].trains_adapter and group.size > 1
 
 
 def make_trainer(
@@ -39,7 +39,7 @@ def make_trainer(
     group: Group,
 ) -> "CompletionTrainer | PreferenceTrainer":
     """The method's trainer for rows of its encoder; `continues` where the weights were trained before."""
-    if method.type not in PREFERENCE_METHODS:
+    if not METHODS[method.type].rows.judged:
         size = hyperparameters.per_device_batch_size
         collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
         kind = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer

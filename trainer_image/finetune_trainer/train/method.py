@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_adapter, load_base
@@ -35,9 +36,10 @@ def trainable_model(
     in bfloat16.
     Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG, ARTIFACT_CORRUPT).
     """
-    if method.type == "Full":
+    info = METHODS[method.type]
+    if not info.trains_adapter:
         return load_base(parent or folder, torch.float32, device)
-    base = _quantized(folder, device) if method.type == "QLoRA" else load_base(folder, None, device)
+    base = _quantized(folder, device) if info.quantized_base else load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
     targets = list(method.lora.target_modules) or linear_layers(base)

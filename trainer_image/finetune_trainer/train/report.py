@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.page import training_page
 from finetune_trainer.store import RunFolder
@@ -21,7 +21,7 @@ def training_report(config: TrainConfig, result: TrainResult, curve: Curve) -> d
         "version": VERSION,
         "run": config.run,
         "method": config.method.type,
-        "lossUnit": "loss a row" if config.method.type in PREFERENCE_METHODS else "nats a token",
+        "lossUnit": "loss a row" if METHODS[config.method.type].rows.judged else "nats a token",
         "baseModel": config.base_model,
         "dataset": config.dataset,
         "hyperparameters": config.hyperparameters.to_dict(),

@@ -20,8 +20,8 @@ from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import PREFERENCE_METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _unusable(*profiles: ComputeProfile) -> Blocked | None:
 def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:
     """CPU cores are threads of one process; whether devices are, the API server cannot know."""
     method, devices = job.spec.method.type, job.spec.compute.devices
-    if method not in PREFERENCE_METHODS or devices == 1 or profile.spec.devices.resource == CPU:
+    if METHODS[method].distributed or devices == 1 or profile.spec.devices.resource == CPU:
         return None
     return Failed(
         Reason.INVALID_SPEC,

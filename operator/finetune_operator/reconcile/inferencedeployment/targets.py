@@ -14,6 +14,7 @@ from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weights import Weights, short_digest
 from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_approved, is_rejected, standing
 from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _one_full_model_only(targets: list[Target]) -> list[Target]:
             f"checkpoint {target.weights.label} holds all weights, not an adapter:"
             " give it an InferenceDeployment of its own",
         )
-        if target.weights is not None and target.weights.type == "Full"
+        if target.weights is not None and target.weights.type == FULL_MODEL
         else target
         for target in targets
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers.base import Fields, TableName
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.options import Recipe
@@ -19,7 +19,7 @@ from finetune_trainer.data.text import (
     text_issue,
     type_name,
 )
-from finetune_trainer.rows import Row, SplitName
+from finetune_trainer.rows import Row
 
 Group = str | int
 Issues = tuple[Issue, ...]

@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import MethodType
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
@@ -90,9 +90,9 @@ class BatchSplit(BaseModel):
         )
 
     def can_halve(self, used: Hyperparameters, method: MethodType) -> bool:
-        """Whether batches of half as many rows work; KTO's need two rows."""
+        """Whether the method can work with batches of half as many rows."""
         rows = used.per_device_batch_size
-        return rows % 2 == 0 and (method != "KTO" or rows > 2)
+        return rows % 2 == 0 and rows // 2 >= METHODS[method].min_batch_rows
 
     def halved(self) -> "BatchSplit":
         """With half as many rows a batch."""
@@ -110,8 +110,7 @@ def out_of_memory(error: OutOfMemory, used: Hyperparameters, method: MethodType)
         *(["a smaller hyperparameters.perDeviceBatchSize, or without it"] if rows > 1 else []),
         f"a hyperparameters.maxSequenceLength below {longest}",
         *([] if used.gradient_checkpointing else ["hyperparameters.gradientCheckpointing: true"]),
-        *(["method.type: LoRA instead of Full"] if method == "Full" else []),
-        *(["method.type: QLoRA, whose base model takes a quarter"] if method == "LoRA" else []),
+        *([advice] if (advice := METHODS[method].memory_advice) else []),
         "a ComputeProfile with more memory",
     ]
     return StageFailure(

@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 
 from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.vocabulary import CheckpointType
+from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
 from finetune_trainer.tokens.template import stop_token_ids
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.parallel.fsdp import gathered_weights, is_divided
@@ -90,7 +90,7 @@ class WholeModel:
     state: Mapping[str, Tensor]
     base: Path
     tokenizer: PreTrainedTokenizerBase
-    type: CheckpointType = "Full"
+    type: CheckpointType = FULL_MODEL
 
     def write(self, folder: Path) -> None:
         _write_full(self.model, self.state, self.base, self.tokenizer, folder)

@@ -1,0 +1,107 @@
+"""The training methods, and what each of them is: a row of `METHODS` each, which everything else reads.
+
+A new method is a row here, a member of `MethodType`, and the module that trains it
+(`finetune_trainer.train.method`, or one in `finetune_trainer.train.preference`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from finetune_trainer.contract.vocabulary import ADAPTER, FULL_MODEL, CheckpointType, RowForm
+
+MethodType = Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"]
+DEFAULT_METHOD: Final = "LoRA"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """A kind of rows that methods learn from."""
+
+    forms: tuple[RowForm, ...]
+    description: str
+    judged: bool
+    """Whether the rows judge answers. The loss is one per row then, and answers have rewards."""
+
+
+COMPLETIONS: Final = TrainingRows(
+    ("PromptCompletion", "ChatMessages"), "prompts and completions, or chats", judged=False
+)
+PAIRS: Final = TrainingRows(
+    ("Preference",), "a prompt, a chosen and a rejected answer (format Preference)", judged=True
+)
+LABELLED: Final = TrainingRows(
+    ("KTO",), "a prompt, a completion and a label true or false (format KTO)", judged=True
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodInfo:
+    """What a training method is."""
+
+    rows: TrainingRows
+    checkpoint_type: CheckpointType = ADAPTER
+    quantized_base: bool = False
+    """Whether the base model is held in 4 bits."""
+    sequences_per_row: int = 1
+    """Sequences that the model reads for a row."""
+    min_batch_rows: int = 1
+    """Fewest rows per batch that the loss can be computed of."""
+    distributed: bool = True
+    """Whether several processes can train together."""
+    learning_rate: float
+    """Default. Of a model with a hidden size of 2,000, where it `scales_with_width`."""
+    scales_with_width: bool = False
+    """Whether the default learning rate is that of a model of the same hidden size; a wider one has less."""
+    memory_advice: str = ""
+    """How a new run trains the same rows in less memory."""
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether an adapter is trained over a frozen base model; otherwise all weights are."""
+        return self.checkpoint_type == ADAPTER
+
+
+# DPO and ORPO have the rates of TRL's scripts with an adapter (trl/scripts/dpo.py and
+# examples/scripts/orpo.py), KTO the upper end of what TRL's page on it recommends for all weights.
+METHODS: Final[Mapping[MethodType, MethodInfo]] = {
+    "LoRA": MethodInfo(
+        rows=COMPLETIONS,
+        learning_rate=5e-4,
+        scales_with_width=True,
+        memory_advice="method.type: QLoRA, whose base model takes a quarter",
+    ),
+    "QLoRA": MethodInfo(
+        rows=COMPLETIONS,
+        quantized_base=True,
+        learning_rate=5e-4,
+        scales_with_width=True,
+    ),
+    "Full": MethodInfo(
+        rows=COMPLETIONS,
+        checkpoint_type=FULL_MODEL,
+        learning_rate=5e-5,
+        scales_with_width=True,
+        memory_advice="method.type: LoRA instead of Full",
+    ),
+    "DPO": MethodInfo(rows=PAIRS, sequences_per_row=2, distributed=False, learning_rate=5e-6),
+    "KTO": MethodInfo(
+        rows=LABELLED,
+        sequences_per_row=2,
+        min_batch_rows=2,
+        distributed=False,
+        learning_rate=5e-6,
+    ),
+    "ORPO": MethodInfo(rows=PAIRS, sequences_per_row=2, distributed=False, learning_rate=8e-5),
+}
+
+
+def methods_where(predicate: Callable[[MethodInfo], bool]) -> tuple[MethodType, ...]:
+    """The methods of which it is true, in the order of the table."""
+    return tuple(method for method, info in METHODS.items() if predicate(info))
+
+
+def listed(methods: tuple[MethodType, ...], word: Literal["and", "or"]) -> str:
+    """The names in a sentence: A, B or C."""
+    *others, last = methods
+    return f"{', '.join(others)} {word} {last}" if others else last

@@ -1,0 +1,146 @@
+"""TRL's trainers with our rows, and with their state written where we say.
+
+The reference model of DPO and KTO is the model that training begins from: the base with its adapter switched
+off, or, where a Checkpoint is continued, a frozen copy of that adapter. Neither changes in training nor is
+part of a resume state, so that an interrupted run goes on exactly; there is no second copy of the base model.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from typing_extensions import override
+
+from finetune_trainer.contract.method import Preference
+from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.preference.rows import Columns
+from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.throughput import StepFigures
+from finetune_trainer.train.trainer import StepSums, collect_state
+
+
+class PreferenceTrainer(Trainer):
+    """What the methods have in common; a mixin before TRL's class."""
+
+    method: ClassVar[MethodType]
+    config_class: ClassVar[type[TrainingArguments]]
+    """TRL's arguments of the method."""
+    unit = "a row"
+    sums: StepSums
+    _trained: PeftModel
+    _rewards: RewardSums
+    _metrics: Any
+
+    @staticmethod
+    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[Columns]:
+        """What TRL's trainer takes. Where the rows are in another order, it is the same for the same seed."""
+        raise NotImplementedError
+
+    @staticmethod
+    def method_arguments(preference: Preference) -> dict[str, Any]:
+        """The settings of the method, as `config_class` names them."""
+        return {"beta": preference.beta}
+
+    def set_up(self, model: PeftModel) -> None:
+        """After TRL's own start."""
+        self.remove_callback(PrinterCallback)
+        self._trained = model
+        self.sums = StepSums(model.device)
+        self._rewards = RewardSums()
+
+    @override
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """TRL's mean loss of the batch's rows; in training, counted."""
+        loss, rewards = self._measure(model, inputs)
+        rows = torch.tensor(rewards.rows)
+        self.sums.add(loss * rows, rows, self._tokens(inputs))
+        self._rewards += rewards
+        return loss
+
+    def batches(self, rows: Sequence[EncodedAnswers]) -> list[dict[str, Tensor]]:
+        """Held-out rows as `validate` takes them."""
+        size = self.args.per_device_train_batch_size
+        held_out = self.columns(rows, size, self.args.seed)
+        return [
+            {
+                name: tensor.to(self.args.device)
+                for name, tensor in self.data_collator(held_out[at : at + size]).items()
+            }
+            for at in range(0, len(held_out), size)
+        ]
+
+    @property
+    def loss_sum(self) -> float:
+        """Of the optimizer step in progress."""
+        return self.sums.loss_sum
+
+    def take_step(self) -> StepFigures:
+        """With the rewards of its answers."""
+        rewards, self._rewards = self._rewards, RewardSums()
+        return self.sums.take(rewards)
+
+    def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
+        """Mean loss of the rows, and their rewards."""
+        self._trained.eval()
+        loss, rewards = 0.0, RewardSums()
+        with torch.no_grad():
+            for batch in batches:
+                batch_loss, batch_rewards = self._measure(self._trained, dict(batch))
+                loss += float(batch_loss) * batch_rewards.rows
+                rewards += batch_rewards
+        return Validation(loss / rewards.rows, rewards)
+
+    def collect_state(self) -> Callable[[Path], None]:
+        """What `train` reads to resume."""
+        return collect_state(self, ALONE)
+
+    def _measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, RewardSums]:
+        """TRL's loss of a batch, and its rewards, which TRL keeps for its own log."""
+        figures = self._figures()
+        figures.clear()
+        loss: Any = super().compute_loss(model, inputs)
+        rewards = self._rewards_of({name: values[-1] for name, values in figures.items()}, inputs)
+        figures.clear()
+        return loss, rewards
+
+    def _send_telemetry(self) -> None:
+        """TRL would tell the hub of each run."""
+
+    def _figures(self) -> dict[str, list[float]]:
+        """Where TRL keeps them, by their names in its log."""
+        figures: dict[str, list[float]] = self._metrics["train" if self._trained.training else "eval"]
+        return figures
+
+    def _rewards_of(self, figures: Mapping[str, float], inputs: Mapping[str, Tensor]) -> RewardSums:
+        """Sums from TRL's means of a batch of pairs."""
+        pairs = self._pairs(inputs)
+        return RewardSums(
+            chosen=figures["rewards/chosen"] * pairs,
+            chosen_rows=pairs,
+            rejected=figures["rewards/rejected"] * pairs,
+            rejected_rows=pairs,
+            right=round(figures["rewards/accuracies"] * pairs),
+            pairs=pairs,
+        )
+
+    def _pairs(self, inputs: Mapping[str, Tensor]) -> int:
+        raise NotImplementedError
+
+    def _tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Tokens of a batch, padding not counted."""
+        return torch.stack(
+            [mask.sum() for name, mask in inputs.items() if name.endswith("attention_mask")]
+        ).sum()
