@@ -51,12 +51,13 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
 	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
-verify: packages-environment .venv ## Generated files, lint, types, import rules, charts
+verify: packages-environment .venv ## Generated files, lint, types, import rules, tables, charts
 	$(RUN) -m hack.generate --check
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
+	$(PYTEST) --quiet tests/unit/test_tables.py
 	$(RUN) -m hack.charts
 
 cluster: packages .venv ## A local Kubernetes, left running
