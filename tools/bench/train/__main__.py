@@ -17,9 +17,9 @@ from tools.models import gemma
 OURS: Final = "finetune-trainer"
 PEER: Final = "TRL SFTTrainer"
 PROGRAMS: Final = {OURS: "tools.bench.train.ours", PEER: "tools.bench.train.peer"}
-LEAST_RATIO: Final = 1.5
+MIN_RATIO: Final = 1.5
 """Tokens a second in times of the peer's."""
-MOST_SAVE_SHARE: Final = 0.05
+MAX_SAVE_SHARE: Final = 0.05
 
 app = typer.Typer(add_completion=False)
 
@@ -67,12 +67,12 @@ def _problems(workload: str, measured: Mapping[str, Sequence[Ended]]) -> list[st
     found = []
     if len({(each.printed["steps"], each.printed["tokens"]) for each in (*ours, *peer)}) > 1:
         found.append("the programs made different numbers of steps or tokens: they did not do the same")
-    if (ratio := rate(ours) / rate(peer)) < LEAST_RATIO:
-        found.append(f"{ratio:.2f} times the tokens a second of {PEER}; expected {LEAST_RATIO}")
+    if (ratio := rate(ours) / rate(peer)) < MIN_RATIO:
+        found.append(f"{ratio:.2f} times the tokens a second of {PEER}; expected {MIN_RATIO}")
     if max(each.peak_bytes for each in ours) > max(each.peak_bytes for each in peer):
         found.append(f"more memory than {PEER}")
-    if (share := save_share(ours)) >= MOST_SAVE_SHARE:
-        found.append(f"saving takes {share:.1%} of the time; expected less than {MOST_SAVE_SHARE:.0%}")
+    if (share := save_share(ours)) >= MAX_SAVE_SHARE:
+        found.append(f"saving takes {share:.1%} of the time; expected less than {MAX_SAVE_SHARE:.0%}")
     return [f"{workload}: {problem}" for problem in found]
 
 
