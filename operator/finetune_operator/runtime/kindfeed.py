@@ -20,6 +20,9 @@ QUIET_SECONDS: Final = 5.0
 FIRST_RESTART: Final = 1.0
 LONGEST_RESTART: Final = 60.0
 """Seconds before Kopf is started again, doubled each time that it ends soon."""
+FIRST_LIST_SECONDS: Final = 10.0
+MAX_LIST_SECONDS: Final = 300.0
+"""Within these Kopf lists every kind, or is started again; doubled each time."""
 
 Sink = Callable[[str, Manifest], None]
 """Takes kind of event (`LISTED`, or a watch's) and object; called in the watch's thread."""
@@ -43,9 +46,11 @@ class KindFeed:
     """Feeds the stores of our kinds.
 
     A watch that has ended is started again, and so are all when etcd was restored: from a version that is yet
-    to come again, an API server tells nothing of what comes before it. A watch that lists anew had a gap, and
-    a list tells of no deletions; where an object that is held was not listed, a sweep finds them. A list
-    without objects sends none to the sink, so that lists are noted themselves.
+    to come again, an API server tells nothing of what comes before it. So is one that does not list every
+    kind: Kopf asks once which resources exist, and an API server that has just started may not know ours yet.
+    A watch that lists anew had a gap, and a list tells of no deletions; where an object that is held was
+    not listed, a sweep finds them. A list without objects sends none to the sink, so that lists are noted
+    themselves.
 
     Args:
         cluster: for the lists.
@@ -75,6 +80,9 @@ class KindFeed:
         self._started_at = 0.0
         self._restart_after = FIRST_RESTART
         self._restart: asyncio.TimerHandle | None = None
+        self._unlisted: set[str] = set()
+        self._list_within = FIRST_LIST_SECONDS
+        self._list_check: asyncio.TimerHandle | None = None
         self._listed: dict[str, set[str]] = {}
         self._quiet: dict[str, asyncio.TimerHandle] = {}
         self.sweepers: dict[str, list[Sweeper]] = {
@@ -95,13 +103,16 @@ class KindFeed:
         """Begin to watch; the sweepers have to have filled the caches before."""
         self._restart = None
         self._started_at = self._loop.time()
+        self._unlisted = set(KIND_TYPES)
         watch = self._watch = self._make_watch(self._sink, self._listed_kind, lambda: self._ended(watch))
+        self._list_check = self._loop.call_later(self._list_within, self._check_lists)
         watch.start()
 
     async def stop(self) -> None:
         """End the watch."""
-        for timer in (*self._quiet.values(), *((self._restart,) if self._restart else ())):
-            timer.cancel()
+        for timer in (*self._quiet.values(), self._restart, self._list_check):
+            if timer is not None:
+                timer.cancel()
         watch, self._watch = self._watch, None
         if watch is not None:
             await asyncio.to_thread(watch.stop)
@@ -125,7 +136,18 @@ class KindFeed:
         self._start_again(self._restart_after)
         self._restart_after = min(LONGEST_RESTART, 2 * self._restart_after)
 
+    def _check_lists(self) -> None:
+        if not self._unlisted:
+            self._list_within = FIRST_LIST_SECONDS
+            return
+        kinds = ", ".join(sorted(self._unlisted))
+        logger.warning("kopf has not listed %s in %.0f s; it is started again", kinds, self._list_within)
+        self._list_within = min(MAX_LIST_SECONDS, 2 * self._list_within)
+        self._start_again(0.0)
+
     def _start_again(self, after: float) -> None:
+        if self._list_check is not None:
+            self._list_check.cancel()
         old, self._watch = self._watch, None
         if old is not None:
             # What it still tells is as good as what the next one tells.
@@ -163,6 +185,7 @@ class KindFeed:
         self._listed[kind].add(uid)
 
     def _note_list(self, kind: str) -> None:
+        self._unlisted.discard(kind)
         self._listed.setdefault(kind, set())
         if kind in self._quiet:
             self._quiet[kind].cancel()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from functools import partial
 from typing import Any, Self, cast
 
@@ -13,7 +13,7 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Manifest
-from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.kindfeed import KindFeed, Sink
 from finetune_operator.runtime.kopfwatch import KopfWatch
 from tools.cluster.ports import free_port
@@ -39,12 +39,20 @@ class Server:
 class FakeWatch:
     """A watch that does what the test says."""
 
-    def __init__(self, sink: Sink, listed: Callable[[str], None], ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        listed: Callable[[str], None],
+        ended: Callable[[], None],
+        lists: Collection[str] = (),
+    ) -> None:
         self.sink, self.listed, self.ended = sink, listed, ended
+        self.lists = lists
         self.is_stopped = False
 
     def start(self) -> None:
-        pass
+        for kind in self.lists:
+            self.listed(kind)
 
     def stop(self) -> None:
         self.is_stopped = True
@@ -57,11 +65,14 @@ class Fed:
         self.server = Server(*names)
         self.caches, self.watches = Caches(), Watches()
         self.made: list[FakeWatch] = []
+        self.lists: list[Collection[str]] = []
+        """What the next watches list at once."""
         self.feed = KindFeed(cast("Cluster", self.server), self.caches, self.watches, (), self._make)
         self.tasks = [asyncio.create_task(sweeper.run()) for sweeper in self.feed]
 
     def _make(self, sink: Sink, listed: Callable[[str], None], ended: Callable[[], None]) -> FakeWatch:
-        self.made.append(FakeWatch(sink, listed, ended))
+        lists = self.lists.pop(0) if self.lists else ()
+        self.made.append(FakeWatch(sink, listed, ended, lists))
         return self.made[-1]
 
     @property
@@ -96,6 +107,19 @@ async def test_a_watch_that_ended_is_started_again(fed: Fed) -> None:
     fed.made[1].sink("ADDED", dataset("c", 11))
     await until(lambda: fed.names == {"a", "b", "c"})
     assert [watch.is_stopped for watch in fed.made] == [True, False]
+
+
+async def test_a_watch_that_does_not_list_every_kind_is_started_again(
+    fed: Fed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kopf asks once what there is, and only warns where an API server does not know our kinds yet."""
+    monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_LIST_SECONDS", 0.05)
+    monkeypatch.setattr(fed.feed, "_list_within", 0.05)
+    fed.lists = [KIND_TYPES.keys() - {"Dataset"}, KIND_TYPES.keys()]
+    fed.feed.restored()
+    await until(lambda: len(fed.made) == 3 and fed.feed._list_within == 0.05)
+    assert [watch.is_stopped for watch in fed.made] == [True, True, False]
+    assert "kopf has not listed Dataset in 0 s" in caplog.text
 
 
 async def test_after_a_restore_all_is_listed_and_watched_anew(fed: Fed) -> None:
