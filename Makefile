@@ -20,7 +20,7 @@ SUITE := $(PYTEST) --durations=15 --durations-min=2
 	python packages-environment packages prometheus programs .venv
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m tools.demo
@@ -71,10 +71,10 @@ cluster-down: packages-environment .venv ## Stop the local Kubernetes and everyt
 images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
 	@$(RUN) -m tools.images build
 
-bench-data: packages-environment .venv ## Prepare five million rows beside datasets.load_dataset; ROWS=100000 for fewer
+bench-data: packages-environment .venv ## Prepare five million rows, and compare with Hugging Face datasets; ROWS=100000 for fewer
 	@$(RUN) -m tools.bench.data $(or $(ROWS),--page)
 
-bench-train: packages-environment .venv ## Train LoRA adapters beside TRL's SFTTrainer; STEPS=8 for fewer
+bench-train: packages-environment .venv ## Train LoRA adapters, and compare with TRL SFTTrainer; STEPS=8 for fewer
 	@$(RUN) -m tools.bench.train $(or $(STEPS),--page)
 
 bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs

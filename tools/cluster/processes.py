@@ -11,6 +11,8 @@ from typing import Final
 
 from tools.cluster.waiting import becomes_true
 
+WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before a command: the kernel kills it when the thread that started it ends, however that ends."""
 _KILLED_WITHIN_SECONDS: Final = 10
 _LOG_LINES: Final = 15
 _SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,7 +36,7 @@ class Processes:
     def __init__(self, run: Path, log: Path, *, die_with_parent: bool = False) -> None:
         self._run = run
         self._log = log
-        self._prefix = ["setpriv", "--pdeathsig", "KILL", "--"] if die_with_parent else []
+        self._prefix = WITH_PARENT if die_with_parent else ()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(

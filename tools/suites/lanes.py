@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tools.bootstrap.uv import ROOT
+from tools.cluster.processes import WITH_PARENT
 
 MAX_CONCURRENT: Final = 3
-# However this process ends, the kernel ends them too.
-_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
 def _run(command: Sequence[str], name: str) -> Ended:
     started = time.monotonic()
     with subprocess.Popen(
-        [*_WITH_PARENT, *command],
+        [*WITH_PARENT, *command],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE if name else None,

@@ -1,13 +1,11 @@
 """Waiting in the operator's benchmark: limits, messages, and work that continues meanwhile."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tools.bench.errors import BenchError
-from tools.bench.operator import ledger as ledger_module
 from tools.bench.operator.ledger import Ledger
 from tools.bench.operator.waiting import background, until
 from tools.cluster.audit import AuditLog
@@ -78,14 +76,11 @@ async def test_the_error_of_the_block_wins_over_that_of_the_background() -> None
 
 
 @pytest.fixture
-def unwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    """A ledger of a log in which no client has written for two minutes."""
-    monkeypatch.setattr(ledger_module, "POLL_SECONDS", 0)
+def unwritten(tmp_path: Path) -> Ledger:
+    """A ledger of a log in which no client has written."""
     file = tmp_path / "audit.log"
     file.touch()
-    ledger = Ledger(AuditLog(file))
-    monkeypatch.setattr(ledger, "_last_write", datetime.now(UTC) - timedelta(minutes=2))
-    return ledger
+    return Ledger(AuditLog(file))
 
 
 async def test_silence_is_enough_where_nothing_else_is_expected(unwritten: Ledger) -> None:

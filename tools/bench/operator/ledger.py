@@ -22,6 +22,8 @@ CONTROLLER: Final = "system:serviceaccount:kube-system:"
 QUIET_SECONDS: Final = 2.0
 """Longer than any chain of events that one write sets off."""
 POLL_SECONDS: Final = 0.2
+LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
+"""Before the first write: requests that only read are waited for no longer than they take."""
 
 
 class Spread(NamedTuple):
@@ -60,7 +62,7 @@ class Ledger:
         self.last_written: dict[str, datetime] = {}
         self.operator_writes = 0
         self._requests: Counter[tuple[str, str]] = Counter()
-        self._last_write = datetime.now(UTC)
+        self._last_write = LONG_AGO
         self._log = log
         self._mark = log.mark()
 
@@ -110,7 +112,6 @@ class Ledger:
             BenchError: no client wrote for STUCK_SECONDS, and `reached`, which is `what` in words, is false.
         """
         while True:
-            await asyncio.sleep(POLL_SECONDS)
             self.read()
             quiet_seconds = (datetime.now(UTC) - self._last_write).total_seconds()
             if quiet_seconds > QUIET_SECONDS and (reached is None or await reached()):
@@ -120,6 +121,7 @@ class Ledger:
                     f"no client writes any more, and {len(self.created):,} runs are created,"
                     f" {len(self.first_jobs):,} have a Job; expected: {what}"
                 )
+            await asyncio.sleep(POLL_SECONDS)
 
     def spread(self, reached: Mapping[str, datetime], pause: float = 0) -> Spread:
         """How long the runs took to get there.
