@@ -5,12 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejobstatus import (
-    EvaluationStatus,
-    LossPoint,
-    ResolvedHyperparameters,
-    Score,
-)
+from finetune_operator.api.finetunejobstatus import EvaluationStatus, LossPoint, Score
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import (
     Conditions,
     DeletionPolicy,

@@ -4,7 +4,6 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.dataset import StoreReference
 from finetune_operator.api.meta import (
     Conditions,
     Model,
@@ -16,6 +15,7 @@ from finetune_operator.api.meta import (
     name_rules,
     pattern_advice,
 )
+from finetune_operator.api.storereference import StoreReference
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 """Exactly one ComputeProfile may carry this annotation or label with the value `true`."""

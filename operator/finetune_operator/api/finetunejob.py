@@ -4,99 +4,31 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.dataset import DataPreparation, StoreReference
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus, LoRA, Preference
+from finetune_operator.api.basemodel import BaseModelReference
+from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
+from finetune_operator.api.hyperparameters import Hyperparameters
 from finetune_operator.api.meta import (
     DeletionPolicy,
-    Digest,
     Model,
     Name,
-    Reserved,
-    ReservedValues,
     Resource,
     Rule,
-    SecretReference,
     ShortName,
-    Uri,
     immutable_part,
     immutable_rules,
     name_rules,
 )
+from finetune_operator.api.method import Method
 from finetune_operator.api.metricrules import (
-    DESCRIPTION,
-    FRACTION_ADVICE,
-    LOWER_IS_BETTER,
     OF_PAIRS,
-    OTHERS,
     is_one_of,
     listed,
 )
-from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
+from finetune_operator.api.preparation import DataPreparation
+from finetune_operator.api.storereference import StoreReference
 
 ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
-
-BASE_MODEL_SCHEME_RULE: Final = Rule(
-    "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
-    " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
-    "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://, for example pvc://models/gemma-3-270m;"
-    " put a model from a web server on a claim or in a bucket, or write hf:// and name a hub's mirror as"
-    " endpoint in the credentials Secret",
-    "uri",
-)
-
-
-REVISION_RULE: Final = Rule(
-    "!has(self.revision) || has(self.uri) && self.uri.startsWith('hf://')",
-    "baseModel.revision is for models at the hub: remove it, or name the model with hf://",
-    "revision",
-)
-
-
-class BaseModelReference(Model):
-    """The model to start from."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "has(self.uri) != has(self.checkpoint)",
-            "baseModel needs exactly one of uri and checkpoint: give one and leave the other out",
-        ),
-        BASE_MODEL_SCHEME_RULE,
-        REVISION_RULE,
-    )
-
-    uri: Annotated[
-        Uri | None,
-        Field(
-            description="Folder with config.json, tokenizer and safetensors: pvc://CLAIM/FOLDER in the same"
-            " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER. A"
-            " model from the network is kept in the store, where later runs find it."
-        ),
-    ] = None
-    revision: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=128,
-            description="Branch, tag or commit at the hub; absent: its main branch. The commit that it stood"
-            " for is recorded.",
-        ),
-    ] = None
-    digest: Annotated[
-        Digest | None,
-        Field(description="Digest that the model's files must have; recorded in status.resolved."),
-    ] = None
-    checkpoint: Annotated[
-        Name | None,
-        Field(
-            description="Continue from the weights of this Checkpoint, in the same namespace and in the run's"
-            " store; the base model is that which it was trained from. An adapter goes on with any method but"
-            " Full, a whole model with Full."
-        ),
-    ] = None
-    credentials_secret_ref: Annotated[
-        SecretReference | None,
-        Field(description="Secret of type finetune.dev/credentials with what the model's server asks for."),
-    ] = None
 
 
 class DatasetReference(Model):
@@ -122,85 +54,6 @@ class JobDataset(Model):
     ref: Annotated[DatasetReference | None, Field(description="A Dataset in the same namespace.")] = None
     inline: Annotated[
         DataPreparation | None, Field(description="A source of this run's own, as in a Dataset.")
-    ] = None
-
-
-class Method(Model):
-    """How the weights are changed."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.lora) || self.type != 'Full'",
-            "method.lora has no meaning with type: Full; remove it or choose type: LoRA",
-            "lora",
-        ),
-        Rule(
-            "!has(self.preference) || self.type in ['DPO', 'KTO', 'ORPO']",
-            "method.preference is for rows that judge answers; remove it or choose type: DPO, KTO or ORPO",
-            "preference",
-        ),
-        Rule(
-            "!has(self.preference) || self.type == 'KTO'"
-            " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
-            "desirableWeight and undesirableWeight are of KTO, whose rows are good or bad; remove them or"
-            " choose type: KTO",
-            "preference",
-        ),
-    )
-
-    type: Annotated[
-        Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"],
-        Field(
-            description="What is learned, and from which rows. Prompts with completions, and chats: LoRA"
-            " trains an adapter, QLoRA the same over a base model in 4 bits, Full all weights. Pairs of a"
-            " chosen and a rejected answer: DPO and ORPO. Answers with a label true or false: KTO. These"
-            " three train an adapter, without dropout."
-        ),
-    ] = "LoRA"
-    lora: Annotated[
-        LoRA | None,
-        Field(
-            description="Adapter settings; absent: the defaults. With baseModel.checkpoint what is left out,"
-            " or has its default, is as in the adapter that is continued."
-        ),
-    ] = None
-    preference: Annotated[
-        Preference | None, Field(description="Settings of DPO, KTO and ORPO; absent: the defaults.")
-    ] = None
-
-
-class Hyperparameters(Model):
-    """What is left out is chosen once by a documented rule and kept in status.resolved."""
-
-    epochs: Annotated[int | None, Field(ge=1, le=1000, description="Passes over the training rows.")] = None
-    learning_rate: Annotated[float | None, Field(gt=0, le=1, description="Peak learning rate.")] = None
-    per_device_batch_size: Annotated[
-        int | None, Field(ge=1, le=4096, description="Rows a device a step.")
-    ] = None
-    gradient_accumulation_steps: Annotated[
-        int | None, Field(ge=1, le=4096, description="Batches summed into one optimizer step.")
-    ] = None
-    max_sequence_length: Annotated[
-        int | None, Field(ge=16, le=1048576, description="Tokens a row; longer rows are cut.")
-    ] = None
-    seed: Annotated[int | None, Field(ge=0, le=2147483647, description="Seed of shuffling and dropout.")] = (
-        None
-    )
-    early_stopping_patience: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1000,
-            description="Epochs without a lower validation loss after which training ends; absent: it never"
-            " ends early. Needs validation rows.",
-        ),
-    ] = None
-    gradient_checkpointing: Annotated[
-        bool | None,
-        Field(
-            description="Compute activations again in the backward pass instead of keeping them: less memory,"
-            " more time, the same weights. Absent: false."
-        ),
     ] = None
 
 
@@ -288,66 +141,6 @@ class Checkpoints(Model):
             description="Steps that become Checkpoints in any case, whatever everySteps and keep say.",
         ),
     ] = None
-
-
-class Gate(Model):
-    """A bar that the tuned model must clear."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "has(self.min) || has(self.max) || has(self.minGain)",
-            "a gate needs a bound: add min, max or minGain, for example min: 0.8",
-        ),
-        Rule(
-            "!has(self.min) || !has(self.max) || self.min <= self.max",
-            "no value is at least min and at most max: make min the smaller one, or leave one of them out",
-            "min",
-        ),
-        Rule(
-            "has(self.minGain) == has(self.over)",
-            "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
-        ),
-        Rule(
-            f"{is_one_of('self.metric', OTHERS)} || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
-            " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
-            " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
-            FRACTION_ADVICE,
-        ),
-    )
-
-    metric: Annotated[Metric, Field(description=DESCRIPTION)]
-    min: Annotated[float | None, Field(description="The tuned model's value must be at least this.")] = None
-    max: Annotated[float | None, Field(description="The tuned model's value must be at most this.")] = None
-    min_gain: Annotated[
-        float | None,
-        Field(
-            description="The tuned model must be better by at least this much (for"
-            f" {listed(LOWER_IS_BETTER)}: lower); 0: by more than 0."
-        ),
-    ] = None
-    over: Annotated[
-        Literal["Base", "Prompted", "Live"] | None,
-        ReservedValues.of("Prompted", "Live"),
-        Field(description="What minGain is measured against."),
-    ] = None
-    confidence: Annotated[
-        float | None, Reserved(), Field(gt=0.5, lt=1, description="Decide by the bound of this interval.")
-    ] = None
-
-
-class EvaluationSpec(Model):
-    """How the trained model is judged on the held-out split."""
-
-    profile: Annotated[Name | None, Field(description="ComputeProfile of the evaluate stage.")] = None
-    metrics: Annotated[
-        tuple[Metric, ...], Field(min_length=1, max_length=8, description="What to measure.")
-    ] = DEFAULT_METRICS
-    compare: Annotated[
-        tuple[Literal["Base", "Prompted", "Live"], ...],
-        ReservedValues.of("Prompted", "Live"),
-        Field(max_length=3, description="What the tuned model is set beside."),
-    ] = ("Base",)
-    gates: Annotated[tuple[Gate, ...], Field(max_length=16, description="All must pass.")] = ()
 
 
 class Promotion(Model):

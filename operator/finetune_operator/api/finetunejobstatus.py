@@ -5,89 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name
+from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_trainer.contract.metrics import Metric
-
-
-class ResolvedHyperparameters(Model):
-    """The hyperparameters a run really uses."""
-
-    epochs: int
-    learning_rate: float
-    per_device_batch_size: int
-    gradient_accumulation_steps: int
-    max_sequence_length: int
-    seed: int
-    total_steps: Annotated[
-        int, Field(description="Optimizer steps of all epochs; a run that stops early makes fewer.")
-    ]
-    save_every_steps: int
-    early_stopping_patience: int | None = None
-    gradient_checkpointing: bool = False
-    processes: Annotated[
-        int, Field(description="Processes that train together, each with a batch of its own.")
-    ] = 1
-
-
-class LoRA(Model):
-    """Low-rank adapter settings (Hu et al., 2021), named as in PEFT."""
-
-    r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
-    alpha: Annotated[
-        int,
-        Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r; see rsLoRA."),
-    ] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
-    target_modules: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
-        Field(
-            max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
-        ),
-    ] = ()
-    rslora: Annotated[
-        bool,
-        Field(
-            alias="rsLoRA",
-            description="Rank-stabilised LoRA (Kalajdzievski, 2023): the adapter is scaled by"
-            " alpha / sqrt(r), so that a high rank learns as fast as a low one.",
-        ),
-    ] = False
-    dora: Annotated[
-        bool,
-        Field(
-            description="DoRA (Liu et al., 2024): the magnitude of each adapted weight is trained beside its"
-            " direction. A step takes longer and more memory; the engine VLLM does not serve such adapters."
-        ),
-    ] = False
-
-
-class Preference(Model):
-    """Settings of the methods that learn from judged answers, named as in TRL."""
-
-    beta: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=10,
-            description="DPO and KTO: how strongly the model is held near the one that training begins from;"
-            " the smaller, the further it may move. ORPO: weight of the odds ratio beside the loss of the"
-            " chosen answer, its λ.",
-        ),
-    ] = 0.1
-    desirable_weight: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1000,
-            description="KTO: weight of the rows whose label is true; absent: chosen, so that both kinds of"
-            " rows count the same.",
-        ),
-    ] = None
-    undesirable_weight: Annotated[
-        float | None,
-        Field(gt=0, le=1000, description="KTO: weight of the rows whose label is false; absent: chosen."),
-    ] = None
 
 
 class Resolved(Model):

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.basemodel import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
-from finetune_operator.api.finetunejob import BASE_MODEL_SCHEME_RULE, REVISION_RULE
 from finetune_operator.api.meta import (
     Conditions,
     Digest,

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from finetune_operator.api.dataset import DataPreparation
-from finetune_operator.api.finetunejob import EvaluationSpec, FineTuneJobSpec, Method
-from finetune_operator.api.finetunejobstatus import LoRA, Preference, Resolved, ResolvedHyperparameters
+from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.finetunejob import FineTuneJobSpec
+from finetune_operator.api.finetunejobstatus import Resolved
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
+from finetune_operator.api.method import LoRA, Method, Preference
+from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentials import secret_mount
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.peers import coordinator_host

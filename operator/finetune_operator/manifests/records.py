@@ -12,7 +12,8 @@ from finetune_operator.api.datasetversion import (
     SplitRecord,
 )
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import LossPoint, ResolvedHyperparameters, Score
+from finetune_operator.api.finetunejobstatus import LossPoint, Score
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
 from finetune_operator.manifests.labels import (
     DATASET,

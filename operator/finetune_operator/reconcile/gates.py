@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from finetune_operator.api.finetunejob import Gate
+from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.finetunejobstatus import GateResult, Score
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.progress import find_score

@@ -1,7 +1,7 @@
 """Whether the claims that a stage's pod mounts are there and can be shared."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import StoreReference
+from finetune_operator.api.storereference import StoreReference
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
 from finetune_operator.plan import Manifest

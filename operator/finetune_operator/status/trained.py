@@ -1,6 +1,7 @@
 """What the condition Trained says of a run's training."""
 
-from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters, TrainingStatus
+from finetune_operator.api.finetunejobstatus import TrainingStatus
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_trainer.contract.results import CheckpointResult, TrainResult
 
 

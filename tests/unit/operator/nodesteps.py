@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from finetune_operator.api.finetunejobstatus import ResolvedHyperparameters
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import Gate
+from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.finetunejobstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.gates import decide

@@ -8,7 +8,8 @@ that it failed is said by the condition Refreshed.
 
 from dataclasses import replace
 
-from finetune_operator.api.dataset import Dataset, StoreReference
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.storereference import StoreReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.check import check

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from finetune_operator.api.finetunejob import EvaluationSpec
+from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import EvaluationStatus, Score
 from finetune_operator.manifests.configs import evaluate_config
 from finetune_operator.reconcile.finetunejob.run import Run

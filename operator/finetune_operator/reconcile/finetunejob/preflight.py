@@ -1,6 +1,7 @@
 """Preflight: base model and data fit, and the hyperparameters are chosen, before a device is asked for."""
 
-from finetune_operator.api.finetunejobstatus import LoRA, Preference, ResolvedHyperparameters
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import StoreReference
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.pods import CPU
 from finetune_operator.manifests.trainer import FIRST_CONTRACT, Trainer, trainer_of
 from finetune_operator.reconcile import profiles, storage

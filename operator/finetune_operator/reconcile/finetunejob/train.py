@@ -2,7 +2,8 @@
 
 from typing import get_args
 
-from finetune_operator.api.finetunejobstatus import CheckpointSummary, ResolvedHyperparameters
+from finetune_operator.api.finetunejobstatus import CheckpointSummary
+from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint

@@ -1,0 +1,68 @@
+"""The model that a run starts from, and the rules for where models come from."""
+
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from finetune_operator.api.meta import Digest, Model, Name, Rule, SecretReference, Uri
+
+BASE_MODEL_SCHEME_RULE: Final = Rule(
+    "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
+    " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
+    "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://, for example pvc://models/gemma-3-270m;"
+    " put a model from a web server on a claim or in a bucket, or write hf:// and name a hub's mirror as"
+    " endpoint in the credentials Secret",
+    "uri",
+)
+REVISION_RULE: Final = Rule(
+    "!has(self.revision) || has(self.uri) && self.uri.startsWith('hf://')",
+    "baseModel.revision is for models at the hub: remove it, or name the model with hf://",
+    "revision",
+)
+
+
+class BaseModelReference(Model):
+    """The model to start from."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.uri) != has(self.checkpoint)",
+            "baseModel needs exactly one of uri and checkpoint: give one and leave the other out",
+        ),
+        BASE_MODEL_SCHEME_RULE,
+        REVISION_RULE,
+    )
+
+    uri: Annotated[
+        Uri | None,
+        Field(
+            description="Folder with config.json, tokenizer and safetensors: pvc://CLAIM/FOLDER in the same"
+            " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER. A"
+            " model from the network is kept in the store, where later runs find it."
+        ),
+    ] = None
+    revision: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=128,
+            description="Branch, tag or commit at the hub; absent: its main branch. The commit that it stood"
+            " for is recorded.",
+        ),
+    ] = None
+    digest: Annotated[
+        Digest | None,
+        Field(description="Digest that the model's files must have; recorded in status.resolved."),
+    ] = None
+    checkpoint: Annotated[
+        Name | None,
+        Field(
+            description="Continue from the weights of this Checkpoint, in the same namespace and in the run's"
+            " store; the base model is that which it was trained from. An adapter goes on with any method but"
+            " Full, a whole model with Full."
+        ),
+    ] = None
+    credentials_secret_ref: Annotated[
+        SecretReference | None,
+        Field(description="Secret of type finetune.dev/credentials with what the model's server asks for."),
+    ] = None
