@@ -9,7 +9,8 @@ from typing import Final, get_args
 
 import pytest
 
-from finetune_trainer.contract import metrics, vocabulary
+from finetune_trainer import rows
+from finetune_trainer.contract import methods, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
 from finetune_trainer.data.containers.base import TABLES
 from finetune_trainer.data.formats.registry import FORMATS
@@ -17,6 +18,8 @@ from finetune_trainer.data.formats.registry import FORMATS
 ROOT: Final = Path(__file__).parents[2]
 PRODUCT: Final = (ROOT / "operator" / "finetune_operator", ROOT / "trainer_image" / "finetune_trainer")
 MEASURES: Final = PRODUCT[1] / "evaluate" / "metrics"
+TRAINERS: Final = PRODUCT[1] / "train" / "preference"
+DATA: Final = PRODUCT[1] / "data"
 
 WORDS: Final = {"loss"}
 """Names that are also words of plain English and fields of progress; `STATED` finds them as a metric."""
@@ -67,3 +70,23 @@ def test_a_gain_is_positive_in_the_direction_of_the_metric(
     name: metrics.Metric, value: float, over: float, gain: float
 ) -> None:
     assert metrics.METRICS[name].gain(value, over) == gain
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_the_name_of_a_method_stands_once(name: methods.MethodType) -> None:
+    """Alone or in quotation marks, as code and CEL compare it; messages and descriptions may name it."""
+    named = {
+        module
+        for folder in PRODUCT
+        for module in folder.rglob("*.py")
+        if any(text == name or f"'{name}'" in text for text in texts(module))
+    }
+    if name in get_args(vocabulary.RowForm):
+        named -= {module for module in named if module == source(rows) or DATA in module.parents}
+    assert named <= {source(methods), source(vocabulary), TRAINERS / f"{name.lower()}.py"}
+
+
+def test_every_method_of_the_contract_has_a_row_and_those_with_judged_rows_a_module() -> None:
+    assert tuple(methods.METHODS) == get_args(methods.MethodType)
+    judged = methods.methods_where(lambda info: info.rows.judged)
+    assert {name.lower() for name in judged} <= {module.stem for module in TRAINERS.glob("*.py")}

@@ -20,6 +20,7 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
+from finetune_trainer.contract.vocabulary import CheckpointType
 
 
 class BaseModelRecord(Model):
@@ -60,7 +61,7 @@ class Approval(Model):
 class _CheckpointFields(Model):
     model: Annotated[ShortName, Field(description="The model line.")]
     digest: Annotated[Digest, Field(description="SHA-256 of the weights' manifest.")]
-    type: Literal["Adapter", "Full"]
+    type: CheckpointType
     step: Annotated[int, Field(ge=0)]
     epoch: Annotated[float, Field(ge=0)]
     uri: Annotated[Uri, Field(description="Folder in the store.")]

@@ -4,16 +4,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.meta import Model, Name, Reserved, ReservedValues, Rule
 from finetune_operator.api.metricrules import (
     DESCRIPTION,
     FRACTION_ADVICE,
     LOWER_IS_BETTER,
     OTHERS,
-    is_one_of,
-    listed,
 )
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
+from finetune_trainer.contract.vocabulary import listed
 
 
 class Gate(Model):

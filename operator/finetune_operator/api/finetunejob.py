@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.basemodel import BaseModelReference
+from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
@@ -22,13 +23,18 @@ from finetune_operator.api.meta import (
 from finetune_operator.api.method import Method
 from finetune_operator.api.metricrules import (
     OF_PAIRS,
-    is_one_of,
-    listed,
 )
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.api.storereference import StoreReference
+from finetune_trainer.contract.methods import METHODS, PAIRS, methods_where
+from finetune_trainer.contract.vocabulary import listed
 
 ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
+
+IN_ONE_PROCESS: Final = methods_where(lambda info: not info.distributed)
+DISTRIBUTED: Final = methods_where(lambda info: info.distributed)
+COMPARING_ROWS: Final = methods_where(lambda info: info.min_batch_rows > 1)
+OF_PAIRED_ROWS: Final = methods_where(lambda info: info.rows is PAIRS)
 
 
 class DatasetReference(Model):
@@ -201,9 +207,9 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         Rule(
-            "!(self.method.type in ['DPO', 'KTO', 'ORPO']) || self.compute.nodes == 1",
-            "DPO, KTO and ORPO train in one process in this release: leave compute.nodes out, or choose LoRA,"
-            " QLoRA or Full",
+            f"{is_none_of('self.method.type', IN_ONE_PROCESS)} || self.compute.nodes == 1",
+            f"{listed(IN_ONE_PROCESS)} train in one process in this release: leave compute.nodes out,"
+            f" or choose {listed(DISTRIBUTED, 'or')}",
             "compute.nodes",
             on_create=True,
         ),
@@ -212,19 +218,22 @@ class FineTuneJobSpec(_FineTuneJobFields):
             "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
             "promotion",
         ),
-        Rule(
-            "self.method.type != 'KTO' || !has(self.hyperparameters.perDeviceBatchSize)"
-            " || self.hyperparameters.perDeviceBatchSize >= 2",
-            "KTO compares the rows of a batch: make hyperparameters.perDeviceBatchSize at least 2, or leave"
-            " it out",
-            "hyperparameters",
+        *(
+            Rule(
+                f"self.method.type != '{method}' || !has(self.hyperparameters.perDeviceBatchSize)"
+                f" || self.hyperparameters.perDeviceBatchSize >= {METHODS[method].min_batch_rows}",
+                f"{method} compares the rows of a batch: make hyperparameters.perDeviceBatchSize at least"
+                f" {METHODS[method].min_batch_rows}, or leave it out",
+                "hyperparameters",
+            )
+            for method in COMPARING_ROWS
         ),
         Rule(
-            "self.method.type in ['DPO', 'ORPO'] || !has(self.evaluation)"
+            f"{is_one_of('self.method.type', OF_PAIRED_ROWS)} || !has(self.evaluation)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', OF_PAIRS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', OF_PAIRS)})",
-            f"{listed(OF_PAIRS)} needs pairs of answers, as DPO and ORPO learn from; leave it out of"
-            " evaluation.metrics and evaluation.gates, or choose one of these methods",
+            f"{listed(OF_PAIRS)} needs pairs of answers, as {listed(OF_PAIRED_ROWS)} learn from;"
+            " leave it out of evaluation.metrics and evaluation.gates, or choose one of these methods",
             "evaluation",
         ),
     )

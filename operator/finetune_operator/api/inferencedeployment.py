@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_operator.api.basemodel import BASE_MODEL_SCHEME_RULE, REVISION_RULE
+from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.meta import (
     Conditions,
@@ -25,11 +26,9 @@ from finetune_operator.api.metricrules import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     OTHERS,
-    is_none_of,
-    is_one_of,
-    listed,
 )
 from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.vocabulary import CheckpointType, listed
 
 
 class ServedBaseModel(Model):
@@ -124,7 +123,7 @@ class Pin(Model):
         Digest | None, Field(description="The spec.digest of that Checkpoint; what is served must have it.")
     ] = None
     type: Annotated[
-        Literal["Adapter", "Full"] | None,
+        CheckpointType | None,
         Field(description="With uri: the spec.type of that Checkpoint; absent: Adapter."),
     ] = None
     credentials_secret_ref: Annotated[

@@ -1,70 +1,33 @@
-"""How the weights are changed: the method and its settings."""
+"""The method and its settings: descriptions and rules around the fields of the contract and its table."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
+from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.meta import Model, Rule
+from finetune_trainer.contract.method import LoRAFields, PreferenceFields
+from finetune_trainer.contract.methods import DEFAULT_METHOD, LABELLED, MethodType, methods_where
+from finetune_trainer.contract.vocabulary import listed
+
+WITHOUT_ADAPTER: Final = methods_where(lambda info: not info.trains_adapter)
+JUDGED: Final = methods_where(lambda info: info.rows.judged)
+OF_LABELS: Final = methods_where(lambda info: info.rows is LABELLED)
 
 
-class LoRA(Model):
+def _alias(name: str) -> str:
+    return "rsLoRA" if name == "rslora" else to_camel(name)
+
+
+class LoRA(LoRAFields, Model):
     """Low-rank adapter settings (Hu et al., 2021), named as in PEFT."""
 
-    r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
-    alpha: Annotated[
-        int,
-        Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r; see rsLoRA."),
-    ] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
-    target_modules: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
-        Field(
-            max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
-        ),
-    ] = ()
-    rslora: Annotated[
-        bool,
-        Field(
-            alias="rsLoRA",
-            description="Rank-stabilised LoRA (Kalajdzievski, 2023): the adapter is scaled by"
-            " alpha / sqrt(r), so that a high rank learns as fast as a low one.",
-        ),
-    ] = False
-    dora: Annotated[
-        bool,
-        Field(
-            description="DoRA (Liu et al., 2024): the magnitude of each adapted weight is trained beside its"
-            " direction. A step takes longer and more memory; the engine VLLM does not serve such adapters."
-        ),
-    ] = False
+    model_config = ConfigDict(alias_generator=_alias, populate_by_name=True)
 
 
-class Preference(Model):
+class Preference(PreferenceFields, Model):
     """Settings of the methods that learn from judged answers, named as in TRL."""
-
-    beta: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=10,
-            description="DPO and KTO: how strongly the model is held near the one that training begins from;"
-            " the smaller, the further it may move. ORPO: weight of the odds ratio beside the loss of the"
-            " chosen answer, its λ.",
-        ),
-    ] = 0.1
-    desirable_weight: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1000,
-            description="KTO: weight of the rows whose label is true; absent: chosen, so that both kinds of"
-            " rows count the same.",
-        ),
-    ] = None
-    undesirable_weight: Annotated[
-        float | None,
-        Field(gt=0, le=1000, description="KTO: weight of the rows whose label is false; absent: chosen."),
-    ] = None
 
 
 class Method(Model):
@@ -72,33 +35,35 @@ class Method(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.lora) || self.type != 'Full'",
-            "method.lora has no meaning with type: Full; remove it or choose type: LoRA",
+            f"!has(self.lora) || {is_none_of('self.type', WITHOUT_ADAPTER)}",
+            f"method.lora has no meaning with type: {listed(WITHOUT_ADAPTER, 'or')}; remove it or choose"
+            f" type: {DEFAULT_METHOD}",
             "lora",
         ),
         Rule(
-            "!has(self.preference) || self.type in ['DPO', 'KTO', 'ORPO']",
-            "method.preference is for rows that judge answers; remove it or choose type: DPO, KTO or ORPO",
+            f"!has(self.preference) || {is_one_of('self.type', JUDGED)}",
+            "method.preference is for rows that judge answers; remove it or choose type:"
+            f" {listed(JUDGED, 'or')}",
             "preference",
         ),
         Rule(
-            "!has(self.preference) || self.type == 'KTO'"
+            f"!has(self.preference) || {is_one_of('self.type', OF_LABELS)}"
             " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
-            "desirableWeight and undesirableWeight are of KTO, whose rows are good or bad; remove them or"
-            " choose type: KTO",
+            f"desirableWeight and undesirableWeight are of {listed(OF_LABELS)}, whose rows are good or"
+            f" bad; remove them or choose type: {listed(OF_LABELS, 'or')}",
             "preference",
         ),
     )
 
     type: Annotated[
-        Literal["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"],
+        MethodType,
         Field(
             description="What is learned, and from which rows. Prompts with completions, and chats: LoRA"
             " trains an adapter, QLoRA the same over a base model in 4 bits, Full all weights. Pairs of a"
             " chosen and a rejected answer: DPO and ORPO. Answers with a label true or false: KTO. These"
             " three train an adapter, without dropout."
         ),
-    ] = "LoRA"
+    ] = DEFAULT_METHOD
     lora: Annotated[
         LoRA | None,
         Field(

@@ -159,15 +159,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method),
         hyperparameters=RequestedHyperparameters(
-            epochs=wanted.epochs,
-            learning_rate=wanted.learning_rate,
-            per_device_batch_size=wanted.per_device_batch_size,
-            gradient_accumulation_steps=wanted.gradient_accumulation_steps,
-            max_sequence_length=wanted.max_sequence_length,
-            seed=wanted.seed,
-            save_every_steps=spec.checkpoints.every_steps,
-            early_stopping_patience=wanted.early_stopping_patience,
-            gradient_checkpointing=wanted.gradient_checkpointing,
+            **wanted.model_dump(), save_every_steps=spec.checkpoints.every_steps
         ),
         keep_steps=spec.checkpoints.keep_steps or (),
         devices=inputs.accelerators,

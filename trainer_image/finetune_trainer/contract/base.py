@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
+
+from finetune_trainer.contract.lenient import without_bounds
 
 CONTRACT_VERSION: Final = 2
 CONTRACT_VERSIONS: Final = (CONTRACT_VERSION - 1, CONTRACT_VERSION)
@@ -52,6 +55,18 @@ class Contract(BaseModel):
     def unsent(self) -> tuple[str, ...]:
         """Wire paths of essential fields that are set, and that the message's `contract` does not know."""
         return tuple(_essential_paths(self, getattr(self, "contract", CONTRACT_VERSION)))
+
+
+class SharedPart(Contract):
+    """Base of a part whose fields the API has too, with their descriptions and bounds.
+
+    The API server has checked the bounds, perhaps those of another release: readers take what there is.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = without_bounds(handler(source))
+        return schema
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:

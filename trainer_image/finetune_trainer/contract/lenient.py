@@ -3,6 +3,7 @@
 Only JSON types are checked. What an object has more than this release knows is never a reason not to read it.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -24,16 +25,33 @@ def lenient_validator(model: type[BaseModel]) -> SchemaValidator:
     return SchemaValidator(_relaxed(model.__pydantic_core_schema__), _use_prebuilt=False)
 
 
+def without_bounds(schema: Any) -> Any:
+    """A core schema that takes values beyond its bounds."""
+    return _mapped(schema, lambda literal: literal)
+
+
 def _relaxed(schema: Any) -> Any:
     """A core schema without bounds, in which a literal is any scalar of its types, and nothing is refused."""
+    return _mapped(
+        schema,
+        lambda literal: {
+            "type": "str" if all(isinstance(each, str) for each in literal["expected"]) else "any"
+        },
+    )
+
+
+def _mapped(schema: Any, literal: Callable[[dict[str, Any]], Any]) -> Any:
+    """A core schema without bounds, and with another one for each literal."""
     if isinstance(schema, list):
-        return [_relaxed(item) for item in schema]
+        return [_mapped(item, literal) for item in schema]
     if isinstance(schema, tuple):
-        return tuple(_relaxed(item) for item in schema)
+        return tuple(_mapped(item, literal) for item in schema)
     if not isinstance(schema, dict):
         return schema
     if schema.get("type") == "literal":
-        return {"type": "str" if all(isinstance(each, str) for each in schema["expected"]) else "any"}
+        return literal(schema)
     return {
-        key: value if key in OPAQUE else _relaxed(value) for key, value in schema.items() if key not in BOUNDS
+        key: value if key in OPAQUE else _mapped(value, literal)
+        for key, value in schema.items()
+        if key not in BOUNDS
     }

@@ -99,9 +99,3 @@ METHODS: Final[Mapping[MethodType, MethodInfo]] = {
 def methods_where(predicate: Callable[[MethodInfo], bool]) -> tuple[MethodType, ...]:
     """The methods of which it is true, in the order of the table."""
     return tuple(method for method, info in METHODS.items() if predicate(info))
-
-
-def listed(methods: tuple[MethodType, ...], word: Literal["and", "or"]) -> str:
-    """The names in a sentence: A, B or C."""
-    *others, last = methods
-    return f"{', '.join(others)} {word} {last}" if others else last

@@ -1,5 +1,6 @@
 """The words that messages are made of, without pydantic, so that the preparation of rows can read them."""
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 RULE_VERSION: Final = 2
@@ -28,3 +29,9 @@ Subject = Literal["Tuned", "Base"]
 SplitName = Literal["train", "validation", "test"]
 RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
 """How a row of a prepared dataset is written."""
+
+
+def listed(names: Sequence[str], word: Literal["and", "or"] = "and") -> str:
+    """Names in a sentence: A, B and C."""
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last

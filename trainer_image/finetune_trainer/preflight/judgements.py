@@ -8,11 +8,10 @@ from finetune_trainer.contract.methods import (
     LABELLED,
     METHODS,
     MethodType,
-    listed,
     methods_where,
 )
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import SplitName, listed
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 

@@ -1,0 +1,49 @@
+"""Fields that the API and the contract share: bounded for users, and taken as they are on the way."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from finetune_operator.api.hyperparameters import Hyperparameters, ResolvedHyperparameters
+from finetune_operator.api.method import LoRA, Preference
+from finetune_trainer.contract import hyperparameters, method
+
+PAIRS: list[tuple[type[BaseModel], type[BaseModel], set[str]]] = [
+    (Hyperparameters, hyperparameters.RequestedHyperparameters, {"save_every_steps"}),
+    (ResolvedHyperparameters, hyperparameters.Hyperparameters, set()),
+    (LoRA, method.LoRA, set()),
+    (Preference, method.Preference, set()),
+]
+
+
+@pytest.mark.parametrize(("shown", "sent", "elsewhere"), PAIRS)
+def test_the_contract_sends_the_fields_of_the_api(
+    shown: type[BaseModel], sent: type[BaseModel], elsewhere: set[str]
+) -> None:
+    assert [name for name in sent.model_fields if name not in elsewhere] == list(shown.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("shown", "sent", "beyond"),
+    [
+        (Hyperparameters, hyperparameters.RequestedHyperparameters, {"epochs": 1001}),
+        (LoRA, method.LoRA, {"target_modules": tuple(map(str, range(33)))}),
+        (Preference, method.Preference, {"desirable_weight": 1001.0}),
+    ],
+)
+def test_a_value_beyond_the_bounds_of_the_api_is_data_for_the_contract(
+    shown: type[BaseModel], sent: type[BaseModel], beyond: dict[str, object]
+) -> None:
+    with pytest.raises(ValidationError):
+        shown.model_validate(beyond)
+    assert sent.model_validate(beyond).model_dump(exclude_defaults=True) == beyond
+
+
+def test_the_wire_form_has_its_fields_in_the_order_of_the_first_version() -> None:
+    asked = hyperparameters.RequestedHyperparameters(
+        gradient_checkpointing=True, early_stopping_patience=2, save_every_steps=50, seed=1
+    )
+    assert asked.to_json() == (
+        '{"seed":1,"saveEverySteps":50,"earlyStoppingPatience":2,"gradientCheckpointing":true}'
+    )
+    assert method.LoRA(rslora=True).to_json() == '{"rslora":true}'
+    assert LoRA(rslora=True).to_dict()["rsLoRA"] is True
