@@ -1,7 +1,10 @@
 """What a reconciler wants done: the vocabulary between the pure core and the engine."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+NEVER_OBSERVED: Final = -1
+"""`status.observedGeneration` of an object that no pass has ended for."""
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""

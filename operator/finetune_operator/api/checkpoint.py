@@ -1,7 +1,7 @@
 """Checkpoint: the immutable record of trained weights, with lineage; a person may approve or reject it."""
 
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,14 @@ from finetune_operator.api.meta import (
     Resource,
     Rule,
     ShortName,
+    Status,
     Uri,
     immutable_rules,
 )
 from finetune_trainer.contract.vocabulary import CheckpointType
+
+MAX_EVALUATIONS: Final = 5
+MAX_USERS: Final = 10
 
 
 class BaseModelRecord(Model):
@@ -104,16 +108,15 @@ class CheckpointDisplay(Model):
     in_use: str | None = None
 
 
-class CheckpointStatus(Model):
+class CheckpointStatus(Status):
     """Where the checkpoint stands."""
 
-    observed_generation: int = -1
     promoted_at: Annotated[
         datetime | None, Field(description="Written once; the newest is the champion.")
     ] = None
-    evaluations: Annotated[tuple[EvaluationStatus, ...], Field(max_length=5)] = ()
+    evaluations: Annotated[tuple[EvaluationStatus, ...], Field(max_length=MAX_EVALUATIONS)] = ()
     in_use_by: Annotated[
-        tuple[Name, ...], Field(max_length=10, description="InferenceDeployments serving it.")
+        tuple[Name, ...], Field(max_length=MAX_USERS, description="InferenceDeployments serving it.")
     ] = ()
     display: CheckpointDisplay | None = None
     conditions: Conditions = ()

@@ -12,6 +12,7 @@ from finetune_operator.api.meta import (
     ReservedValues,
     Resource,
     Rule,
+    Status,
     name_rules,
     pattern_advice,
 )
@@ -253,10 +254,9 @@ class ComputeProfileSpec(Model):
     ] = None
 
 
-class ComputeProfileStatus(Model):
+class ComputeProfileStatus(Status):
     """Observed state of a profile."""
 
-    observed_generation: int = -1
     conditions: Conditions = ()
 
 

@@ -13,6 +13,7 @@ from pydantic_core import core_schema
 
 from finetune_operator.api.kinds import Kind
 from finetune_operator.api.meta import GROUP, VERSION, Model, Reserved, ReservedValues, Rule
+from finetune_operator.plan import NEVER_OBSERVED
 
 Schema = dict[str, Any]
 
@@ -133,7 +134,7 @@ def build_crd(kind: Kind) -> Schema:
         if name != "observedGeneration":
             node.pop("default", None)
     status.pop("required", None)
-    status["default"] = {"observedGeneration": -1}
+    status["default"] = {"observedGeneration": NEVER_OBSERVED}
     spec = schema_of(spec_model)
     root: Schema = {
         "type": "object",

@@ -1,11 +1,12 @@
 """Dataset: a source of rows and how to prepare it; independent of any model."""
 
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from finetune_operator.api.meta import (
+    MAX_PROBLEMS,
     Conditions,
     DeletionPolicy,
     Message,
@@ -13,11 +14,14 @@ from finetune_operator.api.meta import (
     Name,
     Resource,
     Rule,
+    Status,
     name_rules,
 )
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.api.storereference import StoreReference
+
+MAX_VERSIONS: Final = 10
 
 
 class Refresh(Model):
@@ -104,10 +108,9 @@ class RefreshStatus(Model):
     ] = None
 
 
-class DatasetStatus(Model):
+class DatasetStatus(Status):
     """Observed state of a Dataset."""
 
-    observed_generation: int = -1
     phase: Annotated[str, Field(max_length=32)] = ""
     latest_version: str | None = None
     store: Annotated[str | None, Field(description="Store that the latest version was prepared in.")] = None
@@ -124,9 +127,13 @@ class DatasetStatus(Model):
     warning_count: Annotated[
         int | None, Field(description="Warnings on rows that are used all the same, and on all together.")
     ] = None
-    versions: Annotated[tuple[DatasetVersionSummary, ...], Field(max_length=10)] = ()
-    problems: Annotated[tuple[Message, ...], Field(max_length=10, description="The first of them.")] = ()
-    warnings: Annotated[tuple[Message, ...], Field(max_length=10, description="The first of them.")] = ()
+    versions: Annotated[tuple[DatasetVersionSummary, ...], Field(max_length=MAX_VERSIONS)] = ()
+    problems: Annotated[
+        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="The first of them.")
+    ] = ()
+    warnings: Annotated[
+        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="The first of them.")
+    ] = ()
     report: Annotated[
         str | None,
         Field(

@@ -1,6 +1,6 @@
 """DatasetVersion: the immutable, content-addressed record of prepared rows."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
@@ -13,15 +13,19 @@ from finetune_operator.api.meta import (
     Resource,
     Rule,
     ShortName,
+    Status,
     Uri,
     immutable_rules,
 )
+from finetune_trainer.contract.vocabulary import SplitName
+
+MAX_LOCATIONS: Final = 5
 
 
 class SplitRecord(Model):
     """One split of the version."""
 
-    name: Literal["train", "validation", "test"]
+    name: SplitName
     rows: Annotated[int, Field(ge=0)]
     digest: Digest
 
@@ -97,11 +101,10 @@ class DatasetVersionSpec(_DatasetVersionFields):
     )
 
 
-class DatasetVersionStatus(Model):
+class DatasetVersionStatus(Status):
     """Where the content can be read."""
 
-    observed_generation: int = -1
-    locations: Annotated[tuple[Uri, ...], Field(max_length=5)] = ()
+    locations: Annotated[tuple[Uri, ...], Field(max_length=MAX_LOCATIONS)] = ()
     conditions: Conditions = ()
 
 

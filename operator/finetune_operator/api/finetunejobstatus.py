@@ -1,15 +1,22 @@
 """What is seen of a run: the status of a FineTuneJob."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name
+from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.vocabulary import Stage, Subject
+
+MAX_CHECKPOINTS: Final = 10
+MAX_SCORES: Final = 16
+
+GateVerdict = Literal["Passed", "Failed", "Undecided"]
+Verdict = Literal[GateVerdict, "NoGates"]
 
 
 class Resolved(Model):
@@ -45,13 +52,10 @@ class Resolved(Model):
     ] = None
 
 
-StageName = Literal["prepare", "preflight", "train", "evaluate"]
-
-
 class ProgressStatus(Model):
     """How far the running stage is."""
 
-    stage: StageName
+    stage: Stage
     step: int = 0
     total_steps: int = 0
     percent: int = 0
@@ -124,7 +128,7 @@ class TrainingStatus(Model):
 class StageStatus(Model):
     """Times of one finished stage."""
 
-    name: StageName
+    name: Stage
     profile: Annotated[Name | None, Field(description="ComputeProfile that it ran on.")] = None
     queued_seconds: float = 0
     seconds: float = 0
@@ -134,7 +138,7 @@ class StageStatus(Model):
 class StageUsage(Model):
     """Time used by a stage that has not finished, over all its pods, also those of before a suspension."""
 
-    name: StageName
+    name: Stage
     profile: Annotated[Name | None, Field(description="ComputeProfile that it runs on.")] = None
     queued_seconds: float = 0
     seconds: float = 0
@@ -166,7 +170,7 @@ class Score(Model):
     """One metric of one subject on the held-out split."""
 
     metric: Metric
-    subject: Literal["Tuned", "Base"]
+    subject: Subject
     value: float
     rows: int
 
@@ -175,7 +179,7 @@ class GateResult(Model):
     """The verdict on one gate."""
 
     metric: Metric
-    verdict: Literal["Passed", "Failed", "Undecided"]
+    verdict: GateVerdict
     message: Message
 
 
@@ -184,9 +188,9 @@ class EvaluationStatus(Model):
 
     checkpoint: Name
     split: str = "test"
-    scores: Annotated[tuple[Score, ...], Field(max_length=16)] = ()
+    scores: Annotated[tuple[Score, ...], Field(max_length=MAX_SCORES)] = ()
     gates: Annotated[tuple[GateResult, ...], Field(max_length=16)] = ()
-    verdict: Literal["Passed", "Failed", "Undecided", "NoGates"]
+    verdict: Verdict
     champion: Annotated[
         Name | None, Field(description="The line's champion when the verdict was reached.")
     ] = None
@@ -217,10 +221,9 @@ class JobDisplay(Model):
     eta: str | None = None
 
 
-class FineTuneJobStatus(Model):
+class FineTuneJobStatus(Status):
     """Observed state of a run."""
 
-    observed_generation: int = -1
     phase: Annotated[str, Field(max_length=32, description="For eyes only.")] = ""
     resolved: Resolved = Resolved()
     progress: ProgressStatus | None = None
@@ -230,9 +233,9 @@ class FineTuneJobStatus(Model):
         RetryStatus | None, Field(description="A stage that is tried again; absent: none is.")
     ] = None
     training: TrainingStatus | None = None
-    checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=10)] = ()
+    checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     problems: Annotated[
-        tuple[Message, ...], Field(max_length=10, description="Rows that inline data failed on.")
+        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="Rows that inline data failed on.")
     ] = ()
     evaluation: EvaluationStatus | None = None
     cost: Cost | None = None

@@ -1,7 +1,7 @@
 """InferenceDeployment: a long-lived endpoint that follows model lines or pins checkpoints."""
 
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from finetune_operator.api.meta import (
     Rule,
     SecretReference,
     ShortName,
+    Status,
     Uri,
     name_rules,
 )
@@ -29,6 +30,8 @@ from finetune_operator.api.metricrules import (
 )
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.vocabulary import CheckpointType, listed
+
+MAX_REVISIONS: Final = 10
 
 
 class ServedBaseModel(Model):
@@ -282,15 +285,14 @@ class EndpointDisplay(Model):
     ready: str | None = None
 
 
-class InferenceDeploymentStatus(Model):
+class InferenceDeploymentStatus(Status):
     """Observed state of an endpoint."""
 
-    observed_generation: int = -1
     base_model_digest: str | None = None
     revision: Annotated[str, Field(max_length=63, description="The revision that the Service points at.")] = (
         ""
     )
-    revisions: Annotated[tuple[RevisionStatus, ...], Field(max_length=10)] = ()
+    revisions: Annotated[tuple[RevisionStatus, ...], Field(max_length=MAX_REVISIONS)] = ()
     models: Annotated[tuple[ServedModelStatus, ...], Field(max_length=32)] = ()
     replicas: int = 0
     ready_replicas: int = 0

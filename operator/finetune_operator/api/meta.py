@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
+from finetune_operator.plan import NEVER_OBSERVED
+
 GROUP: Final = "finetune.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
@@ -105,6 +107,8 @@ URI_ADVICE: Final = pattern_advice(
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
 StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
 """Shorter, so that the uri of an artifact in the store is a Uri."""
+MAX_PROBLEMS: Final = 10
+"""Problems in rows, or warnings of them, that a status has."""
 Message = Annotated[str, Field(max_length=1024)]
 DeletionPolicy = Literal["Retain", "Delete"]
 
@@ -165,6 +169,12 @@ class Condition(Model):
 Conditions = Annotated[
     tuple[Condition, ...], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["type"]})
 ]
+
+
+class Status(Model):
+    """What all statuses have."""
+
+    observed_generation: int = NEVER_OBSERVED
 
 
 class Resource(Model):

@@ -11,14 +11,11 @@ from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.metadata import controller_uid, version
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.plan import Apply, Create, Delete, Manifest, Plan
+from finetune_operator.plan import NEVER_OBSERVED, Apply, Create, Delete, Manifest, Plan
 
 logger = logging.getLogger(__name__)
 
 Stores = Mapping[ResourceType, ObjectStore]
-
-NEVER_OBSERVED: Final = -1
-"""`status.observedGeneration` of an object that no pass has ended for."""
 
 SAME: Final[Mapping[str, Callable[[Manifest], object]]] = {
     "Controller": controller_uid,

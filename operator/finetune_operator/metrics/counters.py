@@ -14,8 +14,8 @@ from prometheus_client import (
 )
 
 import finetune_operator
-from finetune_operator.api.finetunejobstatus import StageName
 from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_trainer.contract.vocabulary import Stage
 
 STAGE_BUCKETS: Final = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 43_200, 86_400, 259_200)
 RECONCILE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -140,9 +140,9 @@ class Metrics:
             registry=self.registry,
         )
         self.build_info.labels(finetune_operator.__version__, str(CONTRACT_VERSION)).set(1)
-        for stage, outcome in product(get_args(StageName), OUTCOMES):
+        for stage, outcome in product(get_args(Stage), OUTCOMES):
             self.stage_seconds.labels(stage, outcome)
-        for stage, cause in product(get_args(StageName), CAUSES):
+        for stage, cause in product(get_args(Stage), CAUSES):
             self.pods_ended.labels(stage, cause)
 
     def begin_namespace(self, namespace: str) -> None:
@@ -159,7 +159,7 @@ class Metrics:
         self.profiles.add(profile)
         self.device_seconds.labels(namespace, profile)
         self.lost_device_seconds.labels(namespace, profile)
-        for stage in get_args(StageName):
+        for stage in get_args(Stage):
             self.stage_queued_seconds.labels(stage, profile)
 
     def forget_namespace(self, namespace: str) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.finetunejobstatus import Cost, StageName, StageStatus, StageUsage
+from finetune_operator.api.finetunejobstatus import Cost, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.manifests.pods import CONTAINER
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.vocabulary import Stage
 
 
 def instant(text: str) -> datetime:
@@ -37,7 +38,7 @@ def _span(pod: Manifest, now: datetime) -> tuple[datetime, datetime] | None:
 
 
 def measure(
-    previous: StageUsage | None, stage: StageName, job: Manifest, pods: Iterable[Manifest], now: datetime
+    previous: StageUsage | None, stage: Stage, job: Manifest, pods: Iterable[Manifest], now: datetime
 ) -> StageUsage | None:
     """What the stage has used until now, in seconds; None as long as no container of it has started.
 
@@ -80,7 +81,7 @@ def _apart(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datet
     return apart
 
 
-def finished(usage: StageUsage | None, stage: StageName) -> StageStatus:
+def finished(usage: StageUsage | None, stage: Stage) -> StageStatus:
     """The entry of a finished stage; without times where its pods had gone before anybody looked."""
     if usage is None or usage.name != stage:
         return StageStatus(name=stage)

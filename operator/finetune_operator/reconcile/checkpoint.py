@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from finetune_operator.api.checkpoint import Checkpoint, CheckpointDisplay
+from finetune_operator.api.checkpoint import MAX_EVALUATIONS, MAX_USERS, Checkpoint, CheckpointDisplay
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.plan import Event, Plan
@@ -16,8 +16,6 @@ from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
-EVALUATIONS_AT_MOST: Final = 5
-USERS_AT_MOST: Final = 10
 USERS_SHOWN: Final = 2
 
 
@@ -44,7 +42,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
             "observed_generation": generation,
             "promoted_at": promoted_at,
             "evaluations": evaluations,
-            "in_use_by": in_use_by[:USERS_AT_MOST],
+            "in_use_by": in_use_by[:MAX_USERS],
             "display": CheckpointDisplay(
                 score=score_text(evaluations[0] if evaluations else None), in_use=_users_text(in_use_by)
             ),
@@ -81,7 +79,7 @@ def _evaluations(checkpoint: Checkpoint, job: FineTuneJob | None) -> tuple[Evalu
     if newest is None or newest.checkpoint != checkpoint.name or not newest.scores:
         return known
     others = [old for old in known if (old.split, old.scores) != (newest.split, newest.scores)]
-    return (newest, *others)[:EVALUATIONS_AT_MOST]
+    return (newest, *others)[:MAX_EVALUATIONS]
 
 
 def _users(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """DatasetVersion: a record; only where its content can be read is observed."""
 
-from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.datasetversion import MAX_LOCATIONS, DatasetVersion
 from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import history, recordcleanup
@@ -8,8 +8,6 @@ from finetune_operator.reconcile.ownership import holding
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
-
-LOCATIONS_AT_MOST = 5
 
 
 def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
@@ -51,4 +49,4 @@ def _locations(version: DatasetVersion, snapshot: Snapshot) -> tuple[str, ...]:
     latest = dataset.status if dataset is not None else None
     if latest is not None and latest.store is not None and latest.latest_version == version.name:
         found.append(latest.store)
-    return tuple(dict.fromkeys(found))[:LOCATIONS_AT_MOST]
+    return tuple(dict.fromkeys(found))[:MAX_LOCATIONS]

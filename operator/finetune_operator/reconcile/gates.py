@@ -1,14 +1,12 @@
 """Gates: whether the scores clear the bar."""
 
-from typing import Final, Literal
+from typing import Final
 
 from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.finetunejobstatus import GateResult, Score
+from finetune_operator.api.finetunejobstatus import GateResult, GateVerdict, Score, Verdict
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.progress import find_score
 from finetune_trainer.contract.metrics import METRICS
-
-Verdict = Literal["Passed", "Failed", "Undecided", "NoGates"]
 
 TOLERANCE: Final = 1e-9
 """So that 0.7 - 0.4 reaches a bar of 0.3, which it misses by one rounding of binary fractions."""
@@ -55,5 +53,5 @@ def _judge(gate: Gate, scores: tuple[Score, ...]) -> GateResult:
     return _result(gate, "Passed" if passed else "Failed", said)
 
 
-def _result(gate: Gate, verdict: Literal["Passed", "Failed", "Undecided"], said: list[str]) -> GateResult:
+def _result(gate: Gate, verdict: GateVerdict, said: list[str]) -> GateResult:
     return GateResult(metric=gate.metric, verdict=verdict, message=shortened(", ".join(said)))

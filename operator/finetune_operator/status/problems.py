@@ -2,10 +2,10 @@
 
 from typing import Final
 
+from finetune_operator.api.meta import MAX_PROBLEMS
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.results import PrepareResult
 
-SHOWN_AT_MOST: Final = 10
 FIRST_LIMIT: Final = 500
 """Characters of the one that an event shows, so that the report's uri has its place beside it."""
 
@@ -36,4 +36,4 @@ def faults(version: str, prepared: PrepareResult) -> str | None:
 
 
 def _shown(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(shortened(text) for text in texts[:SHOWN_AT_MOST])
+    return tuple(shortened(text) for text in texts[:MAX_PROBLEMS])

@@ -2,32 +2,27 @@
 
 from typing import Literal
 
-from finetune_operator.api.finetunejobstatus import (
-    EvaluationStatus,
-    JobDisplay,
-    ProgressStatus,
-    Score,
-    StageName,
-)
+from finetune_operator.api.finetunejobstatus import EvaluationStatus, JobDisplay, ProgressStatus, Score
 from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.vocabulary import Stage
 
 
 def _percent(step: int, total: int) -> int:
     return min(100, 100 * step // total) if total > 0 else 0
 
 
-def _same_stage(progress: ProgressStatus | None, stage: StageName) -> ProgressStatus | None:
+def _same_stage(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus | None:
     return progress if progress is not None and progress.stage == stage else None
 
 
-def entered(progress: ProgressStatus | None, stage: StageName) -> ProgressStatus:
+def entered(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus:
     """Progress of a stage that is queued or running, as far as it is known; the training loss stays."""
     return _same_stage(progress, stage) or ProgressStatus(
         stage=stage, loss=progress.loss if progress else None
     )
 
 
-def merged(progress: ProgressStatus | None, stage: StageName, report: Progress) -> ProgressStatus:
+def merged(progress: ProgressStatus | None, stage: Stage, report: Progress) -> ProgressStatus:
     """Progress after a report; it never goes back, also when a pod resumes from an earlier step."""
     old = _same_stage(progress, stage)
     if old is not None and report.step < old.step:
@@ -48,7 +43,7 @@ def merged(progress: ProgressStatus | None, stage: StageName, report: Progress) 
     )
 
 
-def completed(progress: ProgressStatus | None, stage: StageName, steps: int = 0) -> ProgressStatus:
+def completed(progress: ProgressStatus | None, stage: Stage, steps: int = 0) -> ProgressStatus:
     """Progress of a stage that has ended well."""
     old = entered(progress, stage)
     total = steps or old.total_steps

@@ -3,13 +3,13 @@
 from datetime import timedelta
 
 from finetune_operator.api.inferencedeployment import (
+    MAX_REVISIONS,
     InferenceDeployment,
     InferenceDeploymentSpec,
     RevisionStatus,
     Strategy,
 )
 from finetune_operator.reconcile.inferencedeployment.revisions import (
-    KEPT,
     spec_hash,
     with_entry,
     with_weights,
@@ -65,9 +65,9 @@ def test_an_entry_keeps_its_time_until_its_state_step_or_spec_changes() -> None:
 
 def test_the_newest_entries_are_kept() -> None:
     revisions: tuple[RevisionStatus, ...] = ()
-    for number in range(KEPT + 2):
+    for number in range(MAX_REVISIONS + 2):
         revisions = with_entry(revisions, RevisionStatus(name=f"r{number}", state="Retired"), NOW)
-    assert [entry.name for entry in revisions] == [f"r{number}" for number in range(KEPT + 1, 1, -1)]
+    assert [entry.name for entry in revisions] == [f"r{number}" for number in range(MAX_REVISIONS + 1, 1, -1)]
 
 
 def test_every_entry_has_a_weight() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_operator.api.dataset import Dataset, DatasetVersionSummary, VersionDifference
+from finetune_operator.api.dataset import MAX_VERSIONS, Dataset, DatasetVersionSummary, VersionDifference
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.manifests.records import build_dataset_version
@@ -18,7 +18,6 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 
-VERSIONS_AT_MOST: Final = 10
 TEXT_LIMIT: Final = 1024
 """Of a text in the status that is of no use when it is cut."""
 INCOMPLETE: Final = (
@@ -82,7 +81,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
         {
             "latest_version": name,
             "store": store,
-            "versions": (summary, *known)[:VERSIONS_AT_MOST],
+            "versions": (summary, *known)[:MAX_VERSIONS],
             "rows": rows,
             "format": prepared.format,
             "rule_version": prepared.rule_version,

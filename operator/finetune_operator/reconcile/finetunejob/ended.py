@@ -4,20 +4,20 @@ from datetime import timedelta
 from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import CheckpointSummary, StageName
+from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
 from finetune_operator.manifests.labels import RECORDED_RUN, stage_job_name
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import stop
-from finetune_operator.reconcile.finetunejob.train import CHECKPOINTS_AT_MOST
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_trainer.contract.vocabulary import Stage
 
 
 def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
@@ -74,7 +74,7 @@ def restored(run: Run) -> Plan:
     run.update(
         checkpoints=tuple(
             CheckpointSummary(name=c.name, step=c.spec.step, digest=c.spec.digest)
-            for c in records[-CHECKPOINTS_AT_MOST:]
+            for c in records[-MAX_CHECKPOINTS:]
         )
     )
     run.condition(ConditionType.TRAINED, Reason.RESTORED, f"{len(records)} Checkpoints of this run exist")
@@ -89,7 +89,7 @@ def restored(run: Run) -> Plan:
 def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
     running = [child for child in run.snapshot.jobs.values() if is_unfinished(child)]
-    names = [stage_job_name(run.job, stage) for stage in get_args(StageName)]
+    names = [stage_job_name(run.job, stage) for stage in get_args(Stage)]
     left = [pod for name in names for pod in left_behind(run.snapshot, name)]
     if not running and not left:
         return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")

@@ -3,7 +3,7 @@
 from typing import get_args
 
 from finetune_operator.api.evaluation import EvaluationSpec
-from finetune_operator.api.finetunejobstatus import EvaluationStatus, Score
+from finetune_operator.api.finetunejobstatus import MAX_SCORES, EvaluationStatus, Score
 from finetune_operator.manifests.configs import evaluate_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
@@ -15,8 +15,6 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Subject
-
-SCORES_AT_MOST = 16
 
 
 def evaluate(run: Run) -> Halt | None:
@@ -41,7 +39,7 @@ def evaluate(run: Run) -> Halt | None:
         for score in result.evaluate.scores
         # A newer trainer may measure more, which this release has no words for.
         if score.metric in METRICS and score.subject in get_args(Subject)
-    )[:SCORES_AT_MOST]
+    )[:MAX_SCORES]
     gates, verdict = decide(spec.gates, scores)
     untested = _untested_answers(run)
     run.update(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from finetune_operator.api.finetunejobstatus import StageName
 from finetune_operator.manifests.configs import StageInputs, collect_config
 from finetune_operator.manifests.jobs import WITH_DEVICES, Placement, build_stage_job
 from finetune_operator.manifests.labels import PROFILE, stage_job_name
@@ -33,9 +32,10 @@ from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Stage
 
 
-def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]) -> StageResult | Halt:
+def run_stage(run: Run, stage: Stage, config: Callable[[StageInputs], StageConfig]) -> StageResult | Halt:
     """The stage's result, or how the pass ends."""
     job = run.job
     collect_name = stage_job_name(job, "collect", stage)
@@ -72,7 +72,7 @@ def run_stage(run: Run, stage: StageName, config: Callable[[StageInputs], StageC
     return outcome
 
 
-def without_result(stage: StageName) -> Failed:
+def without_result(stage: Stage) -> Failed:
     """The end of a run whose stage succeeded without saying what it made."""
     return Failed(
         Reason.RESULT_LOST,
@@ -94,7 +94,7 @@ def _inputs(run: Run, found: Surroundings) -> StageInputs:
 
 
 def _build(
-    run: Run, stage: StageName, config: Callable[[StageInputs], StageConfig]
+    run: Run, stage: Stage, config: Callable[[StageInputs], StageConfig]
 ) -> Manifest | Blocked | Failed:
     found = surroundings(run)
     if isinstance(found, Blocked):
@@ -114,16 +114,14 @@ def _build(
     )
 
 
-def _probe(run: Run, stage: StageName) -> Probe:
+def _probe(run: Run, stage: Stage) -> Probe:
     """Reading the stage's result, which every trainer can, shows whether the store answers; one of this
     release writes a file too."""
     name = stage_job_name(run.job, "collect", stage, "probe")
     return Probe(name, lambda: _build_collect(run, stage, name, probe=True))
 
 
-def _build_collect(
-    run: Run, stage: StageName, name: str, *, probe: bool = False
-) -> Manifest | Blocked | Failed:
+def _build_collect(run: Run, stage: Stage, name: str, *, probe: bool = False) -> Manifest | Blocked | Failed:
     found = surroundings(run)
     if isinstance(found, Blocked):
         return found
@@ -143,7 +141,7 @@ def _build_collect(
     )
 
 
-def _placement(run: Run, found: Surroundings, stage: StageName) -> Placement:
+def _placement(run: Run, found: Surroundings, stage: Stage) -> Placement:
     spec = run.job.spec
     inline = spec.dataset.inline if stage == "prepare" else None
     base_model = spec.base_model if stage == "preflight" else None
@@ -177,11 +175,11 @@ def _peers(run: Run) -> Peers:
     )
 
 
-def _nodes(run: Run, stage: StageName) -> int:
+def _nodes(run: Run, stage: Stage) -> int:
     return run.job.spec.compute.nodes if stage == "train" else 1
 
 
-def _follow(run: Run, stage: StageName) -> None:
+def _follow(run: Run, stage: Stage) -> None:
     """Progress from the newest report, and with it the time used so far; never one without the other, so that
     a pass in which nothing happened writes nothing."""
     report = run.snapshot.progress
@@ -193,7 +191,7 @@ def _follow(run: Run, stage: StageName) -> None:
         count_usage(run, stage)
 
 
-def count_usage(run: Run, stage: StageName) -> None:
+def count_usage(run: Run, stage: Stage) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
     job = run.snapshot.jobs.get(stage_job_name(run.job, stage))
     if job is None:
@@ -211,7 +209,7 @@ def count_usage(run: Run, stage: StageName) -> None:
     run.update(usage=usage, cost=stagetimes.charged(run.status.cost, usage.device_seconds - counted, price))
 
 
-def _finish(run: Run, stage: StageName, name: str) -> None:
+def _finish(run: Run, stage: Stage, name: str) -> None:
     """Record the stage's times; they are final."""
     if name in run.snapshot.jobs:
         count_usage(run, stage)

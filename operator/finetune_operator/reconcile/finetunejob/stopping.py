@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from finetune_operator.api.finetunejobstatus import StageName
 from finetune_operator.manifests.labels import STAGE, stage_job_name
 from finetune_operator.observe import stagetimes
 from finetune_operator.observe.stagetimes import container_state
@@ -16,12 +15,13 @@ from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, un
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.vocabulary import Stage
 
 
 def stop(run: Run, job: Manifest) -> None:
     """Delete a Job in the foreground: the grace period of its pods saves the state."""
     stage = job["metadata"].get("labels", {}).get(STAGE)
-    if stage in get_args(StageName) and not _saves(job, run.snapshot):
+    if stage in get_args(Stage) and not _saves(job, run.snapshot):
         count_usage(run, stage)
     run.draft.remove(job)
 

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from finetune_operator.api.finetunejobstatus import CheckpointSummary
+from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
@@ -19,8 +19,6 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract.results import StageResult, TrainResult
 from finetune_trainer.contract.vocabulary import CheckpointType
-
-CHECKPOINTS_AT_MOST = 10
 
 
 def train(run: Run) -> Halt | None:
@@ -62,7 +60,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     image = _image(run)
     validation = next((s.rows for s in version.spec.splits if s.name == "validation"), 0) if version else 0
     # Best and final come last in what is kept, should a trainer ever publish more than the status can hold.
-    kept = sorted(trained.checkpoints, key=lambda c: (c.best or c.final, c.step))[-CHECKPOINTS_AT_MOST:]
+    kept = sorted(trained.checkpoints, key=lambda c: (c.best or c.final, c.step))[-MAX_CHECKPOINTS:]
     summaries = []
     for checkpoint in sorted(kept, key=lambda c: c.step):
         record = build_checkpoint(

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment, RevisionStatus
+from finetune_operator.api.inferencedeployment import MAX_REVISIONS, InferenceDeployment, RevisionStatus
 from finetune_operator.manifests.labels import short_hash
 
-KEPT: Final = 10
 """Revisions that an endpoint's status remembers."""
 
 
@@ -45,7 +44,7 @@ def with_entry(
     entry = entry.model_copy(update={"since": now.replace(microsecond=0)})
     if old is not None:
         return tuple(entry if revision.name == entry.name else revision for revision in revisions)
-    return (entry, *revisions)[:KEPT]
+    return (entry, *revisions)[:MAX_REVISIONS]
 
 
 def _progress(entry: RevisionStatus) -> tuple[str, int | None, str]:
