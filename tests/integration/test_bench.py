@@ -15,12 +15,12 @@ PEAK_BYTES = 140 << 20
 
 
 def test_a_run_costs_few_requests_and_a_restart_writes_nothing(tmp_path: Path) -> None:
-    told: list[str] = []
-    measured = measure(RUNS, tmp_path, told.append)
+    shown: list[str] = []
+    measured = measure(RUNS, tmp_path, shown.append)
     assert 0 < measured.first_jobs.last < measured.done.last
     assert measured.first_requests.of(OPERATOR) <= RUNS * REQUESTS_TO_FIRST_JOB
     assert measured.chain.writes <= RUNS * WRITES, measured.chain.requests
     assert measured.restart.writes == 0, measured.restart.requests
     for life in (measured.chain, measured.restart):
         assert 0 < life.peak_bytes < PEAK_BYTES
-    assert f"{RUNS} created, {RUNS} have a Job, {RUNS} are at their last stage or done" in told
+    assert f"{RUNS} created, {RUNS} have a Job, {RUNS} are at their last stage or done" in shown

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "hack" / "README.md",
     *sorted(path for folder in ("docs", "tests", "tools") for path in (ROOT / folder).rglob("*.md")),
 ]
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")

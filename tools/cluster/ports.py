@@ -36,7 +36,7 @@ def choose(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that no process listens on now."""
     chance = random.SystemRandom()
     while not _is_free(port := chance.choice(_CANDIDATES)):
         pass

@@ -1,4 +1,4 @@
-"""What the user is told when an image cannot be made."""
+"""Errors of image builds, with messages for the user."""
 
 
 class ImageError(Exception):

@@ -34,7 +34,7 @@ REPEATED: Final = 0.01
 
 
 def rows_file(rows: int) -> Path:
-    """The file with so many rows, made unless the cache has it."""
+    """A file with `rows` rows, from the cache if it is there."""
     made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     file = cache_directory() / "databench" / f"rows-{rows}-{made_by}.jsonl"
     if not file.exists():

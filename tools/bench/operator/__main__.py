@@ -32,7 +32,7 @@ def bench(
     ] = True,
     logs: Annotated[Path, typer.Option(help="Folder for the operator's logs.")] = LOGS,
 ) -> None:
-    """Measure the operator on a control plane of its own, with nothing on it but so many FineTuneJobs."""
+    """Measure the operator on a control plane of its own, with RUNS FineTuneJobs and nothing else on it."""
     console = Console(highlight=False)
     logs.mkdir(parents=True, exist_ok=True)
     measured = []

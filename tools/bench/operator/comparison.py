@@ -11,7 +11,7 @@ from tools.bench.operator.measurement import Measured, measure
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of `runs` bare Jobs, as many TrainJobs, and as many FineTuneJobs."""
+    """Results of `runs` bare Jobs, TrainJobs and FineTuneJobs."""
 
     runs: int
     floor: Floor
@@ -19,20 +19,20 @@ class Comparison:
     operator: Measured
 
 
-def compare(runs: int, folder: Path, tell: Callable[[str], None]) -> Comparison:
+def compare(runs: int, folder: Path, progress: Callable[[str], None]) -> Comparison:
     """Measure all three, each on an empty control plane of its own.
 
     Args:
         runs: how many objects.
         folder: where the operator's log goes.
-        tell: is given a few words each time that there is something new.
+        progress: called with a line of text whenever there is something new.
 
     Raises:
         BenchError: not all came to their end.
         ClusterError: there is no control plane, or a program could not be built.
     """
-    tell("as many bare Jobs")
+    progress("bare Jobs")
     floor = measure_floor(runs)
-    tell("as many TrainJobs of Kubeflow")
+    progress("TrainJobs of Kubeflow")
     peer = measure_peer(runs)
-    return Comparison(runs, floor, peer, measure(runs, folder, tell))
+    return Comparison(runs, floor, peer, measure(runs, folder, progress))

@@ -40,10 +40,10 @@ Cost = dict[str, float]
 
 
 class _Costs:
-    def __init__(self, plane: ControlPlane, objects: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, plane: ControlPlane, objects: int, progress: Callable[[str], None]) -> None:
         self._plane = plane
         self._objects = objects
-        self._tell = tell
+        self._progress = progress
         self._processes = Processes(plane.layout.run, plane.layout.log)
         self._costs: dict[str, Cost] = {}
 
@@ -63,7 +63,7 @@ class _Costs:
             numbers = range(self._objects)
             await self._each("create the FineTuneJob", made, [workload.finetunejob(each) for each in numbers])
             await self._each("read it", lambda run: _read(operator, run), runs)
-            await self._each("apply its status", lambda run: _tell_status(operator, run), runs)
+            await self._each("apply its status", lambda run: _write_status(operator, run), runs)
             await self._each("create an Event", lambda run: events.record(run, EVENT), runs)
             jobs = [workload.bare_job(each) for each in numbers]
             await self._each("create a Job, of which the Job controller makes a pod", user.create, jobs)
@@ -72,7 +72,7 @@ class _Costs:
     async def _each(
         self, what: str, request: Callable[[Any], Awaitable[object]], subjects: list[Manifest]
     ) -> None:
-        self._tell(what)
+        self._progress(what)
         before, ledger = self._spent(), Ledger(AuditLog(self._plane.audit_log))
         await in_turns(request, subjects)
         await ledger.until_quiet()
@@ -89,7 +89,7 @@ async def _read(cluster: Cluster, run: Manifest) -> None:
     await cluster.get(KIND_TYPES["FineTuneJob"], run["metadata"]["namespace"], run["metadata"]["name"])
 
 
-async def _tell_status(cluster: Cluster, run: Manifest) -> None:
+async def _write_status(cluster: Cluster, run: Manifest) -> None:
     """Write a status as short as any."""
     status = blocked(FineTuneJob.model_validate(run), Reason.PREFLIGHT, "it has begun", datetime.now(UTC))
     identity = {key: run["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
@@ -121,8 +121,8 @@ def costs(
 ) -> None:
     """Measure what each request until a run's first Job costs the control plane."""
 
-    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
-        return sheet(objects, asyncio.run(_Costs(plane, objects, tell).measure()))
+    def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
+        return sheet(objects, asyncio.run(_Costs(plane, objects, progress).measure()))
 
     alone.measure("costs", table, BEGIN if page else None, logs)
 

@@ -13,7 +13,7 @@ from tools.fakepods import config_of, ended, running, succeeded
 AT_ONCE: Final = 8
 """Requests under way."""
 STAGE_SECONDS: Final = 1.0
-"""Long enough that the operator sees a pod run, and tells of it, before the pod has ended."""
+"""Long enough that the operator sees a pod run and reports it before the pod ends."""
 WATCH_SECONDS: Final = 600
 
 

@@ -1,4 +1,4 @@
-"""The floor: as many bare Jobs, made by their user. No operator that makes a Job a run can be faster."""
+"""The floor: the same number of bare Jobs, made by a user. No operator with one Job per run can be faster."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tools.cluster.audit import AuditLog
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What so many bare Jobs cost.
+    """Cost of a number of bare Jobs.
 
     Attributes:
         jobs: from the first creation until the last Job exists; the Job controller makes pods meanwhile.

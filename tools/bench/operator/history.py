@@ -73,10 +73,10 @@ class Phase:
 
 
 class _History:
-    def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, plane: ControlPlane, runs: int, folder: Path, progress: Callable[[str], None]) -> None:
         self._plane = plane
         self._runs = runs
-        self._tell = tell
+        self._progress = progress
         self._log = folder / f"operator-history-{runs}.log"
 
     async def measure(self) -> dict[str, Phase]:
@@ -101,7 +101,7 @@ class _History:
 
     async def _original(self, user: Cluster, node: Cluster) -> Copies:
         """See one run through."""
-        self._tell("one run is seen through")
+        self._progress("one run is seen through")
         run = workload.finetunejob(0)
         async with self._operator(), background(FakeKubelet(node, workload.NAMESPACE).run()):
             for manifest in (*workload.surroundings(), run):
@@ -126,7 +126,7 @@ class _History:
             for checkpoint in copies.checkpoints(number, model, job["metadata"]["uid"]):
                 await _create(user, checkpoint)
             if number % 100 == 0:
-                self._tell(f"{number:,} of {self._runs:,} runs are there")
+                self._progress(f"{number:,} of {self._runs:,} runs are there")
 
         await in_turns(fill, range(self._runs))
 
@@ -146,7 +146,7 @@ class _History:
             await operator.kill()
 
     async def _until_idle(self, operator: OperatorProcess, passes: float) -> None:
-        await operator.until_idle(KINDS, passes, patience(self._runs), self._tell)
+        await operator.until_idle(KINDS, passes, patience(self._runs), self._progress)
 
     async def _phase(
         self,
@@ -221,8 +221,8 @@ def history(
 ) -> None:
     """Measure the start of the operator on a control plane of its own beside a long history."""
 
-    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
-        return sheet(runs, asyncio.run(_History(plane, runs, logs, tell).measure()))
+    def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
+        return sheet(runs, asyncio.run(_History(plane, runs, logs, progress).measure()))
 
     alone.measure("history", table, BEGIN if page else None, logs)
 

@@ -1,4 +1,4 @@
-"""The peer: Kubeflow Trainer with JobSet on a control plane of its own, and as many TrainJobs.
+"""The peer: Kubeflow Trainer with JobSet on a control plane of its own, and the same number of TrainJobs.
 
 Both run as processes beside the API server, as the operator does in its measurement, without leader election
 and without the rate limits that would slow them down.
@@ -91,7 +91,7 @@ CONTROLLERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What so many TrainJobs cost.
+    """Cost of a number of TrainJobs.
 
     Attributes:
         jobs: until the child Job of each exists; no pod starts.

@@ -102,7 +102,7 @@ class Ledger:
                     self.last_written[asked.name] = asked.at
 
     async def have_first_jobs(self, runs: int) -> bool:
-        """Whether so many runs have their first Job, as far as it has been read."""
+        """Whether `runs` runs have their first Job, as of the last read."""
         return len(self.first_jobs) == runs
 
     async def until_quiet(self, reached: Callable[[], Awaitable[bool]] | None = None, what: str = "") -> None:

@@ -1,4 +1,4 @@
-"""One measurement: an empty control plane, one operator, so many runs."""
+"""One measurement: an empty control plane, one operator, a number of runs."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ PROGRESS_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What one operator process has cost."""
+    """Cost of one operator process."""
 
     requests: Requests
     """Of all clients meanwhile, over all runs."""
@@ -40,12 +40,12 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of `runs` FineTuneJobs.
+    """Results of `runs` FineTuneJobs.
 
     Attributes:
         first_jobs: until a run's first Job exists.
         first_requests: of all clients until then, over all runs.
-        first_usage: until then, and until nobody wrote any more.
+        first_usage: until then, and until no client wrote any more.
         done: until a run is done.
         chain: the operator that did it all, from the first creation on.
         restart: an operator that was started afterwards.
@@ -62,28 +62,28 @@ class Measured:
     restart_seconds: float
 
 
-def measure(runs: int, folder: Path, tell: Callable[[str], None]) -> Measured:
+def measure(runs: int, folder: Path, progress: Callable[[str], None]) -> Measured:
     """Start a control plane, measure, and remove it.
 
     Args:
         runs: how many FineTuneJobs.
         folder: where the operator's log goes.
-        tell: is given a few words each time that there is something new.
+        progress: called with a line of text whenever there is something new.
 
     Raises:
         BenchError: not all runs were done.
         ClusterError: there is no control plane.
     """
-    tell("a control plane is started")
+    progress("a control plane is started")
     with control_plane("bench") as plane:
         plane.kubectl.define(ROOT / "crds")
-        return asyncio.run(_Measurement(plane, runs, folder, tell).run())
+        return asyncio.run(_Measurement(plane, runs, folder, progress).run())
 
 
 class _Measurement:
-    def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, plane: ControlPlane, runs: int, folder: Path, progress: Callable[[str], None]) -> None:
         self._plane = plane
-        self._tell = tell
+        self._progress = progress
         self._runs = runs
         self._log = folder / f"operator-{runs}.log"
         self._ledger = Ledger(AuditLog(plane.audit_log))
@@ -93,7 +93,7 @@ class _Measurement:
             async with self._operator() as operator:
                 await self._prepare(user, node)
                 begun = self._begin(operator)
-                async with background(self._tell_of_runs()):
+                async with background(self._show_progress()):
                     await create(user, map(workload.finetunejob, range(self._runs)))
                     # As where the cluster is full, and as the peers were measured: no pod starts yet.
                     await self._until("each run has a Job", lambda: self._ledger.have_first_jobs(self._runs))
@@ -105,11 +105,11 @@ class _Measurement:
                         await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
                 done = self._ledger.spread(self._ledger.last_written, pause)
                 chain = self._end(operator, begun)
-            self._tell("a second operator is started")
+            self._progress("a second operator is started")
             started, begun = time.monotonic(), self._begin()
             async with self._operator() as operator:
                 for kind in ("FineTuneJob", "Checkpoint"):
-                    await operator.until_idle([kind], self._runs, patience(self._runs), self._tell)
+                    await operator.until_idle([kind], self._runs, patience(self._runs), self._progress)
                 restart_seconds = time.monotonic() - started
                 # Long enough to see whether it writes.
                 await asyncio.sleep(QUIET_SECONDS)
@@ -118,10 +118,10 @@ class _Measurement:
             self._runs, first_jobs, first_requests, first_usage, done, chain, restart, restart_seconds
         )
 
-    async def _tell_of_runs(self) -> None:
+    async def _show_progress(self) -> None:
         while True:
             self._ledger.read()
-            self._tell(
+            self._progress(
                 f"{len(self._ledger.created):,} created, {len(self._ledger.first_jobs):,} have a Job,"
                 f" {len(self._ledger.last_stage):,} are at their last stage or done"
             )

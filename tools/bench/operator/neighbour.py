@@ -62,10 +62,10 @@ class Waits:
 
 
 class _Neighbour:
-    def __init__(self, plane: ControlPlane, runs: int, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, plane: ControlPlane, runs: int, folder: Path, progress: Callable[[str], None]) -> None:
         self._plane = plane
         self._runs = runs
-        self._tell = tell
+        self._progress = progress
         self._log = folder / f"operator-neighbour-{runs}.log"
         self._numbers = itertools.count()
         self._first_jobs: dict[str, asyncio.Future[float]] = {}
@@ -109,7 +109,7 @@ class _Neighbour:
         creation = asyncio.create_task(create(user, runs()))
         # Not before the operator has enough to do.
         while created < self._runs / 4 and not creation.done():
-            self._tell(f"{created:,} of {self._runs:,} {kind} runs are there")
+            self._progress(f"{created:,} of {self._runs:,} {kind} runs are there")
             await asyncio.sleep(0.1)
         seconds = await self._tries(user)
         there = created
@@ -169,8 +169,8 @@ def neighbour(
 ) -> None:
     """Measure what one team's runs do to another team's."""
 
-    def table(plane: ControlPlane, tell: Callable[[str], None]) -> Sheet:
-        return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, tell).measure()))
+    def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
+        return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, progress).measure()))
 
     alone.measure("beside", table, BEGIN if page else None, logs)
 

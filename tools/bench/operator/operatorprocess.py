@@ -99,7 +99,7 @@ class OperatorProcess:
         return sum([await self.metric(sample) for sample in samples])
 
     async def until_idle(
-        self, kinds: Sequence[str], passes: float, seconds: float, tell: Callable[[str], None]
+        self, kinds: Sequence[str], passes: float, seconds: float, progress: Callable[[str], None]
     ) -> None:
         """Until there were `passes` over these kinds, and no object waits for one.
 
@@ -109,7 +109,7 @@ class OperatorProcess:
 
         async def idle() -> bool:
             made = await self.passes(kinds)
-            tell(f"the operator has reconciled {' and '.join(kinds)} {made:,.0f} times")
+            progress(f"the operator has reconciled {' and '.join(kinds)} {made:,.0f} times")
             return made >= passes and not await self.metric("finetune_queue_depth")
 
         what = f"{passes:,.0f} passes over {' and '.join(kinds)}"
