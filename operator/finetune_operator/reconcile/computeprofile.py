@@ -2,17 +2,23 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.plan import Plan
+from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.status.conditions import enter, stalled, status_manifest
-from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.reconcile.steps import Done, Failed
+from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 
 
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
     """Ready, or Stalled with what to change."""
+    settled = settle(profile, profile.status, _state(profile, snapshot), snapshot.now)
+    return Plan(status=settled.manifest, events=settled.events)
+
+
+def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:
     problems = not_implemented(profile.spec)
     if problems:
-        return Plan(status=stalled(profile, Reason.NOT_IMPLEMENTED, "; ".join(problems), snapshot.now))
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
     rivals = sorted(
         other.name for other in snapshot.profiles.values() if other.is_default and other.name != profile.name
     )
@@ -21,15 +27,5 @@ def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
             f"{', '.join(rivals)} and {profile.name} are all marked as the default profile:"
             " remove finetune.dev/is-default-profile from all but one"
         )
-        return Plan(status=stalled(profile, Reason.DEFAULT_PROFILE_CONFLICT, message, snapshot.now))
-    generation = profile.metadata.generation
-    conditions = enter(
-        profile.status.conditions,
-        ConditionType.READY,
-        Reason.AVAILABLE,
-        "FineTuneJobs and InferenceDeployments can use this profile",
-        generation=generation,
-        now=snapshot.now,
-    )
-    update = {"observed_generation": generation, "conditions": conditions}
-    return Plan(status=status_manifest(profile.status.model_copy(update=update)))
+        return Failed(Reason.DEFAULT_PROFILE_CONFLICT, message)
+    return Done(Reason.AVAILABLE, "FineTuneJobs and InferenceDeployments can use this profile")

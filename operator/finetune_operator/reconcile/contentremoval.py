@@ -21,7 +21,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.stagejobs import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
-from finetune_operator.status.reasons import EventReason, Reason
+from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.objects import ArtifactRef
 
 PATIENCE: Final = timedelta(hours=24)
@@ -74,7 +74,6 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
     snapshot, owner, claim = draft.snapshot, removal.owner, storage.claim_name(removal.store)
     if claim is not None and snapshot.is_missing(CLAIM, claim):
         return _trouble(
-            draft,
             removal,
             Reason.STORE_NOT_FOUND,
             f"{removal.folder} cannot be removed: PersistentVolumeClaim {claim} does not exist in namespace"
@@ -115,10 +114,9 @@ def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest])
     if left <= timedelta():
         draft.remove(job)
     message = f"{removal.owner.name}: {podfailures.failure(job, pods).message}"
-    return _trouble(draft, removal, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
+    return _trouble(removal, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
 
 
-def _trouble(draft: Draft, removal: Removal, reason: Reason, message: str, look_again_in: float) -> Blocked:
-    draft.event(EventReason.BLOCKED, message, "Warning")
+def _trouble(removal: Removal, reason: Reason, message: str, look_again_in: float) -> Blocked:
     said = f"{message}; tried again every 5 minutes for a day; {removal.advice}"
     return Blocked(reason, said, look_again_in)

@@ -13,7 +13,7 @@ from finetune_operator.plan import Delete, Event, Plan
 from finetune_operator.reconcile import profiles
 from finetune_operator.reconcile.ownership import Record, needed_by, seen
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import EventReason
 
 

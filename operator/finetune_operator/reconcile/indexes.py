@@ -10,7 +10,7 @@ from typing import Any, Final
 from finetune_operator.engine.store import Indexer
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Manifest
-from finetune_operator.status.conditions import ends_dataset, ends_run
+from finetune_operator.status.finished import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
 
 BY_DATASET: Final = "dataset"
@@ -58,7 +58,7 @@ def contents(manifest: Manifest) -> frozenset[str]:
 
 
 def has_ended(job: Manifest) -> bool:
-    """As `conditions.is_finished`."""
+    """As `finished.is_finished`."""
     return any(ends_run(*state) for state in _conditions(job))
 
 

@@ -14,7 +14,8 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.indexes import address, version_owner
 from finetune_operator.reconcile.lines import is_rejected
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.conditions import find
+from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 Record = Checkpoint | DatasetVersion

@@ -17,7 +17,8 @@ from finetune_operator.reconcile.lines import (
     is_older,
     is_rejected,
 )
-from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.conditions import find
+from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
 
 

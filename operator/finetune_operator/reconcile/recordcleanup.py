@@ -18,12 +18,13 @@ from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
 from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
-from finetune_operator.status.conditions import is_finished, is_settled
+from finetune_operator.status.finished import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.objects import ArtifactRef
 
@@ -167,8 +168,9 @@ def _folders(record: Record, stores: tuple[str, ...]) -> str:
 
 def _wait(record: Record, snapshot: Snapshot, draft: Draft, halt: Working | Blocked) -> Plan:
     left = max(1.0, (_deadline(record) - snapshot.now).total_seconds())
-    status = conditions.blocked(record, halt.reason, halt.message, snapshot.now)
-    return draft.plan(status, min(halt.requeue_after or left, left))
+    settled = settle(record, record.status, halt, snapshot.now)
+    draft.events += settled.events
+    return draft.plan(settled.manifest, min(settled.requeue_after or left, left))
 
 
 def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | None:

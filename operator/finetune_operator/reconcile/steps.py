@@ -44,4 +44,12 @@ class Done:
     message: str
 
 
-Halt = Working | Blocked | Failed | Done
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """Rests because its spec asks for that; nothing runs, and nothing is wrong."""
+
+    reason: str
+    message: str
+
+
+Halt = Working | Blocked | Failed | Done | Suspended

@@ -20,6 +20,7 @@ from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.transitions import record_transition
 from finetune_operator.plan import Event, Key, Manifest, Plan
+from finetune_operator.reconcile.kstatus import block
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.secondaries import LookedUp
 from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot, is_terminating
@@ -28,7 +29,6 @@ from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import APPLY
 from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshotreader import SnapshotReader
-from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ class Controller:
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
             message = f"{error}; this continues when that object is gone or has another name"
-            status = blocked(resource, Reason.NAME_CONFLICT, message, now)
-            await self._tell(primary, self._with_unknown(primary, resource, status), message)
+            await self._block(primary, resource, Reason.NAME_CONFLICT, message, now)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:
@@ -110,10 +109,8 @@ class Controller:
                 logger.warning("%s (%s)", OLD_DEFINITIONS, error)
                 await self._events.record(primary, Event("Warning", EventReason.BLOCKED, OLD_DEFINITIONS))
                 raise
-            reason = _reason(error)
             message = f"the API server refuses what this needs: {error.message}{_advice(error)}"
-            status = blocked(resource, reason, message, now)
-            await self._tell(primary, self._with_unknown(primary, resource, status), message)
+            await self._block(primary, resource, _reason(error), message, now)
             raise
         self._note_service_accounts(plan)
         record_transition(self._metrics, primary, after)
@@ -123,15 +120,18 @@ class Controller:
         """What to do; what a newer release has written into the status stays there."""
         unknown = [path for path in self._reader.unknown(key) if path.startswith("spec.")]
         if unknown and resource.metadata.deletion_timestamp is None:
-            plan = Plan(status=blocked(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now))
+            settled = block(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now)
+            plan = Plan(status=settled.manifest, events=settled.events)
         else:
             plan = RECONCILERS[key.kind].reconcile(resource, snapshot)
+        if plan.status is None:
+            return plan
         return replace(plan, status=self._with_unknown(primary, resource, plan.status))
 
     @staticmethod
-    def _with_unknown(primary: Manifest, resource: Resource, status: Manifest | None) -> Manifest | None:
+    def _with_unknown(primary: Manifest, resource: Resource, status: Manifest) -> Manifest:
         model = type(resource).model_fields["status"].annotation
-        if status is None or not isinstance(model, type) or not issubclass(model, Model):
+        if not isinstance(model, type) or not issubclass(model, Model):
             return status
         return keep_unknown(model, primary.get("status", {}), status)
 
@@ -174,17 +174,19 @@ class Controller:
     async def _is_terminating(self, namespace: str) -> bool:
         return is_terminating(await self._lookups.get(NAMESPACE, "", namespace))
 
-    async def _tell(self, primary: Manifest, status: Manifest | None, message: str) -> None:
-        """Say on the object what stands in the way; that it could not be said must not hide it."""
-        if status is None:
-            return
+    async def _block(
+        self, primary: Manifest, resource: Resource, reason: Reason, message: str, now: datetime
+    ) -> None:
+        """Write to the object what stands in its way; a status that cannot be written must not hide that."""
+        settled = block(resource, reason, message, now)
+        status = self._with_unknown(primary, resource, settled.manifest)
         try:
             after = await self._executor.write_status(primary, status)
         except (Conflict, Rejected) as error:
             logger.warning("%s of %s: %s", message, primary["metadata"]["name"], error)
             return
-        if after is not primary:
-            await self._events.record(after, Event("Warning", EventReason.BLOCKED, message))
+        for event in settled.events:
+            await self._events.record(after, event)
 
     def _known_service_accounts(self, namespace: str) -> frozenset[str]:
         now = self._clock()

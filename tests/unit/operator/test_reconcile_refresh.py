@@ -9,8 +9,8 @@ from finetune_operator.api.dataset import Dataset, DatasetStatus
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
+from finetune_operator.reconcile.kstatus import block
 from finetune_operator.status import conditions
-from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.results import Difference, PrepareResult, StageResult
@@ -619,7 +619,7 @@ def test_a_look_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
     cluster.now += timedelta(hours=1)
     cluster.settle()
     resource = cluster.get("Dataset", DATASET)
-    refused = blocked(resource, "QuotaExceeded", "exceeded quota: team", cluster.now)
+    refused = block(resource, "QuotaExceeded", "exceeded quota: team", cluster.now).manifest
     cluster.objects["Dataset", DATASET]["status"] = refused
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
     assert refreshed(cluster) == ("False", "QuotaExceeded", "exceeded quota: team")

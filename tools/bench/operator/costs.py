@@ -17,8 +17,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.plan import Event, Manifest
+from finetune_operator.reconcile.kstatus import block
 from finetune_operator.runtime.caches import KIND_TYPES
-from finetune_operator.status.conditions import blocked
 from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, in_turns
@@ -91,7 +91,9 @@ async def _read(cluster: Cluster, run: Manifest) -> None:
 
 async def _write_status(cluster: Cluster, run: Manifest) -> None:
     """Write a status as short as any."""
-    status = blocked(FineTuneJob.model_validate(run), Reason.PREFLIGHT, "it has begun", datetime.now(UTC))
+    status = block(
+        FineTuneJob.model_validate(run), Reason.PREFLIGHT, "it has begun", datetime.now(UTC)
+    ).manifest
     identity = {key: run["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
     await cluster.apply_status({**run, "metadata": identity, "status": status})
 

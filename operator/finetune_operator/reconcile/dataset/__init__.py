@@ -23,7 +23,8 @@ from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
+from finetune_operator.status.conditions import status_manifest
+from finetune_operator.status.finished import is_prepared, is_settled
 
 __all__ = ["needs", "reconcile"]
 

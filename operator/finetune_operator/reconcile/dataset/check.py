@@ -8,9 +8,10 @@ from finetune_operator.reconcile.dataset.look import ended, job_names, made_in, 
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import earliest, until_check, until_slot
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.retries import Retry
 from finetune_operator.reconcile.stages import Broken, advance
-from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.reconcile.steps import Blocked, Done, Failed, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult, StageResult
@@ -68,17 +69,11 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
         return None
     news = f"what is new in the source became DatasetVersion {recorded.name}"
     said = _same(latest) if recorded.name == latest else news
-    fields = recorded.fields | {
-        "conditions": conditions.enter(
-            labels_said(dataset.status.conditions, dataset, prepared, draft.snapshot.now),
-            ConditionType.READY,
-            Reason.SUCCEEDED,
-            recorded.message,
-            generation=dataset.metadata.generation,
-            now=draft.snapshot.now,
-        )
-    }
-    return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, said, **fields))
+    now = draft.snapshot.now
+    labels = labels_said(dataset.status.conditions, dataset, prepared, now)
+    status = dataset.status.model_copy(update={**recorded.fields, "conditions": labels})
+    ready = settle(dataset, status, Done(Reason.SUCCEEDED, recorded.message), now)
+    return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, said, **dict(ready.status)))
 
 
 def _same(latest: str | None) -> str:

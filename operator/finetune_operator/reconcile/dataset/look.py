@@ -21,7 +21,7 @@ from finetune_operator.reconcile.results import contract_of_jobs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stages import StageRequest
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.status.conditions import is_prepared, is_settled
+from finetune_operator.status.finished import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.vocabulary import RULE_VERSION

@@ -1,7 +1,7 @@
 """What is not prepared yet: the first look at the source with a spec, and another one that somebody asks for
 after it failed."""
 
-from typing import Any, Literal
+from typing import Any
 
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
@@ -10,9 +10,10 @@ from finetune_operator.reconcile.dataset.look import ended, made_in, number_of, 
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.retries import Retry
 from finetune_operator.reconcile.stages import Broken, advance
-from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt
+from finetune_operator.reconcile.steps import Done, Failed, Halt
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
@@ -56,35 +57,19 @@ def _refused(dataset: Dataset) -> Failed | None:
 
 
 def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fields: Any) -> Plan:
-    before = conditions.find(dataset.status.conditions, ConditionType.RECONCILING)
-    if isinstance(halt, Blocked) and (before is None or before.reason != halt.reason):
-        draft.event(EventReason.BLOCKED, halt.message, "Warning")
-    state: Literal[ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED]
-    if isinstance(halt, Done):
-        state, phase = ConditionType.READY, "Ready"
-    elif isinstance(halt, Failed):
-        state, phase = ConditionType.STALLED, conditions.FAILED
-    else:
-        state = ConditionType.RECONCILING
-        phase = conditions.BLOCKED if isinstance(halt, Blocked) else halt.reason
-    generation = dataset.metadata.generation
-    # Of looks with an earlier spec.
-    others = conditions.without(dataset.status.conditions, ConditionType.REFRESHED)
     status = dataset.status.model_copy(
         update={
-            "observed_generation": generation,
-            "phase": phase,
-            "conditions": conditions.enter(
-                others, state, halt.reason, halt.message, generation=generation, now=draft.snapshot.now
-            ),
+            # Of looks with an earlier spec.
+            "conditions": conditions.without(dataset.status.conditions, ConditionType.REFRESHED),
             "refresh": _before_a_look(dataset, halt),
             "trainer_contract": made_in(dataset, draft),
             "retry": None if isinstance(halt, Done | Failed) else retry_of(dataset),
             **fields,
         }
     )
-    requeue_after = None if isinstance(halt, Done | Failed) else halt.requeue_after
-    return draft.plan(conditions.status_manifest(status), earliest(later, requeue_after))
+    settled = settle(dataset, status, halt, draft.snapshot.now)
+    draft.events += settled.events
+    return draft.plan(settled.manifest, earliest(later, settled.requeue_after))
 
 
 def _before_a_look(dataset: Dataset, halt: Halt) -> RefreshStatus | None:

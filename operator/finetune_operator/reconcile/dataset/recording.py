@@ -12,7 +12,7 @@ from finetune_operator.plan import Create
 from finetune_operator.reconcile.dataset.look import ended, prepared_in
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.status import conditions
-from finetune_operator.status.conditions import is_prepared
+from finetune_operator.status.finished import is_prepared
 from finetune_operator.status.problems import faults, shown_problems, shown_warnings
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult

@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, short_hash
-from finetune_operator.status.conditions import is_prepared
+from finetune_operator.status.finished import is_prepared
 
 JITTER: Final = 0.1
 """Fraction of the interval by which a look may be earlier or later, so that not all come at once."""

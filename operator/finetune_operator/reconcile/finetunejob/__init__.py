@@ -21,7 +21,7 @@ from finetune_operator.reconcile.finetunejob.surroundings import begins, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
-from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.finished import is_finished
 
 __all__ = ["needs", "reconcile"]
 

@@ -11,12 +11,12 @@ from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
+from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.status import conditions
 from finetune_operator.status.reasons import EventReason, Reason
 
 
@@ -39,8 +39,10 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
                 "Warning",
             )
         return draft.plan(None, metadata=released(job))
-    status = conditions.blocked(job, halt.reason, halt.message, snapshot.now)
-    return draft.plan(status, min(halt.requeue_after or left.total_seconds(), left.total_seconds()))
+    settled = settle(job, job.status, halt, snapshot.now)
+    draft.events += settled.events
+    left_seconds = left.total_seconds()
+    return draft.plan(settled.manifest, min(settled.requeue_after or left_seconds, left_seconds))
 
 
 def _is_without_claim(store: str, snapshot: Snapshot) -> bool:

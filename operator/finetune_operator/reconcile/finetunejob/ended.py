@@ -14,7 +14,7 @@ from finetune_operator.reconcile.finetunejob.stopping import stop
 from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_unfinished, left_behind, until_ended
-from finetune_operator.reconcile.steps import Blocked, Done
+from finetune_operator.reconcile.steps import Blocked, Done, Suspended
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import Stage
@@ -92,7 +92,8 @@ def suspend(run: Run) -> Plan:
     names = [stage_job_name(run.job, stage) for stage in get_args(Stage)]
     left = [pod for name in names for pod in left_behind(run.snapshot, name)]
     if not running and not left:
-        return run.suspended("suspended: no devices are held; set spec.suspend to false to go on")
+        message = "suspended: no devices are held; set spec.suspend to false to go on"
+        return run.plan(Suspended(Reason.SUSPENDED, message))
     for child in running:
         stop(run, child)
     pods = [*left, *(pod for child in running for pod in pods_of(child, run.snapshot))]

@@ -17,7 +17,7 @@ from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.stagejobs import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
-from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.methods import METHODS

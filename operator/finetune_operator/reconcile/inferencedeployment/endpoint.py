@@ -19,13 +19,16 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     pod_selector,
     traffic_of,
 )
+from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Working
-from finetune_operator.status.conditions import enter, shortened, status_manifest
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.status.conditions import shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 NAMES_SHOWN: Final = 200
 """Characters of model names in `kubectl get`."""
+FAILURES: Final[Mapping[str, EventReason]] = {Reason.ROLLOUT_FAILED: EventReason.ROLLOUT_FAILED}
+"""How failures are announced; any other one as a block."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,12 @@ class Observed:
             update: other fields of the status.
             weights: percent of the requests by revision after this pass; None: as before.
         """
-        endpoint, now = self.endpoint, self.snapshot.now
-        generation = endpoint.metadata.generation
-        state = {
-            Working: ConditionType.RECONCILING,
-            Blocked: ConditionType.RECONCILING,
-            Failed: ConditionType.STALLED,
-            Done: ConditionType.READY,
-        }[type(halt)]
+        endpoint = self.endpoint
         before = self.traffic.weights()
         after = before if weights is None else weights
         answering = [self.snapshot.deployments.get(name, {}).get("status", {}) for name in before]
         ready: int = sum(status.get("readyReplicas", 0) for status in answering)
         values: dict[str, Any] = {
-            "observed_generation": generation,
             "replicas": sum(status.get("replicas", 0) for status in answering),
             "ready_replicas": ready,
             "revision": main_revision(before),
@@ -111,25 +106,21 @@ class Observed:
             ),
             **(update or {}),
         }
-        if isinstance(halt, Blocked | Failed):
-            events = (*events, Event("Warning", _event_reason(halt), halt.message))
-        requeue = halt.requeue_after if isinstance(halt, Working | Blocked) else None
-        conditions = enter(
-            endpoint.status.conditions,
-            state,  # type: ignore[arg-type]  # one of the four states
-            halt.reason,
-            halt.message,
-            generation=generation,
-            now=now,
+        settled = settle(
+            endpoint,
+            endpoint.status.model_copy(update=values),
+            halt,
+            self.snapshot.now,
+            announce_failure=FAILURES.get(halt.reason, EventReason.BLOCKED),
         )
-        values["conditions"] = self._with_health(conditions, values["revision"])
-        status = status_manifest(endpoint.status.model_copy(update=values))
+        healthy = self._with_health(settled.status.conditions, values["revision"])
+        status = status_manifest(settled.status.model_copy(update={"conditions": healthy}))
         if after:
             writes = self.traffic.route(after)
             create, apply = (*writes.create, *create), (*writes.apply, *apply)
         protection = protect(endpoint, self.snapshot, values["revision"])
         apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
-        return Plan(create, apply, delete, status, events, requeue)
+        return Plan(create, apply, delete, status, (*events, *settled.events), settled.requeue_after)
 
     def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
         """With what holds whatever state the endpoint is in; `revision` is the one that serves."""
@@ -158,9 +149,3 @@ def _sync(deployment: Manifest) -> Verdict | None:
         f"{drift.described(deployment, paths)} is not what the operator set, and what it put back did not"
         " stay: find the admission webhook or policy that changes it, and have it leave this Deployment out",
     )
-
-
-def _event_reason(halt: Blocked | Failed) -> EventReason:
-    if halt.reason == Reason.NOT_IMPLEMENTED:
-        return EventReason.NOT_IMPLEMENTED
-    return EventReason.ROLLOUT_FAILED if halt.reason == Reason.ROLLOUT_FAILED else EventReason.BLOCKED

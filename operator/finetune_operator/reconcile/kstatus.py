@@ -1,0 +1,142 @@
+"""The one writer of an object's state as kstatus reads it: how a pass ended, as conditions, phase and event.
+
+A block is announced by an event only when its reason is new: the conditions that the pass found say what was
+announced before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar, cast
+
+from finetune_operator.api.checkpoint import Checkpoint, CheckpointStatus
+from finetune_operator.api.computeprofile import ComputeProfile, ComputeProfileStatus
+from finetune_operator.api.dataset import Dataset, DatasetStatus
+from finetune_operator.api.datasetversion import DatasetVersion, DatasetVersionStatus
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentStatus
+from finetune_operator.api.meta import Condition, Resource
+from finetune_operator.plan import Event, Manifest
+from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
+from finetune_operator.status import conditions
+from finetune_operator.status.finished import is_finished, is_prepared
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+
+Reconciled = Checkpoint | ComputeProfile | Dataset | DatasetVersion | FineTuneJob | InferenceDeployment
+Status = (
+    CheckpointStatus
+    | ComputeProfileStatus
+    | DatasetStatus
+    | DatasetVersionStatus
+    | FineTuneJobStatus
+    | InferenceDeploymentStatus
+)
+S = TypeVar("S", bound=Status)
+
+STATES: Final[Mapping[type, ConditionType]] = {
+    Working: ConditionType.RECONCILING,
+    Blocked: ConditionType.RECONCILING,
+    Failed: ConditionType.STALLED,
+    Done: ConditionType.READY,
+    Suspended: ConditionType.SUSPENDED,
+}
+PHASES: Final[Mapping[type, str]] = {Blocked: "Blocked", Failed: "Failed", Suspended: "Suspended"}
+"""Of an object that works, the phase is the reason."""
+DONE_PHASES: Final[Mapping[str, str]] = {"FineTuneJob": "Succeeded", "Dataset": "Ready"}
+"""Of the kinds that have a phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[S]):
+    """What the end of a pass makes of an object."""
+
+    status: S
+    events: tuple[Event, ...]
+    requeue_after: float | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The whole status, as it is written."""
+        return conditions.status_manifest(self.status)
+
+
+def settle(
+    resource: Reconciled,
+    status: S,
+    halt: Halt,
+    now: datetime,
+    *,
+    announce_failure: EventReason | None = None,
+) -> Settled[S]:
+    """The status with the state that `halt` stands for, and the event that announces it.
+
+    Args:
+        resource: as the pass found it.
+        status: as the pass leaves it, but for its state.
+        halt: how the pass ended.
+        now: the time of the pass.
+        announce_failure: reason of the event about a failure. None where a step of the pass has sent one.
+    """
+    update: dict[str, Any] = {"observed_generation": resource.metadata.generation}
+    type_ = _condition_of(resource, halt)
+    if type_ is not None:
+        update["conditions"] = _set(status.conditions, type_, halt, resource.metadata.generation, now)
+    if type_ in conditions.STATES and resource.kind in DONE_PHASES:
+        update["phase"] = _phase(resource.kind, halt)
+    before = None if type_ is None else conditions.find(resource.status.conditions, type_)
+    is_new = before is None or before.reason != halt.reason
+    event = _event(halt, announce_failure) if is_new else None
+    return Settled(
+        cast("S", status.model_copy(update=update)),
+        () if event is None else (event,),
+        halt.requeue_after if isinstance(halt, Working | Blocked) else None,
+    )
+
+
+def block(resource: Resource, reason: str, message: str, now: datetime) -> Settled[Any]:
+    """An object of any kind that waits until somebody acts, and is otherwise as it was."""
+    if not isinstance(resource, Reconciled):
+        raise TypeError(f"{type(resource).__name__} has no status")
+    return settle(resource, resource.status, Blocked(reason, message), now)
+
+
+def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:
+    """Where the end of a pass is written.
+
+    A finished run keeps its verdict whatever its later passes meet, and has no condition for them. A prepared
+    Dataset stays Ready, and its condition Refreshed says what a later pass met.
+    """
+    if isinstance(resource, FineTuneJob) and is_finished(resource) and not isinstance(halt, Done):
+        return None
+    if isinstance(resource, Dataset) and is_prepared(resource) and isinstance(halt, Blocked | Failed):
+        return ConditionType.REFRESHED
+    return STATES[type(halt)]
+
+
+def _set(
+    known: tuple[Condition, ...], type_: ConditionType, halt: Halt, generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    if type_ in conditions.STATES:
+        return conditions.enter(known, type_, halt.reason, halt.message, generation=generation, now=now)
+    return conditions.with_condition(
+        known, type_, "False", halt.reason, halt.message, generation=generation, now=now
+    )
+
+
+def _phase(kind: str, halt: Halt) -> str:
+    return DONE_PHASES[kind] if isinstance(halt, Done) else PHASES.get(type(halt), halt.reason)
+
+
+def _event(halt: Halt, announce_failure: EventReason | None) -> Event | None:
+    message = conditions.shortened(halt.message)
+    match halt:
+        case Blocked():
+            return Event("Warning", EventReason.BLOCKED, message)
+        case Failed(reason=Reason.NOT_IMPLEMENTED):
+            return Event("Warning", EventReason.NOT_IMPLEMENTED, message)
+        case Failed() if announce_failure is not None:
+            return Event("Warning", announce_failure, message)
+        case Suspended():
+            return Event("Normal", EventReason.SUSPENDED, message)
+    return None
