@@ -16,8 +16,8 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate golden format constraints clean \
-	python packages-environment packages prometheus programs .venv
+.PHONY: help demo test test-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate docs pictures golden format constraints clean \
+	python packages-environment packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +51,7 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
 	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
-verify: packages-environment .venv ## Generated files, lint, types, import rules, tables, charts
+verify: packages-environment .venv build/docs/venv ## Generated files, lint, types, import rules, tables, charts, the site
 	$(RUN) -m hack.generate --check
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -59,6 +59,8 @@ verify: packages-environment .venv ## Generated files, lint, types, import rules
 	.venv/bin/lint-imports
 	$(PYTEST) --quiet tests/unit/test_tables.py
 	$(RUN) -m hack.charts
+	build/docs/venv/bin/python -m tools.docs.pictures --check
+	build/docs/venv/bin/python -m tools.docs
 
 cluster: packages .venv ## A local Kubernetes, left running
 	@if [ -n "$${KUBE_CONTEXT:-}" ]; then echo "Using the cluster of context $$KUBE_CONTEXT."; \
@@ -82,6 +84,15 @@ bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1
 	@$(RUN) -m tools.bench.operator.neighbour $(NEIGHBOUR)
 	@$(RUN) -m tools.bench.operator.history $(HISTORY)
 	@$(RUN) -m tools.bench.operator.costs
+
+docs: build/docs/venv ## The documentation as a site with search, in build/docs/html
+	@build/docs/venv/bin/python -m tools.docs
+
+pictures: build/docs/venv ## Draw docs/pictures anew from their text
+	@build/docs/venv/bin/python -m tools.docs.pictures
+
+build/docs/venv: python
+	@$(PYTHON) -m tools.bootstrap.docs
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate

@@ -20,7 +20,9 @@ PAGES = [
     ROOT / "hack" / "README.md",
     *sorted(path for folder in ("docs", "tests", "tools") for path in (ROOT / folder).rglob("*.md")),
 ]
-LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", sorted({*ConditionType, *Reason, *EventReason, *FailureReason}))
@@ -49,10 +51,23 @@ def test_the_page_on_failures_has_every_reason_of_one_and_none_that_no_object_ev
     assert named - known <= foreign, "reasons of Kubernetes apart, every name is one of ours"
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub and the site make of a page's headings."""
+    found: set[str] = set()
+    for heading in HEADING.findall(FENCED.sub("", page.read_text())):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found.add(slug)
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_to_a_file(page: Path) -> None:
-    for target in LINK.findall(page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target, anchor in LINK.findall(FENCED.sub("", page.read_text())):
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
 
 
 def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() -> None:
@@ -63,3 +78,9 @@ def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() 
     assert not_implemented(Dataset.model_validate(dataset).spec) == ()
     assert not_implemented(FineTuneJob.model_validate(job).spec) == ()
     assert not_implemented(InferenceDeployment.model_validate(endpoint).spec) == ()
+
+
+def test_the_index_lists_every_decision() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\]\((\d{4}[^)]+)\)", (folder / "README.md").read_text())
+    assert listed == sorted(path.name for path in folder.glob("0*.md"))

@@ -20,6 +20,7 @@ COMPILE = (
 def main(options: list[str]) -> None:
     uv = Uv()
     uv.run(*COMPILE, *options, "--output-file", PINS, FOLDER / "uv.in")
+    uv.run(*COMPILE, *options, "--output-file", FOLDER / "docs.txt", FOLDER / "docs.in")
     everything = FOLDER / "dev.txt"
     project = ("--no-emit-package", "finetune-operator", ROOT / "pyproject.toml")
     uv.run(*COMPILE, *options, "--extra", "dev", "--output-file", everything, *project)

@@ -1,0 +1,37 @@
+"""Make build/docs/venv hold exactly what constraints/docs.txt says: the generator of the site and its theme.
+
+python3 -m tools.bootstrap.docs
+
+It is apart from .venv, which no test needs it in. Does nothing when the pins have not changed.
+"""
+
+import hashlib
+import subprocess
+import sys
+from typing import Final
+
+from tools.bootstrap.uv import ROOT, Uv
+
+VENV: Final = ROOT / "build" / "docs" / "venv"
+STAMP: Final = VENV / "content-key"
+DEPENDENCIES: Final = ROOT / "constraints" / "docs.txt"
+
+
+def main() -> int:
+    key = hashlib.sha256(DEPENDENCIES.read_bytes()).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == key and (VENV / "bin" / "python").exists():
+        return 0
+    print("Preparing build/docs/venv …", flush=True)
+    uv = Uv()
+    try:
+        uv.run("venv", "--quiet", "--clear", "--python", sys.executable, VENV)
+        uv.run("pip", "sync", "--quiet", "--require-hashes", DEPENDENCIES, VIRTUAL_ENV=str(VENV))
+    except subprocess.CalledProcessError as error:
+        print(f"The environment of the site is not complete: {error}", file=sys.stderr)
+        return 1
+    STAMP.write_text(key)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The documentation as a site: Sphinx builds `docs`, README and CONTRIBUTING into `build/docs/html`."""
