@@ -20,15 +20,13 @@ from finetune_operator.manifests.pods import (
     CONTAINER,
     Credentials,
     JobConfig,
-    JobStage,
     Storage,
     build_stage_pod,
-    queue_of,
 )
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.contract.vocabulary import Stage
 
 NONCE_CONTRACT: Final = 2
 """First version of the contract in which a result repeats a nonce."""
@@ -36,19 +34,9 @@ NONCE_CONTRACT: Final = 2
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """Kueue then owns the Job's `suspend`; this operator never writes that field."""
 
-BACKOFF_LIMIT: Final[dict[JobStage, int]] = {
-    "prepare": 2,
-    "preflight": 2,
-    "train": 3,
-    "evaluate": 2,
-    "collect": 2,
-    "cleanup": 0,
-}
-
-USELESS_AGAIN: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
-"""Ends after which the Job of any stage fails at once."""
-WITH_DEVICES: Final[frozenset[JobStage]] = frozenset({"train", "evaluate"})
-NO_FAULT: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
+NON_RETRYABLE_EXIT_CODES: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
+"""Ends after which the Job of any stage fails at once, and a pod of an endpoint is not tried again."""
+IGNORED_EXIT_CODES: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
 """Ends that never count towards `backoffLimit`."""
 
 
@@ -83,12 +71,13 @@ def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
     }
 
 
-def useless_again(stage: JobStage | Stage) -> tuple[ExitCode, ...]:
+def non_retryable_exit_codes(stage: JobStage) -> tuple[ExitCode, ...]:
     """Ends after which the Job of this stage fails at once.
 
     A stage with devices also ends with its store: another pod would hold devices only to fail.
     """
-    return (*USELESS_AGAIN, ExitCode.STORE_UNAVAILABLE) if stage in WITH_DEVICES else USELESS_AGAIN
+    codes = NON_RETRYABLE_EXIT_CODES
+    return (*codes, ExitCode.STORE_UNAVAILABLE) if STAGES[stage].uses_devices else codes
 
 
 def pod_failure_policy(stage: JobStage) -> Manifest:
@@ -101,8 +90,8 @@ def pod_failure_policy(stage: JobStage) -> Manifest:
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "FailJob", "onExitCodes": _exit_codes(useless_again(stage))},
-            {"action": "Ignore", "onExitCodes": _exit_codes(NO_FAULT)},
+            {"action": "FailJob", "onExitCodes": _exit_codes(non_retryable_exit_codes(stage))},
+            {"action": "Ignore", "onExitCodes": _exit_codes(IGNORED_EXIT_CODES)},
         ]
     }
 
@@ -140,7 +129,7 @@ def build_stage_job(
     if placement.devices:
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)
-    queue = getattr(profile.spec.queues, queue_of(stage), None) if profile is not None else None
+    queue = getattr(profile.spec.queues, STAGES[stage].queue, None) if profile is not None else None
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -157,7 +146,7 @@ def build_stage_job(
             "ownerReferences": [owner_reference(owner, blocks=stage != "cleanup")],
         },
         "spec": {
-            "backoffLimit": BACKOFF_LIMIT[stage],
+            "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(stage),
             "template": {

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile, PodResources
 from finetune_operator.api.meta import SecretReference
@@ -12,6 +12,7 @@ from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import (
@@ -28,29 +29,13 @@ from finetune_trainer.contract.environment import (
 )
 from finetune_trainer.contract.objects import SecretMount
 
-JobStage = Literal["prepare", "preflight", "train", "evaluate", "collect", "cleanup"]
 JobConfig = StageConfig | CleanupConfig
 
 CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
-TRAIN_GRACE_SECONDS: Final = 120
-"""Time to finish a step and save the resume state after SIGTERM."""
 
 CPU: Final = "cpu"
 """As a profile's device resource it means that a device is a CPU core."""
-
-DEFAULT_RESOURCES: Final[dict[JobStage, PodResources]] = {
-    # Enough for five million rows, and for the hashes of 200,000 rows among which near duplicates are found.
-    "prepare": PodResources(cpu="100m", memory="1536Mi"),
-    "preflight": PodResources(cpu="500m", memory="3Gi"),
-    "train": PodResources(cpu="1", memory="4Gi"),
-    "evaluate": PodResources(cpu="1", memory="4Gi"),
-    "collect": PodResources(cpu="50m", memory="256Mi"),
-    "cleanup": PodResources(cpu="50m", memory="256Mi"),
-}
-
-UNCONFIGURED: Final[frozenset[JobStage]] = frozenset({"collect", "cleanup"})
-"""Stages too small for a profile to say anything about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +64,9 @@ def resources_of(stage: JobStage, profile: ComputeProfile | None, devices: int) 
     There is no CPU limit. Where a device is a CPU core, the devices are the CPU request unless the profile
     says otherwise.
     """
-    given = None if profile is None or stage in UNCONFIGURED else getattr(profile.spec.resources, stage)
-    wanted: PodResources = given or DEFAULT_RESOURCES[stage]
+    row = STAGES[stage]
+    given = getattr(profile.spec.resources, stage) if profile is not None and row.in_profile else None
+    wanted: PodResources = given or row.resources
     requests = {"cpu": wanted.cpu, **wanted.limited}
     limits = wanted.limited
     if devices and profile is not None:
@@ -125,7 +111,8 @@ def build_stage_pod(
         "securityContext": container_security(),
         "volumeMounts": mounts,
     }
-    if stage == "train":
+    row = STAGES[stage]
+    if row.multi_node:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     pod: Manifest = {
         **pod_security(),
@@ -133,8 +120,8 @@ def build_stage_pod(
         "containers": [container],
         "volumes": volumes,
     }
-    if stage == "train":
-        pod["terminationGracePeriodSeconds"] = TRAIN_GRACE_SECONDS
+    if row.grace_seconds is not None:
+        pod["terminationGracePeriodSeconds"] = row.grace_seconds
     return {**pod, **_placement(stage, profile, devices)}
 
 
@@ -197,7 +184,7 @@ def _volumes(
         volumes.append({"name": name, **_read_only_volume(place)})
         mounts.append({"name": name, "mountPath": mount, "readOnly": True})
     shared_memory = profile.spec.shared_memory if profile is not None else None
-    if stage == "train" and shared_memory:
+    if STAGES[stage].multi_node and shared_memory:
         volumes.append(
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}
         )
@@ -226,14 +213,9 @@ def _placement(stage: JobStage, profile: ComputeProfile | None, devices: int) ->
     if profile is None:
         return {}
     placement: Manifest = {}
-    priority = getattr(profile.spec.priority_classes, queue_of(stage), None)
+    priority = getattr(profile.spec.priority_classes, STAGES[stage].queue, None)
     if priority:
         placement["priorityClassName"] = priority
     if devices:
         placement.update(device_placement(profile))
     return placement
-
-
-def queue_of(stage: JobStage) -> Literal["prepare", "train", "evaluate"]:
-    """Under which of a profile's per-stage names a stage queues: all CPU stages go with prepare."""
-    return stage if stage in ("train", "evaluate") else "prepare"

@@ -5,23 +5,17 @@ what was counted before.
 """
 
 from collections import defaultdict
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
-from finetune_operator.manifests.jobs import NO_FAULT
+from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.observe.pods import has_condition, has_ended
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import STAGES
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Stage
-
-STAGE_CONDITIONS: Final = {
-    "prepare": "DatasetReady",
-    "preflight": "Preflighted",
-    "train": "Trained",
-    "evaluate": "Evaluated",
-}
 
 
 def record_transition(metrics: Metrics, before: Manifest, after: Manifest) -> None:
@@ -58,7 +52,7 @@ def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dic
     known = {stage["name"] for stage in old.get("stages", ())}
     for stage in new.get("stages", ()):
         if stage["name"] not in known:
-            succeeded = _condition(new, STAGE_CONDITIONS[stage["name"]]).get("status") == "True"
+            succeeded = _condition(new, str(STAGES[stage["name"]].condition)).get("status") == "True"
             outcome = "succeeded" if succeeded else "failed"
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
             if "profile" in stage:
@@ -131,7 +125,7 @@ def _names(entries: Any) -> set[str]:
 
 def _cause(pod: Manifest) -> str:
     ended = container_state(pod).get("terminated", {})
-    if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") in NO_FAULT:
+    if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") in IGNORED_EXIT_CODES:
         return "preempted"
     if ended.get("reason") == "OOMKilled":
         return "out_of_memory"

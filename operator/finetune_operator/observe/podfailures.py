@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.manifests.jobs import NO_FAULT
+from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.manifests.pods import CONTAINER, UNCONFIGURED
+from finetune_operator.manifests.pods import CONTAINER
 from finetune_operator.observe.peers import called, index_of
 from finetune_operator.observe.pods import (
     Trouble,
@@ -21,6 +21,7 @@ from finetune_operator.observe.pods import (
 )
 from finetune_operator.observe.stagetimes import container_state, instant
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import STAGES, StageRow
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import ExitCode
 
@@ -70,7 +71,7 @@ def decisive(pods: Iterable[Manifest]) -> Manifest | None:
 def _has_failed(pod: Manifest) -> bool:
     """Whether a pod that has ended did so badly and by itself."""
     code = container_state(pod).get("terminated", {}).get("exitCode")
-    return code not in {ExitCode.OK, *NO_FAULT} and disruption(pod) is None
+    return code not in {ExitCode.OK, *IGNORED_EXIT_CODES} and disruption(pod) is None
 
 
 def _created(pod: Manifest) -> datetime:
@@ -239,9 +240,10 @@ def _evicted(stage: str, pod: Manifest) -> Trouble:
 
 def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
     limit = trainer(pod).get("resources", {}).get("limits", {}).get("memory", "unknown")
+    row = _row(stage)
     smaller = (
         ", or lower hyperparameters.perDeviceBatchSize or maxSequenceLength in a new FineTuneJob"
-        if stage in {"train", "evaluate"}
+        if row is not None and row.uses_devices
         else ""
     )
     return Trouble(
@@ -253,7 +255,12 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
 
 def _field(pod: Manifest, stage: str, name: str) -> str | None:
     """Where a profile says what the stage's pod may use; None where none says anything about it."""
-    profile = pod["metadata"].get("labels", {}).get(PROFILE)
-    if profile is None or stage in UNCONFIGURED:
+    profile, row = pod["metadata"].get("labels", {}).get(PROFILE), _row(stage)
+    if profile is None or (row is not None and not row.in_profile):
         return None
     return f"resources.{stage}.{name} of ComputeProfile {profile}"
+
+
+def _row(stage: str) -> StageRow | None:
+    """What is known of the stage that a pod's label names; a pod of an endpoint has none."""
+    return next((row for name, row in STAGES.items() if name == stage), None)

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
+from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
 from finetune_operator.observe.lostnodes import lost
 from finetune_operator.observe.podfailures import eviction_advice
 from finetune_operator.observe.pods import condition, has_ended, quoted, statuses
 from finetune_operator.observe.podstarts import container_trouble, scheduling_advice, steady
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.outcomes import ExitCode
-
-USELESS_AGAIN: Final = frozenset({ExitCode.BAD_CONFIG.value, ExitCode.BAD_DATA.value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,6 @@ def _trouble_of(pod: Manifest, status: dict[str, Any]) -> ServingTrouble | None:
         return ServingTrouble(
             Reason.POD_NOT_STARTING,
             f"container {container} of pod {name} ended with exit code {code}: {words}",
-            final=code in USELESS_AGAIN,
+            final=code in NON_RETRYABLE_EXIT_CODES,
         )
     return ServingTrouble(waits.reason, waits.message) if waits is not None else None

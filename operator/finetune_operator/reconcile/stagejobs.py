@@ -1,6 +1,6 @@
 """What a stage's Jobs and their pods say: whether they run, have ended, or are in the way."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -13,15 +13,13 @@ from finetune_operator.observe.stagetimes import instant
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.stagetable import STAGES
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.vocabulary import Stage
 
-RUNNING: Final[dict[Stage, Reason]] = {
-    "prepare": Reason.PREPARING,
-    "preflight": Reason.PREFLIGHT,
-    "train": Reason.TRAINING,
-    "evaluate": Reason.EVALUATING,
+RUNNING: Final[Mapping[str, Reason]] = {
+    name: row.running for name, row in STAGES.items() if row.running is not None
 }
+"""Reasons of the stages that have results."""
 SETTLING: Final = timedelta(seconds=10)
 """A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
 

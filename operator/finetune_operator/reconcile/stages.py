@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.manifests.jobs import NO_FAULT, useless_again
+from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, non_retryable_exit_codes
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble, look_again
 from finetune_operator.observe.peers import called, current, nodes_of
@@ -353,10 +353,10 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
     if code == ExitCode.OK:
         return None
-    if code in useless_again(stage) or failed >= attempts:
+    if code in non_retryable_exit_codes(stage) or failed >= attempts:
         return Working(RUNNING[stage], _running(stage))
     disruption = podfailures.disruption(pod)
-    if code in NO_FAULT or disruption is not None:
+    if code in IGNORED_EXIT_CODES or disruption is not None:
         lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""

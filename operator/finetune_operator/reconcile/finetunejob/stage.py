@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from finetune_operator.manifests.configs import StageInputs, collect_config
-from finetune_operator.manifests.jobs import WITH_DEVICES, Placement, build_stage_job
+from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import PROFILE, stage_job_name
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.peers import (
@@ -27,6 +27,7 @@ from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.retries import Retry
 from finetune_operator.reconcile.stages import Broken, Peers, Probe, StageRequest, advance
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
+from finetune_operator.stagetable import STAGES
 from finetune_operator.status import progress
 from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import EventReason, Reason
@@ -48,7 +49,7 @@ def run_stage(run: Run, stage: Stage, config: Callable[[StageInputs], StageConfi
         build_collect=lambda: _build_collect(run, stage, collect_name),
         peers=_peers(run) if _nodes(run, stage) > 1 else None,
         retry=run.status.retry,
-        probe=_probe(run, stage) if stage in WITH_DEVICES else None,
+        probe=_probe(run, stage) if STAGES[stage].uses_devices else None,
         contract=known_contract(run),
     )
     outcome = advance(run.draft, request)
@@ -145,7 +146,6 @@ def _placement(run: Run, found: Surroundings, stage: Stage) -> Placement:
     spec = run.job.spec
     inline = spec.dataset.inline if stage == "prepare" else None
     base_model = spec.base_model if stage == "preflight" else None
-    devices = {"train": spec.compute.devices, "evaluate": 1}.get(stage, 0)
     return Placement(
         image=found.trainer.image,
         image_pull_policy=run.snapshot.facts.image_pull_policy,
@@ -160,7 +160,7 @@ def _placement(run: Run, found: Surroundings, stage: Stage) -> Placement:
             source=inline.source.credentials_secret_ref if inline else None,
             base_model=base_model.credentials_secret_ref if base_model else None,
         ),
-        devices=devices,
+        devices=STAGES[stage].devices_of(spec.compute.devices),
         nodes=_nodes(run, stage),
         service=peer_name(run.job) if _nodes(run, stage) > 1 else None,
         peer_key=peer_name(run.job) if _nodes(run, stage) > 1 else None,
@@ -176,7 +176,7 @@ def _peers(run: Run) -> Peers:
 
 
 def _nodes(run: Run, stage: Stage) -> int:
-    return run.job.spec.compute.nodes if stage == "train" else 1
+    return run.job.spec.compute.nodes if STAGES[stage].multi_node else 1
 
 
 def _follow(run: Run, stage: Stage) -> None:

@@ -1,0 +1,47 @@
+"""The table of stages: what the API and the contract say of stages agrees with it."""
+
+from typing import get_args
+
+import pytest
+
+from finetune_operator.api.computeprofile import PerStage, PriorityClasses, StageResources
+from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
+from finetune_operator.api.meta import Model
+from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.stagetable import STAGES, Queue
+from finetune_trainer.contract.vocabulary import Stage
+
+WITH_RESULTS = [name for name, row in STAGES.items() if row.running is not None]
+
+
+def test_every_stage_of_the_contract_has_a_row_and_every_job_stage_one() -> None:
+    assert set(get_args(Stage)) == set(WITH_RESULTS)
+    assert {*get_args(Stage), "collect", "cleanup"} == set(STAGES)
+    assert {name for name, row in STAGES.items() if row.condition is not None} == set(WITH_RESULTS)
+
+
+def test_a_profile_has_resources_for_the_stages_that_say_so_and_for_serving() -> None:
+    assert set(StageResources.model_fields) == {name for name, row in STAGES.items() if row.in_profile} | {
+        "serve"
+    }
+
+
+def test_a_profile_has_a_queue_for_each_that_stages_use() -> None:
+    assert {row.queue for row in STAGES.values()} == set(get_args(Queue))
+    assert set(get_args(Queue)) <= set(PerStage.model_fields)
+    assert set(PerStage.model_fields) <= set(PriorityClasses.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [(ProgressStatus, "stage"), (StageStatus, "name"), (StageUsage, "name"), (RetryStatus, "stage")],
+)
+def test_statuses_name_the_stages_that_have_results(model: type[Model], field: str) -> None:
+    assert set(get_args(model.model_fields[field].annotation)) == set(WITH_RESULTS)
+
+
+def test_devices_of_a_pod_follow_from_the_row() -> None:
+    assert {name: row.devices_of(4) for name, row in STAGES.items() if row.uses_devices} == {
+        "train": 4,
+        "evaluate": 1,
+    }
