@@ -167,7 +167,7 @@ class CompletionTrainer(Trainer):
         self.sums = StepSums(device)
         self._group = group
         # DDP expects gradients of what the model's own pass uses only, and a trained head would not be.
-        self._head = _head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
+        self._head = tried_head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
         self._trained, self._collate = model, collate
 
     @override
@@ -231,7 +231,7 @@ class CompletionTrainer(Trainer):
         return collect_state(self, self._group)
 
 
-def _head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
+def tried_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
     """The output head, tried out on the shortest row."""
     shortest = pack([min(rows, key=lambda row: len(row.input_ids))])
     return chunked_head(
