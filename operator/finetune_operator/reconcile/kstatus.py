@@ -13,9 +13,10 @@ from finetune_operator.api.checkpoint import Checkpoint, CheckpointStatus
 from finetune_operator.api.computeprofile import ComputeProfile, ComputeProfileStatus
 from finetune_operator.api.dataset import Dataset, DatasetStatus
 from finetune_operator.api.datasetversion import DatasetVersion, DatasetVersionStatus
+from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition, Resource
 from finetune_operator.plan import Event, Manifest
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working

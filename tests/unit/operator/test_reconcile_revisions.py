@@ -2,13 +2,8 @@
 
 from datetime import timedelta
 
-from finetune_operator.api.inferencedeployment import (
-    MAX_REVISIONS,
-    InferenceDeployment,
-    InferenceDeploymentSpec,
-    RevisionStatus,
-    Strategy,
-)
+from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentSpec, Strategy
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     spec_hash,
     with_entry,

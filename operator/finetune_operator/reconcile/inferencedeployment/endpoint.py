@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.inferencedeployment import EndpointDisplay, InferenceDeployment, RevisionStatus
+from finetune_operator.api.endpointstatus import EndpointDisplay, RevisionStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.serving import build_replicas, endpoint_url
 from finetune_operator.observe.deployments import trouble_of

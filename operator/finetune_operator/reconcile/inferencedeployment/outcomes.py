@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from finetune_operator.api.inferencedeployment import ServedModelStatus
+from finetune_operator.api.endpointstatus import ServedModelStatus
 from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.serviceaccount import build_runner_account
 from finetune_operator.manifests.serving import build_deployment, endpoint_url

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.inferencedeployment import MAX_REVISIONS, InferenceDeployment, RevisionStatus
+from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import short_hash
 
 """Revisions that an endpoint's status remembers."""

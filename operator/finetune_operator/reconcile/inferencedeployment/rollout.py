@@ -4,7 +4,7 @@ What serves is what the requests are routed to (`traffic.py`). A new revision st
 it is ready the requests move, and only then the old one is deleted. `transitions.py` says what happens when.
 """
 
-from finetune_operator.api.inferencedeployment import RevisionStatus
+from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, Outcome
 from finetune_operator.reconcile.inferencedeployment.revisions import (

@@ -3,13 +3,8 @@
 from dataclasses import dataclass, replace
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.inferencedeployment import (
-    Follow,
-    InferenceDeployment,
-    Pin,
-    ServedModel,
-    ServedModelStatus,
-)
+from finetune_operator.api.endpointstatus import ServedModelStatus
+from finetune_operator.api.inferencedeployment import Follow, InferenceDeployment, Pin, ServedModel
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weights import Weights, short_digest
 from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_approved, is_rejected, standing

@@ -10,7 +10,7 @@ from enum import Enum
 from itertools import product
 from typing import Final, Literal, NamedTuple, get_args
 
-from finetune_operator.api.inferencedeployment import RevisionState
+from finetune_operator.api.endpointstatus import RevisionState
 
 State = Literal["Pending"] | RevisionState
 """Of one revision, as in `status.revisions[].state`. Pending is not written there: the revision has not
