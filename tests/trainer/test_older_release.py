@@ -21,7 +21,7 @@ OLDER_SECONDS = 400
 """Its preflight imports PyTorch, on a machine that may do much else."""
 READ = """
 import sys
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract import StageResult
 result = StageResult.parse(sys.stdin.read())
 print(result is not None and result.outcome)
 """
