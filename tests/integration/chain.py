@@ -1,5 +1,8 @@
 """Waiting for what a run comes to."""
 
+from collections import Counter
+
+from finetune_operator.api import kinds
 from tests.integration.api import Api, Object
 from tests.integration.manifests import is_true
 from tests.integration.operators import Operator
@@ -50,6 +53,17 @@ def until_all_looked_at(api: Api, namespace: str, operator: Operator) -> None:
         return operator.metric("finetune_queue_depth") == 0
 
     eventually("everything was looked at", done, describe=lambda: operator.log)
+
+
+def until_all_watched(audit: AuditLog, mark: int, user: str) -> None:
+    """Until each of our kinds was listed twice after the mark: by the process, and by its Kopf."""
+
+    def done() -> bool:
+        lists = (each for each in audit.since(mark) if each.user == user and each.verb == "list")
+        listed = Counter(each.resource for each in lists)
+        return all(listed[kind.plural] > 1 for kind in kinds.KINDS)
+
+    eventually("Kopf has listed every kind", done)
 
 
 def jobs_of_stage(api: Api, namespace: str, stage: str) -> list[Object]:

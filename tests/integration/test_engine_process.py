@@ -9,6 +9,7 @@ from tests.integration.api import Api, Object, path_of
 from tests.integration.chain import (
     jobs_of_stage,
     until_all_looked_at,
+    until_all_watched,
     until_condition,
     until_settled,
 )
@@ -87,7 +88,10 @@ def test_a_pass_that_changes_nothing_asks_nothing(
 def test_a_run_costs_few_requests_until_its_first_stage(
     api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, audit: AuditLog
 ) -> None:
-    operators.start().wait_active()
+    start = audit.mark()
+    operator = operators.start().wait_active()
+    until_all_watched(audit, start, operators.user)
+    until_condition(api, ("", "ComputeProfile", f"cpu-{namespace}"), "Ready", operator)
     until_settled(audit, operators.user)
     mark = audit.mark()
     inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
