@@ -44,7 +44,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.stage_seconds = Histogram(
             "finetune_stage_seconds",
-            "Duration of finished stages of FineTuneJobs, a Dataset's own prepare not among them; outcome:"
+            "Duration of finished stages of FineTuneJobs, without the prepare of a Dataset; outcome:"
             " succeeded, failed.",
             ("stage", "outcome"),
             buckets=STAGE_BUCKETS,
@@ -52,15 +52,15 @@ class Metrics:
         )
         self.stage_queued_seconds = Histogram(
             "finetune_stage_queued_seconds",
-            "Time that finished stages had waited from their Job's creation to the first container's start.",
+            "Time from the creation of a Job to the start of its first container, of finished stages.",
             ("stage", "profile"),
             buckets=STAGE_BUCKETS,
             registry=self.registry,
         )
         self.pods_ended = Counter(
             "finetune_pods_ended",
-            "Pods of stages that were seen to end, by cause: succeeded, failed, out_of_memory, preempted"
-            " (evicted, drained, stopped with its state saved, or left by another pod of its run).",
+            "Pods of stages whose end the operator observed, by cause: succeeded, failed, out_of_memory,"
+            " preempted (evicted, drained, stopped with its state saved, or left by another pod of its run).",
             ("stage", "cause"),
             registry=self.registry,
         )
@@ -72,8 +72,8 @@ class Metrics:
         )
         self.lost_device_seconds = Counter(
             "finetune_lost_device_seconds",
-            "Device time of training that was repeated, because pods had ended before they saved it; of runs"
-            " that were trained to their end.",
+            "Device time of repeated training, because pods ended before they saved it; of runs"
+            " that completed training.",
             ("namespace", "profile"),
             registry=self.registry,
         )
@@ -85,7 +85,7 @@ class Metrics:
         )
         self.checkpoints_recorded = Counter(
             "finetune_checkpoints_recorded",
-            "Checkpoints that runs have left.",
+            "Checkpoints recorded for runs.",
             ("namespace",),
             registry=self.registry,
         )
@@ -97,14 +97,14 @@ class Metrics:
         )
         self.rollouts = Counter(
             "finetune_rollouts",
-            "Revisions of endpoints by how they ended: succeeded, rolled_back (failed, and the one before"
-            " serves on), failed (there was none before).",
+            "Finished rollouts of revisions: succeeded, rolled_back (failed, and the previous revision"
+            " continues to serve), failed (without a previous revision).",
             ("namespace", "result"),
             registry=self.registry,
         )
         self.reconcile_seconds = Histogram(
             "finetune_reconcile_seconds",
-            "Duration of passes over objects, requests included; result: ok, gone, conflict, unavailable,"
+            "Duration of reconcile passes, including requests; result: ok, gone, conflict, unavailable,"
             " rejected, error.",
             ("kind", "result"),
             buckets=RECONCILE_BUCKETS,
@@ -112,25 +112,25 @@ class Metrics:
         )
         self.reconcile_errors = Counter(
             "finetune_reconcile_errors",
-            "Passes that did not succeed.",
+            "Failed reconcile passes.",
             ("kind", "result"),
             registry=self.registry,
         )
         self.api_requests = Counter(
             "finetune_api_requests",
-            "Requests to the API server; code is error where no answer came.",
+            "Requests to the API server; code is error if there was no response.",
             ("verb", "code"),
             registry=self.registry,
         )
         self.report_requests = Counter(
             "finetune_report_requests",
-            "Requests to the report endpoint by the answer's HTTP status.",
+            "Requests to the report endpoint by HTTP status.",
             ("code",),
             registry=self.registry,
         )
         self.etcd_restores = Counter(
             "finetune_etcd_restores",
-            "How often this process found that etcd was restored from a snapshot, and read everything anew.",
+            "Restores of etcd from a snapshot that this process detected. It then listed everything again.",
             registry=self.registry,
         )
         self.build_info = Gauge(

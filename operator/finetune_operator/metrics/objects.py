@@ -60,7 +60,7 @@ class ObjectStateCollector(Collector):
         yield from _endpoints(endpoints[:SERIES_LIMIT])
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
-            f"Objects beyond the {SERIES_LIMIT} of a kind that have series of their own.",
+            f"Objects without series of their own, beyond the limit of {SERIES_LIMIT} per kind.",
             labels=("kind",),
         )
         if active:
@@ -78,10 +78,10 @@ class ObjectStateCollector(Collector):
         ratio = GaugeMetricFamily(
             "finetune_job_progress_ratio", "Share of the running stage's steps, 0 to 1.", labels=names
         )
-        loss = GaugeMetricFamily("finetune_job_loss", "Training loss in nats a token.", labels=names)
+        loss = GaugeMetricFamily("finetune_job_loss", "Training loss in nats per token.", labels=names)
         moved = GaugeMetricFamily(
             "finetune_job_progress_timestamp_seconds",
-            "Unix time at which the running stage's pod started or last reported that it got further; absent"
+            "Unix time at which the running stage's pod started or last reported progress; absent"
             " while no pod runs.",
             labels=names,
         )
@@ -137,8 +137,8 @@ def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
             reasons["FineTuneJob", job["metadata"]["namespace"], reason] += 1
     count = GaugeMetricFamily(
         "finetune_blocked",
-        "FineTuneJobs and Datasets that wait for somebody to act, by the reason of their condition; one that"
-        " is tried again is not among them during the try.",
+        "FineTuneJobs and Datasets that wait for user action, by the reason of their condition; not counted"
+        " during a retry.",
         labels=("kind", "namespace", "reason"),
     )
     for labels, number in sorted(reasons.items()):

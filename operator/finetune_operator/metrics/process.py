@@ -29,19 +29,19 @@ class ProcessStateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("finetune_queue_depth", "Objects that wait for a worker.", value=self.depth())
         age = GaugeMetricFamily(
-            "finetune_watch_age_seconds", "Time since the watch proved to be alive.", labels=("resource",)
+            "finetune_watch_age_seconds", "Time since the last activity of the watch.", labels=("resource",)
         )
         for resource, seconds in self.ages().items():
             age.add_metric((resource,), seconds)
         yield age
         yield GaugeMetricFamily(
             "finetune_outdated_definitions",
-            "Kinds whose CustomResourceDefinition is older than this operator, which waits for it.",
+            "Kinds whose CustomResourceDefinition is older than this operator, which waits for an update.",
             value=self.outdated(),
         )
         yield GaugeMetricFamily(
             "finetune_other_installation",
-            "1 while another installation is at work on the same namespaces, for which this one waits.",
+            "1 while another installation reconciles the same namespaces and this one waits for it.",
             value=float(bool(self.other_installation())),
         )
         active = self.active()
@@ -50,12 +50,12 @@ class ProcessStateCollector(Collector):
         )
         transitions = CounterMetricFamily(
             "finetune_lease_transitions",
-            "How often the Lease has changed hands, from the active process.",
+            "Transitions of the Lease, from the active process.",
             labels=(),
         )
         up = GaugeMetricFamily(
             "finetune_report_up",
-            "1 while the report endpoint is published, from the active process; absent where it is off.",
+            "1 while the report endpoint is published, from the active process; absent if it is disabled.",
             labels=(),
         )
         if active:

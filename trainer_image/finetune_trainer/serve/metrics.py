@@ -36,7 +36,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.requests = Counter(
             "finetune_serve_requests",
-            "Answered generation requests; code 499: the client went away",
+            "Answered generation requests; code 499: the client disconnected",
             ["model", "code"],
             registry=self.registry,
         )
@@ -48,26 +48,26 @@ class Metrics:
         )
         self.time_to_first_token = Histogram(
             "finetune_serve_time_to_first_token_seconds",
-            "From the request to its first generated token",
+            "Time from the request to its first generated token",
             ["model"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.duration = Histogram(
             "finetune_serve_request_duration_seconds",
-            "From the request to the end of its answer, for complete answers",
+            "Time from the request to the end of its response, for complete responses",
             ["model"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.queue_depth = Gauge(
             "finetune_serve_queue_depth",
-            "Requests that wait for a place in the batch",
+            "Requests that wait for a slot in the batch",
             registry=self.registry,
         )
         self.model_info = Gauge(
             "finetune_serve_model_info",
-            "1; the digest and type of what is served under this name, base for the base model itself",
+            "1; digest and type of the model that is served under this name; the name base is the base model",
             ["model", "digest", "type"],
             registry=self.registry,
         )

@@ -36,7 +36,7 @@ class Metrics:
                 (
                     "loss",
                     "loss",
-                    "Training loss in nats a token, mean of the last steps; a row in DPO, KTO and ORPO.",
+                    "Training loss in nats per token (DPO, KTO, ORPO: per row), mean of the last steps.",
                 ),
                 (
                     "reward_accuracy",
@@ -46,20 +46,20 @@ class Metrics:
                 (
                     "reward_margin",
                     "reward_margin",
-                    "DPO, KTO, ORPO: mean reward of good answers less that of bad ones, of the last steps.",
+                    "DPO, KTO, ORPO: mean reward of good answers minus that of bad ones, last steps.",
                 ),
                 ("learning_rate", "learning_rate", "Learning rate of the last step."),
-                ("tokens_per_second", "tokens_per_second", "Training tokens a second, padding not counted."),
-                ("eta_seconds", "eta_seconds", "Seconds until the last step at the present pace."),
+                ("tokens_per_second", "tokens_per_second", "Training tokens per second, without padding."),
+                ("eta_seconds", "eta_seconds", "Seconds until the last step at the current speed."),
                 (
                     "device_memory_bytes",
                     "peak_memory_bytes",
-                    "The most GPU memory that tensors have taken; on a CPU, the most of the process.",
+                    "Peak GPU memory of tensors; on a CPU, peak memory of the process.",
                 ),
                 (
                     "validation_loss",
                     "validation_loss",
-                    "Validation loss in nats a token after the last epoch.",
+                    "Validation loss in nats per token after the last epoch.",
                 ),
             )
         }
@@ -67,7 +67,7 @@ class Metrics:
         self.checkpoint_age = Gauge(
             "finetune_trainer_checkpoint_age_seconds",
             "Training that a kill would lose now: time since the last saved state, or since this pod began."
-            " In a bucket a state counts from when its upload begins.",
+            " In a bucket a state counts from the start of its upload.",
             registry=self.registry,
         )
         self.memory_allocated = Gauge(
@@ -78,7 +78,7 @@ class Metrics:
         )
         self.memory_peak = Gauge(
             "finetune_trainer_device_memory_peak_bytes",
-            "The most GPU memory that PyTorch has held since the pod began.",
+            "Peak GPU memory that PyTorch has reserved since the pod started.",
             ("device",),
             registry=self.registry,
         )
