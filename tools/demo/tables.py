@@ -10,7 +10,7 @@ from rich.text import Text
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.finetunejobstatus import EvaluationStatus, Score
+from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from tools.demo.questions import Answered
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})

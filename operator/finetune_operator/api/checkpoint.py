@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetunejobstatus import EvaluationStatus, LossPoint, Score
+from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
+from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import (
     Conditions,

@@ -1,22 +1,18 @@
 """What is seen of a run: the status of a FineTuneJob."""
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field
 
+from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.vocabulary import Stage, Subject
+from finetune_trainer.contract.vocabulary import Stage
 
 MAX_CHECKPOINTS: Final = 10
-MAX_SCORES: Final = 16
-
-GateVerdict = Literal["Passed", "Failed", "Undecided"]
-Verdict = Literal[GateVerdict, "NoGates"]
 
 
 class Resolved(Model):
@@ -164,44 +160,6 @@ class CheckpointSummary(Model):
     digest: Digest
     best: bool = False
     final: bool = False
-
-
-class Score(Model):
-    """One metric of one subject on the held-out split."""
-
-    metric: Metric
-    subject: Subject
-    value: float
-    rows: int
-
-
-class GateResult(Model):
-    """The verdict on one gate."""
-
-    metric: Metric
-    verdict: GateVerdict
-    message: Message
-
-
-class EvaluationStatus(Model):
-    """What evaluation found."""
-
-    checkpoint: Name
-    split: str = "test"
-    scores: Annotated[tuple[Score, ...], Field(max_length=MAX_SCORES)] = ()
-    gates: Annotated[tuple[GateResult, ...], Field(max_length=16)] = ()
-    verdict: Verdict
-    champion: Annotated[
-        Name | None, Field(description="The line's champion when the verdict was reached.")
-    ] = None
-    untested_answers: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Distinct completions that were trained and have no row in the split: the scores say"
-            " nothing of them. Absent: none, or not known.",
-        ),
-    ] = None
 
 
 class Cost(Model):

@@ -11,8 +11,9 @@ from finetune_operator.api.datasetversion import (
     SourceRecord,
     SplitRecord,
 )
+from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import LossPoint, Score
+from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
 from finetune_operator.manifests.labels import (

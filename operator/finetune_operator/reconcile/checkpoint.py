@@ -3,8 +3,8 @@
 from typing import Final
 
 from finetune_operator.api.checkpoint import MAX_EVALUATIONS, MAX_USERS, Checkpoint, CheckpointDisplay
+from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile import history, recordcleanup
 from finetune_operator.reconcile.indexes import address

@@ -3,7 +3,7 @@
 from typing import Final
 
 from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.finetunejobstatus import GateResult, GateVerdict, Score, Verdict
+from finetune_operator.api.evaluationstatus import GateResult, GateVerdict, Score, Verdict
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.progress import find_score
 from finetune_trainer.contract.metrics import METRICS

@@ -7,8 +7,8 @@ The one rule, as pure functions. The run ends by `verdict`. The Checkpoint's rec
 from dataclasses import dataclass
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import EvaluationStatus
 from finetune_operator.reconcile.lines import (
     CheckpointIndex,
     champion,

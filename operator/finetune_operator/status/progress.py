@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from finetune_operator.api.finetunejobstatus import EvaluationStatus, JobDisplay, ProgressStatus, Score
+from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
+from finetune_operator.api.finetunejobstatus import JobDisplay, ProgressStatus
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.vocabulary import Stage
 

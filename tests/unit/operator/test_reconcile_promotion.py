@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.finetunejobstatus import Score
+from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.gates import decide
 from finetune_operator.reconcile.lines import CheckpointIndex, champion, champion_name, is_older

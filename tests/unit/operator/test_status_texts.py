@@ -7,8 +7,9 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
+from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejob import FineTuneJobSpec
-from finetune_operator.api.finetunejobstatus import Cost, EvaluationStatus, ProgressStatus, Score, StageUsage
+from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageUsage
 from finetune_operator.observe.stagetimes import Price, charged, finished, measure
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text

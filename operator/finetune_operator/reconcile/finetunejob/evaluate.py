@@ -3,7 +3,7 @@
 from typing import get_args
 
 from finetune_operator.api.evaluation import EvaluationSpec
-from finetune_operator.api.finetunejobstatus import MAX_SCORES, EvaluationStatus, Score
+from finetune_operator.api.evaluationstatus import MAX_SCORES, EvaluationStatus, Score
 from finetune_operator.manifests.configs import evaluate_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from finetune_operator.api.finetunejobstatus import EvaluationStatus
+from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines import champion_name, is_rejected
 from finetune_operator.reconcile.promotion import verdict
