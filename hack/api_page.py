@@ -1,6 +1,5 @@
 """docs/api.md and docs/api/KIND.md from the models: every field with its type, default, bounds and rules."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -103,9 +102,6 @@ def _row(path: str, node: Schema, required: bool) -> str:
     notes = [node.get("description", "")]
     if required:
         notes.append("Required.")
-    default = node.get("default")
-    if default not in (None, [], "") and not isinstance(default, dict):
-        notes.append(f"Default `{json.dumps(default)}`.")
     text = " ".join(note for note in notes if note)
     return f"| `{path}` | {_type(node)} | {text.replace('|', '&#124;')} |"
 

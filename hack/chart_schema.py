@@ -4,7 +4,7 @@ import json
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec
-from finetune_operator.api.crd import schema_of
+from finetune_operator.api.crd import spec_schema
 from finetune_operator.api.meta import DNS_LABEL
 from finetune_operator.runtime.settings import Settings
 
@@ -91,7 +91,7 @@ def values_schema() -> str:
         defaultProfile=closed(
             create=FLAG,
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},
-            spec=_plain(schema_of(ComputeProfileSpec)),
+            spec=_plain(spec_schema(ComputeProfileSpec)),
         ),
         # What a parent chart gives to all its parts.
         **{"global": {"type": "object"}},

@@ -4,6 +4,7 @@ A CRD's schema is a structural subset of JSON Schema: references are inlined, `X
 unions are refused, and CEL rules come from each model's `rules`.
 """
 
+import json
 from typing import Any, Final, cast
 
 from pydantic import BaseModel
@@ -98,6 +99,9 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 def _scalar_keywords(node: Schema) -> Schema:
     out = {k: v for k, v in node.items() if k in KEPT and not (k == "default" and v is None)}
+    if "description" in out:
+        # A docstring of several lines is one paragraph for `kubectl explain`.
+        out["description"] = " ".join(out["description"].split())
     if isinstance(out.get("default"), dict):
         # In a structural default an absent field is left out: null is of no type.
         out["default"] = {k: v for k, v in out["default"].items() if v is not None}
@@ -119,6 +123,28 @@ def schema_of(model: type[BaseModel]) -> Schema:
     return structural(raw, raw.get("$defs", {}))
 
 
+def spec_schema(model: type[BaseModel]) -> Schema:
+    """The structural schema of a spec, or of a part of one. Descriptions end with the default."""
+    schema = schema_of(model)
+    _describe_defaults(schema)
+    return schema
+
+
+def _describe_defaults(node: Schema) -> None:
+    for child in node.get("properties", {}).values():
+        default = child.get("default")
+        # The defaults of an object are those of its fields.
+        if default not in (None, [], "") and not isinstance(default, dict):
+            child["description"] = f"{child.get('description', '')} Default: {_text(default)}.".strip()
+        _describe_defaults(child.get("items", child))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(each) for each in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def build_crd(kind: Kind) -> Schema:
     """The CustomResourceDefinition of one kind."""
     spec_model, status_model = (
@@ -127,7 +153,12 @@ def build_crd(kind: Kind) -> Schema:
     status = schema_of(status_model)
     status["properties"].pop("observedGeneration")
     status["properties"] = {
-        "observedGeneration": {"type": "integer", "format": "int64"},
+        "observedGeneration": {
+            "type": "integer",
+            "format": "int64",
+            "description": "Generation of the object that the status was computed for."
+            f" {NEVER_OBSERVED}: none yet.",
+        },
         **status["properties"],
     }
     for name, node in status["properties"].items():
@@ -135,7 +166,6 @@ def build_crd(kind: Kind) -> Schema:
             node.pop("default", None)
     status.pop("required", None)
     status["default"] = {"observedGeneration": NEVER_OBSERVED}
-    spec = schema_of(spec_model)
     root: Schema = {
         "type": "object",
         "description": (kind.model.__doc__ or "").strip(),
@@ -144,7 +174,7 @@ def build_crd(kind: Kind) -> Schema:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": spec,
+            "spec": spec_schema(spec_model),
             "status": status,
         },
     }

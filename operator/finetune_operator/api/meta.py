@@ -138,7 +138,7 @@ class ObjectMeta(Model):
 
 
 class SecretReference(Model):
-    """A Secret of type `finetune.dev/credentials` in the same namespace."""
+    """Reference to a Secret in the same namespace."""
 
     name: Annotated[
         str,
@@ -156,18 +156,33 @@ class SecretReference(Model):
 
 
 class Condition(Model):
-    """A `metav1.Condition`."""
+    """Condition of an object, in the form of metav1.Condition."""
 
-    type: Annotated[str, Field(max_length=64)]
-    status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, Field(max_length=64)]
-    message: Message = ""
-    last_transition_time: datetime
-    observed_generation: int = 0
+    type: Annotated[str, Field(max_length=64, description="Type of the condition, such as Ready.")]
+    status: Annotated[Literal["True", "False", "Unknown"], Field(description="Whether the condition holds.")]
+    reason: Annotated[
+        str,
+        Field(
+            max_length=64,
+            description="Reason for the current status, in CamelCase. docs/conditions.md lists all reasons.",
+        ),
+    ]
+    message: Annotated[
+        Message, Field(description="Details for users: what is wrong, where, and what to do next.")
+    ] = ""
+    last_transition_time: Annotated[datetime, Field(description="Time of the last change of status.")]
+    observed_generation: Annotated[
+        int, Field(description="Generation of the object that the condition was computed for.")
+    ] = 0
 
 
 Conditions = Annotated[
-    tuple[Condition, ...], Field(max_length=16, json_schema_extra={"x-list-map-keys": ["type"]})
+    tuple[Condition, ...],
+    Field(
+        max_length=16,
+        description="Conditions of the object. docs/conditions.md lists their types and reasons.",
+        json_schema_extra={"x-list-map-keys": ["type"]},
+    ),
 ]
 
 

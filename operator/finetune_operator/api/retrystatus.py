@@ -10,13 +10,15 @@ from finetune_trainer.contract.vocabulary import Stage
 
 
 class RetryStatus(Model):
-    """Failures in a row of a stage that is tried again; the wait before the next try grows with them."""
+    """Consecutive failures of a stage that the operator retries. The wait before the next attempt grows with
+    their number. Absent: none."""
 
     stage: Annotated[Stage, Field(description="Stage that failed.")]
     failures: Annotated[
-        int, Field(ge=1, description="Failures in a row, failed checks of the store included.")
+        int, Field(ge=1, description="Number of consecutive failures, including failed checks of the store.")
     ]
-    last_failure_at: Annotated[datetime, Field(description="End of the last attempt.")]
+    last_failure_at: Annotated[datetime, Field(description="Time at which the last attempt ended.")]
     reading: Annotated[
-        bool | None, Field(description="The attempts were to read the result of the stage, which succeeded.")
+        bool | None,
+        Field(description="True if the stage succeeded and the failed attempts were to read its result."),
     ] = None

@@ -8,7 +8,7 @@ from finetune_operator.api.meta import Model, Rule, SecretReference, StoreUri
 
 
 class StoreReference(Model):
-    """Where datasets, base models, checkpoints and run state are kept."""
+    """Storage location of prepared rows, base models, Checkpoints and the state of runs."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -24,10 +24,14 @@ class StoreReference(Model):
     uri: Annotated[
         StoreUri,
         Field(
-            description="pvc://CLAIM or pvc://CLAIM/FOLDER in the same namespace, or s3://BUCKET/FOLDER,"
-            " gs://BUCKET/FOLDER, abfs://CONTAINER/FOLDER."
+            description="Location of the store: pvc://CLAIM or pvc://CLAIM/FOLDER in the same namespace,"
+            " s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER."
         ),
     ]
     credentials_secret_ref: Annotated[
-        SecretReference | None, Field(description="Secret with the store's credentials.")
+        SecretReference | None,
+        Field(
+            description="Secret of type finetune.dev/credentials for the store. Default: the role of the"
+            " service account finetune-runner, or anonymous access."
+        ),
     ] = None
