@@ -22,7 +22,7 @@ REVISION_RULE: Final = Rule(
 
 
 class BaseModelReference(Model):
-    """The model to start from."""
+    """Model that training starts from. Set either uri or checkpoint."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -37,8 +37,8 @@ class BaseModelReference(Model):
         Uri | None,
         Field(
             description="Folder with config.json, tokenizer and safetensors: pvc://CLAIM/FOLDER in the same"
-            " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER. A"
-            " model from the network is kept in the store, where later runs find it."
+            " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER."
+            " A model from the network is kept in the store for later runs."
         ),
     ] = None
     revision: Annotated[
@@ -46,23 +46,29 @@ class BaseModelReference(Model):
         Field(
             min_length=1,
             max_length=128,
-            description="Branch, tag or commit at the hub; absent: its main branch. The commit that it stood"
-            " for is recorded.",
+            description="Branch, tag or commit of a model at the hub. status.resolved.baseModelRevision"
+            " records the commit. Default: main.",
         ),
     ] = None
     digest: Annotated[
         Digest | None,
-        Field(description="Digest that the model's files must have; recorded in status.resolved."),
+        Field(
+            description="SHA-256 digest that the model's files must have. Default: any."
+            " status.resolved.baseModelDigest records the digest."
+        ),
     ] = None
     checkpoint: Annotated[
         Name | None,
         Field(
-            description="Continue from the weights of this Checkpoint, in the same namespace and in the run's"
-            " store; the base model is that which it was trained from. An adapter goes on with any method but"
-            " Full, a whole model with Full."
+            description="Checkpoint to continue from, in the same namespace and in the run's store. The run"
+            " has the same base model as that Checkpoint. An adapter continues with any method except Full,"
+            " a full model only with Full."
         ),
     ] = None
     credentials_secret_ref: Annotated[
         SecretReference | None,
-        Field(description="Secret of type finetune.dev/credentials with what the model's server asks for."),
+        Field(
+            description="Secret of type finetune.dev/credentials for the model's server. Default: the role"
+            " of the service account finetune-runner for object stores, or anonymous access."
+        ),
     ] = None

@@ -17,7 +17,7 @@ from finetune_trainer.contract.vocabulary import listed
 
 
 class Gate(Model):
-    """A bar that the tuned model must clear."""
+    """Bound on a metric that the tuned model must meet. Set min, max, or minGain with over."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -41,36 +41,61 @@ class Gate(Model):
         ),
     )
 
-    metric: Annotated[Metric, Field(description=DESCRIPTION)]
-    min: Annotated[float | None, Field(description="The tuned model's value must be at least this.")] = None
-    max: Annotated[float | None, Field(description="The tuned model's value must be at most this.")] = None
+    metric: Annotated[Metric, Field(description=f"Metric that the bounds apply to. {DESCRIPTION}")]
+    min: Annotated[float | None, Field(description="Lower bound of the tuned model's value, inclusive.")] = (
+        None
+    )
+    max: Annotated[float | None, Field(description="Upper bound of the tuned model's value, inclusive.")] = (
+        None
+    )
     min_gain: Annotated[
         float | None,
         Field(
-            description="The tuned model must be better by at least this much (for"
-            f" {listed(LOWER_IS_BETTER)}: lower); 0: by more than 0."
+            description="Min gain of the tuned model over the model in `over`, inclusive; 0 requires a gain"
+            f" above 0. For {listed(LOWER_IS_BETTER)}, a lower value is a gain."
         ),
     ] = None
     over: Annotated[
         Literal["Base", "Prompted", "Live"] | None,
         ReservedValues.of("Prompted", "Live"),
-        Field(description="What minGain is measured against."),
+        Field(description="Model that minGain compares with. Base: the base model."),
     ] = None
     confidence: Annotated[
-        float | None, Reserved(), Field(gt=0.5, lt=1, description="Decide by the bound of this interval.")
+        float | None,
+        Reserved(),
+        Field(gt=0.5, lt=1, description="Confidence level of the interval whose bound decides the gate."),
     ] = None
 
 
 class EvaluationSpec(Model):
-    """How the trained model is judged on the held-out split."""
+    """Evaluation of the trained model on the test split."""
 
-    profile: Annotated[Name | None, Field(description="ComputeProfile of the evaluate stage.")] = None
+    profile: Annotated[
+        Name | None,
+        Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
+    ] = None
     metrics: Annotated[
-        tuple[Metric, ...], Field(min_length=1, max_length=8, description="What to measure.")
+        tuple[Metric, ...],
+        Field(
+            min_length=1,
+            max_length=8,
+            description="Metrics to measure, as described in gates[].metric. Metrics of gates are always"
+            " measured.",
+        ),
     ] = DEFAULT_METRICS
     compare: Annotated[
         tuple[Literal["Base", "Prompted", "Live"], ...],
         ReservedValues.of("Prompted", "Live"),
-        Field(max_length=3, description="What the tuned model is set beside."),
+        Field(
+            max_length=3,
+            description="Models to measure in addition to the tuned model. Base: the base model.",
+        ),
     ] = ("Base",)
-    gates: Annotated[tuple[Gate, ...], Field(max_length=16, description="All must pass.")] = ()
+    gates: Annotated[
+        tuple[Gate, ...],
+        Field(
+            max_length=16,
+            description="Gates of the run. The tuned model must pass all of them to be promoted"
+            " automatically.",
+        ),
+    ] = ()

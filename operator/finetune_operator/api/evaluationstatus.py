@@ -15,38 +15,51 @@ Verdict = Literal[GateVerdict, "NoGates"]
 
 
 class Score(Model):
-    """One metric of one subject on the held-out split."""
+    """Value of one metric for one model."""
 
-    metric: Metric
-    subject: Subject
-    value: float
-    rows: int
+    metric: Annotated[Metric, Field(description="Name of the metric.")]
+    subject: Annotated[
+        Subject, Field(description="Model that was measured. Tuned: the trained model. Base: its base model.")
+    ]
+    value: Annotated[float, Field(description="Value of the metric.")]
+    rows: Annotated[int, Field(description="Number of rows that were measured.")]
 
 
 class GateResult(Model):
-    """The verdict on one gate."""
+    """Result of one gate."""
 
-    metric: Metric
-    verdict: GateVerdict
-    message: Message
+    metric: Annotated[Metric, Field(description="Metric of the gate.")]
+    verdict: Annotated[
+        GateVerdict,
+        Field(
+            description="Whether the gate passed. Undecided: a value that the gate needs was not measured."
+        ),
+    ]
+    message: Annotated[Message, Field(description="Measured values and bounds.")]
 
 
 class EvaluationStatus(Model):
-    """What evaluation found."""
+    """Results of the evaluation."""
 
-    checkpoint: Name
-    split: str = "test"
-    scores: Annotated[tuple[Score, ...], Field(max_length=MAX_SCORES)] = ()
-    gates: Annotated[tuple[GateResult, ...], Field(max_length=16)] = ()
-    verdict: Verdict
+    checkpoint: Annotated[Name, Field(description="Checkpoint that was evaluated.")]
+    split: Annotated[str, Field(description="Split that was evaluated.")] = "test"
+    scores: Annotated[tuple[Score, ...], Field(max_length=MAX_SCORES, description="Measured values.")] = ()
+    gates: Annotated[tuple[GateResult, ...], Field(max_length=16, description="Results of the gates.")] = ()
+    verdict: Annotated[
+        Verdict,
+        Field(
+            description="Result of all gates together. Passed: all gates passed. Failed: at least one"
+            " failed. Undecided: none failed, and at least one is undecided. NoGates: the run has no gates."
+        ),
+    ]
     champion: Annotated[
-        Name | None, Field(description="The line's champion when the verdict was reached.")
+        Name | None, Field(description="Champion of the model line at the time of the verdict.")
     ] = None
     untested_answers: Annotated[
         int | None,
         Field(
             ge=1,
-            description="Distinct completions that were trained and have no row in the split: the scores say"
-            " nothing of them. Absent: none, or not known.",
+            description="Number of distinct completions that occur in training rows and in no row of the"
+            " split. The scores do not cover them. Absent: none or unknown.",
         ),
     ] = None

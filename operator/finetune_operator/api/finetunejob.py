@@ -38,17 +38,20 @@ OF_PAIRED_ROWS: Final = methods_where(lambda info: info.rows is PAIRS)
 
 
 class DatasetReference(Model):
-    """A Dataset by name, and which of its versions."""
+    """Reference to a Dataset and to one of its versions."""
 
-    name: ShortName
+    name: Annotated[ShortName, Field(description="Name of the Dataset.")]
     version: Annotated[
         Name | None,
-        Field(description="A DatasetVersion; absent: the newest at start, kept in status.resolved."),
+        Field(
+            description="DatasetVersion to train on. Default: the newest when the run starts, recorded in"
+            " status.resolved.datasetVersion."
+        ),
     ] = None
 
 
 class JobDataset(Model):
-    """The rows to train on."""
+    """Rows to train on. Set either ref or inline."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -57,27 +60,32 @@ class JobDataset(Model):
         ),
     )
 
-    ref: Annotated[DatasetReference | None, Field(description="A Dataset in the same namespace.")] = None
+    ref: Annotated[DatasetReference | None, Field(description="Dataset in the same namespace.")] = None
     inline: Annotated[
-        DataPreparation | None, Field(description="A source of this run's own, as in a Dataset.")
+        DataPreparation | None,
+        Field(
+            description="Source of rows for this run only, and how to prepare them, as in the spec of a"
+            " Dataset."
+        ),
     ] = None
 
 
 class Compute(Model):
-    """What to run on."""
+    """ComputeProfile, devices and time limits of the run."""
 
-    profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
-        None
-    )
+    profile: Annotated[
+        Name | None,
+        Field(description="ComputeProfile of the run. Default: the cluster's default ComputeProfile."),
+    ] = None
     devices: Annotated[
         int,
         Field(
             ge=1,
             le=64,
-            description="Devices that each pod of the train stage asks for, at most devices.max of the"
-            " ComputeProfile. Each accelerator has a process of its own, and the processes divide a batch"
-            " among them; CPU cores are threads of one process. The evaluate stage uses one device, so"
-            " a model that needs several to fit cannot be evaluated.",
+            description="Number of devices per pod of the train stage, at most devices.max of the"
+            " ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
+            " CPU cores are threads of one process. The evaluate stage uses one device, so a model that"
+            " needs several devices cannot be evaluated.",
         ),
     ] = 1
     nodes: Annotated[
@@ -85,8 +93,8 @@ class Compute(Model):
         Field(
             ge=1,
             le=64,
-            description="Pods that train together, each with `devices`. Training begins when all of them run;"
-            " when one is lost, all go on from the last saved state.",
+            description="Number of pods that train together, each with `devices` devices. Training starts"
+            " when all of them run. If one is lost, all of them resume from the last saved state.",
         ),
     ] = 1
     step_timeout_seconds: Annotated[
@@ -94,8 +102,8 @@ class Compute(Model):
         Field(
             ge=60,
             le=86400,
-            description="A train pod that finishes no batch, validation batch or saved state for so long"
-            " hangs: it ends, and the next one goes on from the last saved state. Absent: 1800.",
+            description="Seconds without a finished batch, validation batch or saved state after which a"
+            " train pod is ended as hung. The next pod resumes from the last saved state. Default: 1800.",
         ),
     ] = None
     max_run_seconds: Annotated[
@@ -103,16 +111,16 @@ class Compute(Model):
         Field(
             ge=60,
             le=31536000,
-            description="MUTABLE. Seconds that the train stage may use devices, all its attempts together;"
-            " time in a queue or suspended does not count. Then the run is stopped with its state saved,"
-            " and continues when this is raised. The ComputeProfile's maxRunSeconds limits it too. Absent:"
-            " only that of the profile.",
+            description="Max seconds that the train stage uses devices, over all its attempts; time in a"
+            " queue or suspended does not count. At the limit, the run saves its state and stops. It"
+            " continues when the limit is raised. maxRunSeconds of the ComputeProfile limits the run as"
+            " well. Mutable. Default: no limit except that of the ComputeProfile.",
         ),
     ] = None
 
 
 class Checkpoints(Model):
-    """When resume state is saved, and which weights become Checkpoints beside the best and the final ones."""
+    """How often resume state is saved, and which weights become Checkpoints in addition to best and final."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -129,76 +137,99 @@ class Checkpoints(Model):
 
     every_steps: Annotated[
         int | None,
-        Field(ge=1, le=1000000, description="Save resume state every so many steps; absent: chosen."),
+        Field(
+            ge=1,
+            le=1000000,
+            description="Number of optimizer steps between saves of the resume state. Default: a tenth of"
+            " all steps, at least 10.",
+        ),
     ] = None
     keep: Annotated[
         int | None,
         Field(
             ge=1,
             le=8,
-            description="Of the steps that are saved every everySteps, the newest so many become Checkpoints"
-            " too. Absent: only the best and the final step.",
+            description="Number of most recent periodic saves to publish as Checkpoints, in addition to best"
+            " and final. Default: none.",
         ),
     ] = None
     keep_steps: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1000000000)], ...] | None,
         Field(
             max_length=8,
-            description="Steps that become Checkpoints in any case, whatever everySteps and keep say.",
+            description="Optimizer steps to publish as Checkpoints, independent of everySteps and keep."
+            " Default: none.",
         ),
     ] = None
 
 
 class Promotion(Model):
-    """Whether a passing checkpoint becomes the model line's champion."""
+    """Whether and when the evaluated Checkpoint becomes the champion of its model line."""
 
     mode: Annotated[
         Literal["Automatic", "Manual"],
-        Field(description="Automatic: when all gates pass. Manual: when its Checkpoint is approved."),
+        Field(
+            description="Trigger of the promotion. Automatic: all gates pass. Manual: a user approves the"
+            " Checkpoint in its spec.approval."
+        ),
     ] = "Automatic"
     without_evaluation: Annotated[
-        bool, Field(description="Promote automatically although there are no gates.")
+        bool, Field(description="Whether mode Automatic also promotes a run without gates.")
     ] = False
 
 
 class _FineTuneJobFields(Model):
-    model: Annotated[ShortName, Field(description="The model line that its checkpoints belong to.")]
+    model: Annotated[
+        ShortName,
+        Field(description="Model line of the run's Checkpoints. Endpoints follow a model line by this name."),
+    ]
     base_model: BaseModelReference
     dataset: JobDataset
     method: Method = Method()
     hyperparameters: Hyperparameters = Hyperparameters()
     compute: Compute = Compute()
-    store: Annotated[StoreReference | None, Field(description="Default: the ComputeProfile's store.")] = None
+    store: Annotated[
+        StoreReference | None,
+        Field(description="Store of the run. Default: the store of the ComputeProfile."),
+    ] = None
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Annotated[
         EvaluationSpec | None,
-        Field(description="Absent: the checkpoint is neither judged nor promoted by itself."),
+        Field(
+            description="Evaluation of the trained model on the test split. Default: no evaluation. The"
+            " Checkpoint is then promoted only by promotion.withoutEvaluation or by a user's approval."
+        ),
     ] = None
     promotion: Promotion = Promotion()
     deletion_policy: Annotated[
         DeletionPolicy,
         Field(
-            description="Of the records it makes. Delete: those that are neither promoted nor in use go with"
-            " the run, and their content in the store with them."
+            description="What happens to the records of the run, its Checkpoints and the DatasetVersion of"
+            " inline data, when the run is deleted. Retain: they stay. Delete: those that are neither"
+            " promoted nor in use are deleted, with their content in the store."
         ),
     ] = "Retain"
-    suspend: Annotated[bool, Field(description="MUTABLE. Stop and free the devices; resume continues.")] = (
-        False
-    )
+    suspend: Annotated[
+        bool,
+        Field(
+            description="Whether the run is suspended. Its pods stop and free their devices; when the field"
+            " is false again, training resumes from the last saved state. Mutable."
+        ),
+    ] = False
     children_ttl_seconds: Annotated[
         int,
         Field(
             alias="childrenTTLSeconds",
             ge=0,
             le=31536000,
-            description="MUTABLE. Seconds after the end until finished Jobs and their pods go, with their"
-            " logs; 0: at once. The run and its records stay.",
+            description="Seconds after the end of the run until its finished Jobs and their pods are"
+            " deleted, with their logs; 0 deletes them at once. The run and its records stay. Mutable.",
         ),
     ] = 86400
 
 
 class FineTuneJobSpec(_FineTuneJobFields):
-    """Desired state of a run; immutable except `suspend`, `childrenTTLSeconds` and
+    """Desired state of a run. Immutable except `suspend`, `childrenTTLSeconds` and
     `compute.maxRunSeconds`."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -240,7 +271,7 @@ class FineTuneJobSpec(_FineTuneJobFields):
 
 
 class FineTuneJob(Resource):
-    """One run: data checked, model trained, judged, and promoted if it clears the bar."""
+    """A fine-tuning run: prepare rows, train a model, evaluate it, and promote it if it passes its gates."""
 
     rules: ClassVar[tuple[Rule, ...]] = name_rules("FineTuneJob")
 

@@ -16,107 +16,145 @@ MAX_CHECKPOINTS: Final = 10
 
 
 class Resolved(Model):
-    """What open choices became; chosen once, never again."""
+    """Values that the spec left open, chosen once and never changed."""
 
     parent_checkpoint: Annotated[
-        Name | None, Field(description="The Checkpoint that the run continues from.")
+        Name | None, Field(description="Checkpoint that the run continues from.")
     ] = None
-    parent_digest: Annotated[str | None, Field(description="Digest of that Checkpoint's weights.")] = None
-    base_model_uri: Annotated[
-        str | None, Field(description="Where the base model of that Checkpoint came from.")
-    ] = None
-    base_model_digest: str | None = None
-    base_model_revision: Annotated[
-        str | None, Field(description="Commit at the hub that the base model was read at.")
-    ] = None
-    dataset_version: str | None = None
-    dataset_digest: str | None = None
-    hyperparameters: ResolvedHyperparameters | None = None
-    lora: Annotated[LoRA | None, Field(description="Settings of the adapter that is continued.")] = None
-    preference: Annotated[
-        Preference | None, Field(description="Settings of DPO, KTO or ORPO, with what was chosen.")
-    ] = None
-    profile: str | None = None
-    profile_generation: int | None = None
-    store: str | None = None
-    store_credentials: Annotated[str | None, Field(description="Secret that the store is opened with.")] = (
+    parent_digest: Annotated[str | None, Field(description="Digest of the weights of that Checkpoint.")] = (
         None
     )
-    trainer_image: str | None = None
+    base_model_uri: Annotated[
+        str | None, Field(description="Source of the base model of that Checkpoint.")
+    ] = None
+    base_model_digest: Annotated[str | None, Field(description="Digest of the base model's files.")] = None
+    base_model_revision: Annotated[str | None, Field(description="Commit of the base model at the hub.")] = (
+        None
+    )
+    dataset_version: Annotated[str | None, Field(description="DatasetVersion that the run trains on.")] = None
+    dataset_digest: Annotated[str | None, Field(description="Digest of that DatasetVersion.")] = None
+    hyperparameters: ResolvedHyperparameters | None = None
+    lora: Annotated[LoRA | None, Field(description="Settings of the adapter that training continues.")] = None
+    preference: Annotated[
+        Preference | None, Field(description="Settings of DPO, KTO or ORPO, including the chosen values.")
+    ] = None
+    profile: Annotated[str | None, Field(description="ComputeProfile of the run.")] = None
+    profile_generation: Annotated[
+        int | None, Field(description="Generation of the ComputeProfile that the run started with.")
+    ] = None
+    store: Annotated[str | None, Field(description="URI of the run's store.")] = None
+    store_credentials: Annotated[
+        str | None, Field(description="Secret with the credentials of the store.")
+    ] = None
+    trainer_image: Annotated[str | None, Field(description="Image of the run's pods.")] = None
     trainer_contract: Annotated[
-        int | None, Field(ge=1, le=1000, description="Version of the contract that trainerImage reads.")
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Version of the contract between operator and trainer that trainerImage reads.",
+        ),
     ] = None
 
 
 class ProgressStatus(Model):
-    """How far the running stage is."""
+    """Progress of the current stage."""
 
-    stage: Stage
-    step: int = 0
-    total_steps: int = 0
-    percent: int = 0
-    loss: float | None = None
+    stage: Annotated[Stage, Field(description="Stage that the progress belongs to.")]
+    step: Annotated[
+        int, Field(description="Number of finished steps of the stage; optimizer steps in train.")
+    ] = 0
+    total_steps: Annotated[int, Field(description="Total number of steps of the stage.")] = 0
+    percent: Annotated[int, Field(description="Percent of finished steps.")] = 0
+    loss: Annotated[
+        float | None,
+        Field(
+            description="Mean training loss of the last 20 steps, in nats per token; DPO, KTO and ORPO: per"
+            " row. Stages after train keep the last value."
+        ),
+    ] = None
     reward_accuracy: Annotated[
         float | None,
-        Field(description="DPO, ORPO: share of the last pairs whose chosen answer has the higher reward."),
+        Field(
+            description="DPO, ORPO: share of pairs whose chosen answer has the higher reward, over the last"
+            " 20 steps."
+        ),
     ] = None
     reward_margin: Annotated[
         float | None,
-        Field(description="DPO, KTO, ORPO: mean reward of good answers less that of bad ones."),
+        Field(
+            description="DPO, KTO, ORPO: mean reward of good answers minus that of bad answers, over the"
+            " last 20 steps."
+        ),
     ] = None
-    learning_rate: float | None = None
-    tokens_per_second: float | None = None
-    eta_seconds: int | None = None
-    validation_loss: Annotated[float | None, Field(description="After the last epoch.")] = None
+    learning_rate: Annotated[float | None, Field(description="Learning rate of the last step.")] = None
+    tokens_per_second: Annotated[
+        float | None, Field(description="Tokens per second over the last 20 steps.")
+    ] = None
+    eta_seconds: Annotated[int | None, Field(description="Estimated seconds until the stage ends.")] = None
+    validation_loss: Annotated[
+        float | None, Field(description="Validation loss after the last finished epoch.")
+    ] = None
     device_memory_bytes: Annotated[
         int | None,
-        Field(description="The most that tensors took of a GPU; on a CPU, the most memory of the process."),
+        Field(description="Peak memory of tensors on a GPU, in bytes; on a CPU, peak memory of the process."),
     ] = None
 
 
 class TrainingStatus(Model):
-    """What the finished train stage came to; losses in nats a token."""
+    """Results of the finished train stage. Losses are in nats per token; DPO, KTO and ORPO: per row."""
 
-    steps: int
-    train_loss: Annotated[float | None, Field(description="Of the last complete epoch.")] = None
-    validation_loss: Annotated[float | None, Field(description="After the last complete epoch.")] = None
+    steps: Annotated[int, Field(description="Number of optimizer steps made.")]
+    train_loss: Annotated[
+        float | None, Field(description="Mean training loss of the last complete epoch.")
+    ] = None
+    validation_loss: Annotated[
+        float | None, Field(description="Validation loss after the last complete epoch.")
+    ] = None
     reward_accuracy: Annotated[
         float | None,
         Field(
-            description="DPO, ORPO: share of pairs whose chosen answer has the higher reward, of the best"
+            description="DPO, ORPO: share of pairs whose chosen answer has the higher reward, for the best"
             " Checkpoint."
         ),
     ] = None
     reward_margin: Annotated[
         float | None,
         Field(
-            description="DPO, KTO, ORPO: mean reward of good answers less that of bad ones, of the best"
+            description="DPO, KTO, ORPO: mean reward of good answers minus that of bad answers, for the best"
             " Checkpoint."
         ),
     ] = None
-    tokens: Annotated[int, Field(description="Tokens read, padding not counted.")] = 0
+    tokens: Annotated[int, Field(description="Number of tokens read, without padding.")] = 0
     tokens_per_second: Annotated[
-        float | None, Field(description="Mean of the whole run, validation and saving included.")
+        float | None,
+        Field(
+            description="Mean tokens per second of the whole run, including validation and saving, without"
+            " lost work."
+        ),
     ] = None
     device_memory_bytes: Annotated[
-        int | None, Field(description="The most that the last pod took, as in progress.")
+        int | None, Field(description="Peak memory of the last pod, in bytes, measured as in progress.")
     ] = None
-    restarts: int = 0
+    restarts: Annotated[int, Field(description="Number of restarts.")] = 0
     lost_device_seconds: Annotated[
         float,
         Field(
-            description="Training that pods had not saved when they ended, and that was repeated, times the"
-            " processes that train together."
+            description="Device seconds of training that ended pods had not saved and later pods repeated:"
+            " the seconds, times the number of processes."
         ),
     ] = 0
     report_uri: Annotated[
-        str | None, Field(description="Page with the loss curve, in the store; beside it report.json.")
+        str | None,
+        Field(
+            description="URI of the HTML page with the loss curve, in the store. report.json is next to it."
+        ),
     ] = None
     image: Annotated[
         str | None,
         Field(
             max_length=512,
-            description="Trainer image that the train pods ran, by digest; absent where no node says.",
+            description="Trainer image of the train pods, by digest. Absent: no node reported the digest.",
         ),
     ] = None
 
@@ -124,76 +162,119 @@ class TrainingStatus(Model):
 class StageStatus(Model):
     """Times of one finished stage."""
 
-    name: Stage
-    profile: Annotated[Name | None, Field(description="ComputeProfile that it ran on.")] = None
-    queued_seconds: float = 0
-    seconds: float = 0
-    device_seconds: float = 0
+    name: Annotated[Stage, Field(description="Name of the stage.")]
+    profile: Annotated[Name | None, Field(description="ComputeProfile that the stage ran on.")] = None
+    queued_seconds: Annotated[
+        float, Field(description="Seconds from the creation of the Job to the start of its first container.")
+    ] = 0
+    seconds: Annotated[float, Field(description="Seconds in which at least one container ran.")] = 0
+    device_seconds: Annotated[
+        float,
+        Field(
+            description="Device seconds: the running time of each container, times the devices of its pod."
+        ),
+    ] = 0
 
 
 class StageUsage(Model):
-    """Time used by a stage that has not finished, over all its pods, also those of before a suspension."""
+    """Time that an unfinished stage has used so far, over all its pods, including pods before a
+    suspension."""
 
-    name: Stage
-    profile: Annotated[Name | None, Field(description="ComputeProfile that it runs on.")] = None
-    queued_seconds: float = 0
-    seconds: float = 0
-    device_seconds: float = 0
-    until: Annotated[datetime, Field(description="What came after this moment is not counted yet.")]
+    name: Annotated[Stage, Field(description="Name of the stage.")]
+    profile: Annotated[Name | None, Field(description="ComputeProfile that the stage runs on.")] = None
+    queued_seconds: Annotated[
+        float, Field(description="Seconds from the creation of the Job to the start of its first container.")
+    ] = 0
+    seconds: Annotated[float, Field(description="Seconds in which at least one container ran.")] = 0
+    device_seconds: Annotated[
+        float,
+        Field(
+            description="Device seconds: the running time of each container, times the devices of its pod."
+        ),
+    ] = 0
+    until: Annotated[datetime, Field(description="Time up to which usage is counted.")]
 
 
 class LossPoint(Model):
-    """A point of a loss curve, in nats a token."""
+    """Point of a loss curve, in nats per token; DPO, KTO and ORPO: per row."""
 
-    step: Annotated[int, Field(ge=0)]
-    train: Annotated[float, Field(description="Mean of the steps up to this one from the point before.")]
+    step: Annotated[int, Field(ge=0, description="Optimizer step of the point.")]
+    train: Annotated[
+        float, Field(description="Mean training loss of the steps after the previous point, up to this one.")
+    ]
     validation: Annotated[
-        float | None, Field(description="Where one of these steps ended an epoch; the last of them.")
+        float | None,
+        Field(
+            description="Validation loss at the last epoch end among these steps. Absent: none of them ended"
+            " an epoch."
+        ),
     ] = None
 
 
 class CheckpointSummary(Model):
-    """A checkpoint of this run."""
+    """Checkpoint of the run."""
 
-    name: Name
-    step: int
-    digest: Digest
-    best: bool = False
-    final: bool = False
+    name: Annotated[Name, Field(description="Name of the Checkpoint.")]
+    step: Annotated[int, Field(description="Optimizer step of the weights.")]
+    digest: Annotated[Digest, Field(description="Digest of the weights.")]
+    best: Annotated[
+        bool,
+        Field(
+            description="Whether these are the weights with the lowest validation loss; without validation"
+            " rows, the final weights."
+        ),
+    ] = False
+    final: Annotated[bool, Field(description="Whether these are the last weights of the run.")] = False
 
 
 class Cost(Model):
-    """What the run has used."""
+    """Device time that the run has used, and its price."""
 
-    device_seconds: float = 0
-    amount: float | None = None
-    currency: str | None = None
+    device_seconds: Annotated[float, Field(description="Device seconds of all stages.")] = 0
+    amount: Annotated[
+        float | None,
+        Field(
+            description="Price of the device time by pricePerDeviceHour of the ComputeProfiles. Device time"
+            " on a profile without a price, or with another currency, is not included."
+        ),
+    ] = None
+    currency: Annotated[str | None, Field(description="Currency of the amount.")] = None
 
 
 class JobDisplay(Model):
-    """Text for `kubectl get`; for eyes only, no code reads it."""
+    """Text for the columns of kubectl get. Programs must not read it."""
 
-    progress: str | None = None
-    loss: str | None = None
-    score: str | None = None
-    eta: str | None = None
+    progress: Annotated[str | None, Field(description="Current stage, percent and steps.")] = None
+    loss: Annotated[str | None, Field(description="Training loss.")] = None
+    score: Annotated[
+        str | None, Field(description="First score of the tuned model, and that of the base model.")
+    ] = None
+    eta: Annotated[str | None, Field(description="Estimated time until the current stage ends.")] = None
 
 
 class FineTuneJobStatus(Status):
     """Observed state of a run."""
 
-    phase: Annotated[str, Field(max_length=32, description="For eyes only.")] = ""
+    phase: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Summary of the conditions for users. Programs must read the conditions instead.",
+        ),
+    ] = ""
     resolved: Resolved = Resolved()
     progress: ProgressStatus | None = None
-    stages: Annotated[tuple[StageStatus, ...], Field(max_length=8)] = ()
+    stages: Annotated[tuple[StageStatus, ...], Field(max_length=8, description="Finished stages.")] = ()
     usage: StageUsage | None = None
-    retry: Annotated[
-        RetryStatus | None, Field(description="A stage that is tried again; absent: none is.")
-    ] = None
+    retry: RetryStatus | None = None
     training: TrainingStatus | None = None
-    checkpoints: Annotated[tuple[CheckpointSummary, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
+    checkpoints: Annotated[
+        tuple[CheckpointSummary, ...],
+        Field(max_length=MAX_CHECKPOINTS, description="Checkpoints of the run."),
+    ] = ()
     problems: Annotated[
-        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="Rows that inline data failed on.")
+        tuple[Message, ...],
+        Field(max_length=MAX_PROBLEMS, description="First problems in the rows of inline data."),
     ] = ()
     evaluation: EvaluationStatus | None = None
     cost: Cost | None = None

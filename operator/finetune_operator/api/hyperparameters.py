@@ -5,8 +5,9 @@ from finetune_trainer.contract.hyperparameters import HyperparameterFields, Reso
 
 
 class Hyperparameters(HyperparameterFields, Model):
-    """What is left out is chosen once by a documented rule and kept in status.resolved."""
+    """Hyperparameters of the run. Preflight chooses absent fields once, by the rules in docs/training.md, and
+    records them in status.resolved.hyperparameters."""
 
 
 class ResolvedHyperparameters(ResolvedHyperparameterFields, Model):
-    """The hyperparameters a run really uses."""
+    """Hyperparameters that the run uses."""

@@ -27,11 +27,11 @@ class LoRA(LoRAFields, Model):
 
 
 class Preference(PreferenceFields, Model):
-    """Settings of the methods that learn from judged answers, named as in TRL."""
+    """Settings of DPO, KTO and ORPO, named as in TRL. Default: the defaults of its fields."""
 
 
 class Method(Model):
-    """How the weights are changed."""
+    """Training method and its settings."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -42,8 +42,7 @@ class Method(Model):
         ),
         Rule(
             f"!has(self.preference) || {is_one_of('self.type', JUDGED)}",
-            "method.preference is for rows that judge answers; remove it or choose type:"
-            f" {listed(JUDGED, 'or')}",
+            f"method.preference is for preference data; remove it or choose type: {listed(JUDGED, 'or')}",
             "preference",
         ),
         Rule(
@@ -58,19 +57,18 @@ class Method(Model):
     type: Annotated[
         MethodType,
         Field(
-            description="What is learned, and from which rows. Prompts with completions, and chats: LoRA"
-            " trains an adapter, QLoRA the same over a base model in 4 bits, Full all weights. Pairs of a"
-            " chosen and a rejected answer: DPO and ORPO. Answers with a label true or false: KTO. These"
-            " three train an adapter, without dropout."
+            description="Training method. For prompts with completions and for chats: LoRA trains an"
+            " adapter, QLoRA an adapter on a base model in 4 bits, Full all weights. For pairs of a chosen"
+            " and a rejected answer: DPO and ORPO. For answers with a label true or false: KTO. DPO, ORPO"
+            " and KTO train an adapter without dropout."
         ),
     ] = DEFAULT_METHOD
     lora: Annotated[
         LoRA | None,
         Field(
-            description="Adapter settings; absent: the defaults. With baseModel.checkpoint what is left out,"
-            " or has its default, is as in the adapter that is continued."
+            description="Settings of the adapter (LoRA), named as in PEFT. Default: the defaults of its"
+            " fields. With baseModel.checkpoint, fields that are absent or have their default take the"
+            " values of the adapter that training continues."
         ),
     ] = None
-    preference: Annotated[
-        Preference | None, Field(description="Settings of DPO, KTO and ORPO; absent: the defaults.")
-    ] = None
+    preference: Preference | None = None

@@ -12,20 +12,60 @@ from finetune_trainer.contract.base import SharedPart
 
 
 class _Schedule(BaseModel):
-    epochs: Annotated[int | None, Field(ge=1, le=1000, description="Passes over the training rows.")] = None
-    learning_rate: Annotated[float | None, Field(gt=0, le=1, description="Peak learning rate.")] = None
+    epochs: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Number of passes over the training rows. Default: 3; more with fewer than 34 rows,"
+            " fewer with more than 8,333 rows.",
+        ),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="Peak learning rate. Default: chosen by method and by the hidden size of the model.",
+        ),
+    ] = None
     per_device_batch_size: Annotated[
-        int | None, Field(ge=1, le=4096, description="Rows a device a step.")
+        int | None,
+        Field(
+            ge=1,
+            le=4096,
+            description="Rows per device per step, before gradient accumulation. Default: chosen for 8 rows"
+            " per optimizer step and at most 8,192 tokens at once, and halved if a batch does not fit into"
+            " memory.",
+        ),
     ] = None
     gradient_accumulation_steps: Annotated[
-        int | None, Field(ge=1, le=4096, description="Batches summed into one optimizer step.")
+        int | None,
+        Field(
+            ge=1,
+            le=4096,
+            description="Number of batches per optimizer step, whose gradients are accumulated. Default:"
+            " chosen for 8 rows per optimizer step.",
+        ),
     ] = None
     max_sequence_length: Annotated[
-        int | None, Field(ge=16, le=1048576, description="Tokens a row; longer rows are cut.")
+        int | None,
+        Field(
+            ge=16,
+            le=1048576,
+            description="Max tokens per row; longer rows are truncated. Default: the length of the longest"
+            " row, rounded up to a multiple of 64, at most 2,048 and at most the context length of the"
+            " model.",
+        ),
     ] = None
-    seed: Annotated[int | None, Field(ge=0, le=2147483647, description="Seed of shuffling and dropout.")] = (
-        None
-    )
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=2147483647,
+            description="Seed of shuffling, dropout and the initial values of the adapter. Default: 42.",
+        ),
+    ] = None
 
 
 class _Saving(BaseModel):
@@ -38,21 +78,21 @@ class _Options(BaseModel):
         Field(
             ge=1,
             le=1000,
-            description="Epochs without a lower validation loss after which training ends; absent: it never"
-            " ends early. Needs validation rows.",
+            description="Epochs without a lower validation loss after which training stops. Needs validation"
+            " rows. Default: no early stopping.",
         ),
     ] = None
     gradient_checkpointing: Annotated[
         bool | None,
         Field(
-            description="Compute activations again in the backward pass instead of keeping them: less memory,"
-            " more time, the same weights. Absent: false."
+            description="Recompute activations in the backward pass instead of keeping them: less memory,"
+            " more time, the same weights. Default: false."
         ),
     ] = None
 
 
 class HyperparameterFields(_Options, _Schedule):
-    """What a user may give."""
+    """Hyperparameters that a user may set."""
 
 
 class RequestedHyperparameters(_Options, _Saving, _Schedule, SharedPart):
@@ -63,24 +103,34 @@ class RequestedHyperparameters(_Options, _Saving, _Schedule, SharedPart):
 
 
 class ResolvedHyperparameterFields(BaseModel):
-    """What is recorded of a run."""
+    """Hyperparameters of a run, as they are recorded."""
 
-    epochs: int
-    learning_rate: float
-    per_device_batch_size: int
-    gradient_accumulation_steps: int
-    max_sequence_length: int
-    seed: int
-    total_steps: Annotated[
-        int, Field(description="Optimizer steps of all epochs; a run that stops early makes fewer.")
+    epochs: Annotated[int, Field(description="Number of passes over the training rows.")]
+    learning_rate: Annotated[float, Field(description="Peak learning rate.")]
+    per_device_batch_size: Annotated[
+        int, Field(description="Rows per device per step, before gradient accumulation.")
     ]
-    save_every_steps: int
-    early_stopping_patience: int | None = None
-    """Epochs without a lower validation loss after which the run ends; None: it never ends early."""
-    gradient_checkpointing: bool = False
-    """Activations are computed again in the backward pass instead of kept."""
+    gradient_accumulation_steps: Annotated[int, Field(description="Number of batches per optimizer step.")]
+    max_sequence_length: Annotated[int, Field(description="Max tokens per row; longer rows are truncated.")]
+    seed: Annotated[
+        int, Field(description="Seed of shuffling, dropout and the initial values of the adapter.")
+    ]
+    total_steps: Annotated[
+        int, Field(description="Number of optimizer steps of all epochs. A run that stops early makes fewer.")
+    ]
+    save_every_steps: Annotated[int, Field(description="Number of optimizer steps between saved states.")]
+    early_stopping_patience: Annotated[
+        int | None,
+        Field(
+            description="Epochs without a lower validation loss after which training stops. Absent: no early"
+            " stopping."
+        ),
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool, Field(description="Whether activations are recomputed in the backward pass instead of kept.")
+    ] = False
     processes: Annotated[
-        int, Field(description="Processes that train together, each with a batch of its own.")
+        int, Field(description="Number of processes that train together, each with its own batch.")
     ] = 1
     """Nodes times devices."""
 

@@ -11,30 +11,39 @@ from finetune_trainer.contract.methods import DEFAULT_METHOD, MethodType
 class LoRAFields(BaseModel):
     """Low-rank adapter settings (Hu et al., 2021), named as in PEFT."""
 
-    r: Annotated[int, Field(ge=1, le=256, description="Rank.")] = 16
+    r: Annotated[int, Field(ge=1, le=256, description="Rank of the adapter.")] = 16
     alpha: Annotated[
         int,
-        Field(ge=1, le=1024, description="Scaling; the adapter is scaled by alpha / r; see rsLoRA."),
+        Field(
+            ge=1,
+            le=1024,
+            description="Scaling factor of the adapter: its output is multiplied by alpha / r, or by"
+            " alpha / sqrt(r) with rsLoRA.",
+        ),
     ] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.05
+    dropout: Annotated[
+        float, Field(ge=0, lt=1, description="Dropout probability on the adapter's input.")
+    ] = 0.05
     target_modules: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
         Field(
-            max_length=32, description="Module names to adapt; empty: all linear layers but the output head."
+            max_length=32,
+            description="Names of the modules to adapt. Default: all linear layers except the output head.",
         ),
     ] = ()
     rslora: Annotated[
         bool,
         Field(
-            description="Rank-stabilised LoRA (Kalajdzievski, 2023): the adapter is scaled by"
-            " alpha / sqrt(r), so that a high rank learns as fast as a low one.",
+            description="Rank-stabilised LoRA (Kalajdzievski, 2023): scale the adapter by alpha / sqrt(r),"
+            " so that a high rank learns as fast as a low one.",
         ),
     ] = False
     dora: Annotated[
         bool,
         Field(
-            description="DoRA (Liu et al., 2024): the magnitude of each adapted weight is trained beside its"
-            " direction. A step takes longer and more memory; the engine VLLM does not serve such adapters."
+            description="DoRA (Liu et al., 2024): train the magnitude of each adapted weight separately from"
+            " its direction. A step takes more time and memory. The engine VLLM does not serve such"
+            " adapters."
         ),
     ] = False
 
@@ -44,16 +53,16 @@ class LoRA(LoRAFields, SharedPart):
 
 
 class PreferenceFields(BaseModel):
-    """Settings of the methods that learn from judged answers, named as in TRL."""
+    """Settings of the methods for preference data, named as in TRL."""
 
     beta: Annotated[
         float,
         Field(
             gt=0,
             le=10,
-            description="DPO and KTO: how strongly the model is held near the one that training begins from;"
-            " the smaller, the further it may move. ORPO: weight of the odds ratio beside the loss of the"
-            " chosen answer, its λ.",
+            description="DPO and KTO: strength of the KL regularisation towards the reference model, the"
+            " model that training starts from; higher stays closer. ORPO: weight of the odds ratio term in"
+            " the loss (λ in the paper), relative to the loss of the chosen answer.",
         ),
     ] = 0.1
     desirable_weight: Annotated[
@@ -61,13 +70,18 @@ class PreferenceFields(BaseModel):
         Field(
             gt=0,
             le=1000,
-            description="KTO: weight of the rows whose label is true; absent: chosen, so that both kinds of"
-            " rows count the same.",
+            description="KTO: weight of rows with the label true. Default: chosen so that both labels have"
+            " the same total weight.",
         ),
     ] = None
     undesirable_weight: Annotated[
         float | None,
-        Field(gt=0, le=1000, description="KTO: weight of the rows whose label is false; absent: chosen."),
+        Field(
+            gt=0,
+            le=1000,
+            description="KTO: weight of rows with the label false. Default: chosen so that both labels have"
+            " the same total weight.",
+        ),
     ] = None
 
 

@@ -43,18 +43,18 @@ class MetricInfo:
 
 
 METRICS: Final[Mapping[Metric, MetricInfo]] = {
-    "exact_match": MetricInfo(description="share of rows that are answered exactly as the dataset does"),
+    "exact_match": MetricInfo(description="share of rows whose answer equals the expected answer exactly"),
     "loss": MetricInfo(
-        description="mean loss of the right answers in nats per token",
+        description="mean loss of the expected answers, in nats per token",
         range=(0, math.inf),
         lower_is_better=True,
     ),
     "preference_accuracy": MetricInfo(
-        description="share of pairs whose chosen answer is likelier than the rejected one",
+        description="share of pairs whose chosen answer is more likely than the rejected one",
         needs_pairs=True,
     ),
     "f1_token": MetricInfo(
-        description="mean F1 of the words of the answer and of the right one, as in SQuAD"
+        description="mean F1 of the words of the answer and of the expected answer, as in SQuAD"
     ),
 }
 DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")
