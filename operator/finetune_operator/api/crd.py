@@ -8,7 +8,6 @@ import json
 from typing import Any, Final, cast
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -38,10 +37,10 @@ class _WithRules(GenerateJsonSchema):
             if model.rules:
                 result["x-kubernetes-validations"] = validations(model.rules)
             for name, field in model.model_fields.items():
-                note = reserved_note(field)
-                if note:
+                marks = (mark for mark in field.metadata if isinstance(mark, Reserved | ReservedValues))
+                for mark in marks:
                     node = result["properties"][field.alias or name]
-                    node["description"] = f"{note} {node.get('description', '')}".strip()
+                    node["description"] = _with_note(mark, node["description"])
         return result
 
 
@@ -57,15 +56,14 @@ def _validation(rule: Rule) -> dict[str, Any]:
     return validation | ({"fieldPath": f".{rule.field}"} if rule.field else {})
 
 
-def reserved_note(field: FieldInfo) -> str:
-    """How the description of a field begins that this release does not act on; empty for others."""
-    for mark in field.metadata:
-        if isinstance(mark, Reserved):
-            return "Not implemented in this release: setting it stalls the object with reason NotImplemented."
-        if isinstance(mark, ReservedValues):
-            values = ", ".join(sorted(mark.values))
-            return f"Not implemented in this release and refused with reason NotImplemented: {values}."
-    return ""
+def _with_note(mark: Reserved | ReservedValues, description: str) -> str:
+    if isinstance(mark, Reserved):
+        return (
+            "Not implemented in this release: setting it stalls the object with reason NotImplemented."
+            f" {description}"
+        )
+    values = ", ".join(sorted(mark.values))
+    return f"{description} {values}: not implemented in this release, and refused with reason NotImplemented."
 
 
 def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:

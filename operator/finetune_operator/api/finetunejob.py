@@ -169,8 +169,8 @@ class Promotion(Model):
     mode: Annotated[
         Literal["Automatic", "Manual"],
         Field(
-            description="Trigger of the promotion. Automatic: all gates pass. Manual: a user approves the"
-            " Checkpoint in its spec.approval."
+            description="Trigger of the promotion. Automatic: all gates pass. Manual: a user sets"
+            " spec.approval of the Checkpoint."
         ),
     ] = "Automatic"
     without_evaluation: Annotated[
