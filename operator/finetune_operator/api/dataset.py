@@ -25,30 +25,31 @@ MAX_VERSIONS: Final = 10
 
 
 class Refresh(Model):
-    """Look at the source again from time to time."""
+    """Periodic re-checks of the source."""
 
     interval_seconds: Annotated[
         int,
         Field(
             ge=900,
             le=31536000,
-            description="Seconds between two looks, 10 % more or less. What is new in the source becomes a"
-            " DatasetVersion; a look that fails leaves the latest one in use.",
+            description="Seconds between two re-checks of the source, ± 10 %. Changed rows become a new"
+            " DatasetVersion. If a re-check fails, the latest version stays in use.",
         ),
     ]
 
 
 class DatasetSpec(DataPreparation):
-    """Desired state of a Dataset; a change yields a new DatasetVersion."""
+    """Desired state of a Dataset. A change of the preparation creates a new DatasetVersion."""
 
     store: Annotated[
-        StoreReference | None, Field(description="Default: the default ComputeProfile's store.")
+        StoreReference | None,
+        Field(description="Store of the DatasetVersions. Default: the store of the default ComputeProfile."),
     ] = None
     refresh: Annotated[
         Refresh | None,
         Field(
-            description="Poll the source for changes. Without it, and at once: set the annotation"
-            " finetune.dev/refresh-requested to a value that it did not have."
+            description="Periodic re-checks of the source. Default: none. For a re-check at once, with or"
+            " without this field, set the annotation finetune.dev/refresh-requested to a new value."
         ),
     ] = None
     version_history_limit: Annotated[
@@ -57,109 +58,132 @@ class DatasetSpec(DataPreparation):
             ge=1,
             le=1000,
             description="Number of most recent DatasetVersions to keep. Older ones are deleted, with their"
-            " stored rows where their deletionPolicy is Delete, unless a run that has not ended uses them, a"
-            " Checkpoint was trained on them, or anyone else has edited them. Absent: all are kept.",
+            " stored rows if their deletionPolicy is Delete. A version stays if an unfinished run uses it,"
+            " if a Checkpoint was trained on it, or if anyone except the operator has edited it. Default:"
+            " all are kept.",
         ),
     ] = None
     deletion_policy: Annotated[
         DeletionPolicy,
         Field(
-            description="Of its DatasetVersions. Delete: those that no run uses go with the Dataset, and"
-            " their stored rows with them."
+            description="What happens to the DatasetVersions when the Dataset is deleted. Retain: they stay."
+            " Delete: those that no unfinished run uses are deleted, with their stored rows."
         ),
     ] = "Retain"
 
 
 class DatasetVersionSummary(Model):
-    """One entry of `Dataset.status.versions`, newest first."""
+    """Entry for one DatasetVersion."""
 
-    name: Name
-    rows: int
-    digest: Annotated[str, Field(max_length=71)]
-    created_at: datetime | None = None
+    name: Annotated[Name, Field(description="Name of the DatasetVersion.")]
+    rows: Annotated[int, Field(description="Number of rows in all splits.")]
+    digest: Annotated[str, Field(max_length=71, description="Digest of the DatasetVersion.")]
+    created_at: Annotated[
+        datetime | None, Field(description="Time at which the DatasetVersion was created.")
+    ] = None
 
 
 class VersionDifference(Model):
-    """The latest version beside the one before, in rows."""
+    """Difference between the latest version and the previous one, in rows. Absent for the first version."""
 
     previous: Annotated[Name, Field(description="DatasetVersion that the latest one is compared with.")]
-    added: Annotated[int, Field(description="Rows with an input that is new.")]
-    removed: Annotated[int, Field(description="Rows with an input that is gone.")]
-    changed: Annotated[int, Field(description="Rows with the same input and another answer.")]
+    added: Annotated[int, Field(description="Number of rows with a new input.")]
+    removed: Annotated[int, Field(description="Number of rows whose input no longer exists.")]
+    changed: Annotated[int, Field(description="Number of rows with the same input and another answer.")]
 
 
 class RefreshStatus(Model):
-    """Looks at the source."""
+    """Re-checks of the source."""
 
     checks: Annotated[
-        int, Field(description="Looks at the source with this spec, the first preparation included.")
+        int,
+        Field(description="Number of checks of the source with this spec, including the first preparation."),
     ] = 0
-    checked_at: Annotated[datetime | None, Field(description="When the last of them ended.")] = None
-    next_check_at: Annotated[datetime | None, Field(description="When the next one is due.")] = None
+    checked_at: Annotated[datetime | None, Field(description="Time at which the last check ended.")] = None
+    next_check_at: Annotated[datetime | None, Field(description="Time at which the next check is due.")] = (
+        None
+    )
     source_version: Annotated[
         str | None,
         Field(
-            description="The source's own mark of the content that was last read, such as an ETag; absent"
-            " where its server has none, or where rows of it were refused."
+            description="Version of the content that was last read, as the source's server reports it, such"
+            " as an ETag. Absent: the server reports none, or rows were rejected."
         ),
     ] = None
     requested: Annotated[
-        str | None, Field(description="Newest value of the annotation that was answered with a look.")
+        str | None,
+        Field(
+            description="Last value of the annotation finetune.dev/refresh-requested that a check has"
+            " answered."
+        ),
     ] = None
 
 
 class DatasetStatus(Status):
     """Observed state of a Dataset."""
 
-    phase: Annotated[str, Field(max_length=32)] = ""
-    latest_version: str | None = None
-    store: Annotated[str | None, Field(description="Store that the latest version was prepared in.")] = None
-    format: str | None = None
-    rows: int | None = None
+    phase: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Summary of the conditions for users. Programs must read the conditions instead.",
+        ),
+    ] = ""
+    latest_version: Annotated[str | None, Field(description="Newest DatasetVersion.")] = None
+    store: Annotated[str | None, Field(description="Store of the latest version.")] = None
+    format: Annotated[str | None, Field(description="Format of the source, detected or from the spec.")] = (
+        None
+    )
+    rows: Annotated[int | None, Field(description="Number of rows in all splits of the latest version.")] = (
+        None
+    )
     rule_version: Annotated[
         int | None,
-        Field(description="Version of the rules by which the latest version was prepared. Absent: 1."),
+        Field(description="Version of the rules that prepared the latest version. Absent: 1."),
     ] = None
     problem_count: Annotated[
         int | None,
-        Field(description="Problems in rows that cannot be used, of the source as it was last read."),
+        Field(description="Number of problems in unusable rows, at the last read of the source."),
     ] = None
     warning_count: Annotated[
-        int | None, Field(description="Warnings on rows that are used all the same, and on all together.")
+        int | None, Field(description="Number of warnings about usable rows, and about all rows together.")
     ] = None
-    versions: Annotated[tuple[DatasetVersionSummary, ...], Field(max_length=MAX_VERSIONS)] = ()
+    versions: Annotated[
+        tuple[DatasetVersionSummary, ...],
+        Field(max_length=MAX_VERSIONS, description="Most recent DatasetVersions, newest first."),
+    ] = ()
     problems: Annotated[
-        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="The first of them.")
+        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="First problems.")
     ] = ()
     warnings: Annotated[
-        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="The first of them.")
+        tuple[Message, ...], Field(max_length=MAX_PROBLEMS, description="First warnings.")
     ] = ()
     report: Annotated[
         str | None,
         Field(
-            description="Page in the store with counts, examples and every kind of problem; report.json and"
-            " problems.jsonl are beside it. Of a claim: kubectl cp it out of a pod that mounts the claim; of"
-            " a bucket: copy it with the provider's tool. Then open it in a browser."
+            description="URI of the HTML report in the store, with counts, examples and all kinds of"
+            " problems. report.json and problems.jsonl are next to it. Copy it from a claim with kubectl cp"
+            " out of a pod that mounts the claim, or from a bucket with the provider's tool, and open it in"
+            " a browser."
         ),
     ] = None
-    difference: Annotated[VersionDifference | None, Field(description="Absent for the first version.")] = None
+    difference: VersionDifference | None = None
     refresh: RefreshStatus | None = None
-    retry: Annotated[
-        RetryStatus | None, Field(description="A preparation that is tried again; absent: none is.")
-    ] = None
+    retry: RetryStatus | None = None
     trainer_contract: Annotated[
         int | None,
         Field(
             ge=1,
-            description="Version of the contract that the newest prepare Job was made in. From 2 on, only a"
-            " result that repeats the nonce of its Job is taken. Absent: 1.",
+            description="Version of the contract between operator and trainer that the newest prepare Job"
+            " was created with. From version 2 on, the operator accepts only a result that repeats the"
+            " nonce of its Job. Absent: 1.",
         ),
     ] = None
     conditions: Conditions = ()
 
 
 class Dataset(Resource):
-    """A source of training rows and how to prepare it."""
+    """A source of training rows and how to prepare them."""
 
     rules: ClassVar[tuple[Rule, ...]] = name_rules("Dataset")
 

@@ -30,66 +30,72 @@ NO_USER_RULE = Rule(
 
 
 class DataSource(Model):
-    """Where the rows are."""
+    """Location of the rows."""
 
     rules: ClassVar[tuple[Rule, ...]] = (SOURCE_RULE, NO_USER_RULE)
 
     uri: Annotated[
         Uri,
         Field(
-            description="configmap://NAME/KEY or pvc://CLAIM/PATH in the same namespace, or over the network:"
-            " hf://datasets/ORG/NAME/PATH (after NAME an @ and a revision, if wanted), s3://BUCKET/PATH,"
-            " gs://BUCKET/PATH, abfs://CONTAINER/PATH, https://HOST/PATH. PATH is a file, a folder of files,"
-            " or has *, ? or […] in its last part: pvc://data/rows-*.jsonl, configmap://rows/*.jsonl; at"
-            " https:// it is one file. Several files are read in the order of their names; .gz and .zst are"
-            " unpacked."
+            description="Location of the rows: configmap://NAME/KEY or pvc://CLAIM/PATH in the same"
+            " namespace, hf://datasets/ORG/NAME/PATH (NAME@REVISION for a revision), s3://BUCKET/PATH,"
+            " gs://BUCKET/PATH, abfs://CONTAINER/PATH or https://HOST/PATH. PATH is a file, a folder of"
+            " files, or a pattern with *, ? or […] in its last part, such as pvc://data/rows-*.jsonl or"
+            " configmap://rows/*.jsonl; for https:// it is one file. Several files are read in the order of"
+            " their names. Files compressed as .gz and .zst are unpacked."
         ),
     ]
     credentials_secret_ref: Annotated[
         SecretReference | None,
-        Field(description="Secret of type finetune.dev/credentials with what the source's server asks for."),
+        Field(
+            description="Secret of type finetune.dev/credentials for the source's server. Default: the role"
+            " of the service account finetune-runner for object stores, or anonymous access."
+        ),
     ] = None
 
 
 class Columns(Model):
-    """Which column or field holds what; names as in the file."""
+    """Names of the columns or JSON fields for each role, as in the files. Default: the usual names of the
+    format."""
 
-    prompt: Annotated[Column | None, Field(description="Column of the prompt; default `prompt`.")] = None
+    prompt: Annotated[Column | None, Field(description="Column of the prompt. Default: prompt.")] = None
     completion: Annotated[
-        Column | None, Field(description="Column of the completion; default `completion`.")
+        Column | None, Field(description="Column of the completion. Default: completion.")
     ] = None
     messages: Annotated[
-        Column | None, Field(description="Column of the chat messages; default `messages`.")
+        Column | None, Field(description="Column of the chat messages. Default: messages.")
     ] = None
     chosen: Annotated[
-        Column | None, Field(description="Column of the better of two answers; default `chosen`.")
+        Column | None, Field(description="Column of the chosen answer, the better of two. Default: chosen.")
     ] = None
     rejected: Annotated[
-        Column | None, Field(description="Column of the worse of two answers; default `rejected`.")
+        Column | None,
+        Field(description="Column of the rejected answer, the worse of two. Default: rejected."),
     ] = None
     label: Annotated[
-        Column | None, Field(description="Column that says whether an answer is good; default `label`.")
+        Column | None,
+        Field(description="Column of the label that marks an answer as good or bad. Default: label."),
     ] = None
 
 
 class Cleaning(Model):
-    """Changes made to rows after they were divided. Exact duplicates, and training rows that a held-out row
-    repeats, are always left out."""
+    """Cleaning of rows after they are split. Exact duplicates, and training rows that repeat a held-out
+    row, are always removed. Default: the defaults of its fields."""
 
     normalize_whitespace: Annotated[
         bool,
         Field(
-            description="Of spaces and tabs in a row one stays, of empty lines one; those at the ends of"
-            " lines and texts go."
+            description="Collapse runs of spaces and tabs to one space and runs of blank lines to one, and"
+            " trim the ends of lines and texts."
         ),
     ] = False
-    normalize_unicode: Annotated[bool, Field(description="Normalize to Unicode NFC.")] = False
+    normalize_unicode: Annotated[bool, Field(description="Normalize texts to Unicode NFC.")] = False
     near_duplicates: Annotated[
         NearDuplicates,
         Field(
-            description="Off: they are not looked for. Keep: they are counted and reported, and training rows"
-            " that nearly repeat a held-out row and have its answer are left out. Remove: the same, and of"
-            " near duplicates only the first stays."
+            description="Treatment of near duplicates. Off: no search. Keep: count and report them, and"
+            " remove training rows that nearly repeat a held-out row and have its answer. Remove: as Keep,"
+            " and also remove all but the first row of each group of near duplicates."
         ),
     ] = "Keep"
     max_rows_for_near_duplicates: Annotated[
@@ -97,34 +103,36 @@ class Cleaning(Model):
         Field(
             ge=0,
             le=1_000_000,
-            description="With more rows near duplicates are not looked for, because that takes memory.",
+            description="Max number of rows for the search for near duplicates. With more rows the search is"
+            " skipped, because it would need too much memory.",
         ),
     ] = 200_000
 
 
 class Checks(Model):
-    """What is looked for in texts. Off: nothing. Warn: it is reported. Redact: a placeholder such as
-    `[EMAIL]` takes its place. Fail: its row counts as invalid."""
+    """Search for secrets and personal data in texts. Off: no search. Warn: report findings. Redact:
+    replace findings with a placeholder such as `[EMAIL]`. Fail: treat the row as invalid. Default: the
+    defaults of its fields."""
 
     secrets: Annotated[
-        Finding, Field(description="Passwords, tokens and private keys, as detect-secrets finds them.")
+        Finding, Field(description="Action for passwords, tokens and private keys, found by detect-secrets.")
     ] = "Warn"
-    email_addresses: Annotated[Finding, Field(description="E-mail addresses.")] = "Off"
+    email_addresses: Annotated[Finding, Field(description="Action for e-mail addresses.")] = "Off"
     payment_cards: Annotated[
-        Finding, Field(description="Numbers of payment cards whose check digit is right.")
+        Finding, Field(description="Action for payment card numbers with a valid check digit.")
     ] = "Warn"
     ibans: Annotated[
-        Finding, Field(description="International bank account numbers whose check digits are right.")
+        Finding, Field(description="Action for international bank account numbers with valid check digits.")
     ] = "Warn"
-    phone_numbers: Annotated[Finding, Field(description="Phone numbers that can exist.")] = "Off"
+    phone_numbers: Annotated[Finding, Field(description="Action for valid phone numbers.")] = "Off"
     phone_region: Annotated[
         str | None,
         Field(
             pattern=COUNTRY,
             min_length=2,
             max_length=2,
-            description="Country of phone numbers without a country code, for example DE; absent: only"
-            " numbers that begin with + are found.",
+            description="Country of phone numbers without a country code, such as DE. Default: only numbers"
+            " that begin with + are found.",
             json_schema_extra=pattern_advice(
                 COUNTRY, "write the two capital letters of a country, for example DE"
             ),
@@ -133,7 +141,8 @@ class Checks(Model):
 
 
 class Split(Model):
-    """How rows are divided. A row's split hangs on its input side only, so a growing dataset moves no row."""
+    """Split of the rows into train, validation and test. The split of a row depends only on its input, so
+    a growing dataset moves no row."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -149,23 +158,31 @@ class Split(Model):
 
     validation: Annotated[float, Field(ge=0, lt=1, description="Fraction of rows for validation.")] = 0.1
     test: Annotated[float, Field(ge=0, lt=1, description="Fraction of rows held out for evaluation.")] = 0.1
-    seed: Annotated[int, Field(ge=0, le=2147483647, description="Another seed makes another division.")] = 0
+    seed: Annotated[
+        int,
+        Field(
+            ge=0, le=2147483647, description="Seed of the split. Another seed assigns rows to other splits."
+        ),
+    ] = 0
     group_by: Annotated[
         Column | None,
-        Field(description="Rows with the same value in this column land in the same split."),
+        Field(
+            description="Column that keeps rows together: rows with equal values are in the same split."
+            " Default: none."
+        ),
     ] = None
     column: Annotated[
         Column | None,
         Field(
-            description="Column that says train, validation or test; the fractions and the seed then decide"
-            " nothing."
+            description="Column that names the split of each row: train, validation or test. The fractions"
+            " and the seed have no effect then. Default: none."
         ),
     ] = None
     from_files: Annotated[
         bool,
         Field(
-            description="The files' names say it (train.jsonl, validation.jsonl, test.jsonl); the fractions"
-            " and the seed then decide nothing."
+            description="Take the split from the file names: train.jsonl, validation.jsonl, test.jsonl. The"
+            " fractions and the seed have no effect then."
         ),
     ] = False
     rule_version: Annotated[
@@ -173,15 +190,15 @@ class Split(Model):
         Field(
             ge=1,
             le=RULE_VERSION,
-            description="Version of the rules by which rows are read and compared; docs/data.md lists them."
-            " Default: the version of the Dataset's first DatasetVersion, and the newest one for a new"
-            " Dataset.",
+            description="Version of the rules by which rows are read and compared, as listed in"
+            " docs/data.md. Default: the version of the Dataset's first DatasetVersion; for a new Dataset,"
+            " the newest version.",
         ),
     ] = None
 
 
 class DataPreparation(Model):
-    """A source and how to prepare it: the whole of a Dataset that decides its rows."""
+    """Source of rows, and how to prepare them."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -199,39 +216,43 @@ class DataPreparation(Model):
     source: DataSource
     format: Annotated[
         DataFormat | None,
-        Field(description="Absent: detected from the content and named in the status."),
+        Field(description="Format of the source. Default: detected from the content."),
     ] = None
-    columns: Annotated[
-        Columns | None, Field(description="Column mapping, for tables and for JSON fields.")
-    ] = None
+    columns: Columns | None = None
     template: Annotated[
         str | None,
         Field(
             min_length=1,
             max_length=4096,
-            description="Makes the prompt of several columns: a text with {COLUMN} for each, for example"
-            ' "{subject}\\n{body}"; {{ and }} are braces.',
+            description="Template that builds the prompt from several columns, with {COLUMN} for each, such"
+            ' as "{subject}\\n{body}". {{ and }} are literal braces. Default: none.',
         ),
     ] = None
-    cleaning: Annotated[Cleaning | None, Field(description="Cleaning steps; absent: the defaults.")] = None
-    checks: Annotated[
-        Checks | None, Field(description="Secrets and personal data; absent: the defaults.")
-    ] = None
-    split: Annotated[Split, Field(description="Division into train, validation and test.")] = Split()
+    cleaning: Cleaning | None = None
+    checks: Checks | None = None
+    split: Split = Split()
     on_invalid_rows: Annotated[
         Literal["Fail", "Drop"],
-        Field(description="Fail: an invalid row stops the run. Drop: it is left out and reported."),
+        Field(
+            description="Treatment of invalid rows. Fail: an invalid row fails the preparation. Drop:"
+            " invalid rows are left out and reported."
+        ),
     ] = "Fail"
     max_invalid_fraction: Annotated[
         float | None,
-        Field(ge=0, le=1, description="With Drop: the largest fraction of rows that may be dropped."),
+        Field(
+            ge=0,
+            le=1,
+            description="Max fraction of rows that onInvalidRows: Drop may leave out; more fail the"
+            " preparation. Default: no limit.",
+        ),
     ] = None
     max_unpacked_bytes: Annotated[
         int | None,
         Field(
             ge=1 << 20,
             le=1 << 44,
-            description="Maximum size in bytes of the source's files together, unpacked, and of the rows made"
-            " of them; a larger source fails with SourceTooLarge. Default: 68719476736 (64 GiB).",
+            description="Max size in bytes of the source's files together when unpacked, and of the rows"
+            " made from them. A larger source fails with SourceTooLarge. Default: 68719476736 (64 GiB).",
         ),
     ] = None
