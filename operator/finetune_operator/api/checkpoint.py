@@ -29,71 +29,89 @@ MAX_USERS: Final = 10
 
 
 class BaseModelRecord(Model):
-    """The base model a checkpoint was trained from."""
+    """Base model that the Checkpoint was trained from."""
 
-    uri: Uri
-    revision: Annotated[str | None, Field(description="Commit at the hub.")] = None
-    digest: Digest
+    uri: Annotated[Uri, Field(description="Source of the base model.")]
+    revision: Annotated[str | None, Field(description="Commit of a base model at the hub.")] = None
+    digest: Annotated[Digest, Field(description="Digest of the base model's files.")]
 
 
 class JobRecord(Model):
-    """The run that made a checkpoint."""
+    """FineTuneJob that created the Checkpoint."""
 
-    name: ShortName
-    uid: Annotated[str, Field(max_length=64)]
+    name: Annotated[ShortName, Field(description="Name of the FineTuneJob.")]
+    uid: Annotated[str, Field(max_length=64, description="UID of the FineTuneJob.")]
 
 
 class Lineage(Model):
-    """Everything a checkpoint came from."""
+    """Inputs that the Checkpoint was made from."""
 
     base_model: BaseModelRecord
-    dataset_version: Name
+    dataset_version: Annotated[Name, Field(description="DatasetVersion that the run trained on.")]
     job: JobRecord
     parent_checkpoint: Annotated[
-        Name | None, Field(description="The Checkpoint whose weights training began from.")
+        Name | None, Field(description="Checkpoint whose weights training started from.")
     ] = None
     hyperparameters: ResolvedHyperparameters
-    trainer_image: Annotated[str, Field(max_length=512)]
+    trainer_image: Annotated[str, Field(max_length=512, description="Trainer image of the train pods.")]
 
 
 class Approval(Model):
-    """A person's word."""
+    """Decision of a user on the Checkpoint."""
 
-    state: Literal["Approved", "Rejected"]
-    reason: Message = ""
+    state: Annotated[
+        Literal["Approved", "Rejected"],
+        Field(
+            description="Decision. Approved: promote the Checkpoint, even without passed gates, unless the"
+            " champion is newer. Rejected: withdraw its promotion."
+        ),
+    ]
+    reason: Annotated[Message, Field(description="Reason for the decision.")] = ""
 
 
 class _CheckpointFields(Model):
-    model: Annotated[ShortName, Field(description="The model line.")]
+    model: Annotated[ShortName, Field(description="Model line of the Checkpoint.")]
     digest: Annotated[Digest, Field(description="SHA-256 of the weights' manifest.")]
-    type: CheckpointType
-    step: Annotated[int, Field(ge=0)]
-    epoch: Annotated[float, Field(ge=0)]
-    uri: Annotated[Uri, Field(description="Folder in the store.")]
-    metrics: Annotated[tuple[Score, ...], Field(max_length=16, description="Losses at this step.")] = ()
+    type: Annotated[
+        CheckpointType,
+        Field(
+            description="Kind of weights. Adapter: an adapter for the base model. Full: all weights of the"
+            " model."
+        ),
+    ]
+    step: Annotated[int, Field(ge=0, description="Optimizer step of the weights.")]
+    epoch: Annotated[float, Field(ge=0, description="Number of epochs up to this step.")]
+    uri: Annotated[Uri, Field(description="Folder of the weights in the store.")]
+    metrics: Annotated[
+        tuple[Score, ...], Field(max_length=16, description="Validation loss at this step.")
+    ] = ()
     loss_curve: Annotated[
         tuple[LossPoint, ...] | None,
-        Field(max_length=32, description="Losses of the run up to this step."),
+        Field(max_length=32, description="Loss curve of the run up to this step."),
     ] = None
     probe: Annotated[
         str | None,
         Field(
             max_length=512,
-            description="Not written by this release. What the weights answer to a fixed prompt.",
+            description="Not written by this release. Answer of the weights to a fixed prompt.",
         ),
     ] = None
     lineage: Lineage
-    approval: Annotated[Approval | None, Field(description="MUTABLE. Approve or reject by hand.")] = None
+    approval: Annotated[Approval | None, Field(description="Approval or rejection by a user. Mutable.")] = (
+        None
+    )
     deletion_policy: Annotated[
         DeletionPolicy,
         Field(
-            description="MUTABLE. Delete: the stored weights go with this record, once nothing needs them."
+            description="What happens to the stored weights when this record is deleted. Retain: they stay."
+            " Delete: they are deleted, once nothing needs them. Mutable."
         ),
     ] = "Retain"
 
 
 class CheckpointSpec(_CheckpointFields):
-    """Content and lineage; written by the operator. Immutable except `approval` and `deletionPolicy`."""
+    """Content and lineage of the weights, written by the operator. Immutable except `approval` and
+    `deletionPolicy`."""
 
     rules: ClassVar[tuple[Rule, ...]] = immutable_rules(
         _CheckpointFields,
@@ -103,21 +121,35 @@ class CheckpointSpec(_CheckpointFields):
 
 
 class CheckpointDisplay(Model):
-    """Text for `kubectl get`; for eyes only."""
+    """Text for the columns of kubectl get. Programs must not read it."""
 
-    score: str | None = None
-    in_use: str | None = None
+    score: Annotated[
+        str | None, Field(description="First score of the tuned model, and that of the base model.")
+    ] = None
+    in_use: Annotated[str | None, Field(description="InferenceDeployments that serve the Checkpoint.")] = None
 
 
 class CheckpointStatus(Status):
-    """Where the checkpoint stands."""
+    """Promotion, evaluations and use of the Checkpoint."""
 
     promoted_at: Annotated[
-        datetime | None, Field(description="Written once; the newest is the champion.")
+        datetime | None,
+        Field(
+            description="Time of the promotion, written once. The champion of a model line is the Checkpoint"
+            " with the newest time that is neither rejected nor being deleted."
+        ),
     ] = None
-    evaluations: Annotated[tuple[EvaluationStatus, ...], Field(max_length=MAX_EVALUATIONS)] = ()
+    evaluations: Annotated[
+        tuple[EvaluationStatus, ...],
+        Field(max_length=MAX_EVALUATIONS, description="Results of the evaluations, newest first."),
+    ] = ()
     in_use_by: Annotated[
-        tuple[Name, ...], Field(max_length=MAX_USERS, description="InferenceDeployments serving it.")
+        tuple[Name, ...],
+        Field(
+            max_length=MAX_USERS,
+            description="InferenceDeployments that serve the Checkpoint, sorted by name; a long list is"
+            " truncated.",
+        ),
     ] = ()
     display: CheckpointDisplay | None = None
     conditions: Conditions = ()
