@@ -12,7 +12,7 @@ CIDR: Final = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"
 
 
 class LabelSelector(Model):
-    """Labels that an object must have, all of them."""
+    """Selector of objects that have all of these labels."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -23,7 +23,8 @@ class LabelSelector(Model):
     )
 
     match_labels: Annotated[
-        dict[str, LabelValue], Field(max_length=16, description="Labels by name; empty: every object.")
+        dict[str, LabelValue],
+        Field(max_length=16, description="Required labels by name. Empty: every object."),
     ] = Field(default={})
 
 
@@ -43,7 +44,7 @@ class IPBlock(Model):
 
 
 class NetworkPeer(Model):
-    """Pods or addresses that may connect, as a NetworkPolicyPeer of Kubernetes names them."""
+    """Pods or addresses that may connect, in the form of a NetworkPolicyPeer of Kubernetes."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -55,10 +56,10 @@ class NetworkPeer(Model):
 
     namespace_selector: Annotated[
         LabelSelector | None,
-        Field(description="Namespaces of the peer. Absent: the endpoint's own namespace."),
+        Field(description="Namespaces of the peer. Default: the endpoint's own namespace."),
     ] = None
     pod_selector: Annotated[
-        LabelSelector | None, Field(description="Pods of the peer. Absent: all pods of those namespaces.")
+        LabelSelector | None, Field(description="Pods of the peer. Default: all pods of those namespaces.")
     ] = None
     ip_block: Annotated[
         IPBlock | None, Field(description="Addresses of the peer, for clients that are not pods.")
@@ -73,13 +74,13 @@ class EndpointNetworkPolicy(Model):
         Field(
             max_length=32,
             description="Peers that may connect to the endpoint's port. Empty: none. Pods of the monitoring"
-            " namespace of the operator's chart may always connect, because metrics have the same port.",
+            " namespace of the operator's chart may always connect, because metrics use the same port.",
         ),
     ] = ()
 
 
 class TopologySpread(Model):
-    """How to spread the replicas of a revision over nodes, zones or other groups of nodes."""
+    """Spread of the replicas of a revision over nodes, zones or other groups of nodes."""
 
     topology_key: Annotated[
         str,
@@ -90,24 +91,21 @@ class TopologySpread(Model):
             json_schema_extra=pattern_advice(
                 LABEL_KEY, "topologyKey is a label's name, for example topology.kubernetes.io/zone"
             ),
-            description="Node label whose values are the groups, for example kubernetes.io/hostname.",
+            description="Node label whose values are the groups, such as kubernetes.io/hostname.",
         ),
     ]
     max_skew: Annotated[
         int,
-        Field(ge=1, le=100, description="Max difference in replicas between two groups. Default: 1."),
+        Field(ge=1, le=100, description="Max difference in replicas between two groups."),
     ] = 1
     when_unsatisfiable: Annotated[
         Literal["ScheduleAnyway", "DoNotSchedule"],
-        Field(
-            description="Whether a replica that would exceed maxSkew is scheduled all the same or waits."
-            " Default: ScheduleAnyway."
-        ),
+        Field(description="Whether a replica that would exceed maxSkew is scheduled anyway or waits."),
     ] = "ScheduleAnyway"
 
 
 class Availability(Model):
-    """What the replicas of an endpoint withstand."""
+    """Spread of the replicas, and how many of them evictions may remove at a time."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -120,9 +118,10 @@ class Availability(Model):
     disruption_budget: Annotated[
         Literal["Managed", "None"] | None,
         Field(
-            description="Who makes the PodDisruptionBudget of the endpoint's pods. Managed: the operator,"
-            " where there are several replicas or maxUnavailable is set. None: nobody, or you; evictions of"
-            " a pod with two budgets fail. Default: Managed."
+            description="Owner of the PodDisruptionBudget of the endpoint's pods. Managed: the operator"
+            " creates one if the endpoint has several replicas or maxUnavailable is set. None: the operator"
+            " creates none, and you may create your own. Evictions of a pod with two budgets fail. Default:"
+            " Managed."
         ),
     ] = None
     max_unavailable: Annotated[
@@ -130,9 +129,9 @@ class Availability(Model):
         Field(
             ge=0,
             le=1000,
-            description="Max replicas that evictions, such as those of kubectl drain, may take at a time: the"
-            " endpoint gets a PodDisruptionBudget. 0 refuses every eviction of a ready replica, so that a"
-            " node with one cannot be drained. Default: 1 where there are several replicas.",
+            description="Max number of replicas that evictions, such as those of kubectl drain, may remove"
+            " at a time, by a PodDisruptionBudget. 0 refuses every eviction of a ready replica, so a node"
+            " with such a replica cannot be drained. Default: 1 if the endpoint has several replicas.",
         ),
     ] = None
     topology_spread: Annotated[

@@ -12,10 +12,16 @@ RevisionState = Literal["RollingOut", "Live", "Retired", "Failed"]
 
 
 class RevisionStatus(Model):
-    """One Deployment of this endpoint."""
+    """One revision of the endpoint, with its own Deployment."""
 
-    name: Name
-    state: RevisionState
+    name: Annotated[Name, Field(description="Name of the revision.")]
+    state: Annotated[
+        RevisionState,
+        Field(
+            description="RollingOut: the pods are starting. Live: the revision serves. Retired: another"
+            " revision has replaced it. Failed: it could not start, or not in time."
+        ),
+    ]
     weight: Annotated[
         int | None,
         Field(
@@ -27,46 +33,63 @@ class RevisionStatus(Model):
         Field(
             ge=0,
             le=100,
-            description="Index, from 0, of the step of `spec.strategy` that the revision has reached. Absent:"
-            " the strategy has no steps.",
+            description="Index, from 0, of the step of `spec.strategy` that the revision has reached."
+            " Absent: the strategy has no steps.",
         ),
     ] = None
     spec_hash: Annotated[
-        str, Field(max_length=16, description="Of the spec, replicas left out, when it was last tried.")
+        str,
+        Field(
+            max_length=16,
+            description="Hash of the spec, without replicas, at the last attempt to start the revision.",
+        ),
     ] = ""
-    reason: Annotated[str, Field(max_length=64)] = ""
-    message: Message = ""
-    since: datetime | None = None
+    reason: Annotated[str, Field(max_length=64, description="Reason for the state.")] = ""
+    message: Annotated[Message, Field(description="Details of the reason.")] = ""
+    since: Annotated[datetime | None, Field(description="Time at which the state began.")] = None
 
 
 class ServedModelStatus(Model):
-    """What one model name serves now."""
+    """Model that the endpoint serves under one name."""
 
-    name: ShortName
-    checkpoint: Name | None = None
-    digest: Digest | None = None
-    since: datetime | None = None
+    name: Annotated[ShortName, Field(description="Name of the model in the OpenAI API.")]
+    checkpoint: Annotated[
+        Name | None, Field(description="Checkpoint that is served. Absent: the weights are pinned by uri.")
+    ] = None
+    digest: Annotated[Digest | None, Field(description="Digest of the weights that are served.")] = None
+    since: Annotated[datetime | None, Field(description="Time since which these weights are served.")] = None
 
 
 class EndpointDisplay(Model):
-    """Text for `kubectl get`; for eyes only."""
+    """Text for the columns of kubectl get. Programs must not read it."""
 
-    models: str | None = None
-    ready: str | None = None
+    models: Annotated[str | None, Field(description="Names of the models.")] = None
+    ready: Annotated[str | None, Field(description="Ready replicas and desired replicas.")] = None
 
 
 class InferenceDeploymentStatus(Status):
     """Observed state of an endpoint."""
 
-    base_model_digest: str | None = None
-    revision: Annotated[str, Field(max_length=63, description="The revision that the Service points at.")] = (
-        ""
-    )
-    revisions: Annotated[tuple[RevisionStatus, ...], Field(max_length=MAX_REVISIONS)] = ()
-    models: Annotated[tuple[ServedModelStatus, ...], Field(max_length=32)] = ()
-    replicas: int = 0
-    ready_replicas: int = 0
-    selector: Annotated[str, Field(max_length=512)] = ""
-    url: Annotated[str, Field(max_length=512)] = ""
+    base_model_digest: Annotated[
+        str | None, Field(description="Digest of the base model that is served.")
+    ] = None
+    revision: Annotated[str, Field(max_length=63, description="Revision that the Service points at.")] = ""
+    revisions: Annotated[
+        tuple[RevisionStatus, ...],
+        Field(max_length=MAX_REVISIONS, description="Most recent revisions of the endpoint, newest first."),
+    ] = ()
+    models: Annotated[
+        tuple[ServedModelStatus, ...],
+        Field(max_length=32, description="Models that the endpoint serves now."),
+    ] = ()
+    replicas: Annotated[int, Field(description="Number of replicas of the serving revision.")] = 0
+    ready_replicas: Annotated[int, Field(description="Number of ready replicas of the serving revision.")] = 0
+    selector: Annotated[
+        str,
+        Field(
+            max_length=512, description="Label selector of the serving pods, for a HorizontalPodAutoscaler."
+        ),
+    ] = ""
+    url: Annotated[str, Field(max_length=512, description="URL of the endpoint within the cluster.")] = ""
     display: EndpointDisplay | None = None
     conditions: Conditions = ()

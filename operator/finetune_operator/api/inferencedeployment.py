@@ -31,28 +31,36 @@ from finetune_trainer.contract.vocabulary import CheckpointType, listed
 
 
 class ServedBaseModel(Model):
-    """The base model that every served adapter must have been trained from."""
+    """Base model of the endpoint. Every adapter that it serves must have been trained from this model."""
 
     rules: ClassVar[tuple[Rule, ...]] = (BASE_MODEL_SCHEME_RULE, REVISION_RULE)
 
     uri: Annotated[
-        Uri, Field(description="The uri of the FineTuneJob's baseModel. It is served from the store.")
+        Uri,
+        Field(
+            description="URI of the base model, as in baseModel.uri of the FineTuneJob. The endpoint reads"
+            " the model from the store."
+        ),
     ]
     revision: Annotated[
         str | None,
         Field(
             max_length=128,
-            description="Commit at the hub, as in spec.lineage of the Checkpoints; absent: any. The name of a"
-            " branch matches none.",
+            description="Commit at the hub, as in spec.lineage of the Checkpoints; a branch name matches no"
+            " Checkpoint. Default: any commit.",
         ),
     ] = None
     digest: Annotated[
-        Digest | None, Field(description="Absent: that of the first checkpoint served, kept in status.")
+        Digest | None,
+        Field(
+            description="Digest of the base model. Default: that of the first Checkpoint served, recorded in"
+            " status.baseModelDigest."
+        ),
     ] = None
 
 
 class MinScore(Model):
-    """A score that a checkpoint must have before this endpoint takes it."""
+    """Min score of a Checkpoint."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -68,24 +76,30 @@ class MinScore(Model):
         ),
     )
 
-    metric: Metric
-    min: float
+    metric: Annotated[Metric, Field(description="Metric of the score.")]
+    min: Annotated[float, Field(description="Min value of the metric for the tuned model, inclusive.")]
 
 
 class Follow(Model):
     """Serve the champion of a model line."""
 
-    model: ShortName
+    model: Annotated[ShortName, Field(description="Model line to follow.")]
     require_approval: Annotated[
-        bool, Field(description="Take only checkpoints whose spec.approval.state is Approved.")
+        bool,
+        Field(description="Whether the endpoint takes only Checkpoints with spec.approval.state Approved."),
     ] = False
     min_scores: Annotated[
-        tuple[MinScore, ...], Field(max_length=8, description="Take only checkpoints this good.")
+        tuple[MinScore, ...],
+        Field(
+            max_length=8,
+            description="Min scores of a Checkpoint. The endpoint does not take a champion that misses one"
+            " of them.",
+        ),
     ] = ()
 
 
 class Pin(Model):
-    """Serve exactly this."""
+    """Serve fixed weights. Set either checkpoint, or uri and digest."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -110,29 +124,32 @@ class Pin(Model):
         ),
     )
 
-    checkpoint: Annotated[Name | None, Field(description="A Checkpoint in the same namespace.")] = None
+    checkpoint: Annotated[Name | None, Field(description="Checkpoint in the same namespace.")] = None
     uri: Annotated[
         Uri | None,
         Field(
-            description="Folder of weights in a store: the spec.uri of a Checkpoint, also of one in another"
-            " namespace or cluster. Their base model is in the same store."
+            description="Folder of weights in a store: spec.uri of a Checkpoint, which may be in another"
+            " namespace or cluster. The base model must be in the same store."
         ),
     ] = None
     digest: Annotated[
-        Digest | None, Field(description="The spec.digest of that Checkpoint; what is served must have it.")
+        Digest | None, Field(description="spec.digest of that Checkpoint. The weights must have this digest.")
     ] = None
     type: Annotated[
         CheckpointType | None,
-        Field(description="With uri: the spec.type of that Checkpoint; absent: Adapter."),
+        Field(description="spec.type of that Checkpoint, only with uri. Default: Adapter."),
     ] = None
     credentials_secret_ref: Annotated[
         SecretReference | None,
-        Field(description="Opens their store; absent: what the Checkpoint was written with, or nothing."),
+        Field(
+            description="Secret of type finetune.dev/credentials for the store of the weights. Default: the"
+            " Secret that the Checkpoint was written with; with uri, none."
+        ),
     ] = None
 
 
 class ServedModel(Model):
-    """One model name of the endpoint."""
+    """Model that the endpoint serves under one name. Set either follow or pin."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -144,24 +161,25 @@ class ServedModel(Model):
         ),
     )
 
-    name: Annotated[ShortName, Field(description="Model name in the OpenAI API.")]
-    follow: Annotated[Follow | None, Field(description="Follow a model line's champion.")] = None
-    pin: Annotated[Pin | None, Field(description="Serve one checkpoint for good.")] = None
+    name: Annotated[ShortName, Field(description="Name of the model in the OpenAI API.")]
+    follow: Follow | None = None
+    pin: Pin | None = None
 
 
 class ServingCompute(Model):
-    """What to serve on."""
+    """ComputeProfile and devices of the endpoint."""
 
-    profile: Annotated[Name | None, Field(description="A ComputeProfile; absent: the cluster's default.")] = (
-        None
-    )
+    profile: Annotated[
+        Name | None,
+        Field(description="ComputeProfile of the endpoint. Default: the cluster's default ComputeProfile."),
+    ] = None
     devices: Annotated[
         int,
         Field(
             ge=1,
             le=64,
-            description="Devices per replica. Engine Transformers uses one accelerator: more are refused with"
-            " reason TooManyDevices. CPU cores are threads of one process. Default: 1.",
+            description="Number of devices per replica. The engine Transformers uses one accelerator; more"
+            " are refused with reason TooManyDevices. CPU cores are threads of one process.",
         ),
     ] = 1
 
@@ -170,23 +188,33 @@ class Strategy(Model):
     """How a new revision replaces the old one."""
 
     type: Annotated[
-        Literal["RollingUpdate"], Field(description="The new revision is ready before the old one goes.")
+        Literal["RollingUpdate"],
+        Field(
+            description="Replacement strategy. RollingUpdate: the new revision is ready before the old one"
+            " is removed."
+        ),
     ] = "RollingUpdate"
     progress_deadline_seconds: Annotated[
-        int, Field(ge=10, le=86400, description="A revision not ready by then is rolled back.")
+        int,
+        Field(
+            ge=10,
+            le=86400,
+            description="Seconds within which a new revision must be ready. A revision that misses the"
+            " deadline is rolled back.",
+        ),
     ] = 600
 
 
 class Serving(Model):
-    """How the engine answers."""
+    """Settings of the server."""
 
     api_keys_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret in the same namespace whose values are API keys, each under a name of its"
-            " own that does not begin with a dot. Requests need one of them as a bearer token; /health and"
-            " /metrics need none. A changed Secret takes effect within about two minutes, without a restart;"
-            " another Secret starts a new revision. Absent: requests need no key."
+            description="Secret in the same namespace whose values are API keys, each under its own name"
+            " that does not begin with a dot. Requests need one of the keys as a bearer token; /health and"
+            " /metrics need none. A change of the Secret takes effect within about two minutes, without a"
+            " restart; another Secret starts a new revision. Default: requests need no key."
         ),
     ] = None
 
@@ -206,31 +234,31 @@ class InferenceDeploymentSpec(Model):
     base_model: ServedBaseModel
     models: Annotated[
         tuple[ServedModel, ...],
-        Field(min_length=1, max_length=32, json_schema_extra={"x-list-map-keys": ["name"]}),
+        Field(
+            min_length=1,
+            max_length=32,
+            json_schema_extra={"x-list-map-keys": ["name"]},
+            description="Models that the endpoint serves.",
+        ),
     ]
     compute: ServingCompute = ServingCompute()
     replicas: Annotated[
-        int, Field(ge=0, le=1000, description="Replicas; a HorizontalPodAutoscaler may set it.")
+        int, Field(ge=0, le=1000, description="Number of replicas. A HorizontalPodAutoscaler may set it.")
     ] = 1
     strategy: Strategy = Strategy()
     restarted_at: Annotated[
         datetime | None,
         Field(
-            description="Time at which the endpoint was last asked to restart. Each new value starts a new"
-            " revision by `strategy`, with the operator's current image unless the ComputeProfile names one."
-            " Absent: only another model, profile or spec starts one."
+            description="Time of the last requested restart. Each new value starts a new revision by"
+            " `strategy`, with the operator's current image unless the ComputeProfile names an image."
+            " Default: a new revision starts only for another model, profile or spec."
         ),
     ] = None
-    serving: Annotated[Serving | None, Field(description="How the engine answers.")] = None
-    availability: Annotated[
-        Availability | None,
-        Field(description="How replicas are spread, and how many of them evictions may take at a time."),
-    ] = None
+    serving: Serving | None = None
+    availability: Availability | None = None
     network_policy: Annotated[
         EndpointNetworkPolicy | None,
-        Field(
-            description="NetworkPolicy of the endpoint's pods. Absent: none, so that every pod can connect."
-        ),
+        Field(description="NetworkPolicy of the endpoint's pods. Default: none, so every pod can connect."),
     ] = None
 
 
