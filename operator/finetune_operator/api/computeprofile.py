@@ -50,7 +50,7 @@ LabelValue = Annotated[
 
 
 class Devices(Model):
-    """The accelerator that train, evaluate and serve pods ask for."""
+    """Devices that train, evaluate and serve pods request."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -66,14 +66,15 @@ class Devices(Model):
         Field(
             min_length=1,
             max_length=128,
-            description="Extended resource such as nvidia.com/gpu, or cpu: then a device is one CPU core.",
+            description="Extended resource such as nvidia.com/gpu, or cpu. With cpu, a device is one CPU"
+            " core.",
         ),
     ] = "nvidia.com/gpu"
-    max: Annotated[int, Field(ge=1, le=64, description="Most devices that one pod may ask for.")] = 8
+    max: Annotated[int, Field(ge=1, le=64, description="Max number of devices per pod.")] = 8
 
 
 class Toleration(Model):
-    """A `v1.Toleration` of device pods."""
+    """Toleration of pods that use devices, in the form of v1.Toleration."""
 
     # What these rules refuse, the API server would refuse in every pod.
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -93,44 +94,65 @@ class Toleration(Model):
         ),
     )
 
-    key: Annotated[str | None, Field(max_length=253)] = None
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: LabelValue | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: int | None = None
+    key: Annotated[
+        str | None,
+        Field(max_length=253, description="Key of the taint. Absent: all taints, with operator Exists."),
+    ] = None
+    operator: Annotated[
+        Literal["Exists", "Equal"],
+        Field(description="Exists: the taint may have any value. Equal: the taint must have `value`."),
+    ] = "Equal"
+    value: Annotated[LabelValue | None, Field(description="Value of the taint, with operator Equal.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Field(description="Effect of the taint. Absent: all effects."),
+    ] = None
+    toleration_seconds: Annotated[
+        int | None,
+        Field(
+            description="Seconds that a running pod stays on the node, with effect NoExecute. Absent: no"
+            " limit."
+        ),
+    ] = None
 
 
 class PerStage(Model):
-    """One name for each kind of work."""
+    """Names per stage."""
 
-    prepare: Name | None = None
-    train: Name | None = None
-    evaluate: Name | None = None
+    prepare: Annotated[
+        Name | None, Field(description="Name for prepare, preflight and all other stages without devices.")
+    ] = None
+    train: Annotated[Name | None, Field(description="Name for the train stage.")] = None
+    evaluate: Annotated[Name | None, Field(description="Name for the evaluate stage.")] = None
 
 
 class PriorityClasses(PerStage):
-    """PriorityClass names."""
+    """PriorityClass names per stage."""
 
-    serve: Name | None = None
+    serve: Annotated[Name | None, Field(description="Name for the pods of endpoints.")] = None
 
 
 class Images(Model):
     """Images that replace the operator's defaults."""
 
-    trainer: ImageName | None = None
-    engine: Annotated[ImageName | None, Reserved(), Field(description="Image of the VLLM engine.")] = None
+    trainer: Annotated[
+        ImageName | None,
+        Field(description="Image of the pods of runs and endpoints. Default: the operator's trainer image."),
+    ] = None
+    engine: Annotated[ImageName | None, Reserved(), Field(description="Image of the engine VLLM.")] = None
 
 
 class PodResources(Model):
-    """What one pod requests; but for CPU it is also the limit."""
+    """Resource requests of one pod. Memory and ephemeral storage are also limited to the request; CPU is
+    not."""
 
-    cpu: Quantity
-    memory: Quantity
+    cpu: Annotated[Quantity, Field(description="CPU request.")]
+    memory: Annotated[Quantity, Field(description="Memory request and limit.")]
     ephemeral_storage: Annotated[
         Quantity | None,
         Field(
-            description="Room on the node's disk for models, and for what is read from a bucket or uploaded"
-            " to one; absent: what the namespace's LimitRange says."
+            description="Request and limit of ephemeral storage on the node, for models and for data that"
+            " the pod reads from a bucket or uploads to one. Default: that of the namespace's LimitRange."
         ),
     ] = None
 
@@ -142,7 +164,8 @@ class PodResources(Model):
 
 
 class StageResources(Model):
-    """CPU and memory beside the devices; absent: the operator's defaults."""
+    """CPU, memory and ephemeral storage of the pod of each stage, in addition to devices. Default: the
+    operator's defaults."""
 
     prepare: PodResources | None = None
     preflight: PodResources | None = None
@@ -152,7 +175,7 @@ class StageResources(Model):
 
 
 class ComputeProfileSpec(Model):
-    """What a platform team offers under one name."""
+    """Desired state of a ComputeProfile."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -165,17 +188,21 @@ class ComputeProfileSpec(Model):
     )
 
     devices: Devices = Devices()
-    resources: Annotated[StageResources, Field(description="CPU and memory for each stage's pod.")] = (
-        StageResources()
-    )
-    node_selector: Annotated[dict[str, LabelValue], Field(max_length=32, description="Of device pods.")] = (
-        Field(default={})
-    )
-    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, description="Of device pods.")] = ()
-    runtime_class_name: Annotated[Name | None, Field(description="RuntimeClass of device pods.")] = None
-    queues: Annotated[PerStage | None, Field(description="Kueue LocalQueue for each stage.")] = None
+    resources: StageResources = StageResources()
+    node_selector: Annotated[
+        dict[str, LabelValue], Field(max_length=32, description="Node labels that pods with devices require.")
+    ] = Field(default={})
+    tolerations: Annotated[
+        tuple[Toleration, ...], Field(max_length=32, description="Tolerations of pods with devices.")
+    ] = ()
+    runtime_class_name: Annotated[
+        Name | None, Field(description="RuntimeClass of pods with devices. Default: none.")
+    ] = None
+    queues: Annotated[
+        PerStage | None, Field(description="Kueue LocalQueue per stage. Default: no queue.")
+    ] = None
     priority_classes: Annotated[
-        PriorityClasses | None, Field(description="PriorityClass for each stage.")
+        PriorityClasses | None, Field(description="PriorityClass per stage. Default: none.")
     ] = None
     images: Images = Images()
     trainer_contract: Annotated[
@@ -183,23 +210,38 @@ class ComputeProfileSpec(Model):
         Field(
             ge=1,
             le=1000,
-            description="Version of the contract that images.trainer reads; without images.trainer it has no"
-            " effect.",
+            description="Version of the contract between operator and trainer that images.trainer reads. No"
+            " effect without images.trainer.",
         ),
     ] = 1
     engine: Annotated[
         Literal["VLLM", "Transformers"],
         ReservedValues.of("VLLM"),
-        Field(description="Serving engine. Transformers: in the trainer image, for CPU and small models."),
+        Field(
+            description="Serving engine. Transformers: part of the trainer image, for CPUs and small models."
+        ),
     ] = "Transformers"
-    store: Annotated[StoreReference | None, Field(description="Default store of runs with this profile.")] = (
-        None
-    )
+    store: Annotated[
+        StoreReference | None,
+        Field(
+            description="Default store of runs with this profile, and of Datasets if it is the default"
+            " profile."
+        ),
+    ] = None
     single_node: Annotated[
-        bool, Field(description="All pods run on one node, so a ReadWriteOnce claim can be the store.")
+        bool,
+        Field(
+            description="Whether all pods run on one node, so that a ReadWriteOnce claim can be the store."
+        ),
     ] = False
-    shared_memory: Annotated[Quantity | None, Field(description="Size of /dev/shm in train pods.")] = None
-    price_per_device_hour: Annotated[float | None, Field(ge=0, description="For status.cost.")] = None
+    shared_memory: Annotated[
+        Quantity | None,
+        Field(description="Size of /dev/shm in train pods. Default: that of the container runtime."),
+    ] = None
+    price_per_device_hour: Annotated[
+        float | None,
+        Field(ge=0, description="Price per device per hour, for status.cost of runs. Default: no price."),
+    ] = None
     currency: Annotated[
         str | None,
         Field(
@@ -209,26 +251,27 @@ class ComputeProfileSpec(Model):
             json_schema_extra=pattern_advice(
                 CURRENCY, "write the three capitals of ISO 4217, for example EUR"
             ),
-            description="Of pricePerDeviceHour.",
+            description="Currency of pricePerDeviceHour as in ISO 4217, such as EUR.",
         ),
     ] = None
     allowed_namespaces: Annotated[
-        tuple[Name, ...], Field(max_length=256, description="Who may use it; empty: every namespace.")
+        tuple[Name, ...],
+        Field(max_length=256, description="Namespaces that may use the profile. Empty: all namespaces."),
     ] = ()
     allow_custom_code: Annotated[
-        bool | None, Reserved(), Field(description="Allow the user's own training code.")
+        bool | None, Reserved(), Field(description="Whether runs may use training code of their own.")
     ] = None
     allow_remote_code: Annotated[
-        bool | None, Reserved(), Field(description="Allow code shipped with a model.")
+        bool | None, Reserved(), Field(description="Whether pods may run code that is shipped with a model.")
     ] = None
     max_run_seconds: Annotated[
         int | None,
         Field(
             ge=60,
             le=31536000,
-            description="Seconds that the train stage of one run may use devices, all its attempts together;"
-            " time in a queue or suspended does not count. Then the run is stopped with its state saved. A"
-            " run may ask for less with compute.maxRunSeconds. Absent: no limit.",
+            description="Max seconds that the train stage of one run uses devices, over all its attempts;"
+            " time in a queue or suspended does not count. At the limit, the run saves its state and stops."
+            " compute.maxRunSeconds of a run can set a lower limit. Default: no limit.",
         ),
     ] = None
     checkpoint_history_limit: Annotated[
@@ -236,11 +279,11 @@ class ComputeProfileSpec(Model):
         Field(
             ge=1,
             le=1000,
-            description="Number of most recent Checkpoints to keep in each model line, of ended runs with"
-            " this profile. Older ones are deleted, with their stored weights where their deletionPolicy is"
-            " Delete, unless they were promoted, are the one that their run stands for, are in use or"
-            " pinned, another Checkpoint was trained from them, or anyone else has edited them."
-            " Absent: all are kept.",
+            description="Number of most recent Checkpoints to keep per model line, of finished runs with"
+            " this profile. Older ones are deleted, with their stored weights if their deletionPolicy is"
+            " Delete. A Checkpoint stays if it was ever promoted, is in use or pinned, is the evaluated one"
+            " of its run or else its last, is the parent of another Checkpoint, or was edited by anyone"
+            " except the operator. Default: all are kept.",
         ),
     ] = None
     max_concurrent_rollouts: Annotated[
@@ -248,8 +291,9 @@ class ComputeProfileSpec(Model):
         Field(
             ge=1,
             le=1000,
-            description="Endpoints on this profile, in all namespaces, that may start a new revision beside"
-            " what they serve at the same time; the others wait. Absent: no limit.",
+            description="Max number of endpoints with this profile, in all namespaces, that start a new"
+            " revision next to a serving one at the same time. The remaining endpoints wait. Default: no"
+            " limit.",
         ),
     ] = None
 
@@ -261,7 +305,8 @@ class ComputeProfileStatus(Status):
 
 
 class ComputeProfile(Resource):
-    """The platform team's menu entry."""
+    """Devices, resources, placement, images and store that the platform team offers to runs and
+    endpoints."""
 
     rules: ClassVar[tuple[Rule, ...]] = name_rules("ComputeProfile")
 

@@ -98,8 +98,7 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
 def _scalar_keywords(node: Schema) -> Schema:
     out = {k: v for k, v in node.items() if k in KEPT and not (k == "default" and v is None)}
     if "description" in out:
-        # A docstring of several lines is one paragraph for `kubectl explain`.
-        out["description"] = " ".join(out["description"].split())
+        out["description"] = _paragraph(out["description"])
     if isinstance(out.get("default"), dict):
         # In a structural default an absent field is left out: null is of no type.
         out["default"] = {k: v for k, v in out["default"].items() if v is not None}
@@ -113,6 +112,11 @@ def _scalar_keywords(node: Schema) -> Schema:
     if out["type"] in LIMITS and "enum" not in out and out.get("format") != "date-time":
         out.setdefault(*LIMITS[out["type"]])
     return out
+
+
+def _paragraph(text: str) -> str:
+    """A docstring of several lines as one, as `kubectl explain` wraps it anew."""
+    return " ".join(text.split())
 
 
 def schema_of(model: type[BaseModel]) -> Schema:
@@ -166,7 +170,7 @@ def build_crd(kind: Kind) -> Schema:
     status["default"] = {"observedGeneration": NEVER_OBSERVED}
     root: Schema = {
         "type": "object",
-        "description": (kind.model.__doc__ or "").strip(),
+        "description": _paragraph(kind.model.__doc__ or ""),
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},

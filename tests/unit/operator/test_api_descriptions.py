@@ -1,12 +1,14 @@
-"""What the API says about itself: whoever reads `kubectl explain` learns what is not implemented yet."""
+"""Descriptions of the API, which `kubectl explain` prints."""
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
 from pydantic.fields import FieldInfo
 
-from finetune_operator.api.crd import schema_of
+from finetune_operator.api.crd import build_crd, schema_of
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
@@ -47,3 +49,34 @@ def test_the_description_of_what_is_reserved_says_so(
         values = ", ".join(sorted(mark.values))
         assert f" {values}: not implemented in this release" in description
     assert "NotImplemented" in description
+
+
+def _fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, child in node.get("properties", {}).items():
+        yield f"{path}.{name}", child
+        yield from _fields(child.get("items", child), f"{path}.{name}")
+
+
+def _all_fields(part: str) -> list[Any]:
+    schemas = (
+        (kind.name, build_crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]) for kind in KINDS
+    )
+    return [
+        pytest.param(field, id=path)
+        for name, schema in schemas
+        for path, field in _fields(schema["properties"][part], f"{name}.{part}")
+    ]
+
+
+@pytest.mark.parametrize("field", [*_all_fields("spec"), *_all_fields("status")])
+def test_every_field_is_described_in_sentences(field: dict[str, Any]) -> None:
+    assert re.fullmatch(r"\S.*[.]", field["description"])
+
+
+@pytest.mark.parametrize("field", _all_fields("spec"))
+def test_a_description_states_the_default_once(field: dict[str, Any]) -> None:
+    default = field.get("default")
+    assert field["description"].count("Default:") <= 1
+    if isinstance(default, str | int | float) and default != "":
+        text = default if isinstance(default, str) else json.dumps(default)
+        assert field["description"].endswith(f" Default: {text}.")
