@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_operator.api.computeprofile import PodResources
+from finetune_operator.api.podresources import PodResources
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import Stage
 

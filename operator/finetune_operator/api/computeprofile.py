@@ -16,26 +16,15 @@ from finetune_operator.api.meta import (
     name_rules,
     pattern_advice,
 )
+from finetune_operator.api.podresources import Quantity, StageResources
 from finetune_operator.api.storereference import StoreReference
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 """Exactly one ComputeProfile may carry this annotation or label with the value `true`."""
 
-QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 CURRENCY: Final = r"^[A-Z]{3}$"
 
-Quantity = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=32,
-        pattern=QUANTITY,
-        json_schema_extra=pattern_advice(
-            QUANTITY, "write a Kubernetes quantity: a number and a unit, for example 500m, 2 or 16Gi"
-        ),
-    ),
-]
 ImageName = Annotated[str, Field(min_length=1, max_length=512)]
 LabelValue = Annotated[
     str,
@@ -140,38 +129,6 @@ class Images(Model):
         Field(description="Image of the pods of runs and endpoints. Default: the operator's trainer image."),
     ] = None
     engine: Annotated[ImageName | None, Reserved(), Field(description="Image of the engine VLLM.")] = None
-
-
-class PodResources(Model):
-    """Resource requests of one pod. Memory and ephemeral storage are also limited to the request; CPU is
-    not."""
-
-    cpu: Annotated[Quantity, Field(description="CPU request.")]
-    memory: Annotated[Quantity, Field(description="Memory request and limit.")]
-    ephemeral_storage: Annotated[
-        Quantity | None,
-        Field(
-            description="Request and limit of ephemeral storage on the node, for models and for data that"
-            " the pod reads from a bucket or uploads to one. Default: that of the namespace's LimitRange."
-        ),
-    ] = None
-
-    @property
-    def limited(self) -> dict[str, str]:
-        """What is requested and limited alike, by Kubernetes' names."""
-        storage = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
-        return {"memory": self.memory, **storage}
-
-
-class StageResources(Model):
-    """CPU, memory and ephemeral storage of the pod of each stage, in addition to devices. Default: the
-    operator's defaults."""
-
-    prepare: PodResources | None = None
-    preflight: PodResources | None = None
-    train: PodResources | None = None
-    evaluate: PodResources | None = None
-    serve: PodResources | None = None
 
 
 class ComputeProfileSpec(Model):

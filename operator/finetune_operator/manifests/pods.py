@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfile, PodResources
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.credentials import Use, secret_mount, secret_volume
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement

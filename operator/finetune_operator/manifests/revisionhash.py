@@ -3,9 +3,10 @@
 from datetime import UTC
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfileSpec, Devices, PodResources, Toleration
+from finetune_operator.api.computeprofile import ComputeProfileSpec, Devices, Toleration
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
+from finetune_operator.api.podresources import PodResources
 
 ALWAYS: Final[dict[type[Model], frozenset[str]]] = {
     ComputeProfileSpec: frozenset(

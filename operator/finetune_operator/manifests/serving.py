@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfile, PodResources
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.configs import store_config
 from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import (

@@ -4,9 +4,10 @@ from typing import get_args
 
 import pytest
 
-from finetune_operator.api.computeprofile import PerStage, PriorityClasses, StageResources
+from finetune_operator.api.computeprofile import PerStage, PriorityClasses
 from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
+from finetune_operator.api.podresources import StageResources
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.stagetable import STAGES, Queue
 from finetune_trainer.contract.vocabulary import Stage

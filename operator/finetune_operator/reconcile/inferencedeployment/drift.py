@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import QUANTITY
+from finetune_operator.api.podresources import QUANTITY
 from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
 from finetune_operator.manifests.serving import build_correction
 from finetune_operator.plan import Apply, Manifest

@@ -1,0 +1,53 @@
+"""CPU, memory and storage of pods."""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_operator.api.meta import Model, pattern_advice
+
+QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
+
+Quantity = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=32,
+        pattern=QUANTITY,
+        json_schema_extra=pattern_advice(
+            QUANTITY, "write a Kubernetes quantity: a number and a unit, for example 500m, 2 or 16Gi"
+        ),
+    ),
+]
+
+
+class PodResources(Model):
+    """Resource requests of one pod. Memory and ephemeral storage are also limited to the request; CPU is
+    not."""
+
+    cpu: Annotated[Quantity, Field(description="CPU request.")]
+    memory: Annotated[Quantity, Field(description="Memory request and limit.")]
+    ephemeral_storage: Annotated[
+        Quantity | None,
+        Field(
+            description="Request and limit of ephemeral storage on the node, for models and for data that"
+            " the pod reads from a bucket or uploads to one. Default: that of the namespace's LimitRange."
+        ),
+    ] = None
+
+    @property
+    def limited(self) -> dict[str, str]:
+        """What is requested and limited alike, by Kubernetes' names."""
+        storage = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
+        return {"memory": self.memory, **storage}
+
+
+class StageResources(Model):
+    """CPU, memory and ephemeral storage of the pod of each stage, in addition to devices. Default: the
+    operator's defaults."""
+
+    prepare: PodResources | None = None
+    preflight: PodResources | None = None
+    train: PodResources | None = None
+    evaluate: PodResources | None = None
+    serve: PodResources | None = None
