@@ -1,1 +1,2 @@
-"""The API `finetune.dev/v1alpha1`: frozen pydantic models, one file a kind, CEL rules beside the fields."""
+"""The API `finetune.dev/v1alpha1`: frozen pydantic models, one module per kind, CEL rules next to
+the fields."""

@@ -1,4 +1,4 @@
-"""The model that a run starts from, and the rules for where models come from."""
+"""Base model of a run, and the rules for its source."""
 
 from typing import Annotated, ClassVar, Final
 

@@ -1,4 +1,4 @@
-"""Parts of CEL rules that are made of names."""
+"""CEL expressions over lists of names."""
 
 from collections.abc import Sequence
 

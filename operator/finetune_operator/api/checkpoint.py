@@ -1,4 +1,4 @@
-"""Checkpoint: the immutable record of trained weights, with lineage; a person may approve or reject it."""
+"""Checkpoint: the immutable record of trained weights, with lineage. A user may approve or reject it."""
 
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,4 +1,4 @@
-"""ComputeProfile: cluster-scoped; the platform team's menu of what runs can run on."""
+"""ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints."""
 
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -20,7 +20,7 @@ from finetune_operator.api.podresources import Quantity, StageResources
 from finetune_operator.api.storereference import StoreReference
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
-"""Exactly one ComputeProfile may carry this annotation or label with the value `true`."""
+"""At most one ComputeProfile may have this annotation or label with the value `true`."""
 
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 CURRENCY: Final = r"^[A-Z]{3}$"

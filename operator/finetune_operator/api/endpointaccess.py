@@ -1,4 +1,4 @@
-"""Who may connect to an endpoint, and how its replicas survive work on nodes."""
+"""NetworkPolicy, disruption budget and topology spread of an endpoint."""
 
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -29,7 +29,7 @@ class LabelSelector(Model):
 
 
 class IPBlock(Model):
-    """A range of addresses."""
+    """Range of addresses."""
 
     cidr: Annotated[
         str,
@@ -67,7 +67,7 @@ class NetworkPeer(Model):
 
 
 class EndpointNetworkPolicy(Model):
-    """A NetworkPolicy that refuses all connections to the endpoint's pods except those listed."""
+    """NetworkPolicy that refuses all connections to the endpoint's pods except those listed."""
 
     allow_from: Annotated[
         tuple[NetworkPeer, ...],

@@ -1,4 +1,4 @@
-"""What is seen of an endpoint: the status of an InferenceDeployment."""
+"""Status of an InferenceDeployment."""
 
 from datetime import datetime
 from typing import Annotated, Final, Literal

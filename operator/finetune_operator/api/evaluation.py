@@ -1,4 +1,4 @@
-"""How a trained model is judged, and the gates that it must pass."""
+"""Evaluation of a trained model, and its gates."""
 
 from typing import Annotated, ClassVar, Literal
 

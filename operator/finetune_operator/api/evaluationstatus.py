@@ -1,4 +1,4 @@
-"""Scores and verdicts of an evaluation, in the status of a FineTuneJob and of a Checkpoint."""
+"""Scores and verdicts of an evaluation, for the status of FineTuneJob and Checkpoint."""
 
 from typing import Annotated, Final, Literal
 

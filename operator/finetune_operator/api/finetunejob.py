@@ -1,4 +1,4 @@
-"""FineTuneJob: one run, from rows to a promoted checkpoint. A run is a record."""
+"""FineTuneJob: one run, from rows to a promoted Checkpoint. Its spec is immutable."""
 
 from typing import Annotated, ClassVar, Final, Literal
 

@@ -1,4 +1,4 @@
-"""What is seen of a run: the status of a FineTuneJob."""
+"""Status of a FineTuneJob."""
 
 from datetime import datetime
 from typing import Annotated, Final
@@ -60,7 +60,9 @@ class Resolved(Model):
 class ProgressStatus(Model):
     """Progress of the current stage."""
 
-    stage: Annotated[Stage, Field(description="Stage that the progress belongs to.")]
+    stage: Annotated[
+        Stage, Field(description="Current stage: prepare the rows, preflight checks, train or evaluate.")
+    ]
     step: Annotated[
         int, Field(description="Number of finished steps of the stage; optimizer steps in train.")
     ] = 0
@@ -136,7 +138,7 @@ class TrainingStatus(Model):
     device_memory_bytes: Annotated[
         int | None, Field(description="Peak memory of the last pod, in bytes, measured as in progress.")
     ] = None
-    restarts: Annotated[int, Field(description="Number of restarts.")] = 0
+    restarts: Annotated[int, Field(description="Number of times that training restarted.")] = 0
     lost_device_seconds: Annotated[
         float,
         Field(

@@ -1,4 +1,4 @@
-"""Hyperparameters: those that a run asks for, and those that it uses. Their fields are the contract's."""
+"""Requested and used hyperparameters of a run. The contract declares their fields."""
 
 from finetune_operator.api.meta import Model
 from finetune_trainer.contract.hyperparameters import HyperparameterFields, ResolvedHyperparameterFields

@@ -1,4 +1,4 @@
-"""What every kind shares: base model, metadata, conditions, and the markers that the CRD generator reads."""
+"""Parts of all kinds: base class, metadata, conditions, and the markers that the CRD generator reads."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 
 NAME_LIMIT: Final = 40
-"""Longest name of a user-made object, so that children's names stay within a Job's 63 characters."""
+"""Max length of the names of user-made objects, so that the names of their Jobs fit into 63 characters."""
 
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
@@ -37,11 +37,11 @@ class Model(BaseModel):
     """CEL rules on this type; the CRD generator writes them as `x-kubernetes-validations`."""
 
     def model_post_init(self, _context: Any) -> None:
-        """Share the note of which fields were given: one for each part of an object is half of its memory."""
+        """Share the set of given fields between instances; one set each would be half of the memory."""
         object.__setattr__(self, "__pydantic_fields_set__", _shared(frozenset(self.model_fields_set)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form: camelCase, JSON types, absent fields left out."""
+        """Return the wire form: camelCase, JSON types, without absent fields."""
         # A value that only a newer release knows is no reason for a warning.
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
 
@@ -77,7 +77,7 @@ class ReservedValues:
 
 
 def pattern_advice(pattern: str, message: str) -> dict[str, JsonValue]:
-    """Schema extra of a string with a pattern: the API server alone would answer with the bare expression."""
+    """Schema extra of a string with a pattern; the API server's own message shows only the expression."""
     return {"x-kubernetes-validations": [{"rule": f"self.matches(r'{pattern}')", "message": message}]}
 
 
@@ -106,22 +106,22 @@ URI_ADVICE: Final = pattern_advice(
 )
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
 StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
-"""Shorter, so that the uri of an artifact in the store is a Uri."""
+"""Shorter than Uri, so that the uri of an artifact in the store is a Uri."""
 MAX_PROBLEMS: Final = 10
-"""Problems in rows, or warnings of them, that a status has."""
+"""Max number of problems, and of warnings, in a status."""
 Message = Annotated[str, Field(max_length=1024)]
 DeletionPolicy = Literal["Retain", "Delete"]
 
 
 class FieldManager(Model):
-    """Who has set fields of an object."""
+    """Client that has set fields of an object."""
 
     manager: str = ""
     subresource: str = ""
 
 
 class ObjectMeta(Model):
-    """The part of `metadata` that the operator reads."""
+    """Fields of `metadata` that the operator reads."""
 
     name: str
     namespace: str | None = None
@@ -134,7 +134,7 @@ class ObjectMeta(Model):
     annotations: dict[str, str] = Field(default_factory=dict)
     finalizers: list[str] = Field(default_factory=list)
     managed_fields: tuple[FieldManager, ...] = ()
-    """Of records only."""
+    """Read for records only."""
 
 
 class SecretReference(Model):
@@ -187,13 +187,13 @@ Conditions = Annotated[
 
 
 class Status(Model):
-    """What all statuses have."""
+    """Base class of all statuses."""
 
     observed_generation: int = NEVER_OBSERVED
 
 
 class Resource(Model):
-    """Any of the six kinds, as read from the API server."""
+    """Object of one of the six kinds, as read from the API server."""
 
     api_version: str = API_VERSION
     kind: str
@@ -214,7 +214,7 @@ class Resource(Model):
 
 
 def name_rules(kind: str) -> tuple[Rule, ...]:
-    """Root rules that keep user-made names usable in the names of children and in references."""
+    """Rules for the names of user-made objects, which are part of the names of children and of references."""
     return (
         Rule(
             f"size(self.metadata.name) <= {NAME_LIMIT}",
@@ -229,7 +229,7 @@ def name_rules(kind: str) -> tuple[Rule, ...]:
 
 
 def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> tuple[Rule, ...]:
-    """One rule a field: it may neither change, nor be removed, nor be added later.
+    """One rule per field, which must not be changed, removed or added later.
 
     The obvious `self == oldSelf` on an optional field is a hole: remove it, then add another value.
     """
@@ -246,7 +246,7 @@ def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> 
 
 
 def immutable_part(part: str, model: type[Model], mutable: frozenset[str], advice: str) -> Rule:
-    """A field of the spec, always there by its default, that may change in its fields `mutable` only."""
+    """Rule for a part of the spec, always present by its default: only its fields `mutable` may change."""
     aliases = (field.alias or to_camel(name) for name, field in model.model_fields.items())
     same = " && ".join(_same(f"{part}.{alias}") for alias in aliases if alias not in mutable)
     but = ", ".join(f"{part}.{alias}" for alias in sorted(mutable))
@@ -254,5 +254,5 @@ def immutable_part(part: str, model: type[Model], mutable: frozenset[str], advic
 
 
 def _same(path: str) -> str:
-    """Neither changed, nor removed, nor added."""
+    """CEL expression: the field was not changed, removed or added."""
     return f"has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || self.{path} == oldSelf.{path})"

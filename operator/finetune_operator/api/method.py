@@ -1,4 +1,4 @@
-"""The method and its settings: descriptions and rules around the fields of the contract and its table."""
+"""Training method and its settings: rules for the fields that the contract declares."""
 
 from typing import Annotated, ClassVar, Final
 

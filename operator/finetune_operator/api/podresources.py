@@ -37,7 +37,7 @@ class PodResources(Model):
 
     @property
     def limited(self) -> dict[str, str]:
-        """What is requested and limited alike, by Kubernetes' names."""
+        """Resources whose limit equals the request, by their names in Kubernetes."""
         storage = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
         return {"memory": self.memory, **storage}
 

@@ -1,4 +1,4 @@
-"""A source of rows, and how they are prepared."""
+"""Source of rows, and how to prepare them."""
 
 from typing import Annotated, ClassVar, Final, Literal
 

@@ -1,4 +1,4 @@
-"""Failures of a stage that end when the store or its credentials are mended, as a status counts them."""
+"""Status of retries. They succeed once the store or its credentials are repaired."""
 
 from datetime import datetime
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Where artifacts are kept."""
+"""Reference to the store."""
 
 from typing import Annotated, ClassVar
 

@@ -1,6 +1,6 @@
-"""Hyperparameters: those that the user gives, and those that the run uses.
+"""Hyperparameters that the user requests, and hyperparameters that the run uses.
 
-The API has the same fields. A new one is declared here only: what may be asked for, and what is recorded.
+The API has the same fields. A new one is declared here only, as a requested and as a recorded value.
 `finetune_trainer.preflight.hyperparameters` chooses its value, and training uses it.
 """
 
@@ -96,7 +96,7 @@ class HyperparameterFields(_Options, _Schedule):
 
 
 class RequestedHyperparameters(_Options, _Saving, _Schedule, SharedPart):
-    """What the user gave; the rest is chosen in preflight.
+    """Hyperparameters that the user set. Preflight chooses the others.
 
     The steps between saves are with the spec's checkpoints. On the wire they stand before the options.
     """
@@ -132,8 +132,8 @@ class ResolvedHyperparameterFields(BaseModel):
     processes: Annotated[
         int, Field(description="Number of processes that train together, each with its own batch.")
     ] = 1
-    """Nodes times devices."""
+    """Nodes × devices."""
 
 
 class Hyperparameters(ResolvedHyperparameterFields, SharedPart):
-    """What the run uses; all of it is recorded."""
+    """Hyperparameters that the run uses. All of them are recorded."""

@@ -1,4 +1,4 @@
-"""How the weights are changed. The API has the fields of LoRA and Preference too."""
+"""Training method and its settings. The API has the fields of LoRA and Preference, too."""
 
 from typing import Annotated
 
@@ -86,13 +86,13 @@ class PreferenceFields(BaseModel):
 
 
 class Preference(PreferenceFields, SharedPart):
-    """Settings of DPO, KTO and ORPO, named as in TRL; None: chosen."""
+    """Settings of DPO, KTO and ORPO, named as in TRL. None: preflight chooses the value."""
 
 
 class Method(Contract):
-    """How the weights are changed."""
+    """Training method and its settings."""
 
     type: MethodType = DEFAULT_METHOD
     lora: LoRA = LoRA()
-    """Of every method that trains an adapter."""
+    """Used by all methods that train an adapter."""
     preference: Preference = Preference()

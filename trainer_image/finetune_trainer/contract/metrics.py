@@ -1,4 +1,4 @@
-"""What an evaluation measures: a row of `METRICS` for each metric, which everything else reads.
+"""Metrics of an evaluation. All other code reads their properties from `METRICS`.
 
 A new metric is a row here, a member of `Metric`, and the module that computes it, with its row in
 `finetune_trainer.evaluate.metrics.registry`.
@@ -14,19 +14,19 @@ Metric = Literal["exact_match", "loss", "preference_accuracy", "f1_token"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
-    """What a metric is."""
+    """Properties of a metric."""
 
     description: str
-    """What its value says, as a part of a sentence."""
+    """Meaning of the value, as part of a sentence."""
     range: tuple[float, float] = (0, 1)
-    """Lowest and highest value."""
+    """Min and max value."""
     lower_is_better: bool = False
     needs_pairs: bool = False
     """Whether each row must have a chosen and a rejected answer."""
 
     @property
     def is_fraction(self) -> bool:
-        """Whether the value is a share of 1."""
+        """Whether the value is between 0 and 1."""
         return self.range == (0, 1)
 
     @property
@@ -38,7 +38,7 @@ class MetricInfo:
         return f"{self.description} ({bounds}, {direction} is better)"
 
     def gain(self, value: float, over: float) -> float:
-        """By how much a value is better than another one; negative where it is worse."""
+        """Improvement of a value over another one; negative if it is worse."""
         return over - value if self.lower_is_better else value - over
 
 
@@ -58,11 +58,11 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
     ),
 }
 DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")
-"""What is measured where a run does not say."""
+"""Metrics of a run that names none."""
 VALIDATION_METRIC: Final[Metric] = "loss"
-"""What training measures on the validation rows."""
+"""Metric that training measures on the validation rows."""
 
 
 def metrics_where(predicate: Callable[[MetricInfo], bool]) -> tuple[Metric, ...]:
-    """The metrics of which it is true, in the order of the table."""
+    """Metrics that meet the predicate, in the order of the table."""
     return tuple(metric for metric, info in METRICS.items() if predicate(info))
