@@ -161,11 +161,11 @@ class TrainingStatus(Model):
     ] = None
 
 
-class StageStatus(Model):
-    """Times of one finished stage."""
+class StageTimes(Model):
+    """Times of a stage, over all its pods."""
 
     name: Annotated[Stage, Field(description="Name of the stage.")]
-    profile: Annotated[Name | None, Field(description="ComputeProfile that the stage ran on.")] = None
+    profile: Annotated[Name | None, Field(description="ComputeProfile of the stage.")] = None
     queued_seconds: Annotated[
         float, Field(description="Seconds from the creation of the Job to the start of its first container.")
     ] = 0
@@ -178,22 +178,14 @@ class StageStatus(Model):
     ] = 0
 
 
-class StageUsage(Model):
+class StageStatus(StageTimes):
+    """Times of one finished stage."""
+
+
+class StageUsage(StageTimes):
     """Time that an unfinished stage has used so far, over all its pods, including pods before a
     suspension."""
 
-    name: Annotated[Stage, Field(description="Name of the stage.")]
-    profile: Annotated[Name | None, Field(description="ComputeProfile that the stage runs on.")] = None
-    queued_seconds: Annotated[
-        float, Field(description="Seconds from the creation of the Job to the start of its first container.")
-    ] = 0
-    seconds: Annotated[float, Field(description="Seconds in which at least one container ran.")] = 0
-    device_seconds: Annotated[
-        float,
-        Field(
-            description="Device seconds: the running time of each container, times the devices of its pod."
-        ),
-    ] = 0
     until: Annotated[datetime, Field(description="Time up to which usage is counted.")]
 
 
