@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate docs pictures golden format constraints clean \
 	python packages-environment packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -26,10 +26,13 @@ demo: packages .venv cluster images ## From rows to a served model on a real Kub
 	@$(RUN) -m tools.demo
 
 test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node
-	@$(RUN) -m tools.suites
+	@$(RUN) -m tools.suites $(if $(PAGE),--page)
 
-test-times: packages prometheus .venv cluster programs images ## The same, and the times of the suites into docs/testing.md
-	@$(RUN) -m tools.suites --page
+test-times: ## The same, and the times of the suites into docs/testing.md
+	@$(MAKE) test PAGE=1
+
+ci-times: packages-environment .venv ## Both for .ci/run in a fresh clone with empty caches; CACHES=folder keeps them
+	@$(RUN) -m tools.suites.fresh $(if $(CACHES),--caches $(CACHES))
 
 test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster: two hours more
 	$(PYTEST) tests/trainer -m full

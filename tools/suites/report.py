@@ -13,6 +13,7 @@ from tools.bootstrap.uv import ROOT
 
 PAGE: Final = ROOT / "docs" / "testing.md"
 BEGIN: Final = "<!-- Written by make test-times from here -->"
+BEGIN_FRESH: Final = "<!-- Written by make ci-times from here -->"
 
 
 @dataclass
@@ -65,6 +66,16 @@ def write(results: Sequence[Result]) -> None:
         BenchError: the page has no markers.
     """
     put(PAGE, BEGIN, [sheet(results)], "`make test` with everything built")
+
+
+def write_fresh(seconds: float) -> None:
+    """Write how long .ci/run took from nothing.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    lines = Sheet("min:s", ("command", "in all"), ((".ci/run", _minutes(seconds)),))
+    put(PAGE, BEGIN_FRESH, [lines], "`.ci/run` in a fresh clone with empty caches")
 
 
 def _minutes(seconds: float) -> str:

@@ -1,0 +1,51 @@
+"""python -m tools.suites.fresh [--caches FOLDER]: how long .ci/run takes from nothing."""
+
+import os
+import subprocess
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from tools.bootstrap.uv import ROOT
+from tools.suites.report import PAGE, write_fresh
+
+
+def measure(
+    caches: Annotated[
+        Path | None, typer.Option(help="An empty folder for the caches. It is kept; a temporary one is not.")
+    ] = None,
+) -> None:
+    """Time .ci/run in a fresh clone of HEAD with empty caches, and write its times into docs/testing.md."""
+    kept = caches and nullcontext(caches.absolute())
+    with TemporaryDirectory() as clones, kept or TemporaryDirectory() as folder:
+        cache = Path(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        if any(cache.iterdir()):
+            raise typer.BadParameter(f"{cache} is not empty.", param_hint="--caches")
+        clone = Path(clones) / "clone"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        started = time.monotonic()
+        ended = subprocess.run([".ci/run"], cwd=clone, env=_environment(cache), check=False)
+        seconds = time.monotonic() - started
+        if ended.returncode:
+            raise typer.Exit(ended.returncode)
+        PAGE.write_text((clone / PAGE.relative_to(ROOT)).read_text())
+        write_fresh(seconds)
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    """Downloads and builds go below `cache`; the suites write their times into the page."""
+    return os.environ | {
+        "XDG_CACHE_HOME": str(cache),
+        "GOPATH": str(cache / "go"),
+        "npm_config_cache": str(cache / "npm"),
+        "PAGE": "1",
+    }
+
+
+if __name__ == "__main__":
+    typer.run(measure)
