@@ -21,7 +21,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
 from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.reconcile.stagejobs import is_stage_running
+from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.conditions import status_manifest
 from finetune_operator.status.finished import is_prepared, is_settled

@@ -17,9 +17,9 @@ from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import asked, next_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import versions_of
-from finetune_operator.reconcile.results import contract_of_jobs
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.reconcile.stages import StageRequest
+from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
+from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.finished import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason

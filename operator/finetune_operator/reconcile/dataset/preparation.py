@@ -11,8 +11,9 @@ from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, lab
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import settle
-from finetune_operator.reconcile.retries import Retry
-from finetune_operator.reconcile.stages import Broken, advance
+from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.stages.request import Broken
 from finetune_operator.reconcile.steps import Done, Failed, Halt
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

@@ -13,9 +13,9 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
 from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
-from finetune_operator.reconcile.results import pods_of
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.reconcile.stagejobs import is_unfinished, until_ended
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.jobstate import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import EventReason, Reason
 

@@ -23,9 +23,10 @@ from finetune_operator.reconcile.finetunejob.surroundings import (
     surroundings,
 )
 from finetune_operator.reconcile.profiles import check_config
-from finetune_operator.reconcile.results import pods_of
-from finetune_operator.reconcile.retries import Retry
-from finetune_operator.reconcile.stages import Broken, Peers, Probe, StageRequest, advance
+from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.request import Broken, Peers, Probe, StageRequest
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import progress

@@ -12,10 +12,10 @@ from finetune_operator.manifests.trainer import FIRST_CONTRACT, Trainer, trainer
 from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.ownership import is_held
-from finetune_operator.reconcile.results import contract_of_jobs
 from finetune_operator.reconcile.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.snapshot import Snapshot
-from finetune_operator.reconcile.stagejobs import is_stage_running
+from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
+from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import Reason

@@ -12,7 +12,7 @@ from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
-from finetune_operator.reconcile.results import pods_of
+from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.results import JOB_UID
+from finetune_operator.reconcile.stages.jobresults import JOB_UID
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.memorycluster import FACTS, MemoryCluster, at
 from tests.unit.operator.runobjects import (

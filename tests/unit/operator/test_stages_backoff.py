@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.manifests.jobs import pod_failure_policy
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.retries import counted, due_at
+from finetune_operator.reconcile.stages.backoff import counted, due_at
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.vocabulary import Stage
 from tests.unit.operator.memorycluster import NOW, MemoryCluster

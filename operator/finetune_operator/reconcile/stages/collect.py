@@ -1,0 +1,93 @@
+"""The result of a stage whose pod is gone, from the store."""
+
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_operator.observe.jobtrouble import job_trouble, look_again
+from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.stages import backoff
+from finetune_operator.reconcile.stages.backoff import PASSING, Retry
+from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
+from finetune_operator.reconcile.stages.jobstate import ended_at, foreign, has_ended, is_unfinished
+from finetune_operator.reconcile.stages.request import Broken, Outcome, StageRequest
+from finetune_operator.reconcile.stages.retry import retry_stage
+from finetune_operator.reconcile.stages.running import until_settled, waiting
+from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.status.reasons import Reason
+
+
+def collect(draft: Draft, request: StageRequest) -> Outcome:
+    """The result from the store, by a small Job, because the pod that had it is gone."""
+    job = draft.snapshot.jobs.get(request.collect_name)
+    reading = f"reading the result of {request.stage} from the store"
+    if job is None:
+        built = request.build_collect()
+        if isinstance(built, Blocked | Failed):
+            return built
+        draft.start_job(built)
+    elif is_foreign(job, request.expected, draft.snapshot):
+        return foreign(job)
+    elif is_unfinished(job):
+        return _collecting(job, pods_of(job, draft.snapshot), reading, draft.snapshot.now)
+    else:
+        how = "Complete" if has_ended(job, "Complete") else "Failed"
+        pods = pods_of(job, draft.snapshot)
+        result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
+        if result is None:
+            settling = until_settled(job, how, request, draft.snapshot.now)
+            if settling is not None:
+                return settling
+        elif result.outcome == "Succeeded":
+            return result
+        elif result.reason in PASSING:
+            return retry_stage(draft, job, result, replace(request, probe=None))
+        if result is not None or how == "Failed":
+            return _lost(request, result.message if result else "its Job failed too")
+        return _unread(draft, job, pods, request)
+    return Working(Reason.COLLECTING, reading)
+
+
+def _lost(request: StageRequest, why: str) -> Broken:
+    return Broken(
+        Reason.RESULT_LOST,
+        f"{request.stage} completed, but its pod is gone and its result could not be read from the store:"
+        f" {why}",
+        None,
+    )
+
+
+def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
+    """A collect Job completed, and what it read did not arrive: try again later, a few times."""
+    snapshot = draft.snapshot
+    status = backoff.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
+    messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
+    said = next((message for message in messages if message), None)
+    why = (
+        f"the operator cannot read it (it begins {said[:60]!r}): check that the trainer image and the"
+        " operator are at most one release apart"
+        if said
+        else "the pods that read it were removed before the operator saw how they ended: check what deletes"
+        " finished pods in this namespace"
+    )
+    if status.failures >= backoff.READ_ATTEMPTS:
+        return _lost(request, f"{status.failures} attempts; {why}")
+    due = backoff.due_at(status, request.run)
+    if snapshot.now >= due:
+        draft.remove(job)
+    left = max(1.0, (due - snapshot.now).total_seconds())
+    message = (
+        f"the result of {request.stage} is not read yet: {why} (attempt {status.failures} of"
+        f" {backoff.READ_ATTEMPTS}; next try at {due:%H:%M:%S} UTC)"
+    )
+    return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, left))
+
+
+def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
+    trouble = job_trouble(job, pods, now)
+    if trouble is None:
+        return Working(Reason.COLLECTING, reading, look_again(pods, now))
+    if trouble.reason == Reason.QUEUED:
+        return Working(Reason.COLLECTING, f"{reading}: {trouble.message}", trouble.look_again)
+    return waiting(trouble)

@@ -1,0 +1,93 @@
+"""Another try of a stage that failed for now, on devices only once the store is known to answer."""
+
+from dataclasses import replace
+
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.jobtrouble import job_trouble, look_again
+from finetune_operator.observe.stagetimes import instant
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.stages import backoff
+from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
+from finetune_operator.reconcile.stages.jobstate import ended_at, foreign, has_ended, is_unfinished
+from finetune_operator.reconcile.stages.request import Outcome, StageRequest
+from finetune_operator.reconcile.stages.running import until_settled, waiting
+from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import StageResult
+
+
+def retry_stage(draft: Draft, job: Manifest, result: StageResult, request: StageRequest) -> Outcome:
+    """Wait until another try is due; then the Job that failed makes room for it."""
+    snapshot = draft.snapshot
+    failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
+    status = backoff.counted(request.retry, request.stage, failed_at)
+    probe = None if request.probe is None else snapshot.jobs.get(request.probe.name)
+    is_old = probe is not None and instant(probe["metadata"]["creationTimestamp"]) < failed_at
+    due = backoff.due_at(status, request.run)
+    retry = backoff.waiting(result, status, due, snapshot.now)
+    if probe is not None and is_old:
+        draft.remove(probe)
+    elif probe is not None and is_foreign(probe, request.expected, snapshot):
+        return foreign(probe)
+    elif probe is not None:
+        return _probed(draft, job, probe, retry, request)
+    if snapshot.now < due:
+        return retry
+    if request.probe is None:
+        draft.remove(job)
+        return retry
+    if probe is not None:
+        return replace(retry, halt=_checking(request, None))
+    built = request.probe.build()
+    if isinstance(built, Blocked | Failed):
+        return built
+    draft.start_job(built)
+    return replace(retry, halt=_checking(request, None))
+
+
+def _checking(request: StageRequest, look_again_in: float | None) -> Working:
+    message = f"checking the store without devices before {request.stage} is tried again"
+    return Working(Reason.CHECKING_STORE, message, look_again_in)
+
+
+def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request: StageRequest) -> Outcome:
+    """What the check of the store found: the stage's result, that it answers, or that it still does not."""
+    snapshot, pods = draft.snapshot, pods_of(probe, draft.snapshot)
+    if "deletionTimestamp" in probe["metadata"]:
+        return replace(retry, halt=_checking(request, None))
+    if is_unfinished(probe):
+        trouble = job_trouble(probe, pods, snapshot.now)
+        if trouble is None or trouble.reason == Reason.QUEUED:
+            later = trouble.look_again if trouble is not None else look_again(pods, snapshot.now)
+            return replace(retry, halt=_checking(request, later))
+        return replace(retry, halt=waiting(trouble))
+    found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)
+    if found is not None and found.outcome == "Succeeded":
+        return found
+    reads = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
+    if has_ended(probe, "Complete") or reads:
+        draft.remove(job)
+        draft.remove(probe)
+        waits = f"the store answers; waiting for the previous {request.stage} Job to go"
+        return replace(retry, halt=Working(Reason.QUEUED, waits))
+    failed_at = ended_at(probe, "Failed")
+    if found is None:
+        settling = until_settled(probe, "Failed", request, snapshot.now)
+        trouble = podfailures.failure(probe, pods)
+        found = StageResult(
+            stage=request.stage,
+            run=request.run,
+            outcome="Failed",
+            reason=str(trouble.reason),
+            message=trouble.message,
+        )
+        if settling is not None:
+            return replace(retry, halt=_checking(request, settling.requeue_after))
+    status = backoff.counted(retry.status, request.stage, failed_at)
+    due = backoff.due_at(status, request.run)
+    if snapshot.now >= due:
+        draft.remove(probe)
+    return backoff.waiting(found, status, due, snapshot.now)

@@ -1,0 +1,79 @@
+"""How a pass ends while the Job of a stage is under way."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, non_retryable_exit_codes
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.jobtrouble import job_trouble, look_again
+from finetune_operator.observe.peers import called, current, nodes_of
+from finetune_operator.observe.pods import Trouble
+from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.stages.jobresults import result_of
+from finetune_operator.reconcile.stages.jobstate import RUNNING, SETTLING, ended_at
+from finetune_operator.reconcile.stages.request import StageRequest
+from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import Stage
+
+
+def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
+    left = SETTLING - (now - ended_at(job, how))
+    if left <= timedelta():
+        return None
+    return Working(RUNNING[request.stage], running(request.stage), left.total_seconds() + 1)
+
+
+def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime) -> Working | Blocked:
+    trouble, later = job_trouble(job, pods, now), look_again(pods, now)
+    together = current(pods)
+    ended = podfailures.decisive([pod for pod in pods if pod in together])
+    if ended is not None and (trouble is None or trouble.expected):
+        between = _between_pods(job, ended, request)
+        if between is not None:
+            return replace(between, requeue_after=later)
+    if trouble is not None:
+        soonest = min((each for each in (trouble.look_again, later) if each is not None), default=None)
+        return waiting(replace(trouble, look_again=soonest))
+    return Working(RUNNING[request.stage], running(request.stage), later)
+
+
+def running(stage: Stage) -> str:
+    """Also while its end is being counted: that takes a moment and is not worth a status write."""
+    return f"{stage} is running"
+
+
+def waiting(trouble: Trouble) -> Working | Blocked:
+    if trouble.expected:
+        return Working(trouble.reason, trouble.message, trouble.look_again)
+    return Blocked(trouble.reason, trouble.message, None)
+
+
+def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
+    """A pod ended and its Job has not: that is being counted, or another follows; None: it did its part."""
+    stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
+    failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
+    if code == ExitCode.OK:
+        return None
+    if code in non_retryable_exit_codes(stage) or failed >= attempts:
+        return Working(RUNNING[stage], running(stage))
+    disruption = podfailures.disruption(pod)
+    if code in IGNORED_EXIT_CODES or disruption is not None:
+        lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None
+        how = disruption or lost or f"ended with exit code {code}"
+        saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
+        return Working(Reason.QUEUED, f"{called(stage, pod)} {how}{saved}; the next one follows")
+    trouble = result_of(pod, job, request.expected) or podfailures.failure(job, (pod,))
+    if nodes_of(job) > 1:
+        return Working(
+            Reason.QUEUED,
+            f"{stage} failed with {trouble.reason} and is tried again (pod failure {max(1, failed)} of"
+            f" {attempts}): {trouble.message}",
+        )
+    return Working(
+        Reason.QUEUED,
+        f"attempt {max(1, failed)} of {attempts} at {stage} failed with {trouble.reason} and is tried again:"
+        f" {trouble.message}",
+    )
