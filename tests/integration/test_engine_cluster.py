@@ -92,7 +92,7 @@ class Setup:
             self.stores,
             EventRecorder(cluster, "engine-test", "0"),
             Stamp("example.com/applied"),
-            precious=lambda _manifest: False,
+            confirm_absent_before_create=lambda _manifest: False,
         )
 
     async def do(self, primary: Manifest, plan: Plan) -> Manifest:

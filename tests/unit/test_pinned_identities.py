@@ -13,7 +13,7 @@ from finetune_operator.api.checkpoint import BaseModelRecord
 from finetune_operator.api.computeprofile import ComputeProfile, Devices
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests import revisionhash
-from finetune_operator.manifests.serving import build_revision
+from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs.prepare import PrepareConfig

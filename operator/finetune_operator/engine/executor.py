@@ -35,7 +35,7 @@ class Executor:
             pass sees them whatever the watch does.
         events: where events go.
         stamp: marks what was applied.
-        precious: whether an object's absence is confirmed by a GET before it is created.
+        confirm_absent_before_create: whether an object's absence is confirmed by a GET before it is created.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Executor:
         stores: Stores,
         events: EventRecorder,
         stamp: Stamp,
-        precious: Callable[[Manifest], bool],
+        confirm_absent_before_create: Callable[[Manifest], bool],
     ) -> None:
         self._cluster = cluster
         self._stores = stores
         self._events = events
         self._stamp = stamp
-        self._precious = precious
+        self._confirm_absent_before_create = confirm_absent_before_create
         self._begun: dict[ResourceType, int] = {}
 
     async def begin_term(self, types: Iterable[ResourceType], namespace: str = "") -> None:
@@ -184,7 +184,7 @@ class Executor:
 
     async def _create(self, create: Create) -> None:
         manifest = create.manifest
-        if create.same == "Any" or self._precious(manifest):
+        if create.same == "Any" or self._confirm_absent_before_create(manifest):
             existing = await self._live(manifest)
             if existing is not None:
                 self._accept(create, existing)

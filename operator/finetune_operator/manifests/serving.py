@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
@@ -17,15 +16,13 @@ from finetune_operator.manifests.labels import (
     REVISION,
     RUN,
     child_labels,
-    revision_name,
 )
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.pods import CPU
-from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
+from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.manifests.servingvolumes import key_volume, scratch_volume, store_volume
 from finetune_operator.manifests.trainer import trainer_of
-from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
 from finetune_trainer.contract.environment import (
@@ -37,7 +34,6 @@ from finetune_trainer.contract.environment import (
     TERMINATION_MESSAGE_PATH,
 )
 from finetune_trainer.contract.objects import ArtifactRef, Owner
-from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
@@ -49,64 +45,6 @@ DRAIN_SECONDS: Final = 10
 
 FINISH_SECONDS: Final = 110
 """How long requests in flight may take after that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """What one Deployment serves, and on what."""
-
-    name: str
-    base_digest: str
-    models: tuple[tuple[str, Weights], ...]
-    profile: ComputeProfile
-    store: str
-    """uri of the store that holds the models."""
-    store_credentials: str | None = None
-    """Name of the Secret that opens it."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the one model holds all weights and so takes the base model's place."""
-        return any(weights.type == FULL_MODEL for _, weights in self.models)
-
-
-def build_revision(
-    endpoint: InferenceDeployment,
-    base_digest: str,
-    models: tuple[tuple[str, Weights], ...],
-    profile: ComputeProfile,
-    store: str,
-) -> Revision:
-    """The revision for these models, named by what a user of the endpoint chose.
-
-    The operator's default image is not part of the name, so that its upgrade restarts no endpoint. A setting
-    that comes with a later release enters it only when set.
-    """
-    spec = profile.spec
-    inputs: dict[str, Any] = {
-        "base": base_digest,
-        "models": [(name, weights.digest, weights.type) for name, weights in models],
-        "image": spec.images.trainer,
-        "devices": endpoint.spec.compute.devices,
-        "resources": hashed_resources(spec.resources.serve),
-        "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
-        "placement": hashed_placement(spec),
-    }
-    inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
-    # Any of them opens the store.
-    secret = next((weights.credentials for _, weights in models if weights.credentials), None)
-    if any(weights.checkpoint is None for _, weights in models):
-        # Of a record the place never changes; a pin may name another one.
-        inputs["store"] = [store, secret]
-    name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
-    return Revision(name, base_digest, models, profile, store, secret)
-
-
-def api_keys_secret(endpoint: InferenceDeployment) -> str | None:
-    """Name of the Secret with the keys that requests need, or None where they need none."""
-    serving = endpoint.spec.serving
-    secret = serving.api_keys_secret_ref if serving is not None else None
-    return secret.name if secret is not None else None
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:

@@ -65,7 +65,9 @@ class Term:
         self._nonce_key = secrets.token_hex(32)
         self._lookups = Lookups(cluster)
         events = EventRecorder(cluster, OPERATOR, settings.pod_name)
-        self._executor = Executor(cluster, caches.by_type, events, stamp, precious=_holds_devices)
+        self._executor = Executor(
+            cluster, caches.by_type, events, stamp, confirm_absent_before_create=_holds_devices
+        )
         controller = Controller(
             caches=caches,
             reader=reader,

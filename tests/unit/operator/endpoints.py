@@ -1,4 +1,4 @@
-"""Endpoints, checkpoints and their surroundings for the serving tests."""
+"""Endpoints, checkpoints and their prerequisites for the serving tests."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -82,7 +82,7 @@ def finetunejob(**spec: Any) -> Manifest:
     }
 
 
-def surroundings() -> tuple[Manifest, ...]:
+def prerequisites() -> tuple[Manifest, ...]:
     """Everything that a run needs, but for its data."""
     return profile(), claim("artifacts"), claim("models")
 

@@ -13,7 +13,7 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     preflighted,
     prepared,
-    surroundings,
+    prerequisites,
     trained,
 )
 
@@ -27,7 +27,7 @@ RESULTS: Final[dict[str, Callable[[], StageResult]]] = {
 
 def started(**spec: Any) -> MemoryCluster:
     """A run with these fields in its spec whose data is ready and whose first stage is under way."""
-    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob(**spec))
+    cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(**spec))
     cluster.settle()
     cluster.succeed("prepare", prepared(), after=5)
     cluster.settle()
@@ -36,7 +36,7 @@ def started(**spec: Any) -> MemoryCluster:
 
 def ended(data: Manifest | None = None, **spec: Any) -> MemoryCluster:
     """A run with these fields in its spec that was judged and, if its gates pass, promoted."""
-    cluster = MemoryCluster(*surroundings(), data or dataset(), finetunejob(**spec))
+    cluster = MemoryCluster(*prerequisites(), data or dataset(), finetunejob(**spec))
     cluster.settle()
     cluster.succeed("prepare", prepared(), after=5)
     for stage in STAGES:

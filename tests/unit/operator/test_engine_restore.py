@@ -101,7 +101,11 @@ async def test_a_pass_that_meets_an_older_live_object_takes_it_over_and_the_next
     store.put(pod("a", 200))
     cluster = cast("Cluster", Listed(150, pod("a", 150)))
     executor = Executor(
-        cluster, {POD: store}, EventRecorder(cluster, "test", "0"), Stamp("x"), precious=lambda _: False
+        cluster,
+        {POD: store},
+        EventRecorder(cluster, "test", "0"),
+        Stamp("x"),
+        confirm_absent_before_create=lambda _: False,
     )
     with pytest.raises(Conflict):
         await executor.confirm(cast("Manifest", store.get("team", "a")))

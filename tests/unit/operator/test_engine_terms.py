@@ -53,7 +53,11 @@ async def after_a_term_began() -> tuple[Empty, Executor]:
     cluster = cast("Cluster", empty)
     stores = {POD: ObjectStore(), JOB: ObjectStore()}
     executor = Executor(
-        cluster, stores, EventRecorder(cluster, "test", "0"), Stamp("x"), precious=lambda _: False
+        cluster,
+        stores,
+        EventRecorder(cluster, "test", "0"),
+        Stamp("x"),
+        confirm_absent_before_create=lambda _: False,
     )
     await executor.begin_term([POD])
     return empty, executor

@@ -7,7 +7,8 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
-from finetune_operator.manifests.serving import build_deployment, build_revision
+from finetune_operator.manifests.revision import build_revision
+from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FetchConfig

@@ -22,8 +22,8 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     preflighted,
     prepared,
+    prerequisites,
     profile,
-    surroundings,
     trained,
 )
 from tests.unit.operator.runsteps import RESULTS, STAGES, reached, started
@@ -144,7 +144,7 @@ def test_finished_jobs_go_after_their_time_and_records_stay() -> None:
 )
 def test_answers_that_no_test_row_has_are_said_where_the_scores_are(untested: int, said: str) -> None:
     statistics = DataStatistics(source_rows=240, distinct_completions=7, untested_answers=untested)
-    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob())
+    cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob())
     cluster.settle()
     cluster.succeed("prepare", prepared(statistics=statistics), after=5)
     for stage in STAGES:
@@ -186,7 +186,7 @@ def test_a_run_without_status_whose_checkpoints_exist_is_restored_and_not_traine
 
 
 def test_each_stage_notes_the_profile_that_it_ran_on() -> None:
-    cluster = MemoryCluster(*surroundings(), profile("l4", default=False), dataset())
+    cluster = MemoryCluster(*prerequisites(), profile("l4", default=False), dataset())
     cluster.add(finetunejob(evaluation={"profile": "l4", "gates": [{"metric": "exact_match", "min": 0.8}]}))
     cluster.settle()
     for stage, result in (("prepare", prepared()), *((name, RESULTS[name]()) for name in STAGES)):

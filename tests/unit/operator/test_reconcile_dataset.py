@@ -20,13 +20,13 @@ from tests.unit.operator.runobjects import (
     digest,
     failed,
     prepared,
+    prerequisites,
     profile,
-    surroundings,
 )
 
 
 def cluster_of(**spec: Any) -> MemoryCluster:
-    cluster = MemoryCluster(*surroundings(), dataset(**spec))
+    cluster = MemoryCluster(*prerequisites(), dataset(**spec))
     cluster.settle()
     return cluster
 
@@ -164,7 +164,7 @@ def test_a_blocked_dataset_says_what_is_missing(objects: Any, spec: Any, reason:
 
 
 def test_what_an_earlier_release_did_not_act_on_is_prepared_by_this_one() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": 900}))
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": 900}))
     stalled = {
         "type": "Stalled",
         "status": "True",

@@ -16,7 +16,7 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     preflighted,
     prepared,
-    surroundings,
+    prerequisites,
     trained,
 )
 
@@ -51,7 +51,7 @@ def result() -> StageResult:
 
 def trained_run(**spec: Any) -> MemoryCluster:
     """A run that was trained and left ten checkpoints."""
-    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob(**KEPT, **spec))
+    cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(**KEPT, **spec))
     cluster.settle()
     for stage, ended in (("prepare", prepared()), ("preflight", preflighted()), ("train", result())):
         cluster.succeed(stage, ended, after=5)

@@ -20,7 +20,7 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     preflighted,
     prepared,
-    surroundings,
+    prerequisites,
     trained,
 )
 
@@ -98,7 +98,7 @@ def test_one_failed_gate_fails_all_and_an_undecided_one_never_passes() -> None:
 
 def judged(tuned: float = 0.95, **spec: Any) -> MemoryCluster:
     """A run at its end; `evaluation: None` leaves the evaluation out."""
-    cluster = MemoryCluster(*surroundings(), dataset(), finetunejob(**spec))
+    cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(**spec))
     cluster.settle()
     results = [("prepare", prepared()), ("preflight", preflighted()), ("train", trained())]
     if cluster.job(JOB).spec.evaluation is not None:

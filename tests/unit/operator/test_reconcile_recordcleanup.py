@@ -18,7 +18,7 @@ from tests.unit.operator.runobjects import (
     WEIGHTS,
     finetunejob,
     prepared,
-    surroundings,
+    prerequisites,
     trained,
 )
 from tests.unit.operator.runsteps import delete_run, ended, reached
@@ -399,7 +399,7 @@ def test_rows_stay_for_a_dataset_whose_source_is_looked_at_again() -> None:
 
 def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() -> None:
     inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
-    cluster = MemoryCluster(*surroundings(), finetunejob(dataset=inline, deletionPolicy="Delete"))
+    cluster = MemoryCluster(*prerequisites(), finetunejob(dataset=inline, deletionPolicy="Delete"))
     cluster.settle()
     cluster.succeed("prepare", prepared(run=cluster.job(JOB).uid))
     cluster.settle()

@@ -27,7 +27,7 @@ from tests.unit.operator.runobjects import (
     failed,
     finetunejob,
     prepared,
-    surroundings,
+    prerequisites,
 )
 
 INTERVAL = 7200
@@ -39,7 +39,9 @@ NEWER_VERSION = dataset_version_name(DATASET, NEWER)
 
 def ready(*objects: Manifest, version: str | None = "etag-1", **spec: Any) -> MemoryCluster:
     """A Dataset that has been prepared and is to be looked at every two hours."""
-    cluster = MemoryCluster(*surroundings(), *objects, dataset(refresh={"intervalSeconds": INTERVAL}, **spec))
+    cluster = MemoryCluster(
+        *prerequisites(), *objects, dataset(refresh={"intervalSeconds": INTERVAL}, **spec)
+    )
     cluster.settle()
     cluster.succeed("prepare", prepared(source_version=version))
     cluster.settle()
@@ -420,7 +422,7 @@ def test_an_annotation_asks_for_one_look_at_once() -> None:
 
 
 def test_a_dataset_without_refresh_is_looked_at_when_somebody_asks() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset())
+    cluster = MemoryCluster(*prerequisites(), dataset())
     cluster.settle()
     cluster.succeed("prepare", prepared(source_version="etag-1"))
     cluster.settle()
@@ -451,7 +453,7 @@ def test_who_asks_while_the_source_is_being_read_gets_a_look_of_their_own() -> N
 
 
 def test_a_value_that_was_there_from_the_start_is_answered_by_the_preparation() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset())
+    cluster = MemoryCluster(*prerequisites(), dataset())
     cluster.annotate("Dataset", DATASET, refresh_requested="x" * 5000)
     cluster.settle()
     cluster.succeed("prepare", prepared())
@@ -473,7 +475,7 @@ def test_an_empty_annotation_asks_for_nothing() -> None:
 
 
 def test_a_dataset_that_failed_is_prepared_again_when_somebody_asks() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": INTERVAL}))
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}))
     cluster.settle()
     bad_rows(cluster)
     cluster.now += timedelta(days=1)
@@ -495,7 +497,7 @@ def test_a_dataset_that_failed_is_prepared_again_when_somebody_asks() -> None:
 
 
 def test_a_spec_that_cannot_work_is_not_looked_at_in_circles_when_somebody_asks() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset(source={"uri": "pvc://rows/*/a.jsonl"}))
+    cluster = MemoryCluster(*prerequisites(), dataset(source={"uri": "pvc://rows/*/a.jsonl"}))
     cluster.annotate("Dataset", DATASET, refresh_requested="now")
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Stalled": "InvalidSpec"}
@@ -533,7 +535,7 @@ def test_a_spec_changed_during_a_look_ends_that_look() -> None:
 
 
 def test_the_jobs_of_the_last_look_stay_for_an_hour_and_no_longer_than_until_the_next_has_ended() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": 900}))
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": 900}))
     cluster.settle()
     cluster.succeed("prepare", prepared(source_version="etag-1"))
     cluster.settle()
@@ -584,7 +586,7 @@ def test_the_look_after_the_latest_version_was_deleted_makes_it_again() -> None:
 
 def test_a_look_at_what_an_earlier_release_prepared_does_not_take_the_first_jobs_name() -> None:
     for state, reason in (("Ready", "Succeeded"), ("Stalled", "InvalidData")):
-        cluster = MemoryCluster(*surroundings(), dataset())
+        cluster = MemoryCluster(*prerequisites(), dataset())
         condition = {
             "type": state,
             "status": "True",
@@ -604,7 +606,7 @@ def test_a_look_at_what_an_earlier_release_prepared_does_not_take_the_first_jobs
 def test_names_of_looks_stay_within_what_a_job_may_have() -> None:
     manifest = dataset(refresh={"intervalSeconds": 900})
     manifest["metadata"]["name"] = "d" * 40
-    cluster = MemoryCluster(*surroundings(), manifest)
+    cluster = MemoryCluster(*prerequisites(), manifest)
     cluster.settle()
     cluster.succeed("prepare", prepared())
     cluster.settle()
@@ -638,7 +640,7 @@ def recorded(cluster: MemoryCluster, rule_version: int | None = None) -> None:
 
 
 def test_a_new_dataset_is_prepared_by_the_newest_rule_and_keeps_it() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset(refresh={"intervalSeconds": INTERVAL}))
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}))
     cluster.settle()
 
     assert cluster.config("prepare").split.rule_version == RULE_VERSION
@@ -672,7 +674,7 @@ def test_a_dataset_of_an_earlier_release_keeps_its_rule_and_reads_its_source_onc
 
 
 def test_the_rule_that_the_spec_names_holds_and_ends_the_condition() -> None:
-    cluster = MemoryCluster(*surroundings(), dataset())
+    cluster = MemoryCluster(*prerequisites(), dataset())
     cluster.settle()
     cluster.succeed("prepare", prepared(unread_labels=3))
     cluster.settle()

@@ -9,8 +9,8 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     preflighted,
     prepared,
+    prerequisites,
     profile,
-    surroundings,
     trained,
 )
 from tests.unit.operator.runsteps import reached
@@ -95,7 +95,7 @@ def test_suspending_deletes_the_running_job_in_the_foreground_and_resuming_creat
 
 
 def test_device_seconds_cover_the_time_before_and_after_a_suspension() -> None:
-    cluster = MemoryCluster(*surroundings()[1:], profile(pricePerDeviceHour=3.6, currency="EUR"), dataset())
+    cluster = MemoryCluster(*prerequisites()[1:], profile(pricePerDeviceHour=3.6, currency="EUR"), dataset())
     cluster.add(finetunejob(compute={"devices": 2}))
     cluster.settle()
     cluster.succeed("prepare", prepared())

@@ -16,7 +16,7 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     preflighted,
     prepared,
-    surroundings,
+    prerequisites,
     trained,
 )
 from tests.unit.operator.runsteps import reached
@@ -44,7 +44,7 @@ def after(**training: Any) -> MemoryCluster:
     assert result.train is not None
     result = result.model_copy(update={"train": result.train.model_copy(update=training)})
     run = finetunejob(hyperparameters={"earlyStoppingPatience": 1})
-    cluster = MemoryCluster(*surroundings(), dataset(), run)
+    cluster = MemoryCluster(*prerequisites(), dataset(), run)
     cluster.settle()
     for stage, ended in (("prepare", prepared()), ("preflight", preflighted_patiently()), ("train", result)):
         cluster.succeed(stage, ended, after=5)
@@ -193,7 +193,7 @@ def test_what_preflight_chose_for_kto_is_kept_and_trained_with() -> None:
         update={"preflight": result.preflight.model_copy(update={"preference": chosen})}
     )
     run = finetunejob(method={"type": "KTO", "preference": {"beta": 0.2}})
-    cluster = MemoryCluster(*surroundings(), dataset(), run)
+    cluster = MemoryCluster(*prerequisites(), dataset(), run)
     cluster.settle()
 
     for stage, ended in (("prepare", prepared()), ("preflight", result)):

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import SERVICE
-from finetune_operator.manifests.serving import Revision
+from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
 from finetune_operator.reconcile.inferencedeployment.targets import resolve

@@ -75,7 +75,7 @@ class Scene:
                 caches.by_type,
                 events,
                 Stamp("example.com/applied"),
-                precious=lambda _: False,
+                confirm_absent_before_create=lambda _: False,
             ),
             events=events,
             lookups=Lookups(self.cluster),

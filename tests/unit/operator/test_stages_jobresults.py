@@ -19,8 +19,8 @@ from tests.unit.operator.runobjects import (
     digest,
     finetunejob,
     prepared,
+    prerequisites,
     profile,
-    surroundings,
     trained,
 )
 from tests.unit.operator.runsteps import RESULTS
@@ -34,7 +34,7 @@ def answer(cluster: MemoryCluster, stage: str, result: StageResult) -> StageResu
 
 def training(*profiles: Manifest) -> MemoryCluster:
     """A run whose train Job exists, by an operator that binds results to Jobs."""
-    around = surroundings()
+    around = prerequisites()
     objects = (*profiles, *around[1:]) if profiles else around
     cluster = MemoryCluster(*objects, dataset(), finetunejob(), facts=KEYED)
     cluster.settle()
@@ -147,7 +147,7 @@ def test_a_trainer_of_the_first_contract_is_asked_for_no_nonce() -> None:
 
 def preparing(*profiles: Manifest, **spec: Any) -> MemoryCluster:
     """A Dataset whose first prepare Job exists, by an operator that binds results to Jobs."""
-    around = surroundings()
+    around = prerequisites()
     objects = (*profiles, *around[1:]) if profiles else around
     cluster = MemoryCluster(*objects, dataset(**spec), facts=KEYED)
     cluster.settle()
@@ -187,7 +187,7 @@ def test_a_hand_made_job_blocks_a_dataset_until_it_is_gone() -> None:
 
 @pytest.mark.parametrize("kind", ["Dataset", "FineTuneJob"])
 def test_a_job_that_was_there_before_the_operator_looked_is_hand_made(kind: str) -> None:
-    cluster = MemoryCluster(*surroundings(), dataset(), facts=KEYED)
+    cluster = MemoryCluster(*prerequisites(), dataset(), facts=KEYED)
     if kind == "FineTuneJob":
         cluster.settle()
         cluster.succeed("prepare", answer(cluster, "prepare", prepared()))

@@ -51,7 +51,7 @@ class _Costs:
         """Processor time of each request, by what it does."""
         async with client(self._plane, USER) as user, client(self._plane, OPERATOR) as operator:
             ledger = Ledger(AuditLog(self._plane.audit_log))
-            for manifest in workload.surroundings():
+            for manifest in workload.prerequisites():
                 await user.create(manifest)
             await ledger.until_quiet()
             events = EventRecorder(operator, OPERATOR, "0")

@@ -104,7 +104,7 @@ class _History:
         self._progress("one run is seen through")
         run = workload.finetunejob(0)
         async with self._operator(), background(FakeKubelet(node, workload.NAMESPACE).run()):
-            for manifest in (*workload.surroundings(), run):
+            for manifest in (*workload.prerequisites(), run):
                 await user.create(manifest)
             job = await until_done(
                 *(user, "FineTuneJob", workload.NAMESPACE, run["metadata"]["name"]),

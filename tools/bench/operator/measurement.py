@@ -128,7 +128,7 @@ class _Measurement:
             await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _prepare(self, user: Cluster, node: Cluster) -> None:
-        for manifest in workload.surroundings():
+        for manifest in workload.prerequisites():
             await user.create(manifest)
         async with background(FakeKubelet(node, workload.NAMESPACE).run()):
             await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))

@@ -87,7 +87,7 @@ class _Neighbour:
         return waits
 
     async def _prepare(self, user: Cluster, node: Cluster) -> None:
-        for manifest in workload.surroundings():
+        for manifest in workload.prerequisites():
             await user.create(manifest)
         for kind in NEIGHBOURS:
             await create(user, workload.of_a_team(kind))

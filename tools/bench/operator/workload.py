@@ -17,7 +17,7 @@ def namespace(name: str = NAMESPACE) -> Object:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
-def surroundings() -> list[Object]:
+def prerequisites() -> list[Object]:
     """What a platform team and the team itself make before anybody trains."""
     return [_ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}), *of_a_team()]
 

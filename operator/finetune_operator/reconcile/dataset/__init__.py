@@ -12,10 +12,10 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import profiles, storage
-from finetune_operator.reconcile.dataset.check import check
 from finetune_operator.reconcile.dataset.clearing import clear_away
-from finetune_operator.reconcile.dataset.look import profile_of
 from finetune_operator.reconcile.dataset.preparation import prepare
+from finetune_operator.reconcile.dataset.refresh import refresh
+from finetune_operator.reconcile.dataset.sourcecheck import profile_of
 from finetune_operator.reconcile.dataset.timing import is_asked, until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.ownership import delete_with, holding, versions_of
@@ -63,7 +63,7 @@ def _reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
     draft = Draft(snapshot)
     later = clear_away(dataset, draft)
     if is_prepared(dataset):
-        return check(dataset, draft, later)
+        return refresh(dataset, draft, later)
     if is_settled(dataset) and not is_asked(dataset):
         return draft.plan(None, later)
     return prepare(dataset, draft, later)

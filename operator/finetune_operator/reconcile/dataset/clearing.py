@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.reconcile.dataset.look import job_names, number_of
+from finetune_operator.reconcile.dataset.sourcecheck import job_names, number_of
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.jobstate import is_unfinished
 from finetune_operator.status import conditions

@@ -6,14 +6,14 @@ from typing import Any
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile import storage
-from finetune_operator.reconcile.dataset.look import ended, made_in, number_of, request_of, retry_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
+from finetune_operator.reconcile.dataset.sourcecheck import ended, made_in, number_of, request_of, retry_of
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
-from finetune_operator.reconcile.stages.request import Broken
+from finetune_operator.reconcile.stages.request import StageFailed
 from finetune_operator.reconcile.steps import Done, Failed, Halt
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -37,8 +37,8 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
                 update={"status": dataset.status.model_copy(update={"conditions": known})}
             )
             return _plan(dataset, draft, later, Done(Reason.SUCCEEDED, recorded.message), **recorded.fields)
-        outcome = Broken(Reason.RESULT_LOST, INCOMPLETE, None)
-    if isinstance(outcome, Broken):
+        outcome = StageFailed(Reason.RESULT_LOST, INCOMPLETE, None)
+    if isinstance(outcome, StageFailed):
         draft.event(EventReason.STAGE_FAILED, f"prepare failed: {outcome.message}", "Warning")
         prepared = outcome.result.prepare if outcome.result is not None else None
         fields = {} if prepared is None else found(prepared)

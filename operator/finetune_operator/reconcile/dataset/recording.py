@@ -9,7 +9,7 @@ from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
-from finetune_operator.reconcile.dataset.look import ended, prepared_in
+from finetune_operator.reconcile.dataset.sourcecheck import ended, prepared_in
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_prepared

@@ -15,9 +15,9 @@ from finetune_operator.reconcile.finetunejob.evaluate import evaluate
 from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata
 from finetune_operator.reconcile.finetunejob.parent import parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
+from finetune_operator.reconcile.finetunejob.prerequisites import begins, needs
 from finetune_operator.reconcile.finetunejob.promote import promote
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import begins, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt

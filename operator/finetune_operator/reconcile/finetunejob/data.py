@@ -7,9 +7,9 @@ from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, inline_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
+from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status import progress
 from finetune_operator.status.conditions import find, is_true
@@ -30,7 +30,7 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
     version = _named_version(run, ref) if ref.version is not None else _latest_version(run, ref.name)
     if not isinstance(version, DatasetVersion):
         return version
-    found = surroundings(run)
+    found = prerequisites(run)
     if isinstance(found, Blocked):
         return found
     if found.store.uri not in version.status.locations:
@@ -59,7 +59,7 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
 
 
 def _named_version(run: Run, ref: DatasetReference) -> DatasetVersion | Blocked:
-    version = _standing(run, ref.version)
+    version = _live(run, ref.version)
     if version is not None and version.spec.dataset == ref.name:
         return version
     return Blocked(
@@ -70,7 +70,7 @@ def _named_version(run: Run, ref: DatasetReference) -> DatasetVersion | Blocked:
     )
 
 
-def _standing(run: Run, name: str | None) -> DatasetVersion | None:
+def _live(run: Run, name: str | None) -> DatasetVersion | None:
     """The DatasetVersion of this name, unless it is being deleted: then its rows may be on their way out."""
     version = run.snapshot.datasetversions.get(name or "")
     return version if version is not None and version.metadata.deletion_timestamp is None else None
@@ -97,7 +97,7 @@ def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
         return _as_blocked_as(dataset)
     if not current or not is_true(status.conditions, ConditionType.READY):
         return Working(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {name} to be prepared")
-    return _standing(run, status.latest_version) or Working(
+    return _live(run, status.latest_version) or Working(
         Reason.WAITING_FOR_DATASET,
         f"waiting for DatasetVersion {status.latest_version}; if somebody deleted it, have it prepared again:"
         f" kubectl annotate dataset {name} {REFRESH_REQUESTED}=again --overwrite -n {run.job.namespace}",

@@ -3,8 +3,8 @@
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.manifests.configs import checkpoint_type
 from finetune_operator.manifests.weights import Weights
+from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import keep, surroundings
 from finetune_operator.reconcile.lines import is_rejected
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
@@ -16,13 +16,13 @@ def parent(run: Run) -> Halt | None:
     name = run.job.spec.base_model.checkpoint
     if name is None or run.status.resolved.parent_digest is not None:
         return None
-    checkpoint = _standing(run, name)
+    checkpoint = _live(run, name)
     if not isinstance(checkpoint, Checkpoint):
         return checkpoint
     refused = _refused(run, checkpoint)
     if refused is not None:
         return refused
-    found = surroundings(run)
+    found = prerequisites(run)
     if isinstance(found, Blocked):
         return found
     store = Weights.of(checkpoint).store
@@ -44,7 +44,7 @@ def parent(run: Run) -> Halt | None:
     return None
 
 
-def _standing(run: Run, name: str) -> Checkpoint | Blocked:
+def _live(run: Run, name: str) -> Checkpoint | Blocked:
     """The Checkpoint, unless nothing should be begun with it any more."""
     checkpoint, namespace = run.snapshot.checkpoints.get(name), run.job.namespace
     another = f"or name another one in a new FineTuneJob (kubectl get checkpoints -n {namespace})"

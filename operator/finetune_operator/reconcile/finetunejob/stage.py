@@ -1,4 +1,4 @@
-"""A stage of a run: its Job from the surroundings, its progress, its times and its end."""
+"""A stage of a run: its Job from the prerequisites, its progress, its times and its end."""
 
 from collections.abc import Callable
 
@@ -15,18 +15,18 @@ from finetune_operator.manifests.peers import (
 from finetune_operator.manifests.pods import CPU, Credentials, Storage
 from finetune_operator.observe import stagetimes
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.surroundings import (
-    Surroundings,
+from finetune_operator.reconcile.finetunejob.prerequisites import (
+    Prerequisites,
     keep,
     known_contract,
-    surroundings,
+    prerequisites,
 )
+from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.profiles import check_config
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.request import Broken, Peers, Probe, StageRequest
+from finetune_operator.reconcile.stages.request import Peers, Probe, StageFailed, StageRequest
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import progress
@@ -64,7 +64,7 @@ def run_stage(run: Run, stage: Stage, config: Callable[[StageInputs], StageConfi
         count_usage(run, stage)
         run.update(retry=outcome.status)
         return outcome.halt
-    if isinstance(outcome, Broken):
+    if isinstance(outcome, StageFailed):
         _finish(run, stage, request.name)
         prepared = outcome.result.prepare if outcome.result is not None else None
         if prepared is not None:
@@ -82,7 +82,7 @@ def without_result(stage: Stage) -> Failed:
     )
 
 
-def _inputs(run: Run, found: Surroundings) -> StageInputs:
+def _inputs(run: Run, found: Prerequisites) -> StageInputs:
     secret = found.store.credentials_secret_ref
     return StageInputs(
         owner=run.job,
@@ -98,7 +98,7 @@ def _inputs(run: Run, found: Surroundings) -> StageInputs:
 def _build(
     run: Run, stage: Stage, config: Callable[[StageInputs], StageConfig]
 ) -> Manifest | Blocked | Failed:
-    found = surroundings(run)
+    found = prerequisites(run)
     if isinstance(found, Blocked):
         return found
     keep(run, found)
@@ -124,7 +124,7 @@ def _probe(run: Run, stage: Stage) -> Probe:
 
 
 def _build_collect(run: Run, stage: Stage, name: str, *, probe: bool = False) -> Manifest | Blocked | Failed:
-    found = surroundings(run)
+    found = prerequisites(run)
     if isinstance(found, Blocked):
         return found
     return build_stage_job(
@@ -143,7 +143,7 @@ def _build_collect(run: Run, stage: Stage, name: str, *, probe: bool = False) ->
     )
 
 
-def _placement(run: Run, found: Surroundings, stage: Stage) -> Placement:
+def _placement(run: Run, found: Prerequisites, stage: Stage) -> Placement:
     spec = run.job.spec
     inline = spec.dataset.inline if stage == "prepare" else None
     base_model = spec.base_model if stage == "preflight" else None

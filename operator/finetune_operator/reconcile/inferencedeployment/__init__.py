@@ -1,7 +1,7 @@
 """InferenceDeployment: start what should be served, route the requests to it, delete what served before."""
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.serving import Revision
+from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.serving import Revision
+from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe.deployments import failure_of, is_ready, trouble_of
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest

@@ -5,11 +5,11 @@ from finetune_operator.observe.peers import current, nodes_of
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.stages.backoff import PASSING
+from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS
 from finetune_operator.reconcile.stages.collect import collect
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import foreign, has_ended, left_behind, until_ended
-from finetune_operator.reconcile.stages.request import Broken, Outcome, StageRequest
+from finetune_operator.reconcile.stages.request import Outcome, StageFailed, StageRequest
 from finetune_operator.reconcile.stages.retry import retry_stage
 from finetune_operator.reconcile.stages.running import under_way, until_settled
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
@@ -76,7 +76,7 @@ def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
     result = last_word(pods, job, request.expected)
     if result is None or result.outcome != "Failed":
         trouble = podfailures.failure(job, pods)
-        return Broken(trouble.reason, trouble.message, None)
-    if result.reason not in PASSING:
-        return Broken(result.reason or Reason.STAGE_FAILED, result.message, result)
+        return StageFailed(trouble.reason, trouble.message, None)
+    if result.reason not in RETRYABLE_REASONS:
+        return StageFailed(result.reason or Reason.STAGE_FAILED, result.message, result)
     return retry_stage(draft, job, result, request)

@@ -19,7 +19,7 @@ READ_ATTEMPTS: Final = 3
 JITTER: Final = 0.1
 """Fraction of the wait by which it may be shorter or longer, so that not all runs of a store come at once."""
 
-PASSING: Final = frozenset(
+RETRYABLE_REASONS: Final = frozenset(
     {
         FailureReason.ACCESS_DENIED.value,
         FailureReason.INVALID_CREDENTIALS.value,

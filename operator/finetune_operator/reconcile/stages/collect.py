@@ -8,10 +8,10 @@ from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages import backoff
-from finetune_operator.reconcile.stages.backoff import PASSING, Retry
+from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS, Retry
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import ended_at, foreign, has_ended, is_unfinished
-from finetune_operator.reconcile.stages.request import Broken, Outcome, StageRequest
+from finetune_operator.reconcile.stages.request import Outcome, StageFailed, StageRequest
 from finetune_operator.reconcile.stages.retry import retry_stage
 from finetune_operator.reconcile.stages.running import until_settled, waiting
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
@@ -41,7 +41,7 @@ def collect(draft: Draft, request: StageRequest) -> Outcome:
                 return settling
         elif result.outcome == "Succeeded":
             return result
-        elif result.reason in PASSING:
+        elif result.reason in RETRYABLE_REASONS:
             return retry_stage(draft, job, result, replace(request, probe=None))
         if result is not None or how == "Failed":
             return _lost(request, result.message if result else "its Job failed too")
@@ -49,8 +49,8 @@ def collect(draft: Draft, request: StageRequest) -> Outcome:
     return Working(Reason.COLLECTING, reading)
 
 
-def _lost(request: StageRequest, why: str) -> Broken:
-    return Broken(
+def _lost(request: StageRequest, why: str) -> StageFailed:
+    return StageFailed(
         Reason.RESULT_LOST,
         f"{request.stage} completed, but its pod is gone and its result could not be read from the store:"
         f" {why}",

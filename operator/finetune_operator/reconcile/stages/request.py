@@ -59,7 +59,7 @@ class StageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class StageFailed:
     """Failed for good."""
 
     reason: str
@@ -67,4 +67,4 @@ class Broken:
     result: StageResult | None
 
 
-Outcome = StageResult | Working | Blocked | Failed | Retry | Broken
+Outcome = StageResult | Working | Blocked | Failed | Retry | StageFailed

@@ -25,7 +25,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Prerequisites:
     """Everything is there; the trainer and the store stay those of the first stage."""
 
     profile: ComputeProfile
@@ -67,7 +67,7 @@ def begins(run: Run) -> Failed | Blocked | None:
     refused = _refused(run)
     if refused is not None:
         return refused
-    found = surroundings(run)
+    found = prerequisites(run)
     if isinstance(found, Blocked):
         return found
     return _unusable(found.profile, found.evaluate_profile) or _too_many_processes(run.job, found.profile)
@@ -111,7 +111,7 @@ def _refused(run: Run) -> Failed | None:
     return storage.check_form(spec.store)
 
 
-def surroundings(run: Run) -> Surroundings | Blocked:
+def prerequisites(run: Run) -> Prerequisites | Blocked:
     """What a stage that is about to start finds, or what is missing."""
     job, snapshot = run.job, run.snapshot
     profile = _profile(job, snapshot)
@@ -135,7 +135,7 @@ def surroundings(run: Run) -> Surroundings | Blocked:
         if unknown is not None:
             return unknown
         trainer = trainer_of(profile, snapshot.facts.trainer_image)
-    return Surroundings(profile, evaluate_profile, store, trainer)
+    return Prerequisites(profile, evaluate_profile, store, trainer)
 
 
 def _kept_trainer(resolved: Resolved) -> Trainer | None:
@@ -157,7 +157,7 @@ def known_contract(run: Run) -> int:
     )
 
 
-def keep(run: Run, found: Surroundings) -> None:
+def keep(run: Run, found: Prerequisites) -> None:
     """Record the profile, store and image that the run has begun with; later stages use them too."""
     secret = found.store.credentials_secret_ref
     run.resolve(

@@ -4,14 +4,14 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.look import ended, job_names, made_in, number_of, request_of
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
+from finetune_operator.reconcile.dataset.sourcecheck import ended, job_names, made_in, number_of, request_of
 from finetune_operator.reconcile.dataset.timing import earliest, until_check, until_slot
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import settle
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
-from finetune_operator.reconcile.stages.request import Broken
+from finetune_operator.reconcile.stages.request import StageFailed
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -23,7 +23,7 @@ REFUSED: Final = frozenset(
 """Reasons of passes that the API server stopped; a pass that gets through takes them back."""
 
 
-def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
+def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     """One pass over a Ready Dataset; `later` is when something else becomes due, in seconds."""
     snapshot = draft.snapshot
     wait = until_check(dataset, snapshot.now)
@@ -44,7 +44,7 @@ def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
         plan = _succeeded(dataset, draft, outcome.prepare)
         if plan is not None:
             return plan
-        outcome = Broken(Reason.RESULT_LOST, INCOMPLETE, None)
+        outcome = StageFailed(Reason.RESULT_LOST, INCOMPLETE, None)
     prepared = _prepared(outcome)
     refresh = dataset.status.refresh
     version = refresh.source_version if refresh is not None and prepared is None else None
@@ -53,7 +53,7 @@ def check(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     return _failed(dataset, draft, outcome.reason, outcome.message, None, **fields)
 
 
-def _prepared(outcome: Retry | Broken | Failed) -> PrepareResult | None:
+def _prepared(outcome: Retry | StageFailed | Failed) -> PrepareResult | None:
     """What was found in the rows, if it is they that the look failed on."""
     result = None if isinstance(outcome, Failed) else outcome.result
     return result.prepare if result is not None else None
