@@ -103,17 +103,17 @@ def granted(manifests: Iterable[Object]) -> frozenset[Right]:
 
 
 @dataclass(frozen=True)
-class Usage:
+class RightsUsage:
     """What one user asked of the API server: by which right, and what was refused."""
 
     used: frozenset[Right]
     refused: frozenset[str]
 
-    def __or__(self, other: "Usage") -> "Usage":
-        return Usage(self.used | other.used, self.refused | other.refused)
+    def __or__(self, other: "RightsUsage") -> "RightsUsage":
+        return RightsUsage(self.used | other.used, self.refused | other.refused)
 
 
-def usage(audit_log: Path, mark: int, user: str) -> Usage:
+def usage(audit_log: Path, mark: int, user: str) -> RightsUsage:
     """Requests of the user after the mark that one of the chart's roles allowed, or that none did.
 
     What the roles of every user allow, such as discovery, is left out.
@@ -131,4 +131,4 @@ def usage(audit_log: Path, mark: int, user: str) -> Usage:
         role = ROLE.search(annotations.get("authorization.k8s.io/reason", ""))
         if role and role[1] in {NAMESPACES, CLUSTER, OWN}:
             used.add(Right(role[1], about.get("apiGroup", ""), resource, event["verb"]))
-    return Usage(frozenset(used), frozenset(refused))
+    return RightsUsage(frozenset(used), frozenset(refused))

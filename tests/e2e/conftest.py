@@ -14,9 +14,9 @@ import pytest
 
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
-from tests.e2e.sessions import Session
+from tests.e2e.sessions import LaneSession
 from tests.e2e.team import Team, new_namespace
-from tools.cluster import Cluster
+from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
 from tools.demo.install import images, install
@@ -39,22 +39,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[TestCluster]:
     """The local cluster: one that runs and stays, or the session's own."""
     if ISOLATED in os.environ:
-        with Cluster() as cluster:
+        with TestCluster() as cluster:
             yield cluster
     else:
-        yield Cluster()
+        yield TestCluster()
 
 
 @pytest.fixture(scope="session")
-def session(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Session]:
+def session(request: pytest.FixtureRequest, cluster: TestCluster) -> Iterator[LaneSession]:
     """What is asked of the local cluster from here on; left for test_rights.py at the end of a lane.
 
     The disasters come before it: while a cluster is damaged, requests may be refused that were allowed.
     """
-    session = Session.begins(request, cluster.audit_log)
+    session = LaneSession.begins(request, cluster.audit_log)
     yield session
     folder: Path | None = request.config.option.requests
     if folder is not None:
@@ -62,13 +62,13 @@ def session(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Sessio
 
 
 @pytest.fixture(scope="session")
-def access(cluster: Cluster) -> Access:
+def access(cluster: TestCluster) -> Access:
     """The cluster, with all rights."""
     return Access.from_environment()
 
 
 @pytest.fixture(scope="session")
-def refs(access: Access, session: Session) -> References:
+def refs(access: Access, session: LaneSession) -> References:
     """The images of these sources, with the operator installed from them."""
     refs = images()
     install(access, refs)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests import rights
-from tests.rights import Usage
+from tests.rights import RightsUsage
 
 
 @dataclass
-class Session:
+class LaneSession:
     """One session of pytest on one cluster.
 
     Attributes:
@@ -30,12 +30,12 @@ class Session:
     partial: bool
 
     @classmethod
-    def begins(cls, request: pytest.FixtureRequest, audit_log: Path) -> "Session":
+    def begins(cls, request: pytest.FixtureRequest, audit_log: Path) -> "LaneSession":
         modules = sorted({item.path.name for item in request.session.items})
         size = audit_log.stat().st_size if audit_log.exists() else 0
         return cls(str(audit_log), size, modules, bool(request.config.option.keyword))
 
-    def usage(self, user: str) -> Usage:
+    def usage(self, user: str) -> RightsUsage:
         """Which rights `user` used in it."""
         return rights.usage(Path(self.audit_log), self.begin, user)
 
@@ -44,12 +44,12 @@ class Session:
         (folder / f"{name}.json").write_text(json.dumps(asdict(self)))
 
 
-def left_in(folder: Path) -> list[Session]:
+def left_in(folder: Path) -> list[LaneSession]:
     """The sessions that other lanes have left."""
-    return [Session(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    return [LaneSession(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
 
 
-def usage_of_all(sessions: Sequence[Session], modules: Iterable[str], user: str) -> Usage | None:
+def usage_of_all(sessions: Sequence[LaneSession], modules: Iterable[str], user: str) -> RightsUsage | None:
     """Which rights `user` used in all sessions; None where they are only a part of the suite.
 
     Args:

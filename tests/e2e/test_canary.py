@@ -13,7 +13,7 @@ import pytest
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of
-from tools.cluster import Cluster
+from tools.cluster import TestCluster
 from tools.demo.access import CONTEXT, Object
 from tools.demo.install import RELEASE, SYSTEM
 
@@ -105,7 +105,7 @@ def test_a_link_to_what_only_the_pod_may_read_is_named_and_not_followed(team: Te
 def test_no_word_of_a_row_is_in_etcd(looked_at: None) -> None:
     if CONTEXT:
         pytest.skip("the etcd of another cluster is out of reach")
-    files = [path for path in Path(Cluster().layout.etcd).rglob("*") if path.is_file()]
+    files = [path for path in Path(TestCluster().layout.etcd).rglob("*") if path.is_file()]
     assert files
 
     for path in files:

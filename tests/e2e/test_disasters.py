@@ -24,11 +24,11 @@ from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, is_running, name
 from tests.olderrelease import older_release, operator_image
 from tests.waiting import eventually
 from tools.bench.operator.controlplanes import client, create
-from tools.cluster import Cluster
+from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
 from tools.demo.install import CHART, CRD, RELEASE, SYSTEM, images, install, values
-from tools.demo.load import Asked, SteadyLoad
+from tools.demo.load import LoadRequest, SteadyLoad
 from tools.demo.questions import ask
 from tools.images.references import References
 
@@ -79,7 +79,7 @@ class Scene:
         calm: a run of theirs with the same rows and settings as `steady`, ended before anything happened.
     """
 
-    cluster: Cluster
+    cluster: TestCluster
     access: Access
     refs: References
     ours: Team
@@ -104,11 +104,11 @@ class Scene:
         assert self.asked(disaster) != []
         assert self.unforgiven(disaster) == []
 
-    def asked(self, disaster: Disaster) -> list[Asked]:
+    def asked(self, disaster: Disaster) -> list[LoadRequest]:
         """Requests that were sent meanwhile and have ended."""
         return [each for each in self.load.ended if disaster.began <= each.at <= disaster.ended]
 
-    def unforgiven(self, disaster: Disaster) -> list[Asked]:
+    def unforgiven(self, disaster: Disaster) -> list[LoadRequest]:
         return [each for each in self.asked(disaster) if each.failure and each.at > disaster.forgiven]
 
     def train_pods(self) -> list[Object]:
@@ -138,7 +138,7 @@ def newest_step(store: Path, run: Object) -> int:
 
 
 @pytest.fixture(scope="module")
-def own(cluster: Cluster) -> Cluster:
+def own(cluster: TestCluster) -> TestCluster:
     """The session's own cluster."""
     if ISOLATED not in os.environ:
         pytest.skip("would damage a cluster that is not the session's own: python -m tools.cluster isolated")
@@ -146,7 +146,7 @@ def own(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def refs(own: Cluster, access: Access, tmp_path_factory: pytest.TempPathFactory) -> References:
+def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFactory) -> References:
     """Images of these sources. Installed is the release before them, with its own definitions."""
     crd = access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name")
     assert not crd, "the cluster has had another release"
@@ -180,7 +180,7 @@ def teams(access: Access, refs: References) -> Iterator[tuple[Team, Team]]:
 
 
 @pytest.fixture(scope="module")
-def scene(own: Cluster, access: Access, refs: References, teams: tuple[Team, Team]) -> Iterator[Scene]:
+def scene(own: TestCluster, access: Access, refs: References, teams: tuple[Team, Team]) -> Iterator[Scene]:
     """All of it at work: the endpoint is asked, the run has saved its first state."""
     ours, theirs = teams
     ours.apply(
@@ -205,7 +205,7 @@ def scene(own: Cluster, access: Access, refs: References, teams: tuple[Team, Tea
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class EtcdSnapshot:
     """etcd as it was once.
 
     Attributes:
@@ -218,7 +218,7 @@ class Snapshot:
 
 
 @pytest.fixture(scope="module")
-def snapshot(scene: Scene) -> Snapshot:
+def snapshot(scene: Scene) -> EtcdSnapshot:
     """Taken while the run trains in a pod that is evicted right after; the next one goes on."""
     (pod,) = filter(is_running, scene.train_pods())
     scene.cluster.save()
@@ -226,7 +226,7 @@ def snapshot(scene: Scene) -> Snapshot:
     scene.ours.evict(pod)
     second = scene.ours.pod(uid_of(scene.run), "train", other_than=(name_of(pod),))
     pace(scene.ours, second, RESUMED, SLOW)
-    return Snapshot(taken, pod)
+    return EtcdSnapshot(taken, pod)
 
 
 def pace(team: Team, pod: Object, once_logged: str, resources: Object) -> str:
@@ -309,7 +309,7 @@ def image_of(pod: Object) -> str:
 
 
 def test_a_run_has_its_first_job_while_a_neighbour_creates_thousands(
-    scene: Scene, snapshot: Snapshot
+    scene: Scene, snapshot: EtcdSnapshot
 ) -> None:
     created: list[str] = []
     with (
@@ -357,7 +357,7 @@ def create_runs(scene: Scene, created: list[str]) -> None:
     asyncio.run(all_of_them())
 
 
-def test_endpoint_and_run_go_on_while_the_api_server_is_frozen(scene: Scene, snapshot: Snapshot) -> None:
+def test_endpoint_and_run_go_on_while_the_api_server_is_frozen(scene: Scene, snapshot: EtcdSnapshot) -> None:
     (second,) = filter(is_running, scene.train_pods())
     operator, before = operatorpods.active(scene.access), scene.newest_step()
     with scene.disaster(f"API server frozen for {FROZEN_SECONDS:.0f} s"):
@@ -375,7 +375,7 @@ def restarts(pod: Object) -> tuple[str, int]:
 
 
 def test_after_a_restore_of_etcd_what_was_there_goes_on_and_what_was_not_is_made_again(
-    scene: Scene, snapshot: Snapshot
+    scene: Scene, snapshot: EtcdSnapshot
 ) -> None:
     ours, uid = scene.ours, uid_of(scene.run)
     operator = operatorpods.active(scene.access)
@@ -497,7 +497,7 @@ def table(scene: Scene) -> Iterator[str]:
     yield row("all, and the time between them", whole, scene.load.ended, "")
 
 
-def row(name: str, seconds: float, asked: list[Asked], note: str) -> str:
+def row(name: str, seconds: float, asked: list[LoadRequest], note: str) -> str:
     failed = sum(bool(each.failure) for each in asked)
     longest = max((each.seconds for each in asked if not each.failure), default=0.0)
     return f"| {name} | {seconds:.0f} | {len(asked):,} | {failed} | {longest:.1f} | {note} |"

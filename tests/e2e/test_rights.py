@@ -9,8 +9,8 @@ from typing import Final
 import pytest
 
 from tests import rights
-from tests.e2e.sessions import Session, left_in, usage_of_all
-from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, SHADOWED, UNSEEN, Usage
+from tests.e2e.sessions import LaneSession, left_in, usage_of_all
+from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, SHADOWED, UNSEEN, RightsUsage
 from tools.demo.access import CONTEXT
 from tools.demo.install import RELEASE, SYSTEM
 
@@ -19,7 +19,7 @@ OPERATOR: Final = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 
 
 @pytest.fixture(scope="module")
-def operator(request: pytest.FixtureRequest, session: Session) -> Usage:
+def operator(request: pytest.FixtureRequest, session: LaneSession) -> RightsUsage:
     """What the operators of this session, and of the lanes before it, asked for since they began."""
     folder: Path | None = request.config.option.requests
     lanes = left_in(folder) if folder else []
@@ -32,12 +32,12 @@ def operator(request: pytest.FixtureRequest, session: Session) -> Usage:
 pytestmark = pytest.mark.skipif(bool(CONTEXT), reason="the audit log is the local cluster's")
 
 
-def test_nothing_that_the_operator_asked_for_was_refused_for_want_of_a_right(operator: Usage) -> None:
+def test_nothing_that_the_operator_asked_for_was_refused_for_want_of_a_right(operator: RightsUsage) -> None:
     assert operator.refused == frozenset()
 
 
 @pytest.mark.parametrize("role", [NAMESPACES, CLUSTER, OWN])
-def test_the_operator_used_every_right_that_the_chart_grants_it(operator: Usage, role: str) -> None:
+def test_the_operator_used_every_right_that_the_chart_grants_it(operator: RightsUsage, role: str) -> None:
     granted = {right for right in rights.granted(rights.rendered(SYSTEM)) if right.role == role}
     used = {right for right in operator.used if right.role == role}
     assert used <= granted

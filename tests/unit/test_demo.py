@@ -18,7 +18,7 @@ from finetune_trainer.data.split import split_of
 from tests.waiting import eventually
 from tools.demo.endpoint import Endpoint
 from tools.demo.load import SteadyLoad
-from tools.demo.progress import Snapshot
+from tools.demo.progress import DemoStatus
 from tools.demo.questions import compare, held_out
 from tools.demo.view import LineView, render
 
@@ -74,11 +74,11 @@ def event(
 
 def snapshot(
     job: dict[str, Any], endpoint: dict[str, Any] | None = None, *events: dict[str, Any]
-) -> Snapshot:
-    return Snapshot.of(job, endpoint, events, NOW + timedelta(seconds=90))
+) -> DemoStatus:
+    return DemoStatus.of(job, endpoint, events, NOW + timedelta(seconds=90))
 
 
-def states(shown: Snapshot) -> list[str]:
+def states(shown: DemoStatus) -> list[str]:
     return [f"{stage.name} {stage.state}" for stage in shown.stages]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.reconcile.secondaries import SECONDARIES
 from tests import rights
-from tests.e2e.sessions import Session, left_in, usage_of_all
+from tests.e2e.sessions import LaneSession, left_in, usage_of_all
 from tools.cluster.toolchain import HELM
 
 
@@ -45,19 +45,19 @@ def line(verb: str, resource: str, *, refused: bool = False) -> str:
     return json.dumps(event) + "\n"
 
 
-def lane(folder: Path, name: str, *modules: str, partial: bool = False) -> Session:
+def lane(folder: Path, name: str, *modules: str, partial: bool = False) -> LaneSession:
     """A session whose log has something from before it."""
     log = folder / f"{name}.log"
     log.write_text(line("delete", "nodes"))
-    return Session(str(log), log.stat().st_size, [*modules], partial)
+    return LaneSession(str(log), log.stat().st_size, [*modules], partial)
 
 
-def write(session: Session, text: str) -> None:
+def write(session: LaneSession, text: str) -> None:
     with Path(session.audit_log).open("a") as log:
         log.write(text)
 
 
-def used(usage: rights.Usage | None) -> set[str]:
+def used(usage: rights.RightsUsage | None) -> set[str]:
     assert usage is not None
     return {str(right) for right in usage.used}
 

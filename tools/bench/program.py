@@ -20,7 +20,7 @@ SAMPLE_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProgramResult:
     """One run.
 
     Attributes:
@@ -37,7 +37,7 @@ class Ended:
     peak_bytes: int
 
 
-def run(module: str, *arguments: str) -> Ended:
+def run(module: str, *arguments: str) -> ProgramResult:
     """Run `python -m module ARGUMENTS FOLDER`; what it writes into the folder is removed.
 
     Raises:
@@ -65,7 +65,7 @@ def run(module: str, *arguments: str) -> Ended:
         process.stdout.close()
     if process.returncode:
         raise BenchError(f"{module} ended with exit code {process.returncode}")
-    return Ended(
+    return ProgramResult(
         printed=json.loads(output.splitlines()[-1]),
         seconds=seconds,
         processor_seconds=usage.ru_utime + usage.ru_stime,

@@ -11,7 +11,7 @@ PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class ProcessUsage:
     """Processor time since boot, in seconds, that was spent by groups of processes."""
 
     operator: float
@@ -19,8 +19,8 @@ class Usage:
     bench: float
     machine: float
 
-    def __sub__(self, before: "Usage") -> "Usage":
-        return Usage(
+    def __sub__(self, before: "ProcessUsage") -> "ProcessUsage":
+        return ProcessUsage(
             self.operator - before.operator,
             self.control_plane - before.control_plane,
             self.bench - before.bench,
@@ -33,9 +33,9 @@ class Usage:
         return max(0.0, self.machine - self.operator - self.control_plane - self.bench)
 
 
-def usage(operator: int | None, control_plane: Iterable[int]) -> Usage:
+def measure_usage(operator: int | None, control_plane: Iterable[int]) -> ProcessUsage:
     """Usage up to now; arguments are pids of processes that run, None of one that has not started yet."""
-    return Usage(
+    return ProcessUsage(
         operator=0.0 if operator is None else processor_seconds(operator),
         control_plane=sum(map(processor_seconds, control_plane)),
         bench=processor_seconds(os.getpid()),

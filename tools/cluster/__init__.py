@@ -1,8 +1,8 @@
 """A real Kubernetes on this machine, without a container engine or an image registry."""
 
-from tools.cluster.cluster import Cluster
+from tools.cluster.cluster import TestCluster
 from tools.cluster.control_plane import ControlPlane
 from tools.cluster.errors import ClusterError
 from tools.cluster.toolchain import program
 
-__all__ = ["Cluster", "ClusterError", "ControlPlane", "program"]
+__all__ = ["ClusterError", "ControlPlane", "TestCluster", "program"]

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from tools.cluster import binaries
-from tools.cluster.cluster import Cluster
+from tools.cluster.cluster import TestCluster
 from tools.cluster.control_plane import ControlPlane
 from tools.cluster.errors import ClusterError
 from tools.cluster.isolation import isolated
@@ -33,7 +33,7 @@ def up(
     ] = False,
 ) -> None:
     """Start a cluster, or leave it as it is if it runs."""
-    cluster = ControlPlane(name) if control_plane_only else Cluster(name)
+    cluster = ControlPlane(name) if control_plane_only else TestCluster(name)
     cluster.up()
     print(f"KUBECONFIG={cluster.kubeconfig}")
 
@@ -41,25 +41,25 @@ def up(
 @app.command()
 def down(name: Name = DEFAULT_NAME) -> None:
     """Stop a cluster; its image store and its logs stay."""
-    Cluster(name).down()
+    TestCluster(name).down()
 
 
 @app.command()
 def purge(name: Name = DEFAULT_NAME) -> None:
     """Stop a cluster and remove everything that it wrote."""
-    Cluster(name).purge()
+    TestCluster(name).purge()
 
 
 @app.command()
 def status(name: Name = DEFAULT_NAME) -> None:
     """Show processes, nodes and pods."""
-    report(Cluster(name))
+    report(TestCluster(name))
 
 
 @app.command()
 def env(name: Name = DEFAULT_NAME) -> None:
     """Print shell code for kubectl, helm and ctr: eval "$(python -m tools.cluster env)"."""
-    cluster = Cluster(name)
+    cluster = TestCluster(name)
     folders = dict.fromkeys(str(tool.folder) for tool in cluster.tools)
     variables = {"KUBECONFIG": str(cluster.kubeconfig), **cluster.containerd.environment}
     for variable, value in variables.items():
@@ -70,14 +70,14 @@ def env(name: Name = DEFAULT_NAME) -> None:
 @app.command()
 def client(user: str, name: Name = DEFAULT_NAME) -> None:
     """Write a kubeconfig for a user of this name, who may do everything, and print its path."""
-    print(Cluster(name).client(user))
+    print(TestCluster(name).client(user))
 
 
 @app.command()
 def load(archives: list[Path], name: Name = DEFAULT_NAME) -> None:
     """Import docker or OCI image archives into the node's image store."""
     for archive in archives:
-        Cluster(name).load_archive(archive)
+        TestCluster(name).load_archive(archive)
 
 
 @app.command(name="isolated")

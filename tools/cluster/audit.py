@@ -13,7 +13,7 @@ APART = frozenset({"leases", "tokenreviews"})
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AuditedRequest:
     """One answered request."""
 
     user: str
@@ -40,19 +40,19 @@ class AuditLog:
         """Where the log ends now."""
         return self._path.stat().st_size
 
-    def since(self, mark: int) -> Iterator[Asked]:
+    def since(self, mark: int) -> Iterator[AuditedRequest]:
         """Requests that were answered after the mark."""
         for asked, _ in self.read(mark):
             yield asked
 
-    def read(self, mark: int) -> Iterator[tuple[Asked, int]]:
+    def read(self, mark: int) -> Iterator[tuple[AuditedRequest, int]]:
         """Requests that were answered after the mark, each with the mark that follows it."""
         for event, following in self.events(mark):
             if event["stage"] != "ResponseComplete":
                 continue
             about = event.get("objectRef", {})
             subresource = f"/{about['subresource']}" if "subresource" in about else ""
-            asked = Asked(
+            asked = AuditedRequest(
                 user=event["user"]["username"],
                 verb=event["verb"],
                 resource=about.get("resource", event["requestURI"]) + subresource,
@@ -76,7 +76,7 @@ class AuditLog:
                 mark += len(line)
                 yield json.loads(line), mark
 
-    def writes(self, mark: int, user: str) -> list[Asked]:
+    def writes(self, mark: int, user: str) -> list[AuditedRequest]:
         """The user's writes after the mark, leases and token reviews apart."""
         return [asked for asked in self.since(mark) if asked.user == user and asked.is_write]
 

@@ -22,8 +22,10 @@ _WITH_MOUNTS: Final = frozenset({"containerd", "kubelet"})
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
-class Cluster(ControlPlane):
+class TestCluster(ControlPlane):
     """A control plane on the node's address, and the node. Needs root; one a network namespace."""
+
+    __test__ = False  # pytest collects no class of this name
 
     tools = TOOLS
     address = NODE_ADDRESS

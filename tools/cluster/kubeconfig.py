@@ -5,10 +5,12 @@ from pathlib import Path
 
 import yaml
 
-from tools.cluster.pki import Authority, Identity
+from tools.cluster.pki import Authority, ClientIdentity
 
 
-def write_kubeconfig(path: Path, context: str, server: str, authority: Authority, identity: Identity) -> None:
+def write_kubeconfig(
+    path: Path, context: str, server: str, authority: Authority, identity: ClientIdentity
+) -> None:
     """Write the kubeconfig of one user, readable by its owner only; `server` is a URL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cluster = {"server": server, "certificate-authority-data": b64encode(authority.certificate).decode()}

@@ -24,7 +24,7 @@ _LIFETIME: Final = timedelta(days=3650)
 
 
 @dataclass(frozen=True)
-class Identity:
+class ClientIdentity:
     """A certificate and its private key, PEM."""
 
     certificate: bytes
@@ -71,7 +71,7 @@ class Authority:
 
     def issue(
         self, common_name: str, organizations: Iterable[str] = (), hosts: Iterable[str] = ()
-    ) -> Identity:
+    ) -> ClientIdentity:
         """Sign a certificate for client and server use; `hosts` are DNS names or IP addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, name) for name in organizations]
@@ -90,9 +90,9 @@ class Authority:
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
-        return Identity(certificate.public_bytes(Encoding.PEM), _pem(key))
+        return ClientIdentity(certificate.public_bytes(Encoding.PEM), _pem(key))
 
-    def write(self, file_name: str, identity: Identity) -> None:
+    def write(self, file_name: str, identity: ClientIdentity) -> None:
         """Keep `identity` as <file_name>.crt and <file_name>.key beside the authority."""
         _write(self.directory / f"{file_name}.crt", identity.certificate)
         _write(self.directory / f"{file_name}.key", identity.key)

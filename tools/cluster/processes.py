@@ -19,7 +19,7 @@ _SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 
 @dataclass(frozen=True)
-class Record:
+class ProcessRecord:
     """`started` is in clock ticks since boot: a pid that was given to another process does not match."""
 
     pid: int
@@ -60,7 +60,7 @@ class Processes:
                 start_new_session=True,
             )
         self._children[name] = child
-        record = Record(child.pid, start_time(child.pid) or 0, list(command))
+        record = ProcessRecord(child.pid, start_time(child.pid) or 0, list(command))
         self._record_file(name).write_text(json.dumps(asdict(record)))
         return child.pid
 
@@ -113,9 +113,9 @@ class Processes:
     def _record_file(self, name: str) -> Path:
         return self._run / f"{name}.process"
 
-    def _record(self, name: str) -> Record | None:
+    def _record(self, name: str) -> ProcessRecord | None:
         try:
-            return Record(**json.loads(self._record_file(name).read_text()))
+            return ProcessRecord(**json.loads(self._record_file(name).read_text()))
         except FileNotFoundError:
             return None
 

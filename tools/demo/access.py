@@ -12,7 +12,7 @@ from kubernetes.client.exceptions import ApiException
 
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP, VERSION
-from tools.cluster import Cluster, program
+from tools.cluster import TestCluster, program
 from tools.demo.errors import DemoError
 
 Object = dict[str, Any]
@@ -47,7 +47,7 @@ class Access:
             DemoError: kubectl, helm or the context are missing.
         """
         if not CONTEXT:
-            kubeconfig = Cluster().kubeconfig
+            kubeconfig = TestCluster().kubeconfig
             if not kubeconfig.exists():
                 raise DemoError("the local cluster does not run", ["make cluster"])
             option = f"--kubeconfig={kubeconfig}"

@@ -10,7 +10,7 @@ from finetune_operator.manifests.labels import RUN
 from tools.demo.access import Access
 from tools.demo.errors import DemoError
 from tools.demo.namespace import NAMESPACE
-from tools.demo.progress import Snapshot, now, true_condition
+from tools.demo.progress import DemoStatus, now, true_condition
 from tools.demo.view import view
 
 LOOK_SECONDS: Final = 1.0
@@ -33,7 +33,7 @@ class Follower:
     def _extra_line(self) -> str:
         return self._extra()
 
-    def look(self) -> Snapshot:
+    def look(self) -> DemoStatus:
         """The run as it is now.
 
         Raises:
@@ -43,9 +43,9 @@ class Follower:
         if job is None:
             raise DemoError(f"FineTuneJob {self._job} is gone")
         endpoint = self._access.object("InferenceDeployment", NAMESPACE, self._endpoint)
-        return Snapshot.of(job, endpoint, self._access.events(NAMESPACE), now())
+        return DemoStatus.of(job, endpoint, self._access.events(NAMESPACE), now())
 
-    def until(self, done: Callable[[Snapshot], bool], extra: Callable[[], str] = lambda: "") -> Snapshot:
+    def until(self, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: "") -> DemoStatus:
         """Show the run until `done`, and the snapshot that was.
 
         Raises:
@@ -67,7 +67,7 @@ class Follower:
                     raise self._failure(snapshot, f"nothing has changed for a while: {snapshot.doing}")
                 time.sleep(LOOK_SECONDS)
 
-    def _complain(self, snapshot: Snapshot) -> None:
+    def _complain(self, snapshot: DemoStatus) -> None:
         stalled = snapshot.condition("Stalled")
         if stalled is not None:
             raise self._failure(snapshot, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
@@ -78,7 +78,7 @@ class Follower:
                     snapshot, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
                 )
 
-    def _failure(self, snapshot: Snapshot, message: str) -> DemoError:
+    def _failure(self, snapshot: DemoStatus, message: str) -> DemoError:
         uids = [snapshot.job.uid] + ([snapshot.endpoint.uid] if snapshot.endpoint else [])
         selector = f"{RUN} in ({','.join(uids)})"
         logs = self._access.kubectl(

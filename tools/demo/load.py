@@ -18,7 +18,7 @@ WORKERS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LoadRequest:
     """One request that has ended.
 
     Attributes:
@@ -53,7 +53,7 @@ class SteadyLoad:
         self._thread = threading.Thread(target=self._run, name="load")
         self.sent = self.answered = self.failed = 0
         self.failures: dict[str, int] = {}
-        self.ended: list[Asked] = []
+        self.ended: list[LoadRequest] = []
         self.slowest = 0.0
 
     def __enter__(self) -> Self:
@@ -93,7 +93,7 @@ class SteadyLoad:
             )
         seconds = time.monotonic() - began
         with self._lock:
-            self.ended.append(Asked(began, seconds, failure))
+            self.ended.append(LoadRequest(began, seconds, failure))
             if failure:
                 self.failed += 1
                 self.failures[failure] = self.failures.get(failure, 0) + 1

@@ -47,7 +47,7 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class DemoStatus:
     """A run and the endpoint that follows its line, as they were at one moment."""
 
     job: FineTuneJob
@@ -56,7 +56,9 @@ class Snapshot:
     taken_at: datetime
 
     @classmethod
-    def of(cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime) -> "Snapshot":
+    def of(
+        cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime
+    ) -> "DemoStatus":
         """From the objects as the API server has them; events from before the run are an earlier demo's."""
         run = FineTuneJob.model_validate(job)
         since = (run.metadata.creation_timestamp or now) - SAME_APPLY

@@ -24,7 +24,7 @@ from tools.demo.follow import Follower
 from tools.demo.install import SYSTEM, images, install
 from tools.demo.load import SteadyLoad
 from tools.demo.namespace import NAMESPACE
-from tools.demo.progress import Snapshot, duration
+from tools.demo.progress import DemoStatus, duration
 from tools.demo.questions import compare, held_out
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
@@ -75,7 +75,7 @@ class Story:
             self._roll(first, endpoint)
         self._say_goodbye()
 
-    def _show_first(self, first: Snapshot, endpoint: Endpoint) -> None:
+    def _show_first(self, first: DemoStatus, endpoint: Endpoint) -> None:
         with self._titled("What came of it"):
             if first.job.status.evaluation is not None:
                 self._console.print(tables.evaluation(first.job.status.evaluation))
@@ -83,7 +83,7 @@ class Story:
             self._say(f"asking through {endpoint.how}, with the openai SDK: {endpoint.url}")
             self._show_answers(endpoint)
 
-    def _roll(self, first: Snapshot, endpoint: Endpoint) -> None:
+    def _roll(self, first: DemoStatus, endpoint: Endpoint) -> None:
         before = first.endpoint.status.revision if first.endpoint is not None else ""
         rows = [row.input[0].content for row in held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))]
         follower = Follower(self._access, self._console, f"{NAME}-v2", NAME)
@@ -171,7 +171,7 @@ class Story:
         self._say(f"[dim]{duration(time.monotonic() - began)}[/]")
 
 
-def _served(snapshot: Snapshot) -> bool:
+def _served(snapshot: DemoStatus) -> bool:
     return snapshot.condition("Ready") is not None and snapshot.serves_own
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tools.demo.progress import Happening, Snapshot, Stage, duration
+from tools.demo.progress import DemoStatus, Happening, Stage, duration
 
 MARKS: Final = {"done": "[green]✔[/]", "running": "[yellow]▶[/]", "waiting": "[dim]·[/]"}
 EVENTS_SHOWN: Final = 5
@@ -22,7 +22,7 @@ PROGRESS_SECONDS: Final = 10.0
 class View(Protocol):
     """Shows snapshots as they come, while it is entered."""
 
-    def show(self, snapshot: Snapshot) -> None: ...
+    def show(self, snapshot: DemoStatus) -> None: ...
 
     def __enter__(self) -> Self: ...
 
@@ -44,7 +44,7 @@ class LiveView:
         self._extra = extra
         self._live = Live(console=console)
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: DemoStatus) -> None:
         self._live.update(render(snapshot, self._extra()))
 
     def __enter__(self) -> Self:
@@ -70,7 +70,7 @@ class LineView:
         self._progress = ""
         self._next_progress = 0.0
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: DemoStatus) -> None:
         for happening in snapshot.happenings:
             if happening.key not in self._told:
                 self._told.add(happening.key)
@@ -97,7 +97,7 @@ class LineView:
         self._console.print(f"   {markup}", soft_wrap=True)
 
 
-def render(snapshot: Snapshot, extra: str) -> RenderableType:
+def render(snapshot: DemoStatus, extra: str) -> RenderableType:
     """The whole picture of a run at one moment."""
     stages = Table.grid(padding=(0, 1))
     for _ in range(4):

@@ -8,15 +8,15 @@ from tools.models.gemma import gemma
 from tools.models.tiny import tiny
 
 
-class Model(StrEnum):
+class DemoModel(StrEnum):
     GEMMA = "gemma"
     TINY = "tiny"
 
 
-MAKERS = {Model.GEMMA: gemma, Model.TINY: tiny}
+MAKERS = {DemoModel.GEMMA: gemma, DemoModel.TINY: tiny}
 
 
-def main(model: Model) -> None:
+def main(model: DemoModel) -> None:
     """Make MODEL unless the cache has it, and print the path of its folder."""
     print(MAKERS[model]())
 

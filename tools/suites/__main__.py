@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tools.cluster.isolation import isolated
 from tools.suites.lanes import side_by_side
-from tools.suites.plan import Session, Suite, suites
+from tools.suites.plan import Suite, TestSession, suites
 from tools.suites.report import Result, sheet, write
 
 PYTEST: Final = (
@@ -68,7 +68,7 @@ def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[
     return result.tests.total() > 0 and FINE.issuperset(statuses)
 
 
-def _command(session: Session, report: Path, arguments: Sequence[str]) -> list[str]:
+def _command(session: TestSession, report: Path, arguments: Sequence[str]) -> list[str]:
     command = [*PYTEST, f"--junit-xml={report}", *session.arguments, *arguments]
     return isolated(command) if session.isolated else command
 

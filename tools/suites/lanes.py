@@ -15,14 +15,14 @@ MAX_CONCURRENT: Final = 3
 
 
 @dataclass(frozen=True)
-class Ended:
+class LaneResult:
     """One command: its exit status, and how many seconds it ran."""
 
     status: int
     seconds: float
 
 
-def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
+def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneResult]:
     """Run named commands three at a time, in their order; of several, each line begins with the name.
 
     At Ctrl-C, which reaches the commands too, those that run are waited for and no other begins.
@@ -37,7 +37,7 @@ def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
             raise
 
 
-def _run(command: Sequence[str], name: str) -> Ended:
+def _run(command: Sequence[str], name: str) -> LaneResult:
     started = time.monotonic()
     with subprocess.Popen(
         [*WITH_PARENT, *command],
@@ -50,4 +50,4 @@ def _run(command: Sequence[str], name: str) -> Ended:
             sys.stdout.write(f"{name}  {line}")
             sys.stdout.flush()
         status = child.wait()
-    return Ended(status, time.monotonic() - started)
+    return LaneResult(status, time.monotonic() - started)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 TESTS: Final = Path(__file__).parents[2] / "tests"
 APART: Final = {
@@ -23,7 +23,7 @@ E2E_LAST: Final = f"{E2E}/test_rights.py"
 
 
 @dataclass(frozen=True)
-class Session:
+class TestSession:
     """One session of pytest.
 
     Attributes:
@@ -31,6 +31,8 @@ class Session:
         arguments: for pytest.
         isolated: whether in namespaces of its own, with a cluster of its own.
     """
+
+    __test__: ClassVar = False  # pytest collects no class of this name
 
     name: str
     arguments: tuple[str, ...]
@@ -49,7 +51,7 @@ class Suite:
 
     name: str
     title: str
-    steps: tuple[tuple[Session, ...], ...]
+    steps: tuple[tuple[TestSession, ...], ...]
 
 
 def suites(records: Path) -> tuple[Suite, ...]:
@@ -68,7 +70,7 @@ def suites(records: Path) -> tuple[Suite, ...]:
                 (
                     _session("tests/integration", *_ignored(apart)),
                     _session("tests/trainer", *_ignored(apart)),
-                    *(Session(name, paths) for name, paths in APART.items()),
+                    *(TestSession(name, paths) for name, paths in APART.items()),
                     _session("tests/faults"),
                 ),
             ),
@@ -77,21 +79,21 @@ def suites(records: Path) -> tuple[Suite, ...]:
     )
 
 
-def _e2e(records: str) -> tuple[tuple[Session, ...], ...]:
+def _e2e(records: str) -> tuple[tuple[TestSession, ...], ...]:
     if os.environ.get("KUBE_CONTEXT"):
         return ((_session(E2E),),)
     second = tuple(f"{E2E}/{name}" for name in E2E_SECOND)
     return (
         (
-            Session("lane 1", (E2E, records, *_ignored((*second, E2E_LAST)))),
-            Session("lane 2", (*second, records), isolated=True),
+            TestSession("lane 1", (E2E, records, *_ignored((*second, E2E_LAST)))),
+            TestSession("lane 2", (*second, records), isolated=True),
         ),
         (_session(E2E_LAST, records),),
     )
 
 
-def _session(path: str, *options: str) -> Session:
-    return Session(path, (path, *options))
+def _session(path: str, *options: str) -> TestSession:
+    return TestSession(path, (path, *options))
 
 
 def _ignored(paths: Iterable[str]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def profile(**spec: Any) -> ComputeProfile:
     )
 
 
-class Cluster:
+class EndpointCluster:
     """Just enough of an API server to see where passes over one endpoint end."""
 
     def __init__(self, *checkpoints: Checkpoint, **spec: Any) -> None:
@@ -229,9 +229,9 @@ class Cluster:
             store[name] = merged
 
 
-def serving(**spec: Any) -> tuple[Cluster, str]:
+def serving(**spec: Any) -> tuple[EndpointCluster, str]:
     """An endpoint that serves, and its revision."""
-    cluster = Cluster(checkpoint("first", "1"), **spec)
+    cluster = EndpointCluster(checkpoint("first", "1"), **spec)
     cluster.settle()
     (revision,) = cluster.deployments
     cluster.make_ready(revision)

@@ -8,16 +8,16 @@ import pytest
 from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment import drift
-from tests.unit.operator.endpoints import Cluster, checkpoint, profile, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, serving
 
 IMAGE = "spec.template.spec.containers[engine].image"
 
 
-def pod(cluster: Cluster, revision: str) -> Any:
+def pod(cluster: EndpointCluster, revision: str) -> Any:
     return cluster.deployments[revision]["spec"]["template"]["spec"]
 
 
-def edit(cluster: Cluster, revision: str, image: str = "registry.example/other:9") -> None:
+def edit(cluster: EndpointCluster, revision: str, image: str = "registry.example/other:9") -> None:
     """Somebody edits the engine's image."""
     edited = deepcopy(cluster.deployments[revision])
     edited["spec"]["template"]["spec"]["containers"][0]["image"] = image
@@ -73,7 +73,7 @@ def test_the_replicas_are_the_specs_and_no_drift() -> None:
 
 
 def test_what_the_api_server_and_admission_add_is_no_drift() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     resources = {"serve": {"cpu": "0.5", "memory": "1024Mi"}}
     cluster.profiles = {"standard": profile(devices={"resource": "cpu"}, resources=resources)}
     cluster.settle()

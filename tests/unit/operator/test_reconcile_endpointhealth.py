@@ -6,27 +6,27 @@ import pytest
 
 from finetune_operator.api.meta import Condition
 from tests.unit.operator import endpoints
-from tests.unit.operator.endpoints import Cluster, checkpoint, profile, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, serving
 from tests.unit.operator.test_reconcile_inferencedeployment import failed_pod
 
 
-def lose_pods(cluster: Cluster, revision: str) -> None:
+def lose_pods(cluster: EndpointCluster, revision: str) -> None:
     live = cluster.deployments[revision]
     cluster.deployments[revision] = {**live, "status": {**live["status"], "readyReplicas": 0}}
 
 
-def condition(cluster: Cluster, type_: str) -> Condition | None:
+def condition(cluster: EndpointCluster, type_: str) -> Condition | None:
     return next((each for each in cluster.endpoint.status.conditions if each.type == type_), None)
 
 
-def verdict(cluster: Cluster, type_: str) -> tuple[str, str]:
+def verdict(cluster: EndpointCluster, type_: str) -> tuple[str, str]:
     found = condition(cluster, type_)
     assert found is not None
     return found.status, found.reason
 
 
 def test_an_endpoint_is_available_while_a_replica_of_what_serves_is_ready() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.settle()
     assert verdict(cluster, "Available") == ("False", "NoReplicaReady")
     cluster.make_ready(next(iter(cluster.deployments)))
@@ -98,7 +98,7 @@ def test_an_endpoint_without_replicas_is_not_available() -> None:
 def test_an_image_below_the_security_floor_is_named(
     monkeypatch: pytest.MonkeyPatch, tag: str, floor: str, expected: tuple[str, str]
 ) -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     monkeypatch.setattr(endpoints, "FACTS", replace(endpoints.FACTS, trainer_image=tag))
     cluster.settle()
     (revision,) = cluster.deployments
@@ -149,7 +149,7 @@ def test_a_restart_mends_a_failed_revision() -> None:
 
 
 def test_an_image_that_the_profile_names_is_not_replaced_by_a_restart() -> None:
-    cluster = Cluster(checkpoint("first", "1"), restartedAt="2030-02-01T00:00:00Z")
+    cluster = EndpointCluster(checkpoint("first", "1"), restartedAt="2030-02-01T00:00:00Z")
     cluster.profiles = {"standard": profile(images={"trainer": "registry.example/other:2"})}
     cluster.settle()
     (deployment,) = cluster.deployments.values()

@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from tests.unit.operator.endpoints import Cluster, checkpoint, digest, profile
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
 
 
 def failed_pod(revision: str, exit_code: int, message: str) -> dict[str, Any]:
@@ -24,9 +24,9 @@ def failed_pod(revision: str, exit_code: int, message: str) -> dict[str, Any]:
     }
 
 
-def serving_cluster() -> tuple[Cluster, str]:
+def serving_cluster() -> tuple[EndpointCluster, str]:
     """An endpoint that serves checkpoint `first`, and its revision."""
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.settle()
     (revision,) = cluster.deployments
     cluster.make_ready(revision)
@@ -35,7 +35,7 @@ def serving_cluster() -> tuple[Cluster, str]:
     return cluster, revision
 
 
-def promote_second(cluster: Cluster, old: str, **spec: Any) -> str:
+def promote_second(cluster: EndpointCluster, old: str, **spec: Any) -> str:
     """A second checkpoint becomes the champion; the name of its revision."""
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10, **spec))
     cluster.settle()
@@ -44,7 +44,7 @@ def promote_second(cluster: Cluster, old: str, **spec: Any) -> str:
 
 
 def test_without_a_promoted_checkpoint_nothing_is_created_and_the_condition_names_the_line() -> None:
-    cluster = Cluster(checkpoint("unpromoted", "1", promoted=None))
+    cluster = EndpointCluster(checkpoint("unpromoted", "1", promoted=None))
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -53,7 +53,7 @@ def test_without_a_promoted_checkpoint_nothing_is_created_and_the_condition_name
 
 
 def test_the_first_checkpoint_gets_a_deployment_and_the_endpoint_is_ready_only_with_it() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.settle()
     (revision,) = cluster.deployments
     assert cluster.points_at == revision
@@ -170,7 +170,9 @@ def test_a_model_whose_record_was_deleted_keeps_being_served() -> None:
         {"name": "router", "follow": {"model": "tickets"}},
         {"name": "writer", "pin": {"checkpoint": "pinned"}},
     ]
-    cluster = Cluster(checkpoint("first", "1"), checkpoint("pinned", "9", promoted=None), models=models)
+    cluster = EndpointCluster(
+        checkpoint("first", "1"), checkpoint("pinned", "9", promoted=None), models=models
+    )
     cluster.settle()
     (revision,) = cluster.deployments
     cluster.make_ready(revision)
@@ -185,7 +187,7 @@ def test_a_model_whose_record_was_deleted_keeps_being_served() -> None:
 
 
 def test_an_endpoint_for_another_base_model_uri_takes_no_checkpoint() -> None:
-    cluster = Cluster(checkpoint("first", "1"), baseModel={"uri": "pvc://models/other"})
+    cluster = EndpointCluster(checkpoint("first", "1"), baseModel={"uri": "pvc://models/other"})
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -195,7 +197,7 @@ def test_an_endpoint_for_another_base_model_uri_takes_no_checkpoint() -> None:
 
 def test_many_long_model_names_fit_into_the_columns() -> None:
     models = [{"name": f"{'m' * 37}-{n:02}", "follow": {"model": "tickets"}} for n in range(32)]
-    cluster = Cluster(checkpoint("first", "1"), models=models)
+    cluster = EndpointCluster(checkpoint("first", "1"), models=models)
     cluster.settle()
     assert cluster.endpoint.status.display is not None
     assert len(cluster.endpoint.status.display.models or "") <= 200
@@ -212,7 +214,9 @@ def test_the_newest_evaluation_decides_on_the_score() -> None:
         }
         for value in (0.95, 0.1)
     ]
-    cluster = Cluster(Checkpoint.model_validate(judged), models=[{"name": "router", "follow": follow}])
+    cluster = EndpointCluster(
+        Checkpoint.model_validate(judged), models=[{"name": "router", "follow": follow}]
+    )
     cluster.settle()
     assert len(cluster.deployments) == 1
 
@@ -230,7 +234,7 @@ def test_a_failed_rollout_is_reported_once() -> None:
 
 
 def test_the_only_revision_of_an_endpoint_keeps_trying_after_its_deadline() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.settle()
     (revision,) = cluster.deployments
     cluster.miss_deadline(revision)
@@ -288,7 +292,7 @@ def test_a_checkpoint_of_another_base_model_is_not_rolled_out() -> None:
 
 def test_a_follower_that_needs_approval_waits_for_it() -> None:
     follow = {"model": "tickets", "requireApproval": True}
-    cluster = Cluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
+    cluster = EndpointCluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
     cluster.settle()
     assert not cluster.deployments
     assert "not approved" in (cluster.condition("Reconciling") or ("", ""))[1]
@@ -299,13 +303,13 @@ def test_a_follower_that_needs_approval_waits_for_it() -> None:
 
 def test_a_follower_refuses_scores_below_its_own_bar() -> None:
     follow = {"model": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
-    cluster = Cluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
+    cluster = EndpointCluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
     cluster.settle()
     assert "exact_match was not measured" in (cluster.condition("Reconciling") or ("", ""))[1]
 
 
 def test_a_pinned_checkpoint_is_served_whatever_the_champion_is() -> None:
-    cluster = Cluster(
+    cluster = EndpointCluster(
         checkpoint("first", "1", promoted=None),
         checkpoint("second", "2"),
         models=[{"name": "router", "pin": {"checkpoint": "first"}}],
@@ -318,7 +322,7 @@ def test_a_pinned_checkpoint_is_served_whatever_the_champion_is() -> None:
 
 
 def test_a_pin_on_a_missing_checkpoint_says_so() -> None:
-    cluster = Cluster(models=[{"name": "router", "pin": {"checkpoint": "gone"}}])
+    cluster = EndpointCluster(models=[{"name": "router", "pin": {"checkpoint": "gone"}}])
     cluster.settle()
     assert cluster.condition("Reconciling") == (
         "CheckpointNotFound",
@@ -347,7 +351,7 @@ def test_another_default_image_of_the_operator_restarts_no_endpoint() -> None:
 
 
 def test_a_fully_trained_model_takes_the_place_of_the_base_model() -> None:
-    cluster = Cluster(checkpoint("first", "1", type="Full"))
+    cluster = EndpointCluster(checkpoint("first", "1", type="Full"))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     pod = deployment["spec"]["template"]["spec"]
@@ -356,7 +360,7 @@ def test_a_fully_trained_model_takes_the_place_of_the_base_model() -> None:
 
 
 def test_a_fully_trained_model_cannot_share_an_endpoint() -> None:
-    cluster = Cluster(
+    cluster = EndpointCluster(
         checkpoint("first", "1", type="Full"),
         models=[
             {"name": "one", "pin": {"checkpoint": "first"}},
@@ -369,7 +373,7 @@ def test_a_fully_trained_model_cannot_share_an_endpoint() -> None:
 
 
 def test_an_endpoint_being_deleted_is_left_alone() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     raw = cluster.endpoint.to_dict()
     raw["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
     cluster.endpoint = InferenceDeployment.model_validate(raw)
@@ -379,7 +383,7 @@ def test_an_endpoint_being_deleted_is_left_alone() -> None:
 
 
 def test_devices_that_the_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
-    cluster = Cluster(checkpoint("first", "1"), compute={"devices": 2})
+    cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
     cluster.profiles = {"standard": profile(devices={"resource": "nvidia.com/gpu", "max": 8})}
     cluster.settle()
     assert not cluster.deployments
@@ -392,7 +396,7 @@ def test_devices_that_the_engine_would_leave_idle_are_refused_by_the_fields_name
 
 
 def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
-    cluster = Cluster(checkpoint("first", "1"), compute={"devices": 4})
+    cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 4})
     cluster.profiles = {"standard": profile(devices={"resource": "cpu", "max": 8})}
     cluster.settle()
     (deployment,) = cluster.deployments.values()

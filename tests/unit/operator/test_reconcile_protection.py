@@ -4,7 +4,7 @@ import pytest
 
 from finetune_operator.plan import Manifest
 from tests.networkpolicies import Pod, admits
-from tests.unit.operator.endpoints import Cluster, checkpoint, profile, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, serving
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
@@ -207,7 +207,7 @@ def test_keys_are_mounted_into_the_engine_alone_and_asking_for_them_is_a_new_rev
 
 def test_an_engine_that_does_not_know_keys_is_not_started_without_them() -> None:
     older = {"images": {"trainer": "registry.example/older:1"}, "trainerContract": 1}
-    cluster = Cluster(checkpoint("first", "1"), serving=KEYS)
+    cluster = EndpointCluster(checkpoint("first", "1"), serving=KEYS)
     cluster.profiles = {"standard": profile(**older)}
     cluster.settle()
     assert not cluster.deployments

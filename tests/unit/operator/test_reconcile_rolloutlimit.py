@@ -5,7 +5,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
 from finetune_operator.reconcile.relations import related
 from finetune_operator.reconcile.turns import rollout_turn
-from tests.unit.operator.endpoints import Cluster, checkpoint, profile
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
 
 
@@ -29,9 +29,9 @@ def limited(**images: str) -> ComputeProfile:
     return profile(maxConcurrentRollouts=1, images=images)
 
 
-def serving_cluster() -> tuple[Cluster, str]:
+def serving_cluster() -> tuple[EndpointCluster, str]:
     """An endpoint that serves, on a profile that lets one endpoint roll at a time."""
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.profiles = {"standard": limited()}
     cluster.settle()
     (revision,) = cluster.deployments
@@ -40,7 +40,7 @@ def serving_cluster() -> tuple[Cluster, str]:
     return cluster, revision
 
 
-def edit_profile(cluster: Cluster) -> None:
+def edit_profile(cluster: EndpointCluster) -> None:
     cluster.profiles = {"standard": limited(trainer="registry.example/trainer:2")}
 
 
@@ -68,7 +68,7 @@ def test_an_endpoint_that_rolls_already_goes_on() -> None:
 
 
 def test_a_new_endpoint_does_not_wait_and_is_waited_for_by_nobody() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.profiles = {"standard": limited()}
     cluster.others = (other(),)
     cluster.settle()
@@ -102,7 +102,7 @@ def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_i
 
 
 def test_passes_over_endpoints_overlap_unless_their_profile_has_a_limit() -> None:
-    endpoint = Cluster().endpoint
+    endpoint = EndpointCluster().endpoint
     one = {"standard": limited()}
     assert rollout_turn(endpoint, {"standard": profile()}) is None
     assert rollout_turn(endpoint, one) == rollout_turn(other(), one)

@@ -5,7 +5,7 @@ from typing import Any
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
-from tests.unit.operator.endpoints import BASE, Cluster, checkpoint, digest
+from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest
 
 FOLLOWS = {"name": "router", "follow": {"model": "tickets"}}
 
@@ -16,7 +16,7 @@ def pin(character: str, store: str = "pvc://golden", **fields: Any) -> dict[str,
     return {"name": "bought", "pin": {**place, **fields}}
 
 
-def serve(cluster: Cluster) -> str:
+def serve(cluster: EndpointCluster) -> str:
     """Let the newest revision come up; its name."""
     cluster.settle()
     name = list(cluster.deployments)[-1]
@@ -25,12 +25,12 @@ def serve(cluster: Cluster) -> str:
     return name
 
 
-def served(cluster: Cluster) -> dict[str, tuple[str | None, str | None]]:
+def served(cluster: EndpointCluster) -> dict[str, tuple[str | None, str | None]]:
     """Checkpoint and digest behind each name."""
     return {model.name: (model.checkpoint, model.digest) for model in cluster.endpoint.status.models}
 
 
-def configs(cluster: Cluster) -> tuple[FetchConfig, ServeConfig]:
+def configs(cluster: EndpointCluster) -> tuple[FetchConfig, ServeConfig]:
     """What the only revision's pods are told."""
     (deployment,) = cluster.deployments.values()
     pod = deployment["spec"]["template"]["spec"]
@@ -52,7 +52,7 @@ def going(name: str, character: str, **spec: Any) -> Checkpoint:
 
 
 def test_a_pin_by_uri_is_fetched_by_its_digest_beside_the_base_model_that_the_spec_names() -> None:
-    cluster = Cluster(models=[pin("7")], baseModel={"uri": "pvc://models/base", "digest": BASE})
+    cluster = EndpointCluster(models=[pin("7")], baseModel={"uri": "pvc://models/base", "digest": BASE})
     serve(cluster)
     fetch, engine = configs(cluster)
     assert fetch.store.uri == "pvc://golden"
@@ -67,7 +67,7 @@ def test_a_pin_by_uri_is_fetched_by_its_digest_beside_the_base_model_that_the_sp
 
 def test_a_whole_model_pinned_by_uri_takes_the_place_of_the_base_model() -> None:
     base = {"uri": "pvc://models/base", "digest": BASE}
-    cluster = Cluster(models=[pin("7", type="Full")], baseModel=base)
+    cluster = EndpointCluster(models=[pin("7", type="Full")], baseModel=base)
     cluster.settle()
     fetch, engine = configs(cluster)
     assert [item.artifact.kind for item in fetch.items] == ["checkpoints"]
@@ -76,7 +76,7 @@ def test_a_whole_model_pinned_by_uri_takes_the_place_of_the_base_model() -> None
 
 def test_weights_pinned_by_uri_are_fetched_anew_from_another_store() -> None:
     base = {"uri": "pvc://models/base", "digest": BASE}
-    cluster = Cluster(models=[pin("7")], baseModel=base)
+    cluster = EndpointCluster(models=[pin("7")], baseModel=base)
     old = serve(cluster)
     cluster.edit(models=[pin("7", store="pvc://moved")])
     assert serve(cluster) != old
@@ -85,7 +85,7 @@ def test_weights_pinned_by_uri_are_fetched_anew_from_another_store() -> None:
 
 def test_a_pin_to_what_is_no_store_names_the_field() -> None:
     base = {"uri": "pvc://models/base", "digest": BASE}
-    cluster = Cluster(models=[pin("7", store="ftp://golden")], baseModel=base)
+    cluster = EndpointCluster(models=[pin("7", store="ftp://golden")], baseModel=base)
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -96,14 +96,16 @@ def test_a_pin_to_what_is_no_store_names_the_field() -> None:
 def test_weights_in_a_bucket_are_opened_with_the_secret_that_the_pin_names() -> None:
     base = {"uri": "pvc://models/base", "digest": BASE}
     bucket = pin("7", store="s3://golden", credentialsSecretRef={"name": "golden-reader"})
-    cluster = Cluster(models=[bucket], baseModel=base)
+    cluster = EndpointCluster(models=[bucket], baseModel=base)
     cluster.settle()
     credentials = configs(cluster)[0].store.credentials
     assert credentials is not None
     assert credentials.name == "golden-reader"
     # The record says itself where; the pin may say that another Secret opens it.
     pinned = {"name": "router", "pin": {"checkpoint": "first", "credentialsSecretRef": {"name": "reader"}}}
-    cluster = Cluster(checkpoint("first", "1", uri=f"s3://rows/checkpoints/{'1' * 64}"), models=[pinned])
+    cluster = EndpointCluster(
+        checkpoint("first", "1", uri=f"s3://rows/checkpoints/{'1' * 64}"), models=[pinned]
+    )
     cluster.settle()
     credentials = configs(cluster)[0].store.credentials
     assert credentials is not None
@@ -112,7 +114,7 @@ def test_weights_in_a_bucket_are_opened_with_the_secret_that_the_pin_names() -> 
 
 def test_models_in_two_stores_cannot_share_an_endpoint() -> None:
     base = {"uri": "pvc://models/base", "digest": BASE}
-    cluster = Cluster(checkpoint("first", "1"), models=[FOLLOWS, pin("7")], baseModel=base)
+    cluster = EndpointCluster(checkpoint("first", "1"), models=[FOLLOWS, pin("7")], baseModel=base)
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Stalled") or ("", "")
@@ -122,7 +124,7 @@ def test_models_in_two_stores_cannot_share_an_endpoint() -> None:
 
 def test_weights_that_no_pin_names_any_more_are_kept_until_there_are_others() -> None:
     base = {"uri": "pvc://models/base", "digest": BASE}
-    cluster = Cluster(models=[pin("7", store="pvc://artifacts")], baseModel=base)
+    cluster = EndpointCluster(models=[pin("7", store="pvc://artifacts")], baseModel=base)
     old = serve(cluster)
     cluster.edit(models=[{"name": "bought", "follow": {"model": "tickets"}}])
     cluster.settle()
@@ -136,7 +138,7 @@ def test_weights_that_no_pin_names_any_more_are_kept_until_there_are_others() ->
 
 
 def test_a_champion_whose_record_is_being_deleted_gives_way_to_the_one_before() -> None:
-    cluster = Cluster(checkpoint("first", "1"), checkpoint("second", "2", promoted=10))
+    cluster = EndpointCluster(checkpoint("first", "1"), checkpoint("second", "2", promoted=10))
     serve(cluster)
     assert served(cluster) == {"router": ("second", digest("2"))}
     cluster.checkpoints.put(going("second", "2", promoted=10))
@@ -146,7 +148,7 @@ def test_a_champion_whose_record_is_being_deleted_gives_way_to_the_one_before() 
 
 def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served_where_it_was() -> None:
     pinned = [{"name": "router", "pin": {"checkpoint": "first"}}]
-    cluster = Cluster(going("first", "1"), models=pinned)
+    cluster = EndpointCluster(going("first", "1"), models=pinned)
     cluster.settle()
     assert not cluster.deployments
     cluster.checkpoints.put(checkpoint("first", "1"))
@@ -158,7 +160,7 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served
 
 
 def test_an_endpoint_says_that_what_it_serves_was_rejected_and_nothing_can_take_its_place() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     serve(cluster)
     cluster.checkpoints.put(checkpoint("first", "1", approval={"state": "Rejected"}))
     cluster.settle()
@@ -178,7 +180,7 @@ def test_a_new_champion_below_a_followers_own_bar_is_held_back_and_said() -> Non
         raw["status"]["evaluations"] = [{"checkpoint": name, "verdict": "Passed", "scores": [score]}]
         return Checkpoint.model_validate(raw)
 
-    cluster = Cluster(judged("first", "1", 0), models=[{"name": "router", "follow": follow}])
+    cluster = EndpointCluster(judged("first", "1", 0), models=[{"name": "router", "follow": follow}])
     serve(cluster)
     cluster.checkpoints.put(judged("second", "2", 10))
     cluster.settle()
@@ -188,7 +190,7 @@ def test_a_new_champion_below_a_followers_own_bar_is_held_back_and_said() -> Non
 
 def test_a_model_that_cannot_be_resolved_yet_does_not_hold_back_the_others() -> None:
     models = [FOLLOWS, {"name": "writer", "follow": {"model": "letters"}}]
-    cluster = Cluster(checkpoint("first", "1"), models=models)
+    cluster = EndpointCluster(checkpoint("first", "1"), models=models)
     serve(cluster)
     assert served(cluster) == {"router": ("first", digest("1"))}
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -201,7 +203,7 @@ def test_a_model_that_cannot_be_resolved_yet_does_not_hold_back_the_others() -> 
 
 def test_a_new_champion_moves_its_followers_and_no_pin_beside_them() -> None:
     models = [FOLLOWS, {"name": "router-v1", "pin": {"checkpoint": "first"}}]
-    cluster = Cluster(checkpoint("first", "1"), models=models)
+    cluster = EndpointCluster(checkpoint("first", "1"), models=models)
     serve(cluster)
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
     serve(cluster)
@@ -218,7 +220,7 @@ def at_commit(name: str, character: str, commit: str) -> Checkpoint:
 def test_a_revision_of_the_base_model_takes_only_what_was_trained_from_that_commit() -> None:
     record = at_commit("first", "1", "9" * 40)
     for revision, reason in ((None, "RollingOut"), ("9" * 40, "RollingOut"), ("main", "BaseModelMismatch")):
-        cluster = Cluster(record, baseModel={"uri": "hf://google/gemma", "revision": revision})
+        cluster = EndpointCluster(record, baseModel={"uri": "hf://google/gemma", "revision": revision})
         cluster.settle()
         found = cluster.condition("Reconciling") or ("", "")
         assert found[0] == reason, found

@@ -15,7 +15,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     traffic_of,
 )
 from finetune_operator.reconcile.snapshot import Snapshot
-from tests.unit.operator.endpoints import FACTS, NOW, Cluster, checkpoint, endpoint, serving
+from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, serving
 
 
 def service(revision: str | None) -> Manifest:
@@ -84,12 +84,12 @@ def test_an_endpoint_is_routed_by_its_service() -> None:
     assert isinstance(traffic_of(endpoint(), Snapshot(now=NOW, facts=FACTS)), ServiceTraffic)
 
 
-def weights(cluster: Cluster) -> dict[str, int | None]:
+def weights(cluster: EndpointCluster) -> dict[str, int | None]:
     return {revision.name: revision.weight for revision in cluster.endpoint.status.revisions}
 
 
 def test_the_status_shows_the_weights_through_a_whole_rollout() -> None:
-    cluster = Cluster(checkpoint("first", "1"))
+    cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.reconcile()
     (old,) = cluster.deployments
     assert weights(cluster) == {old: 100}, "nobody else can answer while the first one starts"
@@ -107,7 +107,7 @@ def test_the_status_shows_the_weights_through_a_whole_rollout() -> None:
     assert all(revision.step is None for revision in cluster.endpoint.status.revisions)
 
 
-def without_weights(cluster: Cluster) -> None:
+def without_weights(cluster: EndpointCluster) -> None:
     """The status as an earlier release has written it."""
     raw: dict[str, Any] = cluster.endpoint.to_dict()
     for revision in raw["status"]["revisions"]:

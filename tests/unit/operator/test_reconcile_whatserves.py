@@ -1,9 +1,9 @@
 """What serves is kept: when the Service goes, and when there are no replicas to prove a new revision."""
 
-from tests.unit.operator.endpoints import Cluster, checkpoint, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 
 
-def rolling() -> tuple[Cluster, str, str]:
+def rolling() -> tuple[EndpointCluster, str, str]:
     """One that rolls to a new champion, with the old and the new revision."""
     cluster, old = serving()
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
@@ -12,7 +12,7 @@ def rolling() -> tuple[Cluster, str, str]:
     return cluster, old, new
 
 
-def states(cluster: Cluster) -> dict[str, str]:
+def states(cluster: EndpointCluster) -> dict[str, str]:
     return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
 
 
@@ -116,7 +116,7 @@ def test_a_rollout_that_is_scaled_to_zero_is_put_off_and_holds_up_no_other() -> 
 
 
 def test_a_new_endpoint_without_replicas_waits_for_the_first() -> None:
-    cluster = Cluster(checkpoint("first", "1"), replicas=0)
+    cluster = EndpointCluster(checkpoint("first", "1"), replicas=0)
     cluster.settle()
     assert cluster.deployments == {}
     assert (cluster.condition("Ready") or ("", ""))[0] == "ScaledToZero"

@@ -26,7 +26,7 @@ from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revisi
 from finetune_operator.reconcile.lines import CheckpointIndex
 from finetune_operator.reconcile.secondaries import no_children
 from finetune_operator.reconcile.snapshot import Snapshot
-from tests.unit.operator.endpoints import FACTS, NOW, Cluster, checkpoint, endpoint, profile, serving
+from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, profile, serving
 from tests.unit.operator.test_reconcile_rolloutlimit import other
 
 IMPOSSIBLE: Final = {
@@ -81,7 +81,7 @@ def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
         assert transition(newer, seen) == transition("Pending", seen)
 
 
-def wanting(state: State, seen: Observation) -> tuple[Cluster, str, str]:
+def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]:
     """An endpoint whose wanted revision is in this state and is seen so; that revision, and what serves."""
     cluster, old = serving()
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
@@ -109,7 +109,7 @@ def wanting(state: State, seen: Observation) -> tuple[Cluster, str, str]:
     return cluster, new, old
 
 
-def record(cluster: Cluster, name: str, state: State) -> None:
+def record(cluster: EndpointCluster, name: str, state: State) -> None:
     """Write the revision's state into the status, as earlier passes would have."""
     raw = cluster.endpoint.to_dict()
     entries = [entry for entry in raw["status"]["revisions"] if entry["name"] != name]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench.errors import BenchError
-from tools.bench.operator.ledger import Ledger
+from tools.bench.operator.ledger import RequestLedger
 from tools.bench.operator.waiting import background, until
 from tools.cluster.audit import AuditLog
 
@@ -76,17 +76,17 @@ async def test_the_error_of_the_block_wins_over_that_of_the_background() -> None
 
 
 @pytest.fixture
-def unwritten(tmp_path: Path) -> Ledger:
+def unwritten(tmp_path: Path) -> RequestLedger:
     """A ledger of a log in which no client has written."""
     file = tmp_path / "audit.log"
     file.touch()
-    return Ledger(AuditLog(file))
+    return RequestLedger(AuditLog(file))
 
 
-async def test_silence_is_enough_where_nothing_else_is_expected(unwritten: Ledger) -> None:
+async def test_silence_is_enough_where_nothing_else_is_expected(unwritten: RequestLedger) -> None:
     await unwritten.until_quiet()
 
 
-async def test_silence_before_what_is_expected_is_an_error_that_names_it(unwritten: Ledger) -> None:
+async def test_silence_before_what_is_expected_is_an_error_that_names_it(unwritten: RequestLedger) -> None:
     with pytest.raises(BenchError, match="0 have a Job; expected: 3 runs have a Job"):
         await unwritten.until_quiet(lambda: unwritten.have_first_jobs(3), "3 runs have a Job")

@@ -12,7 +12,7 @@ from tools.bench.data.page import sheet, write
 from tools.bench.data.rows import rows_file
 from tools.bench.errors import BenchError
 from tools.bench.page import PAGE
-from tools.bench.program import Ended, run
+from tools.bench.program import ProgramResult, run
 
 OURS: Final = "finetune-trainer"
 PROGRAMS: Final = {OURS: "tools.bench.data.ours", "a script on datasets": "tools.bench.data.peer"}
@@ -38,7 +38,7 @@ def databench(
     """
     console = Console(highlight=False)
     programs = {name: module for name, module in PROGRAMS.items() if not (only_peer and name == OURS)}
-    measured: dict[str, list[Ended]] = {name: [] for name in programs}
+    measured: dict[str, list[ProgramResult]] = {name: [] for name in programs}
     try:
         with console.status(f"making {rows:,} rows"):
             file = rows_file(rows)
@@ -57,7 +57,7 @@ def databench(
         raise typer.Exit(1) from error
 
 
-def _judge(measured: Mapping[str, Sequence[Ended]]) -> None:
+def _judge(measured: Mapping[str, Sequence[ProgramResult]]) -> None:
     if len({each.printed["rows"] for rounds in measured.values() for each in rounds}) > 1:
         raise BenchError("the programs leave different numbers of rows: they did not do the same")
     peak = max((each.peak_bytes for each in measured.get(OURS, ())), default=0)

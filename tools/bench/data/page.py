@@ -7,13 +7,13 @@ from statistics import median
 from typing import Final
 
 from tools.bench.page import put
-from tools.bench.program import Ended
+from tools.bench.program import ProgramResult
 from tools.bench.sheet import Sheet
 
 BEGIN: Final = "<!-- Written by make bench-data from here -->"
 
 
-def sheet(measured: Mapping[str, Sequence[Ended]], rows: int, size: int) -> Sheet:
+def sheet(measured: Mapping[str, Sequence[ProgramResult]], rows: int, size: int) -> Sheet:
     """One line a program: the medians of its rounds, but the highest peak. `size` is the file's, in bytes."""
     lines = []
     for name, rounds in measured.items():

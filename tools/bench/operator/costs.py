@@ -22,7 +22,7 @@ from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, in_turns
-from tools.bench.operator.ledger import OPERATOR, USER, Ledger
+from tools.bench.operator.ledger import OPERATOR, USER, RequestLedger
 from tools.bench.sheet import Sheet
 from tools.bench.usage import processor_seconds
 from tools.cluster import ControlPlane
@@ -50,7 +50,7 @@ class _Costs:
     async def measure(self) -> dict[str, Cost]:
         """Processor time of each request, by what it does."""
         async with client(self._plane, USER) as user, client(self._plane, OPERATOR) as operator:
-            ledger = Ledger(AuditLog(self._plane.audit_log))
+            ledger = RequestLedger(AuditLog(self._plane.audit_log))
             for manifest in workload.prerequisites():
                 await user.create(manifest)
             await ledger.until_quiet()
@@ -73,7 +73,7 @@ class _Costs:
         self, what: str, request: Callable[[Any], Awaitable[object]], subjects: list[Manifest]
     ) -> None:
         self._progress(what)
-        before, ledger = self._spent(), Ledger(AuditLog(self._plane.audit_log))
+        before, ledger = self._spent(), RequestLedger(AuditLog(self._plane.audit_log))
         await in_turns(request, subjects)
         await ledger.until_quiet()
         self._costs[what] = {

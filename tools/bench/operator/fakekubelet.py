@@ -17,7 +17,7 @@ STAGE_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 600
 
 
-class FakeKubelet:
+class BenchKubelet:
     """Starts each pod of a namespace at once, and ends it a second later with a fitting result."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:

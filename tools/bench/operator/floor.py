@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
-from tools.bench.operator.ledger import USER, Ledger, Requests, Spread
+from tools.bench.operator.ledger import USER, RequestLedger, Requests, Spread
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 
@@ -34,7 +34,7 @@ def measure_floor(jobs: int) -> Floor:
 
 
 async def _measure(plane: ControlPlane, jobs: int) -> Floor:
-    ledger = Ledger(AuditLog(plane.audit_log))
+    ledger = RequestLedger(AuditLog(plane.audit_log))
     async with client(plane, USER) as user:
         await user.create(workload.namespace())
         await create(user, map(workload.bare_job, range(jobs)))

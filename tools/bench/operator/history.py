@@ -24,8 +24,8 @@ from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, in_turns
 from tools.bench.operator.copies import Copies, checkpoint_name
-from tools.bench.operator.fakekubelet import FakeKubelet
-from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger
+from tools.bench.operator.fakekubelet import BenchKubelet
+from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.operator.waiting import background, patience, until_done
@@ -103,7 +103,7 @@ class _History:
         """See one run through."""
         self._progress("one run is seen through")
         run = workload.finetunejob(0)
-        async with self._operator(), background(FakeKubelet(node, workload.NAMESPACE).run()):
+        async with self._operator(), background(BenchKubelet(node, workload.NAMESPACE).run()):
             for manifest in (*workload.prerequisites(), run):
                 await user.create(manifest)
             job = await until_done(
@@ -133,7 +133,7 @@ class _History:
     @contextlib.asynccontextmanager
     async def _operator(self) -> AsyncIterator[tuple[OperatorProcess, list[float]]]:
         """An active operator, and the silences of its /healthz from its first answer on."""
-        self._ledger = Ledger(AuditLog(self._plane.audit_log))
+        self._ledger = RequestLedger(AuditLog(self._plane.audit_log))
         operator = await OperatorProcess.start(
             self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
         )

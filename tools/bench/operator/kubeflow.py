@@ -22,7 +22,7 @@ from finetune_operator.engine.resources import ResourceType
 from tools.bench.errors import BenchError
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
-from tools.bench.operator.ledger import JOBSET, TRAINER, USER, Ledger, Requests, Spread
+from tools.bench.operator.ledger import JOBSET, TRAINER, USER, RequestLedger, Requests, Spread
 from tools.bench.operator.waiting import until
 from tools.bench.usage import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane, binaries
@@ -46,7 +46,7 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Controller:
+class PeerController:
     """One of the two programs.
 
     Attributes:
@@ -64,7 +64,7 @@ class Controller:
 
 
 CONTROLLERS: Final = (
-    Controller(
+    PeerController(
         JOBSET,
         "jobset",
         "sigs.k8s.io/jobset",
@@ -75,7 +75,7 @@ CONTROLLERS: Final = (
             "clientConnection": {"qps": 500, "burst": 1000},
         },
     ),
-    Controller(
+    PeerController(
         TRAINER,
         "trainer-controller-manager",
         "github.com/kubeflow/trainer/v2",
@@ -127,7 +127,7 @@ async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
         user = await stack.enter_async_context(client(plane, USER, TRAIN_JOB))
         await user.create(workload.namespace())
         before = sum(map(processor_seconds, running))
-        ledger = Ledger(AuditLog(plane.audit_log))
+        ledger = RequestLedger(AuditLog(plane.audit_log))
         await create(user, map(_train_job, range(jobs)))
         await ledger.until_quiet(lambda: ledger.have_first_jobs(jobs), f"{jobs:,} TrainJobs have a Job")
         jobset, trainer = map(peak_bytes, running)
@@ -136,7 +136,7 @@ async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
 
 
 @contextlib.asynccontextmanager
-async def _running(plane: ControlPlane, folder: Path, controller: Controller) -> AsyncIterator[int]:
+async def _running(plane: ControlPlane, folder: Path, controller: PeerController) -> AsyncIterator[int]:
     """The pid of the controller, which is ready."""
     serving = folder / SERVING_CERTIFICATES
     serving.mkdir(parents=True)
@@ -194,7 +194,7 @@ def _end_of(log: Path) -> str:
     return log.read_text(errors="replace")[-LOG_CHARACTERS:]
 
 
-def _install(plane: ControlPlane, controller: Controller, url: str) -> None:
+def _install(plane: ControlPlane, controller: PeerController, url: str) -> None:
     """Definitions and webhooks as released, but that the API server calls a process and no Service."""
     listed = run([go_compiler(), "-C", KUBEFLOW_TRAINER.source, "list", "-m", "-json", controller.module])
     module = Path(json.loads(listed)["Dir"])

@@ -45,7 +45,7 @@ class Requests(NamedTuple):
         return sum(count for (client, _), count in self.by.items() if client in clients)
 
 
-class Ledger:
+class RequestLedger:
     """Reads on from where it was made.
 
     Attributes:

@@ -13,11 +13,19 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
-from tools.bench.operator.fakekubelet import FakeKubelet
-from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, Ledger, Requests, Spread
+from tools.bench.operator.fakekubelet import BenchKubelet
+from tools.bench.operator.ledger import (
+    KUBELET,
+    OPERATOR,
+    QUIET_SECONDS,
+    USER,
+    RequestLedger,
+    Requests,
+    Spread,
+)
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.waiting import background, patience
-from tools.bench.usage import Usage, peak_bytes, usage
+from tools.bench.usage import ProcessUsage, measure_usage, peak_bytes
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
@@ -34,7 +42,7 @@ class Life:
     """Of all clients meanwhile, over all runs."""
     writes: int
     """Of the operator, over all runs."""
-    usage: Usage
+    usage: ProcessUsage
     peak_bytes: int
 
 
@@ -55,7 +63,7 @@ class Measured:
     runs: int
     first_jobs: Spread
     first_requests: Requests
-    first_usage: Usage
+    first_usage: ProcessUsage
     done: Spread
     chain: Life
     restart: Life
@@ -86,7 +94,7 @@ class _Measurement:
         self._progress = progress
         self._runs = runs
         self._log = folder / f"operator-{runs}.log"
-        self._ledger = Ledger(AuditLog(plane.audit_log))
+        self._ledger = RequestLedger(AuditLog(plane.audit_log))
 
     async def run(self) -> Measured:
         async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
@@ -101,7 +109,7 @@ class _Measurement:
                     first_requests = self._ledger.requests
                     first_jobs = self._ledger.spread(self._ledger.first_jobs)
                     pause = (datetime.now(UTC) - max(self._ledger.first_jobs.values())).total_seconds()
-                    async with background(FakeKubelet(node, workload.NAMESPACE).run()):
+                    async with background(BenchKubelet(node, workload.NAMESPACE).run()):
                         await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
                 done = self._ledger.spread(self._ledger.last_written, pause)
                 chain = self._end(operator, begun)
@@ -130,7 +138,7 @@ class _Measurement:
     async def _prepare(self, user: Cluster, node: Cluster) -> None:
         for manifest in workload.prerequisites():
             await user.create(manifest)
-        async with background(FakeKubelet(node, workload.NAMESPACE).run()):
+        async with background(BenchKubelet(node, workload.NAMESPACE).run()):
             await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))
 
     async def _all_done(self, user: Cluster, kind: str) -> bool:
@@ -141,11 +149,11 @@ class _Measurement:
         """Until no client writes any more, and `reached`."""
         await self._ledger.until_quiet(reached, f"{what}; see {self._log}")
 
-    def _begin(self, operator: OperatorProcess | None = None) -> Usage:
-        self._ledger = Ledger(AuditLog(self._plane.audit_log))
+    def _begin(self, operator: OperatorProcess | None = None) -> ProcessUsage:
+        self._ledger = RequestLedger(AuditLog(self._plane.audit_log))
         return self._usage(operator)
 
-    def _end(self, operator: OperatorProcess, begun: Usage) -> Life:
+    def _end(self, operator: OperatorProcess, begun: ProcessUsage) -> Life:
         self._ledger.read()
         return Life(
             requests=self._ledger.requests,
@@ -154,10 +162,10 @@ class _Measurement:
             peak_bytes=peak_bytes(operator.pid),
         )
 
-    def _usage(self, operator: OperatorProcess | None) -> Usage:
+    def _usage(self, operator: OperatorProcess | None) -> ProcessUsage:
         processes = Processes(self._plane.layout.run, self._plane.layout.log)
         pids = [pid for name in processes.names() if (pid := processes.pid(name))]
-        return usage(operator.pid if operator else None, pids)
+        return measure_usage(operator.pid if operator else None, pids)
 
     @contextlib.asynccontextmanager
     async def _operator(self) -> AsyncIterator[OperatorProcess]:

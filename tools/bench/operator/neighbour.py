@@ -24,7 +24,7 @@ from finetune_operator.plan import Manifest
 from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, create
-from tools.bench.operator.fakekubelet import FakeKubelet
+from tools.bench.operator.fakekubelet import BenchKubelet
 from tools.bench.operator.ledger import KUBELET, OPERATOR, USER
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.waiting import background, patience, until_done
@@ -92,7 +92,7 @@ class _Neighbour:
         for kind in NEIGHBOURS:
             await create(user, workload.of_a_team(kind))
         teams = (workload.NAMESPACE, *NEIGHBOURS)
-        async with background(*(FakeKubelet(node, team).run() for team in teams)):
+        async with background(*(BenchKubelet(node, team).run() for team in teams)):
             for team in teams:
                 failure = f"the Dataset of {team} is not ready: see {self._log}"
                 await until_done(user, "Dataset", team, "tickets", seconds=READY_SECONDS, failure=failure)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tools.bench.errors import BenchError
 from tools.bench.page import PAGE
-from tools.bench.program import Ended, run
+from tools.bench.program import ProgramResult, run
 from tools.bench.train.page import rate, save_share, sheet, write
 from tools.bench.train.workload import SOURCES
 from tools.models import gemma
@@ -43,7 +43,7 @@ def trainbench(
     problems: list[str] = []
     try:
         for workload in SOURCES:
-            measured: dict[str, list[Ended]] = {name: [] for name in PROGRAMS}
+            measured: dict[str, list[ProgramResult]] = {name: [] for name in PROGRAMS}
             for turn in range(rounds):
                 for name, module in PROGRAMS.items():
                     # Drawn seldom, since it takes processor time of what is measured.
@@ -61,7 +61,7 @@ def trainbench(
         raise typer.Exit(1)
 
 
-def _problems(workload: str, measured: Mapping[str, Sequence[Ended]]) -> list[str]:
+def _problems(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> list[str]:
     """What is not as it shall be."""
     ours, peer = measured[OURS], measured[PEER]
     found = []

@@ -7,32 +7,32 @@ from statistics import median
 from typing import Final
 
 from tools.bench.page import put
-from tools.bench.program import Ended
+from tools.bench.program import ProgramResult
 from tools.bench.sheet import Sheet
 
 BEGIN: Final = "<!-- Written by make bench-train from here -->"
 STEPS_BETWEEN_SAVES: Final = 100
 
 
-def seconds_per_step(rounds: Sequence[Ended]) -> float:
+def seconds_per_step(rounds: Sequence[ProgramResult]) -> float:
     """The median of the rounds; the first step, which warms up, is not in it."""
     return float(median(each.printed["seconds"] / (each.printed["steps"] - 1) for each in rounds))
 
 
-def rate(rounds: Sequence[Ended]) -> float:
+def rate(rounds: Sequence[ProgramResult]) -> float:
     """Tokens a second."""
     printed = rounds[0].printed
     tokens: float = printed["tokens"] / printed["steps"]
     return tokens / seconds_per_step(rounds)
 
 
-def save_share(rounds: Sequence[Ended]) -> float:
+def save_share(rounds: Sequence[ProgramResult]) -> float:
     """Part of the time in which training stands still, were the state saved every 100 steps."""
     save = _save_seconds(rounds)
     return save / (save + STEPS_BETWEEN_SAVES * seconds_per_step(rounds))
 
 
-def sheet(workload: str, measured: Mapping[str, Sequence[Ended]]) -> Sheet:
+def sheet(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> Sheet:
     """One line a program: the medians of its rounds, but the highest peak."""
     (ours, peer) = measured.values()
     printed = ours[0].printed
@@ -73,5 +73,5 @@ def write(page: Path, sheets: Sequence[Sheet]) -> None:
     put(page, BEGIN, sheets, ", ".join(f"{package} {version(package)}" for package in packages))
 
 
-def _save_seconds(rounds: Sequence[Ended]) -> float:
+def _save_seconds(rounds: Sequence[ProgramResult]) -> float:
     return float(median(seconds for each in rounds for seconds in each.printed["save_seconds"]))
