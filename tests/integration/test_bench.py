@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tools.bench.operator.ledger import OPERATOR
 from tools.bench.operator.measurement import measure
+from tools.bench.operator.requestledger import OPERATOR
 
 RUNS = 10
 REQUESTS_TO_FIRST_JOB = 4

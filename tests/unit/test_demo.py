@@ -18,8 +18,8 @@ from finetune_trainer.data.split import split_of
 from tests.waiting import eventually
 from tools.demo.endpoint import Endpoint
 from tools.demo.load import SteadyLoad
-from tools.demo.progress import DemoStatus
 from tools.demo.questions import compare, held_out
+from tools.demo.stages import DemoStatus
 from tools.demo.view import LineView, render
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

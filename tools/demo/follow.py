@@ -10,7 +10,7 @@ from finetune_operator.manifests.labels import RUN
 from tools.demo.access import Access
 from tools.demo.errors import DemoError
 from tools.demo.namespace import NAMESPACE
-from tools.demo.progress import DemoStatus, now, true_condition
+from tools.demo.stages import DemoStatus, now, true_condition
 from tools.demo.view import view
 
 LOOK_SECONDS: Final = 1.0

@@ -24,8 +24,8 @@ from tools.demo.follow import Follower
 from tools.demo.install import SYSTEM, images, install
 from tools.demo.load import SteadyLoad
 from tools.demo.namespace import NAMESPACE
-from tools.demo.progress import DemoStatus, duration
 from tools.demo.questions import compare, held_out
+from tools.demo.stages import DemoStatus, duration
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
 SECOND: Final = EXAMPLE / "v2"

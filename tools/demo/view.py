@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tools.demo.progress import DemoStatus, Happening, Stage, duration
+from tools.demo.stages import DemoStatus, Happening, Stage, duration
 
 MARKS: Final = {"done": "[green]✔[/]", "running": "[yellow]▶[/]", "waiting": "[dim]·[/]"}
 EVENTS_SHOWN: Final = 5

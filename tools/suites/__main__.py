@@ -13,8 +13,8 @@ from rich.console import Console
 
 from tools.cluster.isolation import isolated
 from tools.suites.lanes import side_by_side
-from tools.suites.plan import Suite, TestSession, suites
 from tools.suites.report import Result, sheet, write
+from tools.suites.sessions import Suite, TestSession, suites
 
 PYTEST: Final = (
     *(sys.executable, "-m", "pytest", "-m", "not full"),

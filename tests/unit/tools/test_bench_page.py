@@ -12,9 +12,9 @@ from tools.bench.operator import __main__ as command
 from tools.bench.operator.comparison import Comparison
 from tools.bench.operator.floor import Floor
 from tools.bench.operator.kubeflow import Peer
-from tools.bench.operator.ledger import Requests, Spread
 from tools.bench.operator.measurement import Life, Measured
 from tools.bench.operator.page import BEGIN, write
+from tools.bench.operator.requestledger import Requests, Spread
 from tools.bench.page import END, PAGE
 from tools.bench.usage import ProcessUsage
 

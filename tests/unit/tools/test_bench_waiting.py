@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench.errors import BenchError
-from tools.bench.operator.ledger import RequestLedger
+from tools.bench.operator.requestledger import RequestLedger
 from tools.bench.operator.waiting import background, until
 from tools.cluster.audit import AuditLog
 

@@ -14,8 +14,8 @@ from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
 from tools.suites.lanes import side_by_side
-from tools.suites.plan import APART, E2E_LAST, E2E_SECOND, Suite, suites
 from tools.suites.report import BEGIN, PAGE, Result, sheet
+from tools.suites.sessions import APART, E2E_LAST, E2E_SECOND, Suite, suites
 
 
 def e2e(folder: Path) -> Suite:

@@ -22,7 +22,7 @@ from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload
 from tools.bench.operator.controlplanes import client, in_turns
-from tools.bench.operator.ledger import OPERATOR, USER, RequestLedger
+from tools.bench.operator.requestledger import OPERATOR, USER, RequestLedger
 from tools.bench.sheet import Sheet
 from tools.bench.usage import processor_seconds
 from tools.cluster import ControlPlane

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
-from tools.bench.operator.ledger import USER, RequestLedger, Requests, Spread
+from tools.bench.operator.requestledger import USER, RequestLedger, Requests, Spread
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 

@@ -22,11 +22,11 @@ from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
+from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, in_turns
 from tools.bench.operator.copies import Copies, checkpoint_name
-from tools.bench.operator.fakekubelet import BenchKubelet
-from tools.bench.operator.ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.operator.waiting import background, patience, until_done
 from tools.bench.sheet import Sheet

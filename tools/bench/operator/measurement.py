@@ -12,9 +12,10 @@ from typing import Final
 from finetune_operator.engine.cluster import Cluster
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.operator import workload
+from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, control_plane, create
-from tools.bench.operator.fakekubelet import BenchKubelet
-from tools.bench.operator.ledger import (
+from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.requestledger import (
     KUBELET,
     OPERATOR,
     QUIET_SECONDS,
@@ -23,7 +24,6 @@ from tools.bench.operator.ledger import (
     Requests,
     Spread,
 )
-from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.waiting import background, patience
 from tools.bench.usage import ProcessUsage, measure_usage, peak_bytes
 from tools.bootstrap.uv import ROOT

@@ -23,10 +23,10 @@ from finetune_operator.manifests.labels import OWNER_NAME
 from finetune_operator.plan import Manifest
 from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
+from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, create
-from tools.bench.operator.fakekubelet import BenchKubelet
-from tools.bench.operator.ledger import KUBELET, OPERATOR, USER
 from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.requestledger import KUBELET, OPERATOR, USER
 from tools.bench.operator.waiting import background, patience, until_done
 from tools.bench.sheet import Sheet
 from tools.cluster import ControlPlane

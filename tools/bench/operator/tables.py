@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from tools.bench.operator.comparison import Comparison
-from tools.bench.operator.ledger import KUBELET, OPERATOR, USER, Requests
 from tools.bench.operator.measurement import Measured
+from tools.bench.operator.requestledger import KUBELET, OPERATOR, USER, Requests
 from tools.bench.sheet import Sheet
 
 MEBIBYTE: Final = 1 << 20
