@@ -31,7 +31,7 @@ BOUNDS: Final = (
     ("minItems", "{} {} items"),
     ("maxItems", "{} {} items"),
 )
-UNSAID: Final = {("minLength", 1), ("minItems", 0)}
+OMITTED_BOUNDS: Final = {("minLength", 1), ("minItems", 0)}
 
 
 def api_pages() -> dict[str, str]:
@@ -123,7 +123,7 @@ def _type(node: Schema) -> str:
     bounds = (
         text.format(_strict(node, key), node[key])
         for key, text in BOUNDS
-        if key in node and (key, node[key]) not in UNSAID
+        if key in node and (key, node[key]) not in OMITTED_BOUNDS
     )
     return ", ".join([name, *bounds])
 

@@ -19,7 +19,7 @@ RELEASE = "finetune-operator"
 NAMESPACES, CLUSTER, OWN = RELEASE, f"{RELEASE}-cluster", f"{RELEASE}-own"
 """The chart's roles: in each watched namespace, outside of namespaces, and in the operator's own."""
 
-UNSEEN: Final = frozenset(
+UNOBSERVABLE: Final = frozenset(
     {
         *(f"update {kind}/finalizers" for kind in ("datasets", "finetunejobs", "inferencedeployments")),
         "create endpointslices",
@@ -29,7 +29,7 @@ UNSEEN: Final = frozenset(
 )
 """Rights that the API server looks for while it answers another request, so that no line names them."""
 
-SELDOM: Final = frozenset(
+RARELY_USED: Final = frozenset(
     {
         # A name that is taken, a write that came too late, a pod that is newer than the cache.
         "get computeprofiles",

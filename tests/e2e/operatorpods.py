@@ -6,7 +6,7 @@ import httpx
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import GROUP
-from tests.e2e.team import PATIENCE, PAUSE, uid_of
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
 from tools.demo.install import RELEASE, SYSTEM
@@ -51,11 +51,11 @@ def active(access: Access, other_than: tuple[str, ...] = ()) -> Object:
     return eventually(
         f"an operator is active, other than {other_than}",
         found,
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: access.kubectl(
             "logs", f"--namespace={SYSTEM}", f"deployment/{RELEASE}", "--tail=30"
         ),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
 
 

@@ -14,8 +14,8 @@ from tests.waiting import eventually
 from tools.demo.access import Access, Object
 from tools.demo.install import RELEASE, SYSTEM
 
-PAUSE: Final = 0.5
-PATIENCE: Final = 600.0
+PAUSE_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 600.0
 """Seconds that anything may take before a test gives up; a run takes a minute on two idle cores."""
 
 
@@ -86,9 +86,9 @@ class Team:
         return eventually(
             f"{kind} {name} is {wanted}",
             reached,
-            PATIENCE,
+            PATIENCE_SECONDS,
             describe=lambda: self.describe(kind, name),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
 
     def checkpoint_of(self, run: Object) -> Object:
@@ -100,9 +100,9 @@ class Team:
         eventually(
             f"no {kind} of {uid} is left",
             lambda: not self.children(kind, uid),
-            PATIENCE,
+            PATIENCE_SECONDS,
             describe=lambda: self.kubectl("describe", kind, f"--selector={RUN}={uid}"),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
 
     def pod(self, uid: str, stage: str, other_than: tuple[str, ...] = ()) -> Object:
@@ -115,9 +115,9 @@ class Team:
         return eventually(
             f"a {stage} pod runs, other than {other_than}",
             running,
-            PATIENCE,
+            PATIENCE_SECONDS,
             describe=lambda: self._describe_run(uid),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
 
     def until_logged(self, pod: Object, text: str) -> str:
@@ -132,7 +132,7 @@ class Team:
         )
         seen = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as logs:
-            timer = threading.Timer(PATIENCE, logs.terminate)
+            timer = threading.Timer(PATIENCE_SECONDS, logs.terminate)
             timer.start()
             try:
                 for line in logs.stdout or ():
@@ -181,7 +181,7 @@ def new_namespace(access: Access, purpose: str, level: str) -> Iterator[Team]:
         eventually(
             f"the default service account of {name}",
             lambda: team.kubectl("get", "serviceaccounts", "default", "--ignore-not-found"),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
         yield team
     finally:

@@ -6,7 +6,7 @@ from finetune_operator.manifests.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.manifests import GPU
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
 from tools.demo.endpoint import reached
@@ -116,7 +116,7 @@ def test_the_endpoint_and_its_checkpoint_name_each_other(
         "the checkpoint knows its endpoint",
         lambda: team.checkpoint_of(routing)["status"].get("inUseBy") == ["support"],
         describe=lambda: team.checkpoint_of(routing),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
 
 
@@ -193,7 +193,9 @@ def test_an_endpoint_is_scaled_as_a_deployment_is(team: Team, begun: None) -> No
     uid = team.until("InferenceDeployment", "whole", "Ready")["metadata"]["uid"]
     (deployment,) = team.children("deployment", uid)
     team.kubectl("scale", "inferencedeployment/whole", "--replicas=0")
-    eventually("its pods are gone", lambda: not team.children("pod", uid), PATIENCE, pause=PAUSE)
+    eventually(
+        "its pods are gone", lambda: not team.children("pod", uid), PATIENCE_SECONDS, pause=PAUSE_SECONDS
+    )
     (scaled,) = team.children("deployment", uid)
     assert scaled["metadata"]["uid"] == deployment["metadata"]["uid"]
     assert columns(team.kubectl("get", "infd", "whole"))["READY"] == "0/0"
@@ -219,8 +221,8 @@ def test_what_it_made_goes_with_it_out_of_the_store_too(team: Team, keeper: Keep
     eventually(
         "its checkpoint is gone",
         lambda: not team.kubectl("get", "checkpoint", name_of(checkpoint), "--ignore-not-found"),
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: team.describe("Checkpoint", name_of(checkpoint)),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
     assert folder.rpartition("/")[2] not in keeper.run("ls /store/checkpoints")

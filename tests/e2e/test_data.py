@@ -9,7 +9,7 @@ import yaml
 
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, uid_of
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, uid_of
 from tests.waiting import eventually
 from tools.bootstrap.uv import ROOT
 from tools.demo.access import Object
@@ -110,9 +110,9 @@ def _look(team: Team, name: str, request: str) -> Object:
     return eventually(
         f"the look {request} at the source of {name} is through",
         looked,
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: team.describe("Dataset", name),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
 
 
@@ -152,9 +152,9 @@ def test_a_source_that_broke_takes_nothing_away(team: Team, begun: None) -> None
     found = eventually(
         "the broken source is told",
         told,
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: team.describe("Dataset", "changing"),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
     assert condition_of(found, "Ready")["status"] == "True"
     assert found["status"]["latestVersion"] == before

@@ -20,7 +20,16 @@ import pytest
 
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.newconnections import client_of
-from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, is_running, name_of, new_namespace, uid_of
+from tests.e2e.team import (
+    PATIENCE_SECONDS,
+    PAUSE_SECONDS,
+    Team,
+    condition_of,
+    is_running,
+    name_of,
+    new_namespace,
+    uid_of,
+)
 from tests.olderrelease import older_release, operator_image
 from tests.waiting import eventually
 from tools.bench.operator.controlplanes import client, create
@@ -244,7 +253,7 @@ def resize(team: Team, pod: Object, resources: Object) -> None:
 
 
 def until(condition: Callable[[], object], what: str, describe: Callable[[], object] = str) -> None:
-    eventually(what, condition, PATIENCE, describe, pause=PAUSE)
+    eventually(what, condition, PATIENCE_SECONDS, describe, pause=PAUSE_SECONDS)
 
 
 def step_in(line: str, after: str) -> int:
@@ -414,9 +423,9 @@ def pod_started_after(scene: Scene, moment: datetime) -> Object:
     return eventually(
         f"a train pod was started after {moment}",
         found,
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: scene.ours.describe("FineTuneJob", "steady"),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
 
 

@@ -7,7 +7,16 @@ from typing import Final
 import pytest
 
 from tests.e2e import manifests, pods
-from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, exit_code, name_of, new_namespace, uid_of
+from tests.e2e.team import (
+    PATIENCE_SECONDS,
+    PAUSE_SECONDS,
+    Team,
+    condition_of,
+    exit_code,
+    name_of,
+    new_namespace,
+    uid_of,
+)
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
 from tools.demo.install import RELEASE, SYSTEM
@@ -191,8 +200,8 @@ def a_run_that_is_deleted_takes_its_pods_with_it_and_leaves_its_records(team: Te
     eventually(
         "the run is gone",
         lambda: team.access.object("FineTuneJob", team.namespace, "deleted") is None,
-        PATIENCE,
-        pause=PAUSE,
+        PATIENCE_SECONDS,
+        pause=PAUSE_SECONDS,
     )
     for kind in ("pods", "jobs", "services", "configmaps", "secrets"):
         team.until_gone(kind, uid_of(run))

@@ -12,7 +12,16 @@ from finetune_operator.observe.peers import index_of
 from finetune_trainer.contract.outcomes import ExitCode
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PATIENCE, PAUSE, Team, exit_code, is_running, name_of, new_namespace, uid_of
+from tests.e2e.team import (
+    PATIENCE_SECONDS,
+    PAUSE_SECONDS,
+    Team,
+    exit_code,
+    is_running,
+    name_of,
+    new_namespace,
+    uid_of,
+)
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
 from tools.images.references import References
@@ -64,7 +73,9 @@ def train_pods(team: Team, uid: str, other_than: tuple[str, ...] = ()) -> dict[i
         }
         return {0: found[0], 1: found[1]} if found.keys() == {0, 1} else None
 
-    return eventually(f"two train pods run, other than {other_than}", both, PATIENCE, pause=PAUSE)
+    return eventually(
+        f"two train pods run, other than {other_than}", both, PATIENCE_SECONDS, pause=PAUSE_SECONDS
+    )
 
 
 def train_job(team: Team, uid: str) -> Object:

@@ -2,7 +2,7 @@
 
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PATIENCE, PAUSE, Team
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
 from tools.demo.endpoint import reached
@@ -25,7 +25,7 @@ def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_wher
     # Stopped first: Helm takes its rights away at once, and test_rights.py counts what is refused.
     access.kubectl("scale", f"deployment/{RELEASE}", f"--namespace={SYSTEM}", "--replicas=0")
     selector = f"app.kubernetes.io/instance={RELEASE}"
-    eventually("the operator has stopped", lambda: not access.pods(SYSTEM, selector), pause=PAUSE)
+    eventually("the operator has stopped", lambda: not access.pods(SYSTEM, selector), pause=PAUSE_SECONDS)
     access.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait")
     # Helm knows nothing of these two: the next operator makes them again, as the first one of all did.
     made = (f"lease/{RELEASE}", f"secret/{RELEASE}-report-tls")
@@ -42,9 +42,9 @@ def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_wher
     eventually(
         "what waited for an operator is gone",
         lambda: not team.kubectl("get", *waiting, "--ignore-not-found"),
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: team.describe("DatasetVersion", version),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
     assert rows not in keeper.run("ls /store/datasets")
     assert team.get("InferenceDeployment", "support")["status"] == status

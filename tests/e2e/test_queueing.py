@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e import manifests, pods
 from tests.e2e.manifests import GPU
-from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, is_running, uid_of
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, is_running, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
 from tools.images.references import References
@@ -49,9 +49,9 @@ def test_a_run_waits_for_a_gpu_with_the_reason_shown_and_then_trains(
     late = eventually(
         "a run waits for a GPU",
         lambda: waiting(team),
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: "\n".join(team.describe("FineTuneJob", name) for name in RUNS),
-        pause=PAUSE,
+        pause=PAUSE_SECONDS,
     )
     run = team.get("FineTuneJob", late)
     assert not any(is_running(pod) for pod in team.children("pods", uid_of(run), "train"))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PAUSE, Team, condition_of, exit_code, uid_of
+from tests.e2e.team import PAUSE_SECONDS, Team, condition_of, exit_code, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
 
@@ -121,7 +121,7 @@ def test_a_missing_profile_is_named_and_the_run_goes_on_when_it_exists(team: Tea
             lambda: "preflight" in stages_started(team, "no-profile"),
             60,
             describe=lambda: team.describe("FineTuneJob", "no-profile"),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
     finally:
         team.access.kubectl("delete", "computeprofile", LATE)

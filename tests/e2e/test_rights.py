@@ -10,7 +10,7 @@ import pytest
 
 from tests import rights
 from tests.e2e.sessions import LaneSession, left_in, usage_of_all
-from tests.rights import CLUSTER, NAMESPACES, OWN, SELDOM, SHADOWED, UNSEEN, RightsUsage
+from tests.rights import CLUSTER, NAMESPACES, OWN, RARELY_USED, SHADOWED, UNOBSERVABLE, RightsUsage
 from tools.demo.access import CONTEXT
 from tools.demo.install import RELEASE, SYSTEM
 
@@ -41,4 +41,6 @@ def test_the_operator_used_every_right_that_the_chart_grants_it(operator: Rights
     granted = {right for right in rights.granted(rights.rendered(SYSTEM)) if right.role == role}
     used = {right for right in operator.used if right.role == role}
     assert used <= granted
-    assert {str(right) for right in granted - used} <= UNSEEN | SELDOM | SHADOWED.get(role, frozenset())
+    assert {str(right) for right in granted - used} <= UNOBSERVABLE | RARELY_USED | SHADOWED.get(
+        role, frozenset()
+    )

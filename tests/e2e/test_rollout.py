@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.manifests.labels import REVISION
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import PATIENCE, PAUSE, Team, condition_of, name_of, uid_of
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
 from tools.demo.endpoint import Endpoint, reached
@@ -70,16 +70,16 @@ def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
         eventually(
             f"the endpoint serves {name_of(champion)}",
             lambda: is_serving(team, name_of(champion)),
-            PATIENCE,
+            PATIENCE_SECONDS,
             describe=lambda: team.describe("InferenceDeployment", "support"),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
         eventually(
             f"no pod of revision {before} is left",
             lambda: not team.access.pods(team.namespace, f"{REVISION}={before}"),
-            PATIENCE,
+            PATIENCE_SECONDS,
             describe=lambda: team.describe("InferenceDeployment", "support"),
-            pause=PAUSE,
+            pause=PAUSE_SECONDS,
         )
     return Rollout(load, before, team.get("InferenceDeployment", "support"), champion)
 

@@ -14,7 +14,7 @@ from tools.cluster import ControlPlane
 
 __all__ = ["api", "control_plane"]
 
-CHAINS_AT_ONCE: Final = 16
+MAX_CONCURRENT_CHAINS: Final = 16
 """More than there are cores: a chain waits most of its time for controllers, or for nothing to happen."""
 
 
@@ -25,7 +25,7 @@ def laboratory(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(CHAINS_AT_ONCE) as started:
+    with ThreadPoolExecutor(MAX_CONCURRENT_CHAINS) as started:
         yield started
         started.shutdown(cancel_futures=True)
 

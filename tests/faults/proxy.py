@@ -29,7 +29,7 @@ PASSED_ON: Final = ("Accept", "Content-Type", "User-Agent")
 HANDED_BACK: Final = ("Content-Type", "Retry-After")
 RST: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of a socket that is closed by a reset."""
-RETRY_AFTER: Final = 1
+RETRY_AFTER_SECONDS: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,7 @@ def _refusal(code: HTTPStatus, reason: str) -> Answer:
     }
     headers = {"Content-Type": "application/json"}
     if code == HTTPStatus.TOO_MANY_REQUESTS:
-        headers["Retry-After"] = str(RETRY_AFTER)
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return Answer(code, json.dumps(status).encode(), headers)
 
 

@@ -20,7 +20,7 @@ LOG: Final = ""
 PROFILE: Final = "rights"
 ROWS: Final = "tickets-1a2b3c4d5e6f"
 CHECKPOINTS: Final = ("first", "second")
-PATIENCE: Final = 60.0
+PATIENCE_SECONDS: Final = 60.0
 
 Begin = Callable[[Api, str], None]
 GoOn = Callable[[Api, str, Operator], None]
@@ -142,7 +142,9 @@ def deleted(kind: str, name: str) -> GoOn:
 
     def go_on(api: Api, namespace: str, _operator: Operator) -> None:
         eventually(
-            f"{kind} {name} is Ready", lambda: is_true(api.get(kind, namespace, name), "Ready"), PATIENCE
+            f"{kind} {name} is Ready",
+            lambda: is_true(api.get(kind, namespace, name), "Ready"),
+            PATIENCE_SECONDS,
         )
         api.delete(kind, namespace, name)
 
@@ -151,7 +153,7 @@ def deleted(kind: str, name: str) -> GoOn:
 
 def suspended(api: Api, namespace: str, _operator: Operator) -> None:
     """A run that is suspended while its first stage is under way."""
-    eventually("the first stage has a Job", lambda: api.list("Job", namespace), PATIENCE)
+    eventually("the first stage has a Job", lambda: api.list("Job", namespace), PATIENCE_SECONDS)
     api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": True}})
 
 
@@ -202,7 +204,7 @@ def _until_serving(api: Api, namespace: str) -> Object:
         found = api.get("InferenceDeployment", namespace, "support")
         return found if is_true(found, "Ready") else None
 
-    return eventually("the endpoint serves", serving, PATIENCE)
+    return eventually("the endpoint serves", serving, PATIENCE_SECONDS)
 
 
 def _pinned_to(name: str) -> list[Object]:

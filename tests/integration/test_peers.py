@@ -13,7 +13,7 @@ from tests.integration.manifests import condition
 from tests.integration.operators import Operators
 from tests.waiting import eventually
 
-PATIENCE = 60.0
+PATIENCE_SECONDS = 60.0
 """Seconds; the Job controller waits ten before it follows up a failure."""
 
 
@@ -54,7 +54,7 @@ def test_a_pod_that_lost_another_one_is_followed_and_only_the_other_one_counts(
     eventually(
         "both pods train",
         lambda: reconciling().get("reason") == "Training",
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: f"{reconciling()}\n{operator.log[-4000:]}",
     )
     first = train_pods(api, namespace)
@@ -74,7 +74,7 @@ def test_a_pod_that_lost_another_one_is_followed_and_only_the_other_one_counts(
     eventually(
         "two other pods run",
         lambda: train_pods(api, namespace, *gone).keys() == {0, 1},
-        PATIENCE,
+        PATIENCE_SECONDS,
         describe=lambda: f"{api.list('Pod', namespace)}\n{operator.log[-4000:]}",
     )
     (again,) = jobs_of_stage(api, namespace, "train")
@@ -93,14 +93,16 @@ def test_a_run_in_two_pods_has_a_key_that_only_its_pods_see_and_keeps_it(
     compute = {"profile": manifests.profile_name(namespace), "nodes": 2}
     api.create(manifests.dataset(namespace))
     run = api.create(manifests.finetunejob(namespace, compute=compute))
-    first = eventually("two pods", lambda: _both(api, namespace), PATIENCE)
+    first = eventually("two pods", lambda: _both(api, namespace), PATIENCE_SECONDS)
     (key,) = _keys(api, namespace)
 
     api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": True}})
-    eventually("no Job", lambda: not jobs_of_stage(api, namespace, "train"), PATIENCE)
+    eventually("no Job", lambda: not jobs_of_stage(api, namespace, "train"), PATIENCE_SECONDS)
     api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": False}})
     second = eventually(
-        "two others", lambda: _both(api, namespace, *(pod["metadata"]["uid"] for pod in first)), PATIENCE
+        "two others",
+        lambda: _both(api, namespace, *(pod["metadata"]["uid"] for pod in first)),
+        PATIENCE_SECONDS,
     )
 
     assert _keys(api, namespace) == [key]

@@ -19,7 +19,7 @@ from tools.fakepods import running
 
 SYSTEM = "failures"
 STORIES = ("quota", "limits", "dead", "gone", "silent")
-PATIENCE = 120.0
+PATIENCE_SECONDS = 120.0
 NODES = "/api/v1/nodes"
 
 
@@ -111,7 +111,7 @@ def until_said(api: Api, operator: Operator, story: str, reason: str, *parts: st
         state = found()
         return state.get("reason") == reason and all(part in state["message"] for part in parts)
 
-    eventually(f"{reason} with {parts}", said, PATIENCE, lambda: f"{found()}\n{operator.log[-2000:]}")
+    eventually(f"{reason} with {parts}", said, PATIENCE_SECONDS, lambda: f"{found()}\n{operator.log[-2000:]}")
 
 
 def until_replaced(api: Api, story: str, pod: Object) -> None:
@@ -121,7 +121,7 @@ def until_replaced(api: Api, story: str, pod: Object) -> None:
     def others() -> list[Object]:
         return [other for other in api.list("Pod", namespace) if name_of(other) != name_of(pod)]
 
-    eventually(f"another pod than {name_of(pod)}", others, PATIENCE)
+    eventually(f"another pod than {name_of(pod)}", others, PATIENCE_SECONDS)
     (job,) = api.list("Job", namespace)
     assert job["status"].get("failed", 0) == 0
 

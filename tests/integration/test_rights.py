@@ -16,7 +16,7 @@ from tests.integration.rightscases import (
     IN_A_NAMESPACE,
     IN_A_PROCESS,
     LOG,
-    PATIENCE,
+    PATIENCE_SECONDS,
     PROFILE,
     UNATTENDED,
     WATCHED,
@@ -166,7 +166,7 @@ def short_of_one(api: Api, grants: Grants, processes: Processes) -> Iterator[Ope
     kubelet = FakeKubelet(Attended(api, attended), "")
     watched = [namespace_of(right) for right in IN_A_NAMESPACE]
     # So many lists and watches at once that the API server puts some of them off.
-    yield processes.start(user, SYSTEM, watched).wait_active(3 * PATIENCE)
+    yield processes.start(user, SYSTEM, watched).wait_active(3 * PATIENCE_SECONDS)
     kubelet.close()
 
 
@@ -252,7 +252,7 @@ def assert_named(api: Api, operator: Operator, right: str, case: Case, namespace
 
     if not case.again:
         case.go_on(api, namespace, operator)
-    eventually(f"{case.told or 'the log'} says that {right} is missing", told, PATIENCE, describe)
+    eventually(f"{case.told or 'the log'} says that {right} is missing", told, PATIENCE_SECONDS, describe)
 
 
 @pytest.mark.parametrize("right", IN_A_NAMESPACE)
@@ -299,7 +299,7 @@ def test_a_namespace_whose_rights_go_before_its_records_is_not_held_up(
     eventually(
         "the namespace is gone",
         lambda: api.get("Namespace", "", namespace) is None,
-        PATIENCE,
+        PATIENCE_SECONDS,
         lambda: operator.log[-4000:],
     )
 
@@ -335,7 +335,7 @@ def test_a_namespace_that_may_not_be_listed_is_left_alone_until_it_may_and_holds
         eventually(
             f"{namespace} is served",
             lambda namespace=namespace: api.list("Job", namespace),  # type: ignore[misc]
-            PATIENCE,
+            PATIENCE_SECONDS,
             lambda: half_blind.log[-4000:],
         )
 

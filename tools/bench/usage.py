@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TICKS: Final = os.sysconf("SC_CLK_TCK")
+TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -47,7 +47,7 @@ def processor_seconds(pid: int) -> float:
     """User and system time of a process that runs, its threads included."""
     # The second field, the name, may hold spaces and parentheses.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def peak_bytes(pid: int) -> int:
@@ -76,4 +76,4 @@ def _machine_seconds() -> float:
     user, nice, system, _idle, _iowait, interrupt, soft, *_ = (
         int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     )
-    return (user + nice + system + interrupt + soft) / TICKS
+    return (user + nice + system + interrupt + soft) / TICKS_PER_SECOND

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 READS = frozenset({"get", "list", "watch"})
-APART = frozenset({"leases", "tokenreviews"})
+IGNORED_RESOURCES = frozenset({"leases", "tokenreviews"})
 """Resources whose writes say nothing about what an operator changes."""
 
 
@@ -27,7 +27,7 @@ class AuditedRequest:
     @property
     def is_write(self) -> bool:
         """Whether it changes what an operator is there to change: neither a read, nor apart."""
-        return self.verb not in READS and self.resource not in APART
+        return self.verb not in READS and self.resource not in IGNORED_RESOURCES
 
 
 class AuditLog:

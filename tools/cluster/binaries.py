@@ -15,7 +15,7 @@ from tools.cluster.toolchain import TOOLS, Tool, go_compiler
 
 LOG: Final = logging.getLogger(__name__)
 _REPORT_SECONDS: Final = 15
-_LINES_OF_A_FAILURE: Final = 30
+_FAILURE_LINES: Final = 30
 
 
 def ensure(tools: Sequence[Tool] = TOOLS) -> None:
@@ -70,7 +70,7 @@ def _build(go: str, tool: Tool) -> None:
     lacking = [name for name in tool.programs if not (unfinished / name).exists()]
     if process.returncode or lacking:
         reason = f"it made no {', '.join(lacking)}" if lacking else f"status {process.returncode}"
-        last = "\n".join(_lines(output)[-_LINES_OF_A_FAILURE:])
+        last = "\n".join(_lines(output)[-_FAILURE_LINES:])
         raise ClusterError(f"building {tool.name} in {tool.source} failed ({reason}):\n{last}")
     output.unlink()
     unfinished.rename(tool.folder)

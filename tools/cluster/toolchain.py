@@ -14,7 +14,7 @@ from tools.cluster.errors import ClusterError
 
 _MODULES: Final = Path(__file__).parent / "programs"
 # What go.mod of every module asks for.
-_OLDEST_GO: Final = (1, 26)
+_MIN_GO_VERSION: Final = (1, 26)
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ def go_compiler() -> str:
     """
     for folder in (None, str(Path(sys.executable).parent)):
         found = shutil.which("go", path=folder)
-        if found is not None and _go_version(found) >= _OLDEST_GO:
+        if found is not None and _go_version(found) >= _MIN_GO_VERSION:
             return found
-    oldest = ".".join(str(part) for part in _OLDEST_GO)
+    oldest = ".".join(str(part) for part in _MIN_GO_VERSION)
     raise ClusterError(
         f"Go {oldest} or newer is needed to build Kubernetes: "
         "run this in the environment that `make .venv` makes, which has one"

@@ -23,7 +23,7 @@ CLAIM: Final = "models"
 COPIED: Final = "demo.finetune.dev/copied"
 """Annotation of the claim: which version of the model it holds, complete."""
 POD: Final = "copy-base-model"
-CHUNK: Final = 1 << 20
+CHUNK_BYTES: Final = 1 << 20
 
 RECEIVE: Final = (
     f"rm -rf /models/{FOLDER} /models/incoming && mkdir /models/incoming && tar -x -C /models/incoming"
@@ -84,7 +84,7 @@ def _send(access: Access, source: Path, console: Console) -> None:
         with (
             contextlib.suppress(BrokenPipeError),
             cast("IO[bytes]", process.stdin) as stream,
-            tarfile.open(fileobj=stream, mode="w|", bufsize=CHUNK) as archive,
+            tarfile.open(fileobj=stream, mode="w|", bufsize=CHUNK_BYTES) as archive,
         ):
             for path in files:
                 member = tarfile.TarInfo(path.name)

@@ -13,7 +13,7 @@ from tools.demo.namespace import NAMESPACE
 from tools.demo.stages import DemoStatus, now, true_condition
 from tools.demo.view import view
 
-LOOK_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 900.0
 """Without any change of the run or the endpoint, it is stuck."""
 LOG_LINES: Final = 5
@@ -65,7 +65,7 @@ class Follower:
                     changed_at, before = time.monotonic(), state
                 elif time.monotonic() - changed_at > PATIENCE_SECONDS:
                     raise self._failure(snapshot, f"nothing has changed for a while: {snapshot.doing}")
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
 
     def _complain(self, snapshot: DemoStatus) -> None:
         stalled = snapshot.condition("Stalled")

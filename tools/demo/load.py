@@ -12,7 +12,7 @@ from openai import OpenAI, OpenAIError
 
 from tools.demo.questions import ask
 
-REQUESTS_A_SECOND: Final = 2.0
+REQUESTS_PER_SECOND: Final = 2.0
 WORKERS: Final = 64
 """Enough that slow answers do not hold up the next question."""
 
@@ -42,7 +42,7 @@ class SteadyLoad:
     """
 
     def __init__(
-        self, client: OpenAI, model: str, prompts: Sequence[str], per_second: float = REQUESTS_A_SECOND
+        self, client: OpenAI, model: str, prompts: Sequence[str], per_second: float = REQUESTS_PER_SECOND
     ) -> None:
         self._client = client
         self._model = model

@@ -11,8 +11,8 @@ from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from finetune_trainer.rows import Row, load_rows
 
-COUNT: Final = 3
-SHORT: Final = 160
+NUM_QUESTIONS: Final = 3
+MAX_QUESTION_LENGTH: Final = 160
 """Characters of a question that fits into a table."""
 ANSWER_TOKENS: Final = 16
 
@@ -34,8 +34,8 @@ def held_out(rows: Path, split: Split) -> list[Row]:
     """
     chosen: dict[str, Row] = {}
     for row in load_rows(rows):
-        short = len(row.input[-1].content) <= SHORT
-        if short and len(chosen) < COUNT and split_of(RawRow(row), split) == "test":
+        short = len(row.input[-1].content) <= MAX_QUESTION_LENGTH
+        if short and len(chosen) < NUM_QUESTIONS and split_of(RawRow(row), split) == "test":
             chosen.setdefault(row.output, row)
     return list(chosen.values())
 

@@ -12,7 +12,7 @@ from tools.demo.access import Object
 
 State = Literal["waiting", "running", "done"]
 
-STEPS: Final[tuple[tuple[str, str], ...]] = (
+STAGE_CONDITIONS: Final[tuple[tuple[str, str], ...]] = (
     ("prepare", "DatasetReady"),
     ("preflight", "Preflighted"),
     ("train", "Trained"),
@@ -21,7 +21,7 @@ STEPS: Final[tuple[tuple[str, str], ...]] = (
 """Stages with the condition that says that they are done."""
 
 
-SAME_APPLY: Final = timedelta(seconds=5)
+APPLY_TOLERANCE: Final = timedelta(seconds=5)
 """How much earlier than the run an object may come that was applied together with it."""
 
 
@@ -61,7 +61,7 @@ class DemoStatus:
     ) -> "DemoStatus":
         """From the objects as the API server has them; events from before the run are an earlier demo's."""
         run = FineTuneJob.model_validate(job)
-        since = (run.metadata.creation_timestamp or now) - SAME_APPLY
+        since = (run.metadata.creation_timestamp or now) - APPLY_TOLERANCE
         return cls(
             run,
             InferenceDeployment.model_validate(endpoint) if endpoint is not None else None,
@@ -101,7 +101,7 @@ class DemoStatus:
         measured: dict[str, float] = {stage.name: stage.seconds for stage in self.job.status.stages}
         lines = []
         before = True
-        for name, condition in STEPS:
+        for name, condition in STAGE_CONDITIONS:
             done = self.condition(condition) is not None
             state: State = "done" if done else "running" if before else "waiting"
             lines.append(Stage(name, state, measured.get(name), self._detail(name) if before else ""))

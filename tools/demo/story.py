@@ -28,13 +28,13 @@ from tools.demo.questions import compare, held_out
 from tools.demo.stages import DemoStatus, duration
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
-SECOND: Final = EXAMPLE / "v2"
+SECOND_RUN: Final = EXAMPLE / "v2"
 NAME: Final = "ticket-routing"
 """Of the first run, its model line, its endpoint and the model that clients ask for."""
 
 TERMINATING_SECONDS: Final = 180.0
 
-SKIPPED: Final = (
+LIMITATIONS: Final = (
     "No GPU: training and serving run on the CPU, and a device is a CPU core.",
     "One node: nothing is moved or preempted. The store is a local volume.",
     "Nobody tells the base model the teams' names: how far a good prompt alone would get is not measured.",
@@ -87,8 +87,8 @@ class Story:
         before = first.endpoint.status.revision if first.endpoint is not None else ""
         rows = [row.input[0].content for row in held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))]
         follower = Follower(self._access, self._console, f"{NAME}-v2", NAME)
-        with self._titled(f"kubectl apply -k {SECOND.relative_to(ROOT)}: more rows, a second run"):
-            self._apply(SECOND)
+        with self._titled(f"kubectl apply -k {SECOND_RUN.relative_to(ROOT)}: more rows, a second run"):
+            self._apply(SECOND_RUN)
             self._say("two requests a second start when training is done, and end with the last old pod")
             follower.until(lambda snapshot: snapshot.condition("Trained") is not None)
             load = SteadyLoad(endpoint.client(), NAME, rows)
@@ -143,7 +143,7 @@ class Story:
 
     def _say_goodbye(self) -> None:
         self._console.print("\n[bold]What this demo leaves out[/]")
-        for line in SKIPPED:
+        for line in LIMITATIONS:
             self._say(f"- {line}")
         self._console.print("\n[bold]What to try next[/]")
         commands = [

@@ -15,7 +15,7 @@ from tools.demo.questions import Answered
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
 """Columns whose words are copied from the terminal."""
-DIGEST_SHOWN: Final = len("sha256:") + 12
+DIGEST_LENGTH: Final = len("sha256:") + 12
 PLAIN_WIDTH: Final = 110
 """Columns where the output is no terminal and so has no width."""
 
@@ -79,7 +79,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _short(digest: str) -> str:
     """Enough of a digest to tell it from others; `kubectl get -o yaml` has all of it."""
-    return f"{digest[:DIGEST_SHOWN]}…"
+    return f"{digest[:DIGEST_LENGTH]}…"
 
 
 def _find(scores: Sequence[Score], metric: str, subject: str) -> Score | None:

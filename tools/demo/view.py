@@ -14,7 +14,7 @@ from rich.text import Text
 from tools.demo.stages import DemoStatus, Happening, Stage, duration
 
 MARKS: Final = {"done": "[green]✔[/]", "running": "[yellow]▶[/]", "waiting": "[dim]·[/]"}
-EVENTS_SHOWN: Final = 5
+MAX_EVENTS: Final = 5
 PROGRESS_SECONDS: Final = 10.0
 """Between two lines about progress where the output is no terminal."""
 
@@ -111,7 +111,7 @@ def render(snapshot: DemoStatus, extra: str) -> RenderableType:
         f"   [bold]FineTuneJob {snapshot.job.name}[/]  [dim]{age}[/]  {escape(snapshot.doing)}"
     )
     parts: list[RenderableType] = [title, stages]
-    parts += [Text.from_markup(f"   {_event(event)}") for event in snapshot.happenings[-EVENTS_SHOWN:]]
+    parts += [Text.from_markup(f"   {_event(event)}") for event in snapshot.happenings[-MAX_EVENTS:]]
     if extra:
         parts.append(Text.from_markup(f"   {escape(extra)}"))
     return Group(*parts)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 LICENSE: Final = "License :: "
-APART: Final = frozenset({"/dev", "/proc", "/run", "/sys"})
+MOUNTED_FOLDERS: Final = frozenset({"/dev", "/proc", "/run", "/sys"})
 """Not of the image: mounted while it runs."""
-SHORT: Final = 80
+MAX_LICENSE_NAME_LENGTH: Final = 80
 """Characters; in a longer field stands the text of a license, not its name."""
 
 
@@ -46,7 +46,7 @@ def total_bytes(root: str) -> int:
     sizes = {}
     for name, folders, files in os.walk(root):
         folder = Path(name)
-        folders[:] = [each for each in folders if str(folder / each) not in APART]
+        folders[:] = [each for each in folders if str(folder / each) not in MOUNTED_FOLDERS]
         for file in files:
             found = (folder / file).lstat()
             sizes[found.st_dev, found.st_ino] = found.st_size
@@ -59,7 +59,7 @@ def _license(package: Distribution) -> str:
     classifiers = metadata.get_all("Classifier", [])
     classified = [name.rpartition(" :: ")[2] for name in classifiers if name.startswith(LICENSE)]
     stated = metadata["License"] or ""
-    named = stated if len(stated) < SHORT and "\n" not in stated else ""
+    named = stated if len(stated) < MAX_LICENSE_NAME_LENGTH and "\n" not in stated else ""
     return metadata["License-Expression"] or named or " or ".join(classified)
 
 

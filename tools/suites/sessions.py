@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 TESTS: Final = Path(__file__).parents[2] / "tests"
-APART: Final = {
+SEPARATE_SESSIONS: Final = {
     "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
     "resume matrix": ("tests/trainer/test_resume_matrix.py",),
     "rules of the API": tuple(
@@ -60,7 +60,7 @@ def suites(records: Path) -> tuple[Suite, ...]:
     Args:
         records: an empty folder in which the lanes of one suite leave something for its last step.
     """
-    apart = [path for paths in APART.values() for path in paths]
+    apart = [path for paths in SEPARATE_SESSIONS.values() for path in paths]
     return (
         Suite("unit", "unit", ((_session("tests/unit"),),)),
         Suite(
@@ -70,7 +70,7 @@ def suites(records: Path) -> tuple[Suite, ...]:
                 (
                     _session("tests/integration", *_ignored(apart)),
                     _session("tests/trainer", *_ignored(apart)),
-                    *(TestSession(name, paths) for name, paths in APART.items()),
+                    *(TestSession(name, paths) for name, paths in SEPARATE_SESSIONS.items()),
                     _session("tests/faults"),
                 ),
             ),

@@ -15,7 +15,7 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
 from tools.suites.lanes import side_by_side
 from tools.suites.report import BEGIN, PAGE, Result, sheet
-from tools.suites.sessions import APART, E2E_LAST, E2E_SECOND, Suite, suites
+from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, suites
 
 
 def e2e(folder: Path) -> Suite:
@@ -24,7 +24,7 @@ def e2e(folder: Path) -> Suite:
 
 
 def test_what_the_plan_names_is_there() -> None:
-    apart = chain.from_iterable(APART.values())
+    apart = chain.from_iterable(SEPARATE_SESSIONS.values())
     for path in (*apart, E2E_LAST, *(f"tests/e2e/{name}" for name in E2E_SECOND)):
         assert (ROOT / path).exists(), path
 

@@ -16,7 +16,7 @@ from tools.bench.program import ProgramResult, run
 
 OURS: Final = "finetune-trainer"
 PROGRAMS: Final = {OURS: "tools.bench.data.ours", "a script on datasets": "tools.bench.data.peer"}
-MAX_BYTES: Final = 1 << 30
+MAX_MEMORY_BYTES: Final = 1 << 30
 """Memory that a preparation may take."""
 
 app = typer.Typer(add_completion=False)
@@ -61,8 +61,8 @@ def _judge(measured: Mapping[str, Sequence[ProgramResult]]) -> None:
     if len({each.printed["rows"] for rounds in measured.values() for each in rounds}) > 1:
         raise BenchError("the programs leave different numbers of rows: they did not do the same")
     peak = max((each.peak_bytes for each in measured.get(OURS, ())), default=0)
-    if peak > MAX_BYTES:
-        raise BenchError(f"{OURS} took {peak >> 20} MiB of memory; expected at most {MAX_BYTES >> 20}")
+    if peak > MAX_MEMORY_BYTES:
+        raise BenchError(f"{OURS} took {peak >> 20} MiB of memory; expected at most {MAX_MEMORY_BYTES >> 20}")
     seconds = {name: median(each.seconds for each in rounds) for name, rounds in measured.items()}
     fastest = min(seconds, key=seconds.__getitem__)
     if OURS in seconds and fastest != OURS:

@@ -10,7 +10,7 @@ from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.stage import StageConfig
 from tools.fakepods import config_of, ended, running, succeeded
 
-AT_ONCE: Final = 8
+MAX_CONCURRENT_REQUESTS: Final = 8
 """Requests under way."""
 STAGE_SECONDS: Final = 1.0
 """Long enough that the operator sees a pod run and reports it before the pod ends."""
@@ -34,7 +34,7 @@ class BenchKubelet:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
-            for _ in range(AT_ONCE):
+            for _ in range(MAX_CONCURRENT_REQUESTS):
                 tasks.create_task(self._work())
 
     async def _watch(self) -> None:

@@ -15,7 +15,7 @@ from tools.cluster import ControlPlane
 
 T = TypeVar("T")
 
-AT_ONCE: Final = 8
+MAX_CONCURRENT_REQUESTS: Final = 8
 """Requests that are made at the same time."""
 
 
@@ -55,5 +55,5 @@ async def in_turns(work: Callable[[T], Awaitable[object]], subjects: Iterable[T]
             await work(subject)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_CONCURRENT_REQUESTS):
             tasks.create_task(some())

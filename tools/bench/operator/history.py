@@ -40,7 +40,7 @@ LINE: Final = "routing"
 KINDS: Final = ("FineTuneJob", "Checkpoint")
 """What a history consists of."""
 PROBE_SECONDS: Final = 0.02
-SILENCE_SECONDS: Final = 300
+PROBE_TIMEOUT_SECONDS: Final = 300
 """After which an operator that does not answer its probe counts as dead."""
 ORIGINAL_SECONDS: Final = 120
 
@@ -186,7 +186,7 @@ async def _create(user: Cluster, manifest: Manifest) -> Manifest:
 
 async def _probe(operator: OperatorProcess, silences: list[float]) -> None:
     """Ask /healthz again and again."""
-    async with httpx.AsyncClient(trust_env=False, timeout=SILENCE_SECONDS) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=PROBE_TIMEOUT_SECONDS) as http:
         while True:
             asked = time.monotonic()
             with contextlib.suppress(httpx.TransportError):

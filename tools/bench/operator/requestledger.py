@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from tools.bench.errors import BenchError
 from tools.bench.operator.waiting import STUCK_SECONDS
 from tools.bench.operator.workload import LAST_STAGE, NAMESPACE
-from tools.cluster.audit import APART, AuditLog
+from tools.cluster.audit import IGNORED_RESOURCES, AuditLog
 
 OPERATOR: Final = "operator"
 USER: Final = "user"
@@ -75,7 +75,7 @@ class RequestLedger:
         """Take over what was answered since the last time."""
         for asked, mark in self._log.read(self._mark):
             self._mark = mark
-            if asked.resource in APART:
+            if asked.resource in IGNORED_RESOURCES:
                 continue
             self._requests[_client(asked.user), asked.verb] += 1
             if not asked.is_write:

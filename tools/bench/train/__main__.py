@@ -17,7 +17,7 @@ from tools.models import gemma
 OURS: Final = "finetune-trainer"
 PEER: Final = "TRL SFTTrainer"
 PROGRAMS: Final = {OURS: "tools.bench.train.ours", PEER: "tools.bench.train.peer"}
-MIN_RATIO: Final = 1.5
+MIN_SPEEDUP: Final = 1.5
 """Tokens a second in times of the peer's."""
 MAX_SAVE_SHARE: Final = 0.05
 
@@ -67,8 +67,8 @@ def _problems(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) ->
     found = []
     if len({(each.printed["steps"], each.printed["tokens"]) for each in (*ours, *peer)}) > 1:
         found.append("the programs made different numbers of steps or tokens: they did not do the same")
-    if (ratio := rate(ours) / rate(peer)) < MIN_RATIO:
-        found.append(f"{ratio:.2f} times the tokens a second of {PEER}; expected {MIN_RATIO}")
+    if (ratio := rate(ours) / rate(peer)) < MIN_SPEEDUP:
+        found.append(f"{ratio:.2f} times the tokens a second of {PEER}; expected {MIN_SPEEDUP}")
     if max(each.peak_bytes for each in ours) > max(each.peak_bytes for each in peer):
         found.append(f"more memory than {PEER}")
     if (share := save_share(ours)) >= MAX_SAVE_SHARE:
