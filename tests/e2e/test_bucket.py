@@ -11,7 +11,7 @@ from tests.e2e import manifests
 from tests.e2e.team import Team, uid_of
 from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 from tools.cluster.layout import NODE_ADDRESS
-from tools.demo.endpoint import reached
+from tools.demo.endpoint import open_endpoint
 from tools.demo.questions import ask
 from tools.models import tiny
 
@@ -52,7 +52,7 @@ def test_a_run_over_buckets_alone_ends_in_an_answer(team: Team, server: S3Server
     run = team.until("FineTuneJob", "bucket", "Ready", "Promoted")
     endpoint = team.until("InferenceDeployment", "bucket", "Ready")
 
-    with reached(team.access, "bucket", team.namespace) as found, found.client() as client:
+    with open_endpoint(team.access, "bucket", team.namespace) as found, found.client() as client:
         assert ask(client, "tuned", "order late?") == "billing"
     objects = server.root / "artifacts" / "team"
     (served,) = endpoint["status"]["models"]

@@ -9,7 +9,7 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
-from tools.demo.endpoint import reached
+from tools.demo.endpoint import open_endpoint
 from tools.demo.questions import ask
 
 
@@ -97,7 +97,7 @@ def test_only_the_stages_that_need_a_gpu_ask_for_one(team: Team, routing: Object
 def test_the_endpoint_answers_with_the_tuned_model_through_the_openai_sdk(
     team: Team, support: Object
 ) -> None:
-    with reached(team.access, "support", team.namespace) as endpoint, endpoint.client() as client:
+    with open_endpoint(team.access, "support", team.namespace) as endpoint, endpoint.client() as client:
         assert sorted(model.id for model in client.models.list()) == ["base", "tuned"]
         for prompt in ("order late?", "a question that nobody asked before"):
             assert ask(client, "tuned", prompt) == "billing"
@@ -159,7 +159,7 @@ def test_full_fine_tuning_leaves_all_weights_and_they_are_served(team: Team, beg
     assert checkpoint["spec"]["type"] == "Full"
     assert condition_of(checkpoint, "Promoted")["status"] == "True"
     team.until("InferenceDeployment", "whole", "Ready")
-    with reached(team.access, "whole", team.namespace) as endpoint, endpoint.client() as client:
+    with open_endpoint(team.access, "whole", team.namespace) as endpoint, endpoint.client() as client:
         assert ask(client, "tuned", "order late?") == "billing"
 
 

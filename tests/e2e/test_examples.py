@@ -12,7 +12,7 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
 from tools.bootstrap.uv import ROOT
 from tools.demo.access import Object
-from tools.demo.endpoint import reached
+from tools.demo.endpoint import open_endpoint
 from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"
@@ -111,7 +111,7 @@ def test_nothing_is_served_until_a_person_approves_and_then_the_endpoint_answers
     endpoint = team.until("InferenceDeployment", NAME, "Ready")
     (served,) = endpoint["status"]["models"]
     assert (served["name"], served["checkpoint"]) == (NAME, name_of(checkpoint))
-    with reached(team.access, NAME, team.namespace) as found, found.client() as client:
+    with open_endpoint(team.access, NAME, team.namespace) as found, found.client() as client:
         assert sorted(model.id for model in client.models.list()) == ["base", NAME]
         # What random weights say has no meaning; that it is another text shows whose it is.
         assert ask(client, NAME, BRIEF) != ask(client, "base", BRIEF)

@@ -5,7 +5,7 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
-from tools.demo.endpoint import reached
+from tools.demo.endpoint import open_endpoint
 from tools.demo.install import RELEASE, SYSTEM, install
 from tools.demo.questions import ask
 from tools.images.references import References
@@ -31,7 +31,7 @@ def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_wher
     made = (f"lease/{RELEASE}", f"secret/{RELEASE}-report-tls")
     access.kubectl("delete", *made, f"--namespace={SYSTEM}")
 
-    with reached(team.access, "support", team.namespace) as endpoint, endpoint.client() as client:
+    with open_endpoint(team.access, "support", team.namespace) as endpoint, endpoint.client() as client:
         assert ask(client, "tuned", "order late?") == "billing"
     team.kubectl("delete", "dataset", "passing", "--wait=false")
     assert rows in keeper.run("ls /store/datasets")

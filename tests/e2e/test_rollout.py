@@ -12,7 +12,7 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
-from tools.demo.endpoint import Endpoint, reached
+from tools.demo.endpoint import Endpoint, open_endpoint
 from tools.demo.load import SteadyLoad
 from tools.demo.questions import ask
 
@@ -37,7 +37,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module")
 def endpoint(team: Team, support: Object) -> Iterator[Endpoint]:
-    with reached(team.access, "support", team.namespace) as endpoint:
+    with open_endpoint(team.access, "support", team.namespace) as endpoint:
         yield endpoint
 
 

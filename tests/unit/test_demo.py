@@ -132,7 +132,7 @@ def test_events_of_other_objects_and_of_an_earlier_demo_are_left_out() -> None:
         event("StageStarted", "of before", NOW - timedelta(minutes=5)),
         event("Scheduled", "of a pod", api="v1"),
     )
-    assert [happening.message for happening in shown.happenings] == ["mine"]
+    assert [event.message for event in shown.events] == ["mine"]
 
 
 def test_the_picture_names_the_run_what_it_does_and_the_newest_event() -> None:

@@ -50,7 +50,7 @@ def _without_key(request: Any) -> None:
 
 
 @contextmanager
-def reached(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
+def open_endpoint(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
     """The endpoint behind a Service."""
     address, port = access.service_address(namespace, service)
     if _answers(address, port):

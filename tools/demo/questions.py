@@ -18,7 +18,7 @@ ANSWER_TOKENS: Final = 16
 
 
 @dataclass(frozen=True)
-class Answered:
+class ComparedAnswers:
     """One question with what was expected and what came."""
 
     prompt: str
@@ -51,10 +51,10 @@ def ask(client: OpenAI, model: str, prompt: str) -> str:
     return " ".join((completion.choices[0].message.content or "").split())
 
 
-def compare(client: OpenAI, tuned: str, rows: list[Row]) -> list[Answered]:
+def compare(client: OpenAI, tuned: str, rows: list[Row]) -> list[ComparedAnswers]:
     """Each question answered by `base` and by the tuned model, under the same conditions."""
     return [
-        Answered(
+        ComparedAnswers(
             prompt=row.input[0].content,
             expected=row.output,
             base=ask(client, "base", row.input[0].content),

@@ -36,7 +36,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class DemoEvent:
     """A Kubernetes event about one of our objects."""
 
     key: str
@@ -52,7 +52,7 @@ class DemoStatus:
 
     job: FineTuneJob
     endpoint: InferenceDeployment | None
-    happenings: tuple[Happening, ...]
+    events: tuple[DemoEvent, ...]
     taken_at: datetime
 
     @classmethod
@@ -65,7 +65,7 @@ class DemoStatus:
         return cls(
             run,
             InferenceDeployment.model_validate(endpoint) if endpoint is not None else None,
-            _happenings(events, since),
+            _demo_events(events, since),
             now,
         )
 
@@ -159,7 +159,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def _happenings(events: Sequence[Object], since: datetime) -> tuple[Happening, ...]:
+def _demo_events(events: Sequence[Object], since: datetime) -> tuple[DemoEvent, ...]:
     ours = [
         event
         for event in events
@@ -168,7 +168,7 @@ def _happenings(events: Sequence[Object], since: datetime) -> tuple[Happening, .
     ]
     ours.sort(key=lambda event: (event["lastTimestamp"], int(event["metadata"]["resourceVersion"])))
     return tuple(
-        Happening(
+        DemoEvent(
             key=event["metadata"]["uid"],
             about=f"{event['involvedObject']['kind']} {event['involvedObject']['name']}",
             reason=event.get("reason", ""),

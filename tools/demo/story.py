@@ -18,7 +18,7 @@ from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
 from tools.demo import basemodel, namespace, tables
 from tools.demo.access import Access
-from tools.demo.endpoint import Endpoint, reached
+from tools.demo.endpoint import Endpoint, open_endpoint
 from tools.demo.errors import DemoError
 from tools.demo.follow import Follower
 from tools.demo.install import SYSTEM, images, install
@@ -70,7 +70,7 @@ class Story:
         with self._titled(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
             self._apply(EXAMPLE)
             first = Follower(self._access, self._console, NAME, NAME).until(_served)
-        with reached(self._access, NAME) as endpoint:
+        with open_endpoint(self._access, NAME) as endpoint:
             self._show_first(first, endpoint)
             self._roll(first, endpoint)
         self._say_goodbye()

@@ -11,7 +11,7 @@ from rich.text import Text
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
-from tools.demo.questions import Answered
+from tools.demo.questions import ComparedAnswers
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
 """Columns whose words are copied from the terminal."""
@@ -55,7 +55,7 @@ def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint
     return table
 
 
-def answers(answered: Sequence[Answered]) -> Table:
+def answers(answered: Sequence[ComparedAnswers]) -> Table:
     """Questions with both answers side by side."""
     table = _table("Held-out questions, never trained on", "question", "base", "tuned", "expected")
     table.show_lines = True

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tools.demo.stages import DemoStatus, Happening, Stage, duration
+from tools.demo.stages import DemoEvent, DemoStatus, Stage, duration
 
 MARKS: Final = {"done": "[green]✔[/]", "running": "[yellow]▶[/]", "waiting": "[dim]·[/]"}
 MAX_EVENTS: Final = 5
@@ -71,10 +71,10 @@ class LineView:
         self._next_progress = 0.0
 
     def show(self, snapshot: DemoStatus) -> None:
-        for happening in snapshot.happenings:
-            if happening.key not in self._told:
-                self._told.add(happening.key)
-                self._print(_event(happening))
+        for event in snapshot.events:
+            if event.key not in self._told:
+                self._told.add(event.key)
+                self._print(_event(event))
         for stage in snapshot.stages:
             if stage.state != "waiting" and self._states.get(stage.name) != stage.state:
                 self._states[stage.name] = stage.state
@@ -111,7 +111,7 @@ def render(snapshot: DemoStatus, extra: str) -> RenderableType:
         f"   [bold]FineTuneJob {snapshot.job.name}[/]  [dim]{age}[/]  {escape(snapshot.doing)}"
     )
     parts: list[RenderableType] = [title, stages]
-    parts += [Text.from_markup(f"   {_event(event)}") for event in snapshot.happenings[-MAX_EVENTS:]]
+    parts += [Text.from_markup(f"   {_event(event)}") for event in snapshot.events[-MAX_EVENTS:]]
     if extra:
         parts.append(Text.from_markup(f"   {escape(extra)}"))
     return Group(*parts)
@@ -122,6 +122,6 @@ def _stage(stage: Stage) -> str:
     return f"{MARKS[stage.state]} {stage.name}{spent}  {escape(stage.detail)}".rstrip()
 
 
-def _event(event: Happening) -> str:
+def _event(event: DemoEvent) -> str:
     color = "red" if event.warning else "cyan"
     return f"[dim]{event.about}[/] [{color}]{event.reason}[/] {escape(event.message)}"

@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 @contextmanager
-def failures_told() -> Iterator[None]:
+def report_failures() -> Iterator[None]:
     """Turn what a user can mend into a message and exit code 1."""
     try:
         yield
@@ -41,7 +41,7 @@ def build_command(
     Prints their names as JSON, and how large they are beside their budgets; writes their bills of materials
     into build/sbom. Builds nothing that is there already.
     """
-    with failures_told():
+    with report_failures():
         built = build(variant, release=release)
         print(*built.sizes, sep="\n", file=sys.stderr)
         print(json.dumps(built.names._asdict()))
@@ -50,7 +50,7 @@ def build_command(
 @app.command()
 def refs(variant: Variant = Variant.CPU) -> None:
     """Print the names that the images of the present sources have, as JSON: {"operator": …, "trainer": …}."""
-    with failures_told():
+    with report_failures():
         print(json.dumps(references(variant)._asdict()))
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from tools.cluster.isolation import isolated
-from tools.suites.lanes import side_by_side
+from tools.suites.lanes import run_concurrently
 from tools.suites.report import Result, sheet, write
 from tools.suites.sessions import Suite, TestSession, suites
 
@@ -54,7 +54,7 @@ def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[
     statuses = []
     for number, sessions in enumerate(suite.steps):
         reports = [folder / f"{suite.name}-{number}-{each}.xml" for each in range(len(sessions))]
-        ended = side_by_side(
+        ended = run_concurrently(
             {
                 session.name: _command(session, report, arguments)
                 for session, report in zip(sessions, reports, strict=True)

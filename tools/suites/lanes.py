@@ -22,7 +22,7 @@ class LaneResult:
     seconds: float
 
 
-def side_by_side(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneResult]:
+def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneResult]:
     """Run named commands three at a time, in their order; of several, each line begins with the name.
 
     At Ctrl-C, which reaches the commands too, those that run are waited for and no other begins.

@@ -12,7 +12,7 @@ from tools.bench.operator import __main__ as command
 from tools.bench.operator.comparison import Comparison
 from tools.bench.operator.floor import Floor
 from tools.bench.operator.kubeflow import Peer
-from tools.bench.operator.measurement import Life, Measured
+from tools.bench.operator.measurement import Measured, ProcessCost
 from tools.bench.operator.page import BEGIN, write
 from tools.bench.operator.requestledger import Requests, Spread
 from tools.bench.page import END, PAGE
@@ -27,7 +27,7 @@ def floor(jobs: int) -> Floor:
 def measured(runs: int) -> Measured:
     requests = Requests(Counter({("operator", "create"): 10 * runs, ("user", "create"): runs}))
     usage = ProcessUsage(9.0, 8.0, 1.0, 20.5)
-    life = Life(requests, writes=15 * runs, usage=usage, peak_bytes=120 << 20)
+    life = ProcessCost(requests, writes=15 * runs, usage=usage, peak_bytes=120 << 20)
     spread = Spread(p50=1.25, p99=3.5, last=4.0)
     return Measured(runs, spread, requests, usage, spread, life, life, restart_seconds=2.0)
 

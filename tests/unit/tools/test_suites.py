@@ -13,7 +13,7 @@ from tests.waiting import eventually
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
-from tools.suites.lanes import side_by_side
+from tools.suites.lanes import run_concurrently
 from tools.suites.report import BEGIN, PAGE, Result, sheet
 from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, suites
 
@@ -63,7 +63,7 @@ def test_three_commands_run_at_once_and_the_next_when_one_has_ended(
         for name in names
     }
 
-    ended = side_by_side({**commands, "last": ["sh", "-c", f"touch {last}; exit 3"]})
+    ended = run_concurrently({**commands, "last": ["sh", "-c", f"touch {last}; exit 3"]})
 
     assert {name: each.status for name, each in ended.items()} == {**dict.fromkeys(names, 0), "last": 3}
     assert sorted(capfd.readouterr().out.splitlines()) == ["one  0", "three  0", "two  0"]
@@ -72,7 +72,7 @@ def test_three_commands_run_at_once_and_the_next_when_one_has_ended(
 def test_commands_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     command = ["sh", "-c", f"echo $$ >{file}.part; mv {file}.part {file}; exec sleep 600"]
-    script = f"from tools.suites.lanes import side_by_side; side_by_side({{'one': {command!r}}})"
+    script = f"from tools.suites.lanes import run_concurrently; run_concurrently({{'one': {command!r}}})"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as parent:
         eventually("it has started", file.exists)
         parent.send_signal(signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins
         "three": ["sh", "-c", "sleep 600"],
         "four": ["touch", str(next_one)],
     }
-    script = f"from tools.suites.lanes import side_by_side; side_by_side({commands!r})"
+    script = f"from tools.suites.lanes import run_concurrently; run_concurrently({commands!r})"
     # A shell lets commands in its background ignore the signal, and these tests may be one.
     command = ["env", "--default-signal=INT", sys.executable, "-c", script]
     with subprocess.Popen(command, cwd=ROOT, process_group=0) as parent:

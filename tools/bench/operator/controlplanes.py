@@ -43,10 +43,10 @@ async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncI
 
 async def create(cluster: Cluster, manifests: Iterable[Manifest]) -> None:
     """Create them all, in their order, some at a time."""
-    await in_turns(cluster.create, manifests)
+    await for_each_concurrently(cluster.create, manifests)
 
 
-async def in_turns(work: Callable[[T], Awaitable[object]], subjects: Iterable[T]) -> None:
+async def for_each_concurrently(work: Callable[[T], Awaitable[object]], subjects: Iterable[T]) -> None:
     """Do the work for them all, in their order, some at a time."""
     waiting = iter(subjects)
 

@@ -21,7 +21,7 @@ from finetune_operator.reconcile.kstatus import block
 from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload
-from tools.bench.operator.controlplanes import client, in_turns
+from tools.bench.operator.controlplanes import client, for_each_concurrently
 from tools.bench.operator.requestledger import OPERATOR, USER, RequestLedger
 from tools.bench.sheet import Sheet
 from tools.bench.usage import processor_seconds
@@ -74,7 +74,7 @@ class _Costs:
     ) -> None:
         self._progress(what)
         before, ledger = self._spent(), RequestLedger(AuditLog(self._plane.audit_log))
-        await in_turns(request, subjects)
+        await for_each_concurrently(request, subjects)
         await ledger.until_quiet()
         self._costs[what] = {
             name: (spent - before[name]) / len(subjects) for name, spent in self._spent().items()

@@ -23,7 +23,7 @@ from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
 from tools.bench.operator.benchkubelet import BenchKubelet
-from tools.bench.operator.controlplanes import client, in_turns
+from tools.bench.operator.controlplanes import client, for_each_concurrently
 from tools.bench.operator.copies import Copies, checkpoint_name
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
@@ -128,7 +128,7 @@ class _History:
             if number % 100 == 0:
                 self._progress(f"{number:,} of {self._runs:,} runs are there")
 
-        await in_turns(fill, range(self._runs))
+        await for_each_concurrently(fill, range(self._runs))
 
     @contextlib.asynccontextmanager
     async def _operator(self) -> AsyncIterator[tuple[OperatorProcess, list[float]]]:

@@ -35,7 +35,7 @@ PROGRESS_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ProcessCost:
     """Cost of one operator process."""
 
     requests: Requests
@@ -65,8 +65,8 @@ class Measured:
     first_requests: Requests
     first_usage: ProcessUsage
     done: Spread
-    chain: Life
-    restart: Life
+    chain: ProcessCost
+    restart: ProcessCost
     restart_seconds: float
 
 
@@ -153,9 +153,9 @@ class _Measurement:
         self._ledger = RequestLedger(AuditLog(self._plane.audit_log))
         return self._usage(operator)
 
-    def _end(self, operator: OperatorProcess, begun: ProcessUsage) -> Life:
+    def _end(self, operator: OperatorProcess, begun: ProcessUsage) -> ProcessCost:
         self._ledger.read()
-        return Life(
+        return ProcessCost(
             requests=self._ledger.requests,
             writes=self._ledger.operator_writes,
             usage=self._usage(operator) - begun,

@@ -90,7 +90,7 @@ class _Neighbour:
         for manifest in workload.prerequisites():
             await user.create(manifest)
         for kind in NEIGHBOURS:
-            await create(user, workload.of_a_team(kind))
+            await create(user, workload.team_prerequisites(kind))
         teams = (workload.NAMESPACE, *NEIGHBOURS)
         async with background(*(BenchKubelet(node, team).run() for team in teams)):
             for team in teams:

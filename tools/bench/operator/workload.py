@@ -19,10 +19,13 @@ def namespace(name: str = NAMESPACE) -> Object:
 
 def prerequisites() -> list[Object]:
     """What a platform team and the team itself make before anybody trains."""
-    return [_ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}), *of_a_team()]
+    return [
+        _ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
+        *team_prerequisites(),
+    ]
 
 
-def of_a_team(name: str = NAMESPACE) -> list[Object]:
+def team_prerequisites(name: str = NAMESPACE) -> list[Object]:
     """What a team makes before it trains."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     source = {"uri": "configmap://tickets/rows.jsonl"}
