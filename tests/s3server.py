@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import httpx
 
-from finetune_trainer.contract.objects import SecretMount, StoreConfig
+from finetune_trainer.contract.references import SecretMount, StoreConfig
 from tests.waiting import eventually
 from tools.cluster.binaries import ensure
 from tools.cluster.ports import free_port

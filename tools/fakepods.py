@@ -4,10 +4,10 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER, AnyConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV

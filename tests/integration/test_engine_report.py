@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_trainer.contract.environment import REPORT_AUDIENCE
-from finetune_trainer.contract.objects import Owner
+from finetune_trainer.contract.references import Owner
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object

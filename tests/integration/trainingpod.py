@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, REPORT_AUDIENCE, REPORT_PATH
 from finetune_trainer.contract.progress import Progress, Report

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.prepare import stage
 from finetune_trainer.runtime.failure import StageFailure

@@ -10,8 +10,8 @@ import pytest
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
-from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.states.checkpoints import _publish_folder

@@ -23,9 +23,9 @@ from finetune_trainer.data.result import (
     Problem,
     Statistics,
 )
-from finetune_trainer.report.charts import compact, histogram, nice_ceiling
 from finetune_trainer.report.document import LISTED_PROBLEMS, Document, document, encode
 from finetune_trainer.report.headlines import HEADLINES
+from finetune_trainer.report.histogram import compact, histogram, nice_ceiling
 from finetune_trainer.report.page import page, token_page
 from finetune_trainer.report.verdict import verdict
 

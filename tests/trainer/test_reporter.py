@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from finetune_trainer.contract.objects import Owner, ReportTarget
 from finetune_trainer.contract.progress import Progress, Report
+from finetune_trainer.contract.references import Owner, ReportTarget
 from finetune_trainer.runtime.reporter import Reporter
 
 OWNER = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="0f0f")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.objects import StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, open_store
 from finetune_trainer.train.states.resume import problem_of, remove_unfinished, save_folder

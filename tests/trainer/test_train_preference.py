@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method, Preference
-from finetune_trainer.contract.objects import ParentCheckpoint
+from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.evaluate.examples import text_of
 from finetune_trainer.model.load import load_adapter, load_base

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.objects import ParentCheckpoint
+from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.train.method import trainable_model

@@ -18,8 +18,8 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, PreflightResult, TrainResult
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight

@@ -19,12 +19,12 @@ from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
-from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
-from finetune_trainer.preflight.judgements import check_form, settle
+from finetune_trainer.preflight.methoddata import check_form, settle
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import NotFound
 from tests.waiting import eventually

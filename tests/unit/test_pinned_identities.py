@@ -16,8 +16,8 @@ from finetune_operator.manifests import revisionhash
 from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.reconcile.finetunejob.identity import mark
+from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.train.states.ledger import Fingerprint, Ledger

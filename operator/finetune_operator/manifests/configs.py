@@ -34,7 +34,13 @@ from finetune_trainer.contract.method import Method as ContractMethod
 from finetune_trainer.contract.method import Preference as ContractPreference
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS
-from finetune_trainer.contract.objects import ArtifactRef, Owner, ParentCheckpoint, ReportTarget, StoreConfig
+from finetune_trainer.contract.references import (
+    ArtifactRef,
+    Owner,
+    ParentCheckpoint,
+    ReportTarget,
+    StoreConfig,
+)
 from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Stage
 
 

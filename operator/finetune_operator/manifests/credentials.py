@@ -4,7 +4,7 @@ from typing import Literal
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
-from finetune_trainer.contract.objects import SecretMount
+from finetune_trainer.contract.references import SecretMount
 
 Use = Literal["store", "source", "base-model"]
 """What a pod needs a Secret for."""

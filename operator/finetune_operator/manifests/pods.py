@@ -28,7 +28,7 @@ from finetune_trainer.contract.environment import (
     STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.objects import SecretMount
+from finetune_trainer.contract.references import SecretMount
 
 JobConfig = StageConfig | CleanupConfig
 

@@ -33,7 +33,7 @@ from finetune_trainer.contract.environment import (
     SERVE_PORT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.objects import ArtifactRef, Owner
+from finetune_trainer.contract.references import ArtifactRef, Owner
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"

@@ -6,7 +6,7 @@ from finetune_operator.manifests.credentials import secret_volume
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, STORE_MOUNT
-from finetune_trainer.contract.objects import StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 
 SCRATCH_LIMIT: Final = "1Gi"
 """Models have a volume of their own, which `resources.serve.ephemeralStorage` of the profile limits."""

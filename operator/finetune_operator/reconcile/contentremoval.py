@@ -22,7 +22,7 @@ from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef
 
 PATIENCE: Final = timedelta(hours=24)
 """How long an object waits for the users of its content to let go, or for its store to answer."""

@@ -26,7 +26,7 @@ from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef
 
 LOOK_AGAIN: Final = 60.0
 """Seconds; not every change of a user brings its records another look."""

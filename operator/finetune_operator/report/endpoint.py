@@ -6,7 +6,7 @@ from typing import Final
 from finetune_operator.engine.resources import ENDPOINT_SLICE
 from finetune_operator.plan import Manifest
 from finetune_operator.report.certificate import Certificate, host_of
-from finetune_trainer.contract.objects import ReportTarget
+from finetune_trainer.contract.references import ReportTarget
 
 PORT_NAME: Final = "report"
 

@@ -12,7 +12,7 @@ from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import ENDPOINT_SLICE
 from finetune_operator.report import certificate, endpoint
 from finetune_operator.report.server import ReportServer
-from finetune_trainer.contract.objects import ReportTarget
+from finetune_trainer.contract.references import ReportTarget
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.objects import SecretMount, StoreConfig
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.prepare import stage
 from finetune_trainer.remote.source import RemoteSource, Wanted

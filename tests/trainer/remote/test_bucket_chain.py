@@ -18,9 +18,9 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.objects import ArtifactRef, StoreConfig
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.preflight import stage as preflight_stage
 from finetune_trainer.runtime.failure import Preempted

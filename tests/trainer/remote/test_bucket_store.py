@@ -13,8 +13,8 @@ from typing import Final
 import pytest
 
 from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.remote import patience
@@ -131,7 +131,7 @@ def test_an_artifact_without_its_manifest_is_none_and_is_completed(pods: Pods) -
 SLOW_PUBLISH: Final = """
 import os, sys
 from pathlib import Path
-from finetune_trainer.contract.objects import StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.store import open_store
 store = open_store(StoreConfig.model_validate_json(sys.argv[1]))
 with store.staging() as staging:

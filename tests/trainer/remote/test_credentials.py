@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from finetune_trainer.contract.objects import SecretMount
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.remote.credentials import KEYS, Credentials, load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.runtime.failure import StageFailure

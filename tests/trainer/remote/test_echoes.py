@@ -10,8 +10,8 @@ import pytest
 from typing_extensions import override
 
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.objects import StoreConfig
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import StoreConfig
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.remote.reading import failure

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint, SecretMount
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint, SecretMount
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import OnBytes, nothing
+from finetune_trainer.preflight import downloadlock
 from finetune_trainer.preflight import stage as preflight
-from finetune_trainer.preflight import turn
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
@@ -147,7 +147,7 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
 def test_runs_that_start_together_download_a_model_once(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(downloadlock, "LOOK_SECONDS", 0.05)
     begun = threading.Event()
     download = RemoteSource.download
 
@@ -169,8 +169,8 @@ def test_runs_that_start_together_download_a_model_once(
 def test_a_pod_that_ended_in_its_download_is_waited_for_no_longer_than_a_minute(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(turn, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(downloadlock, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(downloadlock, "SILENT_SECONDS", 0.5)
     run_preflight(bench, secret, run="one")
     models = bench.root / "store" / "models"
     (source,) = (models / "by-source").iterdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.objects import SecretMount
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from finetune_trainer.contract.objects import SecretMount
+from finetune_trainer.contract.references import SecretMount
 from tools.cluster.pki import Authority
 
 RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")

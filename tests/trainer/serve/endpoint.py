@@ -11,7 +11,7 @@ import httpx
 import openai
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
-from finetune_trainer.contract.objects import Owner
+from finetune_trainer.contract.references import Owner
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.server import DrainingServer, listen
 from finetune_trainer.serve.service import Service

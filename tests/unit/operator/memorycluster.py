@@ -19,7 +19,7 @@ from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Sna
 from finetune_operator.reconcile.stages.jobresults import JOB_UID
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
-from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
 

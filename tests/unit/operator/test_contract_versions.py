@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError
 
 from finetune_operator.reconcile.profiles import check_config
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
-from finetune_trainer.contract.objects import Owner
 from finetune_trainer.contract.progress import Report
+from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import JOB, dataset, finetunejob, prepared, profile

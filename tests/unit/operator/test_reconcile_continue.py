@@ -11,7 +11,7 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.ownership import readers_of
 from finetune_operator.reconcile.relations import related
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.objects import ParentCheckpoint
+from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (

@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER
+from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest
 

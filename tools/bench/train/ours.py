@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.objects import Owner, StoreConfig
+from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop

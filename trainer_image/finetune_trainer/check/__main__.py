@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
 
+from finetune_trainer.check.commandline import division, field_names, region
 from finetune_trainer.check.outputs import require_room, write
-from finetune_trainer.check.recipe import division, field_names, region
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates, SplitName
@@ -231,7 +231,7 @@ def main() -> None:
 
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
     """The report; the rows are in `output` then. Raises Unreadable, OSError."""
-    from finetune_trainer.check.progress import progress
+    from finetune_trainer.check.progressbar import progress
     from finetune_trainer.data.preparation import prepare
     from finetune_trainer.report.document import document
 

@@ -1,7 +1,7 @@
 """Hyperparameters that the user requests, and hyperparameters that the run uses.
 
 The API has the same fields. A new one is declared here only, as a requested and as a recorded value.
-`finetune_trainer.preflight.hyperparameters` chooses its value, and training uses it.
+`finetune_trainer.preflight.defaults` chooses its value, and training uses it.
 """
 
 from typing import Annotated

@@ -3,7 +3,7 @@
 from typing import Self
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
-from finetune_trainer.contract.objects import Owner
+from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.vocabulary import Stage
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
+from finetune_trainer.contract.configs.anyconfig import AnyConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.reading import AnyConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.objects import StoreConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.distributed.group import ALONE, Finished, Group, PeerLost

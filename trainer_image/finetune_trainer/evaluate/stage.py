@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.metrics import METRICS
-from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult, Score
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
 from finetune_trainer.evaluate.examples import Example, encode_examples

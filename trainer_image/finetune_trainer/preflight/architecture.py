@@ -10,7 +10,7 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.modules import linear_layers, unknown_layers
-from finetune_trainer.preflight.files import invalid
+from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.runtime.failure import StageFailure
 
 

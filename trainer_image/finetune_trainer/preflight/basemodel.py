@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.manifest import FileEntry, Manifest
-from finetune_trainer.preflight.fetching import BaseModel
-from finetune_trainer.preflight.files import invalid
+from finetune_trainer.preflight.modelfiles import invalid
+from finetune_trainer.preflight.modelsource import BaseModel
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter

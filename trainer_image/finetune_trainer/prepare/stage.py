@@ -10,8 +10,8 @@ from typing import Final
 from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import DataStatistics, Difference, PrepareResult, SplitRecord
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.files import SourceFile, Unreadable
@@ -22,10 +22,10 @@ from finetune_trainer.data.result import Prepared, Problem
 from finetune_trainer.data.text import field_names
 from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.prepare.fetching import open_source, shown
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
+from finetune_trainer.prepare.rowsource import open_source, shown
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.page import page
 from finetune_trainer.rows import SPLIT_FILES

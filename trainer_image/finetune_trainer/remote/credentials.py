@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.contract.objects import SecretMount
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.remote.origin import check_endpoint
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import SCRUBBER, SHORTEST_PUBLIC

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import canonical
-from finetune_trainer.contract.objects import SecretMount
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.manifest import OnBytes, digest_of, nothing
 from finetune_trainer.remote.credentials import KEYS, load_credentials
 from finetune_trainer.remote.download import Download

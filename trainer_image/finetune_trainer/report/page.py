@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.report.charts import LEFT, histogram
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
+from finetune_trainer.report.histogram import LEFT, histogram
 from finetune_trainer.report.training import facts, kept_as, loss, loss_chart, training_verdict
 from finetune_trainer.report.verdict import counted, number, place, token_verdict, verdict
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.report.charts import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Tick, compact
 from finetune_trainer.report.document import Document
+from finetune_trainer.report.histogram import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Tick, compact
 from finetune_trainer.report.verdict import Verdict, counted, number
 
 FEWEST_DIGITS = 3

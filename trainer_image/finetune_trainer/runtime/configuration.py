@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS
-from finetune_trainer.contract.configs.reading import CONFIG_ADAPTER, AnyConfig
+from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, CONFIG_LIMIT
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure

@@ -11,8 +11,8 @@ from typing import Final, Literal, Self
 from pydantic import ValidationError
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Digest
-from finetune_trainer.contract.objects import ArtifactRef
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.objects import ArtifactRef, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
 from finetune_trainer.store.base import (
     STAGING,

@@ -5,7 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry
 from finetune_trainer.runtime.progress import ProgressMeter
 from finetune_trainer.store.base import Store

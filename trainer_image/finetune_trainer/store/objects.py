@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from finetune_trainer.contract.objects import StoreConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, nothing
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.objects import StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.mounted import MountedStore
 

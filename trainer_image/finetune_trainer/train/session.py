@@ -10,7 +10,7 @@ import torch
 from transformers import set_seed
 
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
-from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 
 
 class CleanupConfig(Contract):

@@ -6,7 +6,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.objects import ParentCheckpoint, SecretMount
+from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
 
 
 class PreflightConfig(StageConfig):

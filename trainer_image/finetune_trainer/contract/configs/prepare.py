@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
-from finetune_trainer.contract.objects import SecretMount
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import DataFormat
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
 from finetune_trainer.contract.environment import MODELS_MOUNT, SERVE_PORT
-from finetune_trainer.contract.objects import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 

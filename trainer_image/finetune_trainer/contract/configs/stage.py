@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
-from finetune_trainer.contract.objects import Owner, ReportTarget, StoreConfig
+from finetune_trainer.contract.references import Owner, ReportTarget, StoreConfig
 from finetune_trainer.contract.results import StageResult
 
 

@@ -9,7 +9,7 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import METRICS_PORT
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.objects import ParentCheckpoint
+from finetune_trainer.contract.references import ParentCheckpoint
 
 STEP_TIMEOUT_SECONDS: Final = 1800
 

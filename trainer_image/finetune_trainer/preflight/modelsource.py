@@ -10,10 +10,10 @@ from typing import Final
 from finetune_trainer.beneath import Held, kind_of, names_in, require_all_beneath, root_of
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
-from finetune_trainer.contract.objects import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.preflight.files import absent, choose, described_by
-from finetune_trainer.preflight.turn import download_turn
+from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
+from finetune_trainer.preflight.downloadlock import download_turn
+from finetune_trainer.preflight.modelfiles import absent, choose, described_by
 from finetune_trainer.remote.limits import MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
 from finetune_trainer.runtime.failure import StageFailure

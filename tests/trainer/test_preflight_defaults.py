@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.preflight.hyperparameters import choose
+from finetune_trainer.preflight.defaults import choose
 from finetune_trainer.runtime.failure import StageFailure
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.prepare.fetching import MountedRows
+from finetune_trainer.prepare.rowsource import MountedRows
 
 
 def version(path: Path, scheme: str = "pvc") -> str:

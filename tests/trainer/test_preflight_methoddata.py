@@ -10,7 +10,7 @@ import pytest
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.preflight.judgements import settle
+from finetune_trainer.preflight.methoddata import settle
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer

@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.contract.objects import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 
