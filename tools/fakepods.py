@@ -37,7 +37,7 @@ def digest(*of: str) -> str:
 
 def succeeded(config: StageConfig) -> StageResult:
     """A plausible result of the stage; the tuned model is always right and the base model never."""
-    return config.answer(_result(config, {"run": config.run, "outcome": "Succeeded"}))
+    return config.bind(_result(config, {"run": config.run, "outcome": "Succeeded"}))
 
 
 def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:

@@ -21,7 +21,7 @@ class Results:
     def __call__(self, config: StageConfig) -> StageResult | None:
         """The termination message of a pod with this config, or None for none."""
         if isinstance(config, CollectConfig):
-            return config.answer(self._store[config.run, config.of])
+            return config.bind(self._store[config.run, config.of])
         result = succeeded(config)
         self._store[config.run, result.stage] = result
         is_silent = isinstance(config, PrepareConfig) and config.owner.name == self._silent

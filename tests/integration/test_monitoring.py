@@ -83,7 +83,7 @@ def outcome(config: StageConfig) -> StageResult:
     result = succeeded(config)
     if config.owner.name == "broken":
         failure: dict[str, Any] = {"outcome": "Failed", "reason": FailureReason.BASE_MODEL_INVALID}
-        return config.answer(StageResult(run=config.run, stage=result.stage, message="no model", **failure))
+        return config.bind(StageResult(run=config.run, stage=result.stage, message="no model", **failure))
     if isinstance(config, PrepareConfig) and result.prepare is not None:
         prepared = result.prepare.model_copy(update={"problem_count": 3, "problems": ("row 7: empty",)})
         return result.model_copy(update={"prepare": prepared})

@@ -10,7 +10,7 @@ import pytest
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.environment import TERMINATION_MESSAGE_LIMIT
+from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.runtime import termination
@@ -239,7 +239,7 @@ def test_last_words_drop_problems_before_anything_else() -> None:
 
     text = termination.bounded(result)
 
-    assert len(text.encode()) <= TERMINATION_MESSAGE_LIMIT
+    assert len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
     parsed = StageResult.parse(text)
     assert parsed is not None
     assert parsed.message == result.message
@@ -265,7 +265,7 @@ def test_last_words_go_where_the_kubelet_looks_and_nowhere_else(tmp_path: Path) 
 
     termination.write("ü" * 3000, path)
 
-    assert path.read_text() == "ü" * (TERMINATION_MESSAGE_LIMIT // 2)
+    assert path.read_text() == "ü" * (MAX_TERMINATION_MESSAGE_BYTES // 2)
 
 
 def test_the_command_explains_itself() -> None:

@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.preflight.defaults import choose
+from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.runtime.failure import StageFailure
 
 
@@ -21,7 +21,7 @@ def chosen(
     processes: int = 1,
     **wanted: Any,
 ) -> Hyperparameters:
-    return choose(
+    return choose_hyperparameters(
         RequestedHyperparameters(**wanted),
         method,
         train_rows=rows,

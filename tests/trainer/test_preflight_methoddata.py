@@ -10,7 +10,7 @@ import pytest
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.preflight.methoddata import settle
+from finetune_trainer.preflight.methoddata import resolve_preference
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer
@@ -116,7 +116,7 @@ def test_target_modules_are_checked_for_every_method_with_an_adapter(bench: Work
 def test_the_weights_of_kto_make_both_kinds_of_rows_count_the_same(
     good: int, bad: int, given: dict[str, float], desirable: float, undesirable: float
 ) -> None:
-    chosen = settle(kto(**given), [*GOOD[:good], *BAD[:bad]])
+    chosen = resolve_preference(kto(**given), [*GOOD[:good], *BAD[:bad]])
 
     assert chosen is not None
     assert (chosen.desirable_weight, chosen.undesirable_weight) == (desirable, undesirable)

@@ -23,7 +23,7 @@ from finetune_trainer.data.result import (
     Problem,
     Statistics,
 )
-from finetune_trainer.report.document import LISTED_PROBLEMS, Document, document, encode
+from finetune_trainer.report.document import MAX_LISTED_PROBLEMS, Document, document, encode
 from finetune_trainer.report.headlines import HEADLINES
 from finetune_trainer.report.histogram import compact, histogram, nice_ceiling
 from finetune_trainer.report.page import page, token_page
@@ -190,22 +190,22 @@ def test_kinds_of_problems_are_sorted_errors_first_then_by_count() -> None:
 
 
 def test_a_report_lists_the_first_problems_and_counts_the_others() -> None:
-    report = document(prepared(*(problem(row) for row in range(1, LISTED_PROBLEMS + 6))))
+    report = document(prepared(*(problem(row) for row in range(1, MAX_LISTED_PROBLEMS + 6))))
 
-    assert len(report["problems"]) == LISTED_PROBLEMS
+    assert len(report["problems"]) == MAX_LISTED_PROBLEMS
     assert report["problemsOmitted"] == 5
-    assert report["errorCount"] == LISTED_PROBLEMS + 5
+    assert report["errorCount"] == MAX_LISTED_PROBLEMS + 5
 
 
 def test_what_is_said_of_all_rows_is_listed_however_many_rows_are_bad() -> None:
     found = prepared(
-        *(problem(row) for row in range(1, LISTED_PROBLEMS + 1)),
+        *(problem(row) for row in range(1, MAX_LISTED_PROBLEMS + 1)),
         problem(None, "99 rows are good", Code.FEW_ROWS, "warning"),
     )
 
     listed = document(found)["problems"]
 
-    assert len(listed) == LISTED_PROBLEMS
+    assert len(listed) == MAX_LISTED_PROBLEMS
     assert listed[-1]["code"] == "FewRows"
 
 

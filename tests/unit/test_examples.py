@@ -24,7 +24,7 @@ from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
-from finetune_trainer.preflight.methoddata import check_form, settle
+from finetune_trainer.preflight.methoddata import check_form, resolve_preference
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
 
@@ -317,6 +317,6 @@ def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) 
         artifact = ArtifactRef(kind="datasets", digest=result.dataset)
         rows = load_rows(preparation.store.artifact(artifact, verify=True) / "train.jsonl")
         check_form({"train": rows}, job.spec.method.type)
-        settle(Method(type=job.spec.method.type), rows)
+        resolve_preference(Method(type=job.spec.method.type), rows)
         assert all(split.rows >= 3 for split in result.splits)
         assert result.problem_count == 0

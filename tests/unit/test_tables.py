@@ -88,5 +88,5 @@ def test_the_name_of_a_method_stands_once(name: methods.MethodType) -> None:
 
 def test_every_method_of_the_contract_has_a_row_and_those_with_judged_rows_a_module() -> None:
     assert tuple(methods.METHODS) == get_args(methods.MethodType)
-    judged = methods.methods_where(lambda info: info.rows.judged)
+    judged = methods.methods_where(lambda info: info.rows.is_preference_data)
     assert {name.lower() for name in judged} <= {module.stem for module in TRAINERS.glob("*.py")}

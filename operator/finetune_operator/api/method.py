@@ -12,7 +12,7 @@ from finetune_trainer.contract.methods import DEFAULT_METHOD, LABELLED, MethodTy
 from finetune_trainer.contract.vocabulary import listed
 
 WITHOUT_ADAPTER: Final = methods_where(lambda info: not info.trains_adapter)
-JUDGED: Final = methods_where(lambda info: info.rows.judged)
+JUDGED: Final = methods_where(lambda info: info.rows.is_preference_data)
 OF_LABELS: Final = methods_where(lambda info: info.rows is LABELLED)
 
 

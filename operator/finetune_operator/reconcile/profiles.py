@@ -77,7 +77,7 @@ def check_trainer(profile: ComputeProfile) -> Blocked | None:
 
 def check_config(config: Contract, profile: ComputeProfile | None) -> Blocked | None:
     """Whether the trainer's version of the contract has every setting that its pod must not run without."""
-    unsent = config.unsent()
+    unsent = config.unsupported_fields()
     if not unsent:
         return None
     where = f"ComputeProfile {profile.name}" if profile is not None else "the default ComputeProfile"

@@ -147,7 +147,7 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
 def test_runs_that_start_together_download_a_model_once(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloadlock, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(downloadlock, "POLL_SECONDS", 0.05)
     begun = threading.Event()
     download = RemoteSource.download
 
@@ -169,8 +169,8 @@ def test_runs_that_start_together_download_a_model_once(
 def test_a_pod_that_ended_in_its_download_is_waited_for_no_longer_than_a_minute(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloadlock, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(downloadlock, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(downloadlock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(downloadlock, "STALE_SECONDS", 0.5)
     run_preflight(bench, secret, run="one")
     models = bench.root / "store" / "models"
     (source,) = (models / "by-source").iterdir()

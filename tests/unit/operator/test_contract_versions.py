@@ -44,9 +44,9 @@ def test_a_field_of_the_newer_version_is_left_out_for_the_older_one() -> None:
 
 
 def test_only_essential_fields_that_are_set_are_named_as_unsent() -> None:
-    assert SET.model_copy(update={"contract": 1}).unsent() == ("named",)
-    assert SET.unsent() == ()
-    assert Message(contract=1, part=Part(new=2)).unsent() == ()
+    assert SET.model_copy(update={"contract": 1}).unsupported_fields() == ("named",)
+    assert SET.unsupported_fields() == ()
+    assert Message(contract=1, part=Part(new=2)).unsupported_fields() == ()
 
 
 def test_one_more_version_is_spoken() -> None:

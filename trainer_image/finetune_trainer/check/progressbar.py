@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.preparation import Listener
 
-WORTH_BYTES: Final = 4 << 20
+MIN_BYTES_FOR_BAR: Final = 4 << 20
 """Smaller sources are read before anybody could read a bar."""
 
 
-class Bar:
+class ProgressBar:
     """Tells a bar how many bytes were read."""
 
     def __init__(self, progress: "Progress", size: int) -> None:
@@ -44,7 +44,7 @@ class Bar:
 def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
     """A listener that moves a bar on stderr; None where nobody would see it. Raises Unreadable."""
     size = sum(file.size for file in files)
-    if size < WORTH_BYTES or not sys.stderr.isatty():
+    if size < MIN_BYTES_FOR_BAR or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -59,4 +59,4 @@ def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
         transient=True,
     )
     with bar:
-        yield Bar(bar, size)
+        yield ProgressBar(bar, size)

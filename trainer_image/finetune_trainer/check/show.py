@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-SHOWN_LABELS: Final = 10
+MAX_SHOWN_LABELS: Final = 10
 STYLES: Final = {"good": "bold green", "warning": "bold yellow", "error": "bold red"}
 LEFT_OUT: Final = (("duplicateRows", "duplicate"), ("leakedRows", "leaked row"))
 
@@ -130,7 +130,7 @@ def _labels(report: Document, console: "Console") -> None:
     from rich.text import Text
 
     labels = report["statistics"]["labels"]
-    if not 0 < len(labels) <= SHOWN_LABELS:
+    if not 0 < len(labels) <= MAX_SHOWN_LABELS:
         return
     table = _table()
     table.add_column("Answer", overflow="ellipsis", no_wrap=True, ratio=1)

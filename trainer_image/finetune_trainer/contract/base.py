@@ -52,7 +52,7 @@ class Contract(BaseModel):
         }
         return {**leading, **message}
 
-    def unsent(self) -> tuple[str, ...]:
+    def unsupported_fields(self) -> tuple[str, ...]:
         """Wire paths of essential fields that are set, and that the message's `contract` does not know."""
         return tuple(_essential_paths(self, getattr(self, "contract", CONTRACT_VERSION)))
 

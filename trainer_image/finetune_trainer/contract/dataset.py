@@ -10,7 +10,7 @@ from typing import Final
 
 from finetune_trainer.contract.vocabulary import Finding, NearDuplicates
 
-NEAR_DUPLICATE_ROWS: Final = 200_000
+MAX_ROWS_FOR_NEAR_DUPLICATES: Final = 200_000
 """Near duplicates are searched in at most this many rows. With more, memory would exceed 1 GiB."""
 
 
@@ -54,7 +54,7 @@ class Cleaning:
     normalize_whitespace: bool = False
     normalize_unicode: bool = False
     near_duplicates: NearDuplicates = "Keep"
-    max_rows_for_near_duplicates: int = NEAR_DUPLICATE_ROWS
+    max_rows_for_near_duplicates: int = MAX_ROWS_FOR_NEAR_DUPLICATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,10 @@
 from typing import Final
 
 CONFIG_ENV: Final = "FINETUNE_CONFIG"
-CONFIG_LIMIT: Final = 64 * 1024
+MAX_CONFIG_BYTES: Final = 64 * 1024
 """Largest config in bytes; one environment variable takes at most 131,071."""
 TERMINATION_MESSAGE_PATH: Final = "/dev/termination-log"
-TERMINATION_MESSAGE_LIMIT: Final = 3500
+MAX_TERMINATION_MESSAGE_BYTES: Final = 3500
 """Largest result in bytes; the kubelet keeps 4,096 of all containers' messages together."""
 
 STORE_MOUNT: Final = "/mnt/store"

@@ -20,18 +20,18 @@ class TrainingRows:
 
     forms: tuple[RowForm, ...]
     description: str
-    judged: bool
+    is_preference_data: bool
     """Whether the rows judge answers. The loss is one per row then, and answers have rewards."""
 
 
 COMPLETIONS: Final = TrainingRows(
-    ("PromptCompletion", "ChatMessages"), "prompts and completions, or chats", judged=False
+    ("PromptCompletion", "ChatMessages"), "prompts and completions, or chats", is_preference_data=False
 )
 PAIRS: Final = TrainingRows(
-    ("Preference",), "a prompt, a chosen and a rejected answer (format Preference)", judged=True
+    ("Preference",), "a prompt, a chosen and a rejected answer (format Preference)", is_preference_data=True
 )
 LABELLED: Final = TrainingRows(
-    ("KTO",), "a prompt, a completion and a label true or false (format KTO)", judged=True
+    ("KTO",), "a prompt, a completion and a label true or false (format KTO)", is_preference_data=True
 )
 
 

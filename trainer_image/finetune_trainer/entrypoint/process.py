@@ -89,7 +89,7 @@ def _run_together(config: TrainConfig) -> int:
     try:
         place = Place.of(config, os.environ)
     except StageFailure as failure:
-        return _fail(config.answer(failed(config.stage, config.run, failure)), failure)
+        return _fail(config.bind(failed(config.stage, config.run, failure)), failure)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings on every process's standard error
     if place.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
@@ -115,7 +115,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
             else:
                 with _session(config, place, store, stop) as group:
                     context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
-                    result = config.answer(run_stage(config, context))
+                    result = config.bind(run_stage(config, context))
                     # A source is looked at for years; one that has not changed leaves nothing in the store.
                     if leads and (result.prepare is None or not result.prepare.unchanged):
                         store.write_result(result)
@@ -132,7 +132,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     except StageFailure as failure:
         if not group.fails_first():
             return _failed_elsewhere(failure)
-        result = config.answer(failed(config.stage, config.run, failure))
+        result = config.bind(failed(config.stage, config.run, failure))
         if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
             _keep(store, result)
         return _fail(result, failure)
@@ -141,7 +141,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
         unforeseen = _unforeseen(error)
         if not group.fails_first():
             return _failed_elsewhere(unforeseen)
-        return _fail(config.answer(failed(config.stage, config.run, unforeseen)), unforeseen)
+        return _fail(config.bind(failed(config.stage, config.run, unforeseen)), unforeseen)
     finally:
         reporter.close(LAST_REPORT_SECONDS)
     if leads:
@@ -166,7 +166,7 @@ def _remove_states(store: Store, config: StageRunConfig) -> None:
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
     """The result that this stage has already, if it went well."""
     result = store.read_result(config.run, config.stage)
-    return config.answer(result) if result is not None and result.outcome == "Succeeded" else None
+    return config.bind(result) if result is not None and result.outcome == "Succeeded" else None
 
 
 def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
@@ -206,9 +206,9 @@ def _end_within(seconds: float, code: int) -> None:
 def _run_collect(config: CollectConfig) -> ExitCode:
     signals.end_at_once()
     try:
-        result = config.answer(collect(config, open_store(config.store)))
+        result = config.bind(collect(config, open_store(config.store)))
     except StageFailure as failure:
-        return _fail(config.answer(failed(config.of, config.run, failure)), failure)
+        return _fail(config.bind(failed(config.of, config.run, failure)), failure)
     termination.write(termination.bounded(result))
     return ExitCode.OK
 

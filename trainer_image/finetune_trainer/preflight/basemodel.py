@@ -10,7 +10,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.preflight.modelfiles import invalid
-from finetune_trainer.preflight.modelsource import BaseModel
+from finetune_trainer.preflight.modelsource import LocalModel
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
@@ -38,7 +38,7 @@ def check_digest(uri: str, found: Digest, expected: Digest | None, parent: Paren
 
 
 def store_model(
-    uri: str, model: BaseModel, manifest: Manifest, context: StageContext, meter: StageMeter
+    uri: str, model: LocalModel, manifest: Manifest, context: StageContext, meter: StageMeter
 ) -> None:
     """Have the model in the store; a download is linked or moved there, other files are copied.
 
@@ -62,7 +62,7 @@ def store_model(
         context.store.remember_model(model.source, ref)
 
 
-def _take(model: BaseModel, file: FileEntry, staging: Path, meter: StageMeter) -> None:
+def _take(model: LocalModel, file: FileEntry, staging: Path, meter: StageMeter) -> None:
     source, target = model.folder / file.path, staging / file.path
     if model.source is not None:
         _link(source, target)

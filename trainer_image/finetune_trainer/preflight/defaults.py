@@ -39,24 +39,24 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.schedule import steps_per_epoch
 
 DEFAULT_EPOCHS: Final = 3
-FEWEST_VISITS: Final = 100
-MOST_VISITS: Final = 25_000
-MOST_EPOCHS: Final = 25
+MIN_TRAINING_EXAMPLES: Final = 100
+MAX_TRAINING_EXAMPLES: Final = 25_000
+MAX_EPOCHS: Final = 25
 
 REFERENCE_HIDDEN_SIZE: Final = 2000
 HIDDEN_SIZE_EXPONENTS: Final = (0.781, 0.0775)
 
 LENGTH_MULTIPLE: Final = 64
-LONGEST_SEQUENCE: Final = 2048
+MAX_DEFAULT_SEQUENCE_LENGTH: Final = 2048
 
 ROWS_PER_STEP: Final = 8
-TOKENS_AT_ONCE: Final = 8192
+MAX_BATCH_TOKENS: Final = 8192
 
 SEED: Final = 42
-FEWEST_STEPS_BETWEEN_SAVES: Final = 10
+MIN_STEPS_BETWEEN_SAVES: Final = 10
 
 
-def choose(
+def choose_hyperparameters(
     wanted: RequestedHyperparameters,
     method: MethodType,
     *,
@@ -93,7 +93,7 @@ def choose(
         max_sequence_length=length,
         seed=SEED if wanted.seed is None else wanted.seed,
         total_steps=total,
-        save_every_steps=wanted.save_every_steps or max(FEWEST_STEPS_BETWEEN_SAVES, total // 10),
+        save_every_steps=wanted.save_every_steps or max(MIN_STEPS_BETWEEN_SAVES, total // 10),
         early_stopping_patience=wanted.early_stopping_patience,
         gradient_checkpointing=wanted.gradient_checkpointing or False,
         processes=processes,
@@ -101,10 +101,10 @@ def choose(
 
 
 def _epochs(rows: int) -> int:
-    if rows * DEFAULT_EPOCHS < FEWEST_VISITS:
-        return min(MOST_EPOCHS, FEWEST_VISITS // rows)
-    if rows * DEFAULT_EPOCHS > MOST_VISITS:
-        return max(1, MOST_VISITS // rows)
+    if rows * DEFAULT_EPOCHS < MIN_TRAINING_EXAMPLES:
+        return min(MAX_EPOCHS, MIN_TRAINING_EXAMPLES // rows)
+    if rows * DEFAULT_EPOCHS > MAX_TRAINING_EXAMPLES:
+        return max(1, MAX_TRAINING_EXAMPLES // rows)
     return DEFAULT_EPOCHS
 
 
@@ -126,7 +126,7 @@ def _sequence_length(wanted: int | None, longest: int, context_length: int | Non
             )
         return wanted
     rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return min(rounded, LONGEST_SEQUENCE, context_length or LONGEST_SEQUENCE)
+    return min(rounded, MAX_DEFAULT_SEQUENCE_LENGTH, context_length or MAX_DEFAULT_SEQUENCE_LENGTH)
 
 
 def _most_at_once(rows: int, processes: int) -> int:
@@ -137,5 +137,5 @@ def _most_at_once(rows: int, processes: int) -> int:
 
 
 def _batch_size(length: int, most: int) -> int:
-    fitting = max(1, min(most, TOKENS_AT_ONCE // length))
+    fitting = max(1, min(most, MAX_BATCH_TOKENS // length))
     return 1 << (fitting.bit_length() - 1)

@@ -19,23 +19,23 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 
 RENEW_SECONDS: Final = 10.0
-SILENT_SECONDS: Final = 60.0
+STALE_SECONDS: Final = 60.0
 """A note that has not changed for so long is nobody's."""
-LOOK_SECONDS: Final = 2.0
-SETTLE_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 2.0
+CONFIRM_SECONDS: Final = 1.0
 """Between writing a note and reading whose it is."""
 
 logger = logging.getLogger(__name__)
 
 
-class _Note(BaseModel):
+class _LockNote(BaseModel):
     run: str
     number: int = 0
     """Of the renewal."""
 
 
 @contextmanager
-def download_turn(source: str, run: str, context: StageContext) -> Iterator[ArtifactRef | None]:
+def download_lock(source: str, run: str, context: StageContext) -> Iterator[ArtifactRef | None]:
     """Wait until no other run downloads the model that the store remembers by `source`.
 
     Gives the model where the store has it by then; else it is this run's turn, until the block ends.
@@ -66,11 +66,11 @@ def _wait(source: str, run: str, context: StageContext) -> ArtifactRef | None:
             if seen is None and note is not None and note.run != run:
                 logger.info("run %s downloads this base model already; waiting for it", note.run)
             seen, seen_at = note, time.monotonic()
-        if note is not None and note.run != run and time.monotonic() - seen_at < SILENT_SECONDS:
-            _pause(LOOK_SECONDS, context)
+        if note is not None and note.run != run and time.monotonic() - seen_at < STALE_SECONDS:
+            _pause(POLL_SECONDS, context)
             continue
-        _write(source, _Note(run=run), context)
-        _pause(SETTLE_SECONDS, context)
+        _write(source, _LockNote(run=run), context)
+        _pause(CONFIRM_SECONDS, context)
         mine = _read(source, context)
         if mine is None or mine.run == run:
             return None
@@ -82,7 +82,7 @@ def _renew(source: str, run: str, context: StageContext, ended: threading.Event)
     while not ended.wait(RENEW_SECONDS):
         number += 1
         try:
-            _write(source, _Note(run=run, number=number), context)
+            _write(source, _LockNote(run=run, number=number), context)
         except StageFailure as failure:
             logger.warning("another run may download the same base model: %s", failure.message)
 
@@ -92,14 +92,14 @@ def _pause(seconds: float, context: StageContext) -> None:
         raise Preempted
 
 
-def _read(source: str, context: StageContext) -> _Note | None:
+def _read(source: str, context: StageContext) -> _LockNote | None:
     content = context.store.read_download_note(source)
     try:
-        return _Note.model_validate_json(content) if content else None
+        return _LockNote.model_validate_json(content) if content else None
     except ValidationError as error:
         logger.warning("a damaged note about a download is not used: %s", error)
         return None
 
 
-def _write(source: str, note: _Note, context: StageContext) -> None:
+def _write(source: str, note: _LockNote, context: StageContext) -> None:
     context.store.write_download_note(source, note.model_dump_json().encode())

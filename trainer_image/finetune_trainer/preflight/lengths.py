@@ -13,14 +13,14 @@ from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import Encoder
 from finetune_trainer.tokens.encode import RowNotEncodable
 
-SHOWN: Final = 5
+MAX_ROWS_IN_MESSAGE: Final = 5
 """Rows that a message names; the log has the others' number."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Lengths:
+class TokenLengths:
     """Lengths of one split's rows in tokens, in the order of its file; of two answers the longer counts."""
 
     whole: list[int] = field(default_factory=list)
@@ -47,15 +47,15 @@ class Lengths:
 
 def measure(
     splits: Mapping[SplitName, list[Row]], encoder: Encoder, meter: StageMeter, cost: int
-) -> dict[SplitName, Lengths]:
+) -> dict[SplitName, TokenLengths]:
     """The lengths of each split's rows; each row counts `cost` on the meter.
 
     Raises StageFailure (INVALID_DATA) naming the rows that the chat template refuses, Preempted.
     """
-    measured: dict[SplitName, Lengths] = {}
+    measured: dict[SplitName, TokenLengths] = {}
     refused: list[tuple[str, str]] = []
     for split, rows in splits.items():
-        lengths = measured[split] = Lengths()
+        lengths = measured[split] = TokenLengths()
         for number, row in enumerate(rows, 1):
             meter.add(cost)
             try:
@@ -76,7 +76,7 @@ def measure(
 
 
 def check_answers(
-    measured: Mapping[SplitName, Lengths], max_length: int, context_length: int | None, report_uri: str
+    measured: Mapping[SplitName, TokenLengths], max_length: int, context_length: int | None, report_uri: str
 ) -> None:
     """Raises StageFailure (SEQUENCE_TOO_LONG) where rows would lose their whole answer to the cut."""
     lost = [
@@ -109,5 +109,5 @@ def _count(rows: int) -> str:
 
 def _named(places: Iterable[str]) -> str:
     every = list(places)
-    more = "" if len(every) <= SHOWN else f" and {len(every) - SHOWN} more"
-    return ", ".join(every[:SHOWN]) + more
+    more = "" if len(every) <= MAX_ROWS_IN_MESSAGE else f" and {len(every) - MAX_ROWS_IN_MESSAGE} more"
+    return ", ".join(every[:MAX_ROWS_IN_MESSAGE]) + more

@@ -41,7 +41,7 @@ def check_processes(method: MethodType, nodes: int, devices: int) -> None:
         )
 
 
-def settle(method: Method, train: list[Row]) -> Preference | None:
+def resolve_preference(method: Method, train: list[Row]) -> Preference | None:
     """The settings of a method that learns from judged answers, with what was left open; None for others.
 
     KTO's weights make both kinds count the same, whatever their number: desirable weight × good rows =
@@ -50,7 +50,7 @@ def settle(method: Method, train: list[Row]) -> Preference | None:
     Raises StageFailure (INVALID_CONFIG) where rows with labels are all of one kind.
     """
     rows = METHODS[method.type].rows
-    if not rows.judged:
+    if not rows.is_preference_data:
         return None
     if rows is not LABELLED:
         return method.preference

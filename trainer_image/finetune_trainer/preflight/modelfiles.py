@@ -50,13 +50,13 @@ def model_files(folder: Path, uri: str) -> tuple[str, ...]:
     """
     if not folder.is_dir():
         raise absent(uri)
-    names = choose(folder, uri, {path.name for path in folder.iterdir() if path.is_file()})
+    names = choose_files(folder, uri, {path.name for path in folder.iterdir() if path.is_file()})
     for name in names:
         _check_whole(folder / name, uri)
     return names
 
 
-def choose(folder: Path, uri: str, present: set[str]) -> tuple[str, ...]:
+def choose_files(folder: Path, uri: str, present: set[str]) -> tuple[str, ...]:
     """Which of the files that are `present` somewhere are the model, sorted.
 
     `folder` has those of them that `described_by` names. Raises StageFailure (BASE_MODEL_INVALID), OSError.

@@ -12,8 +12,8 @@ from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
-from finetune_trainer.preflight.downloadlock import download_turn
-from finetune_trainer.preflight.modelfiles import absent, choose, described_by
+from finetune_trainer.preflight.downloadlock import download_lock
+from finetune_trainer.preflight.modelfiles import absent, choose_files, described_by
 from finetune_trainer.remote.limits import MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, Wanted
 from finetune_trainer.runtime.failure import StageFailure
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class BaseModel:
+class LocalModel:
     """Where the model's files are."""
 
     folder: Path
@@ -41,7 +41,7 @@ class BaseModel:
 
 
 @contextmanager
-def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[BaseModel]:
+def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[LocalModel]:
     """The config's base model, for as long as the block lasts; downloaded unless the store has it.
 
     That of a parent is in the store, where its training has left it.
@@ -52,13 +52,13 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
     if config.base_model_path is not None:
         folder = Path(config.base_model_path)
         with _on_volume(folder, root_of(folder, BASE_MODEL_MOUNT), config.base_model_uri) as here:
-            yield BaseModel(here)
+            yield LocalModel(here)
         return
     uri = config.base_model_uri
     if config.parent is not None and config.base_model_digest is not None:
         kept = ArtifactRef(kind="models", digest=config.base_model_digest)
         if context.store.has(kept):
-            yield BaseModel(context.store.artifact(kept), kept, config.base_model_revision)
+            yield LocalModel(context.store.artifact(kept), kept, config.base_model_revision)
             return
         _check_remote(uri, config.parent, context.store.uri(kept))
     remote = RemoteSource(
@@ -72,14 +72,14 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[B
         ),
         context.stop,
     )
-    turn = nullcontext() if remote.key is None else download_turn(remote.key, config.run, context)
+    turn = nullcontext() if remote.key is None else download_lock(remote.key, config.run, context)
     with turn as known:
         if known is None:
             with _downloaded(remote, config, context) as model:
                 yield model
             return
     logger.info("the store has %s already", uri)
-    yield BaseModel(context.store.artifact(known), known, remote.revision)
+    yield LocalModel(context.store.artifact(known), known, remote.revision)
 
 
 @contextmanager
@@ -91,12 +91,12 @@ def _on_volume(folder: Path, root: Path, uri: str) -> Iterator[Path]:
     described = described_by(set(names))
     with Held(folder, root) as held:
         held.add(described)
-        held.add(set(choose(held.path, uri, set(names))) - described)
+        held.add(set(choose_files(held.path, uri, set(names))) - described)
         yield held.path
 
 
 @contextmanager
-def _downloaded(remote: RemoteSource, config: PreflightConfig, context: StageContext) -> Iterator[BaseModel]:
+def _downloaded(remote: RemoteSource, config: PreflightConfig, context: StageContext) -> Iterator[LocalModel]:
     """Kept in the run's folder until the block has ended well, or the model turned out to be of no use."""
     with context.store.run_folder(config.run, config.stage) as run_folder:
         with run_folder.writable(DOWNLOAD) as here:
@@ -104,7 +104,7 @@ def _downloaded(remote: RemoteSource, config: PreflightConfig, context: StageCon
             # The store is written to by others too.
             require_all_beneath(here, here)
         try:
-            yield BaseModel(here, None, remote.revision, remote.key)
+            yield LocalModel(here, None, remote.revision, remote.key)
         except StageFailure:
             run_folder.remove(DOWNLOAD)
             raise
@@ -126,7 +126,7 @@ def _download(remote: RemoteSource, uri: str, here: Path, context: StageContext)
     """First what describes the model, because that says which files of weights belong to it."""
     there = {file.name: file for file in remote.files}
     remote.download([there[name] for name in sorted(described_by(set(there)))], here)
-    chosen = [there[name] for name in choose(here, uri, set(there))]
+    chosen = [there[name] for name in choose_files(here, uri, set(there))]
     meter = StageMeter(context, sum(file.size or 0 for file in chosen), MEBIBYTE)
     meter.begin(f"downloading {uri}")
     remote.download(chosen, here, meter.add)

@@ -14,9 +14,9 @@ from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
 from finetune_trainer.preflight.basemodel import check_digest, store_model
-from finetune_trainer.preflight.defaults import choose
+from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.lengths import check_answers, measure
-from finetune_trainer.preflight.methoddata import check_form, check_processes, settle
+from finetune_trainer.preflight.methoddata import check_form, check_processes, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parent import continued_lora
@@ -51,7 +51,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         )
     check_form(splits, config.method.type)
     check_processes(config.method.type, config.nodes, config.devices)
-    preference = settle(config.method, splits["train"])
+    preference = resolve_preference(config.method, splits["train"])
     if config.hyperparameters.early_stopping_patience is not None and not splits["validation"]:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
@@ -84,7 +84,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     lengths = measure(splits, encoder_of(config.method.type, tokenizer), meter, ROW_COST)
     longest = max(split.longest for split in lengths.values())
     limit = context_length(model_config)
-    chosen = choose(
+    chosen = choose_hyperparameters(
         config.hyperparameters,
         config.method.type,
         train_rows=len(splits["train"]),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.statistics import lengths as spread
-from finetune_trainer.preflight.lengths import Lengths
+from finetune_trainer.preflight.lengths import TokenLengths
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.page import token_page
 from finetune_trainer.store import RunFolder
@@ -15,11 +15,11 @@ from finetune_trainer.store import RunFolder
 REPORT_NAME: Final = "tokens.json"
 PAGE_NAME: Final = "tokens.html"
 VERSION: Final = 1
-LONGEST: Final = 10
+MAX_LONGEST_ROWS: Final = 10
 """Rows that are named."""
 
 
-def token_report(model: str, splits: Mapping[SplitName, Lengths], max_length: int) -> dict[str, Any]:
+def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_length: int) -> dict[str, Any]:
     """The report of rows whose lengths were measured: JSON types, rows counted from 1."""
     import numpy as np
 
@@ -39,7 +39,7 @@ def token_report(model: str, splits: Mapping[SplitName, Lengths], max_length: in
         "lengths": spread_of_all,
         "longest": [
             {"split": split, "row": number, "tokens": tokens}
-            for tokens, split, number in heapq.nlargest(LONGEST, rows, key=lambda row: row[0])
+            for tokens, split, number in heapq.nlargest(MAX_LONGEST_ROWS, rows, key=lambda row: row[0])
         ],
     }
 

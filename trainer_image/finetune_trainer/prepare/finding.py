@@ -27,7 +27,7 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 WAIT_SECONDS: Final = 60.0
 """How long a source may take to appear: the kubelet fills the volume of a late ConfigMap on its next sync."""
 POLL_SECONDS: Final = 1.0
-NAMES: Final = 10
+MAX_NAMES_IN_MESSAGE: Final = 10
 """Of files that a message lists."""
 
 logger = logging.getLogger(__name__)
@@ -146,5 +146,5 @@ def _absence(path: Path, root: Path) -> str:
 
 def _first(names: Sequence[str]) -> str:
     """The first names, which may be anything that a file system takes."""
-    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return printable(", ".join(names[:NAMES])) + more
+    more = f" and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
+    return printable(", ".join(names[:MAX_NAMES_IN_MESSAGE])) + more

@@ -73,7 +73,7 @@ class RemoteRows:
 
     def __init__(self, config: PrepareConfig, stop: threading.Event) -> None:
         uri, pattern = _divided(config.source_uri)
-        self._uri = shown(config.source_uri)
+        self._uri = without_query(config.source_uri)
         self._limit_bytes = config.max_unpacked_bytes
         self._remote = RemoteSource(
             Wanted(
@@ -134,7 +134,7 @@ def open_source(config: PrepareConfig, stop: threading.Event) -> Rows:
     return RemoteRows(config, stop)
 
 
-def shown(uri: str) -> str:
+def without_query(uri: str) -> str:
     """The uri as messages have it: what follows the question mark of a web address may be a credential."""
     return uri.partition("?")[0] if uri.startswith("https://") else uri
 

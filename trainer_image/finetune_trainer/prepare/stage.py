@@ -25,7 +25,7 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
-from finetune_trainer.prepare.rowsource import open_source, shown
+from finetune_trainer.prepare.rowsource import open_source, without_query
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.page import page
 from finetune_trainer.rows import SPLIT_FILES
@@ -36,8 +36,8 @@ from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"
-SHOWN_PROBLEMS: Final = 10
-SHOWN_CHARACTERS: Final = 200
+MAX_SHOWN_PROBLEMS: Final = 10
+MAX_SHOWN_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     recipe = recipe_of(config)
     source = open_source(config, context.stop)
     if source.version is not None and source.version == config.unless_version:
-        logger.info("%s has not changed", shown(config.source_uri))
+        logger.info("%s has not changed", without_query(config.source_uri))
         return PrepareResult(source_version=source.version, unchanged=True)
     with (
         context.store.run_folder(config.run, config.stage) as folder,
@@ -125,9 +125,9 @@ def _prepare(
             limit_bytes=config.max_unpacked_bytes,
         )
     except Unreadable as error:
-        raise unreadable(shown(config.source_uri), error) from error
+        raise unreadable(without_query(config.source_uri), error) from error
     except TooLarge as error:
-        message = f"{shown(config.source_uri)}: {error}"
+        message = f"{without_query(config.source_uri)}: {error}"
         raise StageFailure(FailureReason.SOURCE_TOO_LARGE, message, ExitCode.BAD_DATA) from error
     meter.end()
     return prepared
@@ -150,7 +150,7 @@ class _Report:
 
     def __init__(self, folder: RunFolder, config: PrepareConfig, prepared: Prepared, log: ProblemLog) -> None:
         self._folder = folder
-        self._source = shown(config.source_uri)
+        self._source = without_query(config.source_uri)
         self._prepared = prepared
         self._log = log.uri
         self.page_uri = f"{folder.uri}/{PAGE_NAME}"
@@ -251,14 +251,14 @@ def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
     found = [problem for problem in prepared.problems if problem.issue.severity == severity]
     # What is said of all rows together is in the end, and comes first where not all is shown.
     found.sort(key=lambda problem: problem.place != Place())
-    return tuple(_text(problem) for problem in found[:SHOWN_PROBLEMS])
+    return tuple(_text(problem) for problem in found[:MAX_SHOWN_PROBLEMS])
 
 
 def _text(problem: Problem) -> str:
     issue, place = problem.issue, problem.place
     is_summary = issue.severity == "warning" and place.file is None and place.record is None
     text = issue.public if is_summary else f"{place}: {issue.public}"
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
 
 
 def _split_records(

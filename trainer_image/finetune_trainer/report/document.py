@@ -14,8 +14,8 @@ from finetune_trainer.data.result import Difference, Kin, Lengths, Prepared, Pro
 from finetune_trainer.rows import SPLIT_FILES
 
 VERSION: Final = 1
-LISTED_PROBLEMS: Final = 1_000
-TEXT_CHARACTERS: Final = 1_000
+MAX_LISTED_PROBLEMS: Final = 1_000
+MAX_TEXT_CHARACTERS: Final = 1_000
 """Longer texts out of rows are cut, so that the report stays small whatever the rows are."""
 
 UNSHOWABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -89,7 +89,7 @@ def _listed(problems: Sequence[Problem]) -> list[Problem]:
     """The first ones; what is said of all rows together is never left out for what is said of one."""
     of_all = [problem for problem in problems if problem.place == Place()]
     of_rows = [problem for problem in problems if problem.place != Place()]
-    return of_rows[: LISTED_PROBLEMS - len(of_all)] + of_all
+    return of_rows[: MAX_LISTED_PROBLEMS - len(of_all)] + of_all
 
 
 def _by_code(prepared: Prepared) -> list[Document]:
@@ -187,8 +187,8 @@ def _camel(name: str) -> str:
 
 
 def _cut(text: str | None) -> str | None:
-    if text is not None and len(text) > TEXT_CHARACTERS:
-        text = text[: TEXT_CHARACTERS - 1] + "…"
+    if text is not None and len(text) > MAX_TEXT_CHARACTERS:
+        text = text[: MAX_TEXT_CHARACTERS - 1] + "…"
     return _shown(text)
 
 

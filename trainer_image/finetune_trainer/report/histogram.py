@@ -17,7 +17,7 @@ TICKS_UP: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class ChartBar:
     """One bucket."""
 
     x: float
@@ -41,7 +41,7 @@ class Tick:
 class Histogram:
     """All that is drawn."""
 
-    bars: tuple[Bar, ...]
+    bars: tuple[ChartBar, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     mark: float | None
@@ -61,7 +61,7 @@ def histogram(buckets: Sequence[dict[str, Any]], unit: str, limit: int | None = 
         span = f"{last:,}" if last <= bucket["start"] else f"{bucket['start']:,} to {last:,}"
         rows = f"{bucket['rows']:,} row" + ("" if bucket["rows"] == 1 else "s")
         bars.append(
-            Bar(
+            ChartBar(
                 x=round(LEFT + index * step, 1),
                 y=round(BOTTOM - height, 1),
                 width=round(max(step - 1.5, 1.0), 1),

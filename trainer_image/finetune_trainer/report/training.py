@@ -7,9 +7,9 @@ from typing import Any
 
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.histogram import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Tick, compact
-from finetune_trainer.report.verdict import Verdict, counted, number
+from finetune_trainer.report.verdict import ReportVerdict, counted, number
 
-FEWEST_DIGITS = 3
+MIN_DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +41,26 @@ class LossChart:
     """Where the step with the best weights stands; None: there is no other than the last."""
 
 
-def training_verdict(report: Document) -> Verdict:
+def training_verdict(report: Document) -> ReportVerdict:
     """Of a run that ended well, what came of it."""
     steps = counted(report["steps"], "step")
     best = next((each for each in report["checkpoints"] if each["best"]), None)
     if report["validationLoss"] is None or best is None:
-        return Verdict(
+        return ReportVerdict(
             "good",
             f"{steps}: training loss {loss(report['trainLoss'])}",
             "There were no validation rows, so the last weights are the best known.",
         )
     title = f"{steps}: validation loss {loss(best['validationLoss'])}"
     if report["overfit"]:
-        return Verdict(
+        return ReportVerdict(
             "warning",
             title,
             f"After step {number(best['step'])} it rose to {loss(report['validationLoss'])} while the"
             " training loss fell: fewer epochs or more rows help.",
         )
     early = " Training ended early, because it had not become lower." if report["stoppedEarly"] else ""
-    return Verdict("good", title, f"The best weights are those of step {number(best['step'])}.{early}")
+    return ReportVerdict("good", title, f"The best weights are those of step {number(best['step'])}.{early}")
 
 
 def facts(report: Document) -> list[tuple[str, str]]:
@@ -113,7 +113,7 @@ def loss(value: float | None) -> str:
     """To three digits at least; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.{FEWEST_DIGITS}g}"
+    return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.{MIN_DIGITS}g}"
 
 
 def kept_as(checkpoint: Document) -> str:

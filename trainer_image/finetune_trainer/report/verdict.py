@@ -10,7 +10,7 @@ Level = Literal["good", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReportVerdict:
     """The sentence, and what it means for whoever reads it."""
 
     level: Level
@@ -18,7 +18,7 @@ class Verdict:
     detail: str
 
 
-def verdict(report: Document) -> Verdict:
+def verdict(report: Document) -> ReportVerdict:
     """Of a report, whether its rows can be trained on."""
     rows, invalid, kept = report["rows"], report["invalidRows"], report["keptRows"]
     broken = report["brokenFiles"]
@@ -26,34 +26,38 @@ def verdict(report: Document) -> Verdict:
     if not rows and all(
         group["code"] == Code.FILE_EMPTY for group in report["problemsByCode"] if group["severity"] == "error"
     ):
-        return Verdict("error", "There are no rows", _first_error(report))
+        return ReportVerdict("error", "There are no rows", _first_error(report))
     if broken and not kept:
-        return Verdict("error", "Cannot be read", _first_error(report))
+        return ReportVerdict("error", "Cannot be read", _first_error(report))
     if broken:
         what = "The file" if len(report["files"]) == 1 else counted(broken, "file")
-        return Verdict("error", f"{what} cannot be read to the end", _first_error(report))
+        return ReportVerdict("error", f"{what} cannot be read to the end", _first_error(report))
     if invalid:
         subject = f"{number(invalid)} of {counted(rows, 'row')}"
-        return Verdict("error", f"{subject} cannot be used", rest)
+        return ReportVerdict("error", f"{subject} cannot be used", rest)
     if report["errorCount"]:
-        return Verdict("error", _title_of_error(report), _first_error(report))
+        return ReportVerdict("error", _title_of_error(report), _first_error(report))
     title = f"Ready to train: {counted(kept, 'row')}"
     if report["warningCount"]:
-        return Verdict("warning", title, f"{counted(report['warningCount'], 'warning')} to look at first.")
-    return Verdict("good", title, "No problems were found.")
+        return ReportVerdict(
+            "warning", title, f"{counted(report['warningCount'], 'warning')} to look at first."
+        )
+    return ReportVerdict("good", title, "No problems were found.")
 
 
-def token_verdict(report: Document) -> Verdict:
+def token_verdict(report: Document) -> ReportVerdict:
     """Of the lengths of rows in tokens, whether all of them can be learned whole."""
     limit = counted(report["maxSequenceLength"], "token")
     cut, lost = report["cutRows"], report["lostAnswers"]
     if not cut:
-        return Verdict("good", f"All rows fit into {limit}", "Nothing is cut.")
+        return ReportVerdict("good", f"All rows fit into {limit}", "Nothing is cut.")
     title = f"{number(cut)} of {counted(report['rows'], 'row')} {'is' if cut == 1 else 'are'} cut at {limit}"
     fix = "Raise maxSequenceLength, or shorten the rows."
     if lost:
-        return Verdict("error", title, f"Of {counted(lost, 'row')} no part of the answer is left. {fix}")
-    return Verdict("warning", title, f"What is beyond is not learned. {fix}")
+        return ReportVerdict(
+            "error", title, f"Of {counted(lost, 'row')} no part of the answer is left. {fix}"
+        )
+    return ReportVerdict("warning", title, f"What is beyond is not learned. {fix}")
 
 
 def number(value: float) -> str:

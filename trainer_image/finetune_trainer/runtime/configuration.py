@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfig
-from finetune_trainer.contract.environment import CONFIG_ENV, CONFIG_LIMIT
+from finetune_trainer.contract.environment import CONFIG_ENV, MAX_CONFIG_BYTES
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -44,9 +44,9 @@ def decode(text: str | None) -> dict[str, Any]:
             FailureReason.INVALID_CONFIG, f"no config: set {CONFIG_ENV}, or give --config with a file"
         )
     size = len(text.encode(errors="surrogateescape"))
-    if size > CONFIG_LIMIT:
+    if size > MAX_CONFIG_BYTES:
         raise StageFailure(
-            FailureReason.INVALID_CONFIG, f"the config has {size} bytes; at most {CONFIG_LIMIT} are taken"
+            FailureReason.INVALID_CONFIG, f"the config has {size} bytes; at most {MAX_CONFIG_BYTES} are taken"
         )
     try:
         raw = json.loads(text)

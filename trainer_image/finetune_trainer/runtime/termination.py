@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from finetune_trainer.contract.environment import TERMINATION_MESSAGE_LIMIT, TERMINATION_MESSAGE_PATH
+from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_PATH
 from finetune_trainer.contract.results import StageResult
 
 MESSAGE_CHARACTERS = 1000
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def bounded(result: StageResult) -> str:
-    """The result as JSON of at most `TERMINATION_MESSAGE_LIMIT` bytes.
+    """The result as JSON of at most `MAX_TERMINATION_MESSAGE_BYTES` bytes.
 
     The loss curve is left out first, then warnings, then problems, from the last (their count stays), then
     the end of the message, then the stage's facts; the store's `result.json` has all of it.
@@ -48,12 +48,12 @@ def write(text: str, path: Path = Path(TERMINATION_MESSAGE_PATH)) -> None:
     """
     logger.info("termination message: %s", text)
     if path.exists():
-        content = text.encode()[:TERMINATION_MESSAGE_LIMIT].decode(errors="ignore")
+        content = text.encode()[:MAX_TERMINATION_MESSAGE_BYTES].decode(errors="ignore")
         path.write_text(content, encoding="utf-8")
 
 
 def _fits(result: StageResult) -> bool:
-    return len(result.to_json().encode()) <= TERMINATION_MESSAGE_LIMIT
+    return len(result.to_json().encode()) <= MAX_TERMINATION_MESSAGE_BYTES
 
 
 def _cut(message: str) -> str:

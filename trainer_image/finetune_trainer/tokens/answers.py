@@ -78,7 +78,7 @@ Encoder = RowEncoder | AnswerEncoder
 
 def encoder_of(method: MethodType, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """From rows to what the method learns from."""
-    return AnswerEncoder(tokenizer) if METHODS[method].rows.judged else RowEncoder(tokenizer)
+    return AnswerEncoder(tokenizer) if METHODS[method].rows.is_preference_data else RowEncoder(tokenizer)
 
 
 def _with_answer(row: Row, answer: str) -> Row:

@@ -39,7 +39,7 @@ def make_trainer(
     group: Group,
 ) -> "CompletionTrainer | PreferenceTrainer":
     """The method's trainer for rows of its encoder; `continues` where the weights were trained before."""
-    if not METHODS[method.type].rows.judged:
+    if not METHODS[method.type].rows.is_preference_data:
         size = hyperparameters.per_device_batch_size
         collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
         kind = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer

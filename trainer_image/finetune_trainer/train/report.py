@@ -21,7 +21,7 @@ def training_report(config: TrainConfig, result: TrainResult, curve: Curve) -> d
         "version": VERSION,
         "run": config.run,
         "method": config.method.type,
-        "lossUnit": "loss a row" if METHODS[config.method.type].rows.judged else "nats a token",
+        "lossUnit": "loss a row" if METHODS[config.method.type].rows.is_preference_data else "nats a token",
         "baseModel": config.base_model,
         "dataset": config.dataset,
         "hyperparameters": config.hyperparameters.to_dict(),

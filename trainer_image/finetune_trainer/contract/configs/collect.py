@@ -17,6 +17,6 @@ class CollectConfig(StageConfig):
     probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
     """Write a small file into the stage's folder and remove it first: whether the store can be used."""
 
-    def answer(self, result: StageResult) -> StageResult:
+    def bind(self, result: StageResult) -> StageResult:
         """The result for the reader of this Job; the config that it belongs to is the stage's own."""
         return result.model_copy(update={"contract": self.contract, "nonce": self.nonce})

@@ -34,7 +34,7 @@ class StageConfig(Contract):
         }
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
-    def answer(self, result: StageResult) -> StageResult:
+    def bind(self, result: StageResult) -> StageResult:
         """The result for the reader of this config's Job: in its version of the contract, with its nonce."""
         return result.model_copy(
             update={"contract": self.contract, "nonce": self.nonce, "config_digest": self.digest}

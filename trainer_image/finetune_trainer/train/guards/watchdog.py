@@ -95,6 +95,6 @@ class Watchdog:
             message=message,
         )
         if self._config is not None:
-            result = self._config.answer(result)
+            result = self._config.bind(result)
         termination.write(termination.bounded(result))
         os._exit(ExitCode.INTERNAL)
