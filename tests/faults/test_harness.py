@@ -45,7 +45,9 @@ NEVER_LISTS_AGAIN = Edit(
     '                self._resource_version = ""\n                wait',
     "                wait",
 )
-LEAVES_ITS_RECORDS = Edit("reconcile/ownership.py", 'draft.remove(seen(record), "Background")', "pass")
+LEAVES_ITS_RECORDS = Edit(
+    "reconcile/records/ownership.py", 'draft.remove(seen(record), "Background")', "pass"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Literal
 from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.serviceaccount import build_runner_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason
 

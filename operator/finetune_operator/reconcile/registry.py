@@ -12,17 +12,15 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile import (
-    checkpoint,
-    computeprofile,
-    dataset,
-    datasetversion,
-    finetunejob,
-    inferencedeployment,
-    recordcleanup,
-)
-from finetune_operator.reconcile.secondaries import NOTHING, Needs
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.checkpoint import reconciler as checkpoint
+from finetune_operator.reconcile.computeprofile import reconciler as computeprofile
+from finetune_operator.reconcile.dataset import reconciler as dataset
+from finetune_operator.reconcile.datasetversion import reconciler as datasetversion
+from finetune_operator.reconcile.finetunejob import reconciler as finetunejob
+from finetune_operator.reconcile.inferencedeployment import reconciler as inferencedeployment
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.records import cleanup
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")
@@ -63,8 +61,8 @@ def _checked(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[
 RECONCILERS: Final[Mapping[str, Reconciler]] = {
     "FineTuneJob": _of(FineTuneJob, finetunejob.reconcile, finetunejob.needs),
     "Dataset": _of(Dataset, dataset.reconcile, dataset.needs),
-    "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile, recordcleanup.needs),
-    "Checkpoint": _of(Checkpoint, checkpoint.reconcile, recordcleanup.needs),
+    "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile, cleanup.needs),
+    "Checkpoint": _of(Checkpoint, checkpoint.reconcile, cleanup.needs),
     "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.reconcile, inferencedeployment.needs),
     "ComputeProfile": _of(ComputeProfile, computeprofile.reconcile),
 }

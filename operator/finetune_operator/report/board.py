@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.plan import Key
-from finetune_operator.reconcile.snapshot import RunProgress
+from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.report.authorizer import Caller
 from finetune_trainer.contract.progress import Progress, Report
 

@@ -9,8 +9,8 @@ from finetune_operator.engine.packing import NEVER, Settled
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.indexes import INDEXERS, has_ended
-from finetune_operator.reconcile.secondaries import SECONDARIES, Secondary, children_of
+from finetune_operator.reconcile.inputs.indexes import INDEXERS, has_ended
+from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, Secondary, children_of
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS

@@ -20,10 +20,10 @@ from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.transitions import record_transition
 from finetune_operator.plan import Event, Key, Manifest, Plan
+from finetune_operator.reconcile.inputs.secondaries import LookedUp
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.reconcile.kstatus import block
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.reconcile.secondaries import LookedUp
-from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import APPLY

@@ -15,7 +15,7 @@ from finetune_operator.engine.cluster import Cluster
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.secondaries import SECONDARIES, LookedUp, Needs, Secondary, lookups_of
+from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, LookedUp, Needs, Secondary, lookups_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.indexes import (
+from finetune_operator.reconcile.inputs.indexes import (
     BY_CONTENT,
     BY_DATASET_OF,
     BY_DIGEST,
@@ -26,10 +26,10 @@ from finetune_operator.reconcile.indexes import (
     address,
     version_owner,
 )
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.secondaries import Children
-from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Snapshot
-from finetune_operator.reconcile.turns import line_turn, rollout_turn
+from finetune_operator.reconcile.inputs.secondaries import Children
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.scheduling.locks import line_turn, rollout_turn
 from finetune_operator.runtime.caches import BY_OWNER, Caches
 from finetune_operator.runtime.models import Models
 
@@ -115,7 +115,7 @@ class SnapshotReader:
         )
 
     def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
-        """Objects of a kind by an index of `reconcile.indexes`."""
+        """Objects of a kind by an index of `reconcile.inputs.indexes`."""
         return tuple(self._caches.kinds[kind].indexed(index, value).values())
 
     def computeprofiles(self) -> Iterable[ComputeProfile]:

@@ -18,7 +18,7 @@ from finetune_operator.manifests.labels import OPERATOR, STAGE
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.retention import SeriesRetention
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.snapshot import OperatorFacts
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.runtime.caches import KIND_TYPES, Caches

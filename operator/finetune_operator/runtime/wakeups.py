@@ -7,7 +7,7 @@ from functools import partial
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.relations import concerned_by_champion, related
+from finetune_operator.reconcile.scheduling.relations import concerned_by_champion, related
 from finetune_operator.runtime.caches import Caches, key_of
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 

@@ -8,9 +8,9 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET, SERVICE
 from finetune_operator.plan import Manifest, Plan
-from finetune_operator.reconcile.inferencedeployment import reconcile
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot
+from finetune_operator.reconcile.inferencedeployment.reconciler import reconcile
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FACTS = OperatorFacts(

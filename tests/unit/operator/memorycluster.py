@@ -13,9 +13,9 @@ from finetune_operator.manifests.labels import STAGE
 from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.observe.peers import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
+from finetune_operator.reconcile.inputs.secondaries import LookedUp
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.reconcile.secondaries import LookedUp
-from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.stages.jobresults import JOB_UID
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader

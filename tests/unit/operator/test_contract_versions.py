@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field, ValidationError
 
-from finetune_operator.reconcile.profiles import check_config
+from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
 from finetune_trainer.contract.progress import Report
 from finetune_trainer.contract.references import Owner

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.reconcile.snapshot import RunProgress
+from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import DataStatistics
 from tests.unit.operator.memorycluster import MemoryCluster

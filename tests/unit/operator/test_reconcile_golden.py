@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.snapshot import OperatorFacts, RunProgress
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget

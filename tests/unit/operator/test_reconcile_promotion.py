@@ -8,8 +8,13 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.gates import decide
-from finetune_operator.reconcile.lines import CheckpointIndex, champion, champion_name, is_older
+from finetune_operator.reconcile.finetunejob.gates import decide
+from finetune_operator.reconcile.lines.checkpointindex import (
+    CheckpointIndex,
+    champion,
+    champion_name,
+    is_older,
+)
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

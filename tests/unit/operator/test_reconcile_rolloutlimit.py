@@ -3,8 +3,8 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
-from finetune_operator.reconcile.relations import related
-from finetune_operator.reconcile.turns import rollout_turn
+from finetune_operator.reconcile.scheduling.locks import rollout_turn
+from finetune_operator.reconcile.scheduling.relations import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
 

@@ -14,7 +14,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     main_revision,
     traffic_of,
 )
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, serving
 
 

@@ -23,9 +23,9 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
 )
 from finetune_operator.reconcile.inferencedeployment.view import View, state_of
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.secondaries import no_children
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.secondaries import no_children
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, profile, serving
 from tests.unit.operator.test_reconcile_rolloutlimit import other
 

@@ -10,8 +10,8 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.ownership import versions_of
-from finetune_operator.reconcile.snapshot import OperatorFacts, Snapshot
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
+from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 

@@ -20,7 +20,7 @@ from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.worker import Workers
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.snapshot import OperatorFacts
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller

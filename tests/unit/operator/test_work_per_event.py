@@ -8,8 +8,13 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_rejected, promotion_time
-from finetune_operator.reconcile.relations import concerned_by_champion, related
+from finetune_operator.reconcile.lines.checkpointindex import (
+    CheckpointIndex,
+    champion,
+    is_rejected,
+    promotion_time,
+)
+from finetune_operator.reconcile.scheduling.relations import concerned_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import endpoint

@@ -5,12 +5,12 @@ from typing import Any
 
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile import storage
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.sourcecheck import ended, made_in, number_of, request_of, retry_of
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageFailed

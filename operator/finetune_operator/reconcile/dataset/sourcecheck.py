@@ -13,11 +13,11 @@ from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.pods import Credentials, Storage
 from finetune_operator.manifests.trainer import trainer_of
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.dataset.timing import asked, next_check
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.ownership import versions_of
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Blocked

@@ -7,13 +7,13 @@ from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.pods import has_ended
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile import storage
-from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import settle
-from finetune_operator.reconcile.ownership import delete_records, delete_with, is_held, released
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.records.contentremoval import PATIENCE, Removal, remove
+from finetune_operator.reconcile.records.ownership import delete_records, delete_with, is_held, released
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working

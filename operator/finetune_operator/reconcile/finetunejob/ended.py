@@ -11,7 +11,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import stop
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done, Suspended

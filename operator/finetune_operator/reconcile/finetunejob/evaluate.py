@@ -5,10 +5,10 @@ from typing import get_args
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import MAX_SCORES, EvaluationStatus, Score
 from finetune_operator.manifests.configs import evaluate_config
+from finetune_operator.reconcile.finetunejob.gates import decide
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.gates import decide
-from finetune_operator.reconcile.lines import champion_name
+from finetune_operator.reconcile.lines.checkpointindex import champion_name
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

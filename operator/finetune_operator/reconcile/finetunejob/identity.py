@@ -10,9 +10,9 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.ownership import Record, holding, versions_of
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.records.ownership import Record, holding, versions_of
 
 
 def mark(job: FineTuneJob) -> str:

@@ -9,11 +9,11 @@ from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.pods import CPU
 from finetune_operator.manifests.trainer import FIRST_CONTRACT, Trainer, trainer_of
-from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.ownership import is_held
-from finetune_operator.reconcile.secondaries import NOTHING, Needs
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.records.ownership import is_held
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed

@@ -4,8 +4,8 @@ from typing import Final
 
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.lines import champion_name, is_rejected
-from finetune_operator.reconcile.promotion import verdict
+from finetune_operator.reconcile.lines.checkpointindex import champion_name, is_rejected
+from finetune_operator.reconcile.lines.promotion import verdict
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
 from finetune_operator.status.reasons import Reason
 

@@ -7,8 +7,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import settle
-from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.status import conditions, progress
 from finetune_operator.status.reasons import ConditionType, EventReason

@@ -22,7 +22,7 @@ from finetune_operator.reconcile.finetunejob.prerequisites import (
     prerequisites,
 )
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.profiles import check_config
+from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import pods_of

@@ -9,7 +9,7 @@ from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import count_usage
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working

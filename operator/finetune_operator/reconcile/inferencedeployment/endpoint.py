@@ -20,8 +20,8 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     pod_selector,
     traffic_of,
 )
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import settle
-from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status.conditions import shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

@@ -7,7 +7,13 @@ from finetune_operator.api.endpointstatus import ServedModelStatus
 from finetune_operator.api.inferencedeployment import Follow, InferenceDeployment, Pin, ServedModel
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weights import Weights, short_digest
-from finetune_operator.reconcile.lines import CheckpointIndex, champion, is_approved, is_rejected, standing
+from finetune_operator.reconcile.lines.checkpointindex import (
+    CheckpointIndex,
+    champion,
+    is_approved,
+    is_rejected,
+    standing,
+)
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 

@@ -11,7 +11,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.serving import build_service
 from finetune_operator.plan import Apply, Create, Manifest
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 ALL: Final = 100
 

@@ -15,7 +15,7 @@ from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wa
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
 from finetune_operator.reconcile.inferencedeployment.transitions import STATES, Observation, State
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

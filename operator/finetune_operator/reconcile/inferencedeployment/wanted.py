@@ -8,10 +8,10 @@ from finetune_operator.manifests.pods import CPU
 from finetune_operator.manifests.revision import Revision, api_keys_secret, build_revision
 from finetune_operator.manifests.trainer import trainer_of
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
-from finetune_operator.reconcile.profiles import check_devices, check_trainer, resolve_profile
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
+from finetune_operator.reconcile.platform.storage import check_store
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.reconcile.storage import check_store
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 

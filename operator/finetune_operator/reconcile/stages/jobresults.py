@@ -13,7 +13,7 @@ from finetune_operator.manifests.trainer import FIRST_CONTRACT
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 

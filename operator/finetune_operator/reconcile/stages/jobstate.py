@@ -11,7 +11,7 @@ from finetune_operator.observe.pods import has_ended as has_pod_ended
 from finetune_operator.observe.pods import stage_of
 from finetune_operator.observe.stagetimes import instant
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status.reasons import Reason

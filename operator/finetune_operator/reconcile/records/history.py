@@ -10,9 +10,9 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Plan
-from finetune_operator.reconcile import profiles
-from finetune_operator.reconcile.ownership import Record, needed_by, seen
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform import profiles
+from finetune_operator.reconcile.records.ownership import Record, needed_by, seen
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import EventReason
 

@@ -14,14 +14,14 @@ from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTI
 from finetune_operator.manifests.locations import parse_store, store_folder
 from finetune_operator.manifests.weights import Weights
 from finetune_operator.plan import Event, Plan
-from finetune_operator.reconcile import storage
-from finetune_operator.reconcile.contentremoval import PATIENCE, Removal, remove
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import settle
-from finetune_operator.reconcile.ownership import Record, is_held, needed_by, readers_of, released
-from finetune_operator.reconcile.secondaries import NOTHING, Needs
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.records.contentremoval import PATIENCE, Removal, remove
+from finetune_operator.reconcile.records.ownership import Record, is_held, needed_by, readers_of, released
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_finished, is_settled

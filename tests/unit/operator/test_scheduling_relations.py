@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.relations import concerned_by_champion, related
+from finetune_operator.reconcile.scheduling.relations import concerned_by_champion, related
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

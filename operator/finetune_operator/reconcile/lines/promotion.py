@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.reconcile.lines import (
+from finetune_operator.reconcile.lines.checkpointindex import (
     CheckpointIndex,
     champion,
     champion_name,

@@ -21,8 +21,8 @@ from finetune_operator.engine.resources import (
     ResourceType,
 )
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.secondaries import Children, LookedUp, no_children
+from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget
 from finetune_trainer.contract.vocabulary import Stage

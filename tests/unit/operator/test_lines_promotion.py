@@ -7,8 +7,8 @@ import pytest
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.lines import CheckpointIndex
-from finetune_operator.reconcile.promotion import decide, verdict
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.lines.promotion import decide, verdict
 from finetune_operator.status.reasons import Reason
 from tests.unit.operator.runobjects import JOB_UID, digest, finetunejob
 

@@ -6,12 +6,12 @@ from finetune_operator.api.checkpoint import MAX_EVALUATIONS, MAX_USERS, Checkpo
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Event, Plan
-from finetune_operator.reconcile import history, recordcleanup
-from finetune_operator.reconcile.indexes import address
-from finetune_operator.reconcile.lines import promotion_time
-from finetune_operator.reconcile.ownership import holding
-from finetune_operator.reconcile.promotion import decide
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.indexes import address
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.lines.checkpointindex import promotion_time
+from finetune_operator.reconcile.lines.promotion import decide
+from finetune_operator.reconcile.records import cleanup, history
+from finetune_operator.reconcile.records.ownership import holding
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -22,7 +22,7 @@ USERS_SHOWN: Final = 2
 def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     """Decide the promotion, and note evaluations and users."""
     if checkpoint.metadata.deletion_timestamp is not None:
-        return recordcleanup.clean_up(checkpoint, snapshot)
+        return cleanup.clean_up(checkpoint, snapshot)
     gone = history.surplus(checkpoint, snapshot)
     if gone is not None:
         return gone

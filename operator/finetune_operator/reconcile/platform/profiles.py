@@ -4,7 +4,7 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.storereference import StoreReference
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract

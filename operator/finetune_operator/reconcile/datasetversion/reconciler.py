@@ -3,9 +3,9 @@
 from finetune_operator.api.datasetversion import MAX_LOCATIONS, DatasetVersion
 from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile import history, recordcleanup
-from finetune_operator.reconcile.ownership import holding
-from finetune_operator.reconcile.snapshot import Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.records import cleanup, history
+from finetune_operator.reconcile.records.ownership import holding
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
 
@@ -13,7 +13,7 @@ from finetune_operator.status.reasons import ConditionType, Reason
 def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
     """Note the stores that hold the content."""
     if version.metadata.deletion_timestamp is not None:
-        return recordcleanup.clean_up(version, snapshot)
+        return cleanup.clean_up(version, snapshot)
     gone = history.surplus(version, snapshot)
     if gone is not None:
         return gone

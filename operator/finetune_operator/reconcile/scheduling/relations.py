@@ -10,7 +10,7 @@ from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.indexes import (
+from finetune_operator.reconcile.inputs.indexes import (
     BY_CONTENT,
     BY_DATASET,
     BY_LINE,
@@ -25,12 +25,12 @@ from finetune_operator.reconcile.indexes import (
     is_rolling,
     namespace_of,
 )
-from finetune_operator.reconcile.lines import CheckpointIndex, champion_name
-from finetune_operator.reconcile.ownership import waits_for_users
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex, champion_name
+from finetune_operator.reconcile.records.ownership import waits_for_users
 
 
 class Lookup(Protocol):
-    """What the controller's caches hold, by the indexes of `reconcile.indexes`."""
+    """What the controller's caches hold, by the indexes of `reconcile.inputs.indexes`."""
 
     def child(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """An object of a watched type."""
@@ -64,7 +64,7 @@ class Change:
 def related(kind: str, old: Manifest | None, new: Manifest | None, lookup: Lookup) -> frozenset[Key]:
     """Keys of the objects whose state may depend on this one, itself left out.
 
-    `kind` is one of ours or that of a child (`secondaries.SECONDARIES`).
+    `kind` is one of ours or that of a child (`inputs.secondaries.SECONDARIES`).
 
     Raises:
         ValueError: there is neither an old nor a new state.

@@ -2,8 +2,8 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.plan import Plan
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import settle
-from finetune_operator.reconcile.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Done, Failed
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented

@@ -16,8 +16,8 @@ from finetune_operator.manifests.trainer import Trainer, trainer_of
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble, look_again
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile import profiles, storage
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working

@@ -1,0 +1,1 @@
+"""Reconcile Checkpoints: decide the promotion, and record evaluations and users."""

@@ -1,0 +1,1 @@
+"""Reconcile ComputeProfiles: report whether objects can use the profile."""

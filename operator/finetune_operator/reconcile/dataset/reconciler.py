@@ -1,0 +1,69 @@
+"""Dataset: each generation is prepared once, its source is looked at again when that is due, and new rows
+become a DatasetVersion.
+
+A look at the source is a prepare Job, the first one and every later one; `status.refresh.checks` counts those
+that have ended. The first decides whether the Dataset is Ready. While it is, a later one takes nothing away:
+that it failed is said by the condition Refreshed.
+"""
+
+from dataclasses import replace
+
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.storereference import StoreReference
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.dataset.clearing import clear_away
+from finetune_operator.reconcile.dataset.preparation import prepare
+from finetune_operator.reconcile.dataset.refresh import refresh
+from finetune_operator.reconcile.dataset.sourcecheck import profile_of
+from finetune_operator.reconcile.dataset.timing import is_asked, until_check
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.records.ownership import delete_with, holding, versions_of
+from finetune_operator.reconcile.stages.jobstate import is_stage_running
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.status.conditions import status_manifest
+from finetune_operator.status.finished import is_prepared, is_settled
+
+__all__ = ["needs", "reconcile"]
+
+
+def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
+    """Claims: none while a preparation runs, or while none is due."""
+    rests = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
+    if rests or is_stage_running(snapshot):
+        return NOTHING
+    profile = profile_of(dataset, snapshot)
+    store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
+    store_uri = store.uri if isinstance(store, StoreReference) else None
+    return storage.claims_of(store_uri, dataset.spec.source.uri)
+
+
+def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
+    """What should be done now for one Dataset."""
+    if dataset.metadata.deletion_timestamp is not None:
+        return delete_with(dataset, versions_of(dataset, snapshot), snapshot)
+    current = _without_deleted_versions(dataset, snapshot)
+    plan = _reconcile(current, snapshot)
+    if plan.status is None and current.status != dataset.status:
+        plan = replace(plan, status=status_manifest(current.status))
+    return replace(plan, metadata=holding(dataset))
+
+
+def _without_deleted_versions(dataset: Dataset, snapshot: Snapshot) -> Dataset:
+    """The Dataset with the versions in its status that still exist."""
+    standing = tuple(each for each in dataset.status.versions if each.name in snapshot.datasetversions)
+    if len(standing) == len(dataset.status.versions):
+        return dataset
+    return dataset.model_copy(update={"status": dataset.status.model_copy(update={"versions": standing})})
+
+
+def _reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
+    draft = Draft(snapshot)
+    later = clear_away(dataset, draft)
+    if is_prepared(dataset):
+        return refresh(dataset, draft, later)
+    if is_settled(dataset) and not is_asked(dataset):
+        return draft.plan(None, later)
+    return prepare(dataset, draft, later)

@@ -1,0 +1,1 @@
+"""Reconcile DatasetVersions: record which stores hold the content."""

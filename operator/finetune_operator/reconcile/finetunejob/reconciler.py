@@ -1,0 +1,54 @@
+"""FineTuneJob: from a spec and what is there, to what should be done now.
+
+Every pass walks the same chain from the start. A step whose result is in the status, or in a record, lets the
+chain go on; the first step that is not through ends the pass. Nothing remembers where the last pass was.
+"""
+
+from dataclasses import replace
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.finetunejob.data import data
+from finetune_operator.reconcile.finetunejob.deleting import delete
+from finetune_operator.reconcile.finetunejob.ended import finished, restored, suspend
+from finetune_operator.reconcile.finetunejob.evaluate import evaluate
+from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata
+from finetune_operator.reconcile.finetunejob.parent import parent
+from finetune_operator.reconcile.finetunejob.preflight import preflight
+from finetune_operator.reconcile.finetunejob.prerequisites import begins, needs
+from finetune_operator.reconcile.finetunejob.promote import promote
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.train import train
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.steps import Halt
+from finetune_operator.status.finished import is_finished
+
+__all__ = ["needs", "reconcile"]
+
+
+def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
+    """What should be done now for one run."""
+    if job.metadata.deletion_timestamp is not None:
+        return delete(job, snapshot)
+    plan = _reconcile(job, snapshot)
+    recorded = bool(job.status.checkpoints or (plan.status or {}).get("checkpoints"))
+    return replace(plan, metadata=metadata(job, recorded=recorded))
+
+
+def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
+    if is_finished(job):
+        return finished(job, snapshot)
+    run = Run(job, snapshot)
+    if has_lost_status(job, snapshot.checkpoints):
+        return restored(run)
+    if job.spec.suspend:
+        return suspend(run)
+    return run.plan(_chain(run))
+
+
+def _chain(run: Run) -> Halt:
+    for step in (begins, parent, data, preflight, train, evaluate):
+        halt = step(run)
+        if halt is not None:
+            return halt
+    return promote(run)

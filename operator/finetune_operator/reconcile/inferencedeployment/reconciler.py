@@ -1,0 +1,40 @@
+"""InferenceDeployment: start what should be served, route the requests to it, delete what served before."""
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.manifests.revision import Revision
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
+from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.view import View
+from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
+from finetune_operator.reconcile.inputs.secondaries import Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform.storage import claims_of
+from finetune_operator.reconcile.steps import Halt
+
+__all__ = ["needs", "reconcile"]
+
+
+def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
+    """The claims that hold the weights to be served."""
+    return claims_of(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
+
+
+def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
+    """What should be done now for one endpoint."""
+    if endpoint.metadata.deletion_timestamp is not None:
+        return Plan()
+    targets = resolve(endpoint, snapshot.checkpoints)
+    wanted = wanted_revision(endpoint, targets, snapshot)
+    if isinstance(wanted, Revision):
+        return roll_out(View(endpoint, snapshot, targets, wanted))
+    return _keep(Observed(endpoint, snapshot), wanted)
+
+
+def _keep(observed: Observed, halt: Halt) -> Plan:
+    """What serves keeps serving while nothing can be rolled out."""
+    weights = observed.traffic.weights()
+    restored, said = observed.restoring(*weights)
+    scaled = observed.scaling(dict.fromkeys(weights, observed.endpoint.spec.replicas))
+    return observed.plan(halt, apply=(*scaled, *restored), events=said)

@@ -1,0 +1,1 @@
+"""Model lines: their Checkpoints, their champions, and the promotion rule."""

@@ -1,0 +1,1 @@
+"""Checkpoints and DatasetVersions as records: their owners, users, history limits and deletion."""
