@@ -29,7 +29,7 @@ KEYED = replace(FACTS, nonce_key="0f" * 32)
 
 
 def answer(cluster: MemoryCluster, stage: str, result: StageResult) -> StageResult:
-    return cluster.config(stage).answer(result)  # type: ignore[no-any-return]
+    return cluster.config(stage).bind(result)  # type: ignore[no-any-return]
 
 
 def training(*profiles: Manifest) -> MemoryCluster:
@@ -93,7 +93,7 @@ def test_a_result_of_another_config_counts_for_nothing() -> None:
     cluster = training()
     other = cluster.config("train").model_copy(update={"keep": 5})
     assert other.nonce is not None
-    cluster.end("train", other.answer(trained()).to_json())
+    cluster.end("train", other.bind(trained()).to_json())
     cluster.settle()
     assert not is_trained(cluster)
 
