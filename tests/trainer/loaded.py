@@ -11,11 +11,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 from finetune_trainer.distributed import members
-from finetune_trainer.entrypoint import command
+from finetune_trainer.entrypoint import cli
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.prepare import stage as prepare
 from finetune_trainer.serve import app, engine, loading
 from finetune_trainer.train import stage as train
 
-__all__ = ["app", "command", "engine", "evaluate", "loading", "members", "preflight", "prepare", "train"]
+__all__ = ["app", "cli", "engine", "evaluate", "loading", "members", "preflight", "prepare", "train"]

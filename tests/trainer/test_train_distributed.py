@@ -18,7 +18,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.place import PORT_ENV
-from finetune_trainer.entrypoint import process
+from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.train import method, session, stage, trainer
 from finetune_trainer.train.method import Trainable
 from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh
@@ -50,7 +50,7 @@ class PublishesWhenTold:
 def show_gradients() -> None:
     """Neither clip them, nor remove the state that has their means."""
     trainer.LARGEST_GRADIENT_NORM = 1e9  # type: ignore[misc]  # in a process of its own
-    process._remove_states = lambda *_: None
+    stageprocess._remove_states = lambda *_: None
 
 
 def have_room_for_one_row() -> None:

@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.entrypoint import process
+from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.states import resume
 from tests.trainer.processes import run, run_fresh
@@ -54,5 +54,5 @@ def test_states_that_cannot_be_removed_fail_no_run(
 
     monkeypatch.setattr(resume, "remove_states", refuse)
     config = config_for(bench)
-    process._remove_states(bench.store, config)
+    stageprocess._remove_states(bench.store, config)
     assert f"resume states of run {config.run} are left in the store: read-only" in caplog.text

@@ -8,9 +8,9 @@ from finetune_trainer.runtime import signals
 def main() -> int:
     """Run what the config says; the exit code is one of `ExitCode`, or 128 + a signal's number."""
     signals.end_unstarted()
-    from finetune_trainer.entrypoint import command
+    from finetune_trainer.entrypoint import cli
 
-    return command.run()
+    return cli.run()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_trainer.remote import patience
+from finetune_trainer.remote import retries
 from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer
 from tests.trainer.remote.webserver import WebServer
@@ -44,4 +44,4 @@ def hub() -> Iterator[HubServer]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)

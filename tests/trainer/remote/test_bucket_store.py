@@ -17,7 +17,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.manifest import Manifest
-from finetune_trainer.remote import patience
+from finetune_trainer.remote import retries
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.base import STALE_STAGING_SECONDS
@@ -325,7 +325,7 @@ def test_a_stopped_pod_does_not_download_to_the_end(pods: Pods) -> None:
 def test_a_store_that_cannot_be_used_is_said_before_any_work(
     pods: Pods, changes: dict[str, str], bucket: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    monkeypatch.setattr(retries, "ATTEMPTS", 1)
     pods.bucket = bucket or pods.bucket
 
     with pytest.raises(StageFailure, match=message) as caught:

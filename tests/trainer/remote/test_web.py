@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
-from finetune_trainer.remote import patience
+from finetune_trainer.remote import retries
 from finetune_trainer.remote import source as remote_source
 from finetune_trainer.remote import web as web_client
 from finetune_trainer.remote.limits import CHUNK_BYTES
@@ -351,7 +351,7 @@ def test_a_server_that_takes_no_connection_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web_client, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    monkeypatch.setattr(retries, "ATTEMPTS", 1)
     with closing(socket.socket()) as deaf, closing(socket.socket()) as waiting:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)

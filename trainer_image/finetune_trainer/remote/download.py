@@ -11,8 +11,8 @@ from finetune_trainer.beneath import unlinked
 from finetune_trainer.manifest import OnBytes, hash_file, nothing
 from finetune_trainer.remote.files import open_stream, version_of
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder
-from finetune_trainer.remote.patience import Patience, Unreachable
-from finetune_trainer.remote.problems import Kind, Problem
+from finetune_trainer.remote.remoteproblems import Kind, Problem
+from finetune_trainer.remote.retries import Patience, Unreachable
 from finetune_trainer.runtime.failure import Preempted
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.limits import CHUNK_BYTES, MAX_FILES, REQUESTS_AHEAD
-from finetune_trainer.remote.patience import Unreachable
-from finetune_trainer.remote.problems import Kind, Problem
+from finetune_trainer.remote.remoteproblems import Kind, Problem
+from finetune_trainer.remote.retries import Unreachable
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
 """Under which of these a file system tells one content of a name from another."""

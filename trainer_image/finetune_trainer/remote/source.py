@@ -17,8 +17,8 @@ from finetune_trainer.remote.files import list_files
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import DOWNLOAD_SECONDS, MAX_FILES
-from finetune_trainer.remote.patience import Patience, Unreachable
-from finetune_trainer.remote.problems import Kind, Problem
+from finetune_trainer.remote.remoteproblems import Kind, Problem
+from finetune_trainer.remote.retries import Patience, Unreachable
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import SCRUBBER
 

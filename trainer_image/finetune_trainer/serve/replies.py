@@ -11,9 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from finetune_trainer.serve.answer import Answer
 from finetune_trainer.serve.errors import ApiError
-from finetune_trainer.serve.formats import Format
 from finetune_trainer.serve.generation import Finished
 from finetune_trainer.serve.metrics import CLIENT_CLOSED_REQUEST
+from finetune_trainer.serve.responseformats import Format
 from finetune_trainer.serve.responses import Usage
 
 

@@ -16,7 +16,7 @@ from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiE
 from finetune_trainer.serve.identity import identities
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.names import served_names
-from finetune_trainer.serve.watchdog import Watchdog
+from finetune_trainer.serve.passwatchdog import Watchdog
 
 if TYPE_CHECKING:
     # They import torch, which takes seconds: the server answers probes and takes signals before.

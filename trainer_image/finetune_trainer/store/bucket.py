@@ -27,10 +27,10 @@ from finetune_trainer.store.base import (
     key_of,
     run_key,
 )
+from finetune_trainer.store.bucketobjects import Objects, open_objects
 from finetune_trainer.store.bucketrun import BucketRunFolder
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import corrupt, no_room, writable
-from finetune_trainer.store.objects import Objects, open_objects
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing_extensions import override
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store.base import RunFolder
+from finetune_trainer.store.bucketobjects import Objects
 from finetune_trainer.store.failures import writable
-from finetune_trainer.store.objects import Objects
 
 AT_ONCE: Final = 2
 """Kept names that may be on their way: a stage that is faster than the network waits, and fills no disk."""

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import ATTEMPTS, LONGEST_PAUSE_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
-from finetune_trainer.remote.problems import Kind, Problem, problem_of
+from finetune_trainer.remote.remoteproblems import Kind, Problem, problem_of
 from finetune_trainer.runtime.failure import Preempted
 
 Answer = TypeVar("Answer")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.entrypoint import process
+from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.runtime import configuration, logs
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -25,12 +25,12 @@ def run() -> int:
     try:
         text = _config_text(arguments.config)
     except StageFailure as failure:
-        return process.refuse(None, failure)
+        return stageprocess.refuse(None, failure)
     try:
         config = configuration.parse(text)
     except StageFailure as failure:
-        return process.refuse(text, failure)
-    return process.run(config)
+        return stageprocess.refuse(text, failure)
+    return stageprocess.run(config)
 
 
 def _config_text(path: Path | None) -> str | None:

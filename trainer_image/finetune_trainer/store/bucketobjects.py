@@ -18,8 +18,8 @@ from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, nothing
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFolder
-from finetune_trainer.remote.patience import Patience, Unreachable
-from finetune_trainer.remote.problems import Kind
+from finetune_trainer.remote.remoteproblems import Kind
+from finetune_trainer.remote.retries import Patience, Unreachable
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 Answer = TypeVar("Answer")

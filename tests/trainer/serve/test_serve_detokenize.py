@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.serve.text import TextStream
+from finetune_trainer.serve.detokenize import TextStream
 from tools.models import tiny
 
 
