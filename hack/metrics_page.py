@@ -11,7 +11,7 @@ from finetune_operator.metrics.counters import Metrics as OperatorMetrics
 from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
-from finetune_trainer.serve.metrics import Metrics as ServeMetrics
+from finetune_trainer.serve.metrics import ServingMetrics
 from finetune_trainer.train.metrics import Metrics as TrainMetrics
 from tools.bootstrap.uv import ROOT
 
@@ -33,7 +33,7 @@ def families() -> dict[str, tuple[Family, ...]]:
     """All metrics of our own, by where they come from: operator, serving, training."""
     return {
         "operator": (*_wrapped(OperatorMetrics()), *_computed()),
-        "serving": tuple(_wrapped(ServeMetrics())),
+        "serving": tuple(_wrapped(ServingMetrics())),
         "training": tuple(_wrapped(TrainMetrics())),
     }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.beneath import (
-    Held,
-    Refused,
+    OpenDirectory,
+    PathRefused,
     kind_of,
     names_in,
     open_file,
@@ -56,18 +56,18 @@ def escapes(root: Path) -> Iterator[Path]:
 
 def test_no_link_and_no_dots_lead_out(root: Path) -> None:
     for path in escapes(root):
-        with pytest.raises(Refused):
+        with pytest.raises(PathRefused):
             open_file(path, root)
-        with pytest.raises(Refused):
+        with pytest.raises(PathRefused):
             kind_of(path, root)
 
 
 def test_folders_outside_are_neither_listed_nor_written_to(root: Path) -> None:
     link(root / "folder", "../secret")
 
-    with pytest.raises(Refused):
+    with pytest.raises(PathRefused):
         names_in(root / "folder", root)
-    with pytest.raises(Refused):
+    with pytest.raises(PathRefused):
         require_beneath(root / "folder" / "new" / "file", root)
     require_beneath(root / "a" / "new" / "file", root)
 
@@ -99,13 +99,13 @@ def test_what_is_no_file_is_named_without_waiting_for_a_writer(root: Path) -> No
         server.bind(str(root / "socket"))
 
         for name, what in (("pipe", "named pipe"), ("socket", "socket"), ("a", "folder")):
-            with pytest.raises(Refused, match=f"not a regular file but a {what}; save its content"):
+            with pytest.raises(PathRefused, match=f"not a regular file but a {what}; save its content"):
                 open_file(root / name, root)
-    with pytest.raises(Refused, match="not a regular file but a device"):
+    with pytest.raises(PathRefused, match="not a regular file but a device"):
         open_file(Path("/dev/zero"))
-    with pytest.raises(Refused, match="not a regular file but a named pipe"):
+    with pytest.raises(PathRefused, match="not a regular file but a named pipe"):
         open_file(root / "pipe")
-    with pytest.raises(Refused, match="leads out"):
+    with pytest.raises(PathRefused, match="leads out"):
         open_file(root / "device", root)
 
 
@@ -149,7 +149,7 @@ def test_a_file_that_is_exchanged_for_a_link_meanwhile_never_opens_the_target(ro
 def test_what_is_held_stays_what_it_was(root: Path) -> None:
     path = root / "a" / "rows.jsonl"
 
-    with Held(root / "a", root) as held:
+    with OpenDirectory(root / "a", root) as held:
         held.add(["rows.jsonl"])
         path.unlink()
         path.symlink_to("../../secret/token")

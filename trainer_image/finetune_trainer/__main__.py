@@ -7,7 +7,7 @@ from finetune_trainer.runtime import signals
 
 def main() -> int:
     """Run what the config says; the exit code is one of `ExitCode`, or 128 + a signal's number."""
-    signals.end_unstarted()
+    signals.exit_before_start()
     from finetune_trainer.entrypoint import cli
 
     return cli.run()

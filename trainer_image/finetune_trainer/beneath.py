@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, Self
 
-Kind = Literal["File", "Folder", "Nothing"]
+PathKind = Literal["File", "Folder", "Nothing"]
 
 MAX_LINKS: Final = 40
 """As many as Linux follows."""
@@ -38,7 +38,7 @@ KINDS: Final = (
 )
 
 
-class Refused(PermissionError):
+class PathRefused(PermissionError):
     """A path that is not opened; `strerror` says why and what to do, `filename` is the path."""
 
     def __init__(self, path: Path, why: str) -> None:
@@ -57,7 +57,7 @@ def open_file(path: Path, root: Path | None = None) -> int:
     """A descriptor of the regular file at `path`, which is `root` or lies beneath it.
 
     Without `root` the user named the path on a machine of their own, and links are followed.
-    Raises Refused, and OSError naming `path`.
+    Raises PathRefused, and OSError naming `path`.
     """
     if root is None:
         # Opening a device may already do something to it.
@@ -85,8 +85,8 @@ def copy_file(source: Path, target: Path, root: Path) -> None:
         shutil.copyfileobj(content, copy)
 
 
-def kind_of(path: Path, root: Path) -> Kind:
-    """What is at `path`. Raises Refused for what is neither a file nor a folder, or outside; OSError."""
+def kind_of(path: Path, root: Path) -> PathKind:
+    """What is at `path`. Raises PathRefused for what is neither a file nor a folder, or outside; OSError."""
     try:
         descriptor = _walk(path, root, READ)
     except (FileNotFoundError, NotADirectoryError):
@@ -102,7 +102,7 @@ def kind_of(path: Path, root: Path) -> Kind:
 
 
 def names_in(folder: Path, root: Path, *, with_folders: bool = True) -> list[str]:
-    """The names in a folder, sorted. Raises Refused, OSError."""
+    """The names in a folder, sorted. Raises PathRefused, OSError."""
     descriptor = _walk(folder, root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with os.scandir(descriptor) as entries:
@@ -112,7 +112,7 @@ def names_in(folder: Path, root: Path, *, with_folders: bool = True) -> list[str
 
 
 def require_beneath(path: Path, root: Path) -> None:
-    """Raises Refused where as much of `path` as there is leads out of `root`; OSError."""
+    """Raises PathRefused where as much of `path` as there is leads out of `root`; OSError."""
     while path != root:
         try:
             os.close(_walk(path, root, PASS))
@@ -123,7 +123,7 @@ def require_beneath(path: Path, root: Path) -> None:
 
 
 def require_all_beneath(folder: Path, root: Path) -> None:
-    """Raises Refused where a link anywhere in a folder leads out of `root`; OSError.
+    """Raises PathRefused where a link anywhere in a folder leads out of `root`; OSError.
 
     For folders whose other files libraries may open too.
     """
@@ -137,7 +137,7 @@ def unlinked(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
-class Held(AbstractContextManager["Held"]):
+class OpenDirectory(AbstractContextManager["OpenDirectory"]):
     """A private folder with files of a user's folder, each opened once and for as long as the block lasts.
 
     For libraries that take a path and open it themselves: what they open stays the file that was opened here,
@@ -164,17 +164,17 @@ class Held(AbstractContextManager["Held"]):
 def _require_file(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         what = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
-        raise Refused(path, NOT_A_FILE.format(what))
+        raise PathRefused(path, NOT_A_FILE.format(what))
 
 
 def _walk(path: Path, root: Path, flags: int) -> int:
-    """A descriptor of what is at `path`, opened with `flags`. Raises Refused, OSError naming `path`."""
+    """A descriptor of what is at `path`, opened with `flags`. Raises PathRefused, OSError naming `path`."""
     if not path.is_relative_to(root):
-        raise Refused(path, LEADS_OUT)
+        raise PathRefused(path, LEADS_OUT)
     try:
         with _Walk(path, root) as walk:
             return walk.end(flags)
-    except Refused:
+    except PathRefused:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -198,7 +198,7 @@ class _Walk:
             os.close(self._open.pop())
 
     def end(self, flags: int) -> int:
-        """What the last name is, opened with `flags`. Raises Refused, OSError."""
+        """What the last name is, opened with `flags`. Raises PathRefused, OSError."""
         while self._left:
             name = self._left.popleft()
             if name == "..":
@@ -221,16 +221,18 @@ class _Walk:
     def _back(self) -> None:
         # Not by the folder's own "..", which is another one once somebody has moved it.
         if len(self._open) == 1:
-            raise Refused(self._path, LEADS_OUT)
+            raise PathRefused(self._path, LEADS_OUT)
         os.close(self._open.pop())
 
     def _follow(self, target: PurePosixPath) -> None:
         self._links += 1
         if self._links > MAX_LINKS:
-            raise Refused(self._path, "is a symbolic link that leads to itself; put the file itself there")
+            raise PathRefused(
+                self._path, "is a symbolic link that leads to itself; put the file itself there"
+            )
         if target.is_absolute():
             if not target.is_relative_to(self._root):
-                raise Refused(self._path, LEADS_OUT)
+                raise PathRefused(self._path, LEADS_OUT)
             target = target.relative_to(self._root)
             while len(self._open) > 1:
                 self._back()

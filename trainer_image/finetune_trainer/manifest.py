@@ -18,17 +18,17 @@ OnBytes = Callable[[int], None]
 """Called with the number of bytes of each chunk that was read."""
 
 
-def nothing(_: int) -> None:
+def ignore_bytes(_: int) -> None:
     """An `OnBytes` for whoever shows no progress."""
 
 
-def hash_file(path: Path, on_bytes: OnBytes = nothing) -> str:
+def hash_file(path: Path, on_bytes: OnBytes = ignore_bytes) -> str:
     """SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hash_content(file, on_bytes)
 
 
-def hash_content(file: BinaryIO, on_bytes: OnBytes = nothing) -> str:
+def hash_content(file: BinaryIO, on_bytes: OnBytes = ignore_bytes) -> str:
     """SHA-256 of what is left of an open file, as 64 hexadecimal digits. Raises OSError."""
     content = hashlib.sha256()
     while chunk := file.read(CHUNK_BYTES):
@@ -65,7 +65,7 @@ class Manifest(BaseModel):
     files: tuple[FileEntry, ...]
 
     @classmethod
-    def of(cls, folder: Path, paths: Iterable[str] | None = None, on_bytes: OnBytes = nothing) -> Self:
+    def of(cls, folder: Path, paths: Iterable[str] | None = None, on_bytes: OnBytes = ignore_bytes) -> Self:
         """Hash the named files of a folder, or all of them but the manifest itself. Raises OSError."""
         names = sorted(_files_below(folder) if paths is None else set(paths))
         return cls(

@@ -94,7 +94,7 @@ class Row:
         return cls((Message("user", prompt), Message("assistant", completion)), "PromptCompletion")
 
     @property
-    def is_judged(self) -> bool:
+    def is_preference(self) -> bool:
         """Whether the row judges answers."""
         return self.form in ("Preference", "KTO")
 

@@ -11,7 +11,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.prepare import stage
-from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop
@@ -30,7 +30,7 @@ def source(
     """A source of rows, opened."""
     settings = {"absent": FailureReason.SOURCE_NOT_FOUND, "limit_bytes": 1 << 30, **wanted}
     return RemoteSource(
-        Wanted(uri=uri, field="source", credentials=credentials, **settings), stop or threading.Event()
+        SourceRequest(uri=uri, field="source", credentials=credentials, **settings), stop or threading.Event()
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint, SecretMount
 from finetune_trainer.contract.results import PreflightResult
-from finetune_trainer.manifest import OnBytes, nothing
+from finetune_trainer.manifest import OnBytes, ignore_bytes
 from finetune_trainer.preflight import downloadlock
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote import hub as hub_client
@@ -254,7 +254,7 @@ def test_a_pod_that_ends_while_the_store_takes_the_model_is_followed_by_one_that
 ) -> None:
     publish = MountedStore.publish
 
-    def stopped(store: MountedStore, kind: Any, staging: Path, on_bytes: OnBytes = nothing) -> str:
+    def stopped(store: MountedStore, kind: Any, staging: Path, on_bytes: OnBytes = ignore_bytes) -> str:
         if kind == "models":
             raise end
         return publish(store, kind, staging, on_bytes)

@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from finetune_trainer.serve.engine import Engine
-from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Sampling, Token
-from finetune_trainer.serve.loading import Served, load
+from finetune_trainer.serve.generation import (
+    Event,
+    Generation,
+    GenerationFailed,
+    GenerationFinished,
+    Sampling,
+    Token,
+)
+from finetune_trainer.serve.loading import LoadedModels, load
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, serve_config, wait_until
 
 
@@ -72,16 +79,16 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def served(root: Path) -> Served:
+def served(root: Path) -> LoadedModels:
     return load(serve_config(root, models=()))
 
 
 @pytest.fixture
-def rig(served: Served) -> Iterator[Rig]:
+def rig(served: LoadedModels) -> Iterator[Rig]:
     gate = Gate(served.model)
     # No stop token: only lengths end these answers.
     engine = Engine(
-        Served(
+        LoadedModels(
             gate, served.adapters, served.tokenizer, frozenset(), served.context_length, served.vocabulary
         ),
         max_batch_size=2,
@@ -111,7 +118,7 @@ def test_a_short_request_joins_and_leaves_while_a_long_one_runs(rig: Rig) -> Non
     assert isinstance(short.next(), Token)
     assert isinstance(short.next(), Token)
     end = short.next()
-    assert isinstance(end, Finished)
+    assert isinstance(end, GenerationFinished)
     assert (end.reason, end.completion_tokens) == ("length", 3)
     wait_until(lambda: rig.engine.running == 1)
     assert long.tokens() < 20
@@ -123,11 +130,11 @@ def test_requests_that_wait_together_are_read_in_one_pass_and_share_every_step(r
     first, second = rig.ask(max_tokens=2), rig.ask(max_tokens=2)
     rig.let(3)
 
-    assert isinstance(blocker.next(), Finished)
+    assert isinstance(blocker.next(), GenerationFinished)
     assert rig.gate.batch_sizes == [1, 2, 2]
     for asked in (first, second):
         assert isinstance(asked.next(), Token)
-        assert isinstance(asked.next(), Finished)
+        assert isinstance(asked.next(), GenerationFinished)
 
 
 def test_a_long_prompt_is_read_alone(rig: Rig) -> None:
@@ -139,8 +146,8 @@ def test_a_long_prompt_is_read_alone(rig: Rig) -> None:
 
     assert rig.gate.batch_sizes == [1, 1, 1, 1]
     assert isinstance(short.next(), Token)
-    assert isinstance(short.next(), Finished)
-    assert isinstance(long.next(), Finished)
+    assert isinstance(short.next(), GenerationFinished)
+    assert isinstance(long.next(), GenerationFinished)
 
 
 def test_more_than_the_queue_holds_is_refused_and_a_place_that_frees_is_given_away(rig: Rig) -> None:
@@ -155,7 +162,7 @@ def test_more_than_the_queue_holds_is_refused_and_a_place_that_frees_is_given_aw
     rig.gate.passes.release(100)
     for asked in (*running, waiting[1], replacement):
         assert isinstance(asked.next(), Token)
-        assert isinstance(asked.next(), Finished)
+        assert isinstance(asked.next(), GenerationFinished)
     assert waiting[0].events.empty()
 
 
@@ -177,7 +184,7 @@ def test_a_prompt_that_breaks_the_model_fails_alone(rig: Rig) -> None:
     poison = rig.ask(max_tokens=50, token=77)
     rig.let(3)
 
-    assert poison.next() == Failed()
+    assert poison.next() == GenerationFailed()
     wait_until(lambda: healthy.tokens() >= 3)
     assert rig.engine.running == 1
 
@@ -190,26 +197,26 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone(rig: Rig, temperature: fl
     overflowing = Asked(rig.engine, [77] * 3, max_tokens=50, temperature=temperature)
     rig.let(3)
 
-    assert overflowing.next() == Failed()
+    assert overflowing.next() == GenerationFailed()
     wait_until(lambda: healthy.tokens() >= 3)
     assert rig.engine.running == 1
 
 
-def test_a_pass_that_fails_ends_its_requests_and_the_engine_goes_on(rig: Rig, served: Served) -> None:
+def test_a_pass_that_fails_ends_its_requests_and_the_engine_goes_on(rig: Rig, served: LoadedModels) -> None:
     first = rig.ask(max_tokens=50)
     rig.let(1)
     assert isinstance(first.next(), Token)
     rig.gate.broken_by = first_token(served)
     rig.let(1)
-    assert first.next() == Failed()
+    assert first.next() == GenerationFailed()
 
     rig.gate.broken_by = None
     second = rig.ask(max_tokens=1)
     rig.let(1)
-    assert isinstance(second.next(), Finished)
+    assert isinstance(second.next(), GenerationFinished)
 
 
-def first_token(served: Served) -> int:
+def first_token(served: LoadedModels) -> int:
     with torch.inference_mode():
         return int(served.model(input_ids=torch.tensor([[10] * 3])).logits[0, -1].argmax())
 
@@ -223,7 +230,7 @@ def test_stopping_fails_what_is_left_instead_of_leaving_it_without_an_answer(rig
     stopping.join()
 
     events = [running.next()]
-    while not isinstance(events[-1], Failed):
+    while not isinstance(events[-1], GenerationFailed):
         events.append(running.next())
     assert not rig.engine.alive
-    assert rig.ask(max_tokens=1).next() == Failed()
+    assert rig.ask(max_tokens=1).next() == GenerationFailed()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.serve.identity import Identity, identities
+from finetune_trainer.serve.identity import ServerIdentity, identities
 from tests.trainer.serve.endpoint import serve_config
 
 
@@ -22,9 +22,9 @@ def test_each_served_name_has_the_digest_of_what_was_fetched(tmp_path: Path) -> 
     config = serve_config(tmp_path, base_folder="base-folder", models=models)
 
     assert list(identities(config)) == [
-        Identity("base", base, "Base"),
-        Identity("tickets", adapter, "Adapter"),
-        Identity("by-hand", "", "Adapter"),
+        ServerIdentity("base", base, "Base"),
+        ServerIdentity("tickets", adapter, "Adapter"),
+        ServerIdentity("by-hand", "", "Adapter"),
     ]
 
 
@@ -32,4 +32,4 @@ def test_a_full_model_stands_alone(tmp_path: Path) -> None:
     whole = fetched(tmp_path / "whole")
     models = (ServedModel(name="tuned", folder="whole", type="Full"),)
 
-    assert list(identities(serve_config(tmp_path, models=models))) == [Identity("tuned", whole, "Full")]
+    assert list(identities(serve_config(tmp_path, models=models))) == [ServerIdentity("tuned", whole, "Full")]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
-from finetune_trainer.beneath import Refused, open_file
+from finetune_trainer.beneath import PathRefused, open_file
 from finetune_trainer.data.unpacking import CHUNK_BYTES, ZSTD, Budget, unpacked, unpacking
 
 SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
@@ -29,7 +29,7 @@ class Unreadable(Exception):
     """A file cannot be read; the message says why."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        self.refused = isinstance(error, Refused)
+        self.refused = isinstance(error, PathRefused)
         """Whether it could be opened and must not be; then the message says what to do too."""
         super().__init__(str(error) if self.refused else f"{path}: {error.strerror or error}")
         self.lasting = isinstance(error, PermissionError | FileNotFoundError)

@@ -204,7 +204,7 @@ def _end_within(seconds: float, code: int) -> None:
 
 
 def _run_collect(config: CollectConfig) -> ExitCode:
-    signals.end_at_once()
+    signals.exit_on_signal()
     try:
         result = config.bind(collect(config, open_store(config.store)))
     except StageFailure as failure:
@@ -214,7 +214,7 @@ def _run_collect(config: CollectConfig) -> ExitCode:
 
 
 def _run_without_result(config: CleanupConfig | FetchConfig | ServeConfig) -> ExitCode:
-    signals.end_at_once()
+    signals.exit_on_signal()
     try:
         match config:
             case CleanupConfig():

@@ -42,7 +42,7 @@ def encode_examples(
         try:
             examples.append(
                 _judged(row, apart, tokenizer, max_sequence_length)
-                if row.is_judged
+                if row.is_preference
                 else _plain(row, whole, tokenizer, max_sequence_length)
             )
         except RowNotEncodable as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.beneath import Held, kind_of, names_in, require_all_beneath, root_of
+from finetune_trainer.beneath import OpenDirectory, kind_of, names_in, require_all_beneath, root_of
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
 from finetune_trainer.contract.outcomes import FailureReason
@@ -15,7 +15,7 @@ from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.preflight.downloadlock import download_lock
 from finetune_trainer.preflight.modelfiles import absent, choose_files, described_by
 from finetune_trainer.remote.limits import MODEL_BYTES
-from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
@@ -62,7 +62,7 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[L
             return
         _check_remote(uri, config.parent, context.store.uri(kept))
     remote = RemoteSource(
-        Wanted(
+        SourceRequest(
             uri=uri,
             field="baseModel",
             credentials=config.base_model_credentials,
@@ -89,7 +89,7 @@ def _on_volume(folder: Path, root: Path, uri: str) -> Iterator[Path]:
         raise absent(uri)
     names = names_in(folder, root, with_folders=False)
     described = described_by(set(names))
-    with Held(folder, root) as held:
+    with OpenDirectory(folder, root) as held:
         held.add(described)
         held.add(set(choose_files(held.path, uri, set(names))) - described)
         yield held.path

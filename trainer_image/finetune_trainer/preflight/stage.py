@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from finetune_trainer.beneath import Refused
+from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
@@ -132,7 +132,7 @@ def _check_keep_steps(keep_steps: tuple[int, ...], total_steps: int) -> None:
 def _readable(uri: str) -> Iterator[None]:
     try:
         yield
-    except Refused as refusal:
+    except PathRefused as refusal:
         raise invalid(uri, str(refusal)) from refusal
     except OSError as error:
         raise invalid(uri, f"{error}; check that uid 65532 may read the files") from error

@@ -24,7 +24,7 @@ from finetune_trainer.prepare.finding import (
 )
 from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import SOURCE_BYTES
-from finetune_trainer.remote.source import RemoteSource, Wanted
+from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
@@ -76,7 +76,7 @@ class RemoteRows:
         self._uri = without_query(config.source_uri)
         self._limit_bytes = config.max_unpacked_bytes
         self._remote = RemoteSource(
-            Wanted(
+            SourceRequest(
                 uri=uri,
                 field="source",
                 credentials=config.source_credentials,

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import IO
 
 from finetune_trainer.beneath import unlinked
-from finetune_trainer.manifest import OnBytes, hash_file, nothing
+from finetune_trainer.manifest import OnBytes, hash_file, ignore_bytes
 from finetune_trainer.remote.files import open_stream, version_of
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder
-from finetune_trainer.remote.remoteproblems import Kind, Problem
-from finetune_trainer.remote.retries import Patience, Unreachable
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
+from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import Preempted
 
 
@@ -30,13 +30,13 @@ class Download:
     def __init__(
         self,
         folder: RemoteFolder,
-        patience: Patience,
+        retrier: Retrier,
         stop: threading.Event,
         limit_bytes: int,
         deadline: float,
     ) -> None:
         self._folder = folder
-        self._patience = patience
+        self._retrier = retrier
         self._stop = stop
         self._limit_bytes = limit_bytes
         self._deadline = deadline
@@ -63,7 +63,7 @@ class Download:
             on_bytes(content.tell())
             if file.size is None or content.tell() != file.size:
                 try:
-                    self._patience.ask(lambda: self._go_on(file, content, on_bytes), content.tell)
+                    self._retrier.call(lambda: self._go_on(file, content, on_bytes), content.tell)
                 except _Unwritable as failure:
                     raise failure.error from None
         self._check(file, part)
@@ -71,7 +71,7 @@ class Download:
         whole.touch()
         self._count(target)
 
-    def _count(self, target: Path, on_bytes: OnBytes = nothing) -> None:
+    def _count(self, target: Path, on_bytes: OnBytes = ignore_bytes) -> None:
         size = target.stat().st_size
         self._earlier_bytes += size
         on_bytes(size)
@@ -86,9 +86,9 @@ class Download:
             if self._stop.is_set():
                 raise Preempted
             if time.monotonic() > self._deadline:
-                raise Unreachable(Problem(Kind.LIMIT, "the download takes too long"))
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "the download takes too long"))
             if self._earlier_bytes + content.tell() + len(chunk) > self._limit_bytes:
-                raise Unreachable(Problem(Kind.LIMIT, "there is more of it than was allowed"))
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "there is more of it than was allowed"))
             try:
                 content.write(chunk)
             except OSError as error:
@@ -104,13 +104,13 @@ class Download:
             wrong = f"{file.name} has {size} bytes here, and {file.size} there"
         elif file.sha256 is not None and hash_file(part) != file.sha256:
             wrong = f"{file.name} does not have the sha256 that its server says, {file.sha256}"
-        elif self._patience.ask(lambda: version_of(self._folder, file)) != file.version:
+        elif self._retrier.call(lambda: version_of(self._folder, file)) != file.version:
             part.unlink()
             raise _changed(file)
         else:
             return
         part.unlink()
-        raise Unreachable(Problem(Kind.PASSING, wrong))
+        raise Unreachable(RemoteProblem(ProblemKind.PASSING, wrong))
 
 
 def _beginning(file: RemoteFile, content: IO[bytes]) -> int:
@@ -119,4 +119,4 @@ def _beginning(file: RemoteFile, content: IO[bytes]) -> int:
 
 
 def _changed(file: RemoteFile) -> Unreachable:
-    return Unreachable(Problem(Kind.PASSING, f"{file.name} was changed while it was read"))
+    return Unreachable(RemoteProblem(ProblemKind.PASSING, f"{file.name} was changed while it was read"))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.limits import CHUNK_BYTES, MAX_FILES, REQUESTS_AHEAD
-from finetune_trainer.remote.remoteproblems import Kind, Problem
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
 from finetune_trainer.remote.retries import Unreachable
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
@@ -25,13 +25,13 @@ def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
     if folder.scheme == "https":
         from finetune_trainer.remote import web
 
-        return (web.look(folder),)
+        return (web.stat(folder),)
     info = folder.filesystem.info(folder.path)
     entries = [info] if info["type"] == "file" else folder.filesystem.ls(folder.path, detail=True)
     # Object stores have empty objects in place of folders.
     files = [_file(entry) for entry in entries if entry["type"] == "file" and not entry["name"].endswith("/")]
     if len(files) > MAX_FILES:
-        raise Unreachable(Problem(Kind.LIMIT, f"it has {len(files)} files"))
+        raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {len(files)} files"))
     return tuple(sorted(files, key=lambda file: file.name))
 
 
@@ -40,7 +40,7 @@ def version_of(folder: RemoteFolder, file: RemoteFile) -> str:
     if folder.scheme == "https":
         from finetune_trainer.remote import web
 
-        return web.look(folder).version
+        return web.stat(folder).version
     return _file(folder.filesystem.info(file.path)).version
 
 

@@ -16,7 +16,7 @@ SHOWN_CHARACTERS: Final = 300
 """Of what a server or its client says."""
 
 
-class Kind(Enum):
+class ProblemKind(Enum):
     """What can be done about it."""
 
     ABSENT = "absent"
@@ -30,33 +30,35 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RemoteProblem:
     """An error's meaning, and the words for it."""
 
-    kind: Kind
+    kind: ProblemKind
     text: str
 
 
-def problem_of(error: BaseException) -> Problem:
+def problem_of(error: BaseException) -> RemoteProblem:
     """The meaning of an error that a file system or its client raised."""
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, AddressRefused):
-            return Problem(Kind.FORBIDDEN_ADDRESS, cause.strerror or str(cause))
+            return RemoteProblem(ProblemKind.FORBIDDEN_ADDRESS, cause.strerror or str(cause))
         if isinstance(cause, RedirectRefused):
-            return Problem(Kind.REFUSED, str(cause))
+            return RemoteProblem(ProblemKind.REFUSED, str(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Problem(Kind.UNTRUSTED, f"the server's certificate is not trusted: {_words_of(cause)}")
+            return RemoteProblem(
+                ProblemKind.UNTRUSTED, f"the server's certificate is not trusted: {_words_of(cause)}"
+            )
     status = next((code for code in map(_status, chain) if code is not None), None)
     text = _words(chain, status)
     if status in {401, 403} or any(isinstance(cause, PermissionError) for cause in chain):
-        return Problem(Kind.DENIED, text)
+        return RemoteProblem(ProblemKind.DENIED, text)
     # fsspec says "not found" also of servers that it could not reach; then something else is underneath.
     if status in {404, 410} or isinstance(chain[-1], FileNotFoundError):
-        return Problem(Kind.ABSENT, f"not found: {text}")
+        return RemoteProblem(ProblemKind.ABSENT, f"not found: {text}")
     if status is not None and 400 <= status < 500 and status not in WORTH_TRYING_AGAIN:
-        return Problem(Kind.REFUSED, text)
-    return Problem(Kind.PASSING, text)
+        return RemoteProblem(ProblemKind.REFUSED, text)
+    return RemoteProblem(ProblemKind.PASSING, text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import ATTEMPTS, LONGEST_PAUSE_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
-from finetune_trainer.remote.remoteproblems import Kind, Problem, problem_of
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
 from finetune_trainer.runtime.failure import Preempted
 
 Answer = TypeVar("Answer")
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 class Unreachable(Exception):
     """What was asked for could not be had; `problem` says why."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: RemoteProblem) -> None:
         super().__init__(problem.text)
         self.problem = problem
 
 
-class Patience:
+class Retrier:
     """Makes requests about one folder until one succeeds, or until trying again is useless."""
 
     def __init__(self, folder: RemoteFolder, stop: threading.Event) -> None:
@@ -39,7 +39,7 @@ class Patience:
         )
         self._stop = stop
 
-    def ask(self, request: Callable[[], Answer], progress: Callable[[], int] = lambda: 0) -> Answer:
+    def call(self, request: Callable[[], Answer], progress: Callable[[], int] = lambda: 0) -> Answer:
         """What `request` returns; attempts after which `progress` has grown do not count.
 
         Raises Unreachable, Preempted.
@@ -53,7 +53,7 @@ class Patience:
                 problem = problem_of(error)
                 if progress() > before:
                     attempt, before = 1, progress()
-                if problem.kind is not Kind.PASSING or attempt == ATTEMPTS:
+                if problem.kind is not ProblemKind.PASSING or attempt == ATTEMPTS:
                     raise Unreachable(problem) from error
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
             logger.warning("%s; trying again in %.0f s", problem.text, pause)

@@ -10,21 +10,21 @@ from pathlib import Path
 from finetune_trainer import canonical
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
-from finetune_trainer.manifest import OnBytes, digest_of, nothing
+from finetune_trainer.manifest import OnBytes, digest_of, ignore_bytes
 from finetune_trainer.remote.credentials import KEYS, load_credentials
 from finetune_trainer.remote.download import Download
 from finetune_trainer.remote.files import list_files
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import DOWNLOAD_SECONDS, MAX_FILES
-from finetune_trainer.remote.remoteproblems import Kind, Problem
-from finetune_trainer.remote.retries import Patience, Unreachable
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
+from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import SCRUBBER
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SourceRequest:
     """What the spec asks for, in its words."""
 
     uri: str
@@ -46,22 +46,22 @@ class RemoteSource:
     may raise Preempted.
     """
 
-    def __init__(self, wanted: Wanted, stop: threading.Event) -> None:
+    def __init__(self, wanted: SourceRequest, stop: threading.Event) -> None:
         self._wanted = wanted
         self._stop = stop
         self._deadline = time.monotonic() + DOWNLOAD_SECONDS
         SCRUBBER.hold_uri(wanted.uri)
         folder = open_filesystem(wanted.uri, load_credentials(wanted.credentials))
-        self._patience = Patience(folder, stop)
+        self._retrier = Retrier(folder, stop)
         self.revision: str | None = None
         """The commit at the hub; None elsewhere."""
         with self._explained():
             if folder.scheme == "hf":
                 from finetune_trainer.remote import hub
 
-                folder, self.revision = self._patience.ask(lambda: hub.pinned(folder, wanted.revision))
+                folder, self.revision = self._retrier.call(lambda: hub.pinned(folder, wanted.revision))
             self._folder = folder
-            self.files = self._patience.ask(lambda: list_files(folder))
+            self.files = self._retrier.call(lambda: list_files(folder))
         self.is_file = [file.path for file in self.files] == [folder.path]
         """Whether the uri names a file, not a folder."""
 
@@ -85,7 +85,7 @@ class RemoteSource:
             return None
         return digest_of(canonical.encode([self._folder.endpoint, self._wanted.uri, content]))
 
-    def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = nothing) -> None:
+    def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = ignore_bytes) -> None:
         """Bring files into a folder; those of them that are there already, whole, are kept.
 
         Raises OSError about the folder.
@@ -95,8 +95,8 @@ class RemoteSource:
         with self._explained():
             total = sum(file.size or 0 for file in wanted)
             if total > limit:
-                raise Unreachable(Problem(Kind.LIMIT, f"it has {total} bytes"))
-            download = Download(self._folder, self._patience, self._stop, limit, self._deadline)
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {total} bytes"))
+            download = Download(self._folder, self._retrier, self._stop, limit, self._deadline)
             for file in wanted:
                 download.fetch(file, folder / file.name, on_bytes)
 
@@ -108,31 +108,31 @@ class RemoteSource:
             raise _failure(self._wanted, error.problem) from error
 
 
-def _failure(wanted: Wanted, problem: Problem) -> StageFailure:
+def _failure(wanted: SourceRequest, problem: RemoteProblem) -> StageFailure:
     reason, code, advice = (
         FailureReason.SOURCE_UNAVAILABLE,
         ExitCode.BAD_CONFIG,
         f"correct {wanted.field}.uri or its credentials",
     )
     match problem.kind:
-        case Kind.ABSENT:
+        case ProblemKind.ABSENT:
             reason, advice = wanted.absent, f"check {wanted.field}.uri"
-        case Kind.DENIED:
+        case ProblemKind.DENIED:
             reason, advice = FailureReason.ACCESS_DENIED, _proof(wanted)
-        case Kind.FORBIDDEN_ADDRESS:
+        case ProblemKind.FORBIDDEN_ADDRESS:
             reason, advice = FailureReason.ADDRESS_REFUSED, "name another server"
-        case Kind.UNTRUSTED:
+        case ProblemKind.UNTRUSTED:
             advice = (
                 f"put the authority's certificate as key caBundle into the Secret of"
                 f" {wanted.field}.credentialsSecretRef"
             )
-        case Kind.LIMIT:
+        case ProblemKind.LIMIT:
             reason = FailureReason.SOURCE_TOO_LARGE
             advice = (
                 f"at most {MAX_FILES} files of {wanted.limit_bytes} bytes together are taken, in"
                 f" {DOWNLOAD_SECONDS / 3600:.0f} hours; make it smaller, or put it on a volume"
             )
-        case Kind.PASSING:
+        case ProblemKind.PASSING:
             code, advice = ExitCode.INTERNAL, "check the server and the network, then run again"
     # What follows the question mark may be a signature, which is a credential.
     place = wanted.uri.partition("?")[0]
@@ -140,7 +140,7 @@ def _failure(wanted: Wanted, problem: Problem) -> StageFailure:
     return StageFailure(reason, f"{wanted.field} {place}: {text}; {advice}", code)
 
 
-def _proof(wanted: Wanted) -> str:
+def _proof(wanted: SourceRequest) -> str:
     """What to do about a refusal: for many servers a missing object looks the same."""
     keys = ", ".join(KEYS[wanted.uri.partition("://")[0]])
     if wanted.credentials is None:

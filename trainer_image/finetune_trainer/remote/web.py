@@ -49,7 +49,7 @@ async def client_options(credentials: Credentials | None, start: str) -> dict[st
     }
 
 
-def look(folder: RemoteFolder) -> RemoteFile:
+def stat(folder: RemoteFolder) -> RemoteFile:
     """The file behind the URL. Asked for with its first byte: signed URLs are good for GET only."""
     # An empty file has no first byte, and the answer that says so says its size.
     response = _get(folder, {hdrs.RANGE: "bytes=0-0"}, good=RANGE_NOT_SATISFIABLE)

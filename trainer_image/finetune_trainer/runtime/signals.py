@@ -31,7 +31,7 @@ class Preempted(BaseException):
     """
 
 
-def end_unstarted() -> None:
+def exit_before_start() -> None:
     """Until another handler is set, let a signal end the process, which has not done anything yet.
 
     One that arrived before counts too.
@@ -44,7 +44,7 @@ def end_unstarted() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
-def end_at_once() -> None:
+def exit_on_signal() -> None:
     """Let a signal end the process, with what `finally` has to clean up; exit code 128 + its number."""
 
     def handle(number: int, _frame: FrameType | None) -> NoReturn:

@@ -5,8 +5,15 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, ApiError
-from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Sampling, Token
+from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, RequestError
+from finetune_trainer.serve.generation import (
+    Event,
+    Generation,
+    GenerationFailed,
+    GenerationFinished,
+    Sampling,
+    Token,
+)
 from finetune_trainer.serve.metrics import Measurement
 
 if TYPE_CHECKING:
@@ -19,7 +26,7 @@ class Answer:
     def __init__(
         self, engine: "Engine", model: str, prompt: list[int], sampling: Sampling, measurement: Measurement
     ) -> None:
-        """Queue the request; raises ApiError (429) when too many wait."""
+        """Queue the request; raises RequestError (429) when too many wait."""
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -32,7 +39,7 @@ class Answer:
         self._measurement = measurement
         self._generation = Generation(model, prompt, sampling, send)
         if not engine.submit(self._generation):
-            raise ApiError(
+            raise RequestError(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 "Too many requests wait already: try again in a moment, or serve more replicas.",
                 code=RATE_LIMIT_EXCEEDED,
@@ -40,29 +47,29 @@ class Answer:
             )
         measurement.prompt(self.prompt_tokens)
 
-    async def events(self) -> AsyncIterator[Token | Finished]:
-        """A Token each until Finished; raises ApiError (500) when the engine fails."""
+    async def events(self) -> AsyncIterator[Token | GenerationFinished]:
+        """A Token each until GenerationFinished; raises RequestError (500) when the engine fails."""
         while True:
             event = await self._events.get()
-            if isinstance(event, Failed):
+            if isinstance(event, GenerationFailed):
                 self._measurement.failed = True
-                raise ApiError(
+                raise RequestError(
                     HTTPStatus.INTERNAL_SERVER_ERROR,
                     "The model failed on this request; the server's log has the cause.",
                 )
             self._measurement.token()
             yield event
-            if isinstance(event, Finished):
+            if isinstance(event, GenerationFinished):
                 return
 
-    async def complete(self) -> tuple[str, Finished]:
+    async def complete(self) -> tuple[str, GenerationFinished]:
         """The whole text and how it ended."""
         texts = []
         async for event in self.events():
             texts.append(event.text)
-            if isinstance(event, Finished):
+            if isinstance(event, GenerationFinished):
                 return "".join(texts), event
-        raise AssertionError("events end with Finished")
+        raise AssertionError("events end with GenerationFinished")
 
     def close(self) -> None:
         """Free the place in the engine."""

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finetune_trainer.serve.errors import ApiError
+from finetune_trainer.serve.errors import RequestError
 
 INVALID_API_KEY: Final = "invalid_api_key"
 
@@ -102,7 +102,7 @@ class RequireKey:
             if authorization
             else "This endpoint needs an API key: send it as the header `Authorization: Bearer KEY`."
         )
-        error = ApiError(HTTPStatus.UNAUTHORIZED, message, code=INVALID_API_KEY)
+        error = RequestError(HTTPStatus.UNAUTHORIZED, message, code=INVALID_API_KEY)
         answer = JSONResponse(error.body(), error.status, {"WWW-Authenticate": "Bearer"})
         await answer(scope, receive, send)
 

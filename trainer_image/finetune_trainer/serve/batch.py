@@ -15,7 +15,7 @@ BASE_ADAPTER = "__base__"
 """PEFT's name for a row without adapter in a mixed batch."""
 
 
-class Batch:
+class GenerationBatch:
     """Rows that are generated together, in the order in which they joined."""
 
     def __init__(self, model: torch.nn.Module, *, mixed: bool) -> None:

@@ -12,9 +12,9 @@ from typing import Final
 
 import torch
 
-from finetune_trainer.serve.batch import Batch
-from finetune_trainer.serve.generation import Failed, Generation
-from finetune_trainer.serve.loading import Served
+from finetune_trainer.serve.batch import GenerationBatch
+from finetune_trainer.serve.generation import Generation, GenerationFailed
+from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.sequence import Sequence
 
 _PREFILL_TOKENS: Final = 1024
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Generates for all served models; `submit` and `cancel` may be called from any thread."""
 
-    def __init__(self, served: Served, max_batch_size: int, max_queue: int) -> None:
+    def __init__(self, served: LoadedModels, max_batch_size: int, max_queue: int) -> None:
         self._served = served
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
-        self._batch = Batch(served.model, mixed=served.mixed)
+        self._batch = GenerationBatch(served.model, mixed=served.mixed)
         self._running: list[Sequence] = []
         self._waiting: deque[Generation] = deque()
         self._changed = threading.Condition()
@@ -75,7 +75,7 @@ class Engine:
         """Queue a request; False when so many wait already that it is refused."""
         with self._changed:
             if self._stopping:
-                generation.send(Failed())
+                generation.send(GenerationFailed())
                 return True
             if len(self._waiting) >= self._max_queue:
                 return False
@@ -106,7 +106,7 @@ class Engine:
                 left = [*(row.generation for row in self._running), *self._waiting]
                 self._waiting.clear()
             for generation in left:
-                generation.send(Failed())
+                generation.send(GenerationFailed())
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -140,7 +140,7 @@ class Engine:
             # The running rows are untouched: only the new ones fail.
             logger.exception("Reading %d prompts failed.", len(new))
             for row in new:
-                row.generation.send(Failed())
+                row.generation.send(GenerationFailed())
             return
         self._running.extend(new)
         self._accept(new, logits)
@@ -151,7 +151,7 @@ class Engine:
         except Exception:
             logger.exception("A pass over %d requests failed.", len(self._running))
             for row in self._running:
-                row.generation.send(Failed())
+                row.generation.send(GenerationFailed())
             self._running = []
             self._batch.clear()
             return
@@ -164,7 +164,7 @@ class Engine:
                 row.accept(row_logits)
             except Exception:
                 logger.exception("Choosing a token failed.")
-                row.generation.send(Failed())
+                row.generation.send(GenerationFailed())
                 done.append(row)
             else:
                 if row.complete:

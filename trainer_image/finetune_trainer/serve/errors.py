@@ -21,7 +21,7 @@ MODEL_NOT_READY = "model_not_ready"
 _PROBLEMS_SHOWN = 3
 
 
-class ApiError(Exception):
+class RequestError(Exception):
     """Ends a request with an answer that says what to change; `code` is for programs."""
 
     def __init__(
@@ -41,12 +41,12 @@ class ApiError(Exception):
         self.headers = headers
 
     @classmethod
-    def invalid(cls, message: str, param: str | None = None, code: str | None = None) -> "ApiError":
+    def invalid(cls, message: str, param: str | None = None, code: str | None = None) -> "RequestError":
         """A request that cannot be answered as it is."""
         return cls(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
 
     @classmethod
-    def unreadable(cls, error: ValidationError) -> "ApiError":
+    def unreadable(cls, error: ValidationError) -> "RequestError":
         """The body is no JSON or does not fit the API; names the fields at fault."""
         problems = error.errors(include_url=False, include_input=False)
         texts = []
@@ -68,7 +68,7 @@ def install(app: FastAPI) -> None:
     """Answer all errors of the application, also those of the framework, in this shape."""
 
     async def of_server(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)  # noqa: S101 - registered for this type
+        assert isinstance(error, RequestError)  # noqa: S101 - registered for this type
         return JSONResponse(error.body(), error.status, error.headers)
 
     async def of_framework(request: Request, error: Exception) -> JSONResponse:
@@ -77,16 +77,16 @@ def install(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {error.detail}."
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
             message += " There are POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
-        return JSONResponse(ApiError(status, message).body(), status, error.headers)
+        return JSONResponse(RequestError(status, message).body(), status, error.headers)
 
     async def client_gone(_: Request, __: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def unforeseen(_: Request, __: Exception) -> JSONResponse:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
-        return JSONResponse(ApiError(status, "The server failed; its log has the cause.").body(), status)
+        return JSONResponse(RequestError(status, "The server failed; its log has the cause.").body(), status)
 
-    app.add_exception_handler(ApiError, of_server)
+    app.add_exception_handler(RequestError, of_server)
     app.add_exception_handler(HTTPException, of_framework)
     app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, unforeseen)

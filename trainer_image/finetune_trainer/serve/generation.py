@@ -15,7 +15,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Finished:
+class GenerationFinished:
     """The answer is complete."""
 
     text: str
@@ -25,11 +25,11 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Failed:
+class GenerationFailed:
     """The engine could not go on with this request; the log has the cause."""
 
 
-Event = Token | Finished | Failed
+Event = Token | GenerationFinished | GenerationFailed
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from finetune_trainer.manifest import MANIFEST_NAME, digest_of
 from finetune_trainer.serve.names import BASE_NAME, served_names
 
 
-class Identity(NamedTuple):
+class ServerIdentity(NamedTuple):
     """The digest is that of the fetched folder, empty without its manifest; the base model's type is Base."""
 
     name: str
@@ -17,12 +17,12 @@ class Identity(NamedTuple):
     type: str
 
 
-def identities(config: ServeConfig) -> Iterator[Identity]:
+def identities(config: ServeConfig) -> Iterator[ServerIdentity]:
     """One for each served name. Raises StageFailure for names that cannot be served together."""
     known = {model.name: (model.folder, str(model.type)) for model in config.models}
     for name in served_names(config):
         folder, type_ = (config.base_folder, "Base") if name == BASE_NAME else known[name]
-        yield Identity(name, _digest(Path(config.models_path, folder, MANIFEST_NAME)), type_)
+        yield ServerIdentity(name, _digest(Path(config.models_path, folder, MANIFEST_NAME)), type_)
 
 
 def _digest(manifest: Path) -> str:

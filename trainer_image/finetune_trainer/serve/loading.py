@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Served:
+class LoadedModels:
     """The loaded models of one endpoint."""
 
     model: torch.nn.Module
@@ -52,7 +52,7 @@ class Served:
         return isinstance(self.model, PeftModel)
 
 
-def load(config: ServeConfig) -> Served:
+def load(config: ServeConfig) -> LoadedModels:
     """Load all models of the config, in seconds to minutes. Raises StageFailure."""
     root = Path(config.models_path)
     full = next((model for model in config.models if model.type == FULL_MODEL), None)
@@ -74,7 +74,7 @@ def load(config: ServeConfig) -> Served:
         peft_names = {served.name: f"adapter-{number}" for number, served in enumerate(config.models)}
         adapters |= peft_names
         model = _with_adapters(base, config.models, peft_names, root)
-    return Served(
+    return LoadedModels(
         model=model.eval(),
         adapters=adapters,
         tokenizer=tokenizer,

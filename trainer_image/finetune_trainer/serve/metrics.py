@@ -25,7 +25,7 @@ _RECORD: Final = "measurement"
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Metrics:
+class ServingMetrics:
     """All metrics of one server."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Metrics:
 class Measurement:
     """One generation request as it is counted; the routes fill it in."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ServingMetrics) -> None:
         self._metrics = metrics
         self._start = time.monotonic()
         self._first_token_seen = False
@@ -130,7 +130,7 @@ class Measurement:
 class MeasureRequests:
     """ASGI middleware: counts generation requests, whatever way they end."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServingMetrics) -> None:
         self._app = app
         self._metrics = metrics
 

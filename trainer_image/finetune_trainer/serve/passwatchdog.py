@@ -34,7 +34,7 @@ def end_process(message: str) -> None:
     os._exit(ExitCode.INTERNAL)
 
 
-class Watchdog:
+class PassWatchdog:
     """A thread that watches the model thread until `stop`.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, ApiError
+from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
 from finetune_trainer.tokens.template import render
 
@@ -28,7 +28,7 @@ class Prompts:
         try:
             text = render(self._tokenizer, turns, add_generation_prompt=True)
         except TemplateError as error:
-            raise ApiError.invalid(
+            raise RequestError.invalid(
                 f"The model's chat template does not take these messages: {error}", "messages"
             ) from error
         return self._ids(text, add_special_tokens=False)
@@ -38,11 +38,11 @@ class Prompts:
         if isinstance(prompt, str):
             ids = self._ids(prompt, add_special_tokens=True)
             if not ids:
-                raise ApiError.invalid("The prompt is empty: give at least one token.", "prompt")
+                raise RequestError.invalid("The prompt is empty: give at least one token.", "prompt")
             return ids
         unknown = next((token for token in prompt if token >= self._vocabulary), None)
         if unknown is not None:
-            raise ApiError.invalid(
+            raise RequestError.invalid(
                 f"Token id {unknown} is not in the vocabulary: ids are below {self._vocabulary}.", "prompt"
             )
         return prompt
@@ -52,19 +52,19 @@ class Prompts:
         return ids
 
     def answer_tokens(self, prompt: list[int], request: GenerationRequest) -> int:
-        """How many tokens the answer may have; raises ApiError when prompt or answer do not fit."""
+        """How many tokens the answer may have; raises RequestError when prompt or answer do not fit."""
         left = self.context_length - len(prompt)
         field = request.PROMPT_FIELD
         context = f"the context of this model is {self.context_length} tokens, and {field} has {len(prompt)}"
         if left < 1:
-            raise ApiError.invalid(
+            raise RequestError.invalid(
                 f"There is no room for an answer: {context}. Shorten {field}.", field, CONTEXT_LENGTH_EXCEEDED
             )
         name, wanted = request.limit
         if wanted is None:
             return min(left, request.DEFAULT_TOKENS or left)
         if wanted > left:
-            raise ApiError.invalid(
+            raise RequestError.invalid(
                 f"{name} is {wanted}, but {context}: at most {left} are left.", name, CONTEXT_LENGTH_EXCEEDED
             )
         return wanted

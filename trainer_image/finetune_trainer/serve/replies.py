@@ -10,14 +10,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from finetune_trainer.serve.answer import Answer
-from finetune_trainer.serve.errors import ApiError
-from finetune_trainer.serve.generation import Finished
+from finetune_trainer.serve.errors import RequestError
+from finetune_trainer.serve.generation import GenerationFinished
 from finetune_trainer.serve.metrics import CLIENT_CLOSED_REQUEST
-from finetune_trainer.serve.responseformats import Format
-from finetune_trainer.serve.responses import Usage
+from finetune_trainer.serve.responseformats import ResponseFormat
+from finetune_trainer.serve.responses import TokenUsage
 
 
-async def whole(request: Request, answer: Answer, form: Format) -> Response:
+async def whole(request: Request, answer: Answer, form: ResponseFormat) -> Response:
     """The answer in one piece; given up when the client goes away."""
     with closing(answer):
         complete = asyncio.create_task(answer.complete())
@@ -42,7 +42,7 @@ async def _disconnected(request: Request) -> None:
 class EventStream(StreamingResponse):
     """The answer as it comes; frees its place in the engine whatever way it ends."""
 
-    def __init__(self, answer: Answer, form: Format, *, include_usage: bool) -> None:
+    def __init__(self, answer: Answer, form: ResponseFormat, *, include_usage: bool) -> None:
         super().__init__(
             _events(answer, form, include_usage=include_usage),
             media_type="text/event-stream",
@@ -56,7 +56,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(answer: Answer, form: Format, *, include_usage: bool) -> AsyncIterator[str]:
+async def _events(answer: Answer, form: ResponseFormat, *, include_usage: bool) -> AsyncIterator[str]:
     start = form.start()
     if start is not None:
         yield _event(start.model_dump_json())
@@ -64,11 +64,11 @@ async def _events(answer: Answer, form: Format, *, include_usage: bool) -> Async
         async for event in answer.events():
             if event.text:
                 yield _event(form.part(event.text).model_dump_json())
-            if isinstance(event, Finished):
+            if isinstance(event, GenerationFinished):
                 yield _event(form.end(event.reason).model_dump_json())
                 if include_usage:
                     yield _event(form.usage(_usage(answer, event)).model_dump_json())
-    except ApiError as error:
+    except RequestError as error:
         # The status is sent already; clients of the API look for an error in the events.
         yield _event(_json(error.body()))
         return
@@ -83,8 +83,8 @@ def _json(body: Mapping[str, object]) -> str:
     return json.dumps(body, ensure_ascii=False)
 
 
-def _usage(answer: Answer, end: Finished) -> Usage:
-    return Usage(
+def _usage(answer: Answer, end: GenerationFinished) -> TokenUsage:
+    return TokenUsage(
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=end.completion_tokens,
         total_tokens=answer.prompt_tokens + end.completion_tokens,

@@ -15,14 +15,14 @@ from finetune_trainer.serve.responses import (
     ChatCompletionChunk,
     Completion,
     TextChoice,
-    Usage,
+    TokenUsage,
 )
 
 
-class Format(Protocol):
+class ResponseFormat(Protocol):
     """One answer of one of the two generation routes."""
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> BaseModel:
+    def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> BaseModel:
         """The answer in one piece."""
 
     def start(self) -> BaseModel | None:
@@ -34,7 +34,7 @@ class Format(Protocol):
     def end(self, reason: FinishReason) -> BaseModel:
         """The chunk that says why the answer ended."""
 
-    def usage(self, usage: Usage) -> BaseModel:
+    def usage(self, usage: TokenUsage) -> BaseModel:
         """The chunk with the token counts."""
 
 
@@ -46,7 +46,7 @@ class ChatFormat:
         self._created = int(time.time())
         self._model = model
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> ChatCompletion:
+    def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> ChatCompletion:
         """The answer in one piece."""
         choice = ChatChoice(message=AssistantMessage(content=text), finish_reason=reason)
         return ChatCompletion(
@@ -65,11 +65,11 @@ class ChatFormat:
         """The chunk that says why the answer ended."""
         return self._chunk(ChatChunkChoice(delta={}, finish_reason=reason))
 
-    def usage(self, usage: Usage) -> ChatCompletionChunk:
+    def usage(self, usage: TokenUsage) -> ChatCompletionChunk:
         """The chunk with the token counts."""
         return self._chunk(usage=usage)
 
-    def _chunk(self, *choices: ChatChunkChoice, usage: Usage | None = None) -> ChatCompletionChunk:
+    def _chunk(self, *choices: ChatChunkChoice, usage: TokenUsage | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
@@ -83,7 +83,7 @@ class CompletionFormat:
         self._created = int(time.time())
         self._model = model
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> Completion:
+    def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> Completion:
         """The answer in one piece."""
         return self._completion(TextChoice(text=text, finish_reason=reason), usage=usage)
 
@@ -98,9 +98,9 @@ class CompletionFormat:
         """The chunk that says why the answer ended."""
         return self._completion(TextChoice(text="", finish_reason=reason))
 
-    def usage(self, usage: Usage) -> Completion:
+    def usage(self, usage: TokenUsage) -> Completion:
         """The chunk with the token counts."""
         return self._completion(usage=usage)
 
-    def _completion(self, *choices: TextChoice, usage: Usage | None = None) -> Completion:
+    def _completion(self, *choices: TextChoice, usage: TokenUsage | None = None) -> Completion:
         return Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)

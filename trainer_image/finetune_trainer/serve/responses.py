@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from finetune_trainer.serve.generation import FinishReason
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
     """Token counts of one request."""
 
     prompt_tokens: int
@@ -59,7 +59,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: tuple[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 class ChatCompletionChunk(BaseModel):
@@ -70,7 +70,7 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: tuple[ChatChunkChoice, ...]
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
 
 
 class Completion(BaseModel):
@@ -81,7 +81,7 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: tuple[TextChoice, ...]
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
 
 
 class ModelCard(BaseModel):

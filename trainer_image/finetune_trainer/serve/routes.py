@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from finetune_trainer.serve import replies
 from finetune_trainer.serve.answer import Answer
-from finetune_trainer.serve.errors import MODEL_NOT_READY, ApiError
+from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError
 from finetune_trainer.serve.generation import Sampling
 from finetune_trainer.serve.metrics import Measurement
 from finetune_trainer.serve.names import BASE_NAME
 from finetune_trainer.serve.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from finetune_trainer.serve.responseformats import ChatFormat, CompletionFormat, Format
+from finetune_trainer.serve.responseformats import ChatFormat, CompletionFormat, ResponseFormat
 from finetune_trainer.serve.responses import ModelCard, ModelList
 from finetune_trainer.serve.service import Loaded, Service
 
@@ -70,7 +70,7 @@ def routes(service: Service) -> APIRouter:
         if service.ready and not service.drain.active:
             return JSONResponse({"status": "ok"})
         reason = "The server is draining." if service.ready else "The model is still loading."
-        error = ApiError(HTTPStatus.SERVICE_UNAVAILABLE, reason, code=MODEL_NOT_READY)
+        error = RequestError(HTTPStatus.SERVICE_UNAVAILABLE, reason, code=MODEL_NOT_READY)
         return JSONResponse(error.body(), error.status)
 
     @router.get("/metrics")
@@ -85,13 +85,13 @@ async def _read(request: Request, kind: type[RequestT]) -> RequestT:
     async for chunk in request.stream():
         content += chunk
         if len(content) > _BODY_BYTES:
-            raise ApiError(
+            raise RequestError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request is larger than {_BODY_BYTES} bytes."
             )
     try:
         return kind.model_validate_json(bytes(content))
     except ValidationError as error:
-        raise ApiError.unreadable(error) from error
+        raise RequestError.unreadable(error) from error
 
 
 def _begin(service: Service, request: Request, body: GenerationRequest) -> Loaded:
@@ -101,7 +101,7 @@ def _begin(service: Service, request: Request, body: GenerationRequest) -> Loade
 
 
 async def _generate(
-    request: Request, loaded: Loaded, body: GenerationRequest, prompt: list[int], form: Format
+    request: Request, loaded: Loaded, body: GenerationRequest, prompt: list[int], form: ResponseFormat
 ) -> Response:
     sampling = Sampling(
         max_tokens=loaded.prompts.answer_tokens(prompt, body),

@@ -6,25 +6,25 @@ import torch
 
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.batch import Batch
-from finetune_trainer.serve.errors import ApiError
-from finetune_trainer.serve.loading import Served
+from finetune_trainer.serve.batch import GenerationBatch
+from finetune_trainer.serve.errors import RequestError
+from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
 
 logger = logging.getLogger(__name__)
 
 
-def generate_one_token_each(served: Served, prompts: Prompts) -> None:
+def generate_one_token_each(served: LoadedModels, prompts: Prompts) -> None:
     """Ask every model for a token, through the code that requests take. Raises StageFailure naming it."""
-    batch = Batch(served.model, mixed=served.mixed)
+    batch = GenerationBatch(served.model, mixed=served.mixed)
     for name, adapter in served.adapters.items():
         try:
             prompt = prompts.of_chat([ChatMessage(role="user", content=f"Hello, {name}")])
             # Each joins those before it, with a prompt of another length, and all of them take a step.
             logits = batch.join([prompt], [adapter])
             stepped = batch.step([int(logits[-1].argmax())] * len(batch))
-        except (ApiError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (RequestError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise _failure(name, f"{type(error).__name__}: {error}") from error
         if not torch.isfinite(logits).all() or not torch.isfinite(stepped).all():
             raise _failure(name, "its logits are not finite: the weights are damaged, or overflow")

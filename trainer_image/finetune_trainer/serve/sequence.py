@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.serve.detokenize import TextStream
-from finetune_trainer.serve.generation import Finished, FinishReason, Generation, Token
+from finetune_trainer.serve.generation import FinishReason, Generation, GenerationFinished, Token
 from finetune_trainer.serve.sampling import Sampler
 
 
@@ -45,4 +45,4 @@ class Sequence:
 
     def _finish(self, text: str, reason: FinishReason) -> None:
         self.complete = True
-        self.generation.send(Finished(text, reason, self._tokens))
+        self.generation.send(GenerationFinished(text, reason, self._tokens))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
-from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, ApiError
+from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, RequestError
 from finetune_trainer.serve.identity import identities
-from finetune_trainer.serve.metrics import Metrics
+from finetune_trainer.serve.metrics import ServingMetrics
 from finetune_trainer.serve.names import served_names
-from finetune_trainer.serve.passwatchdog import Watchdog
+from finetune_trainer.serve.passwatchdog import PassWatchdog
 
 if TYPE_CHECKING:
     # They import torch, which takes seconds: the server answers probes and takes signals before.
@@ -34,7 +34,7 @@ class Loaded:
 
     engine: "Engine"
     prompts: "Prompts"
-    watchdog: Watchdog
+    watchdog: PassWatchdog
 
 
 class ModelThreadDied(Exception):
@@ -49,7 +49,7 @@ class Service:
         self._config = config
         self.names = served_names(config)
         self.drain = Drain(config.drain_seconds)
-        self.metrics = Metrics()
+        self.metrics = ServingMetrics()
         self.keys = ApiKeys(Path(config.api_keys_path)) if config.api_keys_path is not None else None
         self._loaded: Loaded | None = None
         self._loading: asyncio.Task[Loaded] | None = None
@@ -94,9 +94,9 @@ class Service:
             raise ModelThreadDied("the model thread ended by an error; the log above has it")
 
     def loaded(self) -> Loaded:
-        """The engine; raises ApiError (503) while there is none."""
+        """The engine; raises RequestError (503) while there is none."""
         if self._loaded is None:
-            raise ApiError(
+            raise RequestError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "The model is still loading: try again in a few seconds.",
                 code=MODEL_NOT_READY,
@@ -105,9 +105,9 @@ class Service:
         return self._loaded
 
     def check_model(self, name: str) -> None:
-        """Raise ApiError (404) for a model that is not served."""
+        """Raise RequestError (404) for a model that is not served."""
         if name not in self.names:
-            raise ApiError(
+            raise RequestError(
                 HTTPStatus.NOT_FOUND,
                 f"The model {name!r} does not exist. Served are: {', '.join(self.names)}.",
                 param="model",
@@ -139,6 +139,6 @@ class Service:
         generate_one_token_each(served, prompts)
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)
         engine.start()
-        watchdog = Watchdog(lambda: engine.pass_seconds)
+        watchdog = PassWatchdog(lambda: engine.pass_seconds)
         watchdog.start()
         return Loaded(engine, prompts, watchdog)

@@ -15,7 +15,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
-from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, nothing
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import Mount, corrupt
 
@@ -158,7 +158,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
+    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
         """Make a staging folder an artifact; its content decides its name.
 
         Equal content that is already there is kept; an incomplete leftover is replaced. `on_bytes` gets the

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
-from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.store.base import (
     STAGING,
     STALE_STAGING_SECONDS,
@@ -27,10 +27,10 @@ from finetune_trainer.store.base import (
     key_of,
     run_key,
 )
-from finetune_trainer.store.bucketobjects import Objects, open_objects
+from finetune_trainer.store.bucketobjects import BucketObjects, open_bucket_objects
 from finetune_trainer.store.bucketrun import BucketRunFolder
 from finetune_trainer.store.copying import copy_artifact
-from finetune_trainer.store.failures import corrupt, no_room, writable
+from finetune_trainer.store.failures import corrupt, pod_volume_full, writable
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def open_bucket(config: StoreConfig, stop: threading.Event) -> "BucketStore":
 
     Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE.
     """
-    objects = open_objects(config, stop)
+    objects = open_bucket_objects(config, stop)
     objects.find(STAGING)  # before any work is done: whether the bucket is there and can be read
     return BucketStore(config.uri, objects, Path(config.path))
 
@@ -48,7 +48,7 @@ def open_bucket(config: StoreConfig, stop: threading.Event) -> "BucketStore":
 class BucketStore(Store):
     """Artifacts and run folders below one prefix of a bucket; `scratch` is on the pod's own volume."""
 
-    def __init__(self, uri: str, objects: Objects, scratch: Path) -> None:
+    def __init__(self, uri: str, objects: BucketObjects, scratch: Path) -> None:
         super().__init__(uri)
         self._objects = objects
         self._scratch = scratch
@@ -81,13 +81,13 @@ class BucketStore(Store):
         except OSError as error:
             # A full disk is reported without a file name.
             if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(self._scratch):
-                raise no_room(error, folder) from error
+                raise pod_volume_full(error, folder) from error
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
-    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
+    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
         with writable(staging):
             manifest = Manifest.of(staging)
             (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())

@@ -14,12 +14,12 @@ from typing import Any, Final, TypeVar
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
-from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, nothing
+from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFolder
-from finetune_trainer.remote.remoteproblems import Kind
-from finetune_trainer.remote.retries import Patience, Unreachable
+from finetune_trainer.remote.remoteproblems import ProblemKind
+from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 Answer = TypeVar("Answer")
@@ -31,19 +31,19 @@ MOST_PARTS: Final = 10_000
 """Of one upload to S3."""
 
 ADVICE: Final = {
-    Kind.ABSENT: "check that the bucket exists; it is never created",
-    Kind.DENIED: "its credentials Secret must hold keys that may list, read, write and delete there",
-    Kind.UNTRUSTED: "put the authority's certificate as key caBundle into its credentials Secret",
+    ProblemKind.ABSENT: "check that the bucket exists; it is never created",
+    ProblemKind.DENIED: "its credentials Secret must hold keys that may list, read, write and delete there",
+    ProblemKind.UNTRUSTED: "put the authority's certificate as key caBundle into its credentials Secret",
 }
 OTHER_ADVICE: Final = "check the endpoint in its credentials Secret, and that pods of this namespace reach it"
 
 
-def open_objects(config: StoreConfig, stop: threading.Event) -> "Objects":
+def open_bucket_objects(config: StoreConfig, stop: threading.Event) -> "BucketObjects":
     """The objects of a store. Raises StageFailure where the credentials cannot be used."""
-    return Objects(open_filesystem(config.uri.rstrip("/"), load_credentials(config.credentials)), stop)
+    return BucketObjects(open_filesystem(config.uri.rstrip("/"), load_credentials(config.credentials)), stop)
 
 
-class Objects:
+class BucketObjects:
     """Reads and writes below one folder. Reads end with Preempted once `stop` is set; writes are finished.
 
     All methods raise StageFailure (STORE_UNAVAILABLE), after they have asked often enough.
@@ -53,13 +53,13 @@ class Objects:
         self._folder = folder
         self._filesystem = folder.filesystem
         self._stop = stop
-        self._reading = Patience(folder, stop)
-        self._writing = Patience(folder, threading.Event())
+        self._reading = Retrier(folder, stop)
+        self._writing = Retrier(folder, threading.Event())
 
-    def below(self, key: str) -> "Objects":
+    def below(self, key: str) -> "BucketObjects":
         """Those of a folder."""
         folder = replace(self._folder, path=self._path(key), uri=f"{self._folder.uri}/{key}")
-        return Objects(folder, self._stop)
+        return BucketObjects(folder, self._stop)
 
     def read(self, key: str) -> bytes | None:
         """A small object's content, or None where there is none."""
@@ -98,7 +98,9 @@ class Objects:
             self._writing, key, lambda target: self._filesystem.put_file(str(path), target, **settings)
         )
 
-    def put_folder(self, folder: Path, key: str, manifest: Manifest, on_bytes: OnBytes = nothing) -> None:
+    def put_folder(
+        self, folder: Path, key: str, manifest: Manifest, on_bytes: OnBytes = ignore_bytes
+    ) -> None:
         """Upload the manifest's files, and after them the manifest, which makes the folder count.
 
         `on_bytes` gets the size of each file that is uploaded.
@@ -141,23 +143,23 @@ class Objects:
             raise Preempted
         return parts.popleft().result()
 
-    def _ask(self, patience: Patience, key: str, request: Callable[[str], Answer]) -> Answer:
+    def _ask(self, retrier: Retrier, key: str, request: Callable[[str], Answer]) -> Answer:
         """What `request` returns for the path of `key`. Also raises FileNotFoundError."""
         try:
-            return patience.ask(lambda: request(self._path(key)))
+            return retrier.call(lambda: request(self._path(key)))
         except Unreachable as error:
-            if error.problem.kind is Kind.ABSENT:
+            if error.problem.kind is ProblemKind.ABSENT:
                 raise FileNotFoundError(error.problem.text) from error
             raise self._unavailable(key, error.problem.text, error.problem.kind) from error
 
-    def _require(self, patience: Patience, key: str, request: Callable[[str], Answer]) -> Answer:
+    def _require(self, retrier: Retrier, key: str, request: Callable[[str], Answer]) -> Answer:
         """As `_ask`, where there must be something; what is missing then is most often the bucket."""
         try:
-            return self._ask(patience, key, request)
+            return self._ask(retrier, key, request)
         except FileNotFoundError as error:
-            raise self._unavailable(key, str(error), Kind.ABSENT) from error
+            raise self._unavailable(key, str(error), ProblemKind.ABSENT) from error
 
-    def _unavailable(self, key: str, what: str, kind: Kind) -> StageFailure:
+    def _unavailable(self, key: str, what: str, kind: ProblemKind) -> StageFailure:
         return StageFailure(
             FailureReason.STORE_UNAVAILABLE,
             f"store {self._folder.uri}/{key}: {what}; {ADVICE.get(kind, OTHER_ADVICE)}",

@@ -18,7 +18,7 @@ from typing_extensions import override
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store.base import RunFolder
-from finetune_trainer.store.bucketobjects import Objects
+from finetune_trainer.store.bucketobjects import BucketObjects
 from finetune_trainer.store.failures import writable
 
 AT_ONCE: Final = 2
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class BucketRunFolder(RunFolder):
     """Uploads and removals happen one after the other, in the order in which they were asked for."""
 
-    def __init__(self, uri: str, path: Path, objects: Objects) -> None:
+    def __init__(self, uri: str, path: Path, objects: BucketObjects) -> None:
         super().__init__(uri, path)
         self._objects = objects
         self._folders: dict[str, set[str]] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune_trainer.beneath import Refused, open_file, require_all_beneath
+from finetune_trainer.beneath import PathRefused, open_file, require_all_beneath
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest, hash_content
 from finetune_trainer.runtime.failure import StageFailure
@@ -41,7 +41,7 @@ class Mount:
     def unavailable(self, error: OSError, path: Path) -> StageFailure:
         """The failure for a folder that cannot be read or written."""
         place = self.named(_named(error, path))
-        if isinstance(error, Refused):
+        if isinstance(error, PathRefused):
             message = f"store: {place} {error.strerror}"
         else:
             message = (
@@ -57,10 +57,10 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise no_room(error, path) from error
+        raise pod_volume_full(error, path) from error
 
 
-def no_room(error: OSError, path: Path) -> StageFailure:
+def pod_volume_full(error: OSError, path: Path) -> StageFailure:
     """The failure for a volume of the pod that cannot hold what is written to it."""
     return StageFailure(
         FailureReason.INTERNAL,
@@ -95,7 +95,7 @@ def verify_files(
     """
     try:
         require_all_beneath(folder, root or folder)
-    except Refused as refusal:
+    except PathRefused as refusal:
         raise corrupt(named(Path(refusal.filename)), f"it {refusal.strerror}") from refusal
     for entry in manifest.files:
         path = folder / entry.path
@@ -113,7 +113,7 @@ def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str) -> Bi
         return open(open_file(path, root), "rb")  # noqa: PTH123 - of a descriptor
     except (FileNotFoundError, NotADirectoryError) as error:
         raise corrupt(named(path), "it is missing") from error
-    except Refused as refusal:
+    except PathRefused as refusal:
         raise corrupt(named(path), f"it {refusal.strerror}") from refusal
 
 

@@ -17,7 +17,7 @@ from finetune_trainer.beneath import read_file, require_beneath, root_of
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, nothing
+from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import durable
 from finetune_trainer.store.base import (
@@ -78,7 +78,7 @@ class MountedStore(Store):
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
-    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = nothing) -> Digest:
+    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
         with self._mount.reachable(self._root):
             manifest = Manifest.of(staging, on_bytes=on_bytes)
             durable.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
