@@ -46,7 +46,7 @@ class Hangs:
     def __call__(self) -> None:
         module, _, name = self.function.rpartition(".")
         setattr(importlib.import_module(f"finetune_trainer.{module}"), name, self._hang)
-        signals.PROMPT_SECONDS = self.prompt_seconds  # type: ignore[misc]  # in a process of its own
+        signals.MAX_EXIT_SECONDS = self.prompt_seconds  # type: ignore[misc]  # in a process of its own
 
     def _hang(self, *_arguments: object, **_settings: object) -> None:
         print('{"message": "hanging", "level": "info"}', flush=True)
@@ -129,7 +129,7 @@ def has_loaded(process: Process, library: str) -> bool:
 
 
 def test_a_process_that_has_done_nothing_ends_as_one_that_has_saved_all_it_did() -> None:
-    assert ExitCode(signals.NOTHING_DONE) is ExitCode.PREEMPTED_SAVED
+    assert ExitCode(signals.EXIT_CODE_NOTHING_DONE) is ExitCode.PREEMPTED_SAVED
 
 
 def test_nothing_is_imported_before_the_handler_is_set_but_the_handler() -> None:

@@ -24,12 +24,12 @@ MAX_LINKS: Final = 40
 """As many as Linux follows."""
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 """Without O_NONBLOCK a named pipe blocks until somebody writes to it."""
-PASS: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+TRAVERSE: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """To go through a folder, which needs no right to list it."""
 
 LEADS_OUT: Final = "leads out of the volume or folder by a symbolic link or by ..; put the file itself there"
 NOT_A_FILE: Final = "is not a regular file but {}; save its content to a regular file and name that file"
-KINDS: Final = (
+FILE_KINDS: Final = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -115,7 +115,7 @@ def require_beneath(path: Path, root: Path) -> None:
     """Raises PathRefused where as much of `path` as there is leads out of `root`; OSError."""
     while path != root:
         try:
-            os.close(_walk(path, root, PASS))
+            os.close(_walk(path, root, TRAVERSE))
         except (FileNotFoundError, NotADirectoryError):
             path = path.parent
         else:
@@ -163,7 +163,7 @@ class OpenDirectory(AbstractContextManager["OpenDirectory"]):
 
 def _require_file(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        what = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
+        what = next((name for is_kind, name in FILE_KINDS if is_kind(mode)), "something else")
         raise PathRefused(path, NOT_A_FILE.format(what))
 
 
@@ -188,7 +188,7 @@ class _Walk:
         self._root = root
         self._left = deque(path.relative_to(root).parts)
         self._links = 0
-        self._open = [os.open(root, PASS)]
+        self._open = [os.open(root, TRAVERSE)]
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +206,7 @@ class _Walk:
             elif (target := _link(name, self._open[-1])) is not None:
                 self._follow(target)
             elif self._left:
-                self._open.append(self._enter(name, PASS))
+                self._open.append(self._enter(name, TRAVERSE))
             else:
                 return self._enter(name, flags)
         return os.open(".", flags, dir_fd=self._open[-1])

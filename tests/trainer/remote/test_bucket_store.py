@@ -325,7 +325,7 @@ def test_a_stopped_pod_does_not_download_to_the_end(pods: Pods) -> None:
 def test_a_store_that_cannot_be_used_is_said_before_any_work(
     pods: Pods, changes: dict[str, str], bucket: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "ATTEMPTS", 1)
+    monkeypatch.setattr(retries, "MAX_ATTEMPTS", 1)
     pods.bucket = bucket or pods.bucket
 
     with pytest.raises(StageFailure, match=message) as caught:

@@ -326,7 +326,7 @@ def test_a_download_ends_when_its_time_is_over(
     web: WebServer, secret: SecretMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.files["/rows.jsonl"] = ROWS
-    monkeypatch.setattr(remote_source, "DOWNLOAD_SECONDS", 0.0)
+    monkeypatch.setattr(remote_source, "MAX_DOWNLOAD_SECONDS", 0.0)
 
     found = failure(tmp_path / "here", uri(web), secret)
 
@@ -351,7 +351,7 @@ def test_a_server_that_takes_no_connection_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web_client, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(retries, "ATTEMPTS", 1)
+    monkeypatch.setattr(retries, "MAX_ATTEMPTS", 1)
     with closing(socket.socket()) as deaf, closing(socket.socket()) as waiting:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)

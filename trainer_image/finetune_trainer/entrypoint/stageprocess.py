@@ -33,8 +33,8 @@ from finetune_trainer.store.cleanup import cleanup
 from finetune_trainer.store.collect import collect
 from finetune_trainer.store.opening import BUCKET_SCHEMES
 
-LAST_REPORT_SECONDS: Final = 5.0
-ENDING_SECONDS: Final = 30.0
+MAX_LAST_REPORT_SECONDS: Final = 5.0
+MAX_EXIT_SECONDS: Final = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _run_together(config: TrainConfig) -> int:
     if place.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
     code = _run_stage(config, place)
-    _end_within(ENDING_SECONDS, code)
+    _end_within(MAX_EXIT_SECONDS, code)
     return code
 
 
@@ -143,7 +143,7 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
             return _failed_elsewhere(unforeseen)
         return _fail(config.bind(failed(config.stage, config.run, unforeseen)), unforeseen)
     finally:
-        reporter.close(LAST_REPORT_SECONDS)
+        reporter.close(MAX_LAST_REPORT_SECONDS)
     if leads:
         _remove_states(store, config)
         termination.write(termination.bounded(result))

@@ -14,7 +14,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.preflight.downloadlock import download_lock
 from finetune_trainer.preflight.modelfiles import absent, choose_files, described_by
-from finetune_trainer.remote.limits import MODEL_BYTES
+from finetune_trainer.remote.limits import MAX_MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
@@ -67,7 +67,7 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[L
             field="baseModel",
             credentials=config.base_model_credentials,
             absent=FailureReason.BASE_MODEL_NOT_FOUND,
-            limit_bytes=MODEL_BYTES,
+            limit_bytes=MAX_MODEL_BYTES,
             revision=config.base_model_revision,
         ),
         context.stop,

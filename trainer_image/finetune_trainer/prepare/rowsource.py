@@ -23,7 +23,7 @@ from finetune_trainer.prepare.finding import (
     unreadable,
 )
 from finetune_trainer.remote.folder import RemoteFile
-from finetune_trainer.remote.limits import SOURCE_BYTES
+from finetune_trainer.remote.limits import MAX_SOURCE_BYTES
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
@@ -81,7 +81,7 @@ class RemoteRows:
                 field="source",
                 credentials=config.source_credentials,
                 absent=FailureReason.SOURCE_NOT_FOUND,
-                limit_bytes=SOURCE_BYTES,
+                limit_bytes=MAX_SOURCE_BYTES,
             ),
             stop,
         )

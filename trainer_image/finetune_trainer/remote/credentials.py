@@ -17,7 +17,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.remote.origin import check_endpoint
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.scrubbing import SCRUBBER, SHORTEST_PUBLIC
+from finetune_trainer.runtime.scrubbing import MIN_PUBLIC_LENGTH, SCRUBBER
 
 PUBLIC: Final = frozenset({"endpoint", "region", "caBundle", "accountName"})
 """Keys whose values may be in messages."""
@@ -167,7 +167,7 @@ def _hold(values: Mapping[str, str]) -> None:
         elif key == "serviceAccountKey":
             SCRUBBER.hold(*_private(value))
         elif key in NAMES:
-            SCRUBBER.hold(value if len(value) >= SHORTEST_PUBLIC else None)
+            SCRUBBER.hold(value if len(value) >= MIN_PUBLIC_LENGTH else None)
         elif key not in PUBLIC:
             SCRUBBER.hold(value)
 

@@ -61,7 +61,7 @@ class Download:
         whole.unlink(missing_ok=True)
         with open(part, "ab", opener=unlinked) as content:
             on_bytes(content.tell())
-            if file.size is None or content.tell() != file.size:
+            if file.size_bytes is None or content.tell() != file.size_bytes:
                 try:
                     self._retrier.call(lambda: self._go_on(file, content, on_bytes), content.tell)
                 except _Unwritable as failure:
@@ -94,14 +94,14 @@ class Download:
             except OSError as error:
                 raise _Unwritable(error) from error
             on_bytes(len(chunk))
-        if file.size is not None and content.tell() < file.size:
-            raise EOFError(f"{file.name} ended after {content.tell()} of {file.size} bytes")
+        if file.size_bytes is not None and content.tell() < file.size_bytes:
+            raise EOFError(f"{file.name} ended after {content.tell()} of {file.size_bytes} bytes")
 
     def _check(self, file: RemoteFile, part: Path) -> None:
         """Raises Unreachable where it is not the file that was listed; then nothing of it is kept."""
         size = part.stat().st_size
-        if file.size is not None and size != file.size:
-            wrong = f"{file.name} has {size} bytes here, and {file.size} there"
+        if file.size_bytes is not None and size != file.size_bytes:
+            wrong = f"{file.name} has {size} bytes here, and {file.size_bytes} there"
         elif file.sha256 is not None and hash_file(part) != file.sha256:
             wrong = f"{file.name} does not have the sha256 that its server says, {file.sha256}"
         elif self._retrier.call(lambda: version_of(self._folder, file)) != file.version:
@@ -115,7 +115,7 @@ class Download:
 
 def _beginning(file: RemoteFile, content: IO[bytes]) -> int:
     """Where to go on: nobody could tell whether all is here of a file without a version or a size."""
-    return content.tell() if file.version and file.size is not None else 0
+    return content.tell() if file.version and file.size_bytes is not None else 0
 
 
 def _changed(file: RemoteFile) -> Unreachable:

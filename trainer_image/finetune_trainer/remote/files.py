@@ -55,7 +55,7 @@ def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
 
 def _chunks(folder: RemoteFolder, file: RemoteFile, offset: int) -> Iterator[bytes]:
     """A few requests ahead of the reader: one connection alone is slow on a fast network."""
-    size = file.size or 0
+    size = file.size_bytes or 0
     pool = ThreadPoolExecutor(REQUESTS_AHEAD, thread_name_prefix="download")
     pending: deque[Future[bytes]] = deque()
     try:
@@ -81,7 +81,7 @@ def _file(entry: dict[str, Any]) -> RemoteFile:
     return RemoteFile(
         name=PurePosixPath(entry["name"]).name,
         path=entry["name"],
-        size=entry["size"],
+        size_bytes=entry["size"],
         version=_first(entry, VERSION_KEYS),
         modified=_first(entry, TIME_KEYS),
         sha256=lfs.get("sha256"),

@@ -30,7 +30,7 @@ class RemoteFile:
     name: str
     path: str
     """How the file system calls it."""
-    size: int | None
+    size_bytes: int | None
     """In bytes; None where the server does not say."""
     version: str
     """Changes with the content; empty where the server tells nothing of the kind."""

@@ -17,7 +17,7 @@ from finetune_trainer.remote.credentials import Credentials, invalid, plain
 from finetune_trainer.remote.web import client_options
 
 ERRORS: Final = (HttpError, GoogleAuthError, aiohttp.ClientError)
-HOME: Final = "https://storage.googleapis.com"
+DEFAULT_ENDPOINT: Final = "https://storage.googleapis.com"
 SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -33,7 +33,7 @@ def open_google(place: str, credentials: Credentials | None) -> tuple[AbstractFi
     filesystem = GCSFileSystem(
         token=token,
         endpoint_url=endpoint,
-        session_kwargs=sync(get_loop(), client_options, credentials, endpoint or HOME),
+        session_kwargs=sync(get_loop(), client_options, credentials, endpoint or DEFAULT_ENDPOINT),
         skip_instance_cache=True,
         use_listings_cache=False,
     )

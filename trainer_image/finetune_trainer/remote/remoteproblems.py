@@ -10,9 +10,9 @@ from finetune_trainer.remote.addresses import AddressRefused
 from finetune_trainer.remote.origin import RedirectRefused
 from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
-WORTH_TRYING_AGAIN: Final = frozenset({408, 425, 429})
+RETRYABLE_STATUS_CODES: Final = frozenset({408, 425, 429})
 """Client errors of HTTP that pass; all server errors may."""
-SHOWN_CHARACTERS: Final = 300
+MAX_PROBLEM_LENGTH: Final = 300
 """Of what a server or its client says."""
 
 
@@ -56,7 +56,7 @@ def problem_of(error: BaseException) -> RemoteProblem:
     # fsspec says "not found" also of servers that it could not reach; then something else is underneath.
     if status in {404, 410} or isinstance(chain[-1], FileNotFoundError):
         return RemoteProblem(ProblemKind.ABSENT, f"not found: {text}")
-    if status is not None and 400 <= status < 500 and status not in WORTH_TRYING_AGAIN:
+    if status is not None and 400 <= status < 500 and status not in RETRYABLE_STATUS_CODES:
         return RemoteProblem(ProblemKind.REFUSED, text)
     return RemoteProblem(ProblemKind.PASSING, text)
 
@@ -91,4 +91,4 @@ def _words(chain: list[BaseException], status: int | None) -> str:
 
 def _words_of(error: BaseException) -> str:
     # Before it is cut: of a credential that is cut in two nobody finds the rest.
-    return one_line(SCRUBBER.scrub(str(error)), SHOWN_CHARACTERS)
+    return one_line(SCRUBBER.scrub(str(error)), MAX_PROBLEM_LENGTH)

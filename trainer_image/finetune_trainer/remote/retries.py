@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from finetune_trainer.remote.folder import RemoteFolder
-from finetune_trainer.remote.limits import ATTEMPTS, LONGEST_PAUSE_SECONDS
+from finetune_trainer.remote.limits import MAX_ATTEMPTS, MAX_PAUSE_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
 from finetune_trainer.runtime.failure import Preempted
@@ -53,9 +53,9 @@ class Retrier:
                 problem = problem_of(error)
                 if progress() > before:
                     attempt, before = 1, progress()
-                if problem.kind is not ProblemKind.PASSING or attempt == ATTEMPTS:
+                if problem.kind is not ProblemKind.PASSING or attempt == MAX_ATTEMPTS:
                     raise Unreachable(problem) from error
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
             logger.warning("%s; trying again in %.0f s", problem.text, pause)
             if self._stop.wait(pause):
                 raise Preempted

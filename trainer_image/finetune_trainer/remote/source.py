@@ -16,7 +16,7 @@ from finetune_trainer.remote.download import Download
 from finetune_trainer.remote.files import list_files
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.folder import RemoteFile
-from finetune_trainer.remote.limits import DOWNLOAD_SECONDS, MAX_FILES
+from finetune_trainer.remote.limits import MAX_DOWNLOAD_SECONDS, MAX_FILES
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
 from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import StageFailure
@@ -49,7 +49,7 @@ class RemoteSource:
     def __init__(self, wanted: SourceRequest, stop: threading.Event) -> None:
         self._wanted = wanted
         self._stop = stop
-        self._deadline = time.monotonic() + DOWNLOAD_SECONDS
+        self._deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
         SCRUBBER.hold_uri(wanted.uri)
         folder = open_filesystem(wanted.uri, load_credentials(wanted.credentials))
         self._retrier = Retrier(folder, stop)
@@ -70,7 +70,7 @@ class RemoteSource:
         """Names server, uri and content: equal keys mean equal files; None where it tells no versions."""
         if self.revision is None and not all(file.version for file in self.files):
             return None
-        listed = [[file.name, file.size, file.version] for file in self.files]
+        listed = [[file.name, file.size_bytes, file.version] for file in self.files]
         content = canonical.encode([self._folder.endpoint, self._wanted.uri, self.revision or listed])
         return digest_of(content).removeprefix("sha256:")
 
@@ -79,7 +79,7 @@ class RemoteSource:
 
         Less strict than `key`: where a server has no versions, its times must do.
         """
-        listed = [[file.name, file.size, file.version or file.modified] for file in files]
+        listed = [[file.name, file.size_bytes, file.version or file.modified] for file in files]
         content = listed if all(version for _, _, version in listed) else self.revision
         if content is None:
             return None
@@ -93,7 +93,7 @@ class RemoteSource:
         wanted = list(files)
         limit = self._wanted.limit_bytes
         with self._explained():
-            total = sum(file.size or 0 for file in wanted)
+            total = sum(file.size_bytes or 0 for file in wanted)
             if total > limit:
                 raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {total} bytes"))
             download = Download(self._folder, self._retrier, self._stop, limit, self._deadline)
@@ -130,7 +130,7 @@ def _failure(wanted: SourceRequest, problem: RemoteProblem) -> StageFailure:
             reason = FailureReason.SOURCE_TOO_LARGE
             advice = (
                 f"at most {MAX_FILES} files of {wanted.limit_bytes} bytes together are taken, in"
-                f" {DOWNLOAD_SECONDS / 3600:.0f} hours; make it smaller, or put it on a volume"
+                f" {MAX_DOWNLOAD_SECONDS / 3600:.0f} hours; make it smaller, or put it on a volume"
             )
         case ProblemKind.PASSING:
             code, advice = ExitCode.INTERNAL, "check the server and the network, then run again"

@@ -19,7 +19,7 @@ from finetune_trainer.remote.limits import CHUNK_BYTES, CONNECT_SECONDS, STALL_S
 from finetune_trainer.remote.origin import origin_of, require_https
 
 ERRORS: Final = (aiohttp.ClientError,)
-UNNAMED: Final = "rows"
+DEFAULT_FILE_NAME: Final = "rows"
 """What the file behind `https://HOST/?export=rows` is called."""
 FIRST_BYTE: Final = re.compile(r"bytes (\d+)-")
 PARTIAL_CONTENT: Final = 206
@@ -59,9 +59,9 @@ def stat(folder: RemoteFolder) -> RemoteFile:
     else:
         size = response.headers.get(hdrs.CONTENT_LENGTH, "")
     return RemoteFile(
-        name=PurePosixPath(urlsplit(folder.path).path).name or UNNAMED,
+        name=PurePosixPath(urlsplit(folder.path).path).name or DEFAULT_FILE_NAME,
         path=folder.path,
-        size=int(size) if size.isdecimal() else None,
+        size_bytes=int(size) if size.isdecimal() else None,
         version=_version(response),
     )
 
@@ -79,7 +79,7 @@ def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
     if start not in {0, offset}:
         _close(folder, response)
         raise aiohttp.ClientPayloadError(f"the server sent bytes from {start} on, not from {offset} on")
-    if file.size is None and not _tells_its_end(response):
+    if file.size_bytes is None and not _tells_its_end(response):
         _close(folder, response)
         raise aiohttp.ClientPayloadError(
             "the server says neither how long the file is nor where it ends; it must send Content-Length, or"

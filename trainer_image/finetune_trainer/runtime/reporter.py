@@ -16,15 +16,15 @@ from finetune_trainer.contract.references import Owner, ReportTarget
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
-INTERVAL_SECONDS: Final = 2.0
+REPORT_INTERVAL_SECONDS: Final = 2.0
 """Shortest time between two reports; the operator shows one every 10 seconds."""
 FIRST_RETRY_SECONDS: Final = 1.0
-LONGEST_RETRY_SECONDS: Final = 30.0
+MAX_RETRY_SECONDS: Final = 30.0
 REQUEST_TIMEOUT_SECONDS: Final = 10.0
-COMPLAINT_SECONDS: Final = 60.0
+WARNING_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two log lines about an endpoint that cannot be reached."""
 
-REFUSED: Final = frozenset({400, 413, 422})
+REJECTED_STATUS_CODES: Final = frozenset({400, 413, 422})
 """Answers about the report itself: sending it again cannot help."""
 
 logger = logging.getLogger(__name__)
@@ -66,14 +66,14 @@ class Reporter:
             self._newest = progress
             self._changed.notify()
 
-    def close(self, timeout: float) -> None:
-        """Give the newest progress up to `timeout` seconds to arrive; the process may end after that."""
+    def close(self, timeout_seconds: float) -> None:
+        """Give the newest progress up to `timeout_seconds` to arrive; the process may end after that."""
         if self._thread is None:
             return
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join(timeout)
+        self._thread.join(timeout_seconds)
 
     def _run(self, target: ReportTarget) -> None:
         url = target.url.rstrip("/") + REPORT_PATH
@@ -89,14 +89,14 @@ class Reporter:
                 problem = self._send(client, url, progress)
                 if problem is None:
                     retry_seconds = FIRST_RETRY_SECONDS
-                    self._pause(INTERVAL_SECONDS)
+                    self._pause(REPORT_INTERVAL_SECONDS)
                     continue
                 self._complain(url, problem)
                 with self._changed:
                     if self._newest is None:
                         self._newest = progress
                 self._pause(retry_seconds)
-                retry_seconds = min(2 * retry_seconds, LONGEST_RETRY_SECONDS)
+                retry_seconds = min(2 * retry_seconds, MAX_RETRY_SECONDS)
 
     def _next(self) -> Progress | None:
         """The newest progress when there is some; None when there will be no more."""
@@ -136,14 +136,14 @@ class Reporter:
         if answer.is_success:
             return None
         problem = f"status {answer.status_code}: {one_line(SCRUBBER.scrub(answer.text[:2000]), 200)}"
-        if answer.status_code in REFUSED:
+        if answer.status_code in REJECTED_STATUS_CODES:
             logger.warning("the operator refused a progress report: %s", problem)
             return None
         return problem
 
     def _complain(self, url: str, problem: str) -> None:
         now = time.monotonic()
-        if self._complained_at is None or now - self._complained_at >= COMPLAINT_SECONDS:
+        if self._complained_at is None or now - self._complained_at >= WARNING_INTERVAL_SECONDS:
             self._complained_at = now
             logger.warning(
                 "progress does not reach the operator at %s (%s); the stage goes on without, and it is tried"

@@ -13,23 +13,23 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 REDACTED: Final = "[redacted]"
-SHORTEST: Final = 4
+MIN_SECRET_LENGTH: Final = 4
 """Characters of a credential that is looked for; shorter ones are part of too many words."""
-SHORTEST_PUBLIC: Final = 8
+MIN_PUBLIC_LENGTH: Final = 8
 """Of names and of parameters that may be no proof of anything, and then are usual words."""
-WINDOW: Final = 12
+PIECE_LENGTH: Final = 12
 """A piece of a credential that is this long is taken out too: messages are cut, and libraries cut them."""
-PIECEWISE: Final = 16
+MIN_PIECEWISE_LENGTH: Final = 16
 """From this length on a credential is looked for piece by piece; shorter ones as a whole."""
 
 HTTP_URL: Final = re.compile(
     r"(https?://)(?:[^\s/?#'\"<>@]*@)?([^\s?#'\"<>]*)(\?[^\s'\"<>)]*|#[^\s'\"<>)]*)?"
 )
-FIRST_OWN: Final = (0, 2, 3)
+FIRST_OWN_CHARACTER: Final = (0, 2, 3)
 """The first character of base64 that hangs on nothing before a value, by the bytes before it."""
-LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+LOWERCASE: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 """For str.translate: the length stays, as it does not for every character of str.lower."""
-CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Scrubber:
@@ -45,14 +45,14 @@ class Scrubber:
         new = {value for value in values if value} - self._values
         self._values |= new
         forms = {form for value in new for form in _forms(value)}
-        whole = {form for form in forms if SHORTEST <= len(form) < PIECEWISE}
+        whole = {form for form in forms if MIN_SECRET_LENGTH <= len(form) < MIN_PIECEWISE_LENGTH}
         # The longest first, so that nothing is left of one that begins with another.
         self._whole = tuple(sorted(whole.union(self._whole), key=lambda form: (-len(form), form)))
         self._pieces |= {
-            form.translate(LOWER)[start : start + WINDOW]
+            form.translate(LOWERCASE)[start : start + PIECE_LENGTH]
             for form in forms
-            if len(form) >= PIECEWISE
-            for start in range(len(form) - WINDOW + 1)
+            if len(form) >= MIN_PIECEWISE_LENGTH
+            for start in range(len(form) - PIECE_LENGTH + 1)
         }
 
     def hold_uri(self, uri: str) -> None:
@@ -61,9 +61,9 @@ class Scrubber:
             return
         parts = urlsplit(uri)
         # Shorter ones, such as a year, are no proof of anything.
-        values = (value for _, value in parse_qsl(parts.query) if len(value) >= SHORTEST_PUBLIC)
+        values = (value for _, value in parse_qsl(parts.query) if len(value) >= MIN_PUBLIC_LENGTH)
         name, _, password = parts.netloc.rpartition("@")[0].partition(":")
-        self.hold(parts.query, *values, unquote(password), name if len(name) >= SHORTEST_PUBLIC else None)
+        self.hold(parts.query, *values, unquote(password), name if len(name) >= MIN_PUBLIC_LENGTH else None)
 
     def scrub(self, text: str) -> str:
         """The text without them, and without the query and the user of any web address."""
@@ -73,15 +73,15 @@ class Scrubber:
         return self._without_pieces(text) if self._pieces else text
 
     def _without_pieces(self, text: str) -> str:
-        folded, kept, end = text.translate(LOWER), [], 0
+        folded, kept, end = text.translate(LOWERCASE), [], 0
         start = 0
-        while start <= len(folded) - WINDOW:
-            if folded[start : start + WINDOW] not in self._pieces:
+        while start <= len(folded) - PIECE_LENGTH:
+            if folded[start : start + PIECE_LENGTH] not in self._pieces:
                 start += 1
                 continue
             kept += [text[end:start], REDACTED]
-            end = start + WINDOW
-            while end < len(folded) and folded[end - WINDOW + 1 : end + 1] in self._pieces:
+            end = start + PIECE_LENGTH
+            while end < len(folded) and folded[end - PIECE_LENGTH + 1 : end + 1] in self._pieces:
                 end += 1
             start = end
         return "".join((*kept, text[end:]))
@@ -89,7 +89,7 @@ class Scrubber:
 
 def one_line(text: str, limit: int) -> str:
     """The first line of a text, without control characters, at most `limit` characters of it."""
-    line = CONTROLS.sub(" ", text.strip().partition("\n")[0]).strip(" ,.;")
+    line = CONTROL_CHARACTERS.sub(" ", text.strip().partition("\n")[0]).strip(" ,.;")
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
@@ -106,12 +106,12 @@ def _forms(value: str) -> Iterator[str]:
     yield html.escape(value)
     content = value.encode()
     yield content.hex()
-    if len(content) < SHORTEST:
+    if len(content) < MIN_SECRET_LENGTH:
         return
     for skipped in range(3):
         # Wherever it begins in what is encoded, these characters hang on nothing else.
         whole = base64.b64encode(bytes(skipped) + content).decode().rstrip("=")
-        inner = whole[FIRST_OWN[skipped] : len(whole) - ((skipped + len(content)) % 3 > 0)]
+        inner = whole[FIRST_OWN_CHARACTER[skipped] : len(whole) - ((skipped + len(content)) % 3 > 0)]
         yield inner
         yield inner.translate({ord("+"): "-", ord("/"): "_"})
 

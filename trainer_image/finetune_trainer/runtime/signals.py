@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, NoReturn
 
-ENDING: Final = (signal.SIGTERM, signal.SIGINT)
-NOTHING_DONE: Final = 20
+TERMINATION_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+EXIT_CODE_NOTHING_DONE: Final = 20
 """`ExitCode.PREEMPTED_SAVED`, whose module is one of those that take time."""
-PROMPT_SECONDS: Final = 10.0
+MAX_EXIT_SECONDS: Final = 10.0
 """Within these a process ends that has nothing to save, also where it hangs in a call."""
 
 logger = logging.getLogger(__name__)
@@ -38,17 +38,17 @@ def exit_before_start() -> None:
     """
 
     def handle(_number: int, _frame: FrameType | None) -> NoReturn:
-        os._exit(NOTHING_DONE)
+        os._exit(EXIT_CODE_NOTHING_DONE)
 
     _set(handle)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINATION_SIGNALS)
 
 
 def exit_on_signal() -> None:
     """Let a signal end the process, with what `finally` has to clean up; exit code 128 + its number."""
 
     def handle(number: int, _frame: FrameType | None) -> NoReturn:
-        overdue = threading.Timer(PROMPT_SECONDS, os._exit, (128 + number,))
+        overdue = threading.Timer(MAX_EXIT_SECONDS, os._exit, (128 + number,))
         overdue.daemon = True
         overdue.start()
         raise SystemExit(128 + number)
@@ -110,16 +110,16 @@ class Stop(threading.Event):
 
         Not the handler sets the event: `set` takes a lock that the interrupted main thread may hold just now.
         """
-        while os.read(reading, 1)[0] not in ENDING:
+        while os.read(reading, 1)[0] not in TERMINATION_SIGNALS:
             pass
         self.set()
         # For ever is not long: the main thread ends the process.
-        threading.Event().wait(PROMPT_SECONDS)
+        threading.Event().wait(MAX_EXIT_SECONDS)
         if self._forces:
-            logger.info("stopped by a signal %g seconds ago, and nothing has to be saved", PROMPT_SECONDS)
-            os._exit(NOTHING_DONE)
+            logger.info("stopped by a signal %g seconds ago, and nothing has to be saved", MAX_EXIT_SECONDS)
+            os._exit(EXIT_CODE_NOTHING_DONE)
 
 
 def _set(handle: "signal._HANDLER") -> None:
-    for ending in ENDING:
+    for ending in TERMINATION_SIGNALS:
         signal.signal(ending, handle)

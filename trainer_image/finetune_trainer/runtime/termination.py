@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_PATH
 from finetune_trainer.contract.results import StageResult
 
-MESSAGE_CHARACTERS = 1000
+MAX_MESSAGE_LENGTH = 1000
 """What is left of a failure's message where the result is too long."""
 
 logger = logging.getLogger(__name__)
@@ -57,4 +57,4 @@ def _fits(result: StageResult) -> bool:
 
 
 def _cut(message: str) -> str:
-    return message if len(message) <= MESSAGE_CHARACTERS else message[: MESSAGE_CHARACTERS - 1] + "…"
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 1] + "…"

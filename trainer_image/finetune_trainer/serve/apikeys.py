@@ -25,10 +25,10 @@ INVALID_API_KEY: Final = "invalid_api_key"
 
 _OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
 """For the kubelet and Prometheus, which have no key; nothing that a tenant sent is in their answers."""
-_READ_SECONDS: Final = 5.0
+_REFRESH_SECONDS: Final = 5.0
 """How old the keys in memory may be."""
-_KEY_BYTES: Final = 4096
-_KEYS: Final = 1000
+_MAX_KEY_BYTES: Final = 4096
+_MAX_KEYS: Final = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class ApiKeys:
 
     def _current(self) -> tuple[bytes, ...]:
         now = self._clock()
-        if self._read_at is None or now - self._read_at >= _READ_SECONDS:
+        if self._read_at is None or now - self._read_at >= _REFRESH_SECONDS:
             self._read_at = now
             self._renew()
         return self._digests
@@ -73,7 +73,9 @@ class ApiKeys:
         try:
             # A mount has the folder ..data, which the visible names are links into.
             names = sorted(each for each in self._folder.iterdir() if not each.name.startswith("."))
-            keys = [each.read_bytes()[:_KEY_BYTES].strip() for each in names[:_KEYS] if each.is_file()]
+            keys = [
+                each.read_bytes()[:_MAX_KEY_BYTES].strip() for each in names[:_MAX_KEYS] if each.is_file()
+            ]
         except OSError as error:
             # The kubelet may be renewing the mount: the next look is in a few seconds.
             logger.warning("the API keys in %s cannot be read: %s", self._folder, error.strerror)

@@ -17,7 +17,7 @@ from finetune_trainer.serve.generation import Generation, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.sequence import Sequence
 
-_PREFILL_TOKENS: Final = 1024
+_MAX_PREFILL_TOKENS: Final = 1024
 """Prompts read in one pass, padding included: bounds how long the running answers pause for new ones."""
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Engine:
         with self._changed:
             while self._waiting and len(self._running) + len(admitted) < self._max_batch_size:
                 width = max(width, len(self._waiting[0].prompt))
-                if admitted and width * (len(admitted) + 1) > _PREFILL_TOKENS:
+                if admitted and width * (len(admitted) + 1) > _MAX_PREFILL_TOKENS:
                     break
                 admitted.append(self._waiting.popleft())
         return [

@@ -18,7 +18,7 @@ CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
 MODEL_NOT_READY = "model_not_ready"
 
-_PROBLEMS_SHOWN = 3
+_MAX_PROBLEMS_IN_MESSAGE = 3
 
 
 class RequestError(Exception):
@@ -50,12 +50,12 @@ class RequestError(Exception):
         """The body is no JSON or does not fit the API; names the fields at fault."""
         problems = error.errors(include_url=False, include_input=False)
         texts = []
-        for problem in problems[:_PROBLEMS_SHOWN]:
+        for problem in problems[:_MAX_PROBLEMS_IN_MESSAGE]:
             field = _field(problem)
             message = "unknown field" if problem["type"] == "extra_forbidden" else problem["msg"]
             texts.append(f"{field}: {message}" if field else message)
-        if len(problems) > _PROBLEMS_SHOWN:
-            texts.append(f"and {len(problems) - _PROBLEMS_SHOWN} more problems")
+        if len(problems) > _MAX_PROBLEMS_IN_MESSAGE:
+            texts.append(f"and {len(problems) - _MAX_PROBLEMS_IN_MESSAGE} more problems")
         return cls.invalid("; ".join(texts), param=_field(problems[0]) or None)
 
     def body(self) -> dict[str, object]:

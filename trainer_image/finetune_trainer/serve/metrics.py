@@ -22,7 +22,7 @@ CLIENT_CLOSED_REQUEST: Final = 499
 
 _MEASURED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _RECORD: Final = "measurement"
-_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_BUCKETS_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class ServingMetrics:
@@ -50,14 +50,14 @@ class ServingMetrics:
             "finetune_serve_time_to_first_token_seconds",
             "Time from the request to its first generated token",
             ["model"],
-            buckets=_SECONDS,
+            buckets=_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.duration = Histogram(
             "finetune_serve_request_duration_seconds",
             "Time from the request to the end of its response, for complete responses",
             ["model"],
-            buckets=_SECONDS,
+            buckets=_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.queue_depth = Gauge(

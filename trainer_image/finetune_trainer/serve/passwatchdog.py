@@ -18,7 +18,7 @@ from finetune_trainer.runtime import termination
 
 HANG_SECONDS: Final = 900.0
 """Seconds after which a pass of the model thread counts as hung."""
-_LAST_WORDS_SECONDS: Final = 30
+_MAX_DUMP_SECONDS: Final = 30
 """After these the process ends also where the log or the termination message is what hangs."""
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def end_process(message: str) -> None:
     """Leave the stacks of all threads in the log and the reason as termination message, and end at once."""
-    faulthandler.dump_traceback_later(_LAST_WORDS_SECONDS, exit=True)  # with code 1, which is INTERNAL
+    faulthandler.dump_traceback_later(_MAX_DUMP_SECONDS, exit=True)  # with code 1, which is INTERNAL
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
     text = f"{FailureReason.INTERNAL}: {message}"
     logger.error(text)
@@ -39,18 +39,18 @@ class PassWatchdog:
 
     Args:
         pass_seconds: seconds that the pass under way has taken; 0 between passes.
-        limit: seconds after which it hangs.
+        limit_seconds: seconds after which it hangs.
         hung: called once with what is wrong.
     """
 
     def __init__(
         self,
         pass_seconds: Callable[[], float],
-        limit: float = HANG_SECONDS,
+        limit_seconds: float = HANG_SECONDS,
         hung: Callable[[str], None] = end_process,
     ) -> None:
         self._pass_seconds = pass_seconds
-        self._limit = limit
+        self._limit_seconds = limit_seconds
         self._hung = hung
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -65,11 +65,12 @@ class PassWatchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while (left := self._limit - self._pass_seconds()) > 0:
+        while (left := self._limit_seconds - self._pass_seconds()) > 0:
             if self._stopped.wait(left):
                 return
         self._hung(
-            f"the model thread hangs: one pass over its requests has taken more than {self._limit:g} seconds."
+            f"the model thread hangs: one pass over its requests has taken more than {self._limit_seconds:g}"
+            " seconds."
             " The container starts again; if it hangs again, see in its log where (every thread's stack is"
             " there), and check its device"
         )

@@ -20,7 +20,7 @@ from finetune_trainer.serve.responseformats import ChatFormat, CompletionFormat,
 from finetune_trainer.serve.responses import ModelCard, ModelList
 from finetune_trainer.serve.service import Loaded, Service
 
-_BODY_BYTES: Final = 1024 * 1024
+_MAX_BODY_BYTES: Final = 1024 * 1024
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
@@ -84,9 +84,9 @@ async def _read(request: Request, kind: type[RequestT]) -> RequestT:
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > _BODY_BYTES:
+        if len(content) > _MAX_BODY_BYTES:
             raise RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request is larger than {_BODY_BYTES} bytes."
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request is larger than {_MAX_BODY_BYTES} bytes."
             )
     try:
         return kind.model_validate_json(bytes(content))

@@ -26,8 +26,8 @@ Answer = TypeVar("Answer")
 
 PART_BYTES: Final = 8 << 20
 """Of one request; a small pod holds a few of them in memory at once."""
-PARTS_AT_ONCE: Final = 4
-MOST_PARTS: Final = 10_000
+MAX_PARALLEL_PARTS: Final = 4
+MAX_PARTS: Final = 10_000
 """Of one upload to S3."""
 
 ADVICE: Final = {
@@ -77,12 +77,12 @@ class BucketObjects:
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         """The first `size` bytes of an object, a few parts ahead of who takes them."""
-        with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="download") as pool:
+        with ThreadPoolExecutor(MAX_PARALLEL_PARTS, thread_name_prefix="download") as pool:
             pending: deque[Future[bytes]] = deque()
             for start in range(0, size, PART_BYTES):
                 read = partial(self._filesystem.cat_file, start=start, end=min(start + PART_BYTES, size))
                 pending.append(pool.submit(self._require, self._reading, key, read))
-                if len(pending) == PARTS_AT_ONCE:
+                if len(pending) == MAX_PARALLEL_PARTS:
                     yield self._next(pending)
             while pending:
                 yield self._next(pending)
@@ -168,11 +168,11 @@ class BucketObjects:
 
     def _upload_settings(self, size: int) -> dict[str, Any]:
         """Small parts, so that an upload fits beside whatever else a pod has in memory."""
-        part_bytes = max(PART_BYTES, math.ceil(size / MOST_PARTS))
+        part_bytes = max(PART_BYTES, math.ceil(size / MAX_PARTS))
         match self._folder.scheme:
             case "s3":
-                return {"chunksize": part_bytes, "max_concurrency": PARTS_AT_ONCE}
+                return {"chunksize": part_bytes, "max_concurrency": MAX_PARALLEL_PARTS}
             case "gs":
                 return {"chunksize": PART_BYTES}
             case _:
-                return {"max_concurrency": PARTS_AT_ONCE}
+                return {"max_concurrency": MAX_PARALLEL_PARTS}

@@ -21,7 +21,7 @@ from finetune_trainer.store.base import RunFolder
 from finetune_trainer.store.bucketobjects import BucketObjects
 from finetune_trainer.store.failures import writable
 
-AT_ONCE: Final = 2
+MAX_PENDING_UPLOADS: Final = 2
 """Kept names that may be on their way: a stage that is faster than the network waits, and fills no disk."""
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class BucketRunFolder(RunFolder):
 
     @override
     def keep(self, name: str) -> None:
-        self._wait(AT_ONCE - 1)
+        self._wait(MAX_PENDING_UPLOADS - 1)
         path = self.path / name
         if path.is_dir():
             parent, _, folder = name.rpartition("/")
