@@ -127,6 +127,6 @@ def _download(remote: RemoteSource, uri: str, here: Path, context: StageContext)
     there = {file.name: file for file in remote.files}
     remote.download([there[name] for name in sorted(described_by(set(there)))], here)
     chosen = [there[name] for name in choose_files(here, uri, set(there))]
-    meter = StageMeter(context, sum(file.size or 0 for file in chosen), MEBIBYTE)
+    meter = StageMeter(context, sum(file.size_bytes or 0 for file in chosen), MEBIBYTE)
     meter.begin(f"downloading {uri}")
     remote.download(chosen, here, meter.add)
