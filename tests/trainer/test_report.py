@@ -11,18 +11,18 @@ from jsonschema import Draft202012Validator
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.problems import Code, Issue, Place, Severity
 from finetune_trainer.data.result import (
     Bucket,
-    Difference,
+    CharacterLengths,
+    DuplicatePair,
     FileRecord,
-    Kin,
     Label,
-    Lengths,
     Prepared,
-    Problem,
+    RowChanges,
+    RowProblem,
     Statistics,
 )
+from finetune_trainer.data.rowproblems import Code, Issue, RowPosition, Severity
 from finetune_trainer.report.document import MAX_LISTED_PROBLEMS, Document, document, encode
 from finetune_trainer.report.headlines import HEADLINES
 from finetune_trainer.report.histogram import compact, histogram, nice_ceiling
@@ -39,16 +39,16 @@ def problem(
     code: Code = Code.FIELD_EMPTY,
     severity: Severity = "error",
     file: str | None = None,
-) -> Problem:
+) -> RowProblem:
     issue = Issue(code, what, "text", "fill completion in, or remove the row", "completion", severity)
-    return Problem(Place(file, row, row), issue)
+    return RowProblem(RowPosition(file, row, row), issue)
 
 
-def prepared(*problems: Problem, **facts: Any) -> Prepared:
+def prepared(*problems: RowProblem, **facts: Any) -> Prepared:
     """A hundred good rows, and the rows of the problems."""
     errors = sum(problem.issue.severity == "error" for problem in problems)
     codes = [problem.issue.code for problem in problems]
-    lengths = Lengths(
+    lengths = CharacterLengths(
         mean=12.5, median=11.0, p95=30.0, max=39, histogram=(Bucket(0, 10, 40), Bucket(10, 40, 60))
     )
     usual: dict[str, Any] = {
@@ -84,14 +84,14 @@ def everything() -> Prepared:
             cleaning=Cleaning(near_duplicates="Remove"),
             checks=Checks(email_addresses="Warn", phone_numbers="Fail", phone_region="DE"),
         ),
-        kin=(
-            Kin("Exact", Place("a.jsonl", 3, 3), Place("a.jsonl", 1, 1)),
-            Kin("Near", Place("a.jsonl", 4, 4), Place("a.jsonl", 1, 1)),
-            Kin("Leak", Place("a.jsonl", 5, 5), Place("a.jsonl", 2, 2)),
-            Kin("Conflict", Place("a.jsonl", 6, 6), Place("a.jsonl", 2, 2)),
+        duplicate_pairs=(
+            DuplicatePair("Exact", RowPosition("a.jsonl", 3, 3), RowPosition("a.jsonl", 1, 1)),
+            DuplicatePair("Near", RowPosition("a.jsonl", 4, 4), RowPosition("a.jsonl", 1, 1)),
+            DuplicatePair("Leak", RowPosition("a.jsonl", 5, 5), RowPosition("a.jsonl", 2, 2)),
+            DuplicatePair("Conflict", RowPosition("a.jsonl", 6, 6), RowPosition("a.jsonl", 2, 2)),
         ),
         unused_fields=("id", "created_at"),
-        difference=Difference(previous=DIGEST, added=1234, removed=5, changed=6),
+        difference=RowChanges(previous=DIGEST, added=1234, removed=5, changed=6),
     )
     return replace(
         base,

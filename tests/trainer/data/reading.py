@@ -16,8 +16,8 @@ from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.problems import Code, Invalid
-from finetune_trainer.data.reading import BatchReader, PlacedRow, Reading, UnusedFields
+from finetune_trainer.data.reading import BatchReader, LocatedRow, SourceReader, UnusedFields
+from finetune_trainer.data.rowproblems import Code, InvalidRecord
 from finetune_trainer.data.similarity import Rows
 from finetune_trainer.rows import Row
 
@@ -29,13 +29,13 @@ class Outcome:
     """All that a reading gave."""
 
     format: DataFormat | None
-    items: list[PlacedRow | Invalid]
+    items: list[LocatedRow | InvalidRecord]
     unused: tuple[str, ...]
     digests: list[str]
 
     @property
     def raw_rows(self) -> list[RawRow]:
-        return [item.raw for item in self.items if isinstance(item, PlacedRow)]
+        return [item.raw for item in self.items if isinstance(item, LocatedRow)]
 
     @property
     def rows(self) -> list[Row]:
@@ -46,12 +46,12 @@ class Outcome:
         return [row.to_dict() for row in self.rows]
 
     @property
-    def invalid(self) -> list[Invalid]:
-        return [item for item in self.items if isinstance(item, Invalid)]
+    def invalid(self) -> list[InvalidRecord]:
+        return [item for item in self.items if isinstance(item, InvalidRecord)]
 
     @property
     def problems(self) -> list[str]:
-        return [f"{invalid.place}: {issue}" for invalid in self.invalid for issue in invalid.issues]
+        return [f"{invalid.position}: {issue}" for invalid in self.invalid for issue in invalid.issues]
 
     @property
     def codes(self) -> list[Code]:
@@ -65,8 +65,8 @@ def read_files(folder: Path, files: Mapping[str, str | bytes], recipe: Recipe = 
         path = folder / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         sources.append(SourceFile(path))
-    reading, reader, unused = Reading(sources, recipe), BatchReader(recipe), UnusedFields()
-    items: list[PlacedRow | Invalid] = []
+    reading, reader, unused = SourceReader(sources, recipe), BatchReader(recipe), UnusedFields()
+    items: list[LocatedRow | InvalidRecord] = []
     for batch in reading:
         items += reader.read(batch)
         if reader.form is not None:

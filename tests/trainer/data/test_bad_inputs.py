@@ -10,7 +10,7 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import MAX_ROW_BYTES
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import (
     DEFAULT,
     chat,
@@ -865,7 +865,7 @@ def test_rows_before_the_damage_of_a_packed_file_are_read_and_the_last_is_named(
 
     outcome = read(tmp_path, content[: len(content) // 2])
 
-    last = outcome.items[-2].place.record
+    last = outcome.items[-2].position.record
     assert last is not None
     assert last > 10_000
     assert outcome.problems == [

@@ -10,14 +10,16 @@ import pyarrow
 import pytest
 
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
-from finetune_trainer.data.containers.base import Container, Header, Record
+from finetune_trainer.data.containers.base import Container, Header, RawRecord
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Place
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, RowPosition
 from finetune_trainer.data.unpacking import CHUNK_BYTES
 from tests.trainer.data.reading import json_lines, pairs, parquet_bytes
 
 
-def items(folder: Path, container: Container, content: str | bytes) -> list[Header | Record | Invalid]:
+def items(
+    folder: Path, container: Container, content: str | bytes
+) -> list[Header | RawRecord | InvalidRecord]:
     path = folder / "rows"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     decoder = jsonlines.LineDecoder()
@@ -27,15 +29,15 @@ def items(folder: Path, container: Container, content: str | bytes) -> list[Head
 
 def test_a_line_is_a_record_and_empty_lines_are_none(tmp_path: Path) -> None:
     assert items(tmp_path, jsonlines.read, '\ufeff{"a": 1}\r\n\n \t\n{"a": [2, null, "é"]}') == [
-        Record(Place(None, 1, 1), {"a": 1}),
-        Record(Place(None, 4, 4), {"a": [2, None, "é"]}),
+        RawRecord(RowPosition(None, 1, 1), {"a": 1}),
+        RawRecord(RowPosition(None, 4, 4), {"a": [2, None, "é"]}),
     ]
 
 
 def test_a_json_list_counts_its_objects(tmp_path: Path) -> None:
     assert items(tmp_path, jsonlist.read, '\ufeff [\n {"a": 1},\n\n{"a":\n"é"}\n]\n') == [
-        Record(Place(None, 1), {"a": 1}),
-        Record(Place(None, 2), {"a": "é"}),
+        RawRecord(RowPosition(None, 1), {"a": 1}),
+        RawRecord(RowPosition(None, 2), {"a": "é"}),
     ]
     assert items(tmp_path, jsonlist.read, "[ ]\n") == []
 
@@ -47,7 +49,7 @@ def test_a_json_list_is_read_whole_wherever_a_chunk_ends(tmp_path: Path, size: i
 
     read = items(tmp_path, jsonlist.read, text)
 
-    assert [record.fields for record in read if isinstance(record, Record)] == rows
+    assert [record.fields for record in read if isinstance(record, RawRecord)] == rows
 
 
 def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -72,8 +74,8 @@ def test_a_table_gives_its_header_and_its_records_with_their_lines(
 
     assert items(tmp_path, container, content) == [
         Header(("id", "text")),
-        Record(Place(None, 1, 2), {"id": "1", "text": f'two\r\nlines{separator} and a "quote"'}),
-        Record(Place(None, 2, 5), {"id": "2", "text": "plain"}),
+        RawRecord(RowPosition(None, 1, 2), {"id": "1", "text": f'two\r\nlines{separator} and a "quote"'}),
+        RawRecord(RowPosition(None, 2, 5), {"id": "2", "text": "plain"}),
     ]
 
 
@@ -88,8 +90,8 @@ def test_parquet_gives_its_columns_and_its_rows_as_json_has_them(tmp_path: Path)
 
     assert items(tmp_path, parquet.read, parquet_bytes([row, row])) == [
         Header(("text", "number", "yes", "nothing", "messages")),
-        Record(Place(None, 1), row),
-        Record(Place(None, 2), row),
+        RawRecord(RowPosition(None, 1), row),
+        RawRecord(RowPosition(None, 2), row),
     ]
 
 
@@ -99,14 +101,16 @@ def test_dates_and_decimals_of_parquet_are_texts(tmp_path: Path) -> None:
 
     _, record = items(tmp_path, parquet.read, content)
 
-    assert isinstance(record, Record)
+    assert isinstance(record, RawRecord)
     assert record.fields == {"day": "2030-01-02", "at": "2030-01-02 03:04:05.000000Z", "price": "1.50"}
 
 
 def test_every_row_group_of_parquet_is_read_in_order(tmp_path: Path) -> None:
     _, *records = items(tmp_path, parquet.read, parquet_bytes(pairs(2500), row_group_size=700))
 
-    assert [record.place.record for record in records if isinstance(record, Record)] == [*range(1, 2501)]
+    assert [record.position.record for record in records if isinstance(record, RawRecord)] == [
+        *range(1, 2501)
+    ]
 
 
 def test_a_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
@@ -116,9 +120,9 @@ def test_a_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Pat
 
     _, first, second, third = parquet.read(SourceFile(path), None)
 
-    assert isinstance(first, Record)
-    assert isinstance(second, Invalid)
-    assert isinstance(third, Record)
+    assert isinstance(first, RawRecord)
+    assert isinstance(second, InvalidRecord)
+    assert isinstance(third, RawRecord)
     assert second.issues[0].code is Code.ENCODING
     assert str(second.issues[0]).startswith("text has the byte 0xE9, which is not UTF-8; expected UTF-8")
 
@@ -130,11 +134,11 @@ def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path: Path) -> N
 
     (invalid,) = parquet.read(SourceFile(path), None)
 
-    assert isinstance(invalid, Invalid)
+    assert isinstance(invalid, InvalidRecord)
     assert str(invalid.issues[0]).startswith('the header has "text" twice; expected each name once')
 
 
 def test_a_file_of_json_lines_of_any_kind_of_space_is_read(tmp_path: Path) -> None:
     read = items(tmp_path, jsonlines.read, json_lines(pairs(3)).replace("\n", "  \r\n"))
 
-    assert [record.fields for record in read if isinstance(record, Record)] == pairs(3)
+    assert [record.fields for record in read if isinstance(record, RawRecord)] == pairs(3)

@@ -13,8 +13,8 @@ from finetune_trainer.contract.vocabulary import NearDuplicates as Option
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
-from finetune_trainer.data.problems import Place
-from finetune_trainer.data.result import Kin
+from finetune_trainer.data.result import DuplicatePair
+from finetune_trainer.data.rowproblems import RowPosition
 from finetune_trainer.rows import Message, Row
 from tests.trainer.data.reading import reader
 
@@ -26,7 +26,10 @@ def test_the_first_of_equal_rows_is_kept() -> None:
 
     assert selection.keep.tolist() == [True, False, True, False]
     assert selection.duplicates == 2
-    assert selection.kin == (Kin("Exact", _place(2), _place(1)), Kin("Exact", _place(4), _place(1)))
+    assert selection.example_pairs == (
+        DuplicatePair("Exact", _place(2), _place(1)),
+        DuplicatePair("Exact", _place(4), _place(1)),
+    )
 
 
 def test_a_row_that_another_split_measures_with_is_left_out_of_training() -> None:
@@ -36,7 +39,10 @@ def test_a_row_that_another_split_measures_with_is_left_out_of_training() -> Non
 
     assert selection.keep.tolist() == [False, False, True, True]
     assert (selection.leaked, selection.duplicates, selection.conflicting) == (2, 0, 0)
-    assert selection.kin == (Kin("Leak", _place(1), _place(3)), Kin("Leak", _place(2), _place(3)))
+    assert selection.example_pairs == (
+        DuplicatePair("Leak", _place(1), _place(3)),
+        DuplicatePair("Leak", _place(2), _place(3)),
+    )
 
 
 def test_test_comes_before_validation_and_validation_before_training() -> None:
@@ -52,7 +58,7 @@ def test_other_answers_to_an_input_are_told_and_kept() -> None:
 
     assert selection.keep.tolist() == [True, True, True, False, True]
     assert selection.conflicting == 2
-    assert Kin("Conflict", _place(2), _place(1)) in selection.kin
+    assert DuplicatePair("Conflict", _place(2), _place(1)) in selection.example_pairs
 
 
 def test_an_answer_that_is_judged_both_ways_contradicts_and_another_answer_does_not() -> None:
@@ -64,7 +70,7 @@ def test_an_answer_that_is_judged_both_ways_contradicts_and_another_answer_does_
     selection = _select_rows(rows)
 
     assert (selection.conflicting, selection.duplicates) == (1, 1)
-    assert Kin("Conflict", _place(3), _place(1)) in selection.kin
+    assert DuplicatePair("Conflict", _place(3), _place(1)) in selection.example_pairs
 
 
 def test_the_same_two_answers_preferred_both_ways_contradict_and_others_do_not() -> None:
@@ -76,7 +82,7 @@ def test_the_same_two_answers_preferred_both_ways_contradict_and_others_do_not()
     selection = _select_rows(rows)
 
     assert selection.conflicting == 1
-    assert Kin("Conflict", _place(3), _place(1)) in selection.kin
+    assert DuplicatePair("Conflict", _place(3), _place(1)) in selection.example_pairs
 
 
 @pytest.mark.parametrize(
@@ -87,20 +93,20 @@ def test_the_same_two_answers_preferred_both_ways_contradict_and_others_do_not()
 def test_a_training_row_that_only_looks_the_same_as_a_held_out_row_is_left_out(twin: str) -> None:
     rows = [Row.pair(twin, "a"), Row.pair("Caf\u00e9 au lait", "b")]
 
-    selection = _select_rows(rows, ["train", "test"], "Off", as_seen=True)
+    selection = _select_rows(rows, ["train", "test"], "Off", visible_text=True)
 
     assert selection.keep.tolist() == [False, True]
-    assert selection.kin == (Kin("Leak", _place(1), _place(2)),)
+    assert selection.example_pairs == (DuplicatePair("Leak", _place(1), _place(2)),)
     assert _select_rows(rows, ["train", "test"], "Off").keep.all(), "by the first rule they are two inputs"
 
 
 def test_a_training_row_in_other_case_whose_answer_has_a_blank_more_is_left_out() -> None:
     rows = [Row.pair(LONG.upper(), "Dispatch  now"), Row.pair(LONG, "dispatch now")]
 
-    selection = _select_rows(rows, ["train", "test"], as_seen=True)
+    selection = _select_rows(rows, ["train", "test"], visible_text=True)
 
     assert selection.keep.tolist() == [False, True]
-    assert selection.kin == (Kin("NearLeak", _place(1), _place(2)),)
+    assert selection.example_pairs == (DuplicatePair("NearLeak", _place(1), _place(2)),)
 
 
 def test_distinct_short_texts_with_one_answer_stay() -> None:
@@ -109,7 +115,7 @@ def test_distinct_short_texts_with_one_answer_stay() -> None:
     rows = [Row.pair(f"{one} {two}", "hardware") for one in first for two in second]
     splits: list[SplitName] = [("train", "train", "test")[number % 3] for number in range(len(rows))]
 
-    selection = _select_rows(rows, splits, as_seen=True)
+    selection = _select_rows(rows, splits, visible_text=True)
 
     assert selection.keep.all()
 
@@ -121,9 +127,11 @@ def test_examples_are_bounded_and_name_their_files_and_all_pairs_can_be_had() ->
 
     selection = select(index, reader([]), Cleaning(near_duplicates="Off"), ["one.jsonl", "two.jsonl"])
 
-    assert selection.duplicates == len(list(selection.all_kin())) == 199
-    assert len(selection.kin) == 100
-    assert selection.kin[0] == Kin("Exact", Place("two.jsonl", 1), Place("one.jsonl", 1))
+    assert selection.duplicates == len(list(selection.all_pairs())) == 199
+    assert len(selection.example_pairs) == 100
+    assert selection.example_pairs[0] == DuplicatePair(
+        "Exact", RowPosition("two.jsonl", 1), RowPosition("one.jsonl", 1)
+    )
 
 
 def test_near_duplicates_are_kept_or_left_out_as_asked() -> None:
@@ -133,7 +141,7 @@ def test_near_duplicates_are_kept_or_left_out_as_asked() -> None:
     assert _select(rows, option="Keep").near_duplicates == 1
     removed = _select(rows, option="Remove")
     assert removed.keep.tolist() == [True, False, True]
-    assert removed.kin == (Kin("Near", _place(2), _place(1)),)
+    assert removed.example_pairs == (DuplicatePair("Near", _place(2), _place(1)),)
     assert _select(rows, option="Off").near_duplicates is None
 
 
@@ -145,7 +153,7 @@ def test_training_rows_near_to_a_test_row_are_left_out_unless_the_answer_differs
 
     assert kept.keep.tolist() == [False, True, True]
     assert (kept.near_leaked, kept.near_duplicates) == (1, 0)
-    assert kept.kin == (Kin("NearLeak", _place(1), _place(2)),)
+    assert kept.example_pairs == (DuplicatePair("NearLeak", _place(1), _place(2)),)
     assert _select(rows, splits, "Off").keep.all()
 
 
@@ -178,7 +186,7 @@ def test_above_the_limit_no_row_is_read_again() -> None:
 def test_rows_whose_answer_is_given_once_are_not_read_again_and_do_not_count_for_the_limit() -> None:
     rows = [Row.pair(f"{LONG} {number}", str(number)) for number in range(5)]
 
-    selection = _select_rows(rows, option="Remove", limit=1, as_seen=True)
+    selection = _select_rows(rows, option="Remove", limit=1, visible_text=True)
 
     assert (selection.near_duplicates, selection.skipped) == (0, 0)
 
@@ -246,15 +254,15 @@ def _select_rows(
     splits: list[SplitName] | None = None,
     option: Option = "Keep",
     *,
-    as_seen: bool = False,
+    visible_text: bool = False,
     limit: int = 1000,
 ) -> Selection:
-    index = RowIndex(as_seen=as_seen)
+    index = RowIndex(compares_visible_text=visible_text)
     for number, row in enumerate(rows):
         index.add(row, splits[number] if splits else "train", 0, number + 1)
     cleaning = Cleaning(near_duplicates=option, max_rows_for_near_duplicates=limit)
     return select(index, reader(rows), cleaning, [None])
 
 
-def _place(record: int) -> Place:
-    return Place(None, record)
+def _place(record: int) -> RowPosition:
+    return RowPosition(None, record)

@@ -8,7 +8,7 @@ import pytest
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, json_lines, parquet_bytes, read, turns
 
 NEWEST = Recipe(division=Split(rule_version=RULE_VERSION))

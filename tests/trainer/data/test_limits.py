@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.data.files import Changed, SourceFile
+from finetune_trainer.data.files import FileChanged, SourceFile
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
-from finetune_trainer.data.problems import Code
 from finetune_trainer.data.result import Prepared
+from finetune_trainer.data.rowproblems import Code
 from finetune_trainer.data.unpacking import Budget, TooLarge
 from finetune_trainer.report.document import document, encode
 from tests.trainer.preparing import json_lines, pairs
@@ -105,7 +105,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         # One that was exchanged was read as it was; the next look is at another.
         file.head(1)
 
-    with pytest.raises(Changed, match=r"rows\.jsonl: was changed while it was read; run again when nobody"):
+    with pytest.raises(
+        FileChanged, match=r"rows\.jsonl: was changed while it was read; run again when nobody"
+    ):
         read()
 
 

@@ -11,7 +11,7 @@ from finetune_trainer.data.formats.base import Format, Issues, text
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.problems import Issue
+from finetune_trainer.data.rowproblems import Issue
 from finetune_trainer.rows import Row
 from tests.trainer.data.reading import json_lines, read
 

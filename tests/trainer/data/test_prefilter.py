@@ -140,7 +140,7 @@ def test_texts_of_everyday_words_are_not_worth_a_look() -> None:
 
 def test_a_set_with_little_memory_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     detectors = [Secrets.expressions, (("@",),), SEQUENCE_EXPRESSIONS]
-    monkeypatch.setattr(prefilter, "MAX_MEMORY", 150_000)
+    monkeypatch.setattr(prefilter, "MAX_MEMORY_BYTES", 150_000)
     little = Prefilter(detectors)
     monkeypatch.undo()
     chance = random.Random(0)  # noqa: S311

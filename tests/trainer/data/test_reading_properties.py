@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.problems import Invalid
-from finetune_trainer.data.reading import PlacedRow
+from finetune_trainer.data.reading import LocatedRow
+from finetune_trainer.data.rowproblems import InvalidRecord
 from finetune_trainer.rows import Row, parse_row
 from tests.trainer.data.reading import (
     DEFAULT,
@@ -101,8 +101,8 @@ def read_bytes(content: bytes, recipe: Recipe) -> Outcome:
 def check(outcome: Outcome) -> None:
     """Only valid rows come out, which can be written and read again, and problems that can be told."""
     for item in outcome.items:
-        assert isinstance(item, PlacedRow | Invalid)
-        if isinstance(item, Invalid):
+        assert isinstance(item, LocatedRow | InvalidRecord)
+        if isinstance(item, InvalidRecord):
             assert item.issues
             "".join(f"{issue} {issue.column}" for issue in item.issues).encode()
         else:

@@ -91,7 +91,7 @@ def test_nearly_all_pairs_above_the_threshold_are_found_and_none_far_below() -> 
 def test_short_texts_are_near_where_every_word_is_the_same() -> None:
     texts = ["Reset my password", "reset my password!", "reset my passwort", "…", "!", "👍", "👍\ufe0f"]
 
-    assert _near([(text, "a") for text in texts], compares_whole=True) == [-1, 0, -1, -1, -1, -1, 5]
+    assert _near([(text, "a") for text in texts], compares_short_texts=True) == [-1, 0, -1, -1, -1, -1, 5]
 
 
 def test_texts_of_which_the_template_leaves_little_are_compared_whole() -> None:
@@ -99,20 +99,20 @@ def test_texts_of_which_the_template_leaves_little_are_compared_whole() -> None:
     cities = ["Ulm", "Bonn", "Jena", "Kiel", "Trier", "Worms", "Hof", "Suhl", "Gera", "Fulda", "Marl", "Bern"]
     rows = [(f"{template} {city}", "yes") for city in cities]
 
-    assert _near([*rows, (rows[3][0].upper(), "yes")], compares_whole=True) == [*[-1] * 12, 3]
+    assert _near([*rows, (rows[3][0].upper(), "yes")], compares_short_texts=True) == [*[-1] * 12, 3]
 
 
-def _near(pairs: list[tuple[str, str]], *, compares_whole: bool = False) -> list[int]:
-    return _near_rows([Row.pair(*pair) for pair in pairs], compares_whole=compares_whole)
+def _near(pairs: list[tuple[str, str]], *, compares_short_texts: bool = False) -> list[int]:
+    return _near_rows([Row.pair(*pair) for pair in pairs], compares_short_texts=compares_short_texts)
 
 
-def _near_rows(rows: list[Row], *, compares_whole: bool = False) -> list[int]:
-    index = RowIndex(as_seen=compares_whole)
+def _near_rows(rows: list[Row], *, compares_short_texts: bool = False) -> list[int]:
+    index = RowIndex(compares_visible_text=compares_short_texts)
     for number, row in enumerate(rows):
         index.add(row, "train", 0, number + 1)
-    answers = groups(index.table["seen_answer" if compares_whole else "answer"])
+    answers = groups(index.table["visible_answer" if compares_short_texts else "answer"])
     found: list[int] = find_near(
-        reader(rows), np.arange(len(rows)), answers, compares_whole=compares_whole
+        reader(rows), np.arange(len(rows)), answers, compares_short_texts=compares_short_texts
     ).tolist()
     return found
 

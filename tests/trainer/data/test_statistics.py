@@ -16,7 +16,7 @@ from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.output import SplitWriter, line_of
-from finetune_trainer.data.result import Bucket, Difference, Lengths
+from finetune_trainer.data.result import Bucket, CharacterLengths, RowChanges
 from finetune_trainer.data.statistics import (
     labels_not_held_out,
     lengths,
@@ -92,7 +92,7 @@ def test_buckets_are_round_and_become_wider() -> None:
 
 
 def test_no_rows_have_no_lengths() -> None:
-    assert lengths(np.array([], dtype=np.uint32)) == Lengths()
+    assert lengths(np.array([], dtype=np.uint32)) == CharacterLengths()
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1))
@@ -276,7 +276,7 @@ def test_a_version_differs_by_rows_that_were_added_removed_and_answered_anew(tmp
 
     difference = compare(index, selection.keep, "abc", [tmp_path / file for file in SPLIT_FILES.values()])
 
-    assert difference == Difference(previous="abc", added=2, removed=1, changed=1)
+    assert difference == RowChanges(previous="abc", added=2, removed=1, changed=1)
 
 
 def test_rows_of_every_form_are_the_same_rows_when_they_are_read_again(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_rows_of_every_form_are_the_same_rows_when_they_are_read_again(tmp_path:
 
     difference = compare(index, np.ones(len(rows), dtype=bool), "abc", [tmp_path / "train.jsonl"])
 
-    assert difference == Difference(previous="abc", added=0, removed=0, changed=0)
+    assert difference == RowChanges(previous="abc", added=0, removed=0, changed=0)
 
 
 def _index_of(rows: int) -> RowIndex:

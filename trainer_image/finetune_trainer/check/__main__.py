@@ -16,7 +16,7 @@ from finetune_trainer.check.outputs import require_room, write
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates, SplitName
-from finetune_trainer.data.files import SourceFile, Unreadable
+from finetune_trainer.data.files import FileUnreadable, SourceFile
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.rows import SPLIT_FILES
@@ -206,7 +206,7 @@ def check(
         require_room(sources, report, html, output)
         found = _prepared(sources, recipe, " ".join(files), output)
         write(found, report, html)
-    except (NotFound, TooLarge, Unreadable) as error:
+    except (NotFound, TooLarge, FileUnreadable) as error:
         _end(str(error))
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -230,7 +230,7 @@ def main() -> None:
 
 
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
-    """The report; the rows are in `output` then. Raises Unreadable, OSError."""
+    """The report; the rows are in `output` then. Raises FileUnreadable, OSError."""
     from finetune_trainer.check.progressbar import progress
     from finetune_trainer.data.preparation import prepare
     from finetune_trainer.report.document import document

@@ -8,7 +8,7 @@ import typer
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.options import FieldNames
-from finetune_trainer.data.template import PromptTemplate
+from finetune_trainer.data.prompttemplate import PromptTemplate
 
 COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "template")
 

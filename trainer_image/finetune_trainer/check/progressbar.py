@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.result import Kin, Problem
+from finetune_trainer.data.result import DuplicatePair, RowProblem
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -33,16 +33,16 @@ class ProgressBar:
             description="Comparing" if bytes_read >= self._size else "Reading",
         )
 
-    def problem(self, problem: Problem) -> None:
+    def problem(self, problem: RowProblem) -> None:
         """They are shown in the end."""
 
-    def alike(self, kin: Kin) -> None:
+    def duplicate(self, pair: DuplicatePair) -> None:
         """So are they."""
 
 
 @contextmanager
 def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
-    """A listener that moves a bar on stderr; None where nobody would see it. Raises Unreadable."""
+    """A listener that moves a bar on stderr; None where nobody would see it. Raises FileUnreadable."""
     size = sum(file.size for file in files)
     if size < MIN_BYTES_FOR_BAR or not sys.stderr.isatty():
         yield None

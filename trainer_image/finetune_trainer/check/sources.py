@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune_trainer.beneath import kind_of, names_in
 from finetune_trainer.data.files import COMPRESSED_SUFFIXES, ENDINGS, SourceFile, is_data
-from finetune_trainer.data.unpacking import unpacking
+from finetune_trainer.data.unpacking import unpacking_budget
 
 
 class NotFound(Exception):
@@ -21,7 +21,7 @@ def find_files(arguments: Sequence[str]) -> list[SourceFile]:
     found = [pair for argument in arguments for pair in _matching(argument)]
     roots = {path.resolve(): (path, root) for path, root in found}
     names = [path.name for path, _ in roots.values()]
-    budget = unpacking()
+    budget = unpacking_budget()
     files = [
         SourceFile(
             path, path.name if names.count(path.name) == 1 else path.as_posix(), root=root, budget=budget

@@ -10,9 +10,9 @@ from finetune_trainer.data import output
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.cleaning import clean
 from finetune_trainer.data.index import RowIndex
-from finetune_trainer.data.options import SEEN_SINCE, Recipe
-from finetune_trainer.data.problems import Invalid, Issue, Place
-from finetune_trainer.data.reading import Batch, BatchReader
+from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
+from finetune_trainer.data.reading import BatchReader, RowBatch
+from finetune_trainer.data.rowproblems import InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.split import split_of
 from finetune_trainer.rows import SPLIT_FILES
 
@@ -29,7 +29,7 @@ class PreparedBatch:
         default_factory=lambda: {name: bytearray() for name in SPLIT_FILES}
     )
     """Of the split files."""
-    findings: list[tuple[Place, tuple[Issue, ...]]] = field(default_factory=list)
+    findings: list[tuple[RowPosition, tuple[Issue, ...]]] = field(default_factory=list)
     """All that is wrong, in the order of the records."""
     rows: int = 0
     """Records that were read, invalid ones among them."""
@@ -52,15 +52,15 @@ class Preparer:
         self._recipe = recipe
         self._reader = BatchReader(recipe)
         self._scanner = Scanner(recipe.checks)
-        self._compares_as_seen = recipe.division.rule_version >= SEEN_SINCE
+        self._compares_visible_text = recipe.division.rule_version >= VISIBLE_TEXT_SINCE
 
-    def prepare(self, batch: Batch) -> PreparedBatch:
+    def prepare(self, batch: RowBatch) -> PreparedBatch:
         """Read, divide, clean and look through the rows of a batch."""
-        index = RowIndex(as_seen=self._compares_as_seen)
+        index = RowIndex(compares_visible_text=self._compares_visible_text)
         done = PreparedBatch(index=index, bytes_read=batch.bytes_read)
         for item in self._reader.read(batch):
-            if isinstance(item, Invalid):
-                done.findings.append((item.place, item.issues))
+            if isinstance(item, InvalidRecord):
+                done.findings.append((item.position, item.issues))
                 done.broken += item.ends_file
                 done.invalid += not item.ends_file
                 done.rows += not item.ends_file
@@ -71,14 +71,14 @@ class Preparer:
             cleaned = clean(item.raw.row, self._recipe.cleaning)
             row, issues = self._scanner.scan(cleaned)
             if issues:
-                done.findings.append((item.place, issues))
+                done.findings.append((item.position, issues))
                 if any(issue.severity == "error" for issue in issues):
                     done.invalid += 1
                     continue
             done.redacted += row is not cleaned
             done.lines[split] += output.line_of(row)
             shown = self._scanner.masked(row.output) if issues else None
-            index.add(row, split, batch.file, item.place.record or 0, shown=shown)
+            index.add(row, split, batch.file, item.position.record or 0, shown=shown)
         done.unread_labels = self._reader.unread_labels
         if self._reader.form is not None:
             done.unused, done.known = tuple(self._reader.form.unused), self._reader.form.known

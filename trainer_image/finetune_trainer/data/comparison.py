@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
-from finetune_trainer.data.result import Difference
+from finetune_trainer.data.result import RowChanges
 from finetune_trainer.rows import parse_row
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Digests = NDArray[np.uint64]
 
 
-def compare(index: RowIndex, keep: "NDArray[np.bool_]", previous: str, files: Iterable[Path]) -> Difference:
+def compare(index: RowIndex, keep: "NDArray[np.bool_]", previous: str, files: Iterable[Path]) -> RowChanges:
     """The kept rows beside those of the version with the digest `previous`, whose split files are `files`.
 
     Splits do not matter. Of other rows with the same input, as many as both versions have are changed.
@@ -36,7 +36,7 @@ def compare(index: RowIndex, keep: "NDArray[np.bool_]", previous: str, files: It
     old, old_counts = np.unique(old_inputs[~np.isin(old_rows, new_rows)], return_counts=True)
     _, at_new, at_old = np.intersect1d(new, old, assume_unique=True, return_indices=True)
     changed = int(np.minimum(new_counts[at_new], old_counts[at_old]).sum())
-    return Difference(
+    return RowChanges(
         previous=previous,
         added=int(new_counts.sum()) - changed,
         removed=int(old_counts.sum()) - changed,

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.data.index import RowIndex, groups
-from finetune_trainer.data.problems import Place
-from finetune_trainer.data.result import Kin, Kinship
+from finetune_trainer.data.result import DuplicateKind, DuplicatePair
+from finetune_trainer.data.rowproblems import RowPosition
 from finetune_trainer.data.similarity import Rows, find_near
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Numbers = NDArray[np.int64]
 
-EXAMPLES: Final = 100
-"""Of each kinship, in reports."""
+MAX_EXAMPLES_PER_KIND: Final = 100
+"""Of each kind, in reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,26 +57,28 @@ class Selection:
     index: RowIndex
     files: Sequence[str | None]
     """Names for places."""
-    alike: "tuple[tuple[Kinship, Numbers, Numbers], ...]"
-    """Of each kinship the rows, and for each of them the one that it is alike to."""
+    pairs: "tuple[tuple[DuplicateKind, Numbers, Numbers], ...]"
+    """Of each kind the rows, and for each of them the one that it is alike to."""
 
     @property
-    def kin(self) -> tuple[Kin, ...]:
+    def example_pairs(self) -> tuple[DuplicatePair, ...]:
         """Examples."""
-        return tuple(kin for part in self.alike for kin in islice(self._pairs(*part), EXAMPLES))
+        return tuple(
+            pair for part in self.pairs for pair in islice(self._pairs_of(*part), MAX_EXAMPLES_PER_KIND)
+        )
 
-    def all_kin(self) -> Iterator[Kin]:
+    def all_pairs(self) -> Iterator[DuplicatePair]:
         """Every pair of rows that are alike."""
-        for part in self.alike:
-            yield from self._pairs(*part)
+        for part in self.pairs:
+            yield from self._pairs_of(*part)
 
-    def _pairs(self, kinship: Kinship, rows: "Numbers", of: "Numbers") -> Iterator[Kin]:
+    def _pairs_of(self, kind: DuplicateKind, rows: "Numbers", of: "Numbers") -> Iterator[DuplicatePair]:
         for row, other in zip(rows, of, strict=True):
-            yield Kin(kinship, self._place(int(row)), self._place(int(other)))
+            yield DuplicatePair(kind, self._place(int(row)), self._place(int(other)))
 
-    def _place(self, row: int) -> Place:
+    def _place(self, row: int) -> RowPosition:
         table = self.index.table
-        return Place(self.files[table["file"][row]], int(table["record"][row]))
+        return RowPosition(self.files[table["file"][row]], int(table["record"][row]))
 
 
 def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str | None]) -> Selection:
@@ -90,38 +92,38 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
     split = table["split"]
     numbers = np.arange(len(table), dtype=np.int32)
     inputs = groups(table["input"][:, 0], table["input"][:, 1])
-    seen = groups(table["seen_input"]) if index.compares_as_seen else inputs
+    visible = groups(table["visible_input"]) if index.compares_visible_text else inputs
 
-    held_out = _highest(seen, split)
+    held_out = _highest(visible, split)
     leaks = split < held_out
     keep = ~leaks
-    alike = [_alike("Leak", leaks, _firsts(seen, split == held_out))]
+    pairs = [_pairs("Leak", leaks, _firsts(visible, split == held_out))]
 
     first = _firsts(groups(table["answer"], inputs), keep)
     duplicates = keep & (first != numbers)
     keep &= ~duplicates
-    alike.append(_alike("Exact", duplicates, first))
+    pairs.append(_pairs("Exact", duplicates, first))
 
     option = cleaning.near_duplicates
-    answers = groups(table["seen_answer" if index.compares_as_seen else "answer"])
+    answers = groups(table["visible_answer" if index.compares_visible_text else "answer"])
     order = _order(split, keep, answers)
     # By the first rule all rows count.
-    compared = len(order) if index.compares_as_seen else len(table)
+    compared = len(order) if index.compares_visible_text else len(table)
     is_over = option != "Off" and compared > cleaning.max_rows_for_near_duplicates
     to = np.full(len(table), -1, dtype=np.int64)
     if option != "Off" and not is_over:
-        to = find_near(rows, order, answers, compares_whole=index.compares_as_seen)
+        to = find_near(rows, order, answers, compares_short_texts=index.compares_visible_text)
     near_leaks = (to >= 0) & (split[to] > split)
     near_duplicates = (to >= 0) & ~near_leaks
     keep &= ~near_leaks
     if option == "Remove":
         keep &= ~near_duplicates
-    alike += [_alike("NearLeak", near_leaks, to), _alike("Near", near_duplicates, to)]
+    pairs += [_pairs("NearLeak", near_leaks, to), _pairs("Near", near_duplicates, to)]
 
     subjects = groups(table["subject"], inputs)
     first = _firsts(subjects, keep)
     conflicts = keep & (first != numbers)
-    alike.append(_alike("Conflict", conflicts, first))
+    pairs.append(_pairs("Conflict", conflicts, first))
 
     return Selection(
         keep=keep,
@@ -133,7 +135,7 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
         skipped=compared if is_over else 0,
         index=index,
         files=files,
-        alike=tuple(alike),
+        pairs=tuple(pairs),
     )
 
 
@@ -168,10 +170,10 @@ def _firsts(group: "NDArray[np.int32]", among: "Mask") -> "NDArray[np.int32]":
     return first[group]
 
 
-def _alike(
-    kinship: Kinship, rows: "Mask", of: "NDArray[np.int32] | Numbers"
-) -> "tuple[Kinship, Numbers, Numbers]":
+def _pairs(
+    kind: DuplicateKind, rows: "Mask", of: "NDArray[np.int32] | Numbers"
+) -> "tuple[DuplicateKind, Numbers, Numbers]":
     import numpy as np
 
     found: Numbers = np.flatnonzero(rows)
-    return kinship, found, of[found].astype(np.int64)
+    return kind, found, of[found].astype(np.int64)

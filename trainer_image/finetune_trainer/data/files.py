@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from finetune_trainer.beneath import PathRefused, open_file
-from finetune_trainer.data.unpacking import CHUNK_BYTES, ZSTD, Budget, unpacked, unpacking
+from finetune_trainer.data.unpacking import CHUNK_BYTES, ZSTD, Budget, unpacked, unpacking_budget
 
 SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
 COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst"})
@@ -21,11 +21,11 @@ MAX_ROW_BYTES: Final = 16 << 20
 """Longest row; a longer one is a file without line ends, or an unclosed quote."""
 MAX_EMPTY_LINES: Final = 1_000_000
 """In a row; a megabyte can be packed hundreds of millions of them."""
-IDENTITY: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+IDENTITY_FIELDS: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
 """What is another number once a file was exchanged or written to."""
 
 
-class Unreadable(Exception):
+class FileUnreadable(Exception):
     """A file cannot be read; the message says why."""
 
     def __init__(self, path: Path, error: OSError) -> None:
@@ -36,7 +36,7 @@ class Unreadable(Exception):
         """Whether trying again is useless."""
 
 
-class Changed(Unreadable):
+class FileChanged(FileUnreadable):
     """A file is not any more what it was when it was looked at first."""
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class Changed(Unreadable):
         super().__init__(path, error)
 
 
-class Damaged(Exception):
+class FileDamaged(Exception):
     """A file cannot be read to its end; the message says what was found."""
 
     def __init__(self, what: str, *, doing: str = "unpacked", fix: str = "pack or copy it again") -> None:
@@ -58,8 +58,8 @@ class SourceFile:
 
     Every opening is beneath `root`, the folder that a user fills; without one the user named the file itself.
     `budget` is shared by all files of a source.
-    All that reads raises Unreadable; Changed where the file changes meanwhile; TooLarge beyond the budget;
-    Damaged of a packed file.
+    Every read raises FileUnreadable, FileChanged if the file changes meanwhile, TooLarge beyond the budget,
+    and FileDamaged for a damaged packed file.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SourceFile:
     ) -> None:
         self.path = path
         self._root = root
-        self._budget = budget or unpacking()
+        self._budget = budget or unpacking_budget()
         self._first: os.stat_result | None = None
         self.name = os.fsencode(name or path.name).decode(errors="backslashreplace")
         self._raw: _HashedFile | None = None
@@ -124,7 +124,7 @@ class SourceFile:
     def lines(self) -> Iterator[bytes]:
         """Each line with its end; of a line longer than `MAX_ROW_BYTES` only more than that many bytes.
 
-        Also raises Damaged where too many lines in a row are empty.
+        Also raises FileDamaged where too many lines in a row are empty.
         """
         empty = 0
         with self.opened() as content:
@@ -132,7 +132,7 @@ class SourceFile:
                 empty = empty + 1 if len(line) < 3 and line.isspace() else 0
                 if empty > MAX_EMPTY_LINES:
                     what = f"more than {MAX_EMPTY_LINES:,} lines in a row are empty"
-                    raise Damaged(what, doing="read", fix="remove the empty lines")
+                    raise FileDamaged(what, doing="read", fix="remove the empty lines")
                 yield line
                 while not line.endswith(b"\n") and (line := content.readline(MAX_ROW_BYTES)):
                     pass
@@ -144,11 +144,11 @@ class SourceFile:
             self._require_same(self._raw.finish())
 
     def _open(self) -> io.FileIO:
-        """Raises OSError, Changed."""
+        """Raises OSError, FileChanged."""
         file = io.FileIO(open_file(self.path, self._root))
         try:
             self._require_same(os.fstat(file.fileno()))
-        except Changed:
+        except FileChanged:
             file.close()
             raise
         return file
@@ -162,10 +162,10 @@ class SourceFile:
         return self._first
 
     def _require_same(self, now: os.stat_result) -> None:
-        """Raises Changed where it is another file than at first, or was written to."""
+        """Raises FileChanged where it is another file than at first, or was written to."""
         self._first = self._first or now
-        if any(getattr(now, name) != getattr(self._first, name) for name in IDENTITY):
-            raise Changed(self.path)
+        if any(getattr(now, name) != getattr(self._first, name) for name in IDENTITY_FIELDS):
+            raise FileChanged(self.path)
 
 
 def stem(name: str) -> str:
@@ -186,17 +186,17 @@ def is_data(name: str) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn an OSError into Unreadable, and what an unpacker says of a damaged file into Damaged."""
+    """Turn an OSError into FileUnreadable, and what an unpacker says of a damaged file into FileDamaged."""
     import zstandard
 
     try:
         yield
     except EOFError as error:
-        raise Damaged("it ends in the middle of its packed content") from error
+        raise FileDamaged("it ends in the middle of its packed content") from error
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise Damaged(f"its packed content is damaged ({error})") from error
+        raise FileDamaged(f"its packed content is damaged ({error})") from error
     except OSError as error:
-        raise Unreadable(path, error) from error
+        raise FileUnreadable(path, error) from error
 
 
 def _magic(file: io.FileIO) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
-from finetune_trainer.data.text import as_seen
+from finetune_trainer.data.textchecks import visible_text
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ SPLIT_NUMBERS: Final = {name: number for number, name in enumerate(SPLITS)}
 
 MAX_LABELS: Final = 50
 """So many distinct completions are labels."""
-LABEL_CHARACTERS: Final = 200
+MAX_LABEL_CHARACTERS: Final = 200
 
 ENTRY: Final = struct.Struct("<16s8s8s8s4sIBBIIII")
 FIELDS: Final = [
     ("input", "<u8", 2),
     ("answer", "<u8"),
     ("completion", "<u8"),
-    ("seen_input", "<u8"),
-    ("seen_answer", "<u4"),
+    ("visible_input", "<u8"),
+    ("visible_answer", "<u4"),
     ("subject", "<u4"),
     ("label", "u1"),
     ("split", "u1"),
@@ -40,8 +40,8 @@ FIELDS: Final = [
     ("completion_characters", "<u4"),
 ]
 """`input` and `answer` together stand for the whole row: 16 bytes of SHA-256 of all that the model sees
-before it answers, and 8 of the rest. `completion` is of the last turn's text only. `seen_input` and
-`seen_answer` are those of the texts as a reader sees them, the answer's in small letters; where the rule
+before it answers, and 8 of the rest. `completion` is of the last turn's text only. `visible_input` and
+`visible_answer` are those of the texts as a reader sees them, the answer's in small letters; where the rule
 does not ask for them, of the texts themselves. Rows with the same input and `subject` and another answer
 contradict each other. `label` is 1 + KTO's label, and 0 without one.
 """
@@ -60,9 +60,9 @@ PAIR_END: Final = PART.join(("", NONE, NONE, "None", "11"))
 class RowIndex:
     """Grows by a row at a time; read `table` when all are there."""
 
-    def __init__(self, *, as_seen: bool = False) -> None:
-        """`as_seen`: rows are compared by what a reader sees, too."""
-        self.compares_as_seen = as_seen
+    def __init__(self, *, compares_visible_text: bool = False) -> None:
+        """`compares_visible_text`: rows are compared by what a reader sees, too."""
+        self.compares_visible_text = compares_visible_text
         self._entries = bytearray()
         self._labels: dict[bytes, str] = {}
         self.form: RowForm | None = None
@@ -82,18 +82,18 @@ class RowIndex:
         if len(self._labels) <= MAX_LABELS and completion not in self._labels:
             self._labels[completion] = _shortened(output if shown is None else shown)
         digest, answer = input_digest(row), answer_digest(row)
-        seen, seen_answer = digest, answer
-        if self.compares_as_seen:
-            seen_contents = list(map(as_seen, contents))
-            if seen_contents != contents:
-                seen = input_digest(row, seen_contents)
-            seen_answer = answer_digest(row, folded)
+        visible, visible_answer = digest, answer
+        if self.compares_visible_text:
+            visible_contents = list(map(visible_text, contents))
+            if visible_contents != contents:
+                visible = input_digest(row, visible_contents)
+            visible_answer = answer_digest(row, folded)
         self._entries += ENTRY.pack(
             digest,
             answer,
             completion,
-            seen,
-            seen_answer,
+            visible,
+            visible_answer,
             _subject(row, completion),
             0 if row.label is None else 1 + row.label,
             SPLIT_NUMBERS[split],
@@ -134,7 +134,7 @@ def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:
         return hashlib.sha256(f"{PAIR_BEGIN}{prompt}{PAIR_MIDDLE}".encode()).digest()[:16]
     parts: list[str] = []
     for place, message in enumerate(row.input):
-        parts += _seen(message, message.content if contents is None else contents[place])
+        parts += _input_parts(message, message.content if contents is None else contents[place])
     parts.append(NONE if row.tools is None else row.tools)
     return hashlib.sha256(PART.join(parts).encode()).digest()[:16]
 
@@ -170,7 +170,7 @@ def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
 
 def folded(text: str) -> str:
     """The text as a reader sees it, in small letters."""
-    return as_seen(text).casefold()
+    return visible_text(text).casefold()
 
 
 def _subject(row: Row, completion: bytes) -> int:
@@ -183,7 +183,7 @@ def _subject(row: Row, completion: bytes) -> int:
     return int.from_bytes(completion[:4], "little") ^ int.from_bytes(rejected[:4], "little")
 
 
-def _seen(message: Message, content: str) -> tuple[str, ...]:
+def _input_parts(message: Message, content: str) -> tuple[str, ...]:
     if message.tool_calls is None and message.tool_call_id is None and message.name is None:
         return message.role, content
     return (
@@ -196,4 +196,4 @@ def _seen(message: Message, content: str) -> tuple[str, ...]:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
+    return text if len(text) <= MAX_LABEL_CHARACTERS else text[: MAX_LABEL_CHARACTERS - 1] + "…"

@@ -17,11 +17,11 @@ it began with, so that a new release reads no label otherwise and moves no row:
    Inputs that a reader sees as the same are the same, whatever their Unicode form, invisible characters and
    blanks.
 """
-JUDGED_SINCE: Final = 2
+RATINGS_SINCE: Final = 2
 """Labels in JSON are read as in tables."""
 MESSAGES_SINCE: Final = 2
 """Prompts and completions may be lists of messages, and more exports of tools are known by their content."""
-SEEN_SINCE: Final = 2
+VISIBLE_TEXT_SINCE: Final = 2
 """Rows are compared as a reader sees them, short ones whole."""
 
 

@@ -16,14 +16,14 @@ from finetune_trainer.data.batches import PreparedBatch
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import RowIndex
-from finetune_trainer.data.options import SEEN_SINCE, Recipe
-from finetune_trainer.data.problems import Code, Issue, Place
-from finetune_trainer.data.reading import Reading, UnusedFields
-from finetune_trainer.data.result import FileRecord, Kin, Prepared, Problem
-from finetune_trainer.data.workers import prepare_batches
+from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
+from finetune_trainer.data.reading import SourceReader, UnusedFields
+from finetune_trainer.data.result import DuplicatePair, FileRecord, Prepared, RowProblem
+from finetune_trainer.data.rowproblems import Code, Issue, RowPosition
+from finetune_trainer.data.rowworkers import prepare_batches
 
-PROBLEMS_KEPT: Final = 1000
-EXAMPLES_KEPT: Final = 3
+MAX_PROBLEMS: Final = 1000
+MAX_EXAMPLES_PER_CODE: Final = 3
 """Of each code."""
 
 NO_TRAINING_ROWS: Final = Issue(
@@ -40,23 +40,23 @@ class Listener(Protocol):
     def rows(self, count: int, bytes_read: int) -> None:
         """So many more records were read, the last of them when `bytes_read` were read of all files."""
 
-    def problem(self, problem: Problem) -> None:
+    def problem(self, problem: RowProblem) -> None:
         """A problem was found; every one is told, once."""
 
-    def alike(self, kin: Kin) -> None:
+    def duplicate(self, pair: DuplicatePair) -> None:
         """Two rows are alike; every pair is told, once, after all rows were read."""
 
 
-class Silence:
+class NullListener:
     """A listener that needs nothing."""
 
     def rows(self, count: int, bytes_read: int) -> None:
         """Nothing happens."""
 
-    def problem(self, problem: Problem) -> None:
+    def problem(self, problem: RowProblem) -> None:
         """Nothing happens."""
 
-    def alike(self, kin: Kin) -> None:
+    def duplicate(self, pair: DuplicatePair) -> None:
         """Nothing happens."""
 
 
@@ -73,11 +73,11 @@ def prepare(
 
     Also what cannot be used is read to its end and told. `previous` is another version, to be compared with:
     its digest and its split files. `limit_bytes` bounds what is written.
-    Raises Unreadable, TooLarge, OSError about `folder`, and what the listener raises.
+    Raises FileUnreadable, TooLarge, OSError about `folder`, and what the listener raises.
     """
-    found = _Findings(listener or Silence())
-    reading = Reading(files, recipe)
-    index = RowIndex(as_seen=recipe.division.rule_version >= SEEN_SINCE)
+    found = _Findings(listener or NullListener())
+    reading = SourceReader(files, recipe)
+    index = RowIndex(compares_visible_text=recipe.division.rule_version >= VISIBLE_TEXT_SINCE)
     unused = UnusedFields()
     redacted = unread_labels = 0
     with (
@@ -99,8 +99,8 @@ def prepare(
     selection = duplicates.select(
         index, lambda wanted: output.read_rows(folder, splits, wanted), recipe.cleaning, names
     )
-    for kin in selection.all_kin():
-        found.listener.alike(kin)
+    for pair in selection.all_pairs():
+        found.listener.duplicate(pair)
     split_rows = output.keep_rows(folder, index.table["split"], selection.keep)
     facts = statistics.of_rows(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
@@ -124,7 +124,7 @@ def prepare(
         counts=found.counts,
         examples={code: tuple(problems) for code, problems in found.examples.items()},
         statistics=facts,
-        kin=selection.kin,
+        duplicate_pairs=selection.example_pairs,
         difference=None if previous is None else compare(index, selection.keep, *previous),
         untested_answers=len(statistics.not_held_out(facts.labels, split_rows, "test")),
         unread_labels=unread_labels,
@@ -136,9 +136,9 @@ class _Findings:
 
     def __init__(self, listener: Listener) -> None:
         self.rows = self.invalid = self.broken = self.errors = self.warnings = 0
-        self.problems: list[Problem] = []
+        self.problems: list[RowProblem] = []
         self.counts: Counter[str] = Counter()
-        self.examples: defaultdict[str, list[Problem]] = defaultdict(list)
+        self.examples: defaultdict[str, list[RowProblem]] = defaultdict(list)
         self.listener = listener
 
     def take(self, batch: PreparedBatch) -> None:
@@ -152,17 +152,17 @@ class _Findings:
 
     def summary(self, issues: Iterable[Issue]) -> None:
         """Add what is to be said of all rows together."""
-        self._add(Place(), issues)
+        self._add(RowPosition(), issues)
 
-    def _add(self, place: Place, issues: Iterable[Issue]) -> None:
+    def _add(self, place: RowPosition, issues: Iterable[Issue]) -> None:
         for issue in issues:
-            problem = Problem(place, issue)
+            problem = RowProblem(place, issue)
             self.listener.problem(problem)
             self.errors += issue.severity == "error"
             self.warnings += issue.severity == "warning"
             self.counts[issue.code] += 1
-            if len(self.examples[issue.code]) < EXAMPLES_KEPT:
+            if len(self.examples[issue.code]) < MAX_EXAMPLES_PER_CODE:
                 self.examples[issue.code].append(problem)
             # What is to be said of all rows is never left out for what is to be said of one.
-            if len(self.problems) < PROBLEMS_KEPT or place == Place():
+            if len(self.problems) < MAX_PROBLEMS or place == RowPosition():
                 self.problems.append(problem)

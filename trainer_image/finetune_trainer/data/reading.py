@@ -9,15 +9,15 @@ from typing import Final
 
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
-from finetune_trainer.data.containers.base import Container, ContainerName, Header, Line, Record
-from finetune_trainer.data.containers.detect import HEAD_BYTES, container_of
-from finetune_trainer.data.detect import SAMPLE_ROWS, Detection
-from finetune_trainer.data.files import Damaged, SourceFile, stem
+from finetune_trainer.data.containers.base import Container, ContainerName, Header, Line, RawRecord
+from finetune_trainer.data.containers.containerdetection import HEAD_BYTES, container_of
+from finetune_trainer.data.files import FileDamaged, SourceFile, stem
+from finetune_trainer.data.formatdetection import SAMPLE_ROWS, FormatDetector
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.data.options import JUDGED_SINCE, Recipe
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.text import printable
+from finetune_trainer.data.options import RATINGS_SINCE, Recipe
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
+from finetune_trainer.data.textchecks import printable
 from finetune_trainer.data.unpacking import CHUNK_BYTES
 
 CONTAINERS: Final[Mapping[ContainerName, Container]] = {
@@ -27,27 +27,27 @@ CONTAINERS: Final[Mapping[ContainerName, Container]] = {
     "TSV": delimited.read_tsv,
     "Parquet": parquet.read,
 }
-SAMPLE_BYTES: Final = 4 * CHUNK_BYTES
+MAX_SAMPLE_BYTES: Final = 4 * CHUNK_BYTES
 BATCH_BYTES: Final = 2 * CHUNK_BYTES
 """Of a file, unpacked, and about so many: it is read in chunks."""
 BATCH_ROWS: Final = 1000
 MAX_UNUSED: Final = 200
 """Names of unused fields that are remembered: rows may have a new one each."""
-UNUSED_CHARACTERS: Final = 200
+MAX_UNUSED_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)  # not frozen, which would take longer to make than to read
-class PlacedRow:
+class LocatedRow:
     """A valid row, and where it is."""
 
-    place: Place
+    position: RowPosition
     raw: RawRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class RowBatch:
     """Records of one file, one after the other, and what `BatchReader` needs to read them."""
 
     file: int
@@ -58,22 +58,22 @@ class Batch:
     """What the file's name says, where that is asked for."""
     format: DataFormat | None
     """None where no record is to be read."""
-    items: list[Record | Line | Invalid]
+    items: list[RawRecord | Line | InvalidRecord]
     bytes_read: int
     """Of all files on disk, when the batch was complete."""
 
 
-class Reading:
+class SourceReader:
     """Reads a source once; `format` is what was forced, or found in the first file that tells.
 
-    Raises ValueError for a template that is none, and what SourceFile raises but Damaged.
+    Raises ValueError for a template that is none, and what SourceFile raises but FileDamaged.
     """
 
     def __init__(self, files: Sequence[SourceFile], recipe: Recipe) -> None:
         self.format = _forced(recipe)
         self._files = files
         self._recipe = recipe
-        self._detection = Detection(recipe.names, recipe.division.rule_version)
+        self._detector = FormatDetector(recipe.names, recipe.division.rule_version)
         self._is_forced = _forced(recipe) is not None
         self._form: Format | None = None
 
@@ -82,22 +82,22 @@ class Reading:
         """What the recipe names, and the format has no use for."""
         return () if self._form is None else self._form.ignored_names
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[RowBatch]:
         """All records in order. What was read before an error comes before it."""
         for number, file in enumerate(self._files):
             yield from self._batches(number, file)
             # What was not read counts for the source's digest all the same.
             file.finish()
 
-    def _batches(self, number: int, file: SourceFile) -> Iterator[Batch]:
+    def _batches(self, number: int, file: SourceFile) -> Iterator[RowBatch]:
         name = file.name if len(self._files) > 1 else None
         split = split_of(file.name) if self._recipe.division.from_files else None
-        items: list[Record | Line | Invalid] = []
+        items: list[RawRecord | Line | InvalidRecord] = []
         begin = file.bytes_unpacked
 
-        def batch() -> Batch:
+        def batch() -> RowBatch:
             read = sum(file.bytes_read for file in self._files)
-            return Batch(
+            return RowBatch(
                 file=number, name=name, split=split, format=self.format, items=items, bytes_read=read
             )
 
@@ -112,16 +112,16 @@ class Reading:
             raise
         yield batch()
 
-    def _items(self, file: SourceFile, name: str | None) -> Iterator[Record | Line | Invalid]:
+    def _items(self, file: SourceFile, name: str | None) -> Iterator[RawRecord | Line | InvalidRecord]:
         if self._recipe.division.from_files and split_of(file.name) is None:
-            yield Invalid(Place(name), (_nameless(file.name),), ends_file=True)
+            yield InvalidRecord(RowPosition(name), (_no_split_issue(file.name),), ends_file=True)
             return
         row = None
         try:
             for item in self._records(file, name):
                 row = _record_of(item) or row
                 yield item
-        except Damaged as damage:
+        except FileDamaged as damage:
             used = "nothing of it was used" if row is None else f"nothing after row {row} was used"
             issue = Issue(
                 Code.FILE_DAMAGED,
@@ -129,35 +129,35 @@ class Reading:
                 "a whole file",
                 damage.fix,
             )
-            yield Invalid(Place(name), (issue,), ends_file=True)
+            yield InvalidRecord(RowPosition(name), (issue,), ends_file=True)
 
-    def _records(self, file: SourceFile, name: str | None) -> Iterator[Record | Line | Invalid]:
+    def _records(self, file: SourceFile, name: str | None) -> Iterator[RawRecord | Line | InvalidRecord]:
         container = container_of(file.head(HEAD_BYTES), self._recipe.format)
         if isinstance(container, Issue):
-            yield Invalid(Place(name), (container,), ends_file=True)
+            yield InvalidRecord(RowPosition(name), (container,), ends_file=True)
             return
         items = CONTAINERS[container](file, name)
         sample, decoded = _sample(items, file)
-        form = self._settle_format(decoded, container)
+        form = self._resolve_format(decoded, container)
         if isinstance(form, Issue):
-            yield Invalid(Place(name), (form,), ends_file=True)
+            yield InvalidRecord(RowPosition(name), (form,), ends_file=True)
             return
         for item in chain(sample, items):
             if not isinstance(item, Header):
                 yield item
             elif issues := form.header_issues(item.columns):
-                yield Invalid(Place(name), issues, ends_file=True)
+                yield InvalidRecord(RowPosition(name), issues, ends_file=True)
                 return
 
-    def _settle_format(
-        self, sample: Sequence[Header | Record | Invalid], container: ContainerName
+    def _resolve_format(
+        self, sample: Sequence[Header | RawRecord | InvalidRecord], container: ContainerName
     ) -> Format | Issue:
         """What the records mean, or why this file cannot be read together with the files before it."""
-        records = [item.fields for item in sample if isinstance(item, Record)]
+        records = [item.fields for item in sample if isinstance(item, RawRecord)]
         # A table without records is told by its columns.
         records = records or [dict.fromkeys(item.columns) for item in sample if isinstance(item, Header)]
         if self.format is None or (records and not self._is_forced):
-            found = self._detection.format_of(records, container)
+            found = self._detector.format_of(records, container)
             if isinstance(found, Issue):
                 return found
             if self.format is None:
@@ -180,7 +180,7 @@ class BatchReader:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._detection = Detection(recipe.names, recipe.division.rule_version)
+        self._detector = FormatDetector(recipe.names, recipe.division.rule_version)
         self._is_forced = _forced(recipe) is not None
         self._decoder = jsonlines.LineDecoder()
         self.form: Format | None = None
@@ -188,33 +188,35 @@ class BatchReader:
         self.unread_labels = 0
         """Rows of the last batch whose label judges an answer that an older rule learns all the same."""
 
-    def read(self, batch: Batch) -> Iterator[PlacedRow | Invalid]:
+    def read(self, batch: RowBatch) -> Iterator[LocatedRow | InvalidRecord]:
         """Each row, or what is wrong with it."""
         self.unread_labels = 0
         if batch.format is None:
             self.form = None
-            yield from (item for item in batch.items if isinstance(item, Invalid))
+            yield from (item for item in batch.items if isinstance(item, InvalidRecord))
             return
         form = self.form = FORMATS[batch.format](self._recipe)
         for item in batch.items:
             record = self._decoder.decode(item, batch.name) if isinstance(item, tuple) else item
-            if isinstance(record, Invalid):
+            if isinstance(record, InvalidRecord):
                 yield record
                 continue
-            raw = self._verdict(record, batch.format) or form.read(record.fields)
+            raw = self._rating_issue(record, batch.format) or form.read(record.fields)
             if not isinstance(raw, RawRow):
-                yield Invalid(record.place, raw)
+                yield InvalidRecord(record.position, raw)
             else:
-                yield PlacedRow(record.place, raw if batch.split is None else replace(raw, split=batch.split))
+                yield LocatedRow(
+                    record.position, raw if batch.split is None else replace(raw, split=batch.split)
+                )
 
-    def _verdict(self, record: Record, form: DataFormat) -> tuple[Issue] | None:
+    def _rating_issue(self, record: RawRecord, form: DataFormat) -> tuple[Issue] | None:
         """Why a row is not read as what most others are; rows after the first ones have labels too."""
         if self._is_forced:
             return None
-        issue = self._detection.verdict_issue(form, record.fields)
+        issue = self._detector.rating_issue(form, record.fields)
         if issue is None:
             return None
-        if self._detection.rule < JUDGED_SINCE:
+        if self._detector.rule < RATINGS_SINCE:
             self.unread_labels += 1
             return None
         return (issue,)
@@ -239,17 +241,17 @@ class UnusedFields:
             if self._noted < MAX_UNUSED and name not in self._known:
                 self._noted += 1
                 self._known.add(name)
-                self._names[printable(name[:UNUSED_CHARACTERS])] = None
+                self._names[printable(name[:MAX_UNUSED_CHARACTERS])] = None
         self._known.update(known)
 
 
 def _forced(recipe: Recipe) -> DataFormat | None:
     """The format that the recipe names, where that leaves nothing to detect."""
-    return recipe.format if recipe.format is not None and FORMATS[recipe.format].settles else None
+    return recipe.format if recipe.format is not None and FORMATS[recipe.format].is_definite else None
 
 
-def _record_of(item: Record | Line | Invalid) -> int | None:
-    return item[0] if isinstance(item, tuple) else item.place.record
+def _record_of(item: RawRecord | Line | InvalidRecord) -> int | None:
+    return item[0] if isinstance(item, tuple) else item.position.record
 
 
 def split_of(name: str) -> SplitName | None:
@@ -257,7 +259,7 @@ def split_of(name: str) -> SplitName | None:
     return SPLIT_NAMES.get(re.split(r"[-_.]", stem(name), maxsplit=1)[0].lower())
 
 
-def _nameless(name: str) -> Issue:
+def _no_split_issue(name: str) -> Issue:
     return Issue(
         Code.SPLIT,
         f"the file's name, {name}, says no split",
@@ -267,19 +269,19 @@ def _nameless(name: str) -> Issue:
 
 
 def _sample(
-    items: Iterator[Header | Record | Line | Invalid], file: SourceFile
-) -> tuple[list[Header | Record | Line | Invalid], list[Header | Record | Invalid]]:
+    items: Iterator[Header | RawRecord | Line | InvalidRecord], file: SourceFile
+) -> tuple[list[Header | RawRecord | Line | InvalidRecord], list[Header | RawRecord | InvalidRecord]]:
     """The first items of a file, as they are and decoded.
 
     So many that its format can be told, and so few that they fit in memory.
     """
     decoder = jsonlines.LineDecoder()
-    sample: list[Header | Record | Line | Invalid] = []
-    decoded: list[Header | Record | Invalid] = []
+    sample: list[Header | RawRecord | Line | InvalidRecord] = []
+    decoded: list[Header | RawRecord | InvalidRecord] = []
     for item in items:
         sample.append(item)
         decoded.append(decoder.decode(item, None) if isinstance(item, tuple) else item)
-        is_much = isinstance(decoded[-1], Record) and file.bytes_read >= SAMPLE_BYTES
+        is_much = isinstance(decoded[-1], RawRecord) and file.bytes_read >= MAX_SAMPLE_BYTES
         if len(sample) >= SAMPLE_ROWS or is_much:
             break
     return sample, decoded

@@ -6,28 +6,28 @@ from typing import Literal
 
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.problems import Issue, Place
+from finetune_trainer.data.rowproblems import Issue, RowPosition
 
-Kinship = Literal["Exact", "Near", "Conflict", "Leak", "NearLeak"]
+DuplicateKind = Literal["Exact", "Near", "Conflict", "Leak", "NearLeak"]
 """How two rows are alike: the same; nearly the same input; the same input with another answer; the same, or
 nearly the same, input in training and in a held-out split."""
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RowProblem:
     """One issue at its place."""
 
-    place: Place
+    position: RowPosition
     issue: Issue
 
 
 @dataclass(frozen=True, slots=True)
-class Kin:
+class DuplicatePair:
     """An example of two rows that are alike; the first is the one that is left out, or told of."""
 
-    kinship: Kinship
-    place: Place
-    of: Place
+    kind: DuplicateKind
+    position: RowPosition
+    other: RowPosition
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
+class CharacterLengths:
     """Of the kept rows, in characters."""
 
     mean: float = 0.0
@@ -69,15 +69,15 @@ class Statistics:
     leaked_rows: int = 0
     conflicting_rows: int = 0
     redacted_rows: int = 0
-    prompt_characters: Lengths = Lengths()
-    completion_characters: Lengths = Lengths()
+    prompt_characters: CharacterLengths = CharacterLengths()
+    completion_characters: CharacterLengths = CharacterLengths()
     distinct_completions: int = 0
     labels: tuple[Label, ...] = ()
     """The most frequent first; empty where there are more than 50 distinct completions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class RowChanges:
     """Beside another version; a row is changed where its input stayed and its answer did not."""
 
     previous: str
@@ -112,18 +112,18 @@ class Prepared:
     split_rows: Mapping[SplitName, int]
     unused_fields: tuple[str, ...] = ()
     """Fields of the records that nothing reads."""
-    problems: tuple[Problem, ...]
+    problems: tuple[RowProblem, ...]
     """Errors and warnings in the order of the source, and those of all rows together in the end."""
     error_count: int
     warning_count: int
     counts: Mapping[str, int]
     """How many problems there are of each code."""
-    examples: Mapping[str, tuple[Problem, ...]]
+    examples: Mapping[str, tuple[RowProblem, ...]]
     """Up to three problems of each code."""
     statistics: Statistics = field(default_factory=Statistics)
-    kin: tuple[Kin, ...] = ()
+    duplicate_pairs: tuple[DuplicatePair, ...] = ()
     """Up to a hundred examples of each kinship."""
-    difference: Difference | None = None
+    difference: RowChanges | None = None
     untested_answers: int = 0
     """Distinct completions with rows to train on and no row in the test split, where they are labels."""
     unread_labels: int = 0

@@ -1,16 +1,16 @@
 """Rows that say nearly the same: MinHash of the words of their inputs, of rows with the same answer.
 
-Two rows are near where the sets of their inputs' word triples (in small letters) have a Jaccard similarity
+Two rows are near where the sets of their inputs' word trigrams (in small letters) have a Jaccard similarity
 of about 0.8 or more, and their answers are equal. Inputs that are alike with different answers, such as two
 tickets that differ by a number and by the team they go to, are what a model is to learn from, and no harm in
 a test.
 
-Prompts that are made by a template share its words, and would all be near each other. So word triples
+Prompts that are made by a template share its words, and would all be near each other. So word trigrams
 that many of the first rows have are left out: they say nothing of a row.
 
-Of a short text, or of one of which the template leaves little, a share of triples says nothing: by rule
+Of a short text, or of one of which the template leaves little, a share of trigrams says nothing: by rule
 version 2 such texts are near where their words are the same, one by one. By version 1 the words of a text
-with fewer than three are its triples.
+with fewer than three are its trigrams.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.index import answer_digest, folded
-from finetune_trainer.data.text import as_seen
+from finetune_trainer.data.textchecks import visible_text
 from finetune_trainer.rows import Row
 
 if TYPE_CHECKING:
@@ -33,44 +33,44 @@ if TYPE_CHECKING:
     Signatures = NDArray[np.uint32]
     Mask = NDArray[np.bool_]
 
-THRESHOLD: Final = 0.8
+MIN_SIMILARITY: Final = 0.8
 PERMUTATIONS: Final = 128
 """The estimate of a similarity of 0.8 has a standard error of 0.035."""
 BANDS: Final = (9, 8)
 """Bands, and hashes in each: 81 % of the pairs at the threshold are candidates, 99 % of those at 0.9. Each
 band takes about 370 bytes of memory a row."""
-TRIPLE: Final = 3
+TRIGRAM_WORDS: Final = 3
 WORD: Final = re.compile(r"\w+")
-BATCH: Final = 4096
-"""Triples that are hashed at once, of which each takes a kibibyte then."""
+TRIGRAMS_PER_UPDATE: Final = 4096
+"""Trigrams that are hashed at once, of which each takes a kibibyte then."""
 
 SAMPLE_ROWS: Final = 1000
-TEMPLATE_SHARE: Final = 0.05
-TEMPLATE_ROWS: Final = 10
-"""A triple is the template's where so large a share of the first rows, and so many of them, have it."""
+MIN_TEMPLATE_SHARE: Final = 0.05
+MIN_TEMPLATE_ROWS: Final = 10
+"""A trigram is the template's where so large a share of the first rows, and so many of them, have it."""
 
-SHORT_WORDS: Final = 8
+MIN_WORDS: Final = 8
 """Texts with fewer words are compared whole."""
-FEW_TRIPLES: Final = 4
-"""So are texts with fewer triples of their own: of these, one in common would be too large a share."""
+MIN_TRIGRAMS: Final = 4
+"""So are texts with fewer trigrams of their own: of these, one in common would be too large a share."""
 
 Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
 """The rows whose numbers a mask has, with their numbers, in any order."""
 
 
-def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_whole: bool) -> "Numbers":
+def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short_texts: bool) -> "Numbers":
     """For each row of the index, the row that it is near to, or -1. Raises OSError.
 
     `order` has the rows to look at: a row is near to the first one there that is itself near to none.
-    `answers` has a number for each row of the index, equal where answers are. `compares_whole`: short texts
-    are compared whole. Takes half a kibibyte for each row in `order`, and less than four more while it finds.
+    `answers` has a number for each row of the index, equal where answers are. `compares_short_texts`: compare
+    short texts whole. Takes half a kibibyte for each row in `order`, and less than four more while it finds.
     """
     import numpy as np
 
     near = np.full(len(answers), -1, dtype=np.int64)
     if not len(order):
         return near
-    words = _folded_words if compares_whole else _words
+    words = _folded_words if compares_short_texts else _words
     template = _template(rows, len(answers), words)
     wanted = np.zeros(len(answers), dtype=bool)
     wanted[order] = True
@@ -80,19 +80,19 @@ def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_whole
     signer = _Signer()
     texts: dict[int, bytes] = {}
     for number, row in rows(wanted):
-        features, text = _features(row, template, words, compares_whole=compares_whole)
+        features, text = _features(row, template, words, compares_short_texts=compares_short_texts)
         if text is None:
             # The answer is where hashing begins, so that rows with different answers have no hash in common.
-            seed = answer_digest(row, folded) if compares_whole else answer_digest(row)
+            seed = answer_digest(row, folded) if compares_short_texts else answer_digest(row)
             signatures[places[number]] = signer.sign(features, int.from_bytes(seed[:4], "big"))
         else:
             texts[number] = text
-    _find_whole(near, order, answers, texts)
-    _find_signed(near, order, answers, signatures, texts)
+    _find_equal(near, order, answers, texts)
+    _find_similar(near, order, answers, signatures, texts)
     return near
 
 
-def _find_whole(near: "Numbers", order: "Numbers", answers: "Groups", texts: dict[int, bytes]) -> None:
+def _find_equal(near: "Numbers", order: "Numbers", answers: "Groups", texts: dict[int, bytes]) -> None:
     first: dict[tuple[int, bytes], int] = {}
     for number in order.tolist():
         if number in texts:
@@ -101,7 +101,7 @@ def _find_whole(near: "Numbers", order: "Numbers", answers: "Groups", texts: dic
                 near[number] = earlier
 
 
-def _find_signed(
+def _find_similar(
     near: "Numbers", order: "Numbers", answers: "Groups", signatures: "Signatures", texts: dict[int, bytes]
 ) -> None:
     if len(texts) == len(order):
@@ -122,7 +122,7 @@ def _find_signed(
         places = sorted(index.query(signature))
         candidates = order[places]
         same = answers[candidates] == answers[number]
-        alike = (signatures[places] == signatures[position]).mean(axis=1) >= THRESHOLD
+        alike = (signatures[places] == signatures[position]).mean(axis=1) >= MIN_SIMILARITY
         if (same & alike).any():
             near[number] = candidates[(same & alike).argmax()]
         else:
@@ -147,38 +147,38 @@ class _Signer:
             hashfunc=lambda feature: zlib.crc32(feature, seed),
         )
         every = list(features)
-        for start in range(0, len(every), BATCH):
-            signature.update_batch(every[start : start + BATCH])
+        for start in range(0, len(every), TRIGRAMS_PER_UPDATE):
+            signature.update_batch(every[start : start + TRIGRAMS_PER_UPDATE])
         values: Signatures = signature.hashvalues
         return values
 
 
 def _template(rows: Rows, count: int, words: Callable[[Row], list[str]]) -> frozenset[bytes]:
-    """The triples that many of the first rows have."""
+    """The trigrams that many of the first rows have."""
     import numpy as np
 
     sample = np.arange(count) < SAMPLE_ROWS
     counts: Counter[bytes] = Counter()
     seen = 0
     for _, row in rows(sample):
-        counts.update(_triples(words(row)))
+        counts.update(_trigrams(words(row)))
         seen += 1
-    least = max(TEMPLATE_ROWS, TEMPLATE_SHARE * seen)
-    return frozenset(triple for triple, found in counts.items() if found >= least)
+    least = max(MIN_TEMPLATE_ROWS, MIN_TEMPLATE_SHARE * seen)
+    return frozenset(trigram for trigram, found in counts.items() if found >= least)
 
 
 def _features(
-    row: Row, template: frozenset[bytes], words: Callable[[Row], list[str]], *, compares_whole: bool
+    row: Row, template: frozenset[bytes], words: Callable[[Row], list[str]], *, compares_short_texts: bool
 ) -> tuple[set[bytes], bytes | None]:
-    """The triples of a row's own, or what stands for the text that is compared whole."""
+    """The trigrams of a row's own, or what stands for the text that is compared whole."""
     found = words(row)
-    triples = _triples(found)
-    own = triples - template
-    if compares_whole and (len(found) < SHORT_WORDS or len(own) < FEW_TRIPLES):
+    trigrams = _trigrams(found)
+    own = trigrams - template
+    if compares_short_texts and (len(found) < MIN_WORDS or len(own) < MIN_TRIGRAMS):
         # Of marks and pictures only, what they are.
-        text = " ".join(found) or "\0".join(as_seen(message.content) for message in row.input)
+        text = " ".join(found) or "\0".join(visible_text(message.content) for message in row.input)
         return set(), hashlib.sha256(text.encode()).digest()[:16]
-    return own or triples, None
+    return own or trigrams, None
 
 
 def _words(row: Row) -> list[str]:
@@ -189,7 +189,10 @@ def _folded_words(row: Row) -> list[str]:
     return [word for message in row.input for word in WORD.findall(folded(message.content))]
 
 
-def _triples(words: list[str]) -> set[bytes]:
-    if len(words) < TRIPLE:
+def _trigrams(words: list[str]) -> set[bytes]:
+    if len(words) < TRIGRAM_WORDS:
         return {word.encode() for word in words}
-    return {" ".join(words[start : start + TRIPLE]).encode() for start in range(len(words) - TRIPLE + 1)}
+    return {
+        " ".join(words[start : start + TRIGRAM_WORDS]).encode()
+        for start in range(len(words) - TRIGRAM_WORDS + 1)
+    }

@@ -8,16 +8,16 @@ from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowFo
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
-from finetune_trainer.data.problems import Code, Issue, quoted
-from finetune_trainer.data.result import Bucket, Label, Lengths, Statistics
+from finetune_trainer.data.result import Bucket, CharacterLengths, Label, Statistics
+from finetune_trainer.data.rowproblems import Code, Issue, quoted
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FEW_ROWS: Final = 200
-NEAR_CONSTANT_SHARE: Final = 0.95
-NEAR_CONSTANT_ROWS: Final = 20
+MIN_RECOMMENDED_ROWS: Final = 200
+MIN_NEAR_CONSTANT_SHARE: Final = 0.95
+MIN_NEAR_CONSTANT_ROWS: Final = 20
 """With fewer rows a share says little."""
 
 CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
@@ -27,11 +27,11 @@ CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
 """What a row says against an earlier one; of other forms, another answer."""
 
 MAX_BUCKETS: Final = 20
-ROWS_OF_A_LABEL: Final = 4
+MIN_ROWS_PER_LABEL: Final = 4
 """On average, and more; otherwise completions are texts of their own."""
-NAMED_LABELS: Final = 10
+MAX_LABELS_IN_MESSAGE: Final = 10
 
-STEPS: Final = (
+BUCKET_EDGES: Final = (
     (10, 12, 15, 20, 25, 30, 40, 50, 60, 80),
     (10, 20, 40, 60),
     (10, 20, 50),
@@ -63,15 +63,15 @@ def of_rows(index: RowIndex, selection: Selection, redacted_rows: int) -> Statis
     )
 
 
-def lengths(characters: "NDArray[np.uint32]") -> Lengths:
+def lengths(characters: "NDArray[np.uint32]") -> CharacterLengths:
     """Of one number a row."""
     import numpy as np
 
     if not len(characters):
-        return Lengths()
+        return CharacterLengths()
     edges = _edges(int(characters.min()), int(characters.max()))
     counts, _ = np.histogram(characters, bins=edges)
-    return Lengths(
+    return CharacterLengths(
         mean=round(float(characters.mean()), 1),
         median=float(np.median(characters)),
         p95=round(float(np.percentile(characters, 95)), 1),
@@ -131,7 +131,7 @@ def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | 
 
     completions, counts = np.unique(index.table["completion"][selection.keep], return_counts=True)
     rows, most = int(counts.sum()), int(counts.max(initial=0))
-    if rows < NEAR_CONSTANT_ROWS or most < NEAR_CONSTANT_SHARE * rows:
+    if rows < MIN_NEAR_CONSTANT_ROWS or most < MIN_NEAR_CONSTANT_SHARE * rows:
         return None
     text = index.label(int(completions[counts.argmax()]))
     shown = "" if text is None else quoted(f" {text[:60]!r}", "")
@@ -150,7 +150,7 @@ def not_held_out(
 
     Where most completions are given once, they are no labels.
     """
-    if len(labels) * ROWS_OF_A_LABEL > sum(split_rows.values()) or not split_rows[split]:
+    if len(labels) * MIN_ROWS_PER_LABEL > sum(split_rows.values()) or not split_rows[split]:
         return []
     return [label for label in labels if label.rows["train"] and not label.rows[split]]
 
@@ -163,9 +163,12 @@ def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, 
         if not absent:
             continue
         named = ", ".join(
-            f"{label.completion!r} ({label.rows['train']} for training)" for label in absent[:NAMED_LABELS]
+            f"{label.completion!r} ({label.rows['train']} for training)"
+            for label in absent[:MAX_LABELS_IN_MESSAGE]
         )
-        more = f" and {len(absent) - NAMED_LABELS} more" if len(absent) > NAMED_LABELS else ""
+        more = (
+            f" and {len(absent) - MAX_LABELS_IN_MESSAGE} more" if len(absent) > MAX_LABELS_IN_MESSAGE else ""
+        )
         yield _warning(
             Code.LABEL_NOT_HELD_OUT,
             f"{len(absent)} of {len(labels)} answers {'has' if len(absent) == 1 else 'have'} no row in the"
@@ -192,12 +195,12 @@ def _one_label(index: RowIndex, selection: Selection) -> Issue | None:
 
 
 def _few_rows(rows: int) -> Issue | None:
-    if rows >= FEW_ROWS or not rows:
+    if rows >= MIN_RECOMMENDED_ROWS or not rows:
         return None
     return _warning(
         Code.FEW_ROWS,
         f"there {'is' if rows == 1 else 'are'} {_rows(rows)} only",
-        f"at least {FEW_ROWS} good rows",
+        f"at least {MIN_RECOMMENDED_ROWS} good rows",
         "start with 200–500, measure, then scale: with fewer, a measurement says little",
     )
 
@@ -267,7 +270,7 @@ def _labels(
 
 def _edges(least: int, most: int) -> list[int]:
     """Round numbers from 0 to above `most`, as fine as MAX_BUCKETS allows; one bucket up to about `least`."""
-    for steps in STEPS:
+    for steps in BUCKET_EDGES:
         numbers = [
             step * 10**decade // 10
             for decade in range(len(str(most)) + 1)

@@ -41,7 +41,7 @@ class Budget:
             )
 
 
-def unpacking(limit_bytes: int | None = None) -> Budget:
+def unpacking_budget(limit_bytes: int | None = None) -> Budget:
     """That of the files of one source."""
     return Budget("unpacked, its files are", limit_bytes)
 

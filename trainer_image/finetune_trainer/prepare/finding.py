@@ -14,14 +14,14 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
     ENDINGS,
-    Changed,
+    FileChanged,
+    FileUnreadable,
     SourceFile,
-    Unreadable,
     is_data,
     readable,
 )
-from finetune_trainer.data.text import printable
-from finetune_trainer.data.unpacking import unpacking
+from finetune_trainer.data.textchecks import printable
+from finetune_trainer.data.unpacking import unpacking_budget
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 WAIT_SECONDS: Final = 60.0
@@ -60,7 +60,7 @@ def find_files(
             said = True
         if stop.wait(POLL_SECONDS):
             raise Preempted
-    budget = unpacking(limit_bytes)
+    budget = unpacking_budget(limit_bytes)
     return [SourceFile(file, root=root, budget=budget) for file in files]
 
 
@@ -81,14 +81,16 @@ def nothing_matches(pattern: str, there: Iterable[str]) -> str:
     return f"no file matches {pattern}, {beside}; correct source.uri"
 
 
-def unreadable(uri: str, error: Unreadable) -> StageFailure:
+def unreadable(uri: str, error: FileUnreadable) -> StageFailure:
     """The failure of a source whose files cannot be read."""
     return StageFailure(
-        FailureReason.SOURCE_UNAVAILABLE if isinstance(error, Changed) else FailureReason.SOURCE_NOT_FOUND,
+        FailureReason.SOURCE_UNAVAILABLE
+        if isinstance(error, FileChanged)
+        else FailureReason.SOURCE_NOT_FOUND,
         f"{uri}: {error}"
         + (
             ""
-            if error.refused or isinstance(error, Changed)
+            if error.refused or isinstance(error, FileChanged)
             else "; the source must be readable by uid 65532"
         ),
         ExitCode.BAD_DATA if error.lasting else ExitCode.INTERNAL,
@@ -100,7 +102,7 @@ def _explained(path: Path, uri: str) -> Iterator[None]:
     try:
         with readable(path):
             yield
-    except Unreadable as error:
+    except FileUnreadable as error:
         raise unreadable(uri, error) from error
 
 

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from finetune_trainer import canonical
-from finetune_trainer.data.result import Kin, Problem
-from finetune_trainer.report.document import kin_record, problem_record
+from finetune_trainer.data.result import DuplicatePair, RowProblem
+from finetune_trainer.report.document import duplicate_record, problem_record
 from finetune_trainer.store import RunFolder
 
 PROBLEMS_NAME: Final = "problems.jsonl"
@@ -79,7 +79,7 @@ class ProblemLog(LineLog):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder, PROBLEMS_NAME)
 
-    def add(self, problem: Problem) -> None:
+    def add(self, problem: RowProblem) -> None:
         """Note one."""
         self.write(problem_record(problem))
 
@@ -90,6 +90,6 @@ class AlikeLog(LineLog):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder, ALIKE_NAME)
 
-    def add(self, kin: Kin) -> None:
+    def add(self, pair: DuplicatePair) -> None:
         """Note one."""
-        self.write(kin_record(kin))
+        self.write(duplicate_record(pair))

@@ -9,7 +9,7 @@ from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.options import OLDEST_RULE, FieldNames, Recipe
-from finetune_trainer.data.template import PromptTemplate
+from finetune_trainer.data.prompttemplate import PromptTemplate
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
 

@@ -12,8 +12,8 @@ from finetune_trainer.beneath import root_of
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.environment import SOURCE_MOUNT
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.data.files import ENDINGS, SourceFile, Unreadable, is_data
-from finetune_trainer.data.unpacking import unpacking
+from finetune_trainer.data.files import ENDINGS, FileUnreadable, SourceFile, is_data
+from finetune_trainer.data.unpacking import unpacking_budget
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
     find_files,
@@ -54,7 +54,7 @@ class MountedRows:
                 [file.name, _content(file) if is_configmap else [file.size, file.modified]]
                 for file in self._files
             ]
-        except Unreadable as error:
+        except FileUnreadable as error:
             raise unreadable(uri, error) from error
         self.version = digest_of(canonical.encode(listed))
 
@@ -99,7 +99,7 @@ class RemoteRows:
         with folder.writable(DOWNLOAD) as here:
             self._remote.download(self._files, here)
         try:
-            budget = unpacking(self._limit_bytes)
+            budget = unpacking_budget(self._limit_bytes)
             yield [SourceFile(here / file.name, root=here, budget=budget) for file in self._files]
         except StageFailure:
             folder.remove(DOWNLOAD)

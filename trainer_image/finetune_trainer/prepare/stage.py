@@ -14,12 +14,12 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import DataStatistics, Difference, PrepareResult, SplitRecord
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.files import SourceFile, Unreadable
+from finetune_trainer.data.files import FileUnreadable, SourceFile
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.preparation import prepare
-from finetune_trainer.data.problems import QUOTED, Place
-from finetune_trainer.data.result import Prepared, Problem
-from finetune_trainer.data.text import field_names
+from finetune_trainer.data.result import Prepared, RowProblem
+from finetune_trainer.data.rowproblems import QUOTED, RowPosition
+from finetune_trainer.data.textchecks import field_names
 from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import unreadable
@@ -93,7 +93,7 @@ class _Listener:
         self._rows = 0
         self._total_bytes = total_bytes
         self._stop = stop
-        self.problem, self.alike = logs[0].add, logs[1].add
+        self.problem, self.duplicate = logs[0].add, logs[1].add
 
     def rows(self, count: int, bytes_read: int) -> None:
         """How many rows there are is estimated from the bytes that were read until it is known."""
@@ -124,7 +124,7 @@ def _prepare(
             previous=_previous(config, context),
             limit_bytes=config.max_unpacked_bytes,
         )
-    except Unreadable as error:
+    except FileUnreadable as error:
         raise unreadable(without_query(config.source_uri), error) from error
     except TooLarge as error:
         message = f"{without_query(config.source_uri)}: {error}"
@@ -250,12 +250,12 @@ def _judge_invalid(config: PrepareConfig, prepared: Prepared, result: PrepareRes
 def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
     found = [problem for problem in prepared.problems if problem.issue.severity == severity]
     # What is said of all rows together is in the end, and comes first where not all is shown.
-    found.sort(key=lambda problem: problem.place != Place())
+    found.sort(key=lambda problem: problem.position != RowPosition())
     return tuple(_text(problem) for problem in found[:MAX_SHOWN_PROBLEMS])
 
 
-def _text(problem: Problem) -> str:
-    issue, place = problem.issue, problem.place
+def _text(problem: RowProblem) -> str:
+    issue, place = problem.issue, problem.position
     is_summary = issue.severity == "warning" and place.file is None and place.record is None
     text = issue.public if is_summary else f"{place}: {issue.public}"
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"

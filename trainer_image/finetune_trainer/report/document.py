@@ -9,8 +9,15 @@ from typing import Any, Final
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.options import FieldNames
-from finetune_trainer.data.problems import Place
-from finetune_trainer.data.result import Difference, Kin, Lengths, Prepared, Problem, Statistics
+from finetune_trainer.data.result import (
+    CharacterLengths,
+    DuplicatePair,
+    Prepared,
+    RowChanges,
+    RowProblem,
+    Statistics,
+)
+from finetune_trainer.data.rowproblems import RowPosition
 from finetune_trainer.rows import SPLIT_FILES
 
 VERSION: Final = 1
@@ -67,7 +74,7 @@ def document(
         ],
         "digest": digest,
         "statistics": _statistics(prepared.statistics),
-        "alike": [kin_record(kin) for kin in prepared.kin],
+        "alike": [duplicate_record(pair) for pair in prepared.duplicate_pairs],
         "difference": _difference(prepared.difference),
         "preparation": {
             "format": prepared.recipe.format,
@@ -85,10 +92,10 @@ def encode(report: Document) -> bytes:
     return json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def _listed(problems: Sequence[Problem]) -> list[Problem]:
+def _listed(problems: Sequence[RowProblem]) -> list[RowProblem]:
     """The first ones; what is said of all rows together is never left out for what is said of one."""
-    of_all = [problem for problem in problems if problem.place == Place()]
-    of_rows = [problem for problem in problems if problem.place != Place()]
+    of_all = [problem for problem in problems if problem.position == RowPosition()]
+    of_rows = [problem for problem in problems if problem.position != RowPosition()]
     return of_rows[: MAX_LISTED_PROBLEMS - len(of_all)] + of_all
 
 
@@ -108,11 +115,11 @@ def _by_code(prepared: Prepared) -> list[Document]:
     return sorted(groups, key=lambda group: (group["severity"] != "error", -group["count"], group["code"]))
 
 
-def problem_record(problem: Problem) -> Document:
+def problem_record(problem: RowProblem) -> Document:
     """One problem, as in `problems` and in a log of all problems."""
     issue = problem.issue
     return {
-        **_place(problem.place),
+        **_place(problem.position),
         "column": _cut(issue.column),
         "severity": issue.severity,
         "code": str(issue.code),
@@ -122,13 +129,13 @@ def problem_record(problem: Problem) -> Document:
     }
 
 
-def _place(place: Place) -> Document:
+def _place(place: RowPosition) -> Document:
     return {"file": _shown(place.file), "line": place.line, "record": place.record}
 
 
-def kin_record(kin: Kin) -> Document:
+def duplicate_record(pair: DuplicatePair) -> Document:
     """Two rows that are alike, as in `alike` and in a log of all of them."""
-    return {"kinship": kin.kinship, "row": _place(kin.place), "of": _place(kin.of)}
+    return {"kinship": pair.kind, "row": _place(pair.position), "of": _place(pair.other)}
 
 
 def _statistics(statistics: Statistics) -> Document:
@@ -151,7 +158,7 @@ def _statistics(statistics: Statistics) -> Document:
     }
 
 
-def _lengths(lengths: Lengths) -> Document:
+def _lengths(lengths: CharacterLengths) -> Document:
     return {
         "mean": lengths.mean,
         "median": lengths.median,
@@ -163,7 +170,7 @@ def _lengths(lengths: Lengths) -> Document:
     }
 
 
-def _difference(difference: Difference | None) -> Document | None:
+def _difference(difference: RowChanges | None) -> Document | None:
     if difference is None:
         return None
     return {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 
 OF_ALL_ROWS: Final = frozenset(
     {

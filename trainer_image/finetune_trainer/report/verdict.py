@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 from finetune_trainer.report.document import Document
 
 Level = Literal["good", "warning", "error"]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from finetune_trainer.data.checks.prefilter import Expressions
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 
 
 @dataclass(frozen=True, slots=True)
-class Find:
+class DetectedSpan:
     """text[start:end]; `shown` is what a message may show of it, never all of it."""
 
     start: int
@@ -36,5 +36,5 @@ class Detector(Protocol):
     def may_find(self, text: str) -> bool:
         """Whether it is worth a look, once a text fits the expressions: never wrongly False, and cheap."""
 
-    def find(self, text: str) -> Iterator[Find]:
+    def find(self, text: str) -> Iterator[DetectedSpan]:
         """All of them, in no order; they may overlap."""

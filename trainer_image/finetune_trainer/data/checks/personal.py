@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
-from finetune_trainer.data.checks.base import Find
+from finetune_trainer.data.checks.base import DetectedSpan
 from finetune_trainer.data.checks.prefilter import BEYOND_ASCII, Expressions, any_of
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 
 # Each regular expression begins with a set of characters and only then looks back, so that the engine skips
 # the rest of a text fast.
@@ -71,10 +71,10 @@ class EmailAddresses(PersonalData):
     def may_find(self, text: str) -> bool:
         return "@" in text
 
-    def find(self, text: str) -> Iterator[Find]:
+    def find(self, text: str) -> Iterator[DetectedSpan]:
         for match in EMAIL_ADDRESS.finditer(text):
             local, _, domain = match[0].partition("@")
-            yield Find(match.start(), match.end(), f"{local[0]}…@{domain}")
+            yield DetectedSpan(match.start(), match.end(), f"{local[0]}…@{domain}")
 
 
 class PaymentCards(PersonalData):
@@ -89,11 +89,11 @@ class PaymentCards(PersonalData):
     def may_find(self, text: str) -> bool:
         return CARD.search(text) is not None
 
-    def find(self, text: str) -> Iterator[Find]:
+    def find(self, text: str) -> Iterator[DetectedSpan]:
         for match in CARD.finditer(text):
             number = re.sub("[ -]", "", match[0])
             if _is_card(number):
-                yield Find(match.start(), match.end(), f"{number[:4]}…{number[-4:]}")
+                yield DetectedSpan(match.start(), match.end(), f"{number[:4]}…{number[-4:]}")
 
 
 class Ibans(PersonalData):
@@ -108,7 +108,7 @@ class Ibans(PersonalData):
     def may_find(self, text: str) -> bool:
         return IBAN_LIKE.search(text) is not None
 
-    def find(self, text: str) -> Iterator[Find]:
+    def find(self, text: str) -> Iterator[DetectedSpan]:
         from stdnum import iban
 
         for match in IBAN_LIKE.finditer(text):
@@ -116,7 +116,7 @@ class Ibans(PersonalData):
             for end in _group_ends(text, start, match.end()):
                 number = re.sub("[ -]", "", text[start:end])
                 if len(number) in IBAN_CHARACTERS and iban.is_valid(number):
-                    yield Find(start, end, f"{number[:4]}…{number[-4:]}")
+                    yield DetectedSpan(start, end, f"{number[:4]}…{number[-4:]}")
                     break
 
 
@@ -142,11 +142,11 @@ class PhoneNumbers(PersonalData):
             return False
         return SEVEN_DIGITS.search(text) is not None
 
-    def find(self, text: str) -> Iterator[Find]:
+    def find(self, text: str) -> Iterator[DetectedSpan]:
         from phonenumbers import Leniency, PhoneNumberMatcher
 
         for match in PhoneNumberMatcher(text, self._region, leniency=Leniency.VALID):
-            yield Find(match.start, match.end, f"{match.raw_string[:3]}…{match.raw_string[-2:]}")
+            yield DetectedSpan(match.start, match.end, f"{match.raw_string[:3]}…{match.raw_string[-2:]}")
 
 
 def _is_card(number: str) -> bool:

@@ -22,7 +22,7 @@ BEYOND_ASCII: Final = r"\x{80}-\x{10FFFF}"
 LOOK_AHEAD: Final = re.compile(r"\(\?=[^()]*\)")
 CLASSES: Final = {r"\w": rf"\w{BEYOND_ASCII}", r"\s": rf"[\s\x0b\x1c-\x1f{BEYOND_ASCII}]"}
 """What stands for Python's classes of characters: of letters inside of brackets, of white space outside."""
-MAX_MEMORY: Final = 16 << 20
+MAX_MEMORY_BYTES: Final = 16 << 20
 """Bytes for the states of the automaton; beyond that it begins anew."""
 ALWAYS: Final = r"\A"
 """Fits every text, so that no answer means that RE2 has failed; only at its beginning, which costs least."""
@@ -66,7 +66,7 @@ def loosened(pattern: re.Pattern[str]) -> str:
 
 def _set_of(expressions: Sequence[str]) -> "re2.Set":
     options = re2.Options()
-    options.max_mem = MAX_MEMORY
+    options.max_mem = MAX_MEMORY_BYTES
     options.log_errors = False
     found = re2.Set.SearchSet(options)
     for expression in expressions:

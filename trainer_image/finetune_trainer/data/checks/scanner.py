@@ -8,13 +8,13 @@ from typing import Any, Final
 from finetune_trainer import canonical
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.contract.vocabulary import Finding
-from finetune_trainer.data.checks.base import Detector, Find
+from finetune_trainer.data.checks.base import DetectedSpan, Detector
 from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
 from finetune_trainer.data.checks.prefilter import Prefilter
 from finetune_trainer.data.checks.secrets import Secrets
 from finetune_trainer.data.checks.sequences import EXPRESSIONS, SEQUENCES, sequence_issue
-from finetune_trainer.data.problems import QUOTED, Issue, Severity, quoted
-from finetune_trainer.data.text import field_name
+from finetune_trainer.data.rowproblems import QUOTED, Issue, Severity, quoted
+from finetune_trainer.data.textchecks import field_name
 from finetune_trainer.rows import Row
 
 STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
@@ -24,7 +24,7 @@ STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
 class _Hit:
     detector: Detector
     finding: Finding
-    found: Find
+    found: DetectedSpan
 
 
 class Scanner:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
-from finetune_trainer.data.checks.base import Find
+from finetune_trainer.data.checks.base import DetectedSpan
 from finetune_trainer.data.checks.prefilter import Expressions, any_of, loosened
-from finetune_trainer.data.problems import Code
+from finetune_trainer.data.rowproblems import Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,12 @@ KEY_ENDS: Final = {
 """Of other keys, and of PuTTY's."""
 KEY_REST: Final = re.compile(r"(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*")
 """Of a key whose end is missing."""
-KEY_CHARACTERS: Final = 64
+MIN_KEY_CHARACTERS: Final = 64
 """A text that only speaks of keys has fewer between the first line and the last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SecretRule:
     """One pattern of a detector; `group` is the secret."""
 
     hints: Hints
@@ -161,10 +161,12 @@ class Rule:
             if match := self.pattern.match(line, head.start()):
                 yield match
 
-    def found(self, text: str, start: int, end: int, key_ends: "_KeyEnds") -> Find | None:
+    def found(self, text: str, start: int, end: int, key_ends: "_KeyEnds") -> DetectedSpan | None:
         """What is there in the whole text; None where a private key has a first line only."""
         if not self.is_key:
-            return Find(start, end, f"{self.kind}, {text[start : start + min(4, (end - start) // 4)]}…")
+            return DetectedSpan(
+                start, end, f"{self.kind}, {text[start : start + min(4, (end - start) // 4)]}…"
+            )
         while start and text[start - 1] == "-":
             start -= 1
         head = KEY_HEAD.match(text, start)
@@ -174,7 +176,7 @@ class Rule:
         end = key_ends.after(head.end(), is_putty=is_putty) or head.end()
         if end == head.end() and not is_putty and (rest := KEY_REST.match(text, end)):
             end = rest.end()
-        return Find(start, end, self.kind) if end - head.end() >= KEY_CHARACTERS else None
+        return DetectedSpan(start, end, self.kind) if end - head.end() >= MIN_KEY_CHARACTERS else None
 
     def _is_secret(self, value: str, line: str) -> bool:
         from detect_secrets.filters import heuristic
@@ -219,7 +221,7 @@ class Secrets:
                 return _fit(text)
         return any(shape.search(text) for shape in SHAPES)
 
-    def find(self, text: str) -> Iterator[Find]:
+    def find(self, text: str) -> Iterator[DetectedSpan]:
         offset, key_ends = 0, _KeyEnds(text)
         for line in text.split("\n"):
             folded = line.lower()
@@ -233,7 +235,7 @@ class Secrets:
             offset += len(line) + 1
 
     @cached_property
-    def _rules(self) -> list[Rule]:
+    def _rules(self) -> list[SecretRule]:
         """Loaded with the first text that may have something."""
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
         from detect_secrets.plugins import keyword
@@ -241,7 +243,7 @@ class Secrets:
         found: dict[str, type[Any]] = get_mapping_from_secret_type_to_class()
         kinds = {kind.__name__: kind for kind in found.values()}
         rules = [
-            Rule(
+            SecretRule(
                 hints,
                 kinds[name].secret_type,
                 pattern,
@@ -254,7 +256,7 @@ class Secrets:
             for pattern in kinds[name].denylist
         ]
         rules += [
-            Rule(KEYWORDS, keyword.KeywordDetector.secret_type, pattern, group, is_password=True)
+            SecretRule(KEYWORDS, keyword.KeywordDetector.secret_type, pattern, group, is_password=True)
             for pattern, group in keyword.QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP.items()
             # It takes quadratic time on lines with many backticks.
             if pattern is not keyword.PRECEDED_BY_EQUAL_COMPARISON_SIGNS_QUOTES_REQUIRED_REGEX

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from finetune_trainer.data.checks.prefilter import Expressions
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.rowproblems import Code, Issue
 
 SEQUENCES: Final = re.compile(
     r"<\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, get_args
 
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.text import field_names
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
+from finetune_trainer.data.textchecks import field_names
 
 TableName = Literal["CSV", "TSV", "Parquet"]
 ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet"]
@@ -25,10 +25,10 @@ class Header:
 
 
 @dataclass(slots=True)  # not frozen, which would take longer to make than to read
-class Record:
+class RawRecord:
     """One record."""
 
-    place: Place
+    position: RowPosition
     fields: Fields
 
 
@@ -39,7 +39,9 @@ Line = tuple[int, bytes]
 class Container(Protocol):
     """Reads one kind of file."""
 
-    def __call__(self, file: SourceFile, name: str | None) -> Iterator[Header | Record | Line | Invalid]:
+    def __call__(
+        self, file: SourceFile, name: str | None
+    ) -> Iterator[Header | RawRecord | Line | InvalidRecord]:
         """Every record, or what is wrong with it; tables give their header first. `name` is for places."""
 
 

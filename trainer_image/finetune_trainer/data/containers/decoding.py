@@ -7,12 +7,12 @@ from typing import Any, Final
 import orjson
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import field_names, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import field_names, type_name
 
 NESTED_TOO_DEEP: Final = "nested too deep"
 SPACED_NAME: Final = re.compile(rb'"[ \t\n\r]+:')
-QUICK_LEVELS: Final = 32
+MAX_QUICK_LEVELS: Final = 32
 """Deeper records are left to Python's reader, whose limit depends on the stack."""
 
 
@@ -88,7 +88,7 @@ def _names(value: Any, level: int = 0) -> int:
     """How many names all objects in a value have. Raises ValueError where orjson may be wrong."""
     if isinstance(value, str):
         return 0
-    if isinstance(value, float) or level == QUICK_LEVELS:
+    if isinstance(value, float) or level == MAX_QUICK_LEVELS:
         raise ValueError("to be read by Python's reader")
     if isinstance(value, dict):
         return len(value) + sum(_names(each, level + 1) for each in value.values())

@@ -5,10 +5,10 @@ import csv
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from finetune_trainer.data.containers.base import Header, Record, repeated_column
+from finetune_trainer.data.containers.base import Header, RawRecord, repeated_column
 from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.text import SURROGATE, field_name, field_names
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
+from finetune_trainer.data.textchecks import SURROGATE, field_name, field_names
 
 UNCLOSED: Final = ("field larger than field limit", "unexpected end of data")
 """What the csv module says when a quote is never closed: beyond a bound, or at the end of the file."""
@@ -16,24 +16,26 @@ SEPARATORS: Final = {",": "commas", "\t": "tabs", ";": '";"', "|": '"|"'}
 RULES: Final = {",": ("CSV", "RFC 4180"), "\t": ("TSV", "RFC 4180 with tabs")}
 
 
-def read_csv(file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+def read_csv(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord | InvalidRecord]:
     """The header, then each record, separated by commas."""
     return _read(file, name, ",")
 
 
-def read_tsv(file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+def read_tsv(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord | InvalidRecord]:
     """The header, then each record, separated by tabs."""
     return _read(file, name, "\t")
 
 
-def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header | Record | Invalid]:
+def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header | RawRecord | InvalidRecord]:
     """Each record below the header, or what is wrong with it; empty lines are no records."""
     csv.field_size_limit(MAX_ROW_BYTES)
     reader = csv.reader(_decoded(file.lines()), strict=True, delimiter=separator)
     header: list[str] | None = None
     number = 0
     while True:
-        place = Place(name, number + 1, reader.line_num + 1) if header is not None else Place(name)
+        place = (
+            RowPosition(name, number + 1, reader.line_num + 1) if header is not None else RowPosition(name)
+        )
         try:
             values = next(reader)
         except StopIteration:
@@ -41,7 +43,7 @@ def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header
         except csv.Error as error:
             number += 1
             ends_file = header is None or str(error).startswith(UNCLOSED)
-            yield Invalid(place, (_syntax_issue(error, separator, ends_file=ends_file),), ends_file)
+            yield InvalidRecord(place, (_syntax_issue(error, separator, ends_file=ends_file),), ends_file)
             if ends_file:
                 return
             continue
@@ -50,16 +52,16 @@ def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header
         if header is None:
             header = values
             if issue := _header_issue(header, separator):
-                yield Invalid(place, (issue,), ends_file=True)
+                yield InvalidRecord(place, (issue,), ends_file=True)
                 return
             yield Header(tuple(header))
             continue
         number += 1
         issue = _values_issue(header, values, separator)
         yield (
-            Record(place, dict(zip(header, values, strict=True)))
+            RawRecord(place, dict(zip(header, values, strict=True)))
             if issue is None
-            else Invalid(place, (issue,))
+            else InvalidRecord(place, (issue,))
         )
 
 

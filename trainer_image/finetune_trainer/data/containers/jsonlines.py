@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_trainer.data.containers.base import Fields, Line, Record
+from finetune_trainer.data.containers.base import Fields, Line, RawRecord
 from finetune_trainer.data.containers.decoding import NESTED_TOO_DEEP, Decoder, quick_fields, syntax_issue
 from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
 
 ONE_OBJECT: Final = "one JSON object on each line"
 
@@ -27,12 +27,12 @@ class LineDecoder:
     def __init__(self) -> None:
         self._decoder = Decoder()
 
-    def decode(self, line: Line, name: str | None) -> Record | Invalid:
+    def decode(self, line: Line, name: str | None) -> RawRecord | InvalidRecord:
         """The line's object, or what is wrong with it; `name` is for places."""
         number, content = line
-        place = Place(name, number, number)
+        place = RowPosition(name, number, number)
         fields = _fields(content, self._decoder)
-        return Invalid(place, (fields,)) if isinstance(fields, Issue) else Record(place, fields)
+        return InvalidRecord(place, (fields,)) if isinstance(fields, Issue) else RawRecord(place, fields)
 
 
 def _fields(line: bytes, decoder: Decoder) -> Fields | Issue:

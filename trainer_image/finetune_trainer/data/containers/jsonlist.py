@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
-from finetune_trainer.data.containers.base import Fields, Record
+from finetune_trainer.data.containers.base import Fields, RawRecord
 from finetune_trainer.data.containers.decoding import NESTED_TOO_DEEP, Decoder
 from finetune_trainer.data.files import MAX_ROW_BYTES, SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place
-from finetune_trainer.data.text import SURROGATE
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
+from finetune_trainer.data.textchecks import SURROGATE
 from finetune_trainer.data.unpacking import CHUNK_BYTES
 
 OBJECTS: Final = "a list of JSON objects"
 SPACE: Final = re.compile(r"[ \t\n\r]*")
-CUT_CHARACTERS: Final = 12
+MAX_CUT_CHARACTERS: Final = 12
 """An error so close to the end of what was read, or in a string without an end, may go when more is read."""
 
 
@@ -31,17 +31,17 @@ class _Broken(Exception):
         self.issue = issue
 
 
-def read(file: SourceFile, name: str | None) -> Iterator[Record | Invalid]:
+def read(file: SourceFile, name: str | None) -> Iterator[RawRecord | InvalidRecord]:
     """Each object of the list, or what is wrong with it; what is no JSON ends the file."""
     number = 1
     with file.opened() as content:
         try:
             for value in _List(content).values():
-                place = Place(name, number)
-                yield Invalid(place, (value,)) if isinstance(value, Issue) else Record(place, value)
+                place = RowPosition(name, number)
+                yield InvalidRecord(place, (value,)) if isinstance(value, Issue) else RawRecord(place, value)
                 number += 1
         except _Broken as broken:
-            yield Invalid(Place(name, number), (broken.issue,), ends_file=True)
+            yield InvalidRecord(RowPosition(name, number), (broken.issue,), ends_file=True)
 
 
 class _List:
@@ -124,7 +124,7 @@ class _List:
     def _go_on_after(self, error: json.JSONDecodeError) -> None:
         """Read more, where that can help."""
         is_cut = error.msg.startswith("Unterminated") or (
-            error.pos >= len(self._text.rstrip(" \t\n\r")) - CUT_CHARACTERS
+            error.pos >= len(self._text.rstrip(" \t\n\r")) - MAX_CUT_CHARACTERS
         )
         if is_cut and len(self._text) - self._at > MAX_ROW_BYTES:
             raise _Broken(

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer.data.containers.base import Fields, Header, Record, repeated_column
+from finetune_trainer.data.containers.base import Fields, Header, RawRecord, repeated_column
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.problems import Code, Invalid, Issue, Place, quoted
-from finetune_trainer.data.text import field_name
+from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition, quoted
+from finetune_trainer.data.textchecks import field_name
 from finetune_trainer.data.unpacking import GZIP, ZSTD
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ MAGIC: Final = b"PAR1"
 BATCH_ROWS: Final = 1000
 
 
-def read(file: SourceFile, name: str | None) -> Iterator[Header | Record | Invalid]:
+def read(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord | InvalidRecord]:
     """The columns, then each row; lists and structs as lists and objects, dates and decimals as texts."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
@@ -24,7 +24,7 @@ def read(file: SourceFile, name: str | None) -> Iterator[Header | Record | Inval
     number = 0
     with file.as_stored() as content:
         if issue := _magic_issue(content.read(len(MAGIC))):
-            yield Invalid(Place(name), (issue,), ends_file=True)
+            yield InvalidRecord(RowPosition(name), (issue,), ends_file=True)
             return
         content.seek(0)
         try:
@@ -32,19 +32,23 @@ def read(file: SourceFile, name: str | None) -> Iterator[Header | Record | Inval
             table = ParquetFile(content, pre_buffer=False, page_checksum_verification=True)
             columns = table.schema_arrow.names
             if issue := repeated_column(columns):
-                yield Invalid(Place(name), (issue,), ends_file=True)
+                yield InvalidRecord(RowPosition(name), (issue,), ends_file=True)
                 return
             yield Header(tuple(columns))
             for batch in table.iter_batches(BATCH_ROWS):
                 for fields in _records(batch):
                     number += 1
-                    place = Place(name, number)
-                    yield Invalid(place, (fields,)) if isinstance(fields, Issue) else Record(place, fields)
+                    place = RowPosition(name, number)
+                    yield (
+                        InvalidRecord(place, (fields,))
+                        if isinstance(fields, Issue)
+                        else RawRecord(place, fields)
+                    )
         except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
             # Of damaged content pyarrow raises OSError too, but without the system's number.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            yield Invalid(Place(name), (_damage(error, number),), ends_file=True)
+            yield InvalidRecord(RowPosition(name), (_damage(error, number),), ends_file=True)
 
 
 def _magic_issue(magic: bytes) -> Issue | None:

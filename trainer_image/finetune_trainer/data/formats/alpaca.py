@@ -5,17 +5,17 @@ from typing import Any, ClassVar
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, text
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import normal_line_ends, text_issue, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import normal_line_ends, text_issue, type_name
 from finetune_trainer.rows import Message, Row
 
 
-class Alpaca(Format):
+class AlpacaFormat(Format):
     """`instruction` and `input`, with an empty line between, are the prompt, `output` the completion."""
 
     name: ClassVar = "Alpaca"
     title: ClassVar = "Alpaca"
-    refuses_verdicts: ClassVar = True
+    refuses_ratings: ClassVar = True
     # `text` is all of it again, in the data of Stanford.
     used: ClassVar = ("input", "system", "history", "text")
 

@@ -9,9 +9,9 @@ from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers.base import Fields, TableName
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.template import PromptTemplate
-from finetune_trainer.data.text import (
+from finetune_trainer.data.prompttemplate import PromptTemplate
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import (
     field_names,
     listed,
     normal_line_ends,
@@ -56,9 +56,9 @@ class Format(ABC):
     """What the report's page calls it."""
     table: ClassVar[TableName | None] = None
     """The only container that holds this format, and its name; None where any container may hold it."""
-    settles: ClassVar[bool] = True
+    is_definite: ClassVar[bool] = True
     """Whether a recipe that names the format leaves nothing to detect."""
-    refuses_verdicts: ClassVar[bool] = False
+    refuses_ratings: ClassVar[bool] = False
     """Whether every answer is learned, so that rows must have no label that may judge the answer."""
     used: ClassVar[tuple[str, ...]] = ()
     """Fields of the format itself that are read, refused or of no interest, not those that a recipe names."""

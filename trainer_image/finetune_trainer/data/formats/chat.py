@@ -10,16 +10,16 @@ from finetune_trainer.data.formats.pairs import mixed
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.problems import Issue
+from finetune_trainer.data.rowproblems import Issue
 from finetune_trainer.rows import Row
 
 
-class Chats(Format):
+class ChatMessagesFormat(Format):
     """`messages`, the last one the assistant's, and the `tools` that the assistant may call."""
 
     name: ClassVar = "ChatMessages"
     title: ClassVar = "chat messages"
-    refuses_verdicts: ClassVar = True
+    refuses_ratings: ClassVar = True
     named = frozenset({"messages"})
     used: ClassVar = ("tools", "parallel_tool_calls", "functions", "function_call")
 

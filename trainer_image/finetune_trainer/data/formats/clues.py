@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.containers.base import ContainerName, Fields, TableName, table_of
-from finetune_trainer.data.formats.judged import Verdicts
+from finetune_trainer.data.formats.answerratings import AnswerRatings
 from finetune_trainer.data.options import FieldNames
-from finetune_trainer.data.template import PromptTemplate
+from finetune_trainer.data.prompttemplate import PromptTemplate
 
 
 class Match(IntEnum):
@@ -31,7 +31,7 @@ class Clues:
         """Raises ValueError for an invalid template."""
         self.names = names
         self.rule = rule
-        self.verdicts = Verdicts(names)
+        self.ratings = AnswerRatings(names)
         self.prompt = (
             PromptTemplate.parse(names.template).columns if names.template else (names.prompt or "prompt",)
         )

@@ -6,14 +6,14 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.options import MESSAGES_SINCE
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import normal_line_ends, text_issue
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import normal_line_ends, text_issue
 from finetune_trainer.rows import Row
 
 COLUMNS: Final = {"id", "text", "label"}
 
 
-class Doccano(Format):
+class DoccanoFormat(Format):
     """`text`, and `label` (in old versions `labels`) with one label or text."""
 
     name: ClassVar = "Doccano"

@@ -3,18 +3,18 @@
 from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.formats.answerratings import label_of
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.judged import label_of
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
 from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import JUDGED_SINCE
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import shown
+from finetune_trainer.data.options import RATINGS_SINCE
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import shown
 from finetune_trainer.rows import Row
 
 
-class KTO(Format):
+class KTOFormat(Format):
     """`prompt`, `completion` (texts, or messages) and `label`."""
 
     name: ClassVar = "KTO"
@@ -65,7 +65,7 @@ class KTO(Format):
 
 def _is_rated(record: Fields, clues: Clues) -> bool:
     """Whether the label says true or false; by the first rule JSON has no other ways to write that."""
-    if clues.rule >= JUDGED_SINCE:
-        return clues.verdicts.is_kto(record)
+    if clues.rule >= RATINGS_SINCE:
+        return clues.ratings.is_kto(record)
     label = record.get(clues.label)
     return label_of(label) is not None if clues.table else isinstance(label, bool)

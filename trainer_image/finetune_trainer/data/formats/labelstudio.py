@@ -18,8 +18,8 @@ from finetune_trainer.data.formats.labelstudiotasks import (
 from finetune_trainer.data.formats.messages import read_messages
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import normal_line_ends, printable, text_issue, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import normal_line_ends, printable, text_issue, type_name
 from finetune_trainer.rows import Message, Row
 
 META: Final = (
@@ -36,7 +36,7 @@ PROMPTS: Final = ("text", "prompt")
 """Usual names of the prompt in a task's data, those of the templates."""
 
 
-class LabelStudio(Format):
+class LabelStudioFormat(Format):
     """A field of the data is the prompt, what one control tag (its `name`) was answered the completion.
 
     By rule version 2 also the tasks for generative AI: a conversation is the prompt, the tag Chat continues
@@ -90,7 +90,7 @@ class LabelStudio(Format):
                 Issue(Code.FIELD_TYPE, f"data is {state}", "an object", "export it again", column="data"),
             )
         annotations = record.get("annotations", record.get(OLD_ANNOTATIONS) if self._reads_tasks else None)
-        answers = answers_of(annotations, is_asked=self._reads_tasks)
+        answers = answers_of(annotations, refuses_disagreement=self._reads_tasks)
         if isinstance(answers, Issue) and self._reads_tasks and record.get("predictions"):
             answers = issues.predicted()
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))

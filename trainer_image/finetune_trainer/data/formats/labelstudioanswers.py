@@ -5,17 +5,17 @@ from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats import labelstudioissues as issues
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import shown, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import shown, type_name
 
 READABLE: Final = ("choices", "textarea")
 CHATS: Final = ("chatmessages", "chatmessage", "chat")
 
 
-def answers_of(annotations: Any, *, is_asked: bool) -> Fields | Issue:
+def answers_of(annotations: Any, *, refuses_disagreement: bool) -> Fields | Issue:
     """What the first annotation that was not cancelled says, by the control tags' names.
 
-    `is_asked`: where several annotations say different things, a person has to decide.
+    `refuses_disagreement`: where several annotations say different things, a person has to decide.
     """
     if annotations is None:
         return issues.unanswered()
@@ -32,7 +32,7 @@ def answers_of(annotations: Any, *, is_asked: bool) -> Fields | Issue:
         for annotation in annotations
         if isinstance(annotation, dict) and not annotation.get("was_cancelled")
     ]
-    if not is_asked:
+    if not refuses_disagreement:
         return _said(kept[0].get("result") if kept else None) or issues.unanswered()
     right = [annotation for annotation in kept if annotation.get("ground_truth")]
     said = [found for each in right or kept if (found := _said(each.get("result")))]

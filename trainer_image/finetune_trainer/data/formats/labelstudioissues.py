@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import field_name, field_names
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import field_name, field_names
 
 
 def disagreement(count: int) -> Issue:

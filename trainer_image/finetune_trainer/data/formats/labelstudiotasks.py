@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
 
-SPEAKERS: Final = ("role", "author", "from", "speaker")
-SAYINGS: Final = ("content", "text", "value")
+ROLE_FIELDS: Final = ("role", "author", "from", "speaker")
+CONTENT_FIELDS: Final = ("content", "text", "value")
 """Names of a message's fields, those of the API of OpenAI first; of Paragraphs the next."""
 ROLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("user", "human", "customer", "client", "question"), "user"),
@@ -24,7 +24,7 @@ PAIRS: Final = (
     ("left", "right"),
 )
 """Names of the two answers of a pairwise task, the left one first."""
-LITERAL_CHARACTERS: Final = 1 << 20
+MAX_LITERAL_CHARACTERS: Final = 1 << 20
 """Longest list that is read as Python writes it; that takes memory."""
 
 
@@ -36,7 +36,7 @@ def unpacked(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         pass
-    if len(value) > LITERAL_CHARACTERS:
+    if len(value) > MAX_LITERAL_CHARACTERS:
         return value
     try:
         return ast.literal_eval(value)
@@ -95,8 +95,8 @@ def _only(value: Any) -> Any:
 def _message(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
-    speaker = next((value[name] for name in SPEAKERS if name in value), None)
-    said = next((name for name in SAYINGS if name in value), None)
+    speaker = next((value[name] for name in ROLE_FIELDS if name in value), None)
+    said = next((name for name in CONTENT_FIELDS if name in value), None)
     if not isinstance(speaker, str) or said is None:
         return None
     return {"role": ROLES.get(speaker.strip().lower(), speaker), "content": value[said]}

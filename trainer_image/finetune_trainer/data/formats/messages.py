@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from finetune_trainer.data.formats.tools import read_calls
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import normal_line_ends, shown, text_issue, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import normal_line_ends, shown, text_issue, type_name
 from finetune_trainer.rows import Message, Role
 
 ROLES: Final[Mapping[str, Role]] = {

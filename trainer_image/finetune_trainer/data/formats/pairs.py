@@ -11,16 +11,16 @@ from finetune_trainer.data.formats.messages import read_messages
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
 
-class Pairs(Format):
+class PromptCompletionFormat(Format):
     """`prompt` (or what a template makes) and `completion`; with messages also the `tools` to be called."""
 
     name: ClassVar[DataFormat] = "PromptCompletion"
     title: ClassVar[str] = "prompts with completions"
-    refuses_verdicts: ClassVar = True
+    refuses_ratings: ClassVar = True
     named = frozenset({"prompt", "completion", "template"})
 
     @classmethod
@@ -85,7 +85,7 @@ class Pairs(Format):
         return tuple(issues) or Row(turns, tools=tools)
 
 
-class CSV(Pairs):
+class CSVFormat(PromptCompletionFormat):
     """Pairs in a table of commas."""
 
     name: ClassVar = "CSV"
@@ -93,7 +93,7 @@ class CSV(Pairs):
     table: ClassVar = "CSV"
 
 
-class TSV(Pairs):
+class TSVFormat(PromptCompletionFormat):
     """Pairs in a table of tabs."""
 
     name: ClassVar = "TSV"
@@ -101,13 +101,13 @@ class TSV(Pairs):
     table: ClassVar = "TSV"
 
 
-class Parquet(Pairs):
+class ParquetFormat(PromptCompletionFormat):
     """Pairs in a Parquet table; such a table may hold any other format too."""
 
     name: ClassVar = "Parquet"
     title: ClassVar = "Parquet"
     table: ClassVar = "Parquet"
-    settles: ClassVar = False
+    is_definite: ClassVar = False
 
 
 def _answer(record: Fields, name: str, tools: frozenset[str], found: list[Issue]) -> list[Message]:

@@ -9,14 +9,14 @@ from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages, unsupported
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
 OPENAI_FIELDS: Final = frozenset({"input", "preferred_output", "non_preferred_output"})
 OPENAI_INPUT: Final = frozenset({"messages", "tools", "parallel_tool_calls"})
 
 
-class Preference(Format):
+class PreferenceFormat(Format):
     """`prompt`, `chosen` and `rejected`: texts or messages; in whole conversations the prompt is implicit."""
 
     name: ClassVar = "Preference"

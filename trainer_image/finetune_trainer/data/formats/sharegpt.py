@@ -10,8 +10,8 @@ from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages, unsupported
 from finetune_trainer.data.formats.turnorder import AS_WRITTEN, order_issues
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import shown, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import shown, type_name
 from finetune_trainer.rows import Message, Role, Row
 
 CONVERSATIONS: Final = "conversations"
@@ -22,16 +22,16 @@ ROLES: Final[Mapping[str, Role]] = {
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
 }
 TOOL_ROLES: Final = ("function_call", "function_response", "observation", "function", "tool", "tool_call")
-SAID: Final[Mapping[Role, str]] = {**AS_WRITTEN, "user": "human", "assistant": "gpt"}
+ROLE_NAMES: Final[Mapping[Role, str]] = {**AS_WRITTEN, "user": "human", "assistant": "gpt"}
 AS_MESSAGES: Final = "write the rows as messages with tool_calls"
 
 
-class ShareGPT(Format):
+class ShareGPTFormat(Format):
     """`conversations`, the last turn the assistant's; `system` may stand beside them."""
 
     name: ClassVar = "ShareGPT"
     title: ClassVar = "ShareGPT"
-    refuses_verdicts: ClassVar = True
+    refuses_ratings: ClassVar = True
     used: ClassVar = ("id", "system", "tools")
 
     @classmethod
@@ -52,7 +52,7 @@ class ShareGPT(Format):
             found.append(unsupported("tools", AS_MESSAGES))
         system = optional_text(record, "system", found)
         turns = self._turns(record[CONVERSATIONS], found)
-        found = found or order_issues(CONVERSATIONS, turns, SAID)
+        found = found or order_issues(CONVERSATIONS, turns, ROLE_NAMES)
         if not found and system and turns[0].role == "system":
             found.append(
                 Issue(

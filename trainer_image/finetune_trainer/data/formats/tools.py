@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from finetune_trainer import canonical
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import SURROGATE, field_names, shown, text_issue, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import SURROGATE, field_names, shown, text_issue, type_name
 
 TOOL: Final = '{"type": "function", "function": {"name": …}}'
 CALL: Final = '{"type": "function", "function": {"name": …, "arguments": …}}'

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import shown
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import shown
 from finetune_trainer.rows import Message, Role
 
 AS_WRITTEN: Final[Mapping[Role, str]] = {role: role for role in ("system", "user", "assistant", "tool")}

@@ -4,12 +4,12 @@ from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.options import FieldNames
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.rowproblems import Code, Issue
 
 LABELS: Final = {"true": True, "false": False, "1": True, "0": False}
 KTO_TAG: Final = "kto_tag"
 """The name of the label in LLaMA-Factory."""
-VERDICTS: Final = frozenset(
+RATING_TEXTS: Final = frozenset(
     {
         *("yes", "no", "y", "n", "good", "bad", "right", "wrong", "correct", "incorrect", "pass", "fail"),
         *("chosen", "rejected", "accepted", "accept", "reject", "approved", "desirable", "undesirable"),
@@ -19,7 +19,7 @@ VERDICTS: Final = frozenset(
 """Texts that usually judge an answer, but are not true or false: KTO does not read them, nothing guesses."""
 
 
-class Verdicts:
+class AnswerRatings:
     """Finds the label that judges a record's answer."""
 
     def __init__(self, names: FieldNames) -> None:
@@ -34,7 +34,7 @@ class Verdicts:
     def issue(self, record: Fields) -> Issue | None:
         """Why a record must not be read as an answer to learn."""
         for name in self._fields:
-            if name in record and is_verdict(record[name]):
+            if name in record and is_rating(record[name]):
                 return Issue(
                     Code.FORMATS_MIXED,
                     f"{name} is {_said(record[name])}, which may say whether the answer is good",
@@ -55,13 +55,13 @@ def label_of(value: Any) -> bool | None:
     return LABELS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
-def is_verdict(value: Any) -> bool:
+def is_rating(value: Any) -> bool:
     """Whether a value may say that an answer is good or bad."""
     if label_of(value) is not None:
         return True
     if isinstance(value, int) and value == -1:
         return True
-    return isinstance(value, str) and value.strip().lower() in VERDICTS
+    return isinstance(value, str) and value.strip().lower() in RATING_TEXTS
 
 
 def _said(value: Any) -> str:

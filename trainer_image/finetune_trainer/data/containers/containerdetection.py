@@ -6,13 +6,13 @@ from typing import Final
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import TABLES, ContainerName
 from finetune_trainer.data.containers.jsonlines import ONE_OBJECT
-from finetune_trainer.data.problems import Code, Issue
+from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.unpacking import GZIP, ZSTD
 
 HEAD_BYTES: Final = 1 << 16
 """How much of a file is looked at to tell how its records lie in it."""
 
-OTHER_KINDS: Final = (
+UNSUPPORTED_KINDS: Final = (
     (codecs.BOM_UTF32_LE, "UTF-32 text", "save it as UTF-8"),
     (codecs.BOM_UTF16_LE, "UTF-16 text", "save it as UTF-8"),
     (codecs.BOM_UTF16_BE, "UTF-16 text", "save it as UTF-8"),
@@ -74,7 +74,7 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
 
 
 def _other_kind(head: bytes, forced: DataFormat | None) -> Issue | None:
-    for magic, name, fix in OTHER_KINDS:
+    for magic, name, fix in UNSUPPORTED_KINDS:
         if head.startswith(magic):
             return Issue(Code.FILE_UNKNOWN, f"the file is {name}", f"{EXPECTED} in UTF-8", fix)
     if not head.startswith(b"PAR1") and (found := _by_its_bytes(head)):

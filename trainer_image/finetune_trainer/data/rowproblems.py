@@ -105,7 +105,7 @@ def _sentence(what: str, expected: str, fix: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowPosition:
     """Where it is; records and lines count from 1.
 
     In JSON Lines a record's number is its line. In CSV and TSV it counts the records below the header, and
@@ -125,10 +125,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Invalid:
+class InvalidRecord:
     """A row, or a whole file, that cannot be used."""
 
-    place: Place
+    position: RowPosition
     issues: tuple[Issue, ...]
     ends_file: bool = False
     """Nothing after this place can be read; dropping rows does not help."""

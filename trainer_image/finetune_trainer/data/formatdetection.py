@@ -8,16 +8,16 @@ from typing import Final
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.containers.base import ContainerName, Fields
 from finetune_trainer.data.formats.clues import Clues
-from finetune_trainer.data.formats.registry import FORMATS, pairs_in
-from finetune_trainer.data.options import JUDGED_SINCE, FieldNames
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import field_names, listed
+from finetune_trainer.data.formats.registry import FORMATS, prompt_completion_format
+from finetune_trainer.data.options import RATINGS_SINCE, FieldNames
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import field_names, listed
 
 SAMPLE_ROWS: Final = 100
 """Records of a file from which its format is detected."""
 
 
-class Detection:
+class FormatDetector:
     """Detects the format of records by their fields and by the names in the recipe."""
 
     def __init__(self, names: FieldNames, rule: int = RULE_VERSION) -> None:
@@ -37,7 +37,7 @@ class Detection:
             return self._ambiguity(form, records) or form
         # Of a table the header says what is missing; of what could not be read, each record.
         if clues.table or not records:
-            return pairs_in(clues.table).name
+            return prompt_completion_format(clues.table).name
         return Issue(
             Code.FILE_UNKNOWN,
             f"the rows have {field_names(records[0], 'other fields', 'the fields ')}"
@@ -47,14 +47,14 @@ class Detection:
             "map the fields in columns, or set format",
         )
 
-    def verdict_issue(self, form: DataFormat, record: Fields) -> Issue | None:
+    def rating_issue(self, form: DataFormat, record: Fields) -> Issue | None:
         """Why a record of this format must not be read as one, because a label judges its answer."""
-        return self._clues.verdicts.issue(record) if FORMATS[form].refuses_verdicts else None
+        return self._clues.ratings.issue(record) if FORMATS[form].refuses_ratings else None
 
     def _ambiguity(self, form: DataFormat, records: Sequence[Fields]) -> Issue | None:
-        if self.rule < JUDGED_SINCE:
+        if self.rule < RATINGS_SINCE:
             return None
-        found = next((issue for record in records if (issue := self.verdict_issue(form, record))), None)
+        found = next((issue for record in records if (issue := self.rating_issue(form, record))), None)
         return None if found is None else replace(found, code=Code.FILE_UNKNOWN)
 
 

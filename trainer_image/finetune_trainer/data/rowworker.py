@@ -1,4 +1,4 @@
-"""A process that prepares batches: python -m finetune_trainer.data.worker, of `workers` only."""
+"""A process that prepares batches: python -m finetune_trainer.data.rowworker, of `workers` only."""
 
 import os
 import pickle

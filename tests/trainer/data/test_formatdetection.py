@@ -9,8 +9,8 @@ import pytest
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.problems import Code
 from finetune_trainer.data.reading import split_of
+from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import (
     chat,
     gzipped,
@@ -248,8 +248,8 @@ def test_only_several_files_are_named_in_places(tmp_path: Path) -> None:
     one = read(tmp_path, json_lines(pairs(1)))
     two = read_files(tmp_path, {"a": json_lines(pairs(1)), "b": json_lines(pairs(1))})
 
-    assert [item.place.file for item in one.items] == [None]
-    assert [item.place.file for item in two.items] == ["a", "b"]
+    assert [item.position.file for item in one.items] == [None]
+    assert [item.position.file for item in two.items] == ["a", "b"]
 
 
 def test_doccanos_table_may_have_columns_of_metadata(tmp_path: Path) -> None:

@@ -18,24 +18,24 @@ from typing import IO, Final, Self
 
 from finetune_trainer.data.batches import PreparedBatch, Preparer
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.reading import Batch
+from finetune_trainer.data.reading import RowBatch
 from finetune_trainer.processors import available_processors
 
-WORKER: Final = "finetune_trainer.data.worker"
-ALONE_BATCHES: Final = 8
+WORKER: Final = "finetune_trainer.data.rowworker"
+LOCAL_BATCHES: Final = 8
 """The first batches, about 4 MiB, are prepared by this process: most sources have no more, and workers take a
 while to start."""
 MAX_WORKERS: Final = 4
 """This process has to keep up with them, and each takes about 30 MiB of memory."""
-WAITING_BATCHES: Final = 2
+MAX_WAITING_BATCHES: Final = 2
 """Per worker, so that none waits for work."""
-WAITING_BYTES: Final = 16 << 20
+MAX_WAITING_BYTES: Final = 16 << 20
 """Of all batches at the workers. One may be larger, and is there alone then."""
-KILLED: Final = -9
+SIGKILL_EXIT_CODE: Final = -9
 """Exit code after SIGKILL, which is how the kernel ends a process when memory runs out."""
 
 
-def prepare_batches(batches: Iterable[Batch], recipe: Recipe) -> Generator[PreparedBatch, None, None]:
+def prepare_batches(batches: Iterable[RowBatch], recipe: Recipe) -> Generator[PreparedBatch, None, None]:
     """Prepare batches, on several processors where there are many batches; the caller closes it in the end.
 
     Raises ValueError for a template that is none, MemoryError, and what `batches` raises, after all that came
@@ -43,17 +43,17 @@ def prepare_batches(batches: Iterable[Batch], recipe: Recipe) -> Generator[Prepa
     """
     batches = iter(batches)
     preparer = Preparer(recipe)
-    for batch in islice(batches, ALONE_BATCHES):
+    for batch in islice(batches, LOCAL_BATCHES):
         yield preparer.prepare(batch)
     count = min(available_processors(), MAX_WORKERS)
     if count == 1:
         yield from map(preparer.prepare, batches)
         return
     failures: list[Exception] = []
-    workers: Workers | None = None
+    workers: RowWorkers | None = None
     with ExitStack() as stack:
         for batch in _until_failure(batches, failures):
-            workers = workers or stack.enter_context(Workers(recipe, count))
+            workers = workers or stack.enter_context(RowWorkers(recipe, count))
             workers.give(batch)
             while workers.are_busy():
                 yield workers.take()
@@ -63,7 +63,7 @@ def prepare_batches(batches: Iterable[Batch], recipe: Recipe) -> Generator[Prepa
         raise failures[0]
 
 
-def _until_failure(batches: Iterator[Batch], failures: list[Exception]) -> Iterator[Batch]:
+def _until_failure(batches: Iterator[RowBatch], failures: list[Exception]) -> Iterator[RowBatch]:
     """The batches up to an exception, which goes to `failures`."""
     try:
         yield from batches
@@ -71,7 +71,7 @@ def _until_failure(batches: Iterator[Batch], failures: list[Exception]) -> Itera
         failures.append(error)
 
 
-class Workers:
+class RowWorkers:
     """Processes that prepare batches. Give and take by one thread only."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
@@ -116,10 +116,10 @@ class Workers:
 
     def are_busy(self) -> bool:
         """Whether something is to be taken before more is given."""
-        is_much = self._waiting_bytes > WAITING_BYTES
-        return self.have_work() and (is_much or len(self._waiting) > self._count * WAITING_BATCHES)
+        is_much = self._waiting_bytes > MAX_WAITING_BYTES
+        return self.have_work() and (is_much or len(self._waiting) > self._count * MAX_WAITING_BATCHES)
 
-    def give(self, batch: Batch) -> None:
+    def give(self, batch: RowBatch) -> None:
         """Let the first worker that has time prepare a batch."""
         message = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
         self._waiting.append((self._threads.submit(self._ask, message), len(message)))
@@ -157,6 +157,6 @@ def _piped(stream: IO[bytes] | None) -> IO[bytes]:
 def _lost(process: subprocess.Popen[bytes]) -> Exception:
     """Why a worker does not answer."""
     code = process.wait()
-    if code == KILLED:
+    if code == SIGKILL_EXIT_CODE:
         return MemoryError("a worker process was killed")
     return RuntimeError(f"a worker process ended with exit code {code}")

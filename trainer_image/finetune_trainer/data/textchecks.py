@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 
-from finetune_trainer.data.problems import Code, Issue, quoted
+from finetune_trainer.data.rowproblems import Code, Issue, quoted
 
-UNFIT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+FORBIDDEN_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters other than tab and line ends, and halves of characters."""
 INVISIBLE: Final = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
@@ -16,7 +16,7 @@ INVISIBLE: Final = re.compile(
 SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 MAX_NAMES: Final = 200
 """A table with more columns is looked at by its report only."""
-NAME_CHARACTERS: Final = 100
+MAX_NAME_CHARACTERS: Final = 100
 """Of a name that a message lists."""
 TYPE_NAMES: Final = {
     dict: "an object",
@@ -28,7 +28,7 @@ TYPE_NAMES: Final = {
     bytes: "bytes",
     type(None): "null",
 }
-SHOWN_CHARACTERS: Final = 40
+MAX_SHOWN_CHARACTERS: Final = 40
 NAME: Final = re.compile(r"[A-Za-z]{1,24}(?:[_.-][A-Za-z]{1,24}){0,3}(?:[_-]?[0-9]{1,3})?")
 """What looks like a field's name, and neither like a sentence nor like a key."""
 
@@ -46,7 +46,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return type_name(value)
     text = str(value)
-    cut = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+    cut = text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
     return quoted(repr(cut), "another text") if isinstance(value, str) else quoted(cut, "another number")
 
 
@@ -80,7 +80,7 @@ def text_issue(field: str, value: Any) -> Issue | None:
         return Issue(
             Code.FIELD_EMPTY, f"{field} is empty", "text", f"fill {field} in, or remove the row", column=field
         )
-    found = UNFIT.search(value)
+    found = FORBIDDEN_CHARACTERS.search(value)
     if found is None:
         return None
     number, place = ord(found[0]), found.start() + 1
@@ -106,7 +106,7 @@ def normal_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def as_seen(text: str) -> str:
+def visible_text(text: str) -> str:
     """The text as a reader sees it: in one Unicode form, without invisible characters, with single blanks."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
@@ -115,7 +115,9 @@ def as_seen(text: str) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Names in quotes, at most ten, in a form that can be written as UTF-8."""
-    every = [name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…" for name in names]
+    every = [
+        name if len(name) <= MAX_NAME_CHARACTERS else name[: MAX_NAME_CHARACTERS - 1] + "…" for name in names
+    ]
     more = f" and {len(every) - 10} more" if len(every) > 10 else ""
     text = ", ".join(f'"{name}"' for name in every[:10]) + more
     return printable(text)

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
-from finetune_trainer.data import reading, workers
-from finetune_trainer.data.files import Changed, SourceFile
+from finetune_trainer.data import reading, rowworkers
+from finetune_trainer.data.files import FileChanged, SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.preparation import prepare
-from finetune_trainer.data.reading import Batch
-from finetune_trainer.data.result import Kin, Prepared, Problem
-from finetune_trainer.data.workers import Workers, prepare_batches
-from finetune_trainer.report.document import document, encode, kin_record, problem_record
+from finetune_trainer.data.reading import RowBatch
+from finetune_trainer.data.result import DuplicatePair, Prepared, RowProblem
+from finetune_trainer.data.rowworkers import RowWorkers, prepare_batches
+from finetune_trainer.report.document import document, duplicate_record, encode, problem_record
 from finetune_trainer.rows import SPLIT_FILES
 from tests.trainer.data.reading import chat, json_lines, pairs, parquet_bytes
 from tests.trainer.data.test_reading_properties import RECORDS, VALUES
@@ -60,17 +60,17 @@ class Told:
 
     counts: list[int] = field(default_factory=list)
     problems: list[Any] = field(default_factory=list)
-    alikes: list[Any] = field(default_factory=list)
+    duplicates: list[Any] = field(default_factory=list)
 
     def rows(self, count: int, bytes_read: int) -> None:
         assert bytes_read >= 0
         self.counts.append(count)
 
-    def problem(self, problem: Problem) -> None:
+    def problem(self, problem: RowProblem) -> None:
         self.problems.append((problem_record(problem), problem.issue.public))
 
-    def alike(self, kin: Kin) -> None:
-        self.alikes.append(kin_record(kin))
+    def duplicate(self, pair: DuplicatePair) -> None:
+        self.duplicates.append(duplicate_record(pair))
 
 
 def outcome(sources: Iterable[Path], recipe: Recipe) -> tuple[dict[str, bytes], bytes, Prepared, Told]:
@@ -86,18 +86,18 @@ def outcome(sources: Iterable[Path], recipe: Recipe) -> tuple[dict[str, bytes], 
 @pytest.fixture
 def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers from the first batch on, and batches of seven rows."""
-    monkeypatch.setattr(workers, "available_processors", lambda: 2)
-    monkeypatch.setattr(workers, "ALONE_BATCHES", 0)
+    monkeypatch.setattr(rowworkers, "available_processors", lambda: 2)
+    monkeypatch.setattr(rowworkers, "LOCAL_BATCHES", 0)
     monkeypatch.setattr(reading, "BATCH_ROWS", 7)
 
 
 @pytest.fixture
-def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RowBatch]:
     """Of one row each."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json_lines(pairs(50)))
     monkeypatch.setattr(reading, "BATCH_ROWS", 1)
-    return iter(reading.Reading([SourceFile(path)], Recipe()))
+    return iter(reading.SourceReader([SourceFile(path)], Recipe()))
 
 
 def bad_rows() -> list[Any]:
@@ -135,7 +135,7 @@ def test_several_processes_find_what_one_finds(
 
     by_workers = [outcome(sources, recipe) for sources in several]
 
-    monkeypatch.setattr(workers, "available_processors", lambda: 1)
+    monkeypatch.setattr(rowworkers, "available_processors", lambda: 1)
     assert [outcome(sources, recipe) for sources in several] == by_workers
     assert sum(len(told.problems) for *_, told in by_workers) > 20
 
@@ -169,7 +169,7 @@ def test_what_was_read_before_a_file_changed_is_told(tmp_path: Path) -> None:
     told.rows = change  # type: ignore[method-assign]
     (tmp_path / "out").mkdir()
 
-    with pytest.raises(Changed):
+    with pytest.raises(FileChanged):
         prepare([SourceFile(path)], Recipe(), tmp_path / "out", listener=told)
 
     assert sum(told.counts) == 199
@@ -177,25 +177,25 @@ def test_what_was_read_before_a_file_changed_is_told(tmp_path: Path) -> None:
 
 
 def test_few_rows_and_one_processor_start_no_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Iterator[Batch]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr(workers, "available_processors", lambda: 1)
+    monkeypatch.setattr(rowworkers, "available_processors", lambda: 1)
     assert len(list(prepare_batches(batches, Recipe()))) > 50
 
-    monkeypatch.setattr(workers, "available_processors", lambda: 2)
+    monkeypatch.setattr(rowworkers, "available_processors", lambda: 2)
     monkeypatch.setattr(reading, "BATCH_ROWS", 1000)
     outcome([SOURCES[0]], Recipe())
 
 
 def test_an_error_of_a_worker_is_raised_with_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, batches: Iterator[Batch]
+    monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
-    monkeypatch.setattr(workers, "available_processors", lambda: 2)
-    monkeypatch.setattr(workers, "ALONE_BATCHES", 0)
+    monkeypatch.setattr(rowworkers, "available_processors", lambda: 2)
+    monkeypatch.setattr(rowworkers, "LOCAL_BATCHES", 0)
     broken = [replace(batch, items=[(1, None)]) for batch in batches]  # type: ignore[list-item]
 
     with closing(prepare_batches(broken, Recipe())) as prepared, pytest.raises(TypeError) as caught:
@@ -204,8 +204,8 @@ def test_an_error_of_a_worker_is_raised_with_its_traceback(
     assert any("in prepare" in note for note in caught.value.__notes__)
 
 
-def test_a_worker_that_is_killed_means_that_memory_ran_out(batches: Iterator[Batch]) -> None:
-    with Workers(Recipe(), 1) as several:
+def test_a_worker_that_is_killed_means_that_memory_ran_out(batches: Iterator[RowBatch]) -> None:
+    with RowWorkers(Recipe(), 1) as several:
         several.give(next(batches))
         several.take()
         os.kill(children(os.getpid())[-1], signal.SIGKILL)
@@ -216,24 +216,24 @@ def test_a_worker_that_is_killed_means_that_memory_ran_out(batches: Iterator[Bat
 
 
 def test_batches_at_the_workers_are_bounded(
-    monkeypatch: pytest.MonkeyPatch, batches: Iterator[Batch]
+    monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
-    with Workers(Recipe(), 1) as several:
+    with RowWorkers(Recipe(), 1) as several:
         for _ in range(3):
             assert not several.are_busy()
             several.give(next(batches))
         assert several.are_busy()
         several.take()
         assert not several.are_busy()
-        monkeypatch.setattr(workers, "WAITING_BYTES", 1)
+        monkeypatch.setattr(rowworkers, "MAX_WAITING_BYTES", 1)
         assert several.are_busy()
 
 
 def test_workers_end_when_their_batches_are_wanted_no_more(
-    monkeypatch: pytest.MonkeyPatch, batches: Iterator[Batch]
+    monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
-    monkeypatch.setattr(workers, "available_processors", lambda: 2)
-    monkeypatch.setattr(workers, "ALONE_BATCHES", 0)
+    monkeypatch.setattr(rowworkers, "available_processors", lambda: 2)
+    monkeypatch.setattr(rowworkers, "LOCAL_BATCHES", 0)
     before = children(os.getpid())
 
     with closing(prepare_batches(batches, Recipe())) as prepared:
@@ -248,9 +248,9 @@ def test_workers_end_with_the_process_that_started_them(number: signal.Signals) 
     script = (
         "import signal, sys, time\n"
         "from finetune_trainer.data.options import Recipe\n"
-        "from finetune_trainer.data.workers import Workers\n"
+        "from finetune_trainer.data.rowworkers import RowWorkers\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
-        "with Workers(Recipe(), 2):\n"
+        "with RowWorkers(Recipe(), 2):\n"
         "    print('started', flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Self
 
-from finetune_trainer.data.problems import Code, Issue
-from finetune_trainer.data.text import field_names, listed, text_issue, type_name
+from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.textchecks import field_names, listed, text_issue, type_name
 
 
 @dataclass(frozen=True, slots=True)
