@@ -14,9 +14,9 @@ def main() -> None:
     for ending in ENDING:
         signal.signal(ending, _end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    from finetune_operator.runtime import command  # noqa: PLC0415 - takes a second
+    from finetune_operator.runtime import cli  # noqa: PLC0415 - takes a second
 
-    command.main()
+    cli.main()
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from finetune_operator.runtime.command import main
+from finetune_operator.runtime.cli import main
 from tests.forkserver import Forked, preload
 from tests.waiting import eventually
 from tools.cluster import ControlPlane

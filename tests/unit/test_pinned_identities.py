@@ -14,7 +14,7 @@ from finetune_operator.api.computeprofile import ComputeProfile, Devices
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests import revisionhash
 from finetune_operator.manifests.revision import build_revision
-from finetune_operator.manifests.weights import Weights
+from finetune_operator.manifests.weightsreference import Weights
 from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import AlreadyExists, ApiError, Rejected
 from finetune_operator.engine.resources import EVENT
 from finetune_operator.plan import Event, Manifest

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Final, TypeVar
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.lease import Lease
 
 T = TypeVar("T")

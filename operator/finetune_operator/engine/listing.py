@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from finetune_operator.engine.lanes import Lane, Turnstile
+from finetune_operator.engine.fairness import Lane, Turnstile
 
 K = TypeVar("K", bound=Hashable)
 

@@ -11,7 +11,7 @@ import logging
 from http import HTTPStatus
 from typing import Final
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.listing import take_list
 from finetune_operator.engine.resources import ResourceType

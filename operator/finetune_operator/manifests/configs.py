@@ -10,9 +10,9 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import LoRA, Method, Preference
 from finetune_operator.api.preparation import DataPreparation
-from finetune_operator.manifests.credentials import secret_mount
+from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.peers import coordinator_host
+from finetune_operator.manifests.peerservice import coordinator_host
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig

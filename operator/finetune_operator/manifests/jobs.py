@@ -16,7 +16,7 @@ from finetune_operator.manifests.labels import (
     short_hash,
     store_annotations,
 )
-from finetune_operator.manifests.pods import (
+from finetune_operator.manifests.podtemplate import (
     CONTAINER,
     Credentials,
     JobConfig,

@@ -8,7 +8,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
 from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
-from finetune_operator.manifests.weights import Weights
+from finetune_operator.manifests.weightsreference import Weights
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 

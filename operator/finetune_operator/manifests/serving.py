@@ -18,11 +18,11 @@ from finetune_operator.manifests.labels import (
     child_labels,
 )
 from finetune_operator.manifests.placement import device_placement
-from finetune_operator.manifests.pods import CPU
+from finetune_operator.manifests.podtemplate import CPU
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.manifests.servingvolumes import key_volume, scratch_volume, store_volume
-from finetune_operator.manifests.trainer import trainer_of
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
 from finetune_trainer.contract.environment import (

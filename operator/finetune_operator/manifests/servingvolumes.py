@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from finetune_operator.manifests.credentials import secret_volume
+from finetune_operator.manifests.credentialmounts import secret_volume
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, STORE_MOUNT

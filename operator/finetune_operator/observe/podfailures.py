@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.manifests.pods import CONTAINER
+from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.observe.peers import called, index_of
 from finetune_operator.observe.pods import (
     Trouble,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.manifests.pods import CONTAINER
+from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_operator.api.finetunejobstatus import Cost, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.labels import DEVICES, PROFILE
-from finetune_operator.manifests.pods import CONTAINER
+from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import Stage
 

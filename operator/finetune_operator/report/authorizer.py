@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
 from finetune_operator.engine.store import ObjectStore

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import ENDPOINT_SLICE
-from finetune_operator.report import certificate, endpoint
+from finetune_operator.report import certificate, endpointslice
 from finetune_operator.report.server import ReportServer
 from finetune_trainer.contract.references import ReportTarget
 
@@ -91,13 +91,13 @@ class ReportEndpoint:
         made = await certificate.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
         await self._serve(made)
         wanted = self._stamp.on(
-            endpoint.endpoint_slice(self._service, self._namespace, self._address, self._port)
+            endpointslice.endpoint_slice(self._service, self._namespace, self._address, self._port)
         )
         existing = await self._cluster.get(ENDPOINT_SLICE, self._namespace, wanted["metadata"]["name"])
         if existing is None or not self._stamp.matches(existing, wanted):
             await self._cluster.apply(wanted)
         # Pods are told of a CA only once the server has a certificate of it.
-        self.target = endpoint.target(self._service, self._namespace, self._port, made)
+        self.target = endpointslice.target(self._service, self._namespace, self._port, made)
         self.up = True
 
     async def _serve(self, made: certificate.Certificate) -> None:

@@ -16,7 +16,7 @@ from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER
-from finetune_operator.manifests.peers import KEY_BYTES
+from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.transitions import record_transition
 from finetune_operator.plan import Event, Key, Manifest, Plan

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.listing import RELIST_SECONDS
 from finetune_operator.engine.metadata import version
 from finetune_operator.engine.sweeper import Sweeper

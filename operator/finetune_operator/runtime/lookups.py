@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest

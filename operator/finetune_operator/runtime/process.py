@@ -10,7 +10,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.meta import GROUP
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.installations import Installations, Mark
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
@@ -25,7 +25,7 @@ from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.kindfeed import KindFeed
 from finetune_operator.runtime.lookups import Lookups
-from finetune_operator.runtime.relook import Relook, is_at_rest
+from finetune_operator.runtime.resync import Relook, is_at_rest
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import Conflict, NotActive
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread

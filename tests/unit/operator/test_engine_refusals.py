@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor

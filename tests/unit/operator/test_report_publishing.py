@@ -10,7 +10,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.resources import SECRET, ResourceTypes
 from finetune_operator.plan import Manifest
 from finetune_operator.report.authorizer import Authorizer

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.metrics.counters import Metrics

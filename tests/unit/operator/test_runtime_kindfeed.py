@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES, Caches

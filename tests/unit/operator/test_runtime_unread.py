@@ -11,7 +11,7 @@ from finetune_operator.engine.errors import Rejected
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import Caches
-from tests.unit.operator.test_runtime_turns import CHECKPOINTS, Scene, SlowApiServer, approved, key
+from tests.unit.operator.test_runtime_locks import CHECKPOINTS, Scene, SlowApiServer, approved, key
 
 THEIRS = "example.com/theirs"
 DELETED = "2030-01-02T03:00:00Z"

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.resources import POD
 from finetune_operator.plan import Manifest

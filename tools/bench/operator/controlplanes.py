@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.plan import Manifest

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import httpx
 import typer
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError

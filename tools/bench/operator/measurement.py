@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.operator import workload
 from tools.bench.operator.benchkubelet import BenchKubelet

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import OWNER_NAME

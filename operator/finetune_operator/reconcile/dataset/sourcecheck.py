@@ -10,8 +10,8 @@ from finetune_operator.manifests.configs import StageInputs, collect_config, pre
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
 from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.pods import Credentials, Storage
-from finetune_operator.manifests.trainer import trainer_of
+from finetune_operator.manifests.podtemplate import Credentials, Storage
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import asked, next_check
 from finetune_operator.reconcile.draft import Draft

@@ -2,7 +2,7 @@
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.manifests.configs import checkpoint_type
-from finetune_operator.manifests.weights import Weights
+from finetune_operator.manifests.weightsreference import Weights
 from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines.checkpointindex import is_rejected

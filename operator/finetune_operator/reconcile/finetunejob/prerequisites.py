@@ -7,8 +7,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.storereference import StoreReference
-from finetune_operator.manifests.pods import CPU
-from finetune_operator.manifests.trainer import FIRST_CONTRACT, Trainer, trainer_of
+from finetune_operator.manifests.podtemplate import CPU
+from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, Trainer, trainer_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

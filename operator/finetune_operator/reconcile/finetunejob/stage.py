@@ -6,13 +6,13 @@ from finetune_operator.manifests.configs import StageInputs, collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import PROFILE, stage_job_name
 from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.peers import (
+from finetune_operator.manifests.peerservice import (
     build_peer_key,
     build_peer_policy,
     build_peer_service,
     peer_name,
 )
-from finetune_operator.manifests.pods import CPU, Credentials, Storage
+from finetune_operator.manifests.podtemplate import CPU, Credentials, Storage
 from finetune_operator.observe import stagetimes
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.protection import build_disruption_budget, build_endpoint_policy
+from finetune_operator.manifests.endpointprotection import build_disruption_budget, build_endpoint_policy
 from finetune_operator.plan import Apply, Delete
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 

@@ -12,7 +12,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_store, store_folder
-from finetune_operator.manifests.weights import Weights
+from finetune_operator.manifests.weightsreference import Weights
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft

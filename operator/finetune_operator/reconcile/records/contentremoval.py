@@ -11,8 +11,8 @@ from finetune_operator.manifests.configs import cleanup_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.pods import Credentials, Storage
-from finetune_operator.manifests.trainer import Trainer, trainer_of
+from finetune_operator.manifests.podtemplate import Credentials, Storage
+from finetune_operator.manifests.trainerimage import Trainer, trainer_of
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble, look_again
 from finetune_operator.plan import Manifest

@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_operator.manifests.jobs import NONCE_CONTRACT
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
-from finetune_operator.manifests.trainer import FIRST_CONTRACT
+from finetune_operator.manifests.trainerimage import FIRST_CONTRACT
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest

@@ -12,7 +12,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.queue import WorkQueue

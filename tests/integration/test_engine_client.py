@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.cluster import Cluster
+from finetune_operator.engine.client import Cluster
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict, Rejected, Unavailable
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
@@ -354,7 +354,7 @@ async def test_create_tells_a_taken_name_from_other_refusals(cluster: Cluster, o
 
 
 async def test_lists_are_read_page_by_page(cluster: Cluster, namespace: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("finetune_operator.engine.cluster.PAGE", 2)
+    monkeypatch.setattr("finetune_operator.engine.client.PAGE", 2)
     for number in range(5):
         await cluster.create(config_map(namespace, f"page-{number}"))
     pages = [page async for page in cluster.pages(CONFIG_MAP, namespace)]

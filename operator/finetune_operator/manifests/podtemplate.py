@@ -8,7 +8,7 @@ from typing import Any, Final
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.podresources import PodResources
-from finetune_operator.manifests.credentials import Use, secret_mount, secret_volume
+from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.security import container_security, pod_security
