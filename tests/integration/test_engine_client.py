@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict, Rejected, Unavailable
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
@@ -32,15 +32,15 @@ LABELS = {"app": "engine-test"}
 
 
 @pytest.fixture
-async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[KubernetesClient]:
     configuration = await load_configuration(control_plane.client(USER))
-    opened = Cluster(configuration, ResourceTypes([CONFIG_MAP, RECORD]), "engine-test")
+    opened = KubernetesClient(configuration, ResourceTypes([CONFIG_MAP, RECORD]), "engine-test")
     yield opened
     await opened.close()
 
 
 @pytest.fixture
-async def owner(cluster: Cluster, namespace: str) -> Manifest:
+async def owner(cluster: KubernetesClient, namespace: str) -> Manifest:
     """The object that plans are for."""
     return await cluster.create(config_map(namespace, "owner"))
 
@@ -85,7 +85,7 @@ def service(owner: Manifest, **selector: str) -> Manifest:
 class Setup:
     """An executor with its caches."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: KubernetesClient) -> None:
         self.stores = {CONFIG_MAP: ObjectStore(), JOB: ObjectStore(), SERVICE: ObjectStore()}
         self.executor = Executor(
             cluster,
@@ -101,7 +101,7 @@ class Setup:
 
 
 async def test_a_created_child_is_in_the_cache_at_once_and_the_second_time_nothing_is_asked(
-    cluster: Cluster, owner: Manifest, audit: AuditLog
+    cluster: KubernetesClient, owner: Manifest, audit: AuditLog
 ) -> None:
     setup = Setup(cluster)
     plan = Plan(create=(Create(job(owner)),))
@@ -113,7 +113,7 @@ async def test_a_created_child_is_in_the_cache_at_once_and_the_second_time_nothi
 
 
 async def test_a_child_that_exists_is_found_to_be_ours_by_another_process_too(
-    cluster: Cluster, owner: Manifest
+    cluster: KubernetesClient, owner: Manifest
 ) -> None:
     plan = Plan(create=(Create(job(owner)),))
     await Setup(cluster).do(owner, plan)
@@ -123,7 +123,7 @@ async def test_a_child_that_exists_is_found_to_be_ours_by_another_process_too(
 
 
 async def test_a_foreign_object_of_the_name_is_never_touched(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     stranger = await cluster.create(config_map(namespace, "stranger"))
     foreign = await cluster.create(job(stranger))
@@ -136,7 +136,7 @@ async def test_a_foreign_object_of_the_name_is_never_touched(
 
 
 async def test_an_object_of_a_predecessor_of_the_same_name_is_foreign(
-    cluster: Cluster, owner: Manifest
+    cluster: KubernetesClient, owner: Manifest
 ) -> None:
     predecessor = {**owner, "metadata": {**owner["metadata"], "uid": str(uuid4())}}
     left_behind = job(predecessor)
@@ -147,7 +147,9 @@ async def test_an_object_of_a_predecessor_of_the_same_name_is_foreign(
         await Setup(cluster).do(owner, Plan(create=(Create(job(owner)),)))
 
 
-async def test_a_record_is_ours_by_its_digest(cluster: Cluster, owner: Manifest, namespace: str) -> None:
+async def test_a_record_is_ours_by_its_digest(
+    cluster: KubernetesClient, owner: Manifest, namespace: str
+) -> None:
     await cluster.create(record(namespace, "a"))
     setup = Setup(cluster)
     await setup.do(owner, Plan(create=(Create(record(namespace, "a"), same="Digest"),)))
@@ -174,7 +176,7 @@ def record(namespace: str, content: str) -> Manifest:
 
 
 async def test_what_anybody_may_have_made_is_not_even_tried_when_it_exists(
-    cluster: Cluster, owner: Manifest, namespace: str, audit: AuditLog
+    cluster: KubernetesClient, owner: Manifest, namespace: str, audit: AuditLog
 ) -> None:
     await cluster.create(config_map(namespace, "shared", by="somebody"))
     mark = audit.mark()
@@ -183,7 +185,7 @@ async def test_what_anybody_may_have_made_is_not_even_tried_when_it_exists(
 
 
 async def test_nothing_is_created_for_an_object_that_is_gone(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     api.delete("ConfigMap", namespace, "owner")
     setup = Setup(cluster)
@@ -194,7 +196,7 @@ async def test_nothing_is_created_for_an_object_that_is_gone(
 
 
 async def test_nothing_is_created_for_another_object_of_the_same_name(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     api.delete("ConfigMap", namespace, "owner")
     await cluster.create(config_map(namespace, "owner"))
@@ -204,7 +206,7 @@ async def test_nothing_is_created_for_another_object_of_the_same_name(
 
 
 async def test_a_plan_from_a_stale_view_is_dropped_and_the_view_renewed(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     api.patch("ConfigMap", namespace, "owner", {"data": {"suspend": "true"}})
     setup = Setup(cluster)
@@ -217,7 +219,7 @@ async def test_a_plan_from_a_stale_view_is_dropped_and_the_view_renewed(
 
 
 async def test_nothing_is_created_for_an_object_whose_deletion_began_meanwhile(
-    cluster: Cluster, namespace: str, api: Api
+    cluster: KubernetesClient, namespace: str, api: Api
 ) -> None:
     held = config_map(namespace, "owner")
     held["metadata"]["finalizers"] = ["example.com/held"]
@@ -230,7 +232,7 @@ async def test_nothing_is_created_for_an_object_whose_deletion_began_meanwhile(
 
 
 async def test_a_delete_takes_exactly_the_object_that_was_seen(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     setup = Setup(cluster)
     seen = await cluster.create(job(owner))
@@ -245,7 +247,7 @@ async def test_a_delete_takes_exactly_the_object_that_was_seen(
 
 
 async def test_a_delete_of_what_is_gone_means_to_look_again(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     setup = Setup(cluster)
     seen = await cluster.create(job(owner))
@@ -255,13 +257,13 @@ async def test_a_delete_of_what_is_gone_means_to_look_again(
         await setup.do(owner, Plan(delete=(Delete(seen),)))
 
 
-async def test_a_delete_without_what_was_seen_is_refused(cluster: Cluster, owner: Manifest) -> None:
+async def test_a_delete_without_what_was_seen_is_refused(cluster: KubernetesClient, owner: Manifest) -> None:
     with pytest.raises(ValueError, match="give the uid and resourceVersion"):
         await cluster.delete(job(owner), "Foreground")
 
 
 async def test_a_second_delete_of_what_is_going_asks_nothing(
-    cluster: Cluster, owner: Manifest, audit: AuditLog
+    cluster: KubernetesClient, owner: Manifest, audit: AuditLog
 ) -> None:
     setup = Setup(cluster)
     held = service(owner)
@@ -275,7 +277,7 @@ async def test_a_second_delete_of_what_is_going_asks_nothing(
 
 
 async def test_an_apply_creates_then_changes_and_is_silent_when_nothing_changes(
-    cluster: Cluster, owner: Manifest, namespace: str, audit: AuditLog, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, audit: AuditLog, api: Api
 ) -> None:
     setup = Setup(cluster)
     await setup.do(owner, Plan(apply=(Apply(service(owner, revision="r1")),)))
@@ -289,7 +291,7 @@ async def test_an_apply_creates_then_changes_and_is_silent_when_nothing_changes(
 
 
 async def test_an_apply_takes_nothing_over(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     stranger = await cluster.create(config_map(namespace, "stranger"))
     await cluster.create(service(stranger, app="theirs"))
@@ -301,7 +303,7 @@ async def test_an_apply_takes_nothing_over(
 
 
 async def test_an_apply_does_not_resurrect(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     seen = await cluster.create(service(owner, app="a"))
     api.delete("Service", namespace, "service")
@@ -313,7 +315,7 @@ async def test_an_apply_does_not_resurrect(
 
 
 async def test_an_apply_with_the_uid_of_a_predecessor_leaves_the_successor_alone(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     seen = await cluster.create(service(owner, app="a"))
     api.delete("Service", namespace, "service")
@@ -328,7 +330,7 @@ async def test_an_apply_with_the_uid_of_a_predecessor_leaves_the_successor_alone
 
 
 async def test_the_same_event_is_said_once_even_after_a_restart(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     event = Event("Warning", "Blocked", "PersistentVolumeClaim artifacts does not exist: create it")
     for _ in range(2):
@@ -339,7 +341,9 @@ async def test_the_same_event_is_said_once_even_after_a_restart(
     assert [each["message"] for each in said] == [event.message]
 
 
-async def test_a_refused_create_says_what_the_api_server_says(cluster: Cluster, owner: Manifest) -> None:
+async def test_a_refused_create_says_what_the_api_server_says(
+    cluster: KubernetesClient, owner: Manifest
+) -> None:
     wrong = job(owner)
     wrong["spec"]["template"]["spec"]["restartPolicy"] = "Always"
     with pytest.raises(Rejected, match="restartPolicy") as raised:
@@ -347,13 +351,17 @@ async def test_a_refused_create_says_what_the_api_server_says(cluster: Cluster, 
     assert raised.value.code == 422
 
 
-async def test_create_tells_a_taken_name_from_other_refusals(cluster: Cluster, owner: Manifest) -> None:
+async def test_create_tells_a_taken_name_from_other_refusals(
+    cluster: KubernetesClient, owner: Manifest
+) -> None:
     await cluster.create(job(owner))
     with pytest.raises(AlreadyExists):
         await cluster.create(job(owner))
 
 
-async def test_lists_are_read_page_by_page(cluster: Cluster, namespace: str, monkeypatch: Any) -> None:
+async def test_lists_are_read_page_by_page(
+    cluster: KubernetesClient, namespace: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("finetune_operator.engine.client.PAGE", 2)
     for number in range(5):
         await cluster.create(config_map(namespace, f"page-{number}"))
@@ -372,7 +380,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_reflector_follows_creations_changes_and_deletions_of_labelled_objects(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     store, watches = ObjectStore(), Watches()
     await cluster.create(job(owner, "before"))
@@ -397,7 +405,7 @@ async def test_a_reflector_follows_creations_changes_and_deletions_of_labelled_o
 
 
 async def test_a_reflector_lists_again_when_the_history_it_would_need_is_gone(
-    cluster: Cluster, owner: Manifest, namespace: str, monkeypatch: Any
+    cluster: KubernetesClient, owner: Manifest, namespace: str, monkeypatch: Any
 ) -> None:
     store, watches = ObjectStore(), Watches()
     reflector = Reflector(cluster, JOB, store, watches, namespace=namespace)
@@ -430,7 +438,7 @@ async def test_a_reflector_lists_again_when_the_history_it_would_need_is_gone(
 
 
 async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
-    cluster: Cluster, namespace: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+    cluster: KubernetesClient, namespace: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("finetune_operator.engine.reflector.LONGEST_WAIT", 0.2)
 
@@ -448,7 +456,7 @@ async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
 
 
 async def test_a_reflector_finds_by_a_list_what_no_watch_has_told(
-    cluster: Cluster, owner: Manifest, namespace: str, monkeypatch: Any
+    cluster: KubernetesClient, owner: Manifest, namespace: str, monkeypatch: Any
 ) -> None:
     store, watches = ObjectStore(), Watches()
 
@@ -466,7 +474,7 @@ async def test_a_reflector_finds_by_a_list_what_no_watch_has_told(
 
 
 async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_less(
-    cluster: Cluster, namespace: str, api: Api
+    cluster: KubernetesClient, namespace: str, api: Api
 ) -> None:
     now = 0.0
     store, watches = ObjectStore(), Watches(clock=lambda: now)
@@ -487,7 +495,7 @@ async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_l
 
 
 async def test_metadata_is_merged_into_exactly_the_object_that_was_seen(
-    cluster: Cluster, owner: Manifest, namespace: str
+    cluster: KubernetesClient, owner: Manifest, namespace: str
 ) -> None:
     held = {"finalizers": ["example.com/held"], "annotations": {"example.com/mark": "a"}}
     written = await Setup(cluster).do(owner, Plan(metadata=held))
@@ -503,7 +511,7 @@ async def test_metadata_is_merged_into_exactly_the_object_that_was_seen(
 
 
 async def test_metadata_is_not_written_to_another_object_of_the_name(
-    cluster: Cluster, owner: Manifest, namespace: str, api: Api
+    cluster: KubernetesClient, owner: Manifest, namespace: str, api: Api
 ) -> None:
     api.delete("ConfigMap", namespace, "owner")
     with pytest.raises(Conflict):
@@ -519,7 +527,7 @@ async def test_metadata_is_not_written_to_another_object_of_the_name(
 
 
 async def test_an_object_is_forgotten_when_its_last_finalizer_goes(
-    cluster: Cluster, owner: Manifest, namespace: str
+    cluster: KubernetesClient, owner: Manifest, namespace: str
 ) -> None:
     setup = Setup(cluster)
     held = await setup.do(owner, Plan(metadata={"finalizers": ["example.com/held"]}))

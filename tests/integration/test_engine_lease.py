@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.resources import ResourceTypes
@@ -19,14 +19,14 @@ TIMES = LeaseTimes(duration=2.0, deadline=1.2, retry=0.2)
 
 
 @pytest.fixture
-async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[KubernetesClient]:
     configuration = await load_configuration(control_plane.kubeconfig)
-    opened = Cluster(configuration, ResourceTypes(), "lease-test")
+    opened = KubernetesClient(configuration, ResourceTypes(), "lease-test")
     yield opened
     await opened.close()
 
 
-def lease(cluster: Cluster, namespace: str, identity: str) -> Lease:
+def lease(cluster: KubernetesClient, namespace: str, identity: str) -> Lease:
     return Lease(cluster, namespace, "active", identity=identity, times=TIMES)
 
 
@@ -38,7 +38,7 @@ async def acquired(candidate: Lease, seconds: float) -> bool:
     return True
 
 
-async def test_the_second_waits_while_the_first_renews(cluster: Cluster, namespace: str) -> None:
+async def test_the_second_waits_while_the_first_renews(cluster: KubernetesClient, namespace: str) -> None:
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
     keeping = asyncio.create_task(first.keep())
@@ -48,7 +48,7 @@ async def test_the_second_waits_while_the_first_renews(cluster: Cluster, namespa
     keeping.cancel()
 
 
-async def test_a_released_lease_is_taken_at_once(cluster: Cluster, namespace: str) -> None:
+async def test_a_released_lease_is_taken_at_once(cluster: KubernetesClient, namespace: str) -> None:
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
     waiting = asyncio.create_task(second.acquire())
@@ -60,7 +60,9 @@ async def test_a_released_lease_is_taken_at_once(cluster: Cluster, namespace: st
     assert not first.held
 
 
-async def test_a_lease_that_nobody_renews_runs_out(cluster: Cluster, namespace: str, api: Api) -> None:
+async def test_a_lease_that_nobody_renews_runs_out(
+    cluster: KubernetesClient, namespace: str, api: Api
+) -> None:
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
     assert not await acquired(second, TIMES.duration / 2)
@@ -71,7 +73,7 @@ async def test_a_lease_that_nobody_renews_runs_out(cluster: Cluster, namespace: 
     assert found["spec"]["leaseTransitions"] == 1
 
 
-async def test_the_old_holder_notices_that_it_was_replaced(cluster: Cluster, namespace: str) -> None:
+async def test_the_old_holder_notices_that_it_was_replaced(cluster: KubernetesClient, namespace: str) -> None:
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
     assert await acquired(second, 3 * TIMES.duration)
@@ -80,20 +82,22 @@ async def test_the_old_holder_notices_that_it_was_replaced(cluster: Cluster, nam
 
 
 async def test_a_holder_that_cannot_renew_gives_up_before_another_may_take_over(
-    cluster: Cluster, namespace: str
+    cluster: KubernetesClient, namespace: str
 ) -> None:
     first = lease(cluster, namespace, "first")
     await first.acquire()
     await cluster.close()
     unreachable = Configuration()
     unreachable.host = "https://127.0.0.1:1"
-    first._cluster = Cluster(unreachable, ResourceTypes(), "lease-test")
+    first._cluster = KubernetesClient(unreachable, ResourceTypes(), "lease-test")
     # Another may take over after `duration`; this holder must have given up before.
     await asyncio.wait_for(first.keep(), TIMES.duration)
     assert not first.held
 
 
-async def test_a_restarted_process_of_the_same_name_goes_on_at_once(cluster: Cluster, namespace: str) -> None:
+async def test_a_restarted_process_of_the_same_name_goes_on_at_once(
+    cluster: KubernetesClient, namespace: str
+) -> None:
     await lease(cluster, namespace, "pod-0").acquire()
     assert await acquired(lease(cluster, namespace, "pod-0"), TIMES.duration / 2)
 
@@ -103,7 +107,7 @@ async def test_a_busy_event_loop_does_not_lose_the_lease(control_plane: ControlP
 
     def thread(identity: str) -> LeaseThread:
         return LeaseThread(
-            lambda: Cluster(configuration, ResourceTypes(), "lease-test"),
+            lambda: KubernetesClient(configuration, ResourceTypes(), "lease-test"),
             lambda opened, stalled: Lease(
                 opened, namespace, "active", identity=identity, times=TIMES, stalled=stalled
             ),

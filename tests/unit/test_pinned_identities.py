@@ -14,7 +14,7 @@ from finetune_operator.api.computeprofile import ComputeProfile, Devices
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests import revisionhash
 from finetune_operator.manifests.revision import build_revision
-from finetune_operator.manifests.weightsreference import Weights
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig
@@ -32,11 +32,11 @@ def digest(character: str) -> str:
 
 
 BASE = BaseModelRecord(uri="pvc://models/base", digest=digest("b"))
-RECORDED = Weights(
+RECORDED = WeightsReference(
     f"pvc://artifacts/checkpoints/{'1' * 64}", digest("1"), "Adapter", checkpoint="one", base_model=BASE
 )
-PINNED = Weights(f"pvc://artifacts/checkpoints/{'2' * 64}", digest("2"), "Adapter")
-FULL = Weights(
+PINNED = WeightsReference(f"pvc://artifacts/checkpoints/{'2' * 64}", digest("2"), "Adapter")
+FULL = WeightsReference(
     f"s3://bucket/checkpoints/{'3' * 64}", digest("3"), "Full", checkpoint="three", credentials="opens"
 )
 
@@ -50,7 +50,7 @@ GPU: dict[str, Any] = {
     "resources": {"serve": {"cpu": "2", "memory": "16Gi", "ephemeralStorage": "20Gi"}},
 }
 
-REVISIONS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[tuple[str, Weights], ...], str]] = [
+REVISIONS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[tuple[str, WeightsReference], ...], str]] = [
     ("a profile that says nothing", {}, {}, (("tone", RECORDED),), "desk-dd3fdb76"),
     ("two models, one of them pinned", {}, {}, (("tone", RECORDED), ("pin", PINNED)), "desk-2152e51b"),
     (
@@ -76,7 +76,7 @@ REVISIONS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[tuple[str, Weig
     ids=[case[0] for case in REVISIONS],
 )
 def test_revisions_keep_their_names(
-    profile: dict[str, Any], spec: dict[str, Any], models: tuple[tuple[str, Weights], ...], name: str
+    profile: dict[str, Any], spec: dict[str, Any], models: tuple[tuple[str, WeightsReference], ...], name: str
 ) -> None:
     made = ComputeProfile.model_validate(
         {"kind": "ComputeProfile", "metadata": {"name": "standard"}, "spec": profile}

@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Digest, Model, Name, Rule, SecretReference, Uri
+from finetune_operator.api.meta import CELRule, Digest, Model, Name, SecretReference, Uri
 
-BASE_MODEL_SCHEME_RULE: Final = Rule(
+BASE_MODEL_SCHEME_RULE: Final = CELRule(
     "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
     " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')",
     "baseModel.uri must begin with pvc://, hf://, s3://, gs:// or abfs://, for example pvc://models/gemma-3-270m;"
@@ -14,7 +14,7 @@ BASE_MODEL_SCHEME_RULE: Final = Rule(
     " endpoint in the credentials Secret",
     "uri",
 )
-REVISION_RULE: Final = Rule(
+REVISION_RULE: Final = CELRule(
     "!has(self.revision) || has(self.uri) && self.uri.startsWith('hf://')",
     "baseModel.revision is for models at the hub: remove it, or name the model with hf://",
     "revision",
@@ -24,8 +24,8 @@ REVISION_RULE: Final = Rule(
 class BaseModelReference(Model):
     """Model that training starts from. Set either uri or checkpoint."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.uri) != has(self.checkpoint)",
             "baseModel needs exactly one of uri and checkpoint: give one and leave the other out",
         ),

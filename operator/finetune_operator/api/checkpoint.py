@@ -9,6 +9,7 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import (
+    CELRule,
     Conditions,
     DeletionPolicy,
     Digest,
@@ -16,7 +17,6 @@ from finetune_operator.api.meta import (
     Model,
     Name,
     Resource,
-    Rule,
     ShortName,
     Status,
     Uri,
@@ -113,7 +113,7 @@ class CheckpointSpec(_CheckpointFields):
     """Content and lineage of the weights, written by the operator. Immutable except `approval` and
     `deletionPolicy`."""
 
-    rules: ClassVar[tuple[Rule, ...]] = immutable_rules(
+    rules: ClassVar[tuple[CELRule, ...]] = immutable_rules(
         _CheckpointFields,
         mutable=frozenset({"approval", "deletionPolicy"}),
         advice="a Checkpoint is a record of weights: train again and a new one is made",

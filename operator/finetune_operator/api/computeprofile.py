@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import (
+    CELRule,
     Conditions,
     Model,
     Name,
     Reserved,
     ReservedValues,
     Resource,
-    Rule,
     Status,
     name_rules,
     pattern_advice,
@@ -41,8 +41,8 @@ LabelValue = Annotated[
 class Devices(Model):
     """Devices that train, evaluate and serve pods request."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "self.resource == 'cpu'"
             " || self.resource.matches(r'^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$')",
             "devices.resource is cpu or an extended resource with its domain, for example nvidia.com/gpu",
@@ -66,17 +66,17 @@ class Toleration(Model):
     """Toleration of pods that use devices, in the form of v1.Toleration."""
 
     # What these rules refuse, the API server would refuse in every pod.
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.key) || self.operator == 'Exists'",
             "a toleration without a key needs operator: Exists; with Equal give the key",
         ),
-        Rule(
+        CELRule(
             "!has(self.value) || self.operator == 'Equal'",
             "a toleration with operator: Exists has no value: remove value or choose operator: Equal",
             "value",
         ),
-        Rule(
+        CELRule(
             "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
             "tolerationSeconds needs effect: NoExecute; remove it for other effects",
             "tolerationSeconds",
@@ -134,8 +134,8 @@ class Images(Model):
 class ComputeProfileSpec(Model):
     """Desired state of a ComputeProfile."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "self.nodeSelector.all(key,"
             " key.matches(r'^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$'))",
             "a key of nodeSelector is a label's name, for example nvidia.com/gpu.product:"
@@ -265,7 +265,7 @@ class ComputeProfile(Resource):
     """Devices, resources, placement, images and store that the platform team offers to runs and
     endpoints."""
 
-    rules: ClassVar[tuple[Rule, ...]] = name_rules("ComputeProfile")
+    rules: ClassVar[tuple[CELRule, ...]] = name_rules("ComputeProfile")
 
     kind: str = "ComputeProfile"
     spec: ComputeProfileSpec = ComputeProfileSpec()

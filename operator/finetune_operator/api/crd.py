@@ -12,7 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from finetune_operator.api.kinds import Kind
-from finetune_operator.api.meta import GROUP, VERSION, Model, Reserved, ReservedValues, Rule
+from finetune_operator.api.meta import GROUP, VERSION, CELRule, Model, Reserved, ReservedValues
 from finetune_operator.plan import NEVER_OBSERVED
 
 Schema = dict[str, Any]
@@ -44,12 +44,12 @@ class _WithRules(GenerateJsonSchema):
         return result
 
 
-def validations(rules: tuple[Rule, ...]) -> list[dict[str, Any]]:
+def validations(rules: tuple[CELRule, ...]) -> list[dict[str, Any]]:
     """`x-kubernetes-validations` of one type."""
     return [_validation(rule) for rule in rules]
 
 
-def _validation(rule: Rule) -> dict[str, Any]:
+def _validation(rule: CELRule) -> dict[str, Any]:
     validation: dict[str, Any] = {"rule": rule.rule, "message": rule.message}
     if rule.on_create:
         validation |= {"rule": f"oldSelf.hasValue() || {rule.rule}", "optionalOldSelf": True}

@@ -7,13 +7,13 @@ from pydantic import Field
 
 from finetune_operator.api.meta import (
     MAX_PROBLEMS,
+    CELRule,
     Conditions,
     DeletionPolicy,
     Message,
     Model,
     Name,
     Resource,
-    Rule,
     Status,
     name_rules,
 )
@@ -185,7 +185,7 @@ class DatasetStatus(Status):
 class Dataset(Resource):
     """A source of training rows and how to prepare them."""
 
-    rules: ClassVar[tuple[Rule, ...]] = name_rules("Dataset")
+    rules: ClassVar[tuple[CELRule, ...]] = name_rules("Dataset")
 
     kind: str = "Dataset"
     spec: DatasetSpec

@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from finetune_operator.api.meta import (
+    CELRule,
     Conditions,
     DeletionPolicy,
     Digest,
     Model,
     Name,
     Resource,
-    Rule,
     ShortName,
     Status,
     Uri,
@@ -126,7 +126,7 @@ class _DatasetVersionFields(Model):
 class DatasetVersionSpec(_DatasetVersionFields):
     """Facts about the content, written by the operator. Immutable except `deletionPolicy`."""
 
-    rules: ClassVar[tuple[Rule, ...]] = immutable_rules(
+    rules: ClassVar[tuple[CELRule, ...]] = immutable_rules(
         _DatasetVersionFields,
         mutable=frozenset({"deletionPolicy"}),
         advice="a DatasetVersion is a record of content: change the Dataset and a new version is made",

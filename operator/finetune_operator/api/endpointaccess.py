@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.computeprofile import LabelValue
-from finetune_operator.api.meta import Model, Rule, pattern_advice
+from finetune_operator.api.meta import CELRule, Model, pattern_advice
 
 LABEL_KEY: Final = r"^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 CIDR: Final = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"
@@ -14,8 +14,8 @@ CIDR: Final = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"
 class LabelSelector(Model):
     """Selector of objects that have all of these labels."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             f"self.matchLabels.all(key, key.matches(r'{LABEL_KEY}'))",
             "a key of matchLabels is a label's name, for example app.kubernetes.io/name",
             "matchLabels",
@@ -46,8 +46,8 @@ class IPBlock(Model):
 class NetworkPeer(Model):
     """Pods or addresses that may connect, in the form of a NetworkPolicyPeer of Kubernetes."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.ipBlock) != (has(self.namespaceSelector) || has(self.podSelector))",
             "a peer has either ipBlock or selectors: give namespaceSelector, podSelector or both, or ipBlock"
             " alone",
@@ -107,8 +107,8 @@ class TopologySpread(Model):
 class Availability(Model):
     """Spread of the replicas, and how many of them evictions may remove at a time."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "!has(self.maxUnavailable) || !has(self.disruptionBudget) || self.disruptionBudget != 'None'",
             "maxUnavailable is of the PodDisruptionBudget that disruptionBudget: None refuses: leave one out",
             "maxUnavailable",

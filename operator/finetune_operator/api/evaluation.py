@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
-from finetune_operator.api.meta import Model, Name, Reserved, ReservedValues, Rule
+from finetune_operator.api.meta import CELRule, Model, Name, Reserved, ReservedValues
 from finetune_operator.api.metricrules import (
     DESCRIPTION,
     FRACTION_ADVICE,
@@ -19,21 +19,21 @@ from finetune_trainer.contract.vocabulary import listed
 class Gate(Model):
     """Bound on a metric that the tuned model must meet. Set min, max, or minGain with over."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.min) || has(self.max) || has(self.minGain)",
             "a gate needs a bound: add min, max or minGain, for example min: 0.8",
         ),
-        Rule(
+        CELRule(
             "!has(self.min) || !has(self.max) || self.min <= self.max",
             "no value is at least min and at most max: make min the smaller one, or leave one of them out",
             "min",
         ),
-        Rule(
+        CELRule(
             "has(self.minGain) == has(self.over)",
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
-        Rule(
+        CELRule(
             f"{is_one_of('self.metric', OTHERS)} || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
             " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",

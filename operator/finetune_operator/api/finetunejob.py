@@ -10,11 +10,11 @@ from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
 from finetune_operator.api.meta import (
+    CELRule,
     DeletionPolicy,
     Model,
     Name,
     Resource,
-    Rule,
     ShortName,
     immutable_part,
     immutable_rules,
@@ -53,8 +53,8 @@ class DatasetReference(Model):
 class JobDataset(Model):
     """Rows to train on. Set either ref or inline."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.ref) != has(self.inline)",
             "dataset needs exactly one of ref and inline: name a Dataset, or describe the rows inline",
         ),
@@ -122,13 +122,13 @@ class Compute(Model):
 class Checkpoints(Model):
     """How often resume state is saved, and which weights become Checkpoints in addition to best and final."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "(has(self.keep) ? self.keep : 0) + (has(self.keepSteps) ? size(self.keepSteps) : 0) <= 8",
             "a run leaves at most 10 Checkpoints, the best and the final one among them: lower keep, or name"
             " fewer keepSteps, so that both together make at most 8",
         ),
-        Rule(
+        CELRule(
             "!has(self.keepSteps) || self.keepSteps.all(one, self.keepSteps.exists_one(other, other == one))",
             "checkpoints.keepSteps names a step twice: name each step once",
             "keepSteps",
@@ -232,25 +232,25 @@ class FineTuneJobSpec(_FineTuneJobFields):
     """Desired state of a run. Immutable except `suspend`, `childrenTTLSeconds` and
     `compute.maxRunSeconds`."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    rules: ClassVar[tuple[CELRule, ...]] = (
         *immutable_rules(
             _FineTuneJobFields, mutable=frozenset({"suspend", "childrenTTLSeconds", "compute"}), advice=ADVICE
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
-        Rule(
+        CELRule(
             f"{is_none_of('self.method.type', IN_ONE_PROCESS)} || self.compute.nodes == 1",
             f"{listed(IN_ONE_PROCESS)} train in one process in this release: leave compute.nodes out,"
             f" or choose {listed(DISTRIBUTED, 'or')}",
             "compute.nodes",
             on_create=True,
         ),
-        Rule(
+        CELRule(
             "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",
             "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
             "promotion",
         ),
         *(
-            Rule(
+            CELRule(
                 f"self.method.type != '{method}' || !has(self.hyperparameters.perDeviceBatchSize)"
                 f" || self.hyperparameters.perDeviceBatchSize >= {METHODS[method].min_batch_rows}",
                 f"{method} compares the rows of a batch: make hyperparameters.perDeviceBatchSize at least"
@@ -259,7 +259,7 @@ class FineTuneJobSpec(_FineTuneJobFields):
             )
             for method in COMPARING_ROWS
         ),
-        Rule(
+        CELRule(
             f"{is_one_of('self.method.type', OF_PAIRED_ROWS)} || !has(self.evaluation)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', OF_PAIRS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', OF_PAIRS)})",
@@ -273,7 +273,7 @@ class FineTuneJobSpec(_FineTuneJobFields):
 class FineTuneJob(Resource):
     """A fine-tuning run: prepare rows, train a model, evaluate it, and promote it if it passes its gates."""
 
-    rules: ClassVar[tuple[Rule, ...]] = name_rules("FineTuneJob")
+    rules: ClassVar[tuple[CELRule, ...]] = name_rules("FineTuneJob")
 
     kind: str = "FineTuneJob"
     spec: FineTuneJobSpec

@@ -10,11 +10,11 @@ from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
 from finetune_operator.api.meta import (
+    CELRule,
     Digest,
     Model,
     Name,
     Resource,
-    Rule,
     SecretReference,
     ShortName,
     Uri,
@@ -33,7 +33,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType, listed
 class ServedBaseModel(Model):
     """Base model of the endpoint. Every adapter that it serves must have been trained from this model."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (BASE_MODEL_SCHEME_RULE, REVISION_RULE)
+    rules: ClassVar[tuple[CELRule, ...]] = (BASE_MODEL_SCHEME_RULE, REVISION_RULE)
 
     uri: Annotated[
         Uri,
@@ -62,13 +62,13 @@ class ServedBaseModel(Model):
 class MinScore(Model):
     """Min score of a Checkpoint."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             f"{is_one_of('self.metric', OTHERS)} || self.min >= 0.0 && self.min <= 1.0",
             FRACTION_ADVICE,
             "min",
         ),
-        Rule(
+        CELRule(
             is_none_of("self.metric", LOWER_IS_BETTER),
             f"{listed(LOWER_IS_BETTER)} is the better the lower it is, so that at least so much of it keeps"
             f" good models out: use {HIGHER_IS_BETTER[0]} here, and max in a gate of the run",
@@ -101,23 +101,23 @@ class Follow(Model):
 class Pin(Model):
     """Serve fixed weights. Set either checkpoint, or uri and digest."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.checkpoint) != has(self.uri)",
             "pin needs exactly one of checkpoint and uri: give one and leave the other out",
         ),
-        Rule(
+        CELRule(
             "has(self.uri) == has(self.digest)",
             "pin.uri and pin.digest belong together: give both, or name a Checkpoint with pin.checkpoint",
         ),
-        Rule(
+        CELRule(
             "!has(self.uri) || !has(self.digest)"
             " || self.uri.endsWith('/checkpoints/' + self.digest.substring(7))",
             "pin.uri is a folder of weights in a store and ends with /checkpoints/ and the digits of"
             " pin.digest: copy both from the spec of the Checkpoint",
             "uri",
         ),
-        Rule(
+        CELRule(
             "!has(self.checkpoint) || !has(self.type)",
             "pin.type goes with pin.uri: a Checkpoint says itself what it holds",
             "type",
@@ -151,12 +151,12 @@ class Pin(Model):
 class ServedModel(Model):
     """Model that the endpoint serves under one name. Set either follow or pin."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.follow) != has(self.pin)",
             "a model needs exactly one of follow and pin: follow a model line, or pin one Checkpoint",
         ),
-        Rule(
+        CELRule(
             "self.name != 'base'", "the name base is taken by the base model itself: choose another", "name"
         ),
     )
@@ -222,8 +222,8 @@ class Serving(Model):
 class InferenceDeploymentSpec(Model):
     """Desired state of an endpoint."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "has(self.baseModel.digest) || self.models.all(m, !has(m.pin) || !has(m.pin.uri))",
             "baseModel.digest is needed where a model is pinned by uri: copy it from"
             " spec.lineage.baseModel.digest of the Checkpoint",
@@ -265,9 +265,9 @@ class InferenceDeploymentSpec(Model):
 class InferenceDeployment(Resource):
     """An OpenAI-compatible endpoint that serves a base model and its fine-tuned models."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    rules: ClassVar[tuple[CELRule, ...]] = (
         *name_rules("InferenceDeployment"),
-        Rule(
+        CELRule(
             "!self.metadata.name.matches('^[0-9]')",
             "metadata.name of kind InferenceDeployment begins with a letter, because its Service has the same"
             " name: put a letter in front",

@@ -33,7 +33,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
-    rules: ClassVar[tuple["Rule", ...]] = ()
+    rules: ClassVar[tuple["CELRule", ...]] = ()
     """CEL rules on this type; the CRD generator writes them as `x-kubernetes-validations`."""
 
     def model_post_init(self, _context: Any) -> None:
@@ -47,7 +47,7 @@ class Model(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class CELRule:
     """A CEL rule with the message a user reads when it refuses; `message` says what to do.
 
     `field` is the field of the type that the refusal names; empty: the type as a whole. A rule `on_create`
@@ -213,22 +213,22 @@ class Resource(Model):
         return self.metadata.uid
 
 
-def name_rules(kind: str) -> tuple[Rule, ...]:
+def name_rules(kind: str) -> tuple[CELRule, ...]:
     """Rules for the names of user-made objects, which are part of the names of children and of references."""
     return (
-        Rule(
+        CELRule(
             f"size(self.metadata.name) <= {NAME_LIMIT}",
             f"metadata.name of kind {kind} has at most {NAME_LIMIT} characters, so that its children's names"
             " stay valid: shorten it",
         ),
-        Rule(
+        CELRule(
             "!self.metadata.name.contains('.')",
             f"metadata.name of kind {kind} may not have dots, so that other fields can refer to it: use '-'",
         ),
     )
 
 
-def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> tuple[Rule, ...]:
+def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> tuple[CELRule, ...]:
     """One rule per field, which must not be changed, removed or added later.
 
     The obvious `self == oldSelf` on an optional field is a hole: remove it, then add another value.
@@ -239,18 +239,20 @@ def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> 
         if alias in mutable:
             continue
         if field.is_required():
-            rules.append(Rule(f"self.{alias} == oldSelf.{alias}", f"{alias} is immutable: {advice}", alias))
+            rules.append(
+                CELRule(f"self.{alias} == oldSelf.{alias}", f"{alias} is immutable: {advice}", alias)
+            )
         else:
-            rules.append(Rule(_same(alias), f"{alias} is immutable: {advice}", alias))
+            rules.append(CELRule(_same(alias), f"{alias} is immutable: {advice}", alias))
     return tuple(rules)
 
 
-def immutable_part(part: str, model: type[Model], mutable: frozenset[str], advice: str) -> Rule:
-    """Rule for a part of the spec, always present by its default: only its fields `mutable` may change."""
+def immutable_part(part: str, model: type[Model], mutable: frozenset[str], advice: str) -> CELRule:
+    """CELRule for a part of the spec, always present by its default: only its fields `mutable` may change."""
     aliases = (field.alias or to_camel(name) for name, field in model.model_fields.items())
     same = " && ".join(_same(f"{part}.{alias}") for alias in aliases if alias not in mutable)
     but = ", ".join(f"{part}.{alias}" for alias in sorted(mutable))
-    return Rule(same, f"{part} is immutable: {advice}; only {but} can change", part)
+    return CELRule(same, f"{part} is immutable: {advice}; only {but} can change", part)
 
 
 def _same(path: str) -> str:

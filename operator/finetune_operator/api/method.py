@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.cel import is_none_of, is_one_of
-from finetune_operator.api.meta import Model, Rule
+from finetune_operator.api.meta import CELRule, Model
 from finetune_trainer.contract.method import LoRAFields, PreferenceFields
 from finetune_trainer.contract.methods import DEFAULT_METHOD, LABELLED, MethodType, methods_where
 from finetune_trainer.contract.vocabulary import listed
@@ -33,19 +33,19 @@ class Preference(PreferenceFields, Model):
 class Method(Model):
     """Training method and its settings."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             f"!has(self.lora) || {is_none_of('self.type', WITHOUT_ADAPTER)}",
             f"method.lora has no meaning with type: {listed(WITHOUT_ADAPTER, 'or')}; remove it or choose"
             f" type: {DEFAULT_METHOD}",
             "lora",
         ),
-        Rule(
+        CELRule(
             f"!has(self.preference) || {is_one_of('self.type', JUDGED)}",
             f"method.preference is for preference data; remove it or choose type: {listed(JUDGED, 'or')}",
             "preference",
         ),
-        Rule(
+        CELRule(
             f"!has(self.preference) || {is_one_of('self.type', OF_LABELS)}"
             " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
             f"desirableWeight and undesirableWeight are of {listed(OF_LABELS)}, whose rows are good or"

@@ -4,12 +4,12 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Model, Rule, SecretReference, Uri, pattern_advice
+from finetune_operator.api.meta import CELRule, Model, SecretReference, Uri, pattern_advice
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"
-SOURCE_RULE = Rule(
+SOURCE_RULE = CELRule(
     "self.uri.startsWith('configmap://') || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
     " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')"
     " || self.uri.startsWith('https://')",
@@ -21,7 +21,7 @@ SOURCE_RULE = Rule(
 
 # Whoever may read the object, its Jobs or an audit log would read them. An object that has them already can
 # still be changed: the API server does not judge a value again that stays the same.
-NO_USER_RULE = Rule(
+NO_USER_RULE = CELRule(
     "!self.uri.matches('^https://[^/?#]*@')",
     "uri must not contain a user name or password: put them as keys username and password into a Secret of"
     " type finetune.dev/credentials and name it in credentialsSecretRef",
@@ -32,7 +32,7 @@ NO_USER_RULE = Rule(
 class DataSource(Model):
     """Location of the rows."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (SOURCE_RULE, NO_USER_RULE)
+    rules: ClassVar[tuple[CELRule, ...]] = (SOURCE_RULE, NO_USER_RULE)
 
     uri: Annotated[
         Uri,
@@ -144,12 +144,12 @@ class Split(Model):
     """Split of the rows into train, validation and test. The split of a row depends only on its input, so
     a growing dataset moves no row."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "self.validation + self.test < 1.0",
             "split.validation + split.test must stay below 1, so that rows are left to train on: lower one",
         ),
-        Rule(
+        CELRule(
             "(has(self.column) ? 1 : 0) + (has(self.groupBy) ? 1 : 0) + (self.fromFiles ? 1 : 0) <= 1",
             "split.column, split.fromFiles and split.groupBy exclude each other: keep one. The first two take"
             " the division as it is, groupBy keeps rows together where it is made here",
@@ -200,13 +200,13 @@ class Split(Model):
 class DataPreparation(Model):
     """Source of rows, and how to prepare them."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "!has(self.maxInvalidFraction) || self.onInvalidRows == 'Drop'",
             "maxInvalidFraction needs onInvalidRows: Drop; with Fail the first invalid row already stops",
             "maxInvalidFraction",
         ),
-        Rule(
+        CELRule(
             "!has(self.template) || !has(self.columns) || !has(self.columns.prompt)",
             "template and columns.prompt exclude each other: both say what the prompt is; remove one",
             "template",

@@ -4,14 +4,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Model, Rule, SecretReference, StoreUri
+from finetune_operator.api.meta import CELRule, Model, SecretReference, StoreUri
 
 
 class StoreReference(Model):
     """Storage location of prepared rows, base models, Checkpoints and the state of runs."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
             "self.uri.startsWith('pvc://') || self.uri.startsWith('s3://') || self.uri.startsWith('gs://')"
             " || self.uri.startsWith('abfs://')",
             "uri must begin with pvc://, s3://, gs:// or abfs://, for example pvc://artifacts; for an object"

@@ -23,7 +23,7 @@ MERGE: Final = "application/merge-patch+json"
 Propagation = Literal["Foreground", "Background"]
 
 
-class Cluster:
+class KubernetesClient:
     """The API server, by type, namespace and name.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import AlreadyExists, ApiError, Rejected
 from finetune_operator.engine.resources import EVENT
 from finetune_operator.plan import Event, Manifest
@@ -31,7 +31,11 @@ class EventRecorder:
     """
 
     def __init__(
-        self, cluster: Cluster, component: str, instance: str, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: KubernetesClient,
+        component: str,
+        instance: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._component = component

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.metadata import controller_uid, version
@@ -40,7 +40,7 @@ class Executor:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         stores: Stores,
         events: EventRecorder,
         stamp: Stamp,

@@ -57,7 +57,7 @@ class Lane(Generic[K]):
         self._length = 0
 
 
-class Turnstile(Generic[K]):
+class LockTable(Generic[K]):
     """Mutexes, called turns, for keys that must not be worked on at the same time.
 
     First come, first served, urgent keys before the others; nothing here waits, so a key that waits for its

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.resources import LEASE
 from finetune_operator.plan import Manifest
@@ -68,7 +68,7 @@ class Installations:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         namespace: str,
         name: str,
         *,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Conflict, NotActive
 from finetune_operator.engine.resources import LEASE
 from finetune_operator.plan import Manifest
@@ -54,7 +54,7 @@ class Lease:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         namespace: str,
         name: str,
         *,

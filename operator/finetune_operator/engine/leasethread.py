@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Final, TypeVar
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.lease import Lease
 
 T = TypeVar("T")
@@ -18,9 +18,9 @@ T = TypeVar("T")
 BEAT_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 5.0
 
-OpenCluster = Callable[[], Cluster]
+OpenCluster = Callable[[], KubernetesClient]
 """Makes the connection that only the Lease uses; called in the Lease's loop."""
-MakeLease = Callable[[Cluster, Callable[[], float]], Lease]
+MakeLease = Callable[[KubernetesClient, Callable[[], float]], Lease]
 """Makes the Lease from that connection and from the seconds for which the work has stood still."""
 
 
@@ -81,7 +81,7 @@ class LeaseThread:
         if not self._thread.is_alive():
             self._loop.close()
 
-    async def _open(self) -> tuple[Cluster, Lease]:
+    async def _open(self) -> tuple[KubernetesClient, Lease]:
         cluster = self._open_cluster()
         return cluster, self._make(cluster, self._stalled)
 

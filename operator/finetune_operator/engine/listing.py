@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
@@ -21,7 +21,11 @@ class Listed(NamedTuple):
 
 
 async def take_list(
-    cluster: Cluster, store: ObjectStore, type_: ResourceType, namespace: str = "", selector: str = ""
+    cluster: KubernetesClient,
+    store: ObjectStore,
+    type_: ResourceType,
+    namespace: str = "",
+    selector: str = "",
 ) -> Listed:
     """Have the store hold what exists, and nothing that does not any more.
 

@@ -15,7 +15,7 @@ SHARED: Final = 80
 """Characters; a longer text is seldom said twice."""
 
 
-class Settled(NamedTuple):
+class PackingPolicy(NamedTuple):
     """Which objects are held packed, because they are seldom read.
 
     Attributes:
@@ -27,7 +27,7 @@ class Settled(NamedTuple):
     note: Callable[[Manifest], str] = lambda _: ""
 
 
-NEVER: Final = Settled()
+NEVER: Final = PackingPolicy()
 
 
 class Packer:
@@ -53,7 +53,7 @@ class Packer:
         return obj
 
 
-class Held:
+class PackedObject:
     """One object as it is held: as it is, or packed."""
 
     __slots__ = ("note", "state", "uid", "version")
@@ -65,10 +65,10 @@ class Held:
         self.note = note
 
 
-class Objects(Mapping[str, Manifest]):
+class PackedObjects(Mapping[str, Manifest]):
     """A live mapping whose values are unpacked when they are read."""
 
-    def __init__(self, held: Mapping[str, Held], read: Callable[[str], Manifest]) -> None:
+    def __init__(self, held: Mapping[str, PackedObject], read: Callable[[str], Manifest]) -> None:
         self._held = held
         self._read = read
 
@@ -85,7 +85,7 @@ class Objects(Mapping[str, Manifest]):
 class Unsettled(Iterable[Manifest]):
     """Those of the held objects that are not packed; may be read again and again."""
 
-    def __init__(self, held: Callable[[], Iterable[Held]]) -> None:
+    def __init__(self, held: Callable[[], Iterable[PackedObject]]) -> None:
         self._held = held
 
     def __iter__(self) -> Iterator[Manifest]:

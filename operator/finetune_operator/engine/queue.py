@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from finetune_operator.engine.fairness import Lane, Turnstile
+from finetune_operator.engine.fairness import Lane, LockTable
 
 K = TypeVar("K", bound=Hashable)
 
@@ -44,7 +44,7 @@ class WorkQueue(Generic[K]):
         self._turn = turn
         self._ready: Lane[K] = Lane()
         self._idle: Lane[K] = Lane()
-        self._turnstile: Turnstile[K] = Turnstile()
+        self._turnstile: LockTable[K] = LockTable()
         self._waiting: dict[K, Lane[K]] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._active: dict[K, float | None] = {}

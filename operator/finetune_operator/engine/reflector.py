@@ -5,7 +5,7 @@ import contextlib
 import logging
 from typing import Final
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.listing import RELIST_SECONDS, take_list
 from finetune_operator.engine.resources import ResourceType
@@ -24,7 +24,7 @@ class Reflector:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         type_: ResourceType,
         store: ObjectStore,
         watches: Watches,

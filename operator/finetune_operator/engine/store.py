@@ -7,7 +7,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from finetune_operator.engine.metadata import version
-from finetune_operator.engine.packing import NEVER, Held, Objects, Packer, Settled, Unsettled, compact
+from finetune_operator.engine.packing import (
+    NEVER,
+    PackedObject,
+    PackedObjects,
+    Packer,
+    PackingPolicy,
+    Unsettled,
+    compact,
+)
 from finetune_operator.plan import Manifest
 
 TOMBSTONES: Final = 10_000
@@ -22,7 +30,7 @@ Listener = Callable[[Manifest | None, Manifest | None], None]
 MANAGER: Final = ("manager", "subresource")
 """What may be kept of an entry of `managedFields`, most of which is the names of fields."""
 UNPACKED: Final = 100
-"""Settled objects that stay unpacked after they were read by name, because a pass reads several times."""
+"""PackingPolicy objects that stay unpacked after they were read by name, because a pass reads several times."""
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -38,7 +46,7 @@ class ObjectStore:
     ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote. Only a
     new epoch, which begins when etcd is restored from a snapshot, brings older states back.
 
-    Stored objects have no `managedFields`, or only names in it, and must not be changed by readers. Settled
+    Stored objects have no `managedFields`, or only names in it, and must not be changed by readers. PackingPolicy
     ones are held packed and unpacked when they are read: what can do without reading all of them uses
     `addresses`, `notes`, `uids` or `unsettled`.
 
@@ -50,18 +58,18 @@ class ObjectStore:
         self,
         indexers: Mapping[str, Indexer] | None = None,
         transform: Transform = lambda obj: obj,
-        settled: Settled = NEVER,
+        settled: PackingPolicy = NEVER,
         *,
         keep_managers: bool = False,
     ) -> None:
-        self._objects: dict[str, dict[str, Held]] = {}
+        self._objects: dict[str, dict[str, PackedObject]] = {}
         self._indexers = dict(indexers or {})
         self._transform = transform
         self._settled = settled
         self._keep_managers = keep_managers
         self._packer = Packer()
         self._unpacked: OrderedDict[Address, tuple[int, Manifest]] = OrderedDict()
-        self._indexes: dict[str, dict[str, dict[str, Held]]] = {name: {} for name in self._indexers}
+        self._indexes: dict[str, dict[str, dict[str, PackedObject]]] = {name: {} for name in self._indexers}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._listeners: list[Listener] = []
         self._epoch_listeners: list[Callable[[], None]] = []
@@ -155,12 +163,12 @@ class ObjectStore:
     def names(self, namespace: str) -> Mapping[str, Manifest]:
         """The live mapping of one namespace's objects by name."""
         held = self._objects.get(namespace, NOTHING)
-        return Objects(held, lambda name: self._read(held[name], (namespace, name)))
+        return PackedObjects(held, lambda name: self._read(held[name], (namespace, name)))
 
     def indexed(self, index: str, value: str) -> Mapping[str, Manifest]:
         """Objects that the indexer `index` files under `value`, keyed `namespace/name`."""
         held = self._indexes[index].get(value, NOTHING)
-        return Objects(held, lambda key: self._read(held[key]))
+        return PackedObjects(held, lambda key: self._read(held[key]))
 
     def put(self, obj: Manifest) -> bool:
         """Take over a newer state; False when it was no news."""
@@ -224,16 +232,16 @@ class ObjectStore:
                 gone += self.remove(self._read(held), at=listed_at)
         return gone
 
-    def _all(self) -> Iterator[Held]:
+    def _all(self) -> Iterator[PackedObject]:
         for objects in list(self._objects.values()):
             yield from list(objects.values())
 
-    def _held(self, obj: Manifest) -> Held | None:
+    def _held(self, obj: Manifest) -> PackedObject | None:
         """What is held under the object's name."""
         metadata = obj["metadata"]
         return self._objects.get(metadata.get("namespace", ""), NOTHING).get(metadata["name"])
 
-    def _read(self, held: Held, keep_as: Address | None = None) -> Manifest:
+    def _read(self, held: PackedObject, keep_as: Address | None = None) -> Manifest:
         """The object; one that was unpacked is kept for a while where its address is given."""
         if not isinstance(held.state, bytes):
             return held.state
@@ -256,7 +264,7 @@ class ObjectStore:
             ]
         return self._transform({**obj, "metadata": metadata})
 
-    def _known(self, held: Held) -> int:
+    def _known(self, held: PackedObject) -> int:
         """The version that another state has to be newer than."""
         return 0 if held.uid in self._former else held.version
 
@@ -268,7 +276,7 @@ class ObjectStore:
 
     def _replace(self, namespace: str, name: str, obj: Manifest, old: Manifest | None) -> None:
         is_settled = self._settled.is_settled(obj)
-        held = Held(
+        held = PackedObject(
             obj["metadata"]["uid"],
             version(obj),
             self._packer.pack(obj) if is_settled else obj,

@@ -11,7 +11,7 @@ import logging
 from http import HTTPStatus
 from typing import Final
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.listing import take_list
 from finetune_operator.engine.resources import ResourceType
@@ -31,7 +31,7 @@ class Sweeper:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         type_: ResourceType,
         store: ObjectStore,
         watches: Watches,

@@ -1,4 +1,4 @@
-"""Workers: take a key, look at it, and decide by the error when to look again."""
+"""ReconcileWorkers: take a key, look at it, and decide by the error when to look again."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ Observe = Callable[[Key, float, str], None]
 """Told key, seconds and result of every pass."""
 
 
-class Workers:
+class ReconcileWorkers:
     """`count` workers on one queue."""
 
     def __init__(self, queue: WorkQueue[Key], look: Look, count: int, observe: Observe) -> None:

@@ -18,7 +18,7 @@ from finetune_operator.manifests.labels import (
 )
 from finetune_operator.manifests.podtemplate import (
     CONTAINER,
-    Credentials,
+    CredentialsMount,
     JobConfig,
     Storage,
     build_stage_pod,
@@ -48,7 +48,7 @@ class Placement:
     image_pull_policy: str
     profile: ComputeProfile | None
     storage: Storage
-    credentials: Credentials
+    credentials: CredentialsMount
     devices: int = 0
     """Of each pod."""
     nodes: int = 1

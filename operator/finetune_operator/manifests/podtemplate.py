@@ -50,7 +50,7 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class CredentialsMount:
     """Secrets that the pod has as files."""
 
     store: SecretReference | None = None
@@ -87,7 +87,7 @@ def build_stage_pod(
     profile: ComputeProfile | None,
     devices: int,
     storage: Storage,
-    credentials: Credentials,
+    credentials: CredentialsMount,
     peer_key: str | None = None,
 ) -> Manifest:
     """The pod's spec. `devices` is 0 for stages that need none; those go on any node."""
@@ -151,7 +151,7 @@ def _cores(cpu: str) -> int:
     return math.ceil(float(number) / (1000 if milli else 1)) if number[-1].isdigit() else 0
 
 
-def _secrets(credentials: Credentials) -> list[SecretMount]:
+def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
     named: tuple[tuple[Use, SecretReference | None], ...] = (
         ("store", credentials.store),
         ("source", credentials.source),

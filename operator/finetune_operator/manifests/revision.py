@@ -8,7 +8,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
 from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
-from finetune_operator.manifests.weightsreference import Weights
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 
@@ -18,7 +18,7 @@ class Revision:
 
     name: str
     base_digest: str
-    models: tuple[tuple[str, Weights], ...]
+    models: tuple[tuple[str, WeightsReference], ...]
     profile: ComputeProfile
     store: str
     """uri of the store that holds the models."""
@@ -34,7 +34,7 @@ class Revision:
 def build_revision(
     endpoint: InferenceDeployment,
     base_digest: str,
-    models: tuple[tuple[str, Weights], ...],
+    models: tuple[tuple[str, WeightsReference], ...],
     profile: ComputeProfile,
     store: str,
 ) -> Revision:

@@ -11,14 +11,14 @@ FIRST_CONTRACT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Trainer:
+class TrainerImage:
     """A trainer image."""
 
     image: str
     contract: int
 
 
-def trainer_of(profile: ComputeProfile | None, default_image: str) -> Trainer:
+def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
     """The profile's own trainer, or the operator's.
 
     `spec.trainerContract` describes `spec.images.trainer`. The operator's own image reads the operator's
@@ -26,5 +26,5 @@ def trainer_of(profile: ComputeProfile | None, default_image: str) -> Trainer:
     """
     own = profile.spec.images.trainer if profile is not None else None
     if profile is None or own is None:
-        return Trainer(default_image, CONTRACT_VERSION)
-    return Trainer(own, profile.spec.trainer_contract)
+        return TrainerImage(default_image, CONTRACT_VERSION)
+    return TrainerImage(own, profile.spec.trainer_contract)

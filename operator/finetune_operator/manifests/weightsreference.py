@@ -12,7 +12,7 @@ CHECKPOINTS: Final = "/checkpoints/"
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightsReference:
     """A folder in a store, known by its content."""
 
     uri: str
@@ -26,7 +26,7 @@ class Weights:
     """Name of the Secret that opens their store."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Weights":
+    def of(cls, checkpoint: Checkpoint) -> "WeightsReference":
         """Those of a record."""
         spec = checkpoint.spec
         secret = checkpoint.metadata.annotations.get(STORE_CREDENTIALS)

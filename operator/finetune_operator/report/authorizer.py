@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
 from finetune_operator.engine.store import ObjectStore
@@ -46,7 +46,7 @@ class Caller:
     pod_uid: str
 
 
-class Refused(Exception):
+class ReportDenied(Exception):
     """The token gives no right to report; the message says why."""
 
 
@@ -65,14 +65,14 @@ class Authorizer:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         stores: Mapping[str, ObjectStore],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._stores = stores
         self._clock = clock
-        self._answers: OrderedDict[bytes, tuple[float, Caller | Refused]] = OrderedDict()
+        self._answers: OrderedDict[bytes, tuple[float, Caller | ReportDenied]] = OrderedDict()
         self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEWS_AT_ONCE, clock)
         self._sources = Buckets(OF_A_SOURCE_PER_SECOND, OF_A_SOURCE_AT_ONCE, SOURCES_REMEMBERED, clock)
 
@@ -84,7 +84,7 @@ class Authorizer:
             source: address that it came from.
 
         Raises:
-            Refused: it stands for none.
+            ReportDenied: it stands for none.
             TooManyReviews: ask again later.
             ApiError: the API server did not say.
         """
@@ -94,18 +94,18 @@ class Authorizer:
             if not (self._sources.take(source) and self._reviews.take()):
                 raise TooManyReviews
             answer = await self._ask(token)
-            keep = DISTRUSTED if isinstance(answer, Refused) else TRUSTED
+            keep = DISTRUSTED if isinstance(answer, ReportDenied) else TRUSTED
             self._answers[digest] = (self._clock() + keep, answer)
             self._answers.move_to_end(digest)
             while len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)
         else:
             answer = known[1]
-        if isinstance(answer, Refused):
+        if isinstance(answer, ReportDenied):
             raise answer
         return answer
 
-    async def _ask(self, token: str) -> Caller | Refused:
+    async def _ask(self, token: str) -> Caller | ReportDenied:
         review = await self._cluster.create(
             {
                 "apiVersion": TOKEN_REVIEW.api_version,
@@ -115,34 +115,34 @@ class Authorizer:
         )
         status = review.get("status", {})
         if not status.get("authenticated") or REPORT_AUDIENCE not in status.get("audiences", ()):
-            return Refused(f"the token is not valid for audience {REPORT_AUDIENCE}")
+            return ReportDenied(f"the token is not valid for audience {REPORT_AUDIENCE}")
         user = status["user"]
         extra: dict[str, list[str]] = user.get("extra") or {}
         # system:serviceaccount:NAMESPACE:NAME
         namespace = user["username"].removeprefix("system:serviceaccount:").partition(":")[0]
         name, uid = (extra.get(POD_NAME) or [""])[0], (extra.get(POD_UID) or [""])[0]
         if not name or not uid:
-            return Refused("the token is not bound to a pod")
+            return ReportDenied("the token is not bound to a pod")
         return await self._owner(namespace, name, uid)
 
-    async def _owner(self, namespace: str, name: str, uid: str) -> Caller | Refused:
+    async def _owner(self, namespace: str, name: str, uid: str) -> Caller | ReportDenied:
         pod = self._stores[POD.kind].get(namespace, name)
         if pod is None or pod["metadata"]["uid"] != uid:
             pod = await self._cluster.get(POD, namespace, name)
         if pod is None or pod["metadata"]["uid"] != uid:
-            return Refused(f"pod {name} is gone")
+            return ReportDenied(f"pod {name} is gone")
         reference = controller(pod)
         if reference.get("kind") != JOB.kind:
-            return Refused(f"pod {name} belongs to no Job")
+            return ReportDenied(f"pod {name} belongs to no Job")
         job = self._stores[JOB.kind].get(namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
             job = await self._cluster.get(JOB, namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
-            return Refused(f"Job {reference['name']} is gone")
+            return ReportDenied(f"Job {reference['name']} is gone")
         owner = controller(job)
         # Whoever may create Jobs may write any owner into one: only a run that exists counts.
         if owner.get("apiVersion") != API_VERSION or not self._is_run(namespace, owner):
-            return Refused(f"Job {reference['name']} belongs to no run")
+            return ReportDenied(f"Job {reference['name']} belongs to no run")
         return Caller(owner["kind"], namespace, owner["name"], owner["uid"], uid)
 
     def _is_run(self, namespace: str, owner: Manifest) -> bool:

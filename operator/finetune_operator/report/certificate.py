@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import AlreadyExists, Unavailable
 from finetune_operator.engine.resources import SECRET
 
@@ -101,7 +101,7 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-async def ensure(cluster: Cluster, service: str, namespace: str, now: datetime) -> Certificate:
+async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: datetime) -> Certificate:
     """The certificate in the Secret `<service>-tls`, made if there is none; never overwritten.
 
     Raises:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import ENDPOINT_SLICE
 from finetune_operator.report import certificate, endpointslice
@@ -42,7 +42,7 @@ class ReportEndpoint:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         server: ReportServer,
         stamp: Stamp,
         *,

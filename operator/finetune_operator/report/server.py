@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from finetune_operator.engine.errors import ApiError
-from finetune_operator.report.authorizer import Authorizer, Caller, Refused, TooManyReviews
+from finetune_operator.report.authorizer import Authorizer, Caller, ReportDenied, TooManyReviews
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.rate import Buckets
 from finetune_trainer.contract.base import CONTRACT_VERSION
@@ -76,7 +76,7 @@ class ReportServer:
             return _refusal(401, "send the projected token as Authorization: Bearer")
         try:
             caller = await self._authorizer.caller(token, request.remote or "")
-        except Refused as error:
+        except ReportDenied as error:
             return _refusal(401, str(error))
         except TooManyReviews:
             return _refusal(429, "too many unknown tokens", retry=True)

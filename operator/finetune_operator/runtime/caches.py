@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.engine.packing import NEVER, Settled
+from finetune_operator.engine.packing import NEVER, PackingPolicy
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
@@ -93,9 +93,9 @@ def _phase(job: Manifest) -> str:
     return phase
 
 
-SETTLED: Final[Mapping[str, Settled]] = {
-    "FineTuneJob": Settled(_is_over, _phase),
-    "Checkpoint": Settled(_is_judged),
-    "DatasetVersion": Settled(_is_judged, _created),
+SETTLED: Final[Mapping[str, PackingPolicy]] = {
+    "FineTuneJob": PackingPolicy(_is_over, _phase),
+    "Checkpoint": PackingPolicy(_is_judged),
+    "DatasetVersion": PackingPolicy(_is_judged, _created),
 }
 """Which objects are history: they become ever more, and are seldom read."""

@@ -13,7 +13,7 @@ from typing import Final
 from finetune_operator.api.crd import build_crd
 from finetune_operator.api.kinds import KINDS, Kind
 from finetune_operator.api.meta import GROUP, VERSION
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected, Unavailable
 from finetune_operator.engine.resources import DEFINITION
 from finetune_operator.plan import Manifest
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class Definitions:
     """The definitions of our kinds as they are installed."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: KubernetesClient) -> None:
         self._cluster = cluster
         self._outdated: tuple[str, ...] | None = None
 

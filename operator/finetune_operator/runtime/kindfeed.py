@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.listing import RELIST_SECONDS
 from finetune_operator.engine.metadata import version
 from finetune_operator.engine.sweeper import Sweeper
@@ -63,7 +63,7 @@ class KindFeed:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         caches: Caches,
         watches: Watches,
         namespaces: Collection[str],

@@ -46,7 +46,7 @@ class NoDifferences(kopf.DiffBaseStorage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session(kopf.AiohttpSession):
+class WatchSession(kopf.AiohttpSession):
     """A session of our own, equal to others with the same credentials: Kopf tries refused ones only once."""
 
     aiohttp_session: aiohttp.ClientSession = field(compare=False)
@@ -110,7 +110,7 @@ class KopfWatch:
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
-        async def login(**_: Any) -> Session:
+        async def login(**_: Any) -> WatchSession:
             return self._session(await _connection(self._configuration))
 
         async def changed(event: kopf.RawEvent, **_: Any) -> None:
@@ -127,7 +127,7 @@ class KopfWatch:
             kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(changed)
         return registry
 
-    def _session(self, credentials: kopf.ConnectionInfo) -> Session:
+    def _session(self, credentials: kopf.ConnectionInfo) -> WatchSession:
         """What Kopf would make of the credentials, and lists are noted."""
         traced = aiohttp.TraceConfig()
         traced.on_request_end.append(self._note_list)
@@ -137,7 +137,7 @@ class KopfWatch:
             proxy=credentials.proxy_url,
             trace_configs=[traced],
         )
-        return Session(server=credentials.server, aiohttp_session=session, credentials=credentials)
+        return WatchSession(server=credentials.server, aiohttp_session=session, credentials=credentials)
 
     async def _note_list(
         self, _session: aiohttp.ClientSession, _context: object, request: aiohttp.TraceRequestEndParams

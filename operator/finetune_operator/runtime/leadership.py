@@ -13,7 +13,7 @@ from typing import Any, Final
 from finetune_operator.engine.installations import Installations
 from finetune_operator.engine.leasethread import LeaseThread
 from finetune_operator.engine.queue import WorkQueue
-from finetune_operator.engine.worker import Workers
+from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.plan import Key
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Leadership:
         lease: LeaseThread,
         installations: Installations,
         queue: WorkQueue[Key],
-        workers: Workers,
+        workers: ReconcileWorkers,
         *,
         prepare: Callable[[], Awaitable[None]],
         upkeep: Callable[[], Coroutine[Any, Any, None]],

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
@@ -26,7 +26,7 @@ MAX_SECONDS: Final = 300.0
 """Bounds of the seconds between two requests for what is waited for; a quarter of the time waited."""
 
 
-class Target(NamedTuple):
+class LookupTarget(NamedTuple):
     """What is requested."""
 
     type: ResourceType
@@ -55,16 +55,16 @@ class Lookups:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         secondaries: tuple[Secondary, ...] = SECONDARIES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._types = {each.type: each for each in lookups_of(secondaries)}
         self._clock = clock
-        self._answers: dict[Target, tuple[float, Manifest | None]] = {}
-        self._awaited: dict[Target, _Awaited] = {}
-        self._waits_for: dict[Key, frozenset[Target]] = {}
+        self._answers: dict[LookupTarget, tuple[float, Manifest | None]] = {}
+        self._awaited: dict[LookupTarget, _Awaited] = {}
+        self._waits_for: dict[Key, frozenset[LookupTarget]] = {}
 
     async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
         """The object, or None where there is none.
@@ -72,7 +72,7 @@ class Lookups:
         Raises:
             KeyError: the type is not in the table.
         """
-        target, now = Target(type_, namespace, name), self._clock()
+        target, now = LookupTarget(type_, namespace, name), self._clock()
         known = self._answers.get(target)
         if known is not None and self._is_fresh(target, now):
             return known[1]
@@ -95,7 +95,7 @@ class Lookups:
         It waits for what the last pass lacked only; a pass that needed nothing ends the wait.
         """
         lacking = {
-            Target(type_, key.namespace, name): found
+            LookupTarget(type_, key.namespace, name): found
             for type_, objects in looked_up.items()
             for name, found in objects.items()
             if self._types[type_].is_lacking(found)
@@ -124,7 +124,7 @@ class Lookups:
             for target in [target for target, awaited in self._awaited.items() if awaited.due <= now]:
                 await self._look(target, wake)
 
-    async def _look(self, target: Target, wake: Callable[[Key], None]) -> None:
+    async def _look(self, target: LookupTarget, wake: Callable[[Key], None]) -> None:
         try:
             found = await self._cluster.get(*target)
         except ApiError as error:
@@ -145,7 +145,7 @@ class Lookups:
         for key in tuple(awaited.keys):
             wake(key)
 
-    def _is_fresh(self, target: Target, now: float) -> bool:
+    def _is_fresh(self, target: LookupTarget, now: float) -> bool:
         return now - self._answers[target][0] < self._types[target.type].fresh_seconds
 
 

@@ -10,7 +10,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.meta import GROUP
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.installations import Installations, Mark
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
@@ -60,10 +60,10 @@ class Process:
         self._metrics = Metrics()
         self._caches = Caches()
         self._lease = LeaseThread(
-            lambda: Cluster(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
+            lambda: KubernetesClient(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
             partial(_lease, settings),
         )
-        self._cluster = Cluster(
+        self._cluster = KubernetesClient(
             configuration,
             ResourceTypes(self._caches.by_type),
             OPERATOR,
@@ -258,7 +258,7 @@ class Process:
         return True
 
 
-def _lease(settings: Settings, cluster: Cluster, stalled: Callable[[], float]) -> Lease:
+def _lease(settings: Settings, cluster: KubernetesClient, stalled: Callable[[], float]) -> Lease:
     return Lease(
         cluster,
         settings.pod_namespace,

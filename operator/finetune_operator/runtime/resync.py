@@ -21,7 +21,7 @@ STEPS: Final = 600
 RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
 
 
-class Relook:
+class Resync:
     """Queues all objects.
 
     Args:

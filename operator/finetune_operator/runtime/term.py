@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
-from finetune_operator.engine.worker import Workers
+from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.manifests.labels import OPERATOR, STAGE
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.metrics.retention import SeriesRetention
@@ -25,7 +25,7 @@ from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.kindfeed import KindFeed
 from finetune_operator.runtime.lookups import Lookups
-from finetune_operator.runtime.resync import Relook, is_at_rest
+from finetune_operator.runtime.resync import Resync, is_at_rest
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 
@@ -45,7 +45,7 @@ class Term:
         self,
         settings: Settings,
         *,
-        cluster: Cluster,
+        cluster: KubernetesClient,
         caches: Caches,
         reader: SnapshotReader,
         watches: Watches,
@@ -78,13 +78,13 @@ class Term:
             metrics=metrics,
             facts=self._facts,
         )
-        self.workers = Workers(
+        self.workers = ReconcileWorkers(
             queue,
             controller.look,
             settings.workers,
             lambda key, seconds, result: metrics.reconciled(key.kind, seconds, result),
         )
-        self._relook = Relook(queue, self._keys, self._is_at_rest, settings.relist_seconds)
+        self._relook = Resync(queue, self._keys, self._is_at_rest, settings.relist_seconds)
         self._retention = SeriesRetention(metrics, caches.keys, settings.relist_seconds)
 
     async def prepare(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.installations import LOOK_SECONDS, Installations, Mark
 from finetune_operator.plan import Manifest
@@ -46,7 +46,7 @@ class Leases:
     def installation(self, *watched: str) -> Installations:
         namespace, _, name = OWN.partition("/")
         return Installations(
-            cast("Cluster", self),
+            cast("KubernetesClient", self),
             namespace,
             name,
             mark=MARK,

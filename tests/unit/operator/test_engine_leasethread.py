@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, NotActive
 from finetune_operator.engine.lease import Lease, LeaseTimes
 from finetune_operator.engine.leasethread import LeaseThread
@@ -164,7 +164,7 @@ async def test_a_fenced_connection_reads_and_sends_no_write() -> None:
     app.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(app) as server:
         configuration = Configuration(host=str(server.make_url("/")).rstrip("/"))
-        cluster = Cluster(configuration, ResourceTypes(), "test", fence=closed)
+        cluster = KubernetesClient(configuration, ResourceTypes(), "test", fence=closed)
         seen = {"name": "x", "namespace": "team", "uid": "u", "resourceVersion": "1"}
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": seen}
         for write in (

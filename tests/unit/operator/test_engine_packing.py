@@ -1,11 +1,11 @@
-"""Settled objects take a tenth of the memory and read like all others."""
+"""PackingPolicy objects take a tenth of the memory and read like all others."""
 
 import json
 from typing import Any
 
 import pytest
 
-from finetune_operator.engine.packing import Packer, Settled
+from finetune_operator.engine.packing import Packer, PackingPolicy
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 
@@ -25,7 +25,7 @@ def state_of(each: Manifest) -> str:
 
 @pytest.fixture
 def store() -> ObjectStore:
-    return ObjectStore({"state": lambda each: [state_of(each)]}, settled=Settled(is_done, state_of))
+    return ObjectStore({"state": lambda each: [state_of(each)]}, settled=PackingPolicy(is_done, state_of))
 
 
 def test_what_is_unpacked_equals_what_was_packed() -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD
@@ -47,11 +47,11 @@ class Forbidding:
 
 
 def reflector(cluster: Forbidding, store: ObjectStore, watches: Watches) -> Coroutine[Any, Any, None]:
-    return Reflector(cast("Cluster", cluster), POD, store, watches, namespace="team-a").run()
+    return Reflector(cast("KubernetesClient", cluster), POD, store, watches, namespace="team-a").run()
 
 
 def sweeper(cluster: Forbidding, store: ObjectStore, watches: Watches) -> Coroutine[Any, Any, None]:
-    swept = Sweeper(cast("Cluster", cluster), POD, store, watches, namespace="team-a", period=0.01)
+    swept = Sweeper(cast("KubernetesClient", cluster), POD, store, watches, namespace="team-a", period=0.01)
     return swept.run()
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
@@ -45,7 +45,7 @@ class Listed:
 
 
 async def listed(cluster: Listed, store: ObjectStore) -> int:
-    return (await take_list(cast("Cluster", cluster), store, POD)).missed
+    return (await take_list(cast("KubernetesClient", cluster), store, POD)).missed
 
 
 async def test_a_list_that_is_older_than_what_was_seen_before_it_replaces_the_store() -> None:
@@ -99,7 +99,7 @@ async def test_a_bookmark_counts_as_seen() -> None:
 async def test_a_pass_that_meets_an_older_live_object_takes_it_over_and_the_next_pass_goes_on() -> None:
     store = ObjectStore()
     store.put(pod("a", 200))
-    cluster = cast("Cluster", Listed(150, pod("a", 150)))
+    cluster = cast("KubernetesClient", Listed(150, pod("a", 150)))
     executor = Executor(
         cluster,
         {POD: store},
@@ -145,7 +145,7 @@ class Broken(Listed):
 
 @asynccontextmanager
 async def reflecting(cluster: Broken, store: ObjectStore) -> AsyncIterator[None]:
-    task = asyncio.create_task(Reflector(cast("Cluster", cluster), POD, store, Watches()).run())
+    task = asyncio.create_task(Reflector(cast("KubernetesClient", cluster), POD, store, Watches()).run())
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Gone
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
@@ -50,7 +50,7 @@ PLAN = Plan(
 
 async def after_a_term_began() -> tuple[Empty, Executor]:
     empty = Empty()
-    cluster = cast("Cluster", empty)
+    cluster = cast("KubernetesClient", empty)
     stores = {POD: ObjectStore(), JOB: ObjectStore()}
     executor = Executor(
         cluster,

@@ -1,9 +1,9 @@
-"""Workers share one event loop with all else that the process does."""
+"""ReconcileWorkers share one event loop with all else that the process does."""
 
 import asyncio
 
 from finetune_operator.engine.queue import WorkQueue
-from finetune_operator.engine.worker import Workers
+from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.plan import Key
 
 WORKERS = 8
@@ -29,7 +29,7 @@ async def test_passes_that_never_wait_let_the_rest_of_the_process_run() -> None:
     for number in range(1000):
         queue.add(Key("Checkpoint", "team", f"c{number}"))
     async with asyncio.TaskGroup() as group:
-        group.create_task(Workers(queue, look, WORKERS, lambda _key, _seconds, _result: None).run())
+        group.create_task(ReconcileWorkers(queue, look, WORKERS, lambda _key, _seconds, _result: None).run())
         group.create_task(rest_of_the_process())
     assert passes == 1000
     assert longest <= WORKERS

@@ -9,7 +9,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.configs import StageInputs, collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_failure_policy
 from finetune_operator.manifests.locations import Location
-from finetune_operator.manifests.podtemplate import Credentials, Storage, resources_of
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, resources_of
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import JobStage
 from finetune_trainer.contract.outcomes import ExitCode
@@ -36,7 +36,7 @@ def built(
         image_pull_policy="IfNotPresent",
         profile=uses,
         storage=Storage(store=Location("pvc", "artifacts", "team"), **storage),
-        credentials=Credentials(),
+        credentials=CredentialsMount(),
         devices=devices,
     )
     config = collect_config(StageInputs(job, job.uid, "pvc://artifacts/team", None), "train")

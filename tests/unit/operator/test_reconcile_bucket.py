@@ -9,7 +9,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.serving import build_deployment
-from finetune_operator.manifests.weightsreference import Weights
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FetchConfig
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT, STORE_MOUNT
@@ -142,7 +142,7 @@ def test_a_serving_pod_opens_the_bucket_in_its_init_container_only() -> None:
             },
         }
     )
-    weights = Weights.of(checkpoint)
+    weights = WeightsReference.of(checkpoint)
     models = (("router", weights),)
     revision = build_revision(endpoint, "sha256:" + "b" * 64, models, offered, weights.store)
 

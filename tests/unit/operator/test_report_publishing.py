@@ -10,7 +10,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.resources import SECRET, ResourceTypes
 from finetune_operator.plan import Manifest
 from finetune_operator.report.authorizer import Authorizer
@@ -22,15 +22,15 @@ from tools.cluster.ports import free_port
 
 
 @pytest.fixture
-async def unreachable() -> AsyncIterator[Cluster]:
+async def unreachable() -> AsyncIterator[KubernetesClient]:
     configuration = Configuration()
     configuration.host = "https://127.0.0.1:1"
-    cluster = Cluster(configuration, ResourceTypes(), "test")
+    cluster = KubernetesClient(configuration, ResourceTypes(), "test")
     yield cluster
     await cluster.close()
 
 
-def endpoint(cluster: Cluster, address: str) -> ReportEndpoint:
+def endpoint(cluster: KubernetesClient, address: str) -> ReportEndpoint:
     board = ProgressBoard(lambda _key, _delay: None)
     server = ReportServer(Authorizer(cluster, Caches().by_kind), board, lambda: True, lambda _code: None)
     return ReportEndpoint(
@@ -44,7 +44,7 @@ def endpoint(cluster: Cluster, address: str) -> ReportEndpoint:
     )
 
 
-async def test_an_endpoint_that_cannot_be_published_is_down(unreachable: Cluster) -> None:
+async def test_an_endpoint_that_cannot_be_published_is_down(unreachable: KubernetesClient) -> None:
     made = endpoint(unreachable, "10.0.0.1")
     assert made.up is False
     await made.publish_soon()
@@ -52,7 +52,7 @@ async def test_an_endpoint_that_cannot_be_published_is_down(unreachable: Cluster
     assert made.target is None
 
 
-async def test_where_there_is_to_be_none_it_is_neither_up_nor_down(unreachable: Cluster) -> None:
+async def test_where_there_is_to_be_none_it_is_neither_up_nor_down(unreachable: KubernetesClient) -> None:
     made = endpoint(unreachable, "")
     await made.publish_soon()
     assert made.up is None
@@ -89,11 +89,14 @@ async def test_a_replaced_certificate_is_served_without_a_restart() -> None:
     cluster = Objects()
     board = ProgressBoard(lambda _key, _delay: None)
     server = ReportServer(
-        Authorizer(cast("Cluster", cluster), Caches().by_kind), board, lambda: True, lambda _code: None
+        Authorizer(cast("KubernetesClient", cluster), Caches().by_kind),
+        board,
+        lambda: True,
+        lambda _code: None,
     )
     port = free_port()
     made = ReportEndpoint(
-        cast("Cluster", cluster),
+        cast("KubernetesClient", cluster),
         server,
         Stamp("test/applied"),
         service="report",

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.metrics.counters import Metrics
@@ -33,7 +33,7 @@ class Endpoint:
         self.active = True
         unreachable = Configuration()
         unreachable.host = "https://127.0.0.1:1"
-        self.cluster = Cluster(unreachable, ResourceTypes(), "test")
+        self.cluster = KubernetesClient(unreachable, ResourceTypes(), "test")
         self.metrics = Metrics()
         board = ProgressBoard(lambda _key, _delay: None)
         self.server = ReportServer(

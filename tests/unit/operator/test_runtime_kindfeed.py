@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
@@ -67,7 +67,7 @@ class Fed:
         self.made: list[FakeWatch] = []
         self.lists: list[Collection[str]] = []
         """What the next watches list at once."""
-        self.feed = KindFeed(cast("Cluster", self.server), self.caches, self.watches, (), self._make)
+        self.feed = KindFeed(cast("KubernetesClient", self.server), self.caches, self.watches, (), self._make)
         self.tasks = [asyncio.create_task(sweeper.run()) for sweeper in self.feed]
 
     def _make(self, sink: Sink, listed: Callable[[str], None], ended: Callable[[], None]) -> FakeWatch:
@@ -204,7 +204,7 @@ class ApiServer:
 
 
 def fed_by(server: ApiServer, caches: Caches) -> KindFeed:
-    return KindFeed(cast("Cluster", Server()), caches, Watches(), (), server.watch)
+    return KindFeed(cast("KubernetesClient", Server()), caches, Watches(), (), server.watch)
 
 
 async def test_an_error_in_a_watch_ends_kopf_and_not_the_process() -> None:

@@ -12,12 +12,12 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import ResourceTypes
-from finetune_operator.engine.worker import Workers
+from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
@@ -64,7 +64,7 @@ class Scene:
 
     def __init__(self, url: str, caches: Caches) -> None:
         self.caches = caches
-        self.cluster = Cluster(Configuration(host=url), ResourceTypes(KIND_TYPES.values()), "test")
+        self.cluster = KubernetesClient(Configuration(host=url), ResourceTypes(KIND_TYPES.values()), "test")
         events = EventRecorder(self.cluster, "test", "0")
         reader = SnapshotReader(caches)
         self.controller = Controller(
@@ -86,7 +86,7 @@ class Scene:
 
         self.queue: WorkQueue[Key] = WorkQueue(turn=reader.turn)
         self.passed: asyncio.Queue[str] = asyncio.Queue()
-        workers = Workers(self.queue, self.controller.look, 2, self._passed)
+        workers = ReconcileWorkers(self.queue, self.controller.look, 2, self._passed)
         self.work = asyncio.create_task(workers.run())
 
     def _passed(self, key: Key, _seconds: float, _result: str) -> None:

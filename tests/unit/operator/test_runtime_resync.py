@@ -5,7 +5,7 @@ import asyncio
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.runtime.caches import key_of
-from finetune_operator.runtime.resync import Relook, is_at_rest
+from finetune_operator.runtime.resync import Resync, is_at_rest
 from tests.unit.operator.skippingclock import clock, run
 
 PERIOD = 600.0
@@ -24,7 +24,7 @@ def run_of(name: str, **conditions: str) -> Manifest:
 
 async def looking(queue: WorkQueue[Key], objects: list[Manifest]) -> None:
     by_key = {key_of(obj): obj for obj in objects}
-    await Relook(queue, lambda: by_key, lambda key: is_at_rest(by_key[key]), PERIOD).run()
+    await Resync(queue, lambda: by_key, lambda key: is_at_rest(by_key[key]), PERIOD).run()
 
 
 def test_a_term_begins_with_what_is_under_way_and_comes_to_the_rest_afterwards() -> None:

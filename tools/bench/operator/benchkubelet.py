@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.resources import POD
 from finetune_operator.plan import Manifest
@@ -20,7 +20,7 @@ WATCH_SECONDS: Final = 600
 class BenchKubelet:
     """Starts each pod of a namespace at once, and ends it a second later with a fitting result."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: KubernetesClient, namespace: str) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._pods: asyncio.Queue[Manifest] = asyncio.Queue()

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.plan import Manifest
@@ -31,17 +31,17 @@ def control_plane(name: str) -> Iterator[ControlPlane]:
 
 
 @contextlib.asynccontextmanager
-async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncIterator[Cluster]:
+async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncIterator[KubernetesClient]:
     """A client with all rights, for what Kubernetes has, our kinds, and other `types`."""
     configuration = await load_configuration(plane.client(name))
-    cluster = Cluster(configuration, ResourceTypes([*KIND_TYPES.values(), *types]), name)
+    cluster = KubernetesClient(configuration, ResourceTypes([*KIND_TYPES.values(), *types]), name)
     try:
         yield cluster
     finally:
         await cluster.close()
 
 
-async def create(cluster: Cluster, manifests: Iterable[Manifest]) -> None:
+async def create(cluster: KubernetesClient, manifests: Iterable[Manifest]) -> None:
     """Create them all, in their order, some at a time."""
     await for_each_concurrently(cluster.create, manifests)
 

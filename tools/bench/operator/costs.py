@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.plan import Event, Manifest
 from finetune_operator.reconcile.kstatus import block
@@ -85,11 +85,11 @@ class _Costs:
         return {name: processor_seconds(pid) for name, pid in pids.items() if pid}
 
 
-async def _read(cluster: Cluster, run: Manifest) -> None:
+async def _read(cluster: KubernetesClient, run: Manifest) -> None:
     await cluster.get(KIND_TYPES["FineTuneJob"], run["metadata"]["namespace"], run["metadata"]["name"])
 
 
-async def _write_status(cluster: Cluster, run: Manifest) -> None:
+async def _write_status(cluster: KubernetesClient, run: Manifest) -> None:
     """Write a status as short as any."""
     status = block(
         FineTuneJob.model_validate(run), Reason.PREFLIGHT, "it has begun", datetime.now(UTC)

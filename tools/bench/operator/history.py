@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import httpx
 import typer
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
@@ -99,7 +99,7 @@ class _History:
                 event = await self._phase(operator, silences, begun, before)
         return {"start": start, "one label": event}
 
-    async def _original(self, user: Cluster, node: Cluster) -> Copies:
+    async def _original(self, user: KubernetesClient, node: KubernetesClient) -> Copies:
         """See one run through."""
         self._progress("one run is seen through")
         run = workload.finetunejob(0)
@@ -119,7 +119,7 @@ class _History:
             await user.delete({**obj, "metadata": {**obj["metadata"]}}, "Background")
         return Copies(job, checkpoint)
 
-    async def _fill(self, user: Cluster, copies: Copies) -> None:
+    async def _fill(self, user: KubernetesClient, copies: Copies) -> None:
         async def fill(number: int) -> None:
             model = LINE if number < self._runs // 2 else f"line-{number:05d}"
             job = await _create(user, copies.job(number, model))
@@ -171,7 +171,7 @@ class _History:
         )
 
 
-async def _create(user: Cluster, manifest: Manifest) -> Manifest:
+async def _create(user: KubernetesClient, manifest: Manifest) -> Manifest:
     created = await user.create(manifest)
     identity = {key: created["metadata"][key] for key in ("name", "namespace", "uid")}
     return await user.apply_status(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.operator import workload
 from tools.bench.operator.benchkubelet import BenchKubelet
@@ -135,13 +135,13 @@ class _Measurement:
             )
             await asyncio.sleep(PROGRESS_SECONDS)
 
-    async def _prepare(self, user: Cluster, node: Cluster) -> None:
+    async def _prepare(self, user: KubernetesClient, node: KubernetesClient) -> None:
         for manifest in workload.prerequisites():
             await user.create(manifest)
         async with background(BenchKubelet(node, workload.NAMESPACE).run()):
             await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))
 
-    async def _all_done(self, user: Cluster, kind: str) -> bool:
+    async def _all_done(self, user: KubernetesClient, kind: str) -> bool:
         pages = user.pages(KIND_TYPES[kind], workload.NAMESPACE)
         return all([workload.is_done(obj) async for page, _ in pages for obj in page])
 

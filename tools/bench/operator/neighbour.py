@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import OWNER_NAME
@@ -86,7 +86,7 @@ class _Neighbour:
                 await operator.kill()
         return waits
 
-    async def _prepare(self, user: Cluster, node: Cluster) -> None:
+    async def _prepare(self, user: KubernetesClient, node: KubernetesClient) -> None:
         for manifest in workload.prerequisites():
             await user.create(manifest)
         for kind in NEIGHBOURS:
@@ -97,7 +97,7 @@ class _Neighbour:
                 failure = f"the Dataset of {team} is not ready: see {self._log}"
                 await until_done(user, "Dataset", team, "tickets", seconds=READY_SECONDS, failure=failure)
 
-    async def _beside(self, user: Cluster, kind: str, spec: dict[str, Any]) -> Waits:
+    async def _beside(self, user: KubernetesClient, kind: str, spec: dict[str, Any]) -> Waits:
         created = 0
 
         def runs() -> Iterator[Manifest]:
@@ -116,7 +116,7 @@ class _Neighbour:
         await creation
         return Waits(seconds, there)
 
-    async def _tries(self, user: Cluster) -> tuple[float, ...]:
+    async def _tries(self, user: KubernetesClient) -> tuple[float, ...]:
         seconds = []
         for number in itertools.islice(self._numbers, TRIES):
             run = workload.finetunejob(number)
@@ -132,7 +132,7 @@ class _Neighbour:
             await asyncio.sleep(PAUSE_SECONDS)
         return tuple(seconds)
 
-    async def _watch(self, node: Cluster) -> None:
+    async def _watch(self, node: KubernetesClient) -> None:
         while True:
             try:
                 # From no version on, a watch begins with what is there.

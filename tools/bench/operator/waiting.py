@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from finetune_operator.engine.client import Cluster
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
@@ -41,7 +41,7 @@ async def until(get: Callable[[], Awaitable[T | None]], seconds: float, failure:
 
 
 async def until_done(
-    cluster: Cluster, kind: str, namespace: str, name: str, *, seconds: float, failure: str
+    cluster: KubernetesClient, kind: str, namespace: str, name: str, *, seconds: float, failure: str
 ) -> Manifest:
     """The object, as soon as it is Ready.
 

@@ -10,7 +10,7 @@ from finetune_operator.manifests.configs import StageInputs, collect_config, pre
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
 from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.podtemplate import Credentials, Storage
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import asked, next_check
@@ -191,7 +191,7 @@ def _build(dataset: Dataset, snapshot: Snapshot, stage: Literal["prepare", "coll
             storage=Storage(
                 store=parse_store(store.uri), source=parse_source(source.uri) if prepares else None
             ),
-            credentials=Credentials(
+            credentials=CredentialsMount(
                 store=store.credentials_secret_ref, source=source.credentials_secret_ref if prepares else None
             ),
         ),

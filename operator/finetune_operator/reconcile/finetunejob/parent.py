@@ -2,7 +2,7 @@
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.manifests.configs import checkpoint_type
-from finetune_operator.manifests.weightsreference import Weights
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines.checkpointindex import is_rejected
@@ -25,7 +25,7 @@ def parent(run: Run) -> Halt | None:
     found = prerequisites(run)
     if isinstance(found, Blocked):
         return found
-    store = Weights.of(checkpoint).store
+    store = WeightsReference.of(checkpoint).store
     if store != found.store.uri.rstrip("/"):
         return Blocked(
             Reason.CHECKPOINT_NOT_IN_STORE,

@@ -8,7 +8,7 @@ from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.podtemplate import CPU
-from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, Trainer, trainer_of
+from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, TrainerImage, trainer_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -31,7 +31,7 @@ class Prerequisites:
     profile: ComputeProfile
     evaluate_profile: ComputeProfile
     store: StoreReference
-    trainer: Trainer
+    trainer: TrainerImage
 
 
 def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
@@ -138,11 +138,11 @@ def prerequisites(run: Run) -> Prerequisites | Blocked:
     return Prerequisites(profile, evaluate_profile, store, trainer)
 
 
-def _kept_trainer(resolved: Resolved) -> Trainer | None:
+def _kept_trainer(resolved: Resolved) -> TrainerImage | None:
     """The trainer of the first stage; releases that did not record its contract spoke the first one."""
     if resolved.trainer_image is None:
         return None
-    return Trainer(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
+    return TrainerImage(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
 
 
 def known_contract(run: Run) -> int:

@@ -12,7 +12,7 @@ from finetune_operator.manifests.peerservice import (
     build_peer_service,
     peer_name,
 )
-from finetune_operator.manifests.podtemplate import CPU, Credentials, Storage
+from finetune_operator.manifests.podtemplate import CPU, CredentialsMount, Storage
 from finetune_operator.observe import stagetimes
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import (
@@ -137,7 +137,7 @@ def _build_collect(run: Run, stage: Stage, name: str, *, probe: bool = False) ->
             image_pull_policy=run.snapshot.facts.image_pull_policy,
             profile=found.profile,
             storage=Storage(store=parse_store(found.store.uri)),
-            credentials=Credentials(store=found.store.credentials_secret_ref),
+            credentials=CredentialsMount(store=found.store.credentials_secret_ref),
         ),
         nonce_key=run.snapshot.facts.nonce_key,
     )
@@ -156,7 +156,7 @@ def _placement(run: Run, found: Prerequisites, stage: Stage) -> Placement:
             source=parse_source(inline.source.uri) if inline else None,
             base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
         ),
-        credentials=Credentials(
+        credentials=CredentialsMount(
             store=found.store.credentials_secret_ref,
             source=inline.source.credentials_secret_ref if inline else None,
             base_model=base_model.credentials_secret_ref if base_model else None,

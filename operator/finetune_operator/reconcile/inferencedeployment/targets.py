@@ -6,7 +6,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.endpointstatus import ServedModelStatus
 from finetune_operator.api.inferencedeployment import Follow, InferenceDeployment, Pin, ServedModel
 from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.weightsreference import Weights, short_digest
+from finetune_operator.manifests.weightsreference import WeightsReference, short_digest
 from finetune_operator.reconcile.lines.checkpointindex import (
     CheckpointIndex,
     champion,
@@ -23,7 +23,7 @@ class Target:
     """What one model name serves; `problem` says why it is not what the spec asks for."""
 
     name: str
-    weights: Weights | None = None
+    weights: WeightsReference | None = None
     reason: Reason | None = None
     problem: str = ""
     is_lost: bool = False
@@ -38,7 +38,7 @@ class Targets:
     models: tuple[Target, ...]
 
     @property
-    def resolved(self) -> tuple[tuple[str, Weights], ...]:
+    def resolved(self) -> tuple[tuple[str, WeightsReference], ...]:
         return tuple((target.name, target.weights) for target in self.models if target.weights is not None)
 
     @property
@@ -75,7 +75,7 @@ def _served_base(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) ->
 
 
 def _of_same_base(
-    endpoint: InferenceDeployment, target: Target, weights: Weights, base: str | None
+    endpoint: InferenceDeployment, target: Target, weights: WeightsReference, base: str | None
 ) -> Target:
     trained_from = weights.base_model
     if trained_from is None:
@@ -105,7 +105,7 @@ def _as_served(target: Target, served: ServedModelStatus, checkpoints: Checkpoin
     record = standing(checkpoints, served.checkpoint or "")
     if record is not None:
         rejected = f"; {record.name} was rejected and keeps serving" if is_rejected(record) else ""
-        return Target(target.name, Weights.of(record), target.reason, f"{target.problem}{rejected}")
+        return Target(target.name, WeightsReference.of(record), target.reason, f"{target.problem}{rejected}")
     if served.checkpoint is not None:
         what = f"checkpoint {served.checkpoint}, whose record was deleted"
     else:
@@ -129,7 +129,7 @@ def _wanted(model: ServedModel, checkpoints: CheckpointIndex) -> Target:
 def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> Target:
     secret = pin.credentials_secret_ref.name if pin.credentials_secret_ref else None
     if pin.uri is not None and pin.digest is not None:
-        weights = Weights(pin.uri, pin.digest, pin.type or "Adapter", credentials=secret)
+        weights = WeightsReference(pin.uri, pin.digest, pin.type or "Adapter", credentials=secret)
         try:
             parse_store(weights.store)
         except ValueError as error:
@@ -137,7 +137,7 @@ def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> Target:
         return Target(name, weights)
     record = standing(checkpoints, pin.checkpoint or "")
     if record is not None:
-        recorded = Weights.of(record)
+        recorded = WeightsReference.of(record)
         return Target(name, replace(recorded, credentials=secret or recorded.credentials))
     return Target(
         name,
@@ -158,7 +158,7 @@ def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> Target
     else:
         missed = _missed_score(best, follow)
         if not missed:
-            return Target(name, Weights.of(best))
+            return Target(name, WeightsReference.of(best))
         problem = f"checkpoint {best.name} does not meet spec.models[{name}].follow.minScores: {missed}"
     return Target(name, None, Reason.WAITING_FOR_CHECKPOINT, problem)
 

@@ -12,7 +12,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_store, store_folder
-from finetune_operator.manifests.weightsreference import Weights
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
@@ -122,7 +122,7 @@ def _deadline(record: Record) -> datetime:
 def _stores(record: Record) -> tuple[str, ...]:
     """uris of the stores that have the record's content."""
     if isinstance(record, Checkpoint):
-        known: tuple[str, ...] = (Weights.of(record).store,)
+        known: tuple[str, ...] = (WeightsReference.of(record).store,)
     else:
         known = record.status.locations or (record.metadata.annotations.get(STORE, ""),)
     return tuple(filter(_is_place, known))

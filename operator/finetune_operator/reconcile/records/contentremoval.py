@@ -11,8 +11,8 @@ from finetune_operator.manifests.configs import cleanup_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.podtemplate import Credentials, Storage
-from finetune_operator.manifests.trainerimage import Trainer, trainer_of
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble, look_again
 from finetune_operator.plan import Manifest
@@ -95,14 +95,14 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
                 image_pull_policy=snapshot.facts.image_pull_policy,
                 profile=known,
                 storage=Storage(store=parse_store(removal.store)),
-                credentials=Credentials(store=secret),
+                credentials=CredentialsMount(store=secret),
             ),
         )
     )
     return Working(Reason.CLEANING_UP, f"{removal.folder} is being removed")
 
 
-def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: str) -> Trainer:
+def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: str) -> TrainerImage:
     """The profile's own, where it knows what is to be removed: folders of runs are new in contract 2."""
     trainer = trainer_of(profile, default_image)
     return trainer_of(None, default_image) if removal.artifact is None and trainer.contract < 2 else trainer

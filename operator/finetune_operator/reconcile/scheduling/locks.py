@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 
-Turn = tuple[str, ...]
+LockName = tuple[str, ...]
 """The thing that a pass has to be alone with."""
 
 
-def line_turn(namespace: str, model: str) -> Turn:
+def line_turn(namespace: str, model: str) -> LockName:
     """Of a Checkpoint: a line's Checkpoints are promoted one by one.
 
     Two at once would both count as judged against the champion that only the first of them replaces.
@@ -17,7 +17,7 @@ def line_turn(namespace: str, model: str) -> Turn:
     return ("model line", namespace, model)
 
 
-def rollout_turn(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> Turn | None:
+def rollout_turn(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> LockName | None:
     """Of an endpoint: those whose profile limits rollouts are counted one by one."""
     named = endpoint.spec.compute.profile
     if named is None:
