@@ -362,7 +362,7 @@ async def test_create_tells_a_taken_name_from_other_refusals(
 async def test_lists_are_read_page_by_page(
     cluster: KubernetesClient, namespace: str, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("finetune_operator.engine.client.PAGE", 2)
+    monkeypatch.setattr("finetune_operator.engine.client.PAGE_SIZE", 2)
     for number in range(5):
         await cluster.create(config_map(namespace, f"page-{number}"))
     pages = [page async for page in cluster.pages(CONFIG_MAP, namespace)]
@@ -440,7 +440,7 @@ async def test_a_reflector_lists_again_when_the_history_it_would_need_is_gone(
 async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
     cluster: KubernetesClient, namespace: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("finetune_operator.engine.reflector.LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("finetune_operator.engine.reflector.MAX_WAIT_SECONDS", 0.2)
 
     async def break_after_long(*_: Any, **__: Any) -> AsyncGenerator[Manifest]:
         yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "1"}}}
@@ -478,7 +478,7 @@ async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_l
 ) -> None:
     now = 0.0
     store, watches = ObjectStore(), Watches(clock=lambda: now)
-    sweeper = Sweeper(cluster, CONFIG_MAP, store, watches, namespace=namespace, period=0.5)
+    sweeper = Sweeper(cluster, CONFIG_MAP, store, watches, namespace=namespace, period_seconds=0.5)
     await cluster.create(config_map(namespace, "gone"))
     task = asyncio.create_task(sweeper.run())
     await asyncio.wait_for(watches.all_settled(), 20)

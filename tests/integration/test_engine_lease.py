@@ -15,7 +15,7 @@ from finetune_operator.engine.transport import load_configuration
 from tests.integration.api import Api
 from tools.cluster import ControlPlane
 
-TIMES = LeaseTimes(duration=2.0, deadline=1.2, retry=0.2)
+TIMES = LeaseTimes(duration_seconds=2.0, deadline_seconds=1.2, retry_seconds=0.2)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def test_the_second_waits_while_the_first_renews(cluster: KubernetesClient
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
     keeping = asyncio.create_task(first.keep())
-    assert not await acquired(second, 2 * TIMES.duration)
+    assert not await acquired(second, 2 * TIMES.duration_seconds)
     assert first.held
     assert not second.held
     keeping.cancel()
@@ -52,10 +52,10 @@ async def test_a_released_lease_is_taken_at_once(cluster: KubernetesClient, name
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
     waiting = asyncio.create_task(second.acquire())
-    await asyncio.sleep(TIMES.retry)
+    await asyncio.sleep(TIMES.retry_seconds)
     assert not waiting.done()
     await first.release()
-    await asyncio.wait_for(waiting, TIMES.duration)
+    await asyncio.wait_for(waiting, TIMES.duration_seconds)
     assert second.held
     assert not first.held
 
@@ -65,8 +65,8 @@ async def test_a_lease_that_nobody_renews_runs_out(
 ) -> None:
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
-    assert not await acquired(second, TIMES.duration / 2)
-    assert await acquired(second, 3 * TIMES.duration)
+    assert not await acquired(second, TIMES.duration_seconds / 2)
+    assert await acquired(second, 3 * TIMES.duration_seconds)
     found = api.get("Lease", namespace, "active")
     assert found is not None
     assert found["spec"]["holderIdentity"] == "second"
@@ -76,8 +76,8 @@ async def test_a_lease_that_nobody_renews_runs_out(
 async def test_the_old_holder_notices_that_it_was_replaced(cluster: KubernetesClient, namespace: str) -> None:
     first, second = lease(cluster, namespace, "first"), lease(cluster, namespace, "second")
     await first.acquire()
-    assert await acquired(second, 3 * TIMES.duration)
-    await asyncio.wait_for(first.keep(), TIMES.duration)
+    assert await acquired(second, 3 * TIMES.duration_seconds)
+    await asyncio.wait_for(first.keep(), TIMES.duration_seconds)
     assert not first.held
 
 
@@ -91,7 +91,7 @@ async def test_a_holder_that_cannot_renew_gives_up_before_another_may_take_over(
     unreachable.host = "https://127.0.0.1:1"
     first._cluster = KubernetesClient(unreachable, ResourceTypes(), "lease-test")
     # Another may take over after `duration`; this holder must have given up before.
-    await asyncio.wait_for(first.keep(), TIMES.duration)
+    await asyncio.wait_for(first.keep(), TIMES.duration_seconds)
     assert not first.held
 
 
@@ -99,7 +99,7 @@ async def test_a_restarted_process_of_the_same_name_goes_on_at_once(
     cluster: KubernetesClient, namespace: str
 ) -> None:
     await lease(cluster, namespace, "pod-0").acquire()
-    assert await acquired(lease(cluster, namespace, "pod-0"), TIMES.duration / 2)
+    assert await acquired(lease(cluster, namespace, "pod-0"), TIMES.duration_seconds / 2)
 
 
 async def test_a_busy_event_loop_does_not_lose_the_lease(control_plane: ControlPlane, namespace: str) -> None:
@@ -117,9 +117,9 @@ async def test_a_busy_event_loop_does_not_lose_the_lease(control_plane: ControlP
     await first.acquire()
     keeping = asyncio.create_task(first.keep())
     waiting = asyncio.create_task(second.acquire())
-    await asyncio.sleep(TIMES.retry)
+    await asyncio.sleep(TIMES.retry_seconds)
     # Nothing else runs in this loop meanwhile.
-    time.sleep(2 * TIMES.duration)  # noqa: ASYNC251 - the very thing that is tried
+    time.sleep(2 * TIMES.duration_seconds)  # noqa: ASYNC251 - the very thing that is tried
     first.check()
     assert not second.held
     waiting.cancel()

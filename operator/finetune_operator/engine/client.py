@@ -10,12 +10,12 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.errors import Conflict, Rejected, Unavailable
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
-from finetune_operator.engine.transport import REQUEST_TIMEOUT, Fence, OnRequest, Request, Transport
+from finetune_operator.engine.transport import REQUEST_TIMEOUT_SECONDS, Fence, OnRequest, Request, Transport
 from finetune_operator.plan import Manifest
 
-PAGE: Final = 100
+PAGE_SIZE: Final = 100
 """Objects a page of a list; at a restart a page of every type is in memory at the same time."""
-SILENCE: Final = 130.0
+MAX_SILENCE_SECONDS: Final = 130.0
 """Seconds after which a silent watch is given up: bookmarks come about once a minute."""
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
@@ -67,7 +67,7 @@ class KubernetesClient:
             Rejected: 404 where the type is not installed; 410 where reading took so long that the
                 snapshot is gone: start again.
         """
-        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        query = {"limit": str(PAGE_SIZE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = await self._transport.call(Request("list", "GET", type_.path(namespace), query))
             # Items of a list carry neither apiVersion nor kind.
@@ -96,7 +96,9 @@ class KubernetesClient:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(seconds),
         } | ({"labelSelector": selector} if selector else {})
-        limits = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=REQUEST_TIMEOUT, sock_read=SILENCE)
+        limits = aiohttp.ClientTimeout(
+            total=seconds + 30, sock_connect=REQUEST_TIMEOUT_SECONDS, sock_read=MAX_SILENCE_SECONDS
+        )
         request = Request("watch", "GET", type_.path(namespace), query, limits=limits)
         try:
             response = await self._transport.open(request)

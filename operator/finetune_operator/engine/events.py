@@ -15,9 +15,9 @@ from finetune_operator.plan import Event, Manifest
 
 logger = logging.getLogger(__name__)
 
-QUIET: Final = 3600.0
+REPEAT_SECONDS: Final = 3600.0
 """Seconds in which the same words about the same object are not said again."""
-REMEMBERED: Final = 10_000
+MAX_REMEMBERED_EVENTS: Final = 10_000
 MESSAGE_LIMIT: Final = 1024
 CLUSTER_EVENTS: Final = "default"
 """Namespace of events about objects that have none."""
@@ -63,11 +63,11 @@ class EventRecorder:
     def _news(self, name: str) -> bool:
         now = self._clock()
         said = self._said.get(name)
-        if said is not None and now - said < QUIET:
+        if said is not None and now - said < REPEAT_SECONDS:
             return False
         self._said[name] = now
         self._said.move_to_end(name)
-        while len(self._said) > REMEMBERED:
+        while len(self._said) > MAX_REMEMBERED_EVENTS:
             self._said.popitem(last=False)
         return True
 

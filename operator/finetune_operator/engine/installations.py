@@ -20,7 +20,7 @@ from finetune_operator.plan import Manifest
 logger = logging.getLogger(__name__)
 
 EVERYWHERE: Final = "*"
-LOOK_SECONDS: Final = 30.0
+RECHECK_SECONDS: Final = 30.0
 """Between two looks of an installation that is at work."""
 
 
@@ -58,7 +58,7 @@ class Installations:
         namespace, name: of the own Lease.
         mark: of every Lease of an installation.
         namespaces: what this one watches; empty for all.
-        patience: seconds after its last renewal for which another installation counts as being at work.
+        patience_seconds: seconds after its last renewal for which another installation counts as being at work.
         clock: monotonic seconds.
 
     Attributes:
@@ -74,14 +74,14 @@ class Installations:
         *,
         mark: Mark,
         namespaces: Collection[str],
-        patience: float,
+        patience_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._own = (namespace, name)
         self._mark = mark
         self._watched = frozenset(namespaces) or frozenset({EVERYWHERE})
-        self._patience = patience
+        self._patience_seconds = patience_seconds
         self._clock = clock
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._is_refused = False
@@ -92,7 +92,7 @@ class Installations:
         while True:
             if not await self._finds(is_at_work=False):
                 return
-            await asyncio.sleep(self._patience / 4)
+            await asyncio.sleep(self._patience_seconds / 4)
 
     async def is_preceded(self) -> bool:
         """Whether, beside this installation, another one is at work that acquired its Lease earlier."""
@@ -101,10 +101,10 @@ class Installations:
     async def wait_until_preceded(self) -> None:
         """Return when this installation, which is at work, has to give way to another one.
 
-        A term begins with `is_preceded`, so the first list here comes LOOK_SECONDS later.
+        A term begins with `is_preceded`, so the first list here comes RECHECK_SECONDS later.
         """
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(RECHECK_SECONDS)
             if await self._finds(is_at_work=True):
                 return
 
@@ -155,7 +155,7 @@ class Installations:
         if lease["spec"].get("holderIdentity") and is_news:
             seen = self._seen[key] = _Seen(version, self._clock())
         # One that was released is waited for a while: its next process takes it at once in a rolling update.
-        return seen is not None and self._clock() - seen.at < self._patience
+        return seen is not None and self._clock() - seen.at < self._patience_seconds
 
     def _overlaps(self, lease: Manifest) -> bool:
         watched = self._mark.watched(lease)

@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 class LeaseTimes:
     """Seconds; the holder gives up well before another may take over."""
 
-    duration: float = 15.0
+    duration_seconds: float = 15.0
     """How long others wait after the holder's last renewal."""
-    deadline: float = 10.0
+    deadline_seconds: float = 10.0
     """How long the holder goes on without a successful renewal."""
-    retry: float = 2.0
+    retry_seconds: float = 2.0
     """Between two attempts, of the holder and of the others."""
-    stall: float = 60.0
+    stall_seconds: float = 60.0
     """How long the holder's work may stand still before the Lease is left to expire."""
 
     @classmethod
@@ -89,7 +89,7 @@ class Lease:
             NotActive: the Lease is not held, or was renewed so long ago that another may hold it soon. After
                 a freeze that is known before anything else has noticed.
         """
-        if not self.held or self._clock() - self._renewed >= self._times.deadline:
+        if not self.held or self._clock() - self._renewed >= self._times.deadline_seconds:
             raise NotActive(f"nothing is written: the lease {self._name} is not held, or not renewed in time")
 
     async def acquire(self) -> None:
@@ -97,7 +97,7 @@ class Lease:
         while True:
             started = self._clock()
             try:
-                async with asyncio.timeout(self._times.deadline):
+                async with asyncio.timeout(self._times.deadline_seconds):
                     if await self._try():
                         self._renewed = started
                         self.held = True
@@ -105,7 +105,7 @@ class Lease:
                         return
             except (ApiError, TimeoutError) as error:
                 logger.warning("trying for the lease %s: %s", self._name, error)
-            await asyncio.sleep(self._times.retry)
+            await asyncio.sleep(self._times.retry_seconds)
 
     async def keep(self) -> None:
         """Renew; return as soon as the Lease is lost, or the work has stood still for too long."""
@@ -115,13 +115,13 @@ class Lease:
 
     async def _renew(self) -> bool:
         """One renewal after the usual pause; False when the Lease is lost or given up."""
-        await asyncio.sleep(self._times.retry)
+        await asyncio.sleep(self._times.retry_seconds)
         stalled = self._stalled()
-        if stalled > self._times.stall:
+        if stalled > self._times.stall_seconds:
             logger.error("the process stands still since %.0f s: the lease %s expires", stalled, self._name)
             return False
         started = self._clock()
-        left = self._renewed + self._times.deadline - started
+        left = self._renewed + self._times.deadline_seconds - started
         try:
             async with asyncio.timeout(max(0.0, left)):
                 if not await self._try():
@@ -131,7 +131,7 @@ class Lease:
             self._renewed = started
         except TimeoutError:
             logger.error(  # noqa: TRY400 - the traceback of a time-out says nothing
-                "the lease %s could not be renewed for %.0f s", self._name, self._times.deadline
+                "the lease %s could not be renewed for %.0f s", self._name, self._times.deadline_seconds
             )
             return False
         except ApiError as error:
@@ -145,7 +145,7 @@ class Lease:
         self.held = False
         spec = {**self._seen["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
         try:
-            async with asyncio.timeout(self._times.retry):
+            async with asyncio.timeout(self._times.retry_seconds):
                 await self._cluster.replace({**self._seen, "spec": spec})
         except (ApiError, TimeoutError) as error:
             logger.warning("the lease %s runs out by itself: it could not be released: %s", self._name, error)
@@ -178,7 +178,7 @@ class Lease:
         holder = lease["spec"].get("holderIdentity")
         if not holder or holder == self._identity:
             return True
-        duration = float(lease["spec"].get("leaseDurationSeconds") or self._times.duration)
+        duration = float(lease["spec"].get("leaseDurationSeconds") or self._times.duration_seconds)
         return self._clock() - self._seen_at > duration
 
     def _see(self, lease: Manifest) -> None:
@@ -207,7 +207,7 @@ class Lease:
             "metadata": {"name": self._name, "namespace": self._namespace, **self._metadata},
             "spec": {
                 "holderIdentity": self._identity,
-                "leaseDurationSeconds": max(1, round(self._times.duration)),
+                "leaseDurationSeconds": max(1, round(self._times.duration_seconds)),
                 "acquireTime": now,
                 "renewTime": now,
                 "leaseTransitions": transitions,

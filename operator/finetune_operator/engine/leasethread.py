@@ -1,7 +1,7 @@
 """The Lease on a thread and an event loop of its own: it is renewed whatever keeps the work's loop busy.
 
 A loop that does not turn any more, though, must not hold the Lease for ever: the work's loop notes that it is
-alive, and the Lease is left to expire when it has not done so for `LeaseTimes.stall` seconds.
+alive, and the Lease is left to expire when it has not done so for `LeaseTimes.stall_seconds` seconds.
 """
 
 import asyncio

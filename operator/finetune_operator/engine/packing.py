@@ -11,7 +11,7 @@ from finetune_operator.plan import Manifest
 LEVEL: Final = 6
 WINDOW: Final = -15
 """Raw deflate: neither header nor checksum."""
-SHARED: Final = 80
+MAX_SHARED_LENGTH: Final = 80
 """Characters; a longer text is seldom said twice."""
 
 
@@ -100,4 +100,4 @@ def compact(value: Any) -> Any:
         return {sys.intern(key): compact(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [compact(inner) for inner in value]
-    return sys.intern(value) if isinstance(value, str) and len(value) <= SHARED else value
+    return sys.intern(value) if isinstance(value, str) and len(value) <= MAX_SHARED_LENGTH else value

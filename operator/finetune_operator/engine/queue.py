@@ -12,9 +12,9 @@ from finetune_operator.engine.fairness import Lane, LockTable
 
 K = TypeVar("K", bound=Hashable)
 
-FIRST_RETRY: Final = 0.1
-LONGEST_RETRY: Final = 60.0
-PARKED_AT_ONCE: Final = 500
+FIRST_RETRY_SECONDS: Final = 0.1
+MAX_RETRY_SECONDS: Final = 60.0
+PARKED_BATCH_SIZE: Final = 500
 """Keys whose turn is found to be taken before the rest of the process has its turn."""
 
 
@@ -88,7 +88,7 @@ class WorkQueue(Generic[K]):
                     if self._takes(key):
                         return key
                     parked += 1
-                    if parked % PARKED_AT_ONCE == 0:
+                    if parked % PARKED_BATCH_SIZE == 0:
                         await asyncio.sleep(0)
             await self._available.wait()
         raise QueueClosed
@@ -101,7 +101,12 @@ class WorkQueue(Generic[K]):
             self._schedule(key, due)
 
     def retry(
-        self, key: K, *, first: float = FIRST_RETRY, longest: float = LONGEST_RETRY, at_least: float = 0.0
+        self,
+        key: K,
+        *,
+        first: float = FIRST_RETRY_SECONDS,
+        longest: float = MAX_RETRY_SECONDS,
+        at_least: float = 0.0,
     ) -> float:
         """Hand the key out again after twice the last wait, with jitter.
 

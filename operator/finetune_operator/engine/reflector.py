@@ -15,8 +15,8 @@ from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
 
-RECONNECT: Final = 0.1
-LONGEST_WAIT: Final = 30.0
+RECONNECT_SECONDS: Final = 0.1
+MAX_WAIT_SECONDS: Final = 30.0
 
 
 class Reflector:
@@ -50,7 +50,7 @@ class Reflector:
     async def run(self) -> None:
         """Never ends by itself; whatever the API server does is waited out."""
         clock = asyncio.get_running_loop().time
-        wait = RECONNECT
+        wait = RECONNECT_SECONDS
         while True:
             began = clock()
             try:
@@ -59,17 +59,17 @@ class Reflector:
                 await self._watch()
                 # A list finds what no watch has told.
                 self._resource_version = ""
-                wait = RECONNECT
+                wait = RECONNECT_SECONDS
             except ApiError as error:
                 if isinstance(error, Rejected):
                     # Most often: the history from this version on is gone.
                     self._resource_version = ""
                     self._watches.refused(self.name, error)
-                if clock() - began > LONGEST_WAIT:
-                    wait = RECONNECT
+                if clock() - began > MAX_WAIT_SECONDS:
+                    wait = RECONNECT_SECONDS
                 logger.warning("watching %s: %s; next try in %.1f s", self.name, error, wait)
                 await asyncio.sleep(wait)
-                wait = min(LONGEST_WAIT, wait * 2)
+                wait = min(MAX_WAIT_SECONDS, wait * 2)
 
     async def _list(self) -> None:
         listed = await take_list(self._cluster, self._store, self._type, self._namespace, self._selector)
@@ -99,7 +99,7 @@ class Reflector:
                 self._take(event["type"], obj)
                 self._resource_version = obj["metadata"]["resourceVersion"]
                 self._store.see(int(self._resource_version))
-        await asyncio.sleep(RECONNECT)
+        await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _is_restored(self) -> bool:
         """Whether the API server is behind what was watched, because its etcd was restored."""

@@ -18,7 +18,7 @@ from finetune_operator.engine.packing import (
 )
 from finetune_operator.plan import Manifest
 
-TOMBSTONES: Final = 10_000
+MAX_TOMBSTONES: Final = 10_000
 """Deletions that are remembered, so that a list or event from before them cannot bring an object back."""
 
 Indexer = Callable[[Manifest], Iterable[str]]
@@ -29,7 +29,7 @@ Listener = Callable[[Manifest | None, Manifest | None], None]
 
 MANAGER: Final = ("manager", "subresource")
 """What may be kept of an entry of `managedFields`, most of which is the names of fields."""
-UNPACKED: Final = 100
+MAX_UNPACKED: Final = 100
 """PackingPolicy objects that stay unpacked after they were read by name, because a pass reads several times."""
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -250,7 +250,7 @@ class ObjectStore:
         known = self._unpacked.get(keep_as)
         if known is None or known[0] != held.version:
             known = self._unpacked[keep_as] = (held.version, self._packer.unpack(held.state))
-            while len(self._unpacked) > UNPACKED:
+            while len(self._unpacked) > MAX_UNPACKED:
                 self._unpacked.popitem(last=False)
         return known[1]
 
@@ -271,7 +271,7 @@ class ObjectStore:
     def _bury(self, uid: str, at: int) -> None:
         self.see(at)
         self._deleted[uid] = at
-        while len(self._deleted) > TOMBSTONES:
+        while len(self._deleted) > MAX_TOMBSTONES:
             self._deleted.popitem(last=False)
 
     def _replace(self, namespace: str, name: str, obj: Manifest, old: Manifest | None) -> None:

@@ -20,13 +20,13 @@ from finetune_operator.engine.watches import Watches, watch_name
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY: Final = 2.0
-LONGEST_RETRY: Final = 30.0
+FIRST_RETRY_SECONDS: Final = 2.0
+MAX_RETRY_SECONDS: Final = 30.0
 TRY_SECONDS: Final = 1
 
 
 class Sweeper:
-    """Lists one type, in one namespace (or all), at the start, every `period` seconds from then on, and when
+    """Lists one type, in one namespace (or all), at the start, every `period_seconds` seconds from then on, and when
     it is asked to."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Sweeper:
         watches: Watches,
         *,
         namespace: str = "",
-        period: float,
+        period_seconds: float,
     ) -> None:
         self.name = watch_name(type_.plural, namespace)
         self._cluster = cluster
@@ -45,7 +45,7 @@ class Sweeper:
         self._store = store
         self._watches = watches
         self._namespace = namespace
-        self._period = period
+        self._period_seconds = period_seconds
         self._asked = asyncio.Event()
         watches.expect(self.name)
 
@@ -55,7 +55,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Never ends by itself; until the type is installed and may be listed, it is tried again."""
-        wait = FIRST_RETRY
+        wait = FIRST_RETRY_SECONDS
         while True:
             try:
                 await self._sweep()
@@ -64,11 +64,11 @@ class Sweeper:
                     self._watches.refused(self.name, error)
                 logger.warning("%s; next try in %.0f s", self._explained(error), wait)
                 await asyncio.sleep(wait)
-                wait = min(LONGEST_RETRY, wait * 2)
+                wait = min(MAX_RETRY_SECONDS, wait * 2)
             else:
-                wait = FIRST_RETRY
+                wait = FIRST_RETRY_SECONDS
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), self._period)
+                    await asyncio.wait_for(self._asked.wait(), self._period_seconds)
 
     async def catch_up(self) -> None:
         """Have the store hold what exists now, whatever the watch still has to tell.
@@ -82,7 +82,7 @@ class Sweeper:
                 logger.warning("%s; needed before anything is decided", self._explained(error))
                 if isinstance(error, Rejected) and error.code != HTTPStatus.GONE:
                     return
-                await asyncio.sleep(FIRST_RETRY)
+                await asyncio.sleep(FIRST_RETRY_SECONDS)
             else:
                 return
 

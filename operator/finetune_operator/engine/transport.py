@@ -26,10 +26,10 @@ from finetune_operator.engine.errors import (
 )
 from finetune_operator.plan import Manifest
 
-REQUEST_TIMEOUT: Final = 30.0
+REQUEST_TIMEOUT_SECONDS: Final = 30.0
 UNLIMITED: Final = 0
 JSON: Final = "application/json"
-WHOLE: Final = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
+DEFAULT_TIMEOUT: Final = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
 """Of a request with a short answer."""
 
 OnRequest = Callable[[str, str], None]
@@ -82,7 +82,7 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Manifest | None = None
     content_type: str = JSON
-    limits: aiohttp.ClientTimeout = WHOLE
+    limits: aiohttp.ClientTimeout = DEFAULT_TIMEOUT
 
 
 class Transport:
@@ -160,7 +160,7 @@ def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
         return AlreadyExists(message) if reason == "AlreadyExists" else Conflict(message)
     if UNDECLARED in message:
         return Undeclared(code, reason, message)
-    waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+    waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT_SECONDS, HTTPStatus.TOO_MANY_REQUESTS}
     if code in waits or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None
         return Unavailable(message, retry_after=wait)

@@ -12,8 +12,8 @@ from finetune_operator.plan import Key
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY_REJECTED: Final = 5.0
-LONGEST_RETRY_REJECTED: Final = 300.0
+FIRST_REJECTED_RETRY_SECONDS: Final = 5.0
+MAX_REJECTED_RETRY_SECONDS: Final = 300.0
 """What only a person can mend is tried rarely."""
 
 Look = Callable[[Key], Awaitable[float | None]]
@@ -83,7 +83,7 @@ class ReconcileWorkers:
         self._observe(key, time.perf_counter() - started, result)
 
     def _retry_rarely(self, key: Key) -> float:
-        return self._queue.retry(key, first=FIRST_RETRY_REJECTED, longest=LONGEST_RETRY_REJECTED)
+        return self._queue.retry(key, first=FIRST_REJECTED_RETRY_SECONDS, longest=MAX_REJECTED_RETRY_SECONDS)
 
 
 def _name(key: Key) -> str:

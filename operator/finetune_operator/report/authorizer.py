@@ -21,18 +21,18 @@ POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 
 RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset"})
 
-TRUSTED: Final = 300.0
+TRUSTED_SECONDS: Final = 300.0
 """Seconds for which the answer about a token is not asked for again."""
-DISTRUSTED: Final = 60.0
-REMEMBERED: Final = 10_000
+DISTRUSTED_SECONDS: Final = 60.0
+MAX_REMEMBERED_TOKENS: Final = 10_000
 
 REVIEWS_PER_SECOND: Final = 20
-REVIEWS_AT_ONCE: Final = 100
+REVIEW_BURST: Final = 100
 """Requests to the API server that unknown tokens may cause."""
-OF_A_SOURCE_PER_SECOND: Final = 1
-OF_A_SOURCE_AT_ONCE: Final = 10
+SOURCE_REVIEWS_PER_SECOND: Final = 1
+SOURCE_REVIEW_BURST: Final = 10
 """Of those, the ones that come from one address: a pod with random tokens must not use up all of them."""
-SOURCES_REMEMBERED: Final = 10_000
+MAX_REMEMBERED_SOURCES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Authorizer:
         self._stores = stores
         self._clock = clock
         self._answers: OrderedDict[bytes, tuple[float, Caller | ReportDenied]] = OrderedDict()
-        self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEWS_AT_ONCE, clock)
-        self._sources = Buckets(OF_A_SOURCE_PER_SECOND, OF_A_SOURCE_AT_ONCE, SOURCES_REMEMBERED, clock)
+        self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEW_BURST, clock)
+        self._sources = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED_SOURCES, clock)
 
     async def caller(self, token: str, source: str) -> Caller:
         """The caller that the token stands for.
@@ -94,10 +94,10 @@ class Authorizer:
             if not (self._sources.take(source) and self._reviews.take()):
                 raise TooManyReviews
             answer = await self._ask(token)
-            keep = DISTRUSTED if isinstance(answer, ReportDenied) else TRUSTED
+            keep = DISTRUSTED_SECONDS if isinstance(answer, ReportDenied) else TRUSTED_SECONDS
             self._answers[digest] = (self._clock() + keep, answer)
             self._answers.move_to_end(digest)
-            while len(self._answers) > REMEMBERED:
+            while len(self._answers) > MAX_REMEMBERED_TOKENS:
                 self._answers.popitem(last=False)
         else:
             answer = known[1]

@@ -10,9 +10,9 @@ from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.report.authorizer import Caller
 from finetune_trainer.contract.progress import Progress, Report
 
-RUN_INTERVAL: Final = 10.0
+RUN_INTERVAL_SECONDS: Final = 10.0
 """Seconds between two status writes that a run's progress causes."""
-LEAST_PERCENT: Final = 1
+MIN_PERCENT: Final = 1
 STAGES_PER_SECOND: Final = 10.0
 STEPS_PER_SECOND: Final = 10.0
 """Status writes that all runs' progress together causes: first reports of a stage, and all others. They have
@@ -61,7 +61,7 @@ class ProgressBoard:
             due = max(now, self._next_stage)
             self._next_stage = due + 1 / STAGES_PER_SECOND
         else:
-            due = max(now, run.told_at + RUN_INTERVAL, self._next_step)
+            due = max(now, run.told_at + RUN_INTERVAL_SECONDS, self._next_step)
             self._next_step = due + 1 / STEPS_PER_SECOND
         run.told, run.told_at = newest, due
         self._announce(Key(caller.kind, caller.namespace, caller.name), due - now)
@@ -93,4 +93,4 @@ def _is_further(old: RunProgress, new: RunProgress) -> bool:
 def _is_news(told: RunProgress | None, newest: RunProgress) -> bool:
     if told is None or told.stage != newest.stage:
         return True
-    return abs(percent(newest.progress) - percent(told.progress)) >= LEAST_PERCENT
+    return abs(percent(newest.progress) - percent(told.progress)) >= MIN_PERCENT

@@ -16,10 +16,10 @@ from finetune_trainer.contract.references import ReportTarget
 
 logger = logging.getLogger(__name__)
 
-FIRST_TRY: Final = 10.0
+FIRST_TRY_SECONDS: Final = 10.0
 """Seconds that the first pass waits for the endpoint, so that its Jobs know of it."""
-REASSERT: Final = 300.0
-RETRY: Final = 10.0
+REASSERT_SECONDS: Final = 300.0
+RETRY_SECONDS: Final = 10.0
 TROUBLE: Final = (ApiError, ValueError, OSError, TimeoutError)
 
 
@@ -69,7 +69,7 @@ class ReportEndpoint:
             logger.info("this process has no address for pods (POD_IP): progress is not seen")
             return
         try:
-            async with asyncio.timeout(FIRST_TRY):
+            async with asyncio.timeout(FIRST_TRY_SECONDS):
                 await self._publish()
         except TROUBLE as error:
             self.up = False
@@ -78,7 +78,7 @@ class ReportEndpoint:
     async def keep(self) -> None:
         """Publish again from time to time while this process is the active one; never ends by itself."""
         while True:
-            await asyncio.sleep(RETRY if self._address and self.target is None else REASSERT)
+            await asyncio.sleep(RETRY_SECONDS if self._address and self.target is None else REASSERT_SECONDS)
             if not self._address:
                 continue
             try:

@@ -21,10 +21,10 @@ from finetune_trainer.contract.progress import Report
 
 logger = logging.getLogger(__name__)
 
-BODY_LIMIT: Final = 16 * 1024
+MAX_BODY_BYTES: Final = 16 * 1024
 REPORTS_PER_SECOND: Final = 2.0
-REPORTS_AT_ONCE: Final = 20.0
-PODS_REMEMBERED: Final = 10_000
+REPORT_BURST: Final = 20.0
+MAX_REMEMBERED_PODS: Final = 10_000
 
 
 class ReportServer:
@@ -48,11 +48,11 @@ class ReportServer:
         self._board = board
         self._active = active
         self._answered = answered
-        self._buckets = Buckets(REPORTS_PER_SECOND, REPORTS_AT_ONCE, PODS_REMEMBERED)
+        self._buckets = Buckets(REPORTS_PER_SECOND, REPORT_BURST, MAX_REMEMBERED_PODS)
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int, context: ssl.SSLContext) -> None:
-        app = web.Application(client_max_size=BODY_LIMIT)
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post(REPORT_PATH, self._report)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -91,7 +91,7 @@ class ReportServer:
         try:
             report = Report.parse(await request.read())
         except web.HTTPRequestEntityTooLarge:
-            return _refusal(413, f"a report has at most {BODY_LIMIT} bytes")
+            return _refusal(413, f"a report has at most {MAX_BODY_BYTES} bytes")
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])

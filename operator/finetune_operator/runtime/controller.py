@@ -33,7 +33,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 
 logger = logging.getLogger(__name__)
 
-KNOWN: Final = 5.0
+KNOWN_SECONDS: Final = 5.0
 """Seconds for which a service account that was seen counts as there: enough that a burst of runs does not ask
 for it again and again, and less than a namespace takes to go and come again."""
 
@@ -43,7 +43,7 @@ OLD_DEFINITIONS: Final = (
 )
 
 
-NAMED_AT_MOST: Final = 4
+MAX_NAMES_IN_MESSAGE: Final = 4
 
 
 class Controller:
@@ -191,7 +191,7 @@ class Controller:
     def _known_service_accounts(self, namespace: str) -> frozenset[str]:
         now = self._clock()
         seen = self._service_accounts.get(namespace, {})
-        return frozenset(name for name, at in seen.items() if now - at < KNOWN)
+        return frozenset(name for name, at in seen.items() if now - at < KNOWN_SECONDS)
 
     def _note_service_accounts(self, plan: Plan) -> None:
         for create in plan.create:
@@ -201,7 +201,7 @@ class Controller:
 
 
 def _unknown(paths: list[str]) -> str:
-    named = ", ".join(paths[:NAMED_AT_MOST])
+    named = ", ".join(paths[:MAX_NAMES_IN_MESSAGE])
     return (
         f"this release of the operator does not know the value of {named}: upgrade the operator, or write a"
         " value that kubectl explain lists for this release; until then nothing is done and what runs goes on"

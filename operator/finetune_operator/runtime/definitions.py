@@ -18,8 +18,8 @@ from finetune_operator.engine.errors import Rejected, Unavailable
 from finetune_operator.engine.resources import DEFINITION
 from finetune_operator.plan import Manifest
 
-LOOK_AGAIN_SECONDS: Final = 5.0
-NAMED_AT_MOST: Final = 3
+RECHECK_SECONDS: Final = 5.0
+MAX_NAMES_IN_MESSAGE: Final = 3
 APPLY: Final = "kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade leaves them as they are)"
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Definitions:
                 self._outdated = found
                 if not found:
                     return
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            await asyncio.sleep(RECHECK_SECONDS)
 
     async def _look(self) -> AsyncIterator[str]:
         for kind in KINDS:
@@ -73,8 +73,12 @@ class Definitions:
                 continue
             missing = sorted(missing_in(_schema(installed), _wanted(kind)))
             if missing:
-                more = f" and {len(missing) - NAMED_AT_MOST} more" if len(missing) > NAMED_AT_MOST else ""
-                yield f"{name} is outdated: it lacks {', '.join(missing[:NAMED_AT_MOST])}{more}"
+                more = (
+                    f" and {len(missing) - MAX_NAMES_IN_MESSAGE} more"
+                    if len(missing) > MAX_NAMES_IN_MESSAGE
+                    else ""
+                )
+                yield f"{name} is outdated: it lacks {', '.join(missing[:MAX_NAMES_IN_MESSAGE])}{more}"
 
 
 def missing_in(installed: Manifest, wanted: Manifest, path: str = "") -> Iterator[str]:

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 QUIET_SECONDS: Final = 5.0
 """Without another object of a kind: Kopf has listed them all."""
-FIRST_RESTART: Final = 1.0
-LONGEST_RESTART: Final = 60.0
+FIRST_RESTART_SECONDS: Final = 1.0
+MAX_RESTART_SECONDS: Final = 60.0
 """Seconds before Kopf is started again, doubled each time that it ends soon."""
 FIRST_LIST_SECONDS: Final = 10.0
 MAX_LIST_SECONDS: Final = 300.0
@@ -78,7 +78,7 @@ class KindFeed:
         self._loop = asyncio.get_running_loop()
         self._watch: Watch | None = None
         self._started_at = 0.0
-        self._restart_after = FIRST_RESTART
+        self._restart_after = FIRST_RESTART_SECONDS
         self._restart: asyncio.TimerHandle | None = None
         self._unlisted: set[str] = set()
         self._list_within = FIRST_LIST_SECONDS
@@ -88,7 +88,12 @@ class KindFeed:
         self.sweepers: dict[str, list[Sweeper]] = {
             kind: [
                 Sweeper(
-                    cluster, type_, caches.kinds[kind], watches, namespace=namespace, period=relist_seconds
+                    cluster,
+                    type_,
+                    caches.kinds[kind],
+                    watches,
+                    namespace=namespace,
+                    period_seconds=relist_seconds,
                 )
                 for namespace in (namespaces if type_.namespaced else ()) or ("",)
             ]
@@ -130,11 +135,11 @@ class KindFeed:
     def _take_end(self, watch: Watch) -> None:
         if watch is not self._watch:
             return
-        if self._loop.time() - self._started_at > LONGEST_RESTART:
-            self._restart_after = FIRST_RESTART
+        if self._loop.time() - self._started_at > MAX_RESTART_SECONDS:
+            self._restart_after = FIRST_RESTART_SECONDS
         logger.error("kopf's watches ended; they are started again in %.0f s", self._restart_after)
         self._start_again(self._restart_after)
-        self._restart_after = min(LONGEST_RESTART, 2 * self._restart_after)
+        self._restart_after = min(MAX_RESTART_SECONDS, 2 * self._restart_after)
 
     def _check_lists(self) -> None:
         if not self._unlisted:

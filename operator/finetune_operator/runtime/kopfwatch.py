@@ -23,7 +23,7 @@ from finetune_operator.runtime.kindfeed import Sink
 
 logger = logging.getLogger(__name__)
 
-PAGE: Final = 100
+PAGE_SIZE: Final = 100
 IDLE_SECONDS: Final = 0.01
 """For which Kopf keeps a task for an object after its event; ours are handed over at once."""
 STOP_SECONDS: Final = 5.0
@@ -176,7 +176,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 310
-    settings.watching.chunk_size = PAGE
+    settings.watching.chunk_size = PAGE_SIZE
     settings.queueing.idle_timeout = IDLE_SECONDS
     settings.networking.request_timeout = 30
     # By default Kopf gives up after a minute of errors, with one watch all others, and may not even end then.

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
 
-SETTLED_KEPT: Final = 200
+MAX_SETTLED_MODELS: Final = 200
 """Models of settled objects that are kept."""
 
 
@@ -62,7 +62,7 @@ class Models(Generic[R]):
         if is_settled:
             self._parsed.pop(address, None)
             self._settled.move_to_end(address)
-            while len(self._settled) > SETTLED_KEPT:
+            while len(self._settled) > MAX_SETTLED_MODELS:
                 self._settled.popitem(last=False)
         return model
 

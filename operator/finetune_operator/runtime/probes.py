@@ -12,7 +12,7 @@ from finetune_operator.engine.watches import Watches
 
 logger = logging.getLogger(__name__)
 
-OLDEST_WATCH: Final = 1500.0
+MAX_WATCH_SILENCE_SECONDS: Final = 1500.0
 """Seconds: bookmarks come every minute, and lists that stand in for them every ten."""
 
 
@@ -57,7 +57,9 @@ class ProbeServer:
         """
         ages = self._watches.ages()
         silences = self._watches.silences()
-        frozen = sorted(resource for resource, silence in silences.items() if silence > OLDEST_WATCH)
+        frozen = sorted(
+            resource for resource, silence in silences.items() if silence > MAX_WATCH_SILENCE_SECONDS
+        )
         answer = {"watchAgeSeconds": {resource: round(age, 1) for resource, age in sorted(ages.items())}}
         if frozen:
             logger.error("the watches of %s are silent: this process should be restarted", ", ".join(frozen))

@@ -106,7 +106,7 @@ class Process:
             settings.lease_name,
             mark=LEASE_MARK,
             namespaces=settings.watch_namespaces,
-            patience=settings.lease_duration_seconds,
+            patience_seconds=settings.lease_duration_seconds,
         )
         self._definitions = Definitions(self._cluster)
         self._probes = ProbeServer(

@@ -14,9 +14,9 @@ from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.status.reasons import ConditionType
 
-BATCH: Final = 500
+BATCH_SIZE: Final = 500
 """Objects that are queued before the rest of the process has its turn."""
-STEPS: Final = 600
+PORTIONS: Final = 600
 """Portions in which all objects are queued in the course of a period."""
 RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
 
@@ -28,7 +28,7 @@ class Resync:
         queue: where to; what is at rest comes after everything else.
         keys: of all objects.
         at_rest: whether nothing is likely to be due for the object.
-        period: seconds in which each is looked at once.
+        period_seconds: seconds in which each is looked at once.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Resync:
         queue: WorkQueue[Key],
         keys: Callable[[], Iterable[Key]],
         at_rest: Callable[[Key], bool],
-        period: float,
+        period_seconds: float,
     ) -> None:
         self._queue = queue
         self._keys = keys
         self._at_rest = at_rest
-        self._period = period
+        self._period_seconds = period
 
     async def run(self) -> None:
         """Queue everything, and from then on a portion at a time; never ends by itself."""
@@ -50,19 +50,19 @@ class Resync:
                 self._queue.add_idle(key)
             else:
                 self._queue.add(key)
-            if number % BATCH == 0:
+            if number % BATCH_SIZE == 0:
                 await asyncio.sleep(0)
         while True:
-            await asyncio.sleep(self._period / STEPS)
+            await asyncio.sleep(self._period_seconds / PORTIONS)
             await self._spread(list(self._keys()))
 
     async def _spread(self, keys: list[Key]) -> None:
-        size = math.ceil(len(keys) / STEPS)
+        size = math.ceil(len(keys) / PORTIONS)
         portions = [keys[start : start + size] for start in range(0, len(keys), max(1, size))]
         for portion in portions or [[]]:
             for key in portion:
                 self._queue.add_idle(key)
-            await asyncio.sleep(self._period / max(1, len(portions)))
+            await asyncio.sleep(self._period_seconds / max(1, len(portions)))
 
 
 def is_at_rest(obj: Manifest) -> bool:

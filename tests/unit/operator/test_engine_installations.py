@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected
-from finetune_operator.engine.installations import LOOK_SECONDS, Installations, Mark
+from finetune_operator.engine.installations import RECHECK_SECONDS, Installations, Mark
 from finetune_operator.plan import Manifest
 from tests.unit.operator.skippingclock import run
 
@@ -51,7 +51,7 @@ class Leases:
             name,
             mark=MARK,
             namespaces=watched,
-            patience=PATIENCE,
+            patience_seconds=PATIENCE,
             clock=lambda: self.now,
         )
 
@@ -168,7 +168,7 @@ def test_a_term_begins_with_one_list_and_gives_way_at_the_next() -> None:
         installation = leases.installation()
         assert not await installation.is_preceded()
         given_way = asyncio.create_task(installation.wait_until_preceded())
-        await asyncio.sleep(LOOK_SECONDS - 1)
+        await asyncio.sleep(RECHECK_SECONDS - 1)
         assert leases.lists == 1
         leases.renew("elsewhere/first", acquired="2030-01-01T00:00:01Z")
         await asyncio.sleep(2)

@@ -19,7 +19,7 @@ from finetune_operator.engine.resources import JOB, ResourceTypes
 from finetune_operator.plan import Manifest
 from tests.waiting import eventually
 
-TIMES = LeaseTimes(duration=1500, deadline=1000, retry=0.01, stall=60)
+TIMES = LeaseTimes(duration_seconds=1500, deadline_seconds=1000, retry_seconds=0.01, stall_seconds=60)
 """Only the clock of the test, which a test moves itself, comes near the long ones."""
 
 
@@ -111,7 +111,7 @@ async def test_the_lease_is_renewed_while_the_event_loop_is_busy(scene: Scene) -
 
 async def test_a_loop_that_stands_still_for_too_long_does_not_keep_the_lease(scene: Scene) -> None:
     keep = await keeping(scene)
-    scene.clock.now += TIMES.stall - 1
+    scene.clock.now += TIMES.stall_seconds - 1
     renewals(scene, 3)
     assert scene.lease.held
     scene.clock.now += 2
@@ -124,7 +124,7 @@ async def test_a_loop_that_stands_still_for_too_long_does_not_keep_the_lease(sce
 async def test_a_loop_that_turns_keeps_the_lease_for_any_time(scene: Scene) -> None:
     keep = await keeping(scene)
     for _ in range(3):
-        scene.clock.now += TIMES.stall - 1
+        scene.clock.now += TIMES.stall_seconds - 1
         await asyncio.sleep(0.6)  # longer than it takes to note that the loop is alive
     assert scene.lease.held
     keep.cancel()
@@ -134,7 +134,7 @@ async def test_after_a_freeze_no_write_passes_although_nothing_has_noticed_it_ye
     with pytest.raises(NotActive):
         scene.lease.check()
     await scene.lease.acquire()
-    scene.clock.now += TIMES.deadline - 1
+    scene.clock.now += TIMES.deadline_seconds - 1
     scene.lease.check()
     scene.clock.now += 1
     assert scene.lease.held

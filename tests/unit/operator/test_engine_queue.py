@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.engine.queue import PARKED_AT_ONCE, QueueClosed, WorkQueue
+from finetune_operator.engine.queue import PARKED_BATCH_SIZE, QueueClosed, WorkQueue
 from tests.unit.operator.skippingclock import clock, run
 
 
@@ -336,15 +336,15 @@ def test_finding_thousands_of_keys_whose_turn_is_taken_lets_the_rest_of_the_proc
                 await asyncio.sleep(0)
 
         queue: WorkQueue[str] = WorkQueue(turn=turn)
-        for number in range(20 * PARKED_AT_ONCE):
+        for number in range(20 * PARKED_BATCH_SIZE):
             queue.add(str(number))
         assert await queue.get() == "0"
         rest = asyncio.create_task(rest_of_the_process())
         waiting = asyncio.create_task(queue.get())
         for _ in range(100):
             await asyncio.sleep(0)
-        assert queue.depth == 20 * PARKED_AT_ONCE - 1
-        assert longest <= 2 * PARKED_AT_ONCE
+        assert queue.depth == 20 * PARKED_BATCH_SIZE - 1
+        assert longest <= 2 * PARKED_BATCH_SIZE
         queue.done("0")
         assert await waiting == "1"
         rest.cancel()
@@ -355,7 +355,7 @@ def test_finding_thousands_of_keys_whose_turn_is_taken_lets_the_rest_of_the_proc
 def test_closing_during_the_search_for_a_key_hands_out_nothing() -> None:
     async def test() -> None:
         queue: WorkQueue[str] = WorkQueue(turn=lambda _: "line")
-        for number in range(3 * PARKED_AT_ONCE):
+        for number in range(3 * PARKED_BATCH_SIZE):
             queue.add(str(number))
         assert await queue.get() == "0"
         waiting = asyncio.create_task(queue.get())

@@ -51,14 +51,16 @@ def reflector(cluster: Forbidding, store: ObjectStore, watches: Watches) -> Coro
 
 
 def sweeper(cluster: Forbidding, store: ObjectStore, watches: Watches) -> Coroutine[Any, Any, None]:
-    swept = Sweeper(cast("KubernetesClient", cluster), POD, store, watches, namespace="team-a", period=0.01)
+    swept = Sweeper(
+        cast("KubernetesClient", cluster), POD, store, watches, namespace="team-a", period_seconds=0.01
+    )
     return swept.run()
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.engine.reflector.RECONNECT", 0.01)
-    monkeypatch.setattr("finetune_operator.engine.sweeper.FIRST_RETRY", 0.01)
+    monkeypatch.setattr("finetune_operator.engine.reflector.RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr("finetune_operator.engine.sweeper.FIRST_RETRY_SECONDS", 0.01)
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.metrics.counters import Metrics
 from finetune_operator.report import certificate
 from finetune_operator.report.authorizer import (
-    OF_A_SOURCE_AT_ONCE,
-    REVIEWS_AT_ONCE,
+    REVIEW_BURST,
+    SOURCE_REVIEW_BURST,
     Authorizer,
     TooManyReviews,
 )
@@ -103,7 +103,7 @@ async def reviewed(authorizer: Authorizer, token: str, source: str) -> bool:
 
 async def test_a_flood_of_unknown_tokens_is_not_passed_on(endpoint: Endpoint) -> None:
     authorizer = Authorizer(endpoint.cluster, Caches().by_kind, clock=lambda: 0.0)
-    for number in range(REVIEWS_AT_ONCE):
+    for number in range(REVIEW_BURST):
         assert await reviewed(authorizer, f"token {number}", f"10.0.0.{number}")
     assert not await reviewed(authorizer, "one more", "10.0.1.1")
 
@@ -111,5 +111,5 @@ async def test_a_flood_of_unknown_tokens_is_not_passed_on(endpoint: Endpoint) ->
 async def test_a_pod_with_random_tokens_does_not_keep_others_from_reporting(endpoint: Endpoint) -> None:
     authorizer = Authorizer(endpoint.cluster, Caches().by_kind, clock=lambda: 0.0)
     asked = [await reviewed(authorizer, f"random {number}", "10.0.0.1") for number in range(500)]
-    assert asked.count(True) == OF_A_SOURCE_AT_ONCE
+    assert asked.count(True) == SOURCE_REVIEW_BURST
     assert await reviewed(authorizer, "good token", "10.0.0.2")

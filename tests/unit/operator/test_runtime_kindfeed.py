@@ -83,7 +83,7 @@ class Fed:
 @pytest.fixture
 async def fed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fed]:
     monkeypatch.setattr("finetune_operator.runtime.kindfeed.QUIET_SECONDS", 0.05)
-    monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_RESTART", 0.01)
+    monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_RESTART_SECONDS", 0.01)
     made = Fed("a", "b")
     await asyncio.wait_for(made.watches.all_settled(), 10)
     made.feed.start()

@@ -4,7 +4,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.engine.resources import JOB, POD
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.models import SETTLED_KEPT, Models
+from finetune_operator.runtime.models import MAX_SETTLED_MODELS, Models
 
 METADATA = {"name": "run-train", "namespace": "team", "uid": "u", "resourceVersion": "1"}
 CONTAINER = {"name": "trainer", "image": "trainer:1", "env": [{"name": "CONFIG", "value": "{}"}]}
@@ -78,7 +78,7 @@ def test_a_name_conflict_is_no_end() -> None:
 def test_of_settled_objects_only_the_models_that_were_read_last_are_kept() -> None:
     store = Caches().kinds["FineTuneJob"]
     models = Models(store, FineTuneJob)
-    for number in range(SETTLED_KEPT + 50):
+    for number in range(MAX_SETTLED_MODELS + 50):
         metadata = {**METADATA, "name": f"run-{number}", "uid": f"u-{number}", "resourceVersion": "1"}
         store.put(
             {"metadata": metadata, "spec": run()["spec"], "kind": "FineTuneJob"}
@@ -87,7 +87,7 @@ def test_of_settled_objects_only_the_models_that_were_read_last_are_kept() -> No
         found = models.get("team", f"run-{number}")
         assert found is not None
         assert found.uid == f"u-{number}"
-    assert len(models._settled) == SETTLED_KEPT
+    assert len(models._settled) == MAX_SETTLED_MODELS
     assert not models._parsed
 
 

@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.watches import Watches
 from finetune_operator.metrics.counters import Metrics
-from finetune_operator.runtime.probes import OLDEST_WATCH, ProbeServer
+from finetune_operator.runtime.probes import MAX_WATCH_SILENCE_SECONDS, ProbeServer
 from tools.cluster.ports import free_port
 
 FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")
@@ -50,17 +50,17 @@ async def test_one_silent_watch_among_live_ones_ends_the_process(probed: Probed)
     for resource in ("pods", "jobs"):
         probed.watches.expect(resource)
         probed.watches.synced(resource)
-    probed.now = OLDEST_WATCH
+    probed.now = MAX_WATCH_SILENCE_SECONDS
     assert (await probed.get("/healthz")).status_code == 200
     probed.watches.beat("pods")
-    probed.now = OLDEST_WATCH + 1
+    probed.now = MAX_WATCH_SILENCE_SECONDS + 1
     answer = await probed.get("/healthz")
     assert (answer.status_code, answer.json()["frozen"]) == (503, ["jobs"])
 
 
 async def test_a_type_that_was_never_listed_ends_no_process(probed: Probed) -> None:
     probed.watches.expect("pods/team-a")
-    probed.now = OLDEST_WATCH + 1
+    probed.now = MAX_WATCH_SILENCE_SECONDS + 1
     assert (await probed.get("/healthz")).status_code == 200
     answer = await probed.get("/readyz")
     assert (answer.status_code, answer.json()["waitingFor"]) == (503, ["pods/team-a"])
@@ -69,12 +69,15 @@ async def test_a_type_that_was_never_listed_ends_no_process(probed: Probed) -> N
 async def test_a_refusal_is_a_sign_of_life_and_no_news(probed: Probed) -> None:
     probed.watches.expect("pods")
     probed.watches.synced("pods")
-    probed.now = OLDEST_WATCH
+    probed.now = MAX_WATCH_SILENCE_SECONDS
     probed.watches.refused("pods", FORBIDDEN)
-    probed.now = OLDEST_WATCH + 1
+    probed.now = MAX_WATCH_SILENCE_SECONDS + 1
     answer = await probed.get("/healthz")
-    assert (answer.status_code, answer.json()["watchAgeSeconds"]) == (200, {"pods": OLDEST_WATCH + 1})
-    probed.now = 2 * OLDEST_WATCH + 1
+    assert (answer.status_code, answer.json()["watchAgeSeconds"]) == (
+        200,
+        {"pods": MAX_WATCH_SILENCE_SECONDS + 1},
+    )
+    probed.now = 2 * MAX_WATCH_SILENCE_SECONDS + 1
     assert (await probed.get("/healthz")).json()["frozen"] == ["pods"]
 
 
