@@ -10,7 +10,7 @@ from finetune_operator.api.metricrules import (
     DESCRIPTION,
     FRACTION_ADVICE,
     LOWER_IS_BETTER,
-    OTHERS,
+    OTHER_METRICS,
 )
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 from finetune_trainer.contract.vocabulary import listed
@@ -34,7 +34,8 @@ class Gate(Model):
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
         CELRule(
-            f"{is_one_of('self.metric', OTHERS)} || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
+            f"{is_one_of('self.metric', OTHER_METRICS)}"
+            " || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
             " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
             FRACTION_ADVICE,

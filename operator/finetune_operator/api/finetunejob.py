@@ -22,7 +22,7 @@ from finetune_operator.api.meta import (
 )
 from finetune_operator.api.method import Method
 from finetune_operator.api.metricrules import (
-    OF_PAIRS,
+    PAIR_METRICS,
 )
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.api.storereference import StoreReference
@@ -31,10 +31,10 @@ from finetune_trainer.contract.vocabulary import listed
 
 ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
 
-IN_ONE_PROCESS: Final = methods_where(lambda info: not info.distributed)
-DISTRIBUTED: Final = methods_where(lambda info: info.distributed)
-COMPARING_ROWS: Final = methods_where(lambda info: info.min_batch_rows > 1)
-OF_PAIRED_ROWS: Final = methods_where(lambda info: info.rows is PAIRS)
+SINGLE_PROCESS_METHODS: Final = methods_where(lambda info: not info.distributed)
+DISTRIBUTED_METHODS: Final = methods_where(lambda info: info.distributed)
+METHODS_COMPARING_ROWS: Final = methods_where(lambda info: info.min_batch_rows > 1)
+PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
 
 
 class DatasetReference(Model):
@@ -238,9 +238,9 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         CELRule(
-            f"{is_none_of('self.method.type', IN_ONE_PROCESS)} || self.compute.nodes == 1",
-            f"{listed(IN_ONE_PROCESS)} train in one process in this release: leave compute.nodes out,"
-            f" or choose {listed(DISTRIBUTED, 'or')}",
+            f"{is_none_of('self.method.type', SINGLE_PROCESS_METHODS)} || self.compute.nodes == 1",
+            f"{listed(SINGLE_PROCESS_METHODS)} train in one process in this release: leave compute.nodes out,"
+            f" or choose {listed(DISTRIBUTED_METHODS, 'or')}",
             "compute.nodes",
             on_create=True,
         ),
@@ -257,13 +257,13 @@ class FineTuneJobSpec(_FineTuneJobFields):
                 f" {METHODS[method].min_batch_rows}, or leave it out",
                 "hyperparameters",
             )
-            for method in COMPARING_ROWS
+            for method in METHODS_COMPARING_ROWS
         ),
         CELRule(
-            f"{is_one_of('self.method.type', OF_PAIRED_ROWS)} || !has(self.evaluation)"
-            f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', OF_PAIRS)})"
-            f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', OF_PAIRS)})",
-            f"{listed(OF_PAIRS)} needs pairs of answers, as {listed(OF_PAIRED_ROWS)} learn from;"
+            f"{is_one_of('self.method.type', PAIRED_METHODS)} || !has(self.evaluation)"
+            f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
+            f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
+            f"{listed(PAIR_METRICS)} needs pairs of answers, as {listed(PAIRED_METHODS)} learn from;"
             " leave it out of evaluation.metrics and evaluation.gates, or choose one of these methods",
             "evaluation",
         ),

@@ -24,7 +24,7 @@ from finetune_operator.api.metricrules import (
     FRACTION_ADVICE,
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
-    OTHERS,
+    OTHER_METRICS,
 )
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.vocabulary import CheckpointType, listed
@@ -64,7 +64,7 @@ class MinScore(Model):
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            f"{is_one_of('self.metric', OTHERS)} || self.min >= 0.0 && self.min <= 1.0",
+            f"{is_one_of('self.metric', OTHER_METRICS)} || self.min >= 0.0 && self.min <= 1.0",
             FRACTION_ADVICE,
             "min",
         ),

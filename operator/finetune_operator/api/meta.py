@@ -248,7 +248,7 @@ def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> 
 
 
 def immutable_part(part: str, model: type[Model], mutable: frozenset[str], advice: str) -> CELRule:
-    """CELRule for a part of the spec, always present by its default: only its fields `mutable` may change."""
+    """Rule for a part of the spec, always present by its default: only its fields `mutable` may change."""
     aliases = (field.alias or to_camel(name) for name, field in model.model_fields.items())
     same = " && ".join(_same(f"{part}.{alias}") for alias in aliases if alias not in mutable)
     but = ", ".join(f"{part}.{alias}" for alias in sorted(mutable))

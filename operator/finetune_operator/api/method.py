@@ -11,9 +11,9 @@ from finetune_trainer.contract.method import LoRAFields, PreferenceFields
 from finetune_trainer.contract.methods import DEFAULT_METHOD, LABELLED, MethodType, methods_where
 from finetune_trainer.contract.vocabulary import listed
 
-WITHOUT_ADAPTER: Final = methods_where(lambda info: not info.trains_adapter)
-JUDGED: Final = methods_where(lambda info: info.rows.is_preference_data)
-OF_LABELS: Final = methods_where(lambda info: info.rows is LABELLED)
+METHODS_WITHOUT_ADAPTER: Final = methods_where(lambda info: not info.trains_adapter)
+PREFERENCE_METHODS: Final = methods_where(lambda info: info.rows.is_preference_data)
+LABEL_METHODS: Final = methods_where(lambda info: info.rows is LABELLED)
 
 
 def _alias(name: str) -> str:
@@ -35,21 +35,22 @@ class Method(Model):
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            f"!has(self.lora) || {is_none_of('self.type', WITHOUT_ADAPTER)}",
-            f"method.lora has no meaning with type: {listed(WITHOUT_ADAPTER, 'or')}; remove it or choose"
-            f" type: {DEFAULT_METHOD}",
+            f"!has(self.lora) || {is_none_of('self.type', METHODS_WITHOUT_ADAPTER)}",
+            f"method.lora has no meaning with type: {listed(METHODS_WITHOUT_ADAPTER, 'or')}; remove it or"
+            f" choose type: {DEFAULT_METHOD}",
             "lora",
         ),
         CELRule(
-            f"!has(self.preference) || {is_one_of('self.type', JUDGED)}",
-            f"method.preference is for preference data; remove it or choose type: {listed(JUDGED, 'or')}",
+            f"!has(self.preference) || {is_one_of('self.type', PREFERENCE_METHODS)}",
+            "method.preference is for preference data; remove it or choose type:"
+            f" {listed(PREFERENCE_METHODS, 'or')}",
             "preference",
         ),
         CELRule(
-            f"!has(self.preference) || {is_one_of('self.type', OF_LABELS)}"
+            f"!has(self.preference) || {is_one_of('self.type', LABEL_METHODS)}"
             " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
-            f"desirableWeight and undesirableWeight are of {listed(OF_LABELS)}, whose rows are good or"
-            f" bad; remove them or choose type: {listed(OF_LABELS, 'or')}",
+            f"desirableWeight and undesirableWeight are of {listed(LABEL_METHODS)}, whose rows are good or"
+            f" bad; remove them or choose type: {listed(LABEL_METHODS, 'or')}",
             "preference",
         ),
     )

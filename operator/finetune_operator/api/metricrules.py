@@ -6,10 +6,10 @@ from finetune_trainer.contract.metrics import METRICS, metrics_where
 from finetune_trainer.contract.vocabulary import listed
 
 FRACTIONS: Final = metrics_where(lambda info: info.is_fraction)
-OTHERS: Final = metrics_where(lambda info: not info.is_fraction)
+OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
 LOWER_IS_BETTER: Final = metrics_where(lambda info: info.lower_is_better)
 HIGHER_IS_BETTER: Final = metrics_where(lambda info: not info.lower_is_better)
-OF_PAIRS: Final = metrics_where(lambda info: info.needs_pairs)
+PAIR_METRICS: Final = metrics_where(lambda info: info.needs_pairs)
 
 
 FRACTION_ADVICE: Final = f"{listed(FRACTIONS)} are fractions between 0 and 1: write 0.8 for 80 %"

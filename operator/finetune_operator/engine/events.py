@@ -1,4 +1,4 @@
-"""Kubernetes events, each said once an hour at most."""
+"""Kubernetes events, each posted once an hour at most."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from finetune_operator.plan import Event, Manifest
 logger = logging.getLogger(__name__)
 
 REPEAT_SECONDS: Final = 3600.0
-"""Seconds in which the same words about the same object are not said again."""
+"""Seconds in which the same words about the same object are not posted again."""
 MAX_REMEMBERED_EVENTS: Final = 10_000
 MESSAGE_LIMIT: Final = 1024
 CLUSTER_EVENTS: Final = "default"
@@ -41,34 +41,34 @@ class EventRecorder:
         self._component = component
         self._instance = instance
         self._clock = clock
-        self._said: OrderedDict[str, float] = OrderedDict()
+        self._posted: OrderedDict[str, float] = OrderedDict()
 
     async def record(self, about: Manifest, event: Event) -> None:
         """Post the event; one that cannot be posted is logged and given up, since nothing hangs on it."""
         metadata = about["metadata"]
         words = "\0".join((metadata["uid"], event.reason, event.message))
         name = f"{metadata['name']}.{hashlib.sha256(words.encode()).hexdigest()[:16]}"
-        if not self._news(name):
+        if not self._is_new(name):
             return
         try:
             await self._cluster.create(self._manifest(name, about, event))
         except AlreadyExists:
             return
         except ApiError as error:
-            del self._said[name]
+            del self._posted[name]
             going = isinstance(error, Rejected) and error.is_for_terminating_namespace
             level = logging.DEBUG if going else logging.WARNING
             logger.log(level, "event %s of %s was not posted: %s", event.reason, metadata["name"], error)
 
-    def _news(self, name: str) -> bool:
+    def _is_new(self, name: str) -> bool:
         now = self._clock()
-        said = self._said.get(name)
-        if said is not None and now - said < REPEAT_SECONDS:
+        posted = self._posted.get(name)
+        if posted is not None and now - posted < REPEAT_SECONDS:
             return False
-        self._said[name] = now
-        self._said.move_to_end(name)
-        while len(self._said) > MAX_REMEMBERED_EVENTS:
-            self._said.popitem(last=False)
+        self._posted[name] = now
+        self._posted.move_to_end(name)
+        while len(self._posted) > MAX_REMEMBERED_EVENTS:
+            self._posted.popitem(last=False)
         return True
 
     def _manifest(self, name: str, about: Manifest, event: Event) -> Manifest:

@@ -85,7 +85,7 @@ class Executor:
         """
         creates = tuple(each for each in plan.create if not self._exists(each))
         applies = tuple(each for each in plan.apply if not self._satisfied(each, primary))
-        deletes = tuple(each for each in plan.delete if not self._going(each))
+        deletes = tuple(each for each in plan.delete if not self._is_deleting(each))
         if (creates or applies or deletes) and not self._is_new(primary):
             await self.confirm(primary)
         for create in creates:
@@ -94,14 +94,14 @@ class Executor:
             await self._apply(apply, primary)
         for delete in deletes:
             await self._delete(delete)
-        is_going = _is_going(primary)
-        if plan.metadata is not None and not is_going:
+        is_terminating = _is_terminating(primary)
+        if plan.metadata is not None and not is_terminating:
             primary = await self._write_metadata(primary, plan.metadata)
         if plan.status is not None:
             primary = await self.write_status(primary, plan.status)
         for event in plan.events:
             await self._events.record(primary, event)
-        if plan.metadata is not None and is_going:
+        if plan.metadata is not None and is_terminating:
             primary = await self._write_metadata(primary, plan.metadata)
         return primary
 
@@ -132,7 +132,7 @@ class Executor:
         except Conflict:
             await self._live(primary)
             raise
-        if _is_going(written) and not written["metadata"].get("finalizers"):
+        if _is_terminating(written) and not written["metadata"].get("finalizers"):
             self._forget(written)
             return written
         return self._remember(written)
@@ -164,7 +164,7 @@ class Executor:
     def _exists(self, create: Create) -> bool:
         """The cache has what should be created: nothing to ask."""
         cached = self._cached(create.manifest)
-        return cached is not None and _same(create, cached) and not _is_going(cached)
+        return cached is not None and _same(create, cached) and not _is_terminating(cached)
 
     def _satisfied(self, apply: Apply, primary: Manifest) -> bool:
         cached = self._cached(apply.manifest)
@@ -174,12 +174,12 @@ class Executor:
             and self._stamp.matches(cached, self._stamp.on(apply.manifest))
         )
 
-    def _going(self, delete: Delete) -> bool:
+    def _is_deleting(self, delete: Delete) -> bool:
         cached = self._cached(delete.manifest)
         return (
             cached is not None
             and cached["metadata"]["uid"] == delete.manifest["metadata"]["uid"]
-            and _is_going(cached)
+            and _is_terminating(cached)
         )
 
     async def _create(self, create: Create) -> None:
@@ -203,7 +203,7 @@ class Executor:
     def _accept(self, create: Create, existing: Manifest) -> None:
         if not _same(create, existing):
             raise NameConflict(existing)
-        if _is_going(existing):
+        if _is_terminating(existing):
             raise Conflict(f"{existing['kind']} {existing['metadata']['name']} is still being deleted")
 
     async def _apply(self, apply: Apply, primary: Manifest) -> None:
@@ -287,5 +287,5 @@ def _log(what: str, manifest: Manifest) -> None:
     logger.info("%s %s %s", what, manifest["kind"], metadata["name"], extra=about)
 
 
-def _is_going(obj: Manifest) -> bool:
+def _is_terminating(obj: Manifest) -> bool:
     return "deletionTimestamp" in obj["metadata"]

@@ -58,85 +58,85 @@ class Lane(Generic[K]):
 
 
 class LockTable(Generic[K]):
-    """Mutexes, called turns, for keys that must not be worked on at the same time.
+    """Mutexes, called locks, for keys that must not be worked on at the same time.
 
     First come, first served, urgent keys before the others; nothing here waits, so a key that waits for its
-    turn holds no worker. Every operation is O(1).
+    lock holds no worker. Every operation is O(1).
     """
 
     def __init__(self) -> None:
         self._holders: dict[Hashable, K] = {}
-        self._turns: dict[K, Hashable] = {}
+        self._locks: dict[K, Hashable] = {}
         self._parked: dict[K, Hashable] = {}
         self._urgent: dict[Hashable, OrderedDict[K, None]] = {}
         self._others: dict[Hashable, OrderedDict[K, None]] = {}
         self._called: dict[K, Hashable] = {}
 
-    def enter(self, key: K, turn: Hashable | None, *, urgent: bool = True) -> bool:
+    def enter(self, key: K, lock: Hashable | None, *, urgent: bool = True) -> bool:
         """Whether the key may be worked on now; else it waits until `leave` or `skipped` returns it."""
-        if turn is None:
+        if lock is None:
             return True
-        if turn in self._holders:
-            waiting = (self._urgent if urgent else self._others).setdefault(turn, OrderedDict())
+        if lock in self._holders:
+            waiting = (self._urgent if urgent else self._others).setdefault(lock, OrderedDict())
             waiting[key] = None
-            self._parked[key] = turn
-            if self._called.pop(key, None) == turn:
+            self._parked[key] = lock
+            if self._called.pop(key, None) == lock:
                 # It was called, and another key was quicker: it keeps its place.
                 waiting.move_to_end(key, last=False)
             return False
-        self._holders[turn] = key
-        self._turns[key] = turn
+        self._holders[lock] = key
+        self._locks[key] = lock
         return True
 
     def hurry(self, key: K) -> None:
         """A key that waits is urgent now."""
-        turn = self._parked.get(key)
-        if turn is not None and self._take(self._others, turn, key):
-            self._urgent.setdefault(turn, OrderedDict())[key] = None
+        lock = self._parked.get(key)
+        if lock is not None and self._take(self._others, lock, key):
+            self._urgent.setdefault(lock, OrderedDict())[key] = None
 
-    def skipped(self, key: K, turn: Hashable | None) -> K | None:
-        """The next key of the turn that this one was called for and no longer needs, if there is one."""
+    def skipped(self, key: K, lock: Hashable | None) -> K | None:
+        """The next key of the lock that this one was called for and no longer needs, if there is one."""
         called = self._called.get(key)
-        if called is None or called == turn:
+        if called is None or called == lock:
             return None
         del self._called[key]
         return self._next(called)
 
     def leave(self, key: K) -> K | None:
-        """The key is done; the next one that waited for the same turn, if there is one."""
+        """The key is done; the next one that waited for the same lock, if there is one."""
         self._called.pop(key, None)
-        turn = self._turns.pop(key, None)
-        if turn is None:
+        lock = self._locks.pop(key, None)
+        if lock is None:
             return None
-        del self._holders[turn]
-        return self._next(turn)
+        del self._holders[lock]
+        return self._next(lock)
 
     def clear(self) -> None:
-        """Forget the keys that wait; turns that are held stay so."""
+        """Forget the keys that wait; locks that are held stay so."""
         self._urgent.clear()
         self._others.clear()
         self._parked.clear()
         self._called.clear()
 
-    def _next(self, turn: Hashable) -> K | None:
-        if turn in self._holders:
+    def _next(self, lock: Hashable) -> K | None:
+        if lock in self._holders:
             return None
         for waiting in (self._urgent, self._others):
-            if turn in waiting:
-                key = next(iter(waiting[turn]))
-                self._take(waiting, turn, key)
+            if lock in waiting:
+                key = next(iter(waiting[lock]))
+                self._take(waiting, lock, key)
                 del self._parked[key]
-                self._called[key] = turn
+                self._called[key] = lock
                 return key
         return None
 
     @staticmethod
-    def _take(waiting: dict[Hashable, OrderedDict[K, None]], turn: Hashable, key: K) -> bool:
-        """Remove a key from those that wait for the turn; False where it is not among them."""
-        keys = waiting.get(turn)
+    def _take(waiting: dict[Hashable, OrderedDict[K, None]], lock: Hashable, key: K) -> bool:
+        """Remove a key from those that wait for the lock; False where it is not among them."""
+        keys = waiting.get(lock)
         if keys is None or key not in keys:
             return False
         del keys[key]
         if not keys:
-            del waiting[turn]
+            del waiting[lock]
         return True

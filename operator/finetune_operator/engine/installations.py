@@ -58,7 +58,7 @@ class Installations:
         namespace, name: of the own Lease.
         mark: of every Lease of an installation.
         namespaces: what this one watches; empty for all.
-        patience_seconds: seconds after its last renewal for which another installation counts as being at work.
+        patience_seconds: after its last renewal, for which another installation counts as being at work.
         clock: monotonic seconds.
 
     Attributes:

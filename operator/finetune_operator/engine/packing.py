@@ -53,7 +53,7 @@ class Packer:
         return obj
 
 
-class PackedObject:
+class StoredObject:
     """One object as it is held: as it is, or packed."""
 
     __slots__ = ("note", "state", "uid", "version")
@@ -65,10 +65,10 @@ class PackedObject:
         self.note = note
 
 
-class PackedObjects(Mapping[str, Manifest]):
+class StoredObjects(Mapping[str, Manifest]):
     """A live mapping whose values are unpacked when they are read."""
 
-    def __init__(self, held: Mapping[str, PackedObject], read: Callable[[str], Manifest]) -> None:
+    def __init__(self, held: Mapping[str, StoredObject], read: Callable[[str], Manifest]) -> None:
         self._held = held
         self._read = read
 
@@ -85,7 +85,7 @@ class PackedObjects(Mapping[str, Manifest]):
 class Unsettled(Iterable[Manifest]):
     """Those of the held objects that are not packed; may be read again and again."""
 
-    def __init__(self, held: Callable[[], Iterable[PackedObject]]) -> None:
+    def __init__(self, held: Callable[[], Iterable[StoredObject]]) -> None:
         self._held = held
 
     def __iter__(self) -> Iterator[Manifest]:

@@ -1,4 +1,4 @@
-"""A queue of keys: each at most once, one worker per key and per turn, fair, delayed and backed off.
+"""A queue of keys: each at most once, one worker per key and per lock, fair, delayed and backed off.
 
 Everything happens in one event loop; nothing here is safe to call from another thread.
 """
@@ -15,7 +15,7 @@ K = TypeVar("K", bound=Hashable)
 FIRST_RETRY_SECONDS: Final = 0.1
 MAX_RETRY_SECONDS: Final = 60.0
 PARKED_BATCH_SIZE: Final = 500
-"""Keys whose turn is found to be taken before the rest of the process has its turn."""
+"""Keys whose lock is found to be taken before the rest of the process has its turn."""
 
 
 class QueueClosed(Exception):
@@ -31,20 +31,20 @@ class WorkQueue(Generic[K]):
     Args:
         share: what a key belongs to; shares are served in rotation, so that many keys of one delay the keys
             of another by one pass each.
-        turn: what a key must be alone with while it is worked on, or None; asked when the key is about to be
-            handed out. A key whose turn is taken waits without a worker.
+        lock: what a key must be alone with while it is worked on, or None; asked when the key is about to be
+            handed out. A key whose lock is taken waits without a worker.
     """
 
     def __init__(
         self,
         share: Callable[[K], Hashable] = lambda _: None,
-        turn: Callable[[K], Hashable | None] = lambda _: None,
+        lock: Callable[[K], Hashable | None] = lambda _: None,
     ) -> None:
         self._share = share
-        self._turn = turn
+        self._lock = lock
         self._ready: Lane[K] = Lane()
         self._idle: Lane[K] = Lane()
-        self._turnstile: LockTable[K] = LockTable()
+        self._locks: LockTable[K] = LockTable()
         self._waiting: dict[K, Lane[K]] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._active: dict[K, float | None] = {}
@@ -54,7 +54,7 @@ class WorkQueue(Generic[K]):
 
     @property
     def depth(self) -> int:
-        """Keys that wait for a worker or for their turn."""
+        """Keys that wait for a worker or for their lock."""
         return len(self._waiting)
 
     def add(self, key: K, delay: float = 0.0) -> None:
@@ -96,7 +96,7 @@ class WorkQueue(Generic[K]):
     def done(self, key: K) -> None:
         """The worker is through with the key."""
         due = self._active.pop(key)
-        self._call(self._turnstile.leave(key))
+        self._call(self._locks.leave(key))
         if due is not None and not self._closed:
             self._schedule(key, due)
 
@@ -134,7 +134,7 @@ class WorkQueue(Generic[K]):
         self._waiting.clear()
         self._ready.clear()
         self._idle.clear()
-        self._turnstile.clear()
+        self._locks.clear()
         self._failures.clear()
         self._available.set()
 
@@ -143,10 +143,10 @@ class WorkQueue(Generic[K]):
         self._closed = False
 
     def _takes(self, key: K) -> bool:
-        """Whether the key may be worked on now; else it waits for its turn."""
-        turn = self._turn(key)
-        self._call(self._turnstile.skipped(key, turn))
-        if not self._turnstile.enter(key, turn, urgent=self._waiting[key] is self._ready):
+        """Whether the key may be worked on now; else it waits for its lock."""
+        lock = self._lock(key)
+        self._call(self._locks.skipped(key, lock))
+        if not self._locks.enter(key, lock, urgent=self._waiting[key] is self._ready):
             return False
         del self._waiting[key]
         self._active[key] = None
@@ -156,7 +156,7 @@ class WorkQueue(Generic[K]):
         return True
 
     def _call(self, key: K | None) -> None:
-        """Its turn has come: it goes before the other keys of its share."""
+        """Its lock has come: it goes before the other keys of its share."""
         if key is not None:
             self._waiting[key].push(self._share(key), key, first=True)
             self._available.set()
@@ -181,9 +181,9 @@ class WorkQueue(Generic[K]):
         if key not in self._waiting or self._idle.discard(self._share(key), key):
             self._push(key, self._ready)
         else:
-            # It waits for its turn.
+            # It waits for its lock.
             self._waiting[key] = self._ready
-            self._turnstile.hurry(key)
+            self._locks.hurry(key)
 
     def _push(self, key: K, lane: Lane[K]) -> None:
         self._waiting[key] = lane

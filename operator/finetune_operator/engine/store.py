@@ -9,10 +9,10 @@ from typing import Any, Final
 from finetune_operator.engine.metadata import version
 from finetune_operator.engine.packing import (
     NEVER,
-    PackedObject,
-    PackedObjects,
     Packer,
     PackingPolicy,
+    StoredObject,
+    StoredObjects,
     Unsettled,
     compact,
 )
@@ -30,7 +30,7 @@ Listener = Callable[[Manifest | None, Manifest | None], None]
 MANAGER: Final = ("manager", "subresource")
 """What may be kept of an entry of `managedFields`, most of which is the names of fields."""
 MAX_UNPACKED: Final = 100
-"""PackingPolicy objects that stay unpacked after they were read by name, because a pass reads several times."""
+"""Settled objects that stay unpacked after they were read by name, because a pass reads several times."""
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -46,7 +46,7 @@ class ObjectStore:
     ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote. Only a
     new epoch, which begins when etcd is restored from a snapshot, brings older states back.
 
-    Stored objects have no `managedFields`, or only names in it, and must not be changed by readers. PackingPolicy
+    Stored objects have no `managedFields`, or only names in it, and must not be changed by readers. Settled
     ones are held packed and unpacked when they are read: what can do without reading all of them uses
     `addresses`, `notes`, `uids` or `unsettled`.
 
@@ -62,14 +62,14 @@ class ObjectStore:
         *,
         keep_managers: bool = False,
     ) -> None:
-        self._objects: dict[str, dict[str, PackedObject]] = {}
+        self._objects: dict[str, dict[str, StoredObject]] = {}
         self._indexers = dict(indexers or {})
         self._transform = transform
         self._settled = settled
         self._keep_managers = keep_managers
         self._packer = Packer()
         self._unpacked: OrderedDict[Address, tuple[int, Manifest]] = OrderedDict()
-        self._indexes: dict[str, dict[str, dict[str, PackedObject]]] = {name: {} for name in self._indexers}
+        self._indexes: dict[str, dict[str, dict[str, StoredObject]]] = {name: {} for name in self._indexers}
         self._deleted: OrderedDict[str, int] = OrderedDict()
         self._listeners: list[Listener] = []
         self._epoch_listeners: list[Callable[[], None]] = []
@@ -163,12 +163,12 @@ class ObjectStore:
     def names(self, namespace: str) -> Mapping[str, Manifest]:
         """The live mapping of one namespace's objects by name."""
         held = self._objects.get(namespace, NOTHING)
-        return PackedObjects(held, lambda name: self._read(held[name], (namespace, name)))
+        return StoredObjects(held, lambda name: self._read(held[name], (namespace, name)))
 
     def indexed(self, index: str, value: str) -> Mapping[str, Manifest]:
         """Objects that the indexer `index` files under `value`, keyed `namespace/name`."""
         held = self._indexes[index].get(value, NOTHING)
-        return PackedObjects(held, lambda key: self._read(held[key]))
+        return StoredObjects(held, lambda key: self._read(held[key]))
 
     def put(self, obj: Manifest) -> bool:
         """Take over a newer state; False when it was no news."""
@@ -187,7 +187,7 @@ class ObjectStore:
         self._unpacked.pop((namespace, name), None)
         obj = compact(self._slim(obj))
         self._replace(namespace, name, obj, old)
-        self._tell(old, obj)
+        self._notify(old, obj)
         return True
 
     def remove(self, obj: Manifest, at: int | None = None) -> bool:
@@ -210,7 +210,7 @@ class ObjectStore:
         if not self._objects[namespace]:
             del self._objects[namespace]
         self._unindex(old)
-        self._tell(old, None)
+        self._notify(old, None)
         return True
 
     def prune(self, uids: Collection[str], resource_version: str, namespace: str = "") -> int:
@@ -232,16 +232,16 @@ class ObjectStore:
                 gone += self.remove(self._read(held), at=listed_at)
         return gone
 
-    def _all(self) -> Iterator[PackedObject]:
+    def _all(self) -> Iterator[StoredObject]:
         for objects in list(self._objects.values()):
             yield from list(objects.values())
 
-    def _held(self, obj: Manifest) -> PackedObject | None:
+    def _held(self, obj: Manifest) -> StoredObject | None:
         """What is held under the object's name."""
         metadata = obj["metadata"]
         return self._objects.get(metadata.get("namespace", ""), NOTHING).get(metadata["name"])
 
-    def _read(self, held: PackedObject, keep_as: Address | None = None) -> Manifest:
+    def _read(self, held: StoredObject, keep_as: Address | None = None) -> Manifest:
         """The object; one that was unpacked is kept for a while where its address is given."""
         if not isinstance(held.state, bytes):
             return held.state
@@ -264,7 +264,7 @@ class ObjectStore:
             ]
         return self._transform({**obj, "metadata": metadata})
 
-    def _known(self, held: PackedObject) -> int:
+    def _known(self, held: StoredObject) -> int:
         """The version that another state has to be newer than."""
         return 0 if held.uid in self._former else held.version
 
@@ -276,7 +276,7 @@ class ObjectStore:
 
     def _replace(self, namespace: str, name: str, obj: Manifest, old: Manifest | None) -> None:
         is_settled = self._settled.is_settled(obj)
-        held = PackedObject(
+        held = StoredObject(
             obj["metadata"]["uid"],
             version(obj),
             self._packer.pack(obj) if is_settled else obj,
@@ -298,7 +298,7 @@ class ObjectStore:
                 if not entries[value]:
                     del entries[value]
 
-    def _tell(self, old: Manifest | None, new: Manifest | None) -> None:
+    def _notify(self, old: Manifest | None, new: Manifest | None) -> None:
         for listener in self._listeners:
             listener(old, new)
 

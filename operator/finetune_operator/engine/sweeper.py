@@ -26,8 +26,7 @@ TRY_SECONDS: Final = 1
 
 
 class Sweeper:
-    """Lists one type, in one namespace (or all), at the start, every `period_seconds` seconds from then on, and when
-    it is asked to."""
+    """Lists one type, in one namespace (or all): at the start, every `period_seconds`, and on request."""
 
     def __init__(
         self,
@@ -46,12 +45,12 @@ class Sweeper:
         self._watches = watches
         self._namespace = namespace
         self._period_seconds = period_seconds
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
         watches.expect(self.name)
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """List as soon as possible: there is reason to believe that the watch missed something."""
-        self._asked.set()
+        self._requested.set()
 
     async def run(self) -> None:
         """Never ends by itself; until the type is installed and may be listed, it is tried again."""
@@ -68,7 +67,7 @@ class Sweeper:
             else:
                 wait = FIRST_RETRY_SECONDS
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), self._period_seconds)
+                    await asyncio.wait_for(self._requested.wait(), self._period_seconds)
 
     async def catch_up(self) -> None:
         """Have the store hold what exists now, whatever the watch still has to tell.
@@ -87,7 +86,7 @@ class Sweeper:
                 return
 
     async def _sweep(self) -> None:
-        self._asked.clear()
+        self._requested.clear()
         listed = await take_list(self._cluster, self._store, self._type, self._namespace)
         if listed.missed == 0 or not self._watches.is_known(self.name):
             self._watches.synced(self.name)

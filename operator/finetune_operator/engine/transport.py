@@ -160,7 +160,7 @@ def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
         return AlreadyExists(message) if reason == "AlreadyExists" else Conflict(message)
     if UNDECLARED in message:
         return Undeclared(code, reason, message)
-    waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT_SECONDS, HTTPStatus.TOO_MANY_REQUESTS}
+    waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
     if code in waits or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None
         return Unavailable(message, retry_after=wait)

@@ -68,7 +68,7 @@ class Watches:
         self._changed.set()
         for each in self._namespaces() if namespace == EVERYWHERE else (namespace,):
             if self.complete(each):
-                self._tell(each)
+                self._notify(each)
 
     def beat(self, name: str) -> None:
         """The watch proved to be alive: by an event, a bookmark, or a list that agreed with it."""
@@ -133,6 +133,6 @@ class Watches:
     def _namespaces(self) -> list[str]:
         return sorted(self._unsynced)
 
-    def _tell(self, namespace: str) -> None:
+    def _notify(self, namespace: str) -> None:
         for listener in self._listeners:
             listener(namespace)

@@ -1,4 +1,4 @@
-"""ReconcileWorkers: take a key, look at it, and decide by the error when to look again."""
+"""Workers: take a key, look at it, and decide by the error when to look again."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ FIRST_REJECTED_RETRY_SECONDS: Final = 5.0
 MAX_REJECTED_RETRY_SECONDS: Final = 300.0
 """What only a person can mend is tried rarely."""
 
-Look = Callable[[Key], Awaitable[float | None]]
+Reconcile = Callable[[Key], Awaitable[float | None]]
 """One pass over one object: seconds until another is due, or None."""
 Observe = Callable[[Key, float, str], None]
 """Told key, seconds and result of every pass."""
@@ -25,9 +25,9 @@ Observe = Callable[[Key, float, str], None]
 class ReconcileWorkers:
     """`count` workers on one queue."""
 
-    def __init__(self, queue: WorkQueue[Key], look: Look, count: int, observe: Observe) -> None:
+    def __init__(self, queue: WorkQueue[Key], reconcile: Reconcile, count: int, observe: Observe) -> None:
         self._queue = queue
-        self._look = look
+        self._reconcile = reconcile
         self._count = count
         self._observe = observe
 
@@ -55,7 +55,7 @@ class ReconcileWorkers:
         started = time.perf_counter()
         result = "ok"
         try:
-            again = await self._look(key)
+            again = await self._reconcile(key)
         except Gone:
             result = "gone"
             self._queue.forget(key)

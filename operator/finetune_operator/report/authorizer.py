@@ -93,7 +93,7 @@ class Authorizer:
         if known is None or known[0] <= self._clock():
             if not (self._sources.take(source) and self._reviews.take()):
                 raise TooManyReviews
-            answer = await self._ask(token)
+            answer = await self._review(token)
             keep = DISTRUSTED_SECONDS if isinstance(answer, ReportDenied) else TRUSTED_SECONDS
             self._answers[digest] = (self._clock() + keep, answer)
             self._answers.move_to_end(digest)
@@ -105,7 +105,7 @@ class Authorizer:
             raise answer
         return answer
 
-    async def _ask(self, token: str) -> Caller | ReportDenied:
+    async def _review(self, token: str) -> Caller | ReportDenied:
         review = await self._cluster.create(
             {
                 "apiVersion": TOKEN_REVIEW.api_version,

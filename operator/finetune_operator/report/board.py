@@ -28,8 +28,8 @@ class _Run:
     sequence: int
     moved_at: float
     """When the newest report was the first of its step."""
-    told: RunProgress | None = None
-    told_at: float = float("-inf")
+    announced: RunProgress | None = None
+    announced_at: float = float("-inf")
 
 
 class ProgressBoard:
@@ -52,18 +52,18 @@ class ProgressBoard:
         if _is_further(run.newest, newest):
             run.moved_at = now
         run.newest, run.sequence = newest, report.sequence
-        if not _is_news(run.told, newest):
+        if not _is_news(run.announced, newest):
             return
-        if run.told_at > now:
+        if run.announced_at > now:
             # A look is due already; it will see this report.
             return
-        if run.told is None or run.told.stage != newest.stage:
+        if run.announced is None or run.announced.stage != newest.stage:
             due = max(now, self._next_stage)
             self._next_stage = due + 1 / STAGES_PER_SECOND
         else:
-            due = max(now, run.told_at + RUN_INTERVAL_SECONDS, self._next_step)
+            due = max(now, run.announced_at + RUN_INTERVAL_SECONDS, self._next_step)
             self._next_step = due + 1 / STEPS_PER_SECOND
-        run.told, run.told_at = newest, due
+        run.announced, run.announced_at = newest, due
         self._announce(Key(caller.kind, caller.namespace, caller.name), due - now)
 
     def progress(self, uid: str) -> RunProgress | None:
@@ -90,7 +90,7 @@ def _is_further(old: RunProgress, new: RunProgress) -> bool:
     return (old.stage, old.progress.step) != (new.stage, new.progress.step)
 
 
-def _is_news(told: RunProgress | None, newest: RunProgress) -> bool:
-    if told is None or told.stage != newest.stage:
+def _is_news(announced: RunProgress | None, newest: RunProgress) -> bool:
+    if announced is None or announced.stage != newest.stage:
         return True
-    return abs(percent(newest.progress) - percent(told.progress)) >= MIN_PERCENT
+    return abs(percent(newest.progress) - percent(announced.progress)) >= MIN_PERCENT

@@ -73,10 +73,10 @@ class Controller:
         self._clock = clock
         self._service_accounts: dict[str, dict[str, float]] = {}
 
-    async def look(self, key: Key) -> float | None:
+    async def reconcile(self, key: Key) -> float | None:
         """Bring the cluster one step nearer to what the object asks for.
 
-        Passes with the same turn (`SnapshotReader.turn`) must not overlap: the queue sees to that.
+        Passes with the same lock (`SnapshotReader.lock`) must not overlap: the queue sees to that.
 
         Returns:
             Seconds until another look is due although nothing may change, or None.

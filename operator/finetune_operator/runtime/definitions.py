@@ -41,7 +41,7 @@ class Definitions:
         """Return when the cluster has the definitions of this release, or of a later one."""
         while True:
             try:
-                found = tuple([each async for each in self._look()])
+                found = tuple([each async for each in self._outdated_definitions()])
             except Unavailable as error:
                 logger.warning("the CustomResourceDefinitions cannot be read: %s", error)
             except Rejected as error:
@@ -64,7 +64,7 @@ class Definitions:
                     return
             await asyncio.sleep(RECHECK_SECONDS)
 
-    async def _look(self) -> AsyncIterator[str]:
+    async def _outdated_definitions(self) -> AsyncIterator[str]:
         for kind in KINDS:
             name = f"{kind.plural}.{GROUP}"
             installed = await self._cluster.get(DEFINITION, "", name)

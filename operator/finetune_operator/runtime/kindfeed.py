@@ -125,7 +125,7 @@ class KindFeed:
     def restored(self) -> None:
         """List and watch everything anew: etcd was restored."""
         for sweeper in self:
-            sweeper.ask()
+            sweeper.request()
         if self._watch is not None:
             self._start_again(0.0)
 
@@ -202,7 +202,7 @@ class KindFeed:
         del self._quiet[kind]
         if not listed.issuperset(self._caches.kinds[kind].uids()):
             for sweeper in self.sweepers[kind]:
-                sweeper.ask()
+                sweeper.request()
 
     def _watch_of(self, obj: Manifest) -> str:
         namespace = key_of(obj).namespace if self._namespaces else ""

@@ -112,7 +112,7 @@ class Lookups:
             new = _Awaited(_identity(found), now, now + MIN_SECONDS)
             self._awaited.setdefault(target, new).keys.add(key)
 
-    async def keep_looking(self, wake: Callable[[Key], None]) -> None:
+    async def keep_polling(self, wake: Callable[[Key], None]) -> None:
         """Request what is waited for; never ends by itself.
 
         Args:
@@ -122,9 +122,9 @@ class Lookups:
             await asyncio.sleep(TICK_SECONDS)
             now = self._clock()
             for target in [target for target, awaited in self._awaited.items() if awaited.due <= now]:
-                await self._look(target, wake)
+                await self._poll(target, wake)
 
-    async def _look(self, target: LookupTarget, wake: Callable[[Key], None]) -> None:
+    async def _poll(self, target: LookupTarget, wake: Callable[[Key], None]) -> None:
         try:
             found = await self._cluster.get(*target)
         except ApiError as error:

@@ -80,7 +80,7 @@ class Process:
             partial(KopfWatch, configuration, settings.watch_namespaces),
             relist_seconds=settings.relist_seconds,
         )
-        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._reader.turn)
+        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._reader.lock)
         # Until a term begins nobody takes keys.
         self._queue.close()
         wakeups = Wakeups(self._caches, self._reader, self._watches, self._queue, lambda: self._lease.held)

@@ -41,7 +41,7 @@ class Resync:
         self._queue = queue
         self._keys = keys
         self._at_rest = at_rest
-        self._period_seconds = period
+        self._period_seconds = period_seconds
 
     async def run(self) -> None:
         """Queue everything, and from then on a portion at a time; never ends by itself."""

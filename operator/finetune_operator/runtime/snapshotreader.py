@@ -29,7 +29,7 @@ from finetune_operator.reconcile.inputs.indexes import (
 from finetune_operator.reconcile.inputs.secondaries import Children
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.scheduling.locks import line_turn, rollout_turn
+from finetune_operator.reconcile.scheduling.locks import line_lock, rollout_lock
 from finetune_operator.runtime.caches import BY_OWNER, Caches
 from finetune_operator.runtime.models import Models
 
@@ -59,17 +59,17 @@ class SnapshotReader:
         obj = self._caches.kinds[key.kind].get(key.namespace, key.name)
         return () if obj is None else self._models[key.kind].unknown(obj)
 
-    def turn(self, key: Key) -> tuple[str, ...] | None:
+    def lock(self, key: Key) -> tuple[str, ...] | None:
         """What a pass over this object decides about together with others, which it must not overlap."""
         if key.kind == "Checkpoint":
             # Without reading it: a line may have thousands, of which all but one wait.
             index = self._lines.get(key.namespace)
             model = None if index is None else index.model_of(key.name)
-            return None if model is None else line_turn(key.namespace, model)
+            return None if model is None else line_lock(key.namespace, model)
         if key.kind != "InferenceDeployment":
             return None
         endpoint = self._of(InferenceDeployment).get(key.namespace, key.name)
-        return None if endpoint is None else rollout_turn(endpoint, self._of(ComputeProfile).named(""))
+        return None if endpoint is None else rollout_lock(endpoint, self._of(ComputeProfile).named(""))
 
     def snapshot(
         self,
@@ -178,7 +178,7 @@ class SnapshotReader:
         return sum((note, key) > (siblings.get(own, ""), own) for key, note in siblings.items())
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
-        if not _is_going_record(resource):
+        if not _is_terminating_record(resource):
             return ()
         records: Models[Any] = self._models[resource.kind]
         same = records.indexed(BY_DIGEST, resource.spec.digest)
@@ -200,6 +200,6 @@ class SnapshotReader:
         return children, orphans
 
 
-def _is_going_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersion]:
+def _is_terminating_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersion]:
     is_record = isinstance(resource, Checkpoint | DatasetVersion)
     return is_record and resource.metadata.deletion_timestamp is not None

@@ -80,11 +80,11 @@ class Term:
         )
         self.workers = ReconcileWorkers(
             queue,
-            controller.look,
+            controller.reconcile,
             settings.workers,
             lambda key, seconds, result: metrics.reconciled(key.kind, seconds, result),
         )
-        self._relook = Resync(queue, self._keys, self._is_at_rest, settings.relist_seconds)
+        self._resync = Resync(queue, self._keys, self._is_at_rest, settings.relist_seconds)
         self._retention = SeriesRetention(metrics, caches.keys, settings.relist_seconds)
 
     async def prepare(self) -> None:
@@ -102,8 +102,8 @@ class Term:
         """Run beside the passes; never ends by itself."""
         await asyncio.gather(
             self._endpoint.keep(),
-            self._relook.run(),
-            self._lookups.keep_looking(self._queue.add),
+            self._resync.run(),
+            self._lookups.keep_polling(self._queue.add),
             self._retention.run(),
         )
 

@@ -42,7 +42,7 @@ class Wakeups:
         for kind, store in caches.kinds.items():
             store.subscribe(partial(self._kind_changed, kind))
         for type_, children in caches.children.items():
-            children.subscribe(partial(self._look_at_related, type_.kind))
+            children.subscribe(partial(self._queue_related, type_.kind))
         reader.subscribe_champions(self._champion_changed)
         watches.subscribe(self._namespace_complete)
 
@@ -60,14 +60,14 @@ class Wakeups:
         changed = new or old
         if changed is not None:
             self.add(key_of(changed))
-            self._look_at_related(kind, old, new)
+            self._queue_related(kind, old, new)
 
     def _champion_changed(self, namespace: str, model: str) -> None:
         if self._active():
             for key in concerned_by_champion(namespace, model, self._reader):
                 self.add(key)
 
-    def _look_at_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
+    def _queue_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         if not self._active():
             return
         try:

@@ -1,4 +1,4 @@
-"""PackingPolicy objects take a tenth of the memory and read like all others."""
+"""Settled objects take a tenth of the memory and read like all others."""
 
 import json
 from typing import Any

@@ -139,7 +139,7 @@ def by_first_letter(key: str) -> str:
     return key[0]
 
 
-def by_turn(key: str) -> str | None:
+def by_lock(key: str) -> str | None:
     """What stands behind a colon."""
     return key.partition(":")[2] or None
 
@@ -162,7 +162,7 @@ def test_shares_are_served_in_rotation_however_many_keys_one_of_them_has() -> No
 
 def test_a_key_that_waits_for_its_turn_is_given_to_no_worker() -> None:
     async def test() -> None:
-        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        queue: WorkQueue[str] = WorkQueue(lock=by_lock)
         for key in ("1:line", "2:line", "3:line", "4"):
             queue.add(key)
         assert [await queue.get(), await queue.get()] == ["1:line", "4"]
@@ -183,7 +183,7 @@ def test_a_key_that_waits_for_its_turn_is_given_to_no_worker() -> None:
 
 def test_a_turn_comes_before_the_other_keys_of_its_share_and_in_order() -> None:
     async def test() -> None:
-        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        queue: WorkQueue[str] = WorkQueue(lock=by_lock)
         for key in ("1:line", "2:line", "3:line"):
             queue.add(key)
         assert await queue.get() == "1:line"
@@ -205,7 +205,7 @@ def test_a_turn_comes_before_the_other_keys_of_its_share_and_in_order() -> None:
 def test_a_key_that_no_longer_needs_its_turn_passes_it_on() -> None:
     async def test() -> None:
         needed = {"1": "line", "2": "line", "3": "line"}
-        queue: WorkQueue[str] = WorkQueue(turn=needed.get)
+        queue: WorkQueue[str] = WorkQueue(lock=needed.get)
         for key in needed:
             queue.add(key)
         assert await queue.get() == "1"
@@ -220,7 +220,7 @@ def test_a_key_that_no_longer_needs_its_turn_passes_it_on() -> None:
 
 def test_a_key_that_waits_for_its_turn_is_not_queued_twice() -> None:
     async def test() -> None:
-        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        queue: WorkQueue[str] = WorkQueue(lock=by_lock)
         queue.add("1:line")
         queue.add("2:line")
         assert await queue.get() == "1:line"
@@ -298,7 +298,7 @@ def test_many_workers_never_hold_the_same_key() -> None:
 
 def test_what_happened_to_a_key_puts_it_before_idle_ones_that_wait_for_the_same_turn() -> None:
     async def test() -> None:
-        queue: WorkQueue[str] = WorkQueue(turn=by_turn)
+        queue: WorkQueue[str] = WorkQueue(lock=by_lock)
         queue.add("0:line")
         assert await queue.get() == "0:line"
         for number in range(1, 6):
@@ -323,7 +323,7 @@ def test_finding_thousands_of_keys_whose_turn_is_taken_lets_the_rest_of_the_proc
     async def test() -> None:
         asked = longest = 0
 
-        def turn(_: str) -> str:
+        def lock(_: str) -> str:
             nonlocal asked, longest
             asked += 1
             longest = max(longest, asked)
@@ -335,7 +335,7 @@ def test_finding_thousands_of_keys_whose_turn_is_taken_lets_the_rest_of_the_proc
                 asked = 0
                 await asyncio.sleep(0)
 
-        queue: WorkQueue[str] = WorkQueue(turn=turn)
+        queue: WorkQueue[str] = WorkQueue(lock=lock)
         for number in range(20 * PARKED_BATCH_SIZE):
             queue.add(str(number))
         assert await queue.get() == "0"
@@ -354,7 +354,7 @@ def test_finding_thousands_of_keys_whose_turn_is_taken_lets_the_rest_of_the_proc
 
 def test_closing_during_the_search_for_a_key_hands_out_nothing() -> None:
     async def test() -> None:
-        queue: WorkQueue[str] = WorkQueue(turn=lambda _: "line")
+        queue: WorkQueue[str] = WorkQueue(lock=lambda _: "line")
         for number in range(3 * PARKED_BATCH_SIZE):
             queue.add(str(number))
         assert await queue.get() == "0"
@@ -370,30 +370,30 @@ def test_closing_during_the_search_for_a_key_hands_out_nothing() -> None:
 def test_random_work_never_loses_a_key_nor_lets_two_of_one_turn_overlap() -> None:
     async def test() -> None:
         chance = random.Random(11)  # noqa: S311 - repeatable
-        turns: dict[str, str | None] = {}
-        queue: WorkQueue[str] = WorkQueue(by_first_letter, turns.get)
+        locks: dict[str, str | None] = {}
+        queue: WorkQueue[str] = WorkQueue(by_first_letter, locks.get)
         held: list[str] = []
         owed: set[str] = set()
 
         async def worker() -> None:
             while True:
                 key = await queue.get()
-                turn = turns.get(key)
+                lock = locks.get(key)
                 assert key not in held
-                assert turn is None or turn not in [turns_when_taken[each] for each in held]
-                turns_when_taken[key] = turn
+                assert lock is None or lock not in [locks_when_taken[each] for each in held]
+                locks_when_taken[key] = lock
                 held.append(key)
                 owed.discard(key)
                 await asyncio.sleep(chance.random())
                 held.remove(key)
                 queue.done(key)
 
-        turns_when_taken: dict[str, str | None] = {}
+        locks_when_taken: dict[str, str | None] = {}
         workers = [asyncio.create_task(worker()) for _ in range(4)]
         for _ in range(1000):
             key = f"{chance.choice('ab')}{chance.randrange(12)}"
             if chance.random() < 0.1:
-                turns[key] = chance.choice([None, "x", "y"])
+                locks[key] = chance.choice([None, "x", "y"])
             if chance.random() < 0.5:
                 queue.add_idle(key)
                 # What is worked on is looked at already.

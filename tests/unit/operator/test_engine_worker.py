@@ -1,4 +1,4 @@
-"""ReconcileWorkers share one event loop with all else that the process does."""
+"""Workers share one event loop with all else that the process does."""
 
 import asyncio
 

@@ -3,7 +3,7 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
-from finetune_operator.reconcile.scheduling.locks import rollout_turn
+from finetune_operator.reconcile.scheduling.locks import rollout_lock
 from finetune_operator.reconcile.scheduling.relations import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
@@ -104,7 +104,7 @@ def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_i
 def test_passes_over_endpoints_overlap_unless_their_profile_has_a_limit() -> None:
     endpoint = EndpointCluster().endpoint
     one = {"standard": limited()}
-    assert rollout_turn(endpoint, {"standard": profile()}) is None
-    assert rollout_turn(endpoint, one) == rollout_turn(other(), one)
-    assert rollout_turn(other(compute={"profile": "standard"}), one) == rollout_turn(endpoint, one)
-    assert rollout_turn(other(compute={"profile": "h100"}), one) is None
+    assert rollout_lock(endpoint, {"standard": profile()}) is None
+    assert rollout_lock(endpoint, one) == rollout_lock(other(), one)
+    assert rollout_lock(other(compute={"profile": "standard"}), one) == rollout_lock(endpoint, one)
+    assert rollout_lock(other(compute={"profile": "h100"}), one) is None

@@ -227,7 +227,7 @@ async def test_a_list_of_kopf_without_objects_is_noticed(monkeypatch: pytest.Mon
         fed = fed_by(server, caches)
         asked: list[str] = []
         for sweeper in fed:
-            monkeypatch.setattr(sweeper, "ask", partial(asked.append, sweeper.name))
+            monkeypatch.setattr(sweeper, "request", partial(asked.append, sweeper.name))
         fed.start()
         try:
             await until(lambda: asked == ["datasets"])

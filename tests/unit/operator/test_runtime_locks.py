@@ -84,9 +84,9 @@ class Scene:
             facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
         )
 
-        self.queue: WorkQueue[Key] = WorkQueue(turn=reader.turn)
+        self.queue: WorkQueue[Key] = WorkQueue(lock=reader.lock)
         self.passed: asyncio.Queue[str] = asyncio.Queue()
-        workers = ReconcileWorkers(self.queue, self.controller.look, 2, self._passed)
+        workers = ReconcileWorkers(self.queue, self.controller.reconcile, 2, self._passed)
         self.work = asyncio.create_task(workers.run())
 
     def _passed(self, key: Key, _seconds: float, _result: str) -> None:

@@ -36,7 +36,7 @@ class Scene:
         self.server = Server()
         self.lookups = Lookups(cast(Any, self.server), clock=clock)
         self.woken: list[Key] = []
-        self.task = asyncio.create_task(self.lookups.keep_looking(self.woken.append))
+        self.task = asyncio.create_task(self.lookups.keep_polling(self.woken.append))
 
     async def passes(self, *keys: Key) -> None:
         for key in keys:

@@ -33,11 +33,11 @@ def test_a_term_begins_with_what_is_under_way_and_comes_to_the_rest_afterwards()
 
     async def test() -> None:
         queue: WorkQueue[Key] = WorkQueue()
-        relook = asyncio.create_task(looking(queue, objects))
+        resync = asyncio.create_task(looking(queue, objects))
         order = [(await queue.get()).name for _ in objects]
         assert order == ["running", "new", "ended-0", "ended-1", "ended-2"]
         assert clock() == 0
-        relook.cancel()
+        resync.cancel()
 
     run(test())
 
@@ -47,13 +47,13 @@ def test_each_object_is_looked_at_once_a_period_and_not_all_at_once() -> None:
 
     async def test() -> None:
         queue: WorkQueue[Key] = WorkQueue()
-        relook = asyncio.create_task(looking(queue, objects))
+        resync = asyncio.create_task(looking(queue, objects))
         times: dict[str, list[float]] = {}
         while clock() < 3 * PERIOD:
             key = await queue.get()
             times.setdefault(key.name, []).append(clock())
             queue.done(key)
-        relook.cancel()
+        resync.cancel()
         later = [time for looked_at in times.values() for time in looked_at[1:]]
         assert all(len(looked_at) in {3, 4} for looked_at in times.values())
         assert max(later.count(time) for time in set(later)) <= 5
@@ -64,11 +64,11 @@ def test_each_object_is_looked_at_once_a_period_and_not_all_at_once() -> None:
 def test_a_few_objects_are_looked_at_as_rarely_as_many() -> None:
     async def test() -> None:
         queue: WorkQueue[Key] = WorkQueue()
-        relook = asyncio.create_task(looking(queue, [run_of("run")]))
+        resync = asyncio.create_task(looking(queue, [run_of("run")]))
         for _ in range(4):
             queue.done(await queue.get())
         assert clock() > 2 * PERIOD
-        relook.cancel()
+        resync.cancel()
 
     run(test())
 

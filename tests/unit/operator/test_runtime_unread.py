@@ -61,7 +61,7 @@ async def looked_at(manifest: Manifest, *, terminating: bool) -> list[Manifest]:
     async with TestServer(server.app()) as listening:
         scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
         try:
-            await scene.controller.look(key("newer"))
+            await scene.controller.reconcile(key("newer"))
         finally:
             await scene.cluster.close()
     return server.patches
@@ -99,7 +99,7 @@ async def test_a_value_of_a_newer_version_is_named_in_a_condition_and_nothing_el
     async with TestServer(server.app()) as listening:
         scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
         try:
-            await scene.controller.look(key("newer"))
+            await scene.controller.reconcile(key("newer"))
         finally:
             scene.work.cancel()
             await scene.cluster.close()

@@ -9,7 +9,7 @@ LockName = tuple[str, ...]
 """The thing that a pass has to be alone with."""
 
 
-def line_turn(namespace: str, model: str) -> LockName:
+def line_lock(namespace: str, model: str) -> LockName:
     """Of a Checkpoint: a line's Checkpoints are promoted one by one.
 
     Two at once would both count as judged against the champion that only the first of them replaces.
@@ -17,7 +17,7 @@ def line_turn(namespace: str, model: str) -> LockName:
     return ("model line", namespace, model)
 
 
-def rollout_turn(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> LockName | None:
+def rollout_lock(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> LockName | None:
     """Of an endpoint: those whose profile limits rollouts are counted one by one."""
     named = endpoint.spec.compute.profile
     if named is None:
