@@ -15,12 +15,12 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.distributed.gate import Passage, Refused, read_key
-from finetune_trainer.distributed.group import Finished, Group, PeerLost
-from finetune_trainer.distributed.launch import agreed
-from finetune_trainer.distributed.peers import Peers
-from finetune_trainer.distributed.place import LOCAL_RANK_ENV, Place
+from finetune_trainer.distributed.group import Group, GroupFinished, PeerLost
+from finetune_trainer.distributed.launch import pod_exit_code
+from finetune_trainer.distributed.peermonitor import PeerMonitor
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, ProcessRank
 from finetune_trainer.distributed.rendezvous import Rendezvous
+from finetune_trainer.distributed.tunnel import PeerNotAuthenticated, TunnelClient, read_key
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.tokens.encode import IGNORED, EncodedRow
 from finetune_trainer.train.parallel.sharding import ShardedBatches, blank
@@ -35,8 +35,8 @@ def watch_a_silent_peer(port: int, left: str | None, silent: float) -> None:
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
     if left is not None:
         store.set("left/1", left)
-    there = Place(rank=0, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=0)
-    Peers(store, there, threading.Event(), beat=0.05, silent=silent, grace=0.1)
+    there = ProcessRank(rank=0, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=0)
+    PeerMonitor(store, there, threading.Event(), beat=0.05, silent=silent, grace=0.1)
     threading.Event().wait()
 
 
@@ -46,12 +46,12 @@ def member(rank: int, size: int) -> Group:
     return group
 
 
-def place(rank: int, size: int = 3, host: str = "127.0.0.1") -> Place:
-    return Place(rank=rank, size=size, local_rank=0, local_size=1, host=host, port=free_port())
+def process_rank(rank: int, size: int = 3, host: str = "127.0.0.1") -> ProcessRank:
+    return ProcessRank(rank=rank, size=size, local_rank=0, local_size=1, host=host, port=free_port())
 
 
 def rendezvous(
-    where: Place,
+    where: ProcessRank,
     patience: float = 1.0,
     *,
     stopped: bool = False,
@@ -66,30 +66,30 @@ def rendezvous(
 
 def test_the_leader_names_the_ranks_that_did_not_come() -> None:
     with pytest.raises(PeerLost, match=r"after 1 seconds 2 of 3 processes have not come yet: rank 1, 2"):
-        rendezvous(place(0)).meet()
+        rendezvous(process_rank(0)).meet()
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "127.0.0.1"])
 def test_a_process_without_its_leader_says_where_it_looked(host: str) -> None:
     with pytest.raises(PeerLost, match=rf"rank 0 at {host}:\d+: "):
-        rendezvous(place(1, host=host)).meet()
+        rendezvous(process_rank(1, host=host)).meet()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_waits_for_the_others_can_be_stopped(rank: int) -> None:
     with pytest.raises(Preempted):
-        rendezvous(place(rank), patience=60, stopped=True).meet()
+        rendezvous(process_rank(rank), patience=60, stopped=True).meet()
 
 
 def test_who_comes_when_the_result_is_there_waits_for_nobody() -> None:
-    with pytest.raises(Finished):
-        rendezvous(place(1), patience=60, finished=True).meet()
+    with pytest.raises(GroupFinished):
+        rendezvous(process_rank(1), patience=60, finished=True).meet()
 
 
 def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
     """The session that its predecessor was in is told that it is lost."""
-    where = place(1, size=2)
-    leader = Place(rank=0, size=2, local_rank=0, local_size=1, host=where.host, port=where.port)
+    where = process_rank(1, size=2)
+    leader = ProcessRank(rank=0, size=2, local_rank=0, local_size=1, host=where.host, port=where.port)
     stores: list[Any] = []
     thread = threading.Thread(target=lambda: stores.append(rendezvous(leader, 60).meet()))
     thread.start()
@@ -105,13 +105,15 @@ def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
 @contextmanager
 def leading(size: int = 2, local_size: int = 1) -> Iterator[int]:
     """The port at which rank 0 waits for the others, until all are there."""
-    where = Place(rank=0, size=size, local_rank=0, local_size=local_size, host="127.0.0.1", port=free_port())
+    where = ProcessRank(
+        rank=0, size=size, local_rank=0, local_size=local_size, host="127.0.0.1", port=free_port()
+    )
     stores: list[TCPStore] = []  # a store that nobody has is closed
     thread = threading.Thread(target=lambda: stores.append(rendezvous(where, 60).meet()))
     thread.start()
     eventually("a port", lambda: answers("127.0.0.1", where.port))
     yield where.port
-    follower = Place(
+    follower = ProcessRank(
         rank=1, size=2, local_rank=local_size - 1, local_size=local_size, host="127.0.0.1", port=where.port
     )
     rendezvous(follower, 60).meet()
@@ -140,7 +142,7 @@ def test_the_store_of_several_pods_asks_everybody_for_the_key() -> None:
 
 def test_a_process_with_another_key_does_not_join() -> None:
     with leading() as port:
-        where = Place(rank=1, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=port)
+        where = ProcessRank(rank=1, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=port)
 
         with pytest.raises(PeerLost):
             rendezvous(where, key=b"a" * 32).meet()
@@ -156,10 +158,10 @@ def test_a_process_does_not_join_a_leader_that_has_another_key() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        passage = Passage("127.0.0.1", impostor.getsockname()[1], KEY)
+        tunnel = TunnelClient("127.0.0.1", impostor.getsockname()[1], KEY)
 
-        with pytest.raises(Refused, match="does not have the key of this run"):
-            passage.connect()
+        with pytest.raises(PeerNotAuthenticated, match="does not have the key of this run"):
+            tunnel.connect()
         thread.join()
 
 
@@ -180,7 +182,7 @@ def test_what_was_said_once_opens_the_gate_never_again() -> None:
 
             thread = threading.Thread(target=overhear)
             thread.start()
-            Passage("127.0.0.1", listener.getsockname()[1], KEY).connect().close()
+            TunnelClient("127.0.0.1", listener.getsockname()[1], KEY).connect().close()
             thread.join()
         with socket.create_connection(("127.0.0.1", port)) as again:
             again.sendall(said[0])
@@ -227,7 +229,7 @@ def test_a_process_that_hangs_ends_when_another_is_gone(left: str | None, silent
     ],
 )
 def test_a_pod_ends_as_its_processes_agree(codes: list[int], code: int) -> None:
-    assert agreed(codes) == code
+    assert pod_exit_code(codes) == code
 
 
 def test_ranks_are_counted_through_all_pods(tmp_path: Any) -> None:
@@ -235,10 +237,10 @@ def test_ranks_are_counted_through_all_pods(tmp_path: Any) -> None:
         nodes=3, devices=2, coordinator="run-train-0"
     )
 
-    there = Place.of(config, {NODE_RANK_ENV: "2", LOCAL_RANK_ENV: "1"})
+    there = ProcessRank.of(config, {NODE_RANK_ENV: "2", LOCAL_RANK_ENV: "1"})
 
     assert (there.rank, there.size, there.local_rank, there.host) == (5, 6, 1, "run-train-0")
-    assert Place.of(config, {NODE_RANK_ENV: "0", LOCAL_RANK_ENV: "0"}).leads
+    assert ProcessRank.of(config, {NODE_RANK_ENV: "0", LOCAL_RANK_ENV: "0"}).is_main_process
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_a_place_that_cannot_be_is_refused(
     tmp_path: Any, change: dict[str, Any], environ: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(StageFailure) as caught:
-        Place.of(Pods(Workbench(tmp_path)).together(**change), environ)
+        ProcessRank.of(Pods(Workbench(tmp_path)).together(**change), environ)
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
     assert complaint in caught.value.message

@@ -17,7 +17,7 @@ from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.distributed.place import PORT_ENV
+from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.train import method, session, stage, trainer
 from finetune_trainer.train.method import Trainable

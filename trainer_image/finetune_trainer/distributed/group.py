@@ -11,7 +11,7 @@ class PeerLost(Exception):
     """Another process of this run went away; the run goes on when all of them have started again."""
 
 
-class Finished(Exception):
+class GroupFinished(Exception):
     """The other processes have ended the run meanwhile, and left its result."""
 
 
@@ -29,7 +29,7 @@ class Group:
     local_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process speaks for the run: reports, states and result are those of rank 0."""
         return self.rank == 0
 
@@ -37,18 +37,18 @@ class Group:
         """Whether it is true in any process."""
         return flag
 
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Each value's sum over all processes, the same to the bit in each of them."""
         return list(values)
 
-    def told(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """What the leader gave; what the others gave is not looked at.
 
         Numbers and bytes only: objects would be unpickled, and what is unpickled can run code.
         """
         return number
 
-    def gathered(self, content: bytes) -> list[bytes]:
+    def gather(self, content: bytes) -> list[bytes]:
         """What each process gave, by rank; empty for all but the leader."""
         return [content]
 
@@ -62,7 +62,7 @@ class Group:
         """Raise PeerLost, or Preempted, for what a lost process makes of the block. Not collective."""
         yield
 
-    def part(self) -> None:
+    def end_collectives(self) -> None:
         """There is nothing more to agree on: what is left is the leader's. Not collective."""
 
     def finish(self) -> None:
@@ -71,7 +71,7 @@ class Group:
         Raises PeerLost where the leader is gone, Preempted where this process was asked to stop.
         """
 
-    def fails_first(self) -> bool:
+    def claim_failure(self) -> bool:
         """Whether this process's failure is the run's; False where another failed before. Not collective."""
         return True
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.distributed.place import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV
 from finetune_trainer.runtime import signals
 
 SIGNALLED: Final = 128
@@ -57,12 +57,12 @@ def launch(config: TrainConfig) -> int:
         if stopping:
             process.send_signal(signal.SIGTERM)
     codes = [process.wait() for process in processes]
-    code = agreed(codes)
+    code = pod_exit_code(codes)
     logger.info("the processes of this pod ended with %s: this one ends with %d", codes, code)
     return code
 
 
-def agreed(codes: Sequence[int]) -> int:
+def pod_exit_code(codes: Sequence[int]) -> int:
     """The exit code of a pod from those of its processes; negative ones are numbers of signals.
 
     A failure is the pod's, even where the others only lost a peer by it; a lost peer says more than a state

@@ -16,11 +16,11 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from typing_extensions import override
 
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.distributed.gate import read_key
 from finetune_trainer.distributed.group import Group, PeerLost
-from finetune_trainer.distributed.peers import ENDED, LOST, PREEMPTED, Peers
-from finetune_trainer.distributed.place import LOCAL_RANK_ENV, PORT_ENV, Place
-from finetune_trainer.distributed.rendezvous import LOOK_SECONDS, Rendezvous, left
+from finetune_trainer.distributed.peermonitor import ENDED, LOST, PREEMPTED, PeerMonitor
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV, ProcessRank
+from finetune_trainer.distributed.rendezvous import POLL_SECONDS, Rendezvous, left
+from finetune_trainer.distributed.tunnel import read_key
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.runtime.failure import Preempted
 
@@ -30,7 +30,7 @@ HEAD_START_SECONDS: Final = 5.0
 """For the leader, where all processes fail in the same way: it knows the states."""
 FAREWELL_SECONDS: Final = 30.0
 """For the others to see that the run has its result."""
-QUICK_LOOK_SECONDS: Final = 0.05
+QUICK_POLL_SECONDS: Final = 0.05
 
 NCCL_WAITS: Final = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 """By default NCCL aborts the process where a peer is gone, which counts as a failure of the pod. Instead the
@@ -44,27 +44,27 @@ class Members(Group):
 
     def __init__(
         self,
-        place: Place,
+        process: ProcessRank,
         store: TCPStore,
-        peers: Peers,
+        peers: PeerMonitor,
         stop: threading.Event,
         finished: Callable[[], bool],
     ) -> None:
-        self.rank = place.rank
-        self.size = place.size
-        self.local_rank = place.local_rank
-        self.local_size = place.local_size
+        self.rank = process.rank
+        self.size = process.size
+        self.local_rank = process.local_rank
+        self.local_size = process.local_size
         self._store = store
-        self._peers = peers
+        self._monitor = peers
         self._stop = stop
         self._finished = finished
 
     @override
     def any(self, flag: bool) -> bool:
-        return self.sums(flag)[0] > 0
+        return self.all_reduce_sum(flag)[0] > 0
 
     @override
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         mine = torch.tensor(values, dtype=torch.float64)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
@@ -72,20 +72,20 @@ class Members(Group):
         return [sum(column) for column in zip(*(part.tolist() for part in parts), strict=True)]
 
     @override
-    def told(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         value = torch.tensor([number])
         dist.broadcast(value, src=0)
         return int(value)
 
     @override
-    def gathered(self, content: bytes) -> list[bytes]:
+    def gather(self, content: bytes) -> list[bytes]:
         mine = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         size = torch.tensor([len(mine)])
         sizes = [torch.empty_like(size) for _ in range(self.size)]
         dist.all_gather(sizes, size)
         longest = int(max(sizes))
         padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
-        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.leads else None
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main_process else None
         dist.gather(padded, parts, dst=0)
         return [bytes(part[: int(length)].tolist()) for part, length in zip(parts or [], sizes, strict=False)]
 
@@ -102,32 +102,32 @@ class Members(Group):
             raise PeerLost(f"an exchange between processes broke: {str(error)[:500]}") from error
 
     @override
-    def part(self) -> None:
-        self._peers.part()
+    def end_collectives(self) -> None:
+        self._monitor.end_collectives()
 
     @override
     def finish(self) -> None:
-        if self.leads:
+        if self.is_main_process:
             self._store.set(RESULT, "")
             self._linger(lambda: len(self._departures()) == self.size - 1, FAREWELL_SECONDS)
             return
         logger.info("training is done; waiting until rank 0 has written the result")
         try:
             while not self._store.check([RESULT]):
-                if self._stop.wait(LOOK_SECONDS):
+                if self._stop.wait(POLL_SECONDS):
                     raise Preempted
         except dist.DistError as error:
             if not self._finished():
                 raise PeerLost("rank 0 was lost before the run had its result") from error
 
     @override
-    def fails_first(self) -> bool:
+    def claim_failure(self) -> bool:
         try:
-            if not self.leads:
+            if not self.is_main_process:
                 self._linger(lambda: self._store.check([FAILED]), HEAD_START_SECONDS)
             first: bool = self._store.compare_set(FAILED, "", str(self.rank)).decode() == str(self.rank)
             self._store.set(_knows(self.rank), "")
-            if self.leads:  # the others ask its process
+            if self.is_main_process:  # the others ask its process
                 everyone = [_knows(rank) for rank in range(self.size)]
                 self._linger(lambda: self._store.check(everyone), HEAD_START_SECONDS)
         except dist.DistError as error:
@@ -137,7 +137,7 @@ class Members(Group):
 
     def leave(self, how: str) -> None:
         """Tell the others how this process ended."""
-        self._peers.close()
+        self._monitor.close()
         try:
             self._store.set(left(self.rank), how)
         except dist.DistError as error:
@@ -158,28 +158,28 @@ class Members(Group):
         """Until it is done, or for so long."""
         deadline = time.monotonic() + seconds
         while not done() and time.monotonic() < deadline:
-            time.sleep(QUICK_LOOK_SECONDS)
+            time.sleep(QUICK_POLL_SECONDS)
 
 
 @contextmanager
 def session(
-    config: TrainConfig, place: Place, stop: threading.Event, finished: Callable[[], bool]
+    config: TrainConfig, process: ProcessRank, stop: threading.Event, finished: Callable[[], bool]
 ) -> Iterator[Group]:
     """Meet the other processes, and be one of them in the block.
 
-    Raises PeerLost, Preempted, Finished; StageFailure (INVALID_CONFIG) where the run's key cannot be read.
+    Raises PeerLost, Preempted, GroupFinished; StageFailure (INVALID_CONFIG) if the run's key is unreadable.
     """
-    logger.info("rank %d of %d: meeting the others", place.rank, place.size)
+    logger.info("rank %d of %d: meeting the others", process.rank, process.size)
     key = None if config.peer_key_path is None else read_key(Path(config.peer_key_path))
-    rendezvous = Rendezvous(place, stop, finished, key=key)
+    rendezvous = Rendezvous(process, stop, finished, key=key)
     store = rendezvous.meet()
-    logger.info("all %d processes are there", place.size)
+    logger.info("all %d processes are there", process.size)
     connection = rendezvous.connect()
-    members = Members(place, store, Peers(connection, place, stop), stop, finished)
+    members = Members(process, store, PeerMonitor(connection, process, stop), stop, finished)
     how = LOST
     try:
         with members.guarded():
-            _connect(place, store, timedelta(seconds=2 * config.step_timeout_seconds))
+            _connect(process, store, timedelta(seconds=2 * config.step_timeout_seconds))
             yield members
         how = ENDED
     except Preempted:
@@ -191,19 +191,19 @@ def session(
             dist.destroy_process_group()
 
 
-def _connect(place: Place, store: TCPStore, timeout: timedelta) -> None:
+def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
     """Open the process group in the way in which accelerate finds it."""
     os.environ.update(
         {
-            "RANK": str(place.rank),
-            "WORLD_SIZE": str(place.size),
-            LOCAL_RANK_ENV: str(place.local_rank),
-            "LOCAL_WORLD_SIZE": str(place.local_size),
-            "MASTER_ADDR": place.host,
-            PORT_ENV: str(place.port),
+            "RANK": str(process.rank),
+            "WORLD_SIZE": str(process.size),
+            LOCAL_RANK_ENV: str(process.local_rank),
+            "LOCAL_WORLD_SIZE": str(process.local_size),
+            "MASTER_ADDR": process.host,
+            PORT_ENV: str(process.port),
         }
     )
-    device = choose_device(place.local_rank, place.local_size)
+    device = choose_device(process.local_rank, process.local_size)
     # Otherwise accelerate chooses the number of threads, from the node's processors.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if device.type == "cuda":
@@ -212,8 +212,8 @@ def _connect(place: Place, store: TCPStore, timeout: timedelta) -> None:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("group", store),
-        rank=place.rank,
-        world_size=place.size,
+        rank=process.rank,
+        world_size=process.size,
         timeout=timeout,
     )
 

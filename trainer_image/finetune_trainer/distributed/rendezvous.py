@@ -1,6 +1,6 @@
 """How the processes of a run find each other: a TCPStore of rank 0, to which the others connect.
 
-It listens on loopback. Those of other pods come through a gate, with the run's key (see `gate`).
+It listens on loopback. Those of other pods come through a tunnel, with the run's key (see `tunnel`).
 
 A pod may start minutes before the others, and start again while they still are in the session that it left.
 So each process says hello with a number of its own, and rank 0 opens the session with those that it has seen.
@@ -18,17 +18,17 @@ from typing import Final
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from finetune_trainer.distributed.gate import Gate, Passage, Refused, listen
-from finetune_trainer.distributed.group import Finished, PeerLost
-from finetune_trainer.distributed.place import LOOPBACK, Place
+from finetune_trainer.distributed.group import GroupFinished, PeerLost
+from finetune_trainer.distributed.rank import LOOPBACK, ProcessRank
+from finetune_trainer.distributed.tunnel import PeerNotAuthenticated, TunnelClient, TunnelServer, listen
 from finetune_trainer.runtime.failure import Preempted
 
 PATIENCE_SECONDS: Final = 900.0
 """Within these all processes have to come: a new node may have to start, and pull the image."""
-LOOK_SECONDS: Final = 0.5
+POLL_SECONDS: Final = 0.5
 RETRY_SECONDS: Final = 2.0
 """Between two tries to connect; a name may be unknown for as long as somebody's cache says so."""
-RESULT_SECONDS: Final = 15.0
+RESULT_POLL_SECONDS: Final = 15.0
 """Between two looks for a result that the others have left."""
 LOG_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 5.0
@@ -44,14 +44,14 @@ class Rendezvous:
 
     def __init__(
         self,
-        place: Place,
+        process: ProcessRank,
         stop: threading.Event,
         finished: Callable[[], bool],
         patience: float = PATIENCE_SECONDS,
         key: bytes | None = None,
     ) -> None:
         """`key`: of the run; None where it has one pod, or an older operator made no key."""
-        self._place = place
+        self._process = process
         self._stop = stop
         self._finished = finished
         self._patience = patience
@@ -59,19 +59,21 @@ class Rendezvous:
         self._logged_at = float("-inf")
         self._looked_at = float("-inf")
         self._number = uuid.uuid4().hex
-        self._gated = key is not None and place.size > place.local_size
+        self._tunneled = key is not None and process.size > process.local_size
         self._key = key or b""
-        self._passage = (
-            Passage(place.host, place.port, self._key) if self._gated and not place.leads else None
+        self._tunnel = (
+            TunnelClient(process.host, process.port, self._key)
+            if self._tunneled and not process.is_main_process
+            else None
         )
-        self._port = place.port if self._passage is None else self._passage.port
+        self._port = process.port if self._tunnel is None else self._tunnel.port
 
     def meet(self) -> TCPStore:
         """The store of a session that all processes are in.
 
-        Raises PeerLost where they do not come in time, Preempted, Finished.
+        Raises PeerLost where they do not come in time, Preempted, GroupFinished.
         """
-        return self._lead() if self._place.leads else self._follow()
+        return self._lead() if self._process.is_main_process else self._follow()
 
     def _lead(self) -> TCPStore:
         store = None
@@ -79,28 +81,28 @@ class Rendezvous:
             try:
                 store = self._open()
             except (DistError, OSError) as error:
-                self._wait(f"port {self._place.port} cannot be opened yet ({error})")
+                self._wait(f"port {self._process.port} cannot be opened yet ({error})")
         store.set(_hello(0), self._number)
-        others = range(1, self._place.size)
+        others = range(1, self._process.size)
         while missing := [rank for rank in others if not store.check([_hello(rank)])]:
             self._wait(
-                f"{len(missing)} of {self._place.size} processes have not come yet: rank"
+                f"{len(missing)} of {self._process.size} processes have not come yet: rank"
                 f" {', '.join(map(str, missing))}",
-                LOOK_SECONDS,
+                POLL_SECONDS,
             )
-        store.set(SESSION, ",".join(store.get(_hello(rank)).decode() for rank in range(self._place.size)))
+        store.set(SESSION, ",".join(store.get(_hello(rank)).decode() for rank in range(self._process.size)))
         return store
 
     def _open(self) -> TCPStore:
         """The store of the run. Raises DistError, OSError."""
-        one_pod = self._place.size == self._place.local_size
-        if not self._gated and not one_pod:
+        one_pod = self._process.size == self._process.local_size
+        if not self._tunneled and not one_pod:
             return TCPStore(
                 LOOPBACK, self._port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT
             )
         with ExitStack() as undo:
-            gate = undo.enter_context(listen(self._place.port)) if self._gated else None
-            listener = undo.enter_context(socket.create_server((LOOPBACK, 0 if gate else self._port)))
+            public = undo.enter_context(listen(self._process.port)) if self._tunneled else None
+            listener = undo.enter_context(socket.create_server((LOOPBACK, 0 if public else self._port)))
             self._port = listener.getsockname()[1]
             # Without a socket of its own it would listen on all addresses, whatever host it is given.
             store = TCPStore(
@@ -112,14 +114,14 @@ class Rendezvous:
                 master_listen_fd=listener.detach(),
             )
             undo.pop_all()
-        if gate is not None:
-            Gate(gate, self._key, self._port)
+        if public is not None:
+            TunnelServer(public, self._key, self._port)
         return store
 
     def connect(self) -> TCPStore:
         """Another connection to the store. Raises DistError."""
         return TCPStore(
-            LOOPBACK if self._gated else self._place.host,
+            LOOPBACK if self._tunneled else self._process.host,
             self._port,
             is_master=False,
             wait_for_workers=False,
@@ -137,15 +139,15 @@ class Rendezvous:
                     problem = "it is in the session of a process that this one replaces"
                 except DistError as error:
                     problem = str(error).partition("\n")[0]
-            self._wait(f"rank 0 at {self._place.host}:{self._place.port}: {problem}")
+            self._wait(f"rank 0 at {self._process.host}:{self._process.port}: {problem}")
 
     def _joined(self, store: TCPStore) -> bool:
         """Whether the session that opens has this process in it; if it is an older one, that one ends."""
-        rank = self._place.rank
+        rank = self._process.rank
         store.set(_hello(rank), self._number)
         try:
             while not store.check([SESSION]):
-                self._wait("rank 0 waits for other processes", LOOK_SECONDS)
+                self._wait("rank 0 waits for other processes", POLL_SECONDS)
         except Preempted:
             store.delete_key(_hello(rank))
             raise
@@ -157,13 +159,13 @@ class Rendezvous:
     def _unreachable(self) -> str | None:
         """Why rank 0 cannot be connected to; the store's own connecting cannot be interrupted."""
         try:
-            with self._passage.connect() if self._passage else self._direct():
+            with self._tunnel.connect() if self._tunnel else self._direct():
                 return None
-        except (OSError, Refused) as error:
+        except (OSError, PeerNotAuthenticated) as error:
             return str(error)
 
     def _direct(self) -> socket.socket:
-        return socket.create_connection((self._place.host, self._place.port), CONNECT_SECONDS)
+        return socket.create_connection((self._process.host, self._process.port), CONNECT_SECONDS)
 
     def _wait(self, for_what: str, seconds: float = RETRY_SECONDS) -> None:
         now = time.monotonic()
@@ -175,10 +177,10 @@ class Rendezvous:
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
             logger.info("waiting: %s", for_what)
-        if not self._place.leads and now - self._looked_at >= RESULT_SECONDS:
+        if not self._process.is_main_process and now - self._looked_at >= RESULT_POLL_SECONDS:
             self._looked_at = now
             if self._finished():
-                raise Finished
+                raise GroupFinished
         if self._stop.wait(seconds):
             raise Preempted
 

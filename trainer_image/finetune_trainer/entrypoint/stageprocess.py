@@ -20,9 +20,9 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
-from finetune_trainer.distributed.group import ALONE, Finished, Group, PeerLost
+from finetune_trainer.distributed.group import ALONE, Group, GroupFinished, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, launch
-from finetune_trainer.distributed.place import Place
+from finetune_trainer.distributed.rank import ProcessRank
 from finetune_trainer.entrypoint.stages import StageRunConfig, run_stage
 from finetune_trainer.runtime import configuration, signals, termination
 from finetune_trainer.runtime.failure import Preempted, StageFailure
@@ -87,37 +87,37 @@ def _run_together(config: TrainConfig) -> int:
     if is_launcher(config, os.environ):
         return launch(config)
     try:
-        place = Place.of(config, os.environ)
+        process = ProcessRank.of(config, os.environ)
     except StageFailure as failure:
         return _fail(config.bind(failed(config.stage, config.run, failure)), failure)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings on every process's standard error
-    if place.local_rank > 0:
+    if process.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
-    code = _run_stage(config, place)
+    code = _run_stage(config, process)
     _end_within(MAX_EXIT_SECONDS, code)
     return code
 
 
-def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
-    """`place` is that of one of several processes that train together; the leader speaks for all."""
+def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> ExitCode:
+    """`process` is that of one of several processes that train together; the leader speaks for all."""
     stop = signals.Stop()
-    leads = place is None or place.leads
-    target = config.report if leads else None
+    is_main_process = process is None or process.is_main_process
+    target = config.report if is_main_process else None
     reporter = Reporter(target, config.owner, config.stage, contract=config.contract)
     store: Store | None = None
     group = ALONE
     try:
         with stop.listening():
-            store = open_store(_store_config(config, place), stop)
+            store = open_store(_store_config(config, process), stop)
             result = _succeeded(store, config)
             if result is not None:
                 logger.info("this run's %s is done already", config.stage)
             else:
-                with _session(config, place, store, stop) as group:
+                with _session(config, process, store, stop) as group:
                     context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
                     result = config.bind(run_stage(config, context))
                     # A source is looked at for years; one that has not changed leaves nothing in the store.
-                    if leads and (result.prepare is None or not result.prepare.unchanged):
+                    if is_main_process and (result.prepare is None or not result.prepare.unchanged):
                         store.write_result(result)
                     group.finish()
     except Preempted:
@@ -126,11 +126,11 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     except PeerLost as lost:
         logger.warning("%s; this process ends, and goes on when all have started again", lost)
         return ExitCode.PEER_LOST
-    except Finished:
+    except GroupFinished:
         logger.info("this run's %s is done already", config.stage)
         return ExitCode.OK
     except StageFailure as failure:
-        if not group.fails_first():
+        if not group.claim_failure():
             return _failed_elsewhere(failure)
         result = config.bind(failed(config.stage, config.run, failure))
         if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
@@ -139,12 +139,12 @@ def _run_stage(config: StageRunConfig, place: Place | None = None) -> ExitCode:
     except Exception as error:
         logger.exception("%s ended with an error that it does not know", config.stage)
         unforeseen = _unforeseen(error)
-        if not group.fails_first():
+        if not group.claim_failure():
             return _failed_elsewhere(unforeseen)
         return _fail(config.bind(failed(config.stage, config.run, unforeseen)), unforeseen)
     finally:
         reporter.close(MAX_LAST_REPORT_SECONDS)
-    if leads:
+    if is_main_process:
         _remove_states(store, config)
         termination.write(termination.bounded(result))
     return ExitCode.OK
@@ -169,25 +169,25 @@ def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
     return config.bind(result) if result is not None and result.outcome == "Succeeded" else None
 
 
-def _store_config(config: StageRunConfig, place: Place | None) -> StoreConfig:
+def _store_config(config: StageRunConfig, process: ProcessRank | None) -> StoreConfig:
     """A bucket's files are copied into the pod, where processes would write over one another's."""
-    if place is None or place.local_rank == 0 or not config.store.uri.startswith(BUCKET_SCHEMES):
+    if process is None or process.local_rank == 0 or not config.store.uri.startswith(BUCKET_SCHEMES):
         return config.store
-    own = Path(config.store.path) / f"local-rank-{place.local_rank}"
+    own = Path(config.store.path) / f"local-rank-{process.local_rank}"
     return config.store.model_copy(update={"path": str(own)})
 
 
 @contextmanager
 def _session(
-    config: StageRunConfig, place: Place | None, store: Store, stop: signals.Stop
+    config: StageRunConfig, process: ProcessRank | None, store: Store, stop: signals.Stop
 ) -> Iterator[Group]:
     """The processes that train together, or this one alone."""
-    if place is None or not isinstance(config, TrainConfig):
+    if process is None or not isinstance(config, TrainConfig):
         yield ALONE
         return
     from finetune_trainer.distributed.members import session
 
-    with session(config, place, stop, lambda: _succeeded(store, config) is not None) as members:
+    with session(config, process, stop, lambda: _succeeded(store, config) is not None) as members:
         yield members
 
 

@@ -29,7 +29,7 @@ class Attempt:
         """Find it. Collective. Raises StageFailure (FINGERPRINT_MISMATCH, STORE_UNAVAILABLE)."""
         states, fingerprint = States(folder, group), Fingerprint.of(config)
         state = states.newest(fingerprint)
-        split = BatchSplit(halvings=group.told(BatchSplit.read(folder).halvings))
+        split = BatchSplit(halvings=group.broadcast(BatchSplit.read(folder).halvings))
         return cls(folder, states, state, split, split.of(config.hyperparameters), fingerprint)
 
     @property

@@ -95,7 +95,7 @@ class Session:
         weights = Weights(self.model, config.base_model, data.base, data.tokenizer)
         ledger, metrics = self.attempt.ledger(), Metrics(self.device)
         stopped_early = False
-        served = metrics.served(config.metrics_port) if group.leads else nullcontext()
+        served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
         with noticed("training", self.device, data.longest, by_batch=True), served:
             trainer = make_trainer(
                 self.model,

@@ -63,10 +63,10 @@ def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restart
     data = TrainingData.load(config, attempt.hyperparameters, context)
     with Session.open(config, context, attempt, data) as session:
         outcome = session.run()
-    context.group.part()
+    context.group.end_collectives()
     context.stop.release()
     result = _result(attempt, outcome, restarts)
-    return _published(config, context, attempt, outcome, result) if context.group.leads else result
+    return _published(config, context, attempt, outcome, result) if context.group.is_main_process else result
 
 
 def _result(attempt: Attempt, outcome: Outcome, restarts: int) -> TrainResult:

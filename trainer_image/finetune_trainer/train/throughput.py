@@ -33,7 +33,7 @@ class StepFigures:
 
     def summed(self, group: Group) -> "StepFigures":
         """The same of all processes of the run; of rewards there is one process. Collective."""
-        loss_sum, labels, tokens = group.sums(self.loss_sum, self.labels, self.tokens)
+        loss_sum, labels, tokens = group.all_reduce_sum(self.loss_sum, self.labels, self.tokens)
         return replace(self, loss_sum=loss_sum, labels=int(labels), tokens=int(tokens))
 
 

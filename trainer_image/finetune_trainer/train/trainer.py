@@ -91,7 +91,7 @@ def collect_state(
     with TemporaryDirectory() as folder:
         trainer._save_rng_state(folder)
         mine = Path(folder, _random_numbers_file(group.rank, group.size)).read_bytes()
-        random_numbers = group.gathered(mine)
+        random_numbers = group.gather(mine)
 
     def write(folder: Path) -> None:
         if write_optimizer is None:
@@ -160,7 +160,7 @@ class CompletionTrainer(Trainer):
             data_collator=collate,
             train_dataset=rows,
         )
-        if not group.leads:
+        if not group.is_main_process:
             set_seed(hyperparameters.seed + group.rank)  # a dropout of its own
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
@@ -223,7 +223,7 @@ class CompletionTrainer(Trainer):
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
         """Mean loss of the labelled tokens of all processes."""
         totals = total_completion_loss(self._trained, batches, self._head)
-        nats, tokens = self._group.sums(*totals)
+        nats, tokens = self._group.all_reduce_sum(*totals)
         return Validation(nats / tokens if tokens else math.nan)
 
     def collect_state(self) -> Callable[[Path], None]:

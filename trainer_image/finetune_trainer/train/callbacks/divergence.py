@@ -16,7 +16,7 @@ class Divergence(Callback):
 
     @override
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        (loss_sum,) = self.run.context.group.sums(self.run.trainer.loss_sum)
+        (loss_sum,) = self.run.context.group.all_reduce_sum(self.run.trainer.loss_sum)
         if not math.isfinite(loss_sum):
             raise self.run.not_finite(step + 1, f"training loss is {loss_sum}")
         gradients = [

@@ -27,7 +27,7 @@ class Keeping(Callback):
         if not run.retention.keeps(step, spoiled=run.ledger.losses.high_steps > 0):
             return
         weights = run.weights.collect()
-        if run.context.group.leads:
+        if run.context.group.is_main_process:
             run.states.save_kept(step, weights.write)
         run.ledger.keep(step, epoch, run.retention)
         run.watchdog.feed(step)
@@ -53,7 +53,7 @@ class Saving(Callback):
             self.save(step)
         if stopping:
             self.run.lost_work.note()
-            self.run.context.group.part()
+            self.run.context.group.end_collectives()
             raise Preempted
         if early:
             raise StoppedEarly
@@ -61,15 +61,15 @@ class Saving(Callback):
     def save(self, step: int) -> None:
         """Save the state after `step`. Collective."""
         weights, write_state = self.run.weights.collect(), self.run.trainer.collect_state()
-        if self.run.context.group.leads:
+        if self.run.context.group.is_main_process:
             self._write(step, weights, write_state)
-        self.run.context.group.told(step)  # nobody leaves before it is saved
+        self.run.context.group.broadcast(step)  # nobody leaves before it is saved
         self.run.watchdog.feed(step)
 
     def save_best(self, step: int) -> None:
         """Save the weights that the ledger calls the best next. Collective."""
         weights = self.run.weights.collect()
-        if self.run.context.group.leads:
+        if self.run.context.group.is_main_process:
             self.run.states.save_best(step, weights.write)
         self.run.watchdog.feed(step)
 

@@ -40,7 +40,7 @@ class Validating(Callback):
             self._validate(step, epoch)
         except Preempted:
             self._saving.save(step)
-            self.run.context.group.part()
+            self.run.context.group.end_collectives()
             raise
 
     def _validate(self, step: int, epoch: float) -> None:

@@ -85,7 +85,7 @@ class Watchdog:
             " raise compute.stepTimeoutSeconds in a new run if it only is slow"
         )
         logger.error("%s: %s", FailureReason.STEP_TIMEOUT, message)
-        if not self._group.fails_first():
+        if not self._group.claim_failure():
             os._exit(ExitCode.PEER_LOST)
         result = StageResult(
             stage="train",

@@ -51,11 +51,11 @@ class Starts:
 
         Raises StageFailure: RESTARTED_WITHOUT_PROGRESS after three starts from this step; STORE_UNAVAILABLE.
         """
-        return self._group.told(self._count(step, halvings) if self._group.leads else 0)
+        return self._group.broadcast(self._count(step, halvings) if self._group.is_main_process else 0)
 
     def forgive(self) -> None:
         """Not count this start: the run was asked to stop. Raises StageFailure."""
-        if self._group.leads and self._record.without_progress:
+        if self._group.is_main_process and self._record.without_progress:
             self._record.without_progress -= 1
             self._write()
 
@@ -176,5 +176,5 @@ class LostWork:
     def note(self) -> None:
         """Write down how far training is."""
         self._written_at = self._seen_at
-        if self._group.leads:
+        if self._group.is_main_process:
             self._folder.note(LOST_WORK_FILE, self._record.model_dump_json().encode())

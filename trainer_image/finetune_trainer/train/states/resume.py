@@ -58,7 +58,7 @@ class States:
         self._group = group
         self._known: list[State] = []
         """Valid states, the newest first."""
-        if group.leads:
+        if group.is_main_process:
             for parent in (STATE, BEST, KEPT_STEPS):
                 remove_unfinished(folder, parent, PREFIX)
 
@@ -68,9 +68,9 @@ class States:
         The leader chooses it, and the others read the same.
         Raises StageFailure: FINGERPRINT_MISMATCH where it is of another run; STORE_UNAVAILABLE.
         """
-        state = self._choose(fingerprint) if self._group.leads else None
-        step = self._group.told(state.step if state else NO_STEP)
-        return state if self._group.leads or step == NO_STEP else self._read_chosen(step)
+        state = self._choose(fingerprint) if self._group.is_main_process else None
+        step = self._group.broadcast(state.step if state else NO_STEP)
+        return state if self._group.is_main_process or step == NO_STEP else self._read_chosen(step)
 
     def _read_chosen(self, step: int) -> State:
         state = self._read(step)

@@ -16,7 +16,7 @@ LOOPBACK: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessRank:
     """The process of global rank `rank` among `size`; `local_rank` among `local_size` in its pod."""
 
     rank: int
@@ -28,7 +28,7 @@ class Place:
     port: int
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether it speaks for the run: reports, states and result are those of rank 0."""
         return self.rank == 0
 

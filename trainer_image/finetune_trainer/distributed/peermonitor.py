@@ -9,11 +9,11 @@ from typing import Final
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.distributed.place import Place
+from finetune_trainer.distributed.rank import ProcessRank
 from finetune_trainer.distributed.rendezvous import left
 
-BEAT_SECONDS: Final = 5.0
-SILENT_SECONDS: Final = 60.0
+HEARTBEAT_SECONDS: Final = 5.0
+HEARTBEAT_TIMEOUT_SECONDS: Final = 60.0
 """A process without a heartbeat for so long is lost."""
 GRACE_SECONDS: Final = 10.0
 """For this process to notice by itself, as most exchanges do when a connection breaks."""
@@ -25,35 +25,35 @@ ENDED: Final = "ended"
 logger = logging.getLogger(__name__)
 
 
-class Peers:
+class PeerMonitor:
     """A thread with its own connection: it tells the others that this process lives, and watches them."""
 
     def __init__(
         self,
         store: TCPStore,
-        place: Place,
+        process: ProcessRank,
         stop: threading.Event,
         *,
-        beat: float = BEAT_SECONDS,
-        silent: float = SILENT_SECONDS,
+        beat: float = HEARTBEAT_SECONDS,
+        silent: float = HEARTBEAT_TIMEOUT_SECONDS,
         grace: float = GRACE_SECONDS,
     ) -> None:
         self._store = store
-        self._place = place
+        self._process = process
         self._stop = stop
         self._beat = beat
         self._silent = silent
         self._grace = grace
         now = time.monotonic()
-        self._watched = set(range(place.size)) - {place.rank}
+        self._watched = set(range(process.size)) - {process.rank}
         self._heard = dict.fromkeys(self._watched, (0, now))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
-    def part(self) -> None:
+    def end_collectives(self) -> None:
         """From now on only the leader is needed, and it needs nobody."""
-        self._watched = set() if self._place.leads else {0}
+        self._watched = set() if self._process.is_main_process else {0}
 
     def close(self) -> None:
         """Stop watching."""
@@ -66,7 +66,9 @@ class Peers:
             except DistError as error:
                 # The leader's process has the store. When it has its result, nobody is waited for.
                 found = (
-                    None if self._place.leads else (LOST, f"rank 0 does not answer ({_first_line(error)})")
+                    None
+                    if self._process.is_main_process
+                    else (LOST, f"rank 0 does not answer ({_first_line(error)})")
                 )
             if found is not None and not self._ended.is_set():
                 self._end(*found)
@@ -74,7 +76,7 @@ class Peers:
 
     def _look(self) -> tuple[str, str] | None:
         """How the first process left that is gone, and in words."""
-        self._store.add(_beat(self._place.rank), 1)
+        self._store.add(_beat(self._process.rank), 1)
         for rank in sorted(self._watched):
             if self._store.check([left(rank)]):
                 how = self._store.get(left(rank)).decode()

@@ -1,10 +1,10 @@
 """The way into rank 0's store for processes of other pods: only with the run's key.
 
 torch's TCPStore listens on all addresses and asks nobody who they are; whoever reaches it can join the run.
-So it listens on loopback, and in front of it a Gate takes connections from other pods. Both ends prove that
-they have the key, each by an HMAC over the other's random challenge, so that nothing overheard can be sent
-again (ISO/IEC 9798-4, mutual three-pass authentication). Then bytes are passed on as they are: the key keeps
-strangers out, not somebody who can change packets on their way.
+So it listens on loopback, and in front of it a TunnelServer takes connections from other pods. Both ends
+prove that they have the key, each by an HMAC over the other's random challenge, so that nothing overheard can
+be sent again (ISO/IEC 9798-4, mutual three-pass authentication). Then bytes are passed on as they are: the
+key keeps strangers out, not somebody who can change packets on their way.
 """
 
 import hmac
@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.distributed.place import LOOPBACK
+from finetune_trainer.distributed.rank import LOOPBACK
 from finetune_trainer.runtime.failure import StageFailure
 
 CHALLENGE_BYTES: Final = 32
 PROOF_BYTES: Final = sha256().digest_size
-FEWEST_KEY_BYTES: Final = 16
-GREETING_SECONDS: Final = 10.0
+MIN_KEY_BYTES: Final = 16
+HANDSHAKE_SECONDS: Final = 10.0
 """Within these the other end has to prove itself."""
-MOST_GREETINGS: Final = 64
+MAX_PENDING_CONNECTIONS: Final = 64
 """Connections that have not proved themselves yet; more are closed."""
 CHUNK_BYTES: Final = 1 << 16
 
 logger = logging.getLogger(__name__)
 
 
-class Refused(Exception):
+class PeerNotAuthenticated(Exception):
     """The other end did not prove that it has the run's key."""
 
 
@@ -47,10 +47,10 @@ def read_key(path: Path) -> bytes:
             f"{path}: the key of this run's processes cannot be read ({error.strerror}); its Secret was"
             " deleted, so make a new run",
         ) from error
-    if len(key) < FEWEST_KEY_BYTES:
+    if len(key) < MIN_KEY_BYTES:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"{path}: the key of this run's processes has {len(key)} bytes and needs {FEWEST_KEY_BYTES}; make"
+            f"{path}: the key of this run's processes has {len(key)} bytes and needs {MIN_KEY_BYTES}; make"
             " a new run",
         )
     return key
@@ -64,54 +64,54 @@ def listen(port: int) -> socket.socket:
     )
 
 
-class Gate:
+class TunnelServer:
     """Rank 0's end: what proves itself is passed on to `port` of loopback."""
 
     def __init__(self, listener: socket.socket, key: bytes, port: int) -> None:
         self._key = key
         self._port = port
-        self._greetings = threading.BoundedSemaphore(MOST_GREETINGS)
+        self._pending = threading.BoundedSemaphore(MAX_PENDING_CONNECTIONS)
         self._listener = listener
-        _thread(self._accept, "gate")
+        _thread(self._accept, "tunnel")
 
     def _accept(self) -> None:
         while True:
             connection, address = self._listener.accept()
-            if self._greetings.acquire(blocking=False):
-                _thread(self._admit, "gate: connection", connection, address[0])
+            if self._pending.acquire(blocking=False):
+                _thread(self._admit, "tunnel: connection", connection, address[0])
             else:
                 connection.close()
 
     def _admit(self, connection: socket.socket, host: str) -> None:
         try:
-            connection.settimeout(GREETING_SECONDS)
+            connection.settimeout(HANDSHAKE_SECONDS)
             challenge = secrets.token_bytes(CHALLENGE_BYTES)
             connection.sendall(challenge)
             theirs = _receive(connection, CHALLENGE_BYTES)
             _check(_receive(connection, PROOF_BYTES), _proof(self._key, b"follower", challenge, theirs))
             connection.sendall(_proof(self._key, b"leader", theirs, challenge))
-            store = socket.create_connection((LOOPBACK, self._port), GREETING_SECONDS)
-        except (OSError, Refused) as error:
+            store = socket.create_connection((LOOPBACK, self._port), HANDSHAKE_SECONDS)
+        except (OSError, PeerNotAuthenticated) as error:
             logger.warning("a connection from %s is refused: %s", host, error)
             connection.close()
             return
         finally:
-            self._greetings.release()
+            self._pending.release()
         _join(connection, store)
 
 
-class Passage:
-    """Another pod's end: what connects to `port` of loopback reaches rank 0's store through its gate."""
+class TunnelClient:
+    """Another pod's end: what connects to `port` of loopback reaches rank 0's store through its tunnel."""
 
     def __init__(self, host: str, port: int, key: bytes) -> None:
         self._host, self._port, self._key = host, port, key
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
-        _thread(self._accept, "passage")
+        _thread(self._accept, "tunnel")
 
     def connect(self) -> socket.socket:
-        """A connection to the store. Raises OSError, Refused."""
-        connection = socket.create_connection((self._host, self._port), GREETING_SECONDS)
+        """A connection to the store. Raises OSError, PeerNotAuthenticated."""
+        connection = socket.create_connection((self._host, self._port), HANDSHAKE_SECONDS)
         try:
             challenge = _receive(connection, CHALLENGE_BYTES)
             mine = secrets.token_bytes(CHALLENGE_BYTES)
@@ -125,12 +125,12 @@ class Passage:
     def _accept(self) -> None:
         while True:
             local, _ = self._listener.accept()
-            _thread(self._pass_on, "passage: connection", local)
+            _thread(self._pass_on, "tunnel: connection", local)
 
     def _pass_on(self, local: socket.socket) -> None:
         try:
             connection = self.connect()
-        except (OSError, Refused) as error:
+        except (OSError, PeerNotAuthenticated) as error:
             logger.debug("rank 0 is not reached: %s", error)
             local.close()
             return
@@ -143,7 +143,7 @@ def _proof(key: bytes, who: bytes, challenge: bytes, mine: bytes) -> bytes:
 
 def _check(given: bytes, expected: bytes) -> None:
     if not hmac.compare_digest(given, expected):
-        raise Refused("it does not have the key of this run")
+        raise PeerNotAuthenticated("it does not have the key of this run")
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -151,7 +151,9 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     while len(received) < size:
         part = connection.recv(size - len(received))
         if not part:
-            raise Refused("it closed the connection before it proved that it has the key of this run")
+            raise PeerNotAuthenticated(
+                "it closed the connection before it proved that it has the key of this run"
+            )
         received += part
     return received
 
