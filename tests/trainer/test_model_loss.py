@@ -13,7 +13,7 @@ from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.loss import completion_loss, mean_completion_loss, row_losses
 from finetune_trainer.rows import Row
-from finetune_trainer.tokens.batching import Padding, left_padded, pack
+from finetune_trainer.tokens.batching import Padding, pack, pad_left
 from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tests.trainer.workbench import tiny_tokenizer
@@ -51,7 +51,7 @@ def known_head(model: PreTrainedModel) -> ChunkedHead:
 @pytest.fixture(params=[1, 2, 1000])
 def positions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many the head reads at once."""
-    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", request.param * VOCABULARY)
+    monkeypatch.setattr(head_module, "MAX_LOGITS", request.param * VOCABULARY)
     number: int = request.param
     return number
 
@@ -203,7 +203,7 @@ def test_each_row_has_the_loss_that_it_has_alone(model: PreTrainedModel) -> None
 
 
 def test_prompts_are_padded_where_generation_does_not_begin() -> None:
-    batch = left_padded([[7, 8, 9], [5]], pad_token_id=0)
+    batch = pad_left([[7, 8, 9], [5]], pad_token_id=0)
 
     assert batch["input_ids"].tolist() == [[7, 8, 9], [0, 0, 5]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]

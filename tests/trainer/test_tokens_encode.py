@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.tokens.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
-from finetune_trainer.tokens.template import load_tokenizer
+from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, RowNotEncodable
 from tools.models import tiny
 
 PAIR = Row.pair("Where is it?", "shipping")
@@ -44,8 +44,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def learned(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> str:
     for token, label in zip(row.input_ids, row.labels, strict=True):
-        assert label in (token, IGNORED)
-    return str(tokenizer.decode([label for label in row.labels if label != IGNORED]))
+        assert label in (token, IGNORE_INDEX)
+    return str(tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX]))
 
 
 def test_the_completion_and_its_end_are_learned_and_nothing_else(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -198,8 +198,8 @@ def test_a_cut_row_keeps_its_beginning(tokenizer: PreTrainedTokenizerBase) -> No
     row = RowEncoder(tokenizer).encode(PAIR)
     length = len(row.input_ids)
 
-    assert row.cut(length) == row
+    assert row.truncate(length) == row
     assert not row.truncated
-    assert row.cut(length - 1).truncated
-    assert row.cut(length - 1).input_ids == row.input_ids[:-1]
-    assert learned(tokenizer, row.cut(row.prompt_length)) == ""
+    assert row.truncate(length - 1).truncated
+    assert row.truncate(length - 1).input_ids == row.input_ids[:-1]
+    assert learned(tokenizer, row.truncate(row.prompt_length)) == ""

@@ -16,12 +16,12 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult
-from finetune_trainer.evaluate.examples import text_of
+from finetune_trainer.evaluate.examples import decode_answer
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
-from finetune_trainer.tokens.template import render, stop_token_ids
+from finetune_trainer.tokens.chattemplate import render, stop_token_ids
 from finetune_trainer.train.guards.memory import BatchSplit
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
@@ -286,14 +286,14 @@ def test_only_the_last_answer_of_a_chat_is_judged() -> None:
 
     tokenizer = tiny_tokenizer()
     assert "shipping" in tokenizer.decode(encoded.prompt)
-    assert text_of(tokenizer, encoded.answer) == "billing"
-    assert text_of(tokenizer, encoded.rejected or []) == "sales"
-    assert encoded.longest == len(encoded.prompt) + max(len(encoded.answer), len(encoded.rejected or []))
+    assert decode_answer(tokenizer, encoded.answer) == "billing"
+    assert decode_answer(tokenizer, encoded.rejected or []) == "sales"
+    assert encoded.num_tokens == len(encoded.prompt) + max(len(encoded.answer), len(encoded.rejected or []))
 
 
 def test_a_cut_row_keeps_the_prompt_and_loses_the_end_of_both_answers() -> None:
     row = EncodedAnswers([1, 2, 3], [4, 5, 6], [7, 8])
 
-    assert row.cut(5) == EncodedAnswers([1, 2, 3], [4, 5], [7, 8])
-    assert row.cut(4) == EncodedAnswers([1, 2, 3], [4], [7])
-    assert row.cut(2) == EncodedAnswers([1, 2], [], [])
+    assert row.truncate(5) == EncodedAnswers([1, 2, 3], [4, 5], [7, 8])
+    assert row.truncate(4) == EncodedAnswers([1, 2, 3], [4], [7])
+    assert row.truncate(2) == EncodedAnswers([1, 2], [], [])

@@ -16,7 +16,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Row
-from finetune_trainer.tokens.template import load_tokenizer, stop_token_ids, template_name
+from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.train.method import trainable_model
 from finetune_trainer.train.states.weights import Weights
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, tiny_tokenizer, weights

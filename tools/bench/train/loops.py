@@ -25,8 +25,8 @@ from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.loss import completion_loss
 from finetune_trainer.tokens.batching import pack, token_count
-from finetune_trainer.tokens.encode import IGNORED, EncodedRow, RowEncoder
-from finetune_trainer.tokens.template import load_tokenizer
+from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.parallel.sharding import ShardedBatches
 from finetune_trainer.train.trainer import (
@@ -67,7 +67,7 @@ def with_loop(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparamet
         for numbers in batches:
             model.train()
             batch = pack([rows[number] for number in numbers])
-            labels = (batch["labels"][:, 1:] != IGNORED).sum()
+            labels = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             loss_sum, counted = completion_loss(model, inputs, head)
             sums.add(loss_sum, counted, token_count(inputs))

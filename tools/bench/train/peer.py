@@ -16,8 +16,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
-from finetune_trainer.tokens.encode import IGNORED, RowEncoder
-from finetune_trainer.tokens.template import load_tokenizer
+from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
 from finetune_trainer.train.trainer import arguments
 from tools.bench.train.stopwatch import Stopwatch
 from tools.bench.train.workload import LORA, hyperparameters, training_rows
@@ -29,7 +29,9 @@ def main(folder: Path, workload: str, steps: int, output: Path) -> None:
     chosen = hyperparameters(steps, save_every_steps=steps)
     tokenizer = load_tokenizer(folder)
     encoder = RowEncoder(tokenizer)
-    rows = [encoder.encode(row).cut(chosen.max_sequence_length) for row in training_rows(workload, steps)]
+    rows = [
+        encoder.encode(row).truncate(chosen.max_sequence_length) for row in training_rows(workload, steps)
+    ]
     model = load_base(folder, None, device)
     trainer = SFTTrainer(
         model,
@@ -45,7 +47,7 @@ def main(folder: Path, workload: str, steps: int, output: Path) -> None:
         train_dataset=Dataset.from_dict(
             {
                 "input_ids": [row.input_ids for row in rows],
-                "completion_mask": [[int(label != IGNORED) for label in row.labels] for row in rows],
+                "completion_mask": [[int(label != IGNORE_INDEX) for label in row.labels] for row in rows],
             }
         ),
         processing_class=tokenizer,

@@ -58,7 +58,7 @@ def _plain(
     whole, prompt = encoder.encode(row), encoder.encode_prompt(row)
     answer = whole.input_ids[len(prompt) :]
     return Example(
-        encoded=whole.cut(max_sequence_length),
+        encoded=whole.truncate(max_sequence_length),
         prompt=prompt,
         answer_tokens=len(answer),
         accepted=_accepted(row, tokenizer, answer),
@@ -71,20 +71,20 @@ def _judged(
     answers = encoder.encode(row)
     rejected = answers.rejected
     return Example(
-        encoded=answers.row(answers.answer).cut(max_sequence_length),
+        encoded=answers.row(answers.answer).truncate(max_sequence_length),
         prompt=answers.prompt,
         answer_tokens=len(answers.answer),
         accepted=_accepted(row, tokenizer, answers.answer),
-        rejected=None if rejected is None else answers.row(rejected).cut(max_sequence_length),
+        rejected=None if rejected is None else answers.row(rejected).truncate(max_sequence_length),
     )
 
 
 def _accepted(row: Row, tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> frozenset[str]:
     # A tool call may come without text; then nothing is no right answer.
-    return frozenset({row.output.strip(), text_of(tokenizer, answer)} - {""})
+    return frozenset({row.output.strip(), decode_answer(tokenizer, answer)} - {""})
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> str:
+def decode_answer(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> str:
     """An answer as it is compared: without control tokens and surrounding white space."""
     text = tokenizer.decode(answer, skip_special_tokens=True)
     return str(text).strip()

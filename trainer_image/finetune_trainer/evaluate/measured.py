@@ -8,10 +8,10 @@ from peft import PeftModel
 from torch import Tensor, inference_mode
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.evaluate.examples import Example, text_of
+from finetune_trainer.evaluate.examples import Example, decode_answer
 from finetune_trainer.model.load import context_length
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.tokens.batching import Padding, left_padded
+from finetune_trainer.tokens.batching import Padding, pad_left
 from finetune_trainer.tokens.encode import EncodedRow
 
 SPARE_TOKENS: Final = 16
@@ -76,7 +76,7 @@ class MeasuredModel:
 
     def _generate(self, batch: list[Example]) -> list[str]:
         model = self.model
-        inputs = self._on_device(left_padded([example.prompt for example in batch], self._pad_token_id))
+        inputs = self._on_device(pad_left([example.prompt for example in batch], self._pad_token_id))
         width = inputs["input_ids"].shape[1]
         wanted = min(self._max_new_tokens, max(example.answer_tokens for example in batch) + SPARE_TOKENS)
         limit = context_length(model.config)
@@ -91,7 +91,7 @@ class MeasuredModel:
         )
         with inference_mode():
             output: Tensor = model.generate(**inputs)  # type: ignore[operator] # PEFT's __getattr__ hides it
-        return [text_of(self._tokenizer, self._until_stop(row)) for row in output[:, width:].tolist()]
+        return [decode_answer(self._tokenizer, self._until_stop(row)) for row in output[:, width:].tolist()]
 
     def _until_stop(self, answer: list[int]) -> list[int]:
         end = next((at for at, token in enumerate(answer) if token in self._stop_ids), len(answer))

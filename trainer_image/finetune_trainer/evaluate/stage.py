@@ -23,7 +23,7 @@ from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.tokens.template import load_tokenizer, stop_token_ids
+from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
 
 logger = logging.getLogger(__name__)
 

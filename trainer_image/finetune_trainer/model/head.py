@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 from typing_extensions import override
 
-LOGITS_AT_ONCE: Final = 1 << 24
+MAX_LOGITS: Final = 1 << 24
 """64 MiB in float32."""
 PROBE: Final = 1000.0
 """Far beyond any logit, so that a cap shows."""
@@ -30,10 +30,10 @@ class ChunkedHead:
 
     def __init__(self, head: nn.Linear) -> None:
         self._head = head
-        self._positions = max(1, LOGITS_AT_ONCE // head.out_features)
+        self._positions = max(1, MAX_LOGITS // head.out_features)
         self._dtype = head.weight.dtype
 
-    def nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in float32.
 
         The head multiplies in the dtype in which it would have multiplied in the model's last pass: that of
@@ -51,7 +51,7 @@ class ChunkedHead:
         return nats
 
     @contextmanager
-    def left_out(self) -> Iterator[None]:
+    def bypassed(self) -> Iterator[None]:
         """Meanwhile the model gives in place of its logits what the head would read, or a multiple of it."""
         with _replaced(self._head, self._passed_on):
             yield

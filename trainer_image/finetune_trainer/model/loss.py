@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.model.head import ChunkedHead
-from finetune_trainer.tokens.encode import IGNORED
+from finetune_trainer.tokens.encode import IGNORE_INDEX
 
 
 def completion_loss(
@@ -21,26 +21,26 @@ def completion_loss(
     `head` a few at a time, without it all at once, into logits of the shape (labelled tokens, vocabulary).
     The loss is computed in float32.
     """
-    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-    predicting = targets != IGNORED
+    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+    predicting = targets != IGNORE_INDEX
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     if head is not None:
-        with head.left_out():
+        with head.bypassed():
             hidden = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
-        return head.nats(hidden, targets[predicting]), predicting.sum()
+        return head.loss_sum(hidden, targets[predicting]), predicting.sum()
     logits = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
     return cross_entropy(logits.float(), targets[predicting], reduction="sum"), predicting.sum()
 
 
 def row_losses(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood of each padded row's labelled tokens in nats, of shape (rows,)."""
-    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    needed = (targets != IGNORED).any(dim=0)
+    needed = (targets != IGNORE_INDEX).any(dim=0)
     logits = model(**inputs, use_cache=False, logits_to_keep=needed).logits.float()
     kept = targets[:, needed]
-    nats = cross_entropy(logits.transpose(1, 2), kept, ignore_index=IGNORED, reduction="none")
-    return nats.sum(dim=1) / (kept != IGNORED).sum(dim=1)
+    nats = cross_entropy(logits.transpose(1, 2), kept, ignore_index=IGNORE_INDEX, reduction="none")
+    return nats.sum(dim=1) / (kept != IGNORE_INDEX).sum(dim=1)
 
 
 def mean_completion_loss(

@@ -63,7 +63,7 @@ def measure(
             except RowNotEncodable as error:
                 refused.append((f"{split} row {number}", str(error)))
                 continue
-            lengths.whole.append(encoded.longest)
+            lengths.whole.append(encoded.num_tokens)
             lengths.prompts.append(encoded.prompt_length)
     if refused:
         raise StageFailure(

@@ -25,8 +25,8 @@ from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.tokens.answers import encoder_of
-from finetune_trainer.tokens.template import load_tokenizer, template_name
+from finetune_trainer.tokens.answers import make_encoder
+from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
 
 ROW_COST: Final = 1 << 18
 """What one row through the tokenizer counts beside bytes read: they take about as long."""
@@ -81,7 +81,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
         store_model(uri, found, manifest, context, meter)
     meter.begin("reading the rows with the base model's tokenizer")
-    lengths = measure(splits, encoder_of(config.method.type, tokenizer), meter, ROW_COST)
+    lengths = measure(splits, make_encoder(config.method.type, tokenizer), meter, ROW_COST)
     longest = max(split.longest for split in lengths.values())
     limit = context_length(model_config)
     chosen = choose_hyperparameters(

@@ -24,7 +24,7 @@ from finetune_trainer.model.load import context_length, load_base
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import BASE_ADAPTER
 from finetune_trainer.serve.names import BASE_NAME
-from finetune_trainer.tokens.template import load_tokenizer, stop_token_ids
+from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
 
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 

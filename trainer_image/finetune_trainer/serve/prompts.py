@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
-from finetune_trainer.tokens.template import render
+from finetune_trainer.tokens.chattemplate import render
 
 
 class Prompts:

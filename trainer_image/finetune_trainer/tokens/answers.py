@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.tokens.encode import IGNORED, EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, RowNotEncodable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class EncodedAnswers:
     label: bool = True
 
     @property
-    def longest(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens of the prompt with the longer answer."""
         return len(self.prompt) + max(len(self.answer), len(self.rejected or ()))
 
@@ -34,9 +34,9 @@ class EncodedAnswers:
 
     def row(self, answer: list[int]) -> EncodedRow:
         """The prompt with one of its answers, which alone has labels."""
-        return EncodedRow([*self.prompt, *answer], [*[IGNORED] * len(self.prompt), *answer])
+        return EncodedRow([*self.prompt, *answer], [*[IGNORE_INDEX] * len(self.prompt), *answer])
 
-    def cut(self, max_length: int) -> "EncodedAnswers":
+    def truncate(self, max_length: int) -> "EncodedAnswers":
         """Each sequence without the tokens from `max_length` on."""
         left = max(0, max_length - len(self.prompt))
         return replace(
@@ -76,7 +76,7 @@ class AnswerEncoder:
 Encoder = RowEncoder | AnswerEncoder
 
 
-def encoder_of(method: MethodType, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def make_encoder(method: MethodType, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """From rows to what the method learns from."""
     return AnswerEncoder(tokenizer) if METHODS[method].rows.is_preference_data else RowEncoder(tokenizer)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from finetune_trainer.tokens.encode import IGNORED, EncodedRow
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 Collate = Callable[[Sequence[EncodedRow]], dict[str, Tensor]]
 
@@ -21,7 +21,7 @@ class Padding:
         width = max(len(row.input_ids) for row in rows)
         input_ids = torch.full((len(rows), width), self._pad_token_id)
         attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
-        labels = torch.full((len(rows), width), IGNORED)
+        labels = torch.full((len(rows), width), IGNORE_INDEX)
         for index, row in enumerate(rows):
             length = len(row.input_ids)
             input_ids[index, :length] = torch.tensor(row.input_ids)
@@ -36,7 +36,7 @@ def pack(rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
     Positions begin anew with each row; transformers' attention keeps rows apart by them, as long as there is
     no attention mask and no cache. What would be predicted across the border of two rows is not learned.
     """
-    labels = [label for row in rows for label in (IGNORED, *row.labels[1:])]
+    labels = [label for row in rows for label in (IGNORE_INDEX, *row.labels[1:])]
     return {
         "input_ids": torch.tensor([[token for row in rows for token in row.input_ids]]),
         "position_ids": torch.tensor([[at for row in rows for at in range(len(row.input_ids))]]),
@@ -50,7 +50,7 @@ def token_count(batch: dict[str, Tensor]) -> Tensor:
     return torch.tensor(batch["input_ids"].numel()) if mask is None else mask.sum()
 
 
-def left_padded(prompts: Sequence[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+def pad_left(prompts: Sequence[list[int]], pad_token_id: int) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of shape (prompts, longest prompt), padded on the left."""
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), pad_token_id)

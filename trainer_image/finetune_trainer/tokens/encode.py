@@ -2,7 +2,7 @@
 
 What the model has to learn is every assistant turn, but for those of weight 0: the text between the point
 where it would be asked to answer and the end of that answer, end-of-turn token included, so that it learns to
-stop. All else has the label `IGNORED`.
+stop. All else has the label `IGNORE_INDEX`.
 """
 
 import json
@@ -14,9 +14,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.tokens.template import end_of_turn_id, render
+from finetune_trainer.tokens.chattemplate import end_of_turn_id, render
 
-IGNORED: Final = -100
+IGNORE_INDEX: Final = -100
 """Label of a token that is not learned; PyTorch's and transformers' convention."""
 
 PLAIN: Final[dict[str, Any]] = {"add_special_tokens": False, "verbose": False}
@@ -30,27 +30,27 @@ class RowNotEncodable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Token ids of a conversation, and for each of them itself or `IGNORED`."""
+    """Token ids of a conversation, and for each of them itself or `IGNORE_INDEX`."""
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
 
-    def cut(self, max_length: int) -> "EncodedRow":
+    def truncate(self, max_length: int) -> "EncodedRow":
         """The row without the tokens from `max_length` on."""
         if len(self.input_ids) <= max_length:
             return self
         return EncodedRow(self.input_ids[:max_length], self.labels[:max_length], truncated=True)
 
     @property
-    def longest(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens of the row."""
         return len(self.input_ids)
 
     @property
     def prompt_length(self) -> int:
         """Tokens before the first that is learned; all of them where none is."""
-        return next((i for i, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
+        return next((i for i, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.labels))
 
 
 class RowEncoder:
@@ -84,7 +84,7 @@ class RowEncoder:
             )
         _check_tools(row, text)
         ids, starts = self._tokenize(text, spans[-1][0])
-        labels = [IGNORED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         for begin, end in spans:
             self._learn(ids, labels, bisect_left(starts, begin), bisect_left(starts, end))
         if self._end in ids[bisect_left(starts, spans[-1][0]) :]:

@@ -14,9 +14,9 @@ from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.tokens.answers import Encoder, encoder_of
+from finetune_trainer.tokens.answers import Encoder, make_encoder
+from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import RowNotEncodable
-from finetune_trainer.tokens.template import load_tokenizer
 from finetune_trainer.train.schedule import steps_per_epoch
 
 
@@ -46,14 +46,14 @@ class TrainingData:
         base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
         folder = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
         tokenizer = load_tokenizer(base)
-        encoder = encoder_of(config.method.type, tokenizer)
+        encoder = make_encoder(config.method.type, tokenizer)
         rows = _encode(folder, "train", encoder, config, context)
         return cls(
             base=base,
             tokenizer=tokenizer,
             rows=rows,
             validation=_encode(folder, "validation", encoder, config, context),
-            longest=max((row.longest for row in rows), default=0),
+            longest=max((row.num_tokens for row in rows), default=0),
             steps_per_epoch=_checked_steps(len(rows), hyperparameters),
         )
 
@@ -66,7 +66,7 @@ def _encode(
         if context.stop.is_set():
             raise Preempted
         try:
-            encoded.append(encoder.encode(row).cut(config.hyperparameters.max_sequence_length))
+            encoded.append(encoder.encode(row).truncate(config.hyperparameters.max_sequence_length))
         except RowNotEncodable as error:
             raise StageFailure(
                 FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA

@@ -7,12 +7,12 @@ from torch.utils.data import Sampler
 from typing_extensions import override
 
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.tokens.encode import IGNORED, EncodedRow
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 
 def blank(row: EncodedRow) -> EncodedRow:
     """A row of one token of which nothing is learned, for a process that has no row where others have one."""
-    return EncodedRow(input_ids=row.input_ids[:1], labels=[IGNORED])
+    return EncodedRow(input_ids=row.input_ids[:1], labels=[IGNORE_INDEX])
 
 
 class ShardedBatches(Sampler[list[int]]):

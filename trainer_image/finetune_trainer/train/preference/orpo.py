@@ -7,7 +7,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from typing_extensions import override
 
 from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.tokens.encode import IGNORED
+from finetune_trainer.tokens.encode import IGNORE_INDEX
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.preference.rows import Columns
 
@@ -44,5 +44,5 @@ def _sequence(name: str, prompt: list[int], answer: list[int]) -> Columns:
     return {
         f"{name}_input_ids": ids,
         f"{name}_attention_mask": [1] * len(ids),
-        f"{name}_labels": [*[IGNORED] * len(prompt), *answer],
+        f"{name}_labels": [*[IGNORE_INDEX] * len(prompt), *answer],
     }

@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
-from finetune_trainer.tokens.template import stop_token_ids
+from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.train.method import Trainable
 from finetune_trainer.train.parallel.fsdp import gathered_weights, is_divided
 
