@@ -12,7 +12,7 @@ from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
 from finetune_operator.metrics.process import ProcessStateCollector
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.metrics import ServingMetrics
-from finetune_trainer.train.metrics import Metrics as TrainMetrics
+from finetune_trainer.train.metrics import TrainingMetrics
 from tools.bootstrap.uv import ROOT
 
 QUERIES: Final = ROOT / "docs" / "queries.yaml"
@@ -34,7 +34,7 @@ def families() -> dict[str, tuple[Family, ...]]:
     return {
         "operator": (*_wrapped(OperatorMetrics()), *_computed()),
         "serving": tuple(_wrapped(ServingMetrics())),
-        "training": tuple(_wrapped(TrainMetrics())),
+        "training": tuple(_wrapped(TrainingMetrics())),
     }
 
 

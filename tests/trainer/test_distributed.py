@@ -23,7 +23,7 @@ from finetune_trainer.distributed.rendezvous import Rendezvous
 from finetune_trainer.distributed.tunnel import PeerNotAuthenticated, TunnelClient, read_key
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.parallel.sharding import ShardedBatches, blank
+from finetune_trainer.train.parallel.sharding import ShardedBatches, blank_row
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function
 from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
 from tests.trainer.workbench import Workbench
@@ -278,7 +278,7 @@ def test_the_processes_read_together_what_one_reads_alone(size: int) -> None:
 
 
 def test_of_a_blank_row_nothing_is_learned() -> None:
-    assert blank(EncodedRow([5, 6, 7], [IGNORE_INDEX, 6, 7])) == EncodedRow([5], [IGNORE_INDEX])
+    assert blank_row(EncodedRow([5, 6, 7], [IGNORE_INDEX, 6, 7])) == EncodedRow([5], [IGNORE_INDEX])
 
 
 def test_one_process_does_not_train_what_was_planned_for_two(tmp_path: Any) -> None:

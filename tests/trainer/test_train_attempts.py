@@ -8,7 +8,7 @@ import pytest
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.states import attempts
-from finetune_trainer.train.states.attempts import LOST_WORK_FILE, LostWork
+from finetune_trainer.train.states.attempts import WASTED_TIME_FILE, WastedTime
 from tests.trainer.workbench import RUN, Sheet, Workbench
 
 
@@ -32,19 +32,19 @@ class Pods:
     def __init__(self, bench: Workbench) -> None:
         self.clock = Clock()
         self.folder: RunFolder = bench.store.run_folder(RUN, "train")
-        self.work = LostWork(self.folder, clock=self.clock)
+        self.work = WastedTime(self.folder, clock=self.clock)
 
     def start(self, step: int) -> None:
         """A new pod, a day after the last one."""
         self.clock.now += 86_400
-        self.work = LostWork(self.folder, clock=self.clock)
+        self.work = WastedTime(self.folder, clock=self.clock)
         self.work.begin(step)
 
     def train(self, seconds: float) -> None:
         """Steps of one second."""
         for _ in range(round(seconds)):
             self.clock.now += 1
-            self.work.tick()
+            self.work.update()
 
     @property
     def lost(self) -> float:
@@ -73,7 +73,7 @@ def test_time_after_the_last_state_is_lost(pods: Pods) -> None:
 def test_a_pod_that_saves_before_it_ends_loses_nothing(pods: Pods) -> None:
     pods.train(25)
     pods.work.saved(5)
-    pods.work.note()
+    pods.work.flush()
     pods.start(5)
 
     assert (pods.lost, pods.work.seconds) == (0, 25)
@@ -127,11 +127,11 @@ def test_a_start_that_trains_nothing_changes_nothing(pods: Pods) -> None:
 
 def test_a_damaged_file_is_no_reason_to_end_a_run(pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
     pods.train(20)
-    pods.folder.write(LOST_WORK_FILE, b"{")
+    pods.folder.write(WASTED_TIME_FILE, b"{")
     pods.start(0)
 
     assert pods.lost == 0
-    assert LOST_WORK_FILE in caplog.text
+    assert WASTED_TIME_FILE in caplog.text
 
 
 def test_the_file_is_written_every_ten_seconds_at_most(
@@ -143,7 +143,7 @@ def test_the_file_is_written_every_ten_seconds_at_most(
     pods.work.begin(0)
     pods.train(100)
 
-    assert written == [LOST_WORK_FILE] * 11
+    assert written == [WASTED_TIME_FILE] * 11
 
 
 class PulledPlug(BaseException):
@@ -179,7 +179,7 @@ def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
     """Its clock moves by 100 seconds whenever it is looked at, which is once a batch and once a save."""
     monkeypatch.setattr(attempts, "INTERVAL_SECONDS", 0)
     looks = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(LostWork.__init__, "__defaults__", (lambda: float(next(looks)),))
+    monkeypatch.setattr(WastedTime.__init__, "__defaults__", (lambda: float(next(looks)),))
     config = bench.train_config(save_every_steps=3)
     with pytest.raises(PulledPlug):
         bench.train(config, PlugPuller())

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from finetune_trainer.model.load import load_base
 from finetune_trainer.tokens.batching import Padding, pack
 from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
-from finetune_trainer.train.collation import choose_collation, keeps_rows_apart
+from finetune_trainer.train.collation import choose_collation, isolates_packed_rows
 from tests.trainer.workbench import ROWS, tiny_tokenizer
 from tools.models import tiny
 
@@ -60,7 +60,7 @@ def test_llama_keeps_packed_rows_apart(attention: str, dtype: torch.dtype) -> No
     model = load_base(tiny(), dtype, torch.device("cpu"))
     model.set_attn_implementation(attention)
 
-    assert keeps_rows_apart(model, ENCODED[0], ENCODED[1])
+    assert isolates_packed_rows(model, ENCODED[0], ENCODED[1])
 
 
 def test_learned_positions_keep_packed_rows_apart_too() -> None:
@@ -68,4 +68,4 @@ def test_learned_positions_keep_packed_rows_apart_too() -> None:
         GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2)
     )
 
-    assert keeps_rows_apart(model, ENCODED[0], ENCODED[1])
+    assert isolates_packed_rows(model, ENCODED[0], ENCODED[1])

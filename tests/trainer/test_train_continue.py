@@ -11,8 +11,8 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult, PreflightResult
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.train.states.ledger import Fingerprint, Ledger
-from finetune_trainer.train.states.resume import States
+from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
+from finetune_trainer.train.states.resume import ResumeStates
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 
 ADAPTER = LoRA(r=4, alpha=8, dropout=0.0)
@@ -115,9 +115,9 @@ def test_a_run_that_goes_wrong_before_its_first_state_says_what_it_began_with(
 ) -> None:
     parent = CheckpointResult(digest=f"sha256:{'c' * 64}", type="Adapter", step=6, epoch=2)
     config = continued(bench, parent if has_parent else None, METHODS["LoRA"])
-    ledger = Ledger(fingerprint=Fingerprint.of(config))
+    ledger = RunLedger(fingerprint=Fingerprint.of(config))
 
-    assert States(bench.store.run_folder(config.run, "train")).last_good(ledger) == expected
+    assert ResumeStates(bench.store.run_folder(config.run, "train")).last_good(ledger) == expected
 
 
 def test_a_parent_that_left_the_store_is_named(bench: Workbench) -> None:

@@ -11,7 +11,7 @@ from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.results import CheckpointResult, StageResult, TrainResult
 from finetune_trainer.runtime import termination
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train.states.losses import MOST_POINTS, SHOWN_POINTS, Curve
+from finetune_trainer.train.states.losses import MAX_POINTS, MAX_SHOWN_POINTS, LossCurve
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 
 
@@ -20,11 +20,11 @@ def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
 
 
-def curve_of(steps: int, epoch: int = 10) -> Curve:
+def curve_of(steps: int, epoch: int = 10) -> LossCurve:
     """Losses of 1/step a token, and validation losses of 2/step after each epoch."""
-    curve = Curve()
+    curve = LossCurve()
     for step in range(1, steps + 1):
-        curve.add_step(nats=7 / step, labels=7)
+        curve.add_step(loss_sum=7 / step, label_tokens=7)
         if step % epoch == 0:
             curve.add_validation(step, 2 / step)
     return curve
@@ -34,19 +34,21 @@ def curve_of(steps: int, epoch: int = 10) -> Curve:
 def test_a_curve_is_bounded_and_covers_every_step_once(steps: int) -> None:
     curve = curve_of(steps)
 
-    assert len(curve.points) <= MOST_POINTS
+    assert len(curve.points) <= MAX_POINTS
     assert sum(point.steps for point in curve.points) == steps == curve.points[-1].step
     widths = {point.steps for point in curve.points[:-1]}
-    assert widths <= {curve.steps_a_point}, "all points but the last stand for as many steps"
-    assert steps < MOST_POINTS or len(curve.points) > MOST_POINTS / 2, "and the space is used"
-    assert sum(point.labels for point in curve.points) == 7 * steps
-    assert math.isclose(sum(point.nats for point in curve.points), sum(7 / n for n in range(1, steps + 1)))
+    assert widths <= {curve.steps_per_point}, "all points but the last stand for as many steps"
+    assert steps < MAX_POINTS or len(curve.points) > MAX_POINTS / 2, "and the space is used"
+    assert sum(point.label_tokens for point in curve.points) == 7 * steps
+    assert math.isclose(
+        sum(point.loss_sum for point in curve.points), sum(7 / n for n in range(1, steps + 1))
+    )
 
 
 def test_a_point_is_the_mean_of_its_labelled_tokens() -> None:
-    curve = Curve()
-    for step in range(MOST_POINTS + 1):
-        curve.add_step(nats=3.0 if step % 2 else 1.0, labels=3 if step % 2 else 1)
+    curve = LossCurve()
+    for step in range(MAX_POINTS + 1):
+        curve.add_step(loss_sum=3.0 if step % 2 else 1.0, label_tokens=3 if step % 2 else 1)
 
     assert curve.points[0].steps == 2
     assert curve.points[0].loss == 1.0
@@ -54,24 +56,24 @@ def test_a_point_is_the_mean_of_its_labelled_tokens() -> None:
 
 
 def test_validation_is_bounded_and_keeps_the_lowest() -> None:
-    curve = Curve()
+    curve = LossCurve()
     losses = [2.0] * 1000
     losses[617] = 0.5
     for index, loss in enumerate(losses):
         curve.add_validation(10 * (index + 1), loss)
 
-    assert MOST_POINTS / 2 < len(curve.validation) <= MOST_POINTS
+    assert MAX_POINTS / 2 < len(curve.validation) <= MAX_POINTS
     assert sum(each.epochs for each in curve.validation) == 1000
     assert (6180, 0.5) in {(each.step, each.loss) for each in curve.validation}
 
 
 def test_a_curve_that_was_written_and_read_at_any_moment_is_equal_to_the_bit() -> None:
     losses = [(9 * math.sin(step) ** 2, 1 + step % 97) for step in range(450)]
-    straight, interrupted = Curve(), Curve()
-    for nats, labels in losses:
-        straight.add_step(nats, labels)
-        interrupted = Curve.model_validate_json(interrupted.model_dump_json())
-        interrupted.add_step(nats, labels)
+    straight, interrupted = LossCurve(), LossCurve()
+    for loss_sum, label_tokens in losses:
+        straight.add_step(loss_sum, label_tokens)
+        interrupted = LossCurve.model_validate_json(interrupted.model_dump_json())
+        interrupted.add_step(loss_sum, label_tokens)
 
     assert interrupted == straight
 
@@ -80,8 +82,8 @@ def test_a_curve_that_was_written_and_read_at_any_moment_is_equal_to_the_bit() -
 def test_what_is_shown_is_smaller_and_covers_the_whole_run(steps: int) -> None:
     shown = curve_of(steps).shown()
 
-    assert len(shown) <= SHOWN_POINTS
-    assert len(shown) > SHOWN_POINTS / 2 or len(shown) == steps
+    assert len(shown) <= MAX_SHOWN_POINTS
+    assert len(shown) > MAX_SHOWN_POINTS / 2 or len(shown) == steps
     assert [step for step, _, _ in shown] == sorted({step for step, _, _ in shown})
     assert shown[-1][0] == steps
 

@@ -49,7 +49,7 @@ class PublishesWhenTold:
 
 def show_gradients() -> None:
     """Neither clip them, nor remove the state that has their means."""
-    trainer.LARGEST_GRADIENT_NORM = 1e9  # type: ignore[misc]  # in a process of its own
+    trainer.MAX_GRADIENT_NORM = 1e9  # type: ignore[misc]  # in a process of its own
     stageprocess._remove_states = lambda *_: None
 
 
@@ -181,7 +181,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 def test_two_processes_train_as_one_with_the_same_rows_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, accumulation: int
 ) -> None:
-    monkeypatch.setattr(trainer, "LARGEST_GRADIENT_NORM", 1e9)
+    monkeypatch.setattr(trainer, "MAX_GRADIENT_NORM", 1e9)
     settings: dict[str, Any] = {"dropout": 0, "method": method, "accumulation": accumulation}
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())

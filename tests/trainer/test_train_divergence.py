@@ -11,7 +11,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train.states.losses import FEWEST_STEPS, MOST_HIGH_STEPS, WINDOW, RecentLosses
+from finetune_trainer.train.states.losses import MAX_HIGH_LOSS_STEPS, MEDIAN_STEPS, MIN_STEPS, RecentLosses
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
 
@@ -26,8 +26,8 @@ USUAL = [0.4, 0.5, 0.6] * 10
 
 
 def test_five_high_losses_in_a_row_are_a_divergence() -> None:
-    assert not losses(*USUAL, *[5.1] * (MOST_HIGH_STEPS - 1)).diverged
-    assert losses(*USUAL, *[5.1] * MOST_HIGH_STEPS).diverged
+    assert not losses(*USUAL, *[5.1] * (MAX_HIGH_LOSS_STEPS - 1)).diverged
+    assert losses(*USUAL, *[5.1] * MAX_HIGH_LOSS_STEPS).diverged
 
 
 def test_high_is_above_ten_times_the_median() -> None:
@@ -46,7 +46,7 @@ def test_high_losses_do_not_lift_the_median() -> None:
 
 
 def test_the_fall_of_the_first_steps_is_no_measure() -> None:
-    first = [0.1] * (FEWEST_STEPS - 1)
+    first = [0.1] * (MIN_STEPS - 1)
 
     assert losses(*first, 9).high_steps == 0
     assert losses(*first, 0.1, 9).high_steps == 1
@@ -57,9 +57,9 @@ def test_near_zero_ten_times_the_median_is_nothing() -> None:
 
 
 def test_only_the_last_steps_count_and_no_more_are_kept() -> None:
-    recent = losses(*[0.1] * 100, *[4.0] * (WINDOW // 2 + 1), *[0.5] * 24)
+    recent = losses(*[0.1] * 100, *[4.0] * (MEDIAN_STEPS // 2 + 1), *[0.5] * 24)
 
-    assert len(recent.usual) == WINDOW
+    assert len(recent.usual) == MEDIAN_STEPS
 
 
 def test_the_ledger_keeps_losses_to_the_last_bit() -> None:
@@ -110,7 +110,7 @@ def test_a_run_that_diverges_ends_with_everything_that_one_needs_to_know(bench: 
 
     assert failure.reason == FailureReason.LOSS_DIVERGED
     assert failure.exit_code == ExitCode.BAD_CONFIG
-    step = SPOILED_STEP + MOST_HIGH_STEPS
+    step = SPOILED_STEP + MAX_HIGH_LOSS_STEPS
     assert failure.message.startswith(f"step {step}: the training loss is ")
     assert "above 10 times its running median of 0." in failure.message
     assert "for 5 steps in a row, at a learning rate of " in failure.message

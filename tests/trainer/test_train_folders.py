@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, open_store
-from finetune_trainer.train.states.resume import problem_of, remove_unfinished, save_folder
+from finetune_trainer.train.states.resume import find_problem, remove_unfinished, save_folder
 
 NAME = "state/step-3"
 
@@ -26,7 +26,7 @@ def fill(folder: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "missing", "led out"])
 def test_a_damaged_file_is_named_by_its_uri(run: RunFolder, tmp_path: Path, damage: str) -> None:
     save_folder(run, NAME, fill)
-    assert problem_of(run, NAME) is None
+    assert find_problem(run, NAME) is None
     file = run.path / NAME / "optimizer.pt"
     if damage == "truncated":
         file.write_bytes(b"sta")
@@ -35,7 +35,7 @@ def test_a_damaged_file_is_named_by_its_uri(run: RunFolder, tmp_path: Path, dama
     if damage == "led out":
         file.symlink_to("/etc/hostname")
 
-    problem = problem_of(run, NAME)
+    problem = find_problem(run, NAME)
 
     assert problem is not None
     assert f"{run.uri}/{NAME}/optimizer.pt" in problem

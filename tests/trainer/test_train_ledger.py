@@ -4,7 +4,7 @@ import pytest
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.train.states.ledger import Best, Fingerprint, Ledger
+from finetune_trainer.train.states.ledger import Best, Fingerprint, RunLedger
 
 DIGEST = "sha256:" + 64 * "0"
 FINGERPRINT = Fingerprint(
@@ -37,10 +37,10 @@ FINGERPRINT = Fingerprint(
 )
 def test_overfitting(lowest: float, validation: float, train: float, *, overfit: bool) -> None:
     best = Best(step=10, epoch=1, train_loss=0.8, validation_loss=lowest)
-    ledger = Ledger(fingerprint=FINGERPRINT, best=best, validation_loss=validation, train_loss=train)
+    ledger = RunLedger(fingerprint=FINGERPRINT, best=best, validation_loss=validation, train_loss=train)
 
     assert ledger.overfit == overfit
 
 
 def test_without_validation_nothing_is_said_of_overfitting() -> None:
-    assert not Ledger(fingerprint=FINGERPRINT, train_loss=0.1).overfit
+    assert not RunLedger(fingerprint=FINGERPRINT, train_loss=0.1).overfit

@@ -4,13 +4,13 @@ import httpx
 import pytest
 
 from finetune_trainer.contract.progress import Progress
-from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.throughput import STEPS, StepFigures, Throughput
+from finetune_trainer.train.metrics import TrainingMetrics
+from finetune_trainer.train.throughput import AVERAGED_STEPS, StepFigures, Throughput
 from tools.cluster.ports import free_port
 
 
 def test_progress_is_shown_under_its_prometheus_names() -> None:
-    metrics = Metrics()
+    metrics = TrainingMetrics()
 
     metrics.show(Progress(step=3, total_steps=9, epoch=0.5, loss=1.25, learning_rate=1e-3, eta_seconds=6))
 
@@ -25,7 +25,7 @@ def test_progress_is_shown_under_its_prometheus_names() -> None:
 
 def test_the_age_of_the_checkpoint_begins_with_the_pod_and_anew_with_every_save() -> None:
     now = 100.0
-    metrics = Metrics(clock=lambda: now)
+    metrics = TrainingMetrics(clock=lambda: now)
 
     def age() -> float | None:
         return metrics.registry.get_sample_value("finetune_trainer_checkpoint_age_seconds")
@@ -38,16 +38,16 @@ def test_the_age_of_the_checkpoint_begins_with_the_pod_and_anew_with_every_save(
 
 
 def test_memory_of_a_device_is_shown_on_a_gpu_only() -> None:
-    samples = [sample.name for family in Metrics().registry.collect() for sample in family.samples]
+    samples = [sample.name for family in TrainingMetrics().registry.collect() for sample in family.samples]
     assert "process_resident_memory_bytes" in samples
     assert not any("device_memory" in name for name in samples)
 
 
 def test_training_goes_on_without_metrics_where_the_port_is_taken(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
-    with Metrics().served(port):
+    with TrainingMetrics().served(port):
         assert "finetune_trainer_step" in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
-        with Metrics().served(port):
+        with TrainingMetrics().served(port):
             assert f"port {port} cannot be used" in caplog.text
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
@@ -57,13 +57,13 @@ def test_the_loss_shown_is_the_token_mean_of_the_last_steps() -> None:
     throughput = Throughput(total_steps=100)
     throughput.begin_step()
     throughput.end_step(StepFigures(loss_sum=1000, labels=10, tokens=10))
-    for _ in range(STEPS - 1):
+    for _ in range(AVERAGED_STEPS - 1):
         throughput.end_step(StepFigures(loss_sum=2, labels=2, tokens=10))
     throughput.end_step(StepFigures(loss_sum=30, labels=10, tokens=10))
 
     progress = throughput.progress(step=21, epoch=1, learning_rate=1e-3)
 
-    assert progress.loss == pytest.approx((2 * (STEPS - 1) + 30) / (2 * (STEPS - 1) + 10))
+    assert progress.loss == pytest.approx((2 * (AVERAGED_STEPS - 1) + 30) / (2 * (AVERAGED_STEPS - 1) + 10))
     assert progress.step == 21
     assert progress.total_steps == 100
 

@@ -12,7 +12,7 @@ from torch.distributed import distributed_c10d
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.train.callbacks.divergence import Divergence
-from finetune_trainer.train.trainer import arguments
+from finetune_trainer.train.trainer import training_arguments
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import VARIABLE, as_a_gpu_trains, tiny_in_bfloat16
 from tests.trainer.test_train_distributed import pods
@@ -88,7 +88,7 @@ def test_two_processes_sum_gradients_in_float32_and_unpickle_nothing(tmp_path: P
 def test_a_process_that_sees_several_gpus_uses_one(tmp_path: Path) -> None:
     hyperparameters = Workbench(tmp_path).train_config().hyperparameters
 
-    chosen: Any = arguments(SimpleNamespace, hyperparameters, torch.device("cuda"), tmp_path)  # type: ignore[type-var]
+    chosen: Any = training_arguments(SimpleNamespace, hyperparameters, torch.device("cuda"), tmp_path)  # type: ignore[type-var]
 
     assert chosen._n_gpu == 1
     assert chosen.bf16

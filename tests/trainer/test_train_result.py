@@ -18,7 +18,7 @@ from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.train.method import trainable_model
-from finetune_trainer.train.states.weights import Weights
+from finetune_trainer.train.states.weights import TrainingWeights
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, tiny_tokenizer, weights
 from tools.models import tiny
 
@@ -127,7 +127,7 @@ def test_a_loaded_dora_adapter_says_what_the_model_in_training_says(
             torch.nn.init.normal_(parameter, std=0.1)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    Weights(trained, "sha256:" + 64 * "0", source, tiny_tokenizer()).collect().write(adapter)
+    TrainingWeights(trained, "sha256:" + 64 * "0", source, tiny_tokenizer()).collect().write(adapter)
     ids = torch.tensor([[1, 5, 6, 9]])
 
     loaded = load_adapter(load_base(source, None, torch.device("cpu")), adapter)

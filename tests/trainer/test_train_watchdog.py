@@ -13,7 +13,7 @@ from typing_extensions import override
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import method, session
-from finetune_trainer.train.guards.watchdog import Watchdog
+from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
 from finetune_trainer.train.method import Trainable
 from tests.trainer.processes import run
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
@@ -78,13 +78,13 @@ def test_every_batch_validation_batch_and_save_is_a_sign_of_life(
 ) -> None:
     fed: list[int] = []
 
-    class Recorded(Watchdog):
+    class Recorded(StepWatchdog):
         @override
         def feed(self, step: int) -> None:
             fed.append(step)
             super().feed(step)
 
-    monkeypatch.setattr(session, "Watchdog", Recorded)
+    monkeypatch.setattr(session, "StepWatchdog", Recorded)
 
     bench.train(bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5]), save_every_steps=2, epochs=1))
 
@@ -109,7 +109,7 @@ def test_a_run_without_a_state_begins_anew_after_it(bench: Workbench) -> None:
 
 def test_the_watch_ends_with_training(bench: Workbench) -> None:
     """A thread that went on would end the process while checkpoints are published."""
-    with Watchdog(bench.root.name, 60, 0, lambda: "the base model") as watchdog:
+    with StepWatchdog(bench.root.name, 60, 0, lambda: "the base model") as watchdog:
         thread = watchdog._thread
         assert thread.is_alive()
 

@@ -20,7 +20,7 @@ from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
-from finetune_trainer.train.states.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from tests.unit.operator.endpoints import endpoint
 
 OWNER = {"kind": "FineTuneJob", "namespace": "team", "name": "tone", "uid": "0f0f"}
@@ -223,5 +223,5 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
     assert isinstance(config, TrainConfig)
     fingerprint = Fingerprint.of(config)
 
-    assert json.loads(Ledger(fingerprint=fingerprint).model_dump_json())["fingerprint"] == FINGERPRINT
+    assert json.loads(RunLedger(fingerprint=fingerprint).model_dump_json())["fingerprint"] == FINGERPRINT
     assert Fingerprint.model_validate(FINGERPRINT) == fingerprint

@@ -30,11 +30,11 @@ from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.parallel.sharding import ShardedBatches
 from finetune_trainer.train.trainer import (
-    LARGEST_GRADIENT_NORM,
-    WARMUP,
+    MAX_GRADIENT_NORM,
+    WARMUP_RATIO,
     CompletionTrainer,
     StepSums,
-    tried_head,
+    probe_head,
 )
 from tools.bench.train.workload import hyperparameters, training_rows
 from tools.models import tiny
@@ -53,10 +53,10 @@ def with_trainer(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperpara
 def with_loop(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparameters) -> None:
     """The same steps: order, loss, clipping, optimizer and schedule are those of the Trainer."""
     set_seed(chosen.seed)
-    head, sums = tried_head(model, rows), StepSums(model.device)
+    head, sums = probe_head(model, rows), StepSums(model.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=chosen.learning_rate, weight_decay=0, fused=True)
-    total, warm = chosen.total_steps, math.ceil(chosen.total_steps * WARMUP)
+    total, warm = chosen.total_steps, math.ceil(chosen.total_steps * WARMUP_RATIO)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: step / warm if step < warm else (total - step) / max(1, total - warm)
     )
@@ -72,7 +72,7 @@ def with_loop(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparamet
             loss_sum, counted = completion_loss(model, inputs, head)
             sums.add(loss_sum, counted, token_count(inputs))
             (loss_sum / labels).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained, LARGEST_GRADIENT_NORM)
+            torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

@@ -18,7 +18,7 @@ from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
-from finetune_trainer.train.trainer import arguments
+from finetune_trainer.train.trainer import training_arguments
 from tools.bench.train.stopwatch import Stopwatch
 from tools.bench.train.workload import LORA, hyperparameters, training_rows
 
@@ -35,7 +35,7 @@ def main(folder: Path, workload: str, steps: int, output: Path) -> None:
     model = load_base(folder, None, device)
     trainer = SFTTrainer(
         model,
-        args=arguments(
+        args=training_arguments(
             SFTConfig,
             chosen,
             device,

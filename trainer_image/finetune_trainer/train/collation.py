@@ -10,9 +10,9 @@ from finetune_trainer.tokens.batching import Collate, Padding, pack
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.method import Trainable
 
-MOST_PACKED_TOKENS: Final = 1024
+MAX_PACKED_TOKENS: Final = 1024
 """Attention grows with the square of a packed sequence; above this, padding costs less."""
-LARGEST_DIFFERENCE: Final = 0.05
+MAX_RELATIVE_DIFFERENCE: Final = 0.05
 """Of a row's logits alone and packed, relative: far above rounding, far below what mixed rows give."""
 
 logger = logging.getLogger(__name__)
@@ -27,21 +27,21 @@ def choose_collation(
     depends on nothing that changes in training.
     """
     mean = sum(len(row.input_ids) for row in rows) / len(rows)
-    if batch_size == 1 or batch_size * mean > MOST_PACKED_TOKENS:
+    if batch_size == 1 or batch_size * mean > MAX_PACKED_TOKENS:
         return Padding(pad_token_id)
-    if not keeps_rows_apart(model, *_two_shortest(rows)):
+    if not isolates_packed_rows(model, *_two_shortest(rows)):
         logger.info("this model does not keep packed rows apart: batches are padded")
         return Padding(pad_token_id)
     return pack
 
 
-def keeps_rows_apart(model: Trainable, first: EncodedRow, second: EncodedRow) -> bool:
+def isolates_packed_rows(model: Trainable, first: EncodedRow, second: EncodedRow) -> bool:
     """Whether the second row's logits are the same alone and behind the first in one sequence."""
     model.eval()
     with torch.inference_mode():
         alone = _logits(model, [second])
         behind = _logits(model, [first, second])[len(first.input_ids) :]
-    return bool((behind - alone).norm() <= LARGEST_DIFFERENCE * alone.norm())
+    return bool((behind - alone).norm() <= MAX_RELATIVE_DIFFERENCE * alone.norm())
 
 
 def _logits(model: Trainable, rows: Sequence[EncodedRow]) -> torch.Tensor:

@@ -30,7 +30,7 @@ class TrainingData:
     rows: list[Any]
     """Training rows as the method's encoder makes them."""
     validation: list[Any]
-    longest: int
+    max_row_tokens: int
     """Tokens of the longest training row."""
     steps_per_epoch: int
 
@@ -53,7 +53,7 @@ class TrainingData:
             tokenizer=tokenizer,
             rows=rows,
             validation=_encode(folder, "validation", encoder, config, context),
-            longest=max((row.num_tokens for row in rows), default=0),
+            max_row_tokens=max((row.num_tokens for row in rows), default=0),
             steps_per_epoch=_checked_steps(len(rows), hyperparameters),
         )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Metrics:
+class TrainingMetrics:
     """The newest figures; a pod trains one run, so they do not name it."""
 
     def __init__(

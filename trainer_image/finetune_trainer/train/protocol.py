@@ -21,7 +21,7 @@ class Validation:
     """Of methods that learn from preferences."""
 
 
-class Learner(Protocol):
+class TrainerProtocol(Protocol):
     """One of our trainers."""
 
     unit: str

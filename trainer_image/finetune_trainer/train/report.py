@@ -8,14 +8,14 @@ from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.page import training_page
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.states.losses import Curve
+from finetune_trainer.train.states.losses import LossCurve
 
 REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"
 VERSION: Final = 1
 
 
-def training_report(config: TrainConfig, result: TrainResult, curve: Curve) -> dict[str, Any]:
+def training_report(config: TrainConfig, result: TrainResult, curve: LossCurve) -> dict[str, Any]:
     """The report of a run that ended with this result: JSON types; losses in `lossUnit`."""
     return {
         "version": VERSION,

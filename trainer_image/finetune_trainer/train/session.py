@@ -23,34 +23,34 @@ from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
 from finetune_trainer.train.callbacks.validation import Validating
 from finetune_trainer.train.data import TrainingData
 from finetune_trainer.train.factory import is_sharded, make_trainer
-from finetune_trainer.train.guards.memory import noticed
-from finetune_trainer.train.guards.watchdog import Watchdog
+from finetune_trainer.train.guards.memory import catch_out_of_memory
+from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
 from finetune_trainer.train.method import Trainable, trainable_model
-from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.states.attempts import LostWork
-from finetune_trainer.train.states.ledger import Ledger
+from finetune_trainer.train.metrics import TrainingMetrics
+from finetune_trainer.train.states.attempts import WastedTime
+from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import Weights, WholeWeights
+from finetune_trainer.train.states.weights import CollectedWeights, TrainingWeights
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What a run has come to after its last step."""
 
     steps: int
     epoch: float
     stopped_early: bool
-    weights: WholeWeights
-    ledger: Ledger
-    lost_work: LostWork
+    weights: CollectedWeights
+    ledger: RunLedger
+    wasted_time: WastedTime
     retention: Retention
     device: torch.device
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingSession:
     """A model that is about to be trained."""
 
     config: TrainConfig
@@ -61,13 +61,13 @@ class Session:
     model: Trainable
     continues: bool
     """Whether the weights were trained before, by another run."""
-    watchdog: Watchdog
+    watchdog: StepWatchdog
 
     @classmethod
     @contextmanager
     def open(
         cls, config: TrainConfig, context: StageContext, attempt: Attempt, data: TrainingData
-    ) -> Iterator["Session"]:
+    ) -> Iterator["TrainingSession"]:
         """Load the model; the watchdog watches as long as the block lasts.
 
         Raises OutOfMemory, StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID,
@@ -78,25 +78,25 @@ class Session:
         parent = _parent(config, context)
         set_seed(attempt.hyperparameters.seed)
         last_saved, timeout = attempt.states.last_saved, config.step_timeout_seconds
-        with Watchdog(config.run, timeout, attempt.step, last_saved, group, config=config) as watchdog:
-            with noticed("loading the base model", device, data.longest, by_batch=False):
+        with StepWatchdog(config.run, timeout, attempt.step, last_saved, group, config=config) as watchdog:
+            with catch_out_of_memory("loading the base model", device, data.max_row_tokens, by_batch=False):
                 # Whole only in the memory of the node; each layer goes to the device in parts.
                 placed = torch.device("cpu") if is_sharded(config.method, group) else device
                 model = trainable_model(data.base, config.method, placed, parent)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Train to the last step, or as far as it makes the model better.
 
         Raises OutOfMemory, StageFailure (LOSS_NOT_FINITE, LOSS_DIVERGED, STORE_UNAVAILABLE), Preempted,
         PeerLost.
         """
         config, data, group = self.config, self.data, self.context.group
-        weights = Weights(self.model, config.base_model, data.base, data.tokenizer)
-        ledger, metrics = self.attempt.ledger(), Metrics(self.device)
+        weights = TrainingWeights(self.model, config.base_model, data.base, data.tokenizer)
+        ledger, metrics = self.attempt.ledger(), TrainingMetrics(self.device)
         stopped_early = False
         served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
-        with noticed("training", self.device, data.longest, by_batch=True), served:
+        with catch_out_of_memory("training", self.device, data.max_row_tokens, by_batch=True), served:
             trainer = make_trainer(
                 self.model,
                 data.rows,
@@ -118,7 +118,7 @@ class Session:
                 states=self.attempt.states,
                 ledger=ledger,
                 retention=Retention.of(config),
-                lost_work=LostWork(self.attempt.folder, group),
+                wasted_time=WastedTime(self.attempt.folder, group),
                 watchdog=self.watchdog,
                 metrics=metrics,
             )
@@ -140,13 +140,13 @@ class Session:
                 self.attempt.hyperparameters.total_steps,
                 self.attempt.hyperparameters.early_stopping_patience,
             )
-        return Outcome(
+        return TrainingOutcome(
             steps=steps,
             epoch=steps / data.steps_per_epoch,
             stopped_early=stopped_early,
             weights=weights.collect(),
             ledger=ledger,
-            lost_work=run.lost_work,
+            wasted_time=run.wasted_time,
             retention=run.retention,
             device=self.device,
         )

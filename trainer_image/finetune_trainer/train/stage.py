@@ -10,10 +10,10 @@ from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.data import TrainingData
-from finetune_trainer.train.guards.memory import OutOfMemory, out_of_memory, release
+from finetune_trainer.train.guards.memory import OutOfMemory, out_of_memory_failure, release_memory
 from finetune_trainer.train.report import training_report, write_training_report
-from finetune_trainer.train.session import Outcome, Session
-from finetune_trainer.train.states.attempts import Starts
+from finetune_trainer.train.session import TrainingOutcome, TrainingSession
+from finetune_trainer.train.states.attempts import RestartBudget
 from finetune_trainer.train.states.checkpoints import publish_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     result = None
     while result is None:
         result = _attempt(config, context)
-        release()
+        release_memory()
         if result is None:
             context.stop.release()
     return result
@@ -42,26 +42,26 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
     group = context.group
     with context.store.run_folder(config.run, config.stage) as folder:
         attempt = Attempt.open(config, folder, group)
-        starts = Starts(folder, group)
+        budget = RestartBudget(folder, group)
         try:
-            restarts = starts.begin(attempt.step, attempt.split.halvings)
+            restarts = budget.begin(attempt.step, attempt.split.halvings)
             if attempt.state:
                 total = config.hyperparameters.total_steps
                 logger.info("going on after step %d of %d", attempt.step, total)
             with group.guarded():
                 return _train(config, context, attempt, restarts)
         except Preempted:
-            starts.forgive()
+            budget.refund()
             raise
         except OutOfMemory as error:
             _halve_batches(config, context, attempt, error)
-            starts.forgive()
+            budget.refund()
             return None
 
 
 def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restarts: int) -> TrainResult:
     data = TrainingData.load(config, attempt.hyperparameters, context)
-    with Session.open(config, context, attempt, data) as session:
+    with TrainingSession.open(config, context, attempt, data) as session:
         outcome = session.run()
     context.group.end_collectives()
     context.stop.release()
@@ -69,19 +69,19 @@ def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restart
     return _published(config, context, attempt, outcome, result) if context.group.is_main_process else result
 
 
-def _result(attempt: Attempt, outcome: Outcome, restarts: int) -> TrainResult:
+def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainResult:
     """The figures of a run that has ended; it has no checkpoints yet."""
-    ledger, lost_work, chosen = outcome.ledger, outcome.lost_work, attempt.hyperparameters
+    ledger, wasted_time, chosen = outcome.ledger, outcome.wasted_time, attempt.hyperparameters
     halved = attempt.split.halvings > 0
     return TrainResult(
         steps=outcome.steps,
         train_loss=ledger.train_loss,
         validation_loss=ledger.validation_loss,
         tokens=ledger.tokens,
-        tokens_per_second=round(ledger.tokens / lost_work.seconds, 1) if lost_work.seconds else None,
+        tokens_per_second=round(ledger.tokens / wasted_time.seconds, 1) if wasted_time.seconds else None,
         device_memory_bytes=peak_memory(outcome.device),
         restarts=restarts,
-        lost_device_seconds=round(lost_work.lost_device_seconds, 1),
+        lost_device_seconds=round(wasted_time.lost_device_seconds, 1),
         loss_curve=ledger.curve.shown(),
         stopped_early=outcome.stopped_early,
         overfit=ledger.overfit,
@@ -92,7 +92,11 @@ def _result(attempt: Attempt, outcome: Outcome, restarts: int) -> TrainResult:
 
 
 def _published(
-    config: TrainConfig, context: StageContext, attempt: Attempt, outcome: Outcome, result: TrainResult
+    config: TrainConfig,
+    context: StageContext,
+    attempt: Attempt,
+    outcome: TrainingOutcome,
+    result: TrainResult,
 ) -> TrainResult:
     """The result with the run's checkpoints and its report, which are in the store."""
     checkpoints = publish_checkpoints(
@@ -119,7 +123,7 @@ def _halve_batches(config: TrainConfig, context: StageContext, attempt: Attempt,
     split, used = attempt.split, attempt.hyperparameters
     smaller = config.adapt_batch_size and split.can_halve(used, config.method.type)
     if not (error.by_batch and smaller):
-        raise out_of_memory(error, used, config.method.type) from error
+        raise out_of_memory_failure(error, used, config.method.type) from error
     split = split.halved()
     split.write(attempt.folder)
     if context.group.size > 1:

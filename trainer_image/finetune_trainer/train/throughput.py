@@ -9,7 +9,7 @@ from finetune_trainer.contract.progress import Progress
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.preference.rewards import RewardSums
 
-STEPS: Final = 20
+AVERAGED_STEPS: Final = 20
 """Steps that loss and speed are averaged over."""
 
 
@@ -42,7 +42,7 @@ class Throughput:
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
-        self._steps: deque[tuple[StepFigures, float]] = deque(maxlen=STEPS)
+        self._steps: deque[tuple[StepFigures, float]] = deque(maxlen=AVERAGED_STEPS)
         """Each with its seconds."""
         self._began = time.monotonic()
 

@@ -21,14 +21,14 @@ from finetune_trainer.model.loss import completion_loss, total_completion_loss
 from finetune_trainer.tokens.batching import Collate, pack, token_count
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.method import Trainable
-from finetune_trainer.train.parallel.sharding import ShardedBatches, blank
+from finetune_trainer.train.parallel.sharding import ShardedBatches, blank_row
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.throughput import StepFigures
 
-WARMUP: Final = 0.05
+WARMUP_RATIO: Final = 0.05
 """Part of all steps in which the learning rate rises; from there it falls linearly to 0."""
-LARGEST_GRADIENT_NORM: Final = 1.0
+MAX_GRADIENT_NORM: Final = 1.0
 
 TRAINER_STATE: Final = "trainer_state.json"
 
@@ -36,7 +36,7 @@ TRAINER_STATE: Final = "trainer_state.json"
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 
-def arguments(
+def training_arguments(
     kind: type[ArgumentsT],
     hyperparameters: Hyperparameters,
     device: torch.device,
@@ -54,9 +54,9 @@ def arguments(
         seed=hyperparameters.seed,
         data_seed=hyperparameters.seed,
         lr_scheduler_type="linear",
-        warmup_steps=WARMUP,
+        warmup_steps=WARMUP_RATIO,
         weight_decay=0,
-        max_grad_norm=LARGEST_GRADIENT_NORM,
+        max_grad_norm=MAX_GRADIENT_NORM,
         bf16=on_gpu,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
@@ -156,7 +156,7 @@ class CompletionTrainer(Trainer):
         self._rows = rows
         super().__init__(
             model=model,
-            args=arguments(TrainingArguments, hyperparameters, device, folder, **self.settings),
+            args=training_arguments(TrainingArguments, hyperparameters, device, folder, **self.settings),
             data_collator=collate,
             train_dataset=rows,
         )
@@ -167,7 +167,7 @@ class CompletionTrainer(Trainer):
         self.sums = StepSums(device)
         self._group = group
         # DDP expects gradients of what the model's own pass uses only, and a trained head would not be.
-        self._head = tried_head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
+        self._head = probe_head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
         self._trained, self._collate = model, collate
 
     @override
@@ -184,7 +184,7 @@ class CompletionTrainer(Trainer):
         nats, labels = completion_loss(model, inputs, self._head)
         tokens = token_count(inputs)
         if self._group.size > 1:
-            tokens = tokens * (labels > 0)  # none for a blank
+            tokens = tokens * (labels > 0)  # none for a blank row
         self.sums.add(nats, labels, tokens)
         # The gradients of several processes are averaged, and those of the step's tokens are to be summed.
         return nats / num_items_in_batch * self._group.size
@@ -196,7 +196,7 @@ class CompletionTrainer(Trainer):
             return super().get_train_dataloader()
         size = self.args.per_device_train_batch_size
         return DataLoader(
-            [*self._rows, blank(self._rows[0])],  # type: ignore[arg-type] # a list is a Dataset
+            [*self._rows, blank_row(self._rows[0])],  # type: ignore[arg-type] # a list is a Dataset
             batch_sampler=ShardedBatches(len(self._rows), size, self.args.seed, self._group),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -208,7 +208,7 @@ class CompletionTrainer(Trainer):
         every = [rows[at : at + size] for at in range(0, len(rows), size)]
         return [
             {name: tensor.to(self.args.device) for name, tensor in self._collate(batch).items()}
-            for batch in self._group.share(every, [blank(self._rows[0])])
+            for batch in self._group.share(every, [blank_row(self._rows[0])])
         ]
 
     @property
@@ -231,7 +231,7 @@ class CompletionTrainer(Trainer):
         return collect_state(self, self._group)
 
 
-def tried_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
+def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
     """The output head, tried out on the shortest row."""
     shortest = pack([min(rows, key=lambda row: len(row.input_ids))])
     return chunked_head(

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.train.callbacks.state import Callback
-from finetune_trainer.train.states.losses import FACTOR, MOST_HIGH_STEPS
+from finetune_trainer.train.states.losses import HIGH_LOSS_FACTOR, MAX_HIGH_LOSS_STEPS
 
 
 class Divergence(Callback):
@@ -39,6 +39,6 @@ class Divergence(Callback):
         raise run.spoiled(
             FailureReason.LOSS_DIVERGED,
             f"step {step}: the training loss is {run.figures.loss:.4g} {run.trainer.unit}, and has been above"
-            f" {FACTOR} times its running median of {losses.median:.4g} for {MOST_HIGH_STEPS}"
+            f" {HIGH_LOSS_FACTOR} times its running median of {losses.median:.4g} for {MAX_HIGH_LOSS_STEPS}"
             f" steps in a row, at a learning rate of {run.learning_rate:.2e}",
         )

@@ -15,7 +15,7 @@ class Heartbeat(Callback):
         self.run.context.stop.hold()
         if self.run.stopping():
             raise Preempted
-        self.run.lost_work.begin(step)
+        self.run.wasted_time.begin(step)
         self.run.watchdog.feed(step)
 
     @override

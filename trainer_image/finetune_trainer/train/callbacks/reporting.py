@@ -10,7 +10,7 @@ from finetune_trainer.contract.progress import Progress
 from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.progress import Interval
 from finetune_trainer.train.callbacks.state import Callback, RunState
-from finetune_trainer.train.preference.rewards import in_words
+from finetune_trainer.train.preference.rewards import describe_rewards
 from finetune_trainer.train.throughput import Throughput
 
 LOG_SECONDS: Final = 5.0
@@ -60,7 +60,7 @@ class Reporting(Callback):
             progress.total_steps,
             progress.epoch,
             progress.loss,
-            in_words(self._throughput.rewards),
+            describe_rewards(self._throughput.rewards),
             progress.learning_rate,
             progress.tokens_per_second,
             progress.eta_seconds,

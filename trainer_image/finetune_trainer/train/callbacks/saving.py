@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
-from finetune_trainer.train.states.weights import WholeWeights
+from finetune_trainer.train.states.weights import CollectedWeights
 
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
 """Training stands still for so long."""
@@ -52,7 +52,7 @@ class Saving(Callback):
         if stopping or last or early or due:
             self.save(step)
         if stopping:
-            self.run.lost_work.note()
+            self.run.wasted_time.flush()
             self.run.context.group.end_collectives()
             raise Preempted
         if early:
@@ -73,13 +73,13 @@ class Saving(Callback):
             self.run.states.save_best(step, weights.write)
         self.run.watchdog.feed(step)
 
-    def _write(self, step: int, weights: WholeWeights, write_state: Callable[[Path], None]) -> None:
+    def _write(self, step: int, weights: CollectedWeights, write_state: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
             weights.write_resume(folder)
             write_state(folder)
 
         began = time.monotonic()
         saved = self.run.states.save(step, self.run.ledger, fill)
-        self.run.lost_work.saved(step)
+        self.run.wasted_time.saved(step)
         self.run.metrics.saved()
         logger.info(SAVED, step, time.monotonic() - began, self.run.states.uri(saved))

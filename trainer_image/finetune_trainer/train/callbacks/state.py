@@ -8,14 +8,14 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.train.guards.watchdog import Watchdog
-from finetune_trainer.train.metrics import Metrics
-from finetune_trainer.train.protocol import Learner
-from finetune_trainer.train.states.attempts import LostWork
-from finetune_trainer.train.states.ledger import Ledger
-from finetune_trainer.train.states.resume import States
+from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
+from finetune_trainer.train.metrics import TrainingMetrics
+from finetune_trainer.train.protocol import TrainerProtocol
+from finetune_trainer.train.states.attempts import WastedTime
+from finetune_trainer.train.states.ledger import RunLedger
+from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import Weights
+from finetune_trainer.train.states.weights import TrainingWeights
 from finetune_trainer.train.throughput import StepFigures
 
 
@@ -31,14 +31,14 @@ class RunState:
     hyperparameters: Hyperparameters
     steps_per_epoch: int
     device: torch.device
-    trainer: Learner
-    weights: Weights
-    states: States
-    ledger: Ledger
+    trainer: TrainerProtocol
+    weights: TrainingWeights
+    states: ResumeStates
+    ledger: RunLedger
     retention: Retention
-    lost_work: LostWork
-    watchdog: Watchdog
-    metrics: Metrics
+    wasted_time: WastedTime
+    watchdog: StepWatchdog
+    metrics: TrainingMetrics
     learning_rate: float = field(init=False, default=0.0)
     """Of the last optimizer step."""
     figures: StepFigures = field(init=False)
@@ -47,7 +47,7 @@ class RunState:
     def alive(self, step: int) -> None:
         """A batch is done; `step` is the last optimizer step that is."""
         self.watchdog.feed(step)
-        self.lost_work.tick()
+        self.wasted_time.update()
 
     def stopping(self) -> bool:
         """Whether any process was asked to stop; then all of them stop after the same step. Collective."""

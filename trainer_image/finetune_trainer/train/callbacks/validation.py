@@ -10,7 +10,7 @@ from typing_extensions import override
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.saving import Saving
 from finetune_trainer.train.callbacks.state import Callback, RunState
-from finetune_trainer.train.preference.rewards import in_words
+from finetune_trainer.train.preference.rewards import describe_rewards
 from finetune_trainer.train.states.ledger import Best
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Validating(Callback):
             epoch,
             ledger.train_loss or 0,
             loss,
-            in_words(validation.rewards, "validation "),
+            describe_rewards(validation.rewards, "validation "),
         )
         if ledger.best is None or loss < ledger.best.validation_loss:
             self._saving.save_best(step)

@@ -28,14 +28,16 @@ logger = logging.getLogger(__name__)
 class OutOfMemory(Exception):
     """Memory ran out. `by_batch`: while batches were computed, so that smaller ones may fit."""
 
-    def __init__(self, message: str, longest_row_tokens: int, *, by_batch: bool) -> None:
+    def __init__(self, message: str, max_row_tokens: int, *, by_batch: bool) -> None:
         super().__init__(message)
-        self.longest_row_tokens = longest_row_tokens
+        self.max_row_tokens = max_row_tokens
         self.by_batch = by_batch
 
 
 @contextmanager
-def noticed(doing: str, device: torch.device, longest_row_tokens: int, *, by_batch: bool) -> Iterator[None]:
+def catch_out_of_memory(
+    activity: str, device: torch.device, max_row_tokens: int, *, by_batch: bool
+) -> Iterator[None]:
     """Raise OutOfMemory, with the figures of `device`, for each way in which memory runs out in the block."""
     try:
         yield
@@ -44,14 +46,14 @@ def noticed(doing: str, device: torch.device, longest_row_tokens: int, *, by_bat
             raise
         used, total = memory_use(device)
         raise OutOfMemory(
-            f"{doing} ran out of memory on {device}, with {used / GIBIBYTE:.2f} of {total / GIBIBYTE:.2f} GiB"
-            f" in use ({_first_line(error)})",
-            longest_row_tokens,
+            f"{activity} ran out of memory on {device}, with {used / GIBIBYTE:.2f} of"
+            f" {total / GIBIBYTE:.2f} GiB in use ({_first_line(error)})",
+            max_row_tokens,
             by_batch=by_batch,
         ) from error
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give back what an attempt that failed had taken; its exception must be gone."""
     gc.collect()
     if torch.cuda.is_available():
@@ -99,9 +101,9 @@ class BatchSplit(BaseModel):
         return BatchSplit(halvings=self.halvings + 1)
 
 
-def out_of_memory(error: OutOfMemory, used: Hyperparameters, method: MethodType) -> StageFailure:
+def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: MethodType) -> StageFailure:
     """The end of a run whose batches cannot be made smaller, or may not be."""
-    rows, longest = used.per_device_batch_size, error.longest_row_tokens
+    rows, longest = used.per_device_batch_size, error.max_row_tokens
     figures = (
         f"perDeviceBatchSize is {rows} and the longest row has {longest} tokens, so that a batch has up to"
         f" {rows * longest}"

@@ -34,12 +34,12 @@ MIXED: Final = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=tor
 """Gradients are summed in float32, as those of DDP and of one process are; accelerate would in bfloat16."""
 
 
-def is_divided(model: torch.nn.Module) -> bool:
+def is_fully_sharded(model: torch.nn.Module) -> bool:
     """Whether its weights are divided among processes."""
     return isinstance(model, FSDPModule)
 
 
-def gathered_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+def gather_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """All weights on rank 0, tied ones as one tensor; empty for the other processes. Collective."""
     state: dict[str, Any] = get_model_state_dict(model, options=GATHERED)
     return {name: state[first] for name, first in _first_names(model).items() if first in state}

@@ -10,7 +10,7 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 
-def blank(row: EncodedRow) -> EncodedRow:
+def blank_row(row: EncodedRow) -> EncodedRow:
     """A row of one token of which nothing is learned, for a process that has no row where others have one."""
     return EncodedRow(input_ids=row.input_ids[:1], labels=[IGNORE_INDEX])
 

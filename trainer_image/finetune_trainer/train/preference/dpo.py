@@ -9,10 +9,10 @@ from typing_extensions import override
 
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.rows import Columns
+from finetune_trainer.train.preference.trlrows import TRLRow
 
 
-class DPO(PreferenceTrainer, DPOTrainer):
+class DPOPreferenceTrainer(PreferenceTrainer, DPOTrainer):
     """Direct Preference Optimization (Rafailov et al., 2023)."""
 
     method = "DPO"
@@ -20,7 +20,7 @@ class DPO(PreferenceTrainer, DPOTrainer):
 
     @override
     @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[Columns]:
+    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
         return [
             {"prompt_ids": row.prompt, "chosen_ids": row.answer, "rejected_ids": row.rejected or []}
             for row in rows

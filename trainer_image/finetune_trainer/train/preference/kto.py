@@ -13,10 +13,10 @@ from finetune_trainer.contract.method import Preference
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.preference.rows import Columns
+from finetune_trainer.train.preference.trlrows import TRLRow
 
 
-class KTO(PreferenceTrainer, KTOTrainer):
+class KTOPreferenceTrainer(PreferenceTrainer, KTOTrainer):
     """Kahneman-Tversky Optimization (Ethayarajh et al., 2024)."""
 
     method = "KTO"
@@ -24,7 +24,7 @@ class KTO(PreferenceTrainer, KTOTrainer):
 
     @override
     @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[Columns]:
+    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
         """Prompt, answer and label, and an answer to another prompt, by which KTO estimates how far it moved.
 
         The other answer is that of the row before in the same batch, as in TRL, which therefore reads the

@@ -9,10 +9,10 @@ from typing_extensions import override
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.encode import IGNORE_INDEX
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.rows import Columns
+from finetune_trainer.train.preference.trlrows import TRLRow
 
 
-class ORPO(PreferenceTrainer, ORPOTrainer):
+class ORPOPreferenceTrainer(PreferenceTrainer, ORPOTrainer):
     """Odds Ratio Preference Optimization (Hong et al., 2024); needs no reference."""
 
     method = "ORPO"
@@ -20,7 +20,7 @@ class ORPO(PreferenceTrainer, ORPOTrainer):
 
     @override
     @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[Columns]:
+    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
         return [
             {
                 **_sequence("chosen", row.prompt, row.answer),
@@ -39,7 +39,7 @@ class ORPO(PreferenceTrainer, ORPOTrainer):
         return len(inputs["chosen_input_ids"])
 
 
-def _sequence(name: str, prompt: list[int], answer: list[int]) -> Columns:
+def _sequence(name: str, prompt: list[int], answer: list[int]) -> TRLRow:
     ids = [*prompt, *answer]
     return {
         f"{name}_input_ids": ids,

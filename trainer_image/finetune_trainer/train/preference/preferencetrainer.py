@@ -20,7 +20,7 @@ from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.preference.rows import Columns
+from finetune_trainer.train.preference.trlrows import TRLRow
 from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.throughput import StepFigures
 from finetune_trainer.train.trainer import StepSums, collect_state
@@ -39,7 +39,7 @@ class PreferenceTrainer(Trainer):
     _metrics: Any
 
     @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[Columns]:
+    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
         """What TRL's trainer takes. Where the rows are in another order, it is the same for the same seed."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ reference: beta times the mean log-likelihood of the answer's tokens.
 from pydantic import BaseModel
 
 
-def in_words(rewards: "RewardSums | None", of: str = "") -> str:
+def describe_rewards(rewards: "RewardSums | None", of: str = "") -> str:
     """For the log, behind a loss; empty without rewards."""
     if rewards is None:
         return ""

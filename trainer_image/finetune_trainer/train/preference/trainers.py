@@ -11,14 +11,16 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.train.preference.dpo import DPO
-from finetune_trainer.train.preference.kto import KTO
-from finetune_trainer.train.preference.orpo import ORPO
+from finetune_trainer.train.preference.dpo import DPOPreferenceTrainer
+from finetune_trainer.train.preference.kto import KTOPreferenceTrainer
+from finetune_trainer.train.preference.orpo import ORPOPreferenceTrainer
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.rows import TokenizedRows
-from finetune_trainer.train.trainer import arguments
+from finetune_trainer.train.preference.trlrows import TokenizedRows
+from finetune_trainer.train.trainer import training_arguments
 
-TRAINERS: Final[Mapping[MethodType, Any]] = {each.method: each for each in (DPO, KTO, ORPO)}
+TRAINERS: Final[Mapping[MethodType, Any]] = {
+    each.method: each for each in (DPOPreferenceTrainer, KTOPreferenceTrainer, ORPOPreferenceTrainer)
+}
 REFERENCE: Final = "ref"
 """Name under which TRL keeps a copy of the adapter that training begins from."""
 
@@ -38,7 +40,7 @@ def preference_trainer(
     columns = trainer_class.columns(rows, hyperparameters.per_device_batch_size, hyperparameters.seed)
     trainer: PreferenceTrainer = trainer_class(
         model=model,
-        args=arguments(
+        args=training_arguments(
             trainer_class.config_class,
             hyperparameters,
             model.device,

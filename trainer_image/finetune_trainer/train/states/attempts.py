@@ -1,9 +1,9 @@
 """The attempts at a run: how often it was started, how long it has trained, and what of that was lost.
 
 Kubernetes does not count pods that were disrupted, and starts them again for ever: a run that gets nowhere
-comes to an end by `Starts`. `LostWork` keeps in a small file in the run's folder how far training had come in
-seconds, and where the last states were on that way. The next pod begins at a state: what came after it is
-lost.
+comes to an end by `RestartBudget`. `WastedTime` keeps in a small file in the run's folder how far training
+had come in seconds, and where the last states were on that way. The next pod begins at a state: what came
+after it is lost.
 """
 
 import logging
@@ -18,9 +18,9 @@ from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
-MOST_WITHOUT_PROGRESS: Final = 3
+MAX_STARTS_WITHOUT_PROGRESS: Final = 3
 STARTS_FILE: Final = "starts.json"
-LOST_WORK_FILE: Final = "lostwork.json"
+WASTED_TIME_FILE: Final = "lostwork.json"
 INTERVAL_SECONDS: Final = 10.0
 """Between two writes; a pod that is killed may have lost as much more than is known of it."""
 REMEMBERED_STATES: Final = 4
@@ -29,7 +29,7 @@ REMEMBERED_STATES: Final = 4
 logger = logging.getLogger(__name__)
 
 
-class _StartsRecord(BaseModel):
+class _RestartRecord(BaseModel):
     total: int = 0
     without_progress: int = 0
     """Starts in a row from the same step, this one among them."""
@@ -38,13 +38,13 @@ class _StartsRecord(BaseModel):
     """How often batches were halved; with smaller ones a start is not the same once more."""
 
 
-class Starts:
+class RestartBudget:
     """The count in a run's folder; of several processes the leader counts."""
 
     def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
         self._group = group
-        self._record = _StartsRecord()
+        self._record = _RestartRecord()
 
     def begin(self, step: int, halvings: int = 0) -> int:
         """Count a start from `step` with batches halved so often; returns how many there were before.
@@ -53,7 +53,7 @@ class Starts:
         """
         return self._group.broadcast(self._count(step, halvings) if self._group.is_main_process else 0)
 
-    def forgive(self) -> None:
+    def refund(self) -> None:
         """Not count this start: the run was asked to stop. Raises StageFailure."""
         if self._group.is_main_process and self._record.without_progress:
             self._record.without_progress -= 1
@@ -62,8 +62,8 @@ class Starts:
     def _count(self, step: int, halvings: int) -> int:
         record = self._read()
         if (step, halvings) != (record.step, record.halvings):
-            record = _StartsRecord(total=record.total, step=step, halvings=halvings)
-        if record.without_progress >= MOST_WITHOUT_PROGRESS:
+            record = _RestartRecord(total=record.total, step=step, halvings=halvings)
+        if record.without_progress >= MAX_STARTS_WITHOUT_PROGRESS:
             raise StageFailure(
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
                 f"training was started {record.without_progress} times from step {step} and never reached the"
@@ -77,17 +77,17 @@ class Starts:
         self._write()
         return record.total - 1
 
-    def _read(self) -> _StartsRecord:
+    def _read(self) -> _RestartRecord:
         content = self._folder.read(STARTS_FILE)
         if content is None:
-            return _StartsRecord()
+            return _RestartRecord()
         try:
-            return _StartsRecord.model_validate_json(content)
+            return _RestartRecord.model_validate_json(content)
         except ValidationError as error:
             logger.warning(
                 "%s/%s is damaged, and counting begins anew: %s", self._folder.uri, STARTS_FILE, error
             )
-            return _StartsRecord()
+            return _RestartRecord()
 
     def _write(self) -> None:
         self._folder.write(STARTS_FILE, self._record.model_dump_json().encode())
@@ -101,7 +101,7 @@ class _TimeRecord(BaseModel):
     """What `seconds` was when the state after a step was saved."""
 
 
-class LostWork:
+class WastedTime:
     """The clock of one run; it stands still between pods. Of several processes the leader keeps it."""
 
     def __init__(
@@ -141,13 +141,13 @@ class LostWork:
         lost = record.lost_seconds + record.seconds - back
         self._record = _TimeRecord(seconds=back, lost_seconds=lost, saved=saved)
         self._seen_at = self._clock()
-        self.note()
+        self.flush()
 
-    def tick(self) -> None:
+    def update(self) -> None:
         """Training goes on; now and then that is written down."""
         self._count()
         if self._seen_at - self._written_at >= INTERVAL_SECONDS:
-            self.note()
+            self.flush()
 
     def saved(self, step: int) -> None:
         """The state after `step` is saved: nothing up to it will be lost; written down with the next tick."""
@@ -162,19 +162,19 @@ class LostWork:
 
     def _read(self) -> _TimeRecord:
         try:
-            content = self._folder.read(LOST_WORK_FILE)
+            content = self._folder.read(WASTED_TIME_FILE)
             return _TimeRecord() if content is None else _TimeRecord.model_validate_json(content)
         except (StageFailure, ValidationError) as error:
             logger.warning(
                 "%s/%s is not used, and lost time is counted anew: %s",
                 self._folder.uri,
-                LOST_WORK_FILE,
+                WASTED_TIME_FILE,
                 error,
             )
             return _TimeRecord()
 
-    def note(self) -> None:
+    def flush(self) -> None:
         """Write down how far training is."""
         self._written_at = self._seen_at
         if self._group.is_main_process:
-            self._folder.note(LOST_WORK_FILE, self._record.model_dump_json().encode())
+            self._folder.note(WASTED_TIME_FILE, self._record.model_dump_json().encode())

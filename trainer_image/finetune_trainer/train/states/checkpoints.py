@@ -7,17 +7,17 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.store import Store
-from finetune_trainer.train.states.ledger import Ledger
-from finetune_trainer.train.states.resume import States
+from finetune_trainer.train.states.ledger import RunLedger
+from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import WholeWeights
+from finetune_trainer.train.states.weights import CollectedWeights
 
 
 def publish_checkpoints(
     store: Store,
-    states: States,
-    ledger: Ledger,
-    weights: WholeWeights,
+    states: ResumeStates,
+    ledger: RunLedger,
+    weights: CollectedWeights,
     retention: Retention,
     *,
     step: int,

@@ -9,13 +9,13 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.states.losses import Curve, RecentLosses
+from finetune_trainer.train.states.losses import LossCurve, RecentLosses, StoredModel
 from finetune_trainer.train.states.retention import KeptStep, Retention
 from finetune_trainer.train.throughput import StepFigures
 
-OVERFIT_RISE: Final = 1.05
+OVERFIT_RISE_FACTOR: Final = 1.05
 """A validation loss above the lowest one times this has risen; less is the noise of few rows."""
-OVERFIT_LEAST_RISE: Final = 0.01
+OVERFIT_MIN_RISE: Final = 0.01
 """Nats a token that it must have risen by as well: near zero every change is a large part."""
 
 
@@ -59,15 +59,15 @@ class Best(BaseModel):
     reward_margin: float | None = None
 
 
-class Ledger(BaseModel):
+class RunLedger(StoredModel):
     """The run's own figures, exact to the last bit across restarts."""
 
     fingerprint: Fingerprint
     tokens: int = 0
     """Tokens read in training, padding not counted."""
-    epoch_nats: float = 0
+    epoch_loss_sum: float = Field(default=0, alias="epoch_nats")
     """Summed loss of the current epoch."""
-    epoch_labels: int = 0
+    epoch_label_tokens: int = Field(default=0, alias="epoch_labels")
     """Labelled tokens of the current epoch; rows, where the loss is one a row."""
     epoch_rewards: RewardSums | None = None
     """Of the current epoch; None where answers have no rewards."""
@@ -82,17 +82,17 @@ class Ledger(BaseModel):
     evaluated_step: int = 0
     """The step after which validation ran last."""
     best: Best | None = None
-    kept: list[KeptStep] = []
+    kept: list[KeptStep] = Field(default_factory=list)
     """In the order of their steps."""
     losses: RecentLosses = Field(default_factory=RecentLosses)
-    curve: Curve = Field(default_factory=Curve)
+    curve: LossCurve = Field(default_factory=LossCurve)
 
     def add_step(self, figures: StepFigures) -> None:
         """Count one optimizer step of all processes."""
         if figures.rewards is not None:
             self.epoch_rewards = (self.epoch_rewards or RewardSums()) + figures.rewards
-        self.epoch_nats += figures.loss_sum
-        self.epoch_labels += figures.labels
+        self.epoch_loss_sum += figures.loss_sum
+        self.epoch_label_tokens += figures.labels
         self.tokens += figures.tokens
         self.losses.add(figures.loss)
         self.curve.add_step(figures.loss_sum, figures.labels)
@@ -113,12 +113,12 @@ class Ledger(BaseModel):
         if self.best is None or self.validation_loss is None or self.train_loss is None:
             return False
         lowest = self.best.validation_loss
-        risen = self.validation_loss > max(lowest * OVERFIT_RISE, lowest + OVERFIT_LEAST_RISE)
+        risen = self.validation_loss > max(lowest * OVERFIT_RISE_FACTOR, lowest + OVERFIT_MIN_RISE)
         return risen and self.train_loss < self.best.train_loss
 
     def keep(self, step: int, epoch: float, retention: Retention) -> None:
         """The weights after the last step counted are kept."""
-        mean = self.epoch_nats / self.epoch_labels
+        mean = self.epoch_loss_sum / self.epoch_label_tokens
         self.kept = retention.held([*self.kept, KeptStep(step=step, epoch=epoch, train_loss=mean)])
 
     def end_validation(self, step: int, loss: float) -> None:
@@ -130,6 +130,6 @@ class Ledger(BaseModel):
 
     def end_epoch(self) -> None:
         """Turn the current epoch's sums into its mean."""
-        self.train_loss = self.epoch_nats / self.epoch_labels
+        self.train_loss = self.epoch_loss_sum / self.epoch_label_tokens
         self.train_rewards = self.epoch_rewards
-        self.epoch_nats, self.epoch_labels, self.epoch_rewards = 0.0, 0, None
+        self.epoch_loss_sum, self.epoch_label_tokens, self.epoch_rewards = 0.0, 0, None

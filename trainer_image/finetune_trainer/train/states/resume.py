@@ -22,7 +22,7 @@ from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, durable
 from finetune_trainer.store.failures import Mount, verify_files
-from finetune_trainer.train.states.ledger import Fingerprint, Ledger
+from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 
 STATE: Final = "state"
 NO_STEP: Final = -1
@@ -31,18 +31,18 @@ BEST: Final = "best"
 KEPT_STEPS: Final = "kept"
 PREFIX: Final = "step-"
 LEDGER: Final = "ledger.json"
-KEPT: Final = 2
+KEPT_STATES: Final = 2
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class State:
+class ResumeState:
     """Everything needed to go on after a step."""
 
     step: int
     folder: Path
-    ledger: Ledger
+    ledger: RunLedger
 
 
 class States:
@@ -56,13 +56,13 @@ class States:
     def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
         self._group = group
-        self._known: list[State] = []
+        self._known: list[ResumeState] = []
         """Valid states, the newest first."""
         if group.is_main_process:
             for parent in (STATE, BEST, KEPT_STEPS):
                 remove_unfinished(folder, parent, PREFIX)
 
-    def newest(self, fingerprint: Fingerprint) -> State | None:
+    def newest(self, fingerprint: Fingerprint) -> ResumeState | None:
         """The newest valid state; one that is not is logged and left out.
 
         The leader chooses it, and the others read the same.
@@ -72,7 +72,7 @@ class States:
         step = self._group.broadcast(state.step if state else NO_STEP)
         return state if self._group.is_main_process or step == NO_STEP else self._read_chosen(step)
 
-    def _read_chosen(self, step: int) -> State:
+    def _read_chosen(self, step: int) -> ResumeState:
         state = self._read(step)
         if state is None:
             raise StageFailure(
@@ -85,7 +85,7 @@ class States:
         self._known = [state]
         return state
 
-    def _choose(self, fingerprint: Fingerprint) -> State | None:
+    def _choose(self, fingerprint: Fingerprint) -> ResumeState | None:
         self._known = []
         for step in sorted(self._steps(STATE), reverse=True):
             state = self._read(step)
@@ -101,7 +101,7 @@ class States:
                 return state
         return None
 
-    def save(self, step: int, ledger: Ledger, fill: Callable[[Path], None]) -> State:
+    def save(self, step: int, ledger: RunLedger, fill: Callable[[Path], None]) -> ResumeState:
         """Save the state after `step`; older ones and weights that no kept state needs are removed.
 
         Raises StageFailure (STORE_UNAVAILABLE).
@@ -114,8 +114,8 @@ class States:
 
         name = _name(STATE, step)
         save_folder(self._folder, name, fill_with_ledger)
-        saved = State(step, self._folder.path / name, snapshot)
-        self._known = [saved, *(state for state in self._known if state.step != step)][:KEPT]
+        saved = ResumeState(step, self._folder.path / name, snapshot)
+        self._known = [saved, *(state for state in self._known if state.step != step)][:KEPT_STATES]
         self._forget()
         return saved
 
@@ -135,7 +135,7 @@ class States:
         """Where the best weights of a ledger are."""
         return self._folder.path / _name(BEST, step)
 
-    def uri(self, state: State) -> str:
+    def uri(self, state: ResumeState) -> str:
         """Where a state is kept, for messages."""
         return f"{self._folder.uri}/{_name(STATE, state.step)}"
 
@@ -145,7 +145,7 @@ class States:
             return "the base model"
         return f"step {self._known[0].step} in {self.uri(self._known[0])}"
 
-    def last_good(self, ledger: Ledger) -> str:
+    def last_good(self, ledger: RunLedger) -> str:
         """What a run that went wrong can be gone back to, for messages.
 
         The newest state that this process has read or saved while the loss was as usual; where there is none,
@@ -158,13 +158,13 @@ class States:
             return f"step {ledger.best.step} in {self._folder.uri}/{_name(BEST, ledger.best.step)}"
         return "the base model" if ledger.fingerprint.parent is None else "the Checkpoint it continues from"
 
-    def _read(self, step: int) -> State | None:
+    def _read(self, step: int) -> ResumeState | None:
         name = _name(STATE, step)
-        problem = problem_of(self._folder, name)
+        problem = find_problem(self._folder, name)
         folder = self._folder.path / name
         if problem is None:
             try:
-                ledger = Ledger.model_validate_json((folder / LEDGER).read_bytes())
+                ledger = RunLedger.model_validate_json((folder / LEDGER).read_bytes())
             except (OSError, ValidationError) as error:
                 problem = f"its {LEDGER} cannot be read: {error}"
             else:
@@ -172,13 +172,13 @@ class States:
         if problem is not None:
             logger.warning("resume state %s/%s is not used: %s", self._folder.uri, name, problem)
             return None
-        return State(step, folder, ledger)
+        return ResumeState(step, folder, ledger)
 
-    def _problem_of_weights(self, ledger: Ledger) -> str | None:
+    def _problem_of_weights(self, ledger: RunLedger) -> str | None:
         named = [_name(KEPT_STEPS, kept.step) for kept in ledger.kept]
         if ledger.best is not None:
             named.append(_name(BEST, ledger.best.step))
-        problems = (problem_of(self._folder, name) for name in named)
+        problems = (find_problem(self._folder, name) for name in named)
         return next((problem for problem in problems if problem is not None), None)
 
     def _forget(self) -> None:
@@ -228,7 +228,7 @@ def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> N
     folder.keep(name)
 
 
-def problem_of(run: RunFolder, name: str) -> str | None:
+def find_problem(run: RunFolder, name: str) -> str | None:
     """What is wrong with a saved folder, or None. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
     folder = run.load(name)
     # Also in a bucket, of which the pod has a copy, it is the store's content that is wrong.

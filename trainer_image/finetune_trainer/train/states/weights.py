@@ -16,7 +16,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
 from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.train.method import Trainable
-from finetune_trainer.train.parallel.fsdp import gathered_weights, is_divided
+from finetune_trainer.train.parallel.fsdp import gather_weights, is_fully_sharded
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -32,7 +32,7 @@ GENERATION_CONFIG: Final = "generation_config.json"
 CHAT_TEMPLATE: Final = "chat_template.jinja"
 
 
-class Weights:
+class TrainingWeights:
     """The weights of a model in training, on their way to disk."""
 
     def __init__(
@@ -43,15 +43,15 @@ class Weights:
         self._base = base
         self._tokenizer = tokenizer
 
-    def collect(self) -> "WholeWeights":
+    def collect(self) -> "CollectedWeights":
         """The weights as they are now, to be written by the leader at once; every process takes part."""
         if isinstance(self._model, PeftModel):
-            return WholeAdapter(self._model, self._base_model)
-        state = gathered_weights(self._model) if is_divided(self._model) else self._model.state_dict()
-        return WholeModel(self._model, state, self._base, self._tokenizer)
+            return CollectedAdapter(self._model, self._base_model)
+        state = gather_weights(self._model) if is_fully_sharded(self._model) else self._model.state_dict()
+        return CollectedModel(self._model, state, self._base, self._tokenizer)
 
 
-class WholeWeights(Protocol):
+class CollectedWeights(Protocol):
     """Weights that one process has all of."""
 
     @property
@@ -69,7 +69,7 @@ class WholeWeights(Protocol):
 
 
 @dataclass(frozen=True)
-class WholeAdapter:
+class CollectedAdapter:
     """Of an adapter; the same files for both purposes."""
 
     model: PeftModel
@@ -83,7 +83,7 @@ class WholeAdapter:
 
 
 @dataclass(frozen=True)
-class WholeModel:
+class CollectedModel:
     """All weights, in the order and by the names of the model's own state."""
 
     model: PreTrainedModel

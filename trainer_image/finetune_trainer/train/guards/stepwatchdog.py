@@ -19,13 +19,13 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime import termination
 
-LAST_WORDS_SECONDS: Final = 30
+SHUTDOWN_SECONDS: Final = 30
 """After these the process ends also where the log or the termination message is what hangs."""
 
 logger = logging.getLogger(__name__)
 
 
-class Watchdog:
+class StepWatchdog:
     """A thread that ends the process unless it is fed often enough; begins and ends with its block."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Watchdog:
         self._end()
 
     def _end(self) -> None:
-        faulthandler.dump_traceback_later(LAST_WORDS_SECONDS, exit=True)  # with code 1, which is INTERNAL
+        faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # with code 1, which is INTERNAL
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         message = (
             f"step {self._step + 1} hangs: no batch, validation batch or saved state was finished within"

@@ -6,14 +6,14 @@ from typing import Any, Self
 from datasets import Dataset
 from typing_extensions import override
 
-Columns = dict[str, Any]
+TRLRow = dict[str, Any]
 
 
 class TokenizedRows(Dataset):  # type: ignore[misc] # datasets has no types
     """Rows that TRL has nothing to prepare of: it tokenizes by `map` and `filter`, and these are tokens."""
 
     @classmethod
-    def of(cls, rows: Sequence[Columns]) -> Self:
+    def of(cls, rows: Sequence[TRLRow]) -> Self:
         """In memory; nothing is written to a cache."""
         made: Self = cls.from_list(list(rows))
         return made
