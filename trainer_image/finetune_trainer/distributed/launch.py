@@ -46,7 +46,7 @@ def launch(config: TrainConfig) -> int:
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
-    for ending in signals.ENDING:
+    for ending in signals.TERMINATION_SIGNALS:
         signal.signal(ending, hand_on)
     for local_rank in range(config.devices):
         process = subprocess.Popen(

@@ -45,7 +45,7 @@ class ResumeState:
     ledger: RunLedger
 
 
-class States:
+class ResumeStates:
     """The states in a run's folder, and the weights that their ledgers name.
 
     `state/step-N` has weights, optimizer, scheduler, random numbers and the ledger; `best/step-N` has the
