@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from finetune_operator.metrics.counters import Metrics as OperatorMetrics
-from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
-from finetune_operator.metrics.process import ProcessStateCollector
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.objectgauges import SERIES_LIMIT, ObjectStateCollector
+from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.metrics import ServingMetrics
 from finetune_trainer.train.metrics import TrainingMetrics

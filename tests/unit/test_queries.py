@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.counters import OperatorMetrics
 from hack.metrics_page import QUERIES, Family, families
 from tests.unit.test_alerts import ROOT, RULES, promtool
 
@@ -41,7 +41,9 @@ def all_families() -> Iterator[Family]:
 
 def names() -> set[str]:
     ours = {family.name + part for family in all_families() for part in PARTS.get(family.type, ("",))}
-    return ours | {sample.name for family in Metrics().registry.collect() for sample in family.samples}
+    return ours | {
+        sample.name for family in OperatorMetrics().registry.collect() for sample in family.samples
+    }
 
 
 def labels() -> set[str]:

@@ -26,7 +26,7 @@ PROMOTION_RESULTS: Final = ("promoted", "rejected", "gate_failed", "undecided")
 ROLLOUT_RESULTS: Final = ("succeeded", "failed", "rolled_back")
 
 
-class Metrics:
+class OperatorMetrics:
     """All metrics of the process, in a registry of its own.
 
     Attributes:

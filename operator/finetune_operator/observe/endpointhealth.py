@@ -17,7 +17,7 @@ VERSION: Final = re.compile(r"^v?([0-9]+(?:\.[0-9]+)+)(?![0-9A-Za-z])")
 Status = Literal["True", "False", "Unknown"]
 
 
-class Verdict(NamedTuple):
+class EndpointHealth(NamedTuple):
     """Whether a condition is so, and why."""
 
     status: Status
@@ -27,25 +27,25 @@ class Verdict(NamedTuple):
 
 def availability(
     endpoint: InferenceDeployment, revision: str, deployment: Manifest | None, trouble: ServingTrouble | None
-) -> Verdict:
+) -> EndpointHealth:
     """Whether at least one replica of the revision that serves is ready to answer."""
     replicas = endpoint.spec.replicas
     ready: int = (deployment or {}).get("status", {}).get("readyReplicas", 0)
     if not revision:
-        return Verdict("False", Reason.NO_REPLICA_READY, "no revision has served yet")
+        return EndpointHealth("False", Reason.NO_REPLICA_READY, "no revision has served yet")
     if ready:
-        return Verdict("True", Reason.AVAILABLE, f"revision {revision} has ready replicas")
+        return EndpointHealth("True", Reason.AVAILABLE, f"revision {revision} has ready replicas")
     if replicas == 0:
-        return Verdict(
+        return EndpointHealth(
             "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0: raise it to have requests answered"
         )
     why = trouble.message if trouble is not None else "its pods are starting, or fail their readiness probe"
-    return Verdict(
+    return EndpointHealth(
         "False", Reason.NO_REPLICA_READY, f"0 of {replicas} replicas of revision {revision} are ready: {why}"
     )
 
 
-def image_age(deployment: Manifest, floor: str) -> Verdict:
+def image_age(deployment: Manifest, floor: str) -> EndpointHealth:
     """Whether the engine's image has at least the version `floor`, by its tag."""
     image = _engine_image(deployment)
     version = _version(image.rpartition("/")[2].partition("@")[0].partition(":")[2])
@@ -55,40 +55,40 @@ def image_age(deployment: Manifest, floor: str) -> Verdict:
         " ComputeProfile names images.trainer, raise that first"
     )
     if version is None:
-        return Verdict(
+        return EndpointHealth(
             "Unknown",
             Reason.VERSION_UNKNOWN,
             f"revision {name} serves with image {image}, whose tag is not a version, so nothing tells whether"
             f" it is older than the security floor {floor}: if it is, {mend}",
         )
     if version < (_version(floor) or ()):
-        return Verdict(
+        return EndpointHealth(
             "False",
             Reason.BELOW_FLOOR,
             f"revision {name} serves with image {image}, older than the security floor {floor}: {mend}",
         )
-    return Verdict(
+    return EndpointHealth(
         "True", Reason.NOT_BELOW_FLOOR, f"image {image} is not older than the security floor {floor}"
     )
 
 
-def with_verdict(
+def with_health(
     conditions: tuple[Condition, ...],
     type_: ConditionType,
-    verdict: Verdict | None,
+    health: EndpointHealth | None,
     *,
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
-    """The conditions with this one as the verdict has it; without it where there is none."""
-    if verdict is None:
+    """The conditions with this one as the health has it; without it where there is none."""
+    if health is None:
         return without(conditions, type_)
     return with_condition(
         conditions,
         type_,
-        verdict.status,
-        verdict.reason,
-        verdict.message,
+        health.status,
+        health.reason,
+        health.message,
         generation=generation,
         now=now,
     )

@@ -4,8 +4,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator.observe import lostnodes, podfailures, podstarts
-from finetune_operator.observe.peers import called, current, nodes_of
-from finetune_operator.observe.pods import Trouble, has_ended, stage_of
+from finetune_operator.observe.peerpods import describe_pod, newest_per_index, nodes_of
+from finetune_operator.observe.podstatus import Trouble, has_ended, stage_of
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
@@ -16,20 +16,23 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
 
     Of a Job with several pods at once it is what keeps one of them: first what somebody has to act on.
     """
-    together, nodes = current(pods), nodes_of(job)
+    together, nodes = newest_per_index(pods), nodes_of(job)
     found = [(pod, _pod_trouble(job, pod, now)) for pod in together]
     troubles = [trouble for _, trouble in found if trouble is not None]
     if _lacks_a_pod(job, together):
-        troubles.append(podstarts.waiting(job, None, now))
+        troubles.append(podstarts.start_trouble(job, None, now))
     if not troubles:
         return None
     first = min(troubles, key=lambda trouble: (trouble.expected, trouble.reason == Reason.QUEUED))
-    later = min((each.look_again for each in troubles if each.look_again is not None), default=None)
+    later = min(
+        (each.recheck_after_seconds for each in troubles if each.recheck_after_seconds is not None),
+        default=None,
+    )
     if nodes > 1 and first.reason != Reason.QUEUED:
         running = sum(trouble is None and "running" in container_state(pod) for pod, trouble in found)
         share = f"{running} of {nodes} pods {'is' if running == 1 else 'are'} running"
         first = replace(first, message=f"{share}; {first.message}")
-    return replace(first, look_again=later)
+    return replace(first, recheck_after_seconds=later)
 
 
 def _lacks_a_pod(job: Manifest, together: list[Manifest]) -> bool:
@@ -41,19 +44,20 @@ def _lacks_a_pod(job: Manifest, together: list[Manifest]) -> bool:
 
 def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:
     state = container_state(pod)
-    silent = lostnodes.lost(pod, called(stage_of(job), pod), now)
+    silent = lostnodes.node_trouble(pod, describe_pod(stage_of(job), pod), now)
     if silent is not None:
         return silent
     if has_ended(pod) or "running" in state:
         return None
     if "terminated" in state:
-        return podfailures.held_open(pod, now)
-    return podstarts.waiting(job, pod, now)
+        return podfailures.sidecar_trouble(pod, now)
+    return podstarts.start_trouble(job, pod, now)
 
 
-def look_again(pods: list[Manifest], now: datetime) -> float | None:
+def recheck_after_seconds(pods: list[Manifest], now: datetime) -> float | None:
     """Seconds until `job_trouble` may find something that it does not find now, although nothing changes."""
     until = (
-        lostnodes.until_overdue(pod, now) or podfailures.until_held_open(pod, now) for pod in current(pods)
+        lostnodes.until_overdue(pod, now) or podfailures.until_sidecar_trouble(pod, now)
+        for pod in newest_per_index(pods)
     )
     return min((seconds for seconds in until if seconds is not None), default=None)

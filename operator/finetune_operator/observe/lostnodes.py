@@ -8,12 +8,12 @@ than none. Kubernetes cannot know whether a node is dead or only out of reach; a
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.observe.pods import Trouble, has_condition, has_ended
-from finetune_operator.observe.stagetimes import instant
+from finetune_operator.observe.podstatus import Trouble, has_condition, has_ended
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
-SILENCE: Final = timedelta(seconds=30)
+NODE_REPORT_TIMEOUT: Final = timedelta(seconds=30)
 """A node ends a pod at its deadline, by force if need be, and says so within seconds."""
 
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
@@ -21,7 +21,7 @@ OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecut
 not help: its Job makes no other one before the first one is declared failed."""
 
 
-def lost(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
+def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
     """What a pod's silent node means for who waits for the pod, or None where its node is not silent.
 
     Args:
@@ -34,7 +34,7 @@ def lost(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
         return None
     name, deadline = metadata["name"], metadata.get("deletionTimestamp")
     if deadline is not None:
-        if now - instant(deadline) < SILENCE:
+        if now - parse_time(deadline) < NODE_REPORT_TIMEOUT:
             return None
         return Trouble(
             Reason.NODE_LOST,
@@ -58,7 +58,7 @@ def until_overdue(pod: Manifest, now: datetime) -> float | None:
     deadline = pod["metadata"].get("deletionTimestamp")
     if deadline is None or has_ended(pod):
         return None
-    return max(0.0, (instant(deadline) + SILENCE - now).total_seconds()) + 1
+    return max(0.0, (parse_time(deadline) + NODE_REPORT_TIMEOUT - now).total_seconds()) + 1
 
 
 def _is_unheard_of(pod: Manifest) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Final
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.podtemplate import CONTAINER
-from finetune_operator.observe.peers import called, index_of
-from finetune_operator.observe.pods import (
+from finetune_operator.observe.peerpods import describe_pod, index_of
+from finetune_operator.observe.podstatus import (
     Trouble,
     condition,
     has_condition,
@@ -17,9 +17,9 @@ from finetune_operator.observe.pods import (
     init_statuses,
     quoted,
     stage_of,
-    trainer,
+    trainer_container,
 )
-from finetune_operator.observe.stagetimes import container_state, instant
+from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, StageRow
 from finetune_operator.status.reasons import Reason
@@ -34,7 +34,7 @@ DISRUPTIONS: Final = {
 }
 """Reasons of the condition DisruptionTarget: the cluster took the pod away."""
 
-CODES: Final = {
+EXIT_CODE_TEXTS: Final = {
     126: "its command cannot be run: check images.trainer of the ComputeProfile",
     127: "its command cannot be run: check images.trainer of the ComputeProfile",
     137: "it was killed, by its node or because it did not end within its grace period",
@@ -43,14 +43,14 @@ CODES: Final = {
 }
 """What the exit codes of processes that say nothing themselves stand for."""
 
-HELD_OPEN: Final = timedelta(seconds=60)
+SIDECAR_TIMEOUT: Final = timedelta(seconds=60)
 """An ordinary container that runs so long after the trainer has ended is not about to end."""
 
-OWN_LIMIT: Final = re.compile(r"exceeds the|exceeded its local ephemeral storage limit")
+POD_LIMIT_EXCEEDED: Final = re.compile(r"exceeds the|exceeded its local ephemeral storage limit")
 """What the kubelet says of a pod beyond a limit that was set on it; its node lacks nothing then."""
 
 
-def decisive(pods: Iterable[Manifest]) -> Manifest | None:
+def deciding_pod(pods: Iterable[Manifest]) -> Manifest | None:
     """Of a Job's pods, newest first, the one whose end decides what is said of the Job.
 
     That is the newest that has ended. Of several that work together it is one that failed by itself, before
@@ -75,12 +75,12 @@ def _has_failed(pod: Manifest) -> bool:
 
 
 def _created(pod: Manifest) -> datetime:
-    return instant(pod["metadata"]["creationTimestamp"])
+    return parse_time(pod["metadata"]["creationTimestamp"])
 
 
 def _ended(pod: Manifest) -> datetime:
     at = container_state(pod).get("terminated", {}).get("finishedAt")
-    return instant(at) if at else _created(pod)
+    return parse_time(at) if at else _created(pod)
 
 
 def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
@@ -93,7 +93,7 @@ def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
             f"the {stage} Job ran past an activeDeadlineSeconds that was set on it from outside:"
             " remove what sets it, and make a new object",
         )
-    pod = decisive(pods)
+    pod = deciding_pod(pods)
     trouble = _end(stage, pod) if pod is not None else None
     return trouble or Trouble(
         Reason.STAGE_FAILED,
@@ -122,7 +122,7 @@ def eviction_advice(pod: Manifest, stage: str) -> str:
     """
     said = pod["status"].get("message") or ""
     disk = _field(pod, stage, "ephemeralStorage")
-    if OWN_LIMIT.search(said):
+    if POD_LIMIT_EXCEEDED.search(said):
         # The operator sets no limit on a volume on disk.
         where = f": {disk}" if disk and "EmptyDir" not in said else ""
         return f"raise or remove that limit{where}"
@@ -134,30 +134,30 @@ def eviction_advice(pod: Manifest, stage: str) -> str:
     return "kubectl describe node shows what it lacks"
 
 
-def held_open(pod: Manifest, now: datetime) -> Trouble | None:
+def sidecar_trouble(pod: Manifest, now: datetime) -> Trouble | None:
     """An injected container that keeps a pod going after its trainer has ended; None: there is none."""
     holder = _holder(pod)
     if holder is None:
         return None
     name, since = holder
-    if now - since < HELD_OPEN:
+    if now - since < SIDECAR_TIMEOUT:
         return None
     metadata = pod["metadata"]
     return Trouble(
         Reason.POD_NOT_ENDING,
-        f"the trainer of {called(stage_of(pod), pod)} has ended, but container {name}, which the platform"
-        f" adds to the pod, still runs, so that nothing follows: make {name} a native sidecar (an init"
-        " container with restartPolicy Always), or have it end when the trainer does; then kubectl delete pod"
-        f" {metadata['name']} -n {metadata.get('namespace', '')}",
+        f"the trainer of {describe_pod(stage_of(pod), pod)} has ended, but container {name}, which the"
+        f" platform adds to the pod, still runs, so that nothing follows: make {name} a native sidecar (an"
+        " init container with restartPolicy Always), or have it end when the trainer does; then kubectl"
+        f" delete pod {metadata['name']} -n {metadata.get('namespace', '')}",
     )
 
 
-def until_held_open(pod: Manifest, now: datetime) -> float | None:
+def until_sidecar_trouble(pod: Manifest, now: datetime) -> float | None:
     """Seconds until a container that still runs beside an ended trainer is in the way; None: none does."""
     holder = _holder(pod)
     if holder is None:
         return None
-    return max(0.0, (holder[1] + HELD_OPEN - now).total_seconds()) + 1
+    return max(0.0, (holder[1] + SIDECAR_TIMEOUT - now).total_seconds()) + 1
 
 
 def _holder(pod: Manifest) -> tuple[str, datetime] | None:
@@ -167,7 +167,7 @@ def _holder(pod: Manifest) -> tuple[str, datetime] | None:
         return None
     for status in pod["status"]["containerStatuses"]:
         if status["name"] != CONTAINER and "running" in status.get("state", {}):
-            return status["name"], instant(ended_at)
+            return status["name"], parse_time(ended_at)
     return None
 
 
@@ -181,14 +181,14 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
     if status.get("reason") == "DeadlineExceeded":
         return Trouble(
             Reason.DEADLINE_EXCEEDED,
-            f"{called(stage, pod)} ran past an activeDeadlineSeconds that was set on it from outside:"
+            f"{describe_pod(stage, pod)} ran past an activeDeadlineSeconds that was set on it from outside:"
             " remove what sets it",
         )
     if ended.get("reason") in {"StartError", "ContainerCannotRun"}:
         return Trouble(
             Reason.POD_NOT_STARTING,
-            f"image {trainer(pod).get('image')} of {called(stage, pod)} cannot be run, check images.trainer"
-            f" of the ComputeProfile: {quoted(ended.get('message'))}",
+            f"image {trainer_container(pod).get('image')} of {describe_pod(stage, pod)} cannot be run, check"
+            f" images.trainer of the ComputeProfile: {quoted(ended.get('message'))}",
         )
     if ended.get("exitCode"):
         return _exit(stage, pod, ended)
@@ -197,10 +197,11 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
 
 def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
     code = ended["exitCode"]
-    said = quoted(ended.get("message")) or CODES.get(code) or "it left no message"
+    said = quoted(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
     return Trouble(
         Reason.STAGE_FAILED,
-        f"{called(stage, pod)} ended with exit code {code}: {said} (kubectl logs {pod['metadata']['name']})",
+        f"{describe_pod(stage, pod)} ended with exit code {code}: {said}"
+        f" (kubectl logs {pod['metadata']['name']})",
     )
 
 
@@ -226,7 +227,7 @@ def _refused(stage: str, pod: Manifest) -> Trouble | None:
         return None
     return Trouble(
         Reason.POD_NOT_STARTING,
-        f"node {pod['spec'].get('nodeName', '')} did not take {called(stage, pod)}. {status['reason']}:"
+        f"node {pod['spec'].get('nodeName', '')} did not take {describe_pod(stage, pod)}. {status['reason']}:"
         f" {quoted(status.get('message'))} (kubectl describe node shows what it has left)",
     )
 
@@ -234,12 +235,12 @@ def _refused(stage: str, pod: Manifest) -> Trouble | None:
 def _evicted(stage: str, pod: Manifest) -> Trouble:
     said = quoted(pod["status"].get("message"))
     return Trouble(
-        Reason.EVICTED, f"{called(stage, pod)} was evicted: {said} ({eviction_advice(pod, stage)})"
+        Reason.EVICTED, f"{describe_pod(stage, pod)} was evicted: {said} ({eviction_advice(pod, stage)})"
     )
 
 
 def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
-    limit = trainer(pod).get("resources", {}).get("limits", {}).get("memory", "unknown")
+    limit = trainer_container(pod).get("resources", {}).get("limits", {}).get("memory", "unknown")
     row = _row(stage)
     smaller = (
         ", or lower hyperparameters.perDeviceBatchSize or maxSequenceLength in a new FineTuneJob"
@@ -248,7 +249,7 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
     )
     return Trouble(
         Reason.OUT_OF_MEMORY,
-        f"{called(stage, pod)} was killed for using more memory than its limit of {limit}: raise"
+        f"{describe_pod(stage, pod)} was killed for using more memory than its limit of {limit}: raise"
         f" {_field(pod, stage, 'memory') or 'its memory limit'}{smaller}",
     )
 

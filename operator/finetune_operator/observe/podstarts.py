@@ -5,9 +5,16 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.peers import called, index_of, nodes_of
-from finetune_operator.observe.pods import Trouble, condition, init_statuses, quoted, stage_of, trainer
-from finetune_operator.observe.stagetimes import container_state, instant
+from finetune_operator.observe.peerpods import describe_pod, index_of, nodes_of
+from finetune_operator.observe.podstatus import (
+    Trouble,
+    condition,
+    init_statuses,
+    quoted,
+    stage_of,
+    trainer_container,
+)
+from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -24,17 +31,17 @@ IMAGE_REASONS: Final = frozenset(
         "SignatureValidationFailed",
     }
 )
-SLOW_START: Final = timedelta(seconds=120)
+MAX_START_TIME: Final = timedelta(seconds=120)
 """A scheduled pod that has not started by then is worth a look: usually a volume that cannot be mounted."""
-NO_POD: Final = timedelta(seconds=60)
+MAX_TIME_WITHOUT_POD: Final = timedelta(seconds=60)
 """A Job without a pod by then is usually refused by quota or admission; only its events say so."""
 
-MISSING: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', re.IGNORECASE)
+MISSING_OBJECT: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', re.IGNORECASE)
 
-COUNTED: Final = re.compile(r"\d+/\d+ (nodes are available:) (.*?)(?=\.( |$)|$)")
+NODE_COUNTS: Final = re.compile(r"\d+/\d+ (nodes are available:) (.*?)(?=\.( |$)|$)")
 """How the scheduler begins, and the reasons with their counts up to the end of the sentence."""
 
-UNSCHEDULABLE: Final = (
+SCHEDULING_ADVICE: Final = (
     (
         re.compile(r"Insufficient|Too many pods"),
         "it starts when the resources are free; if they never are, check devices and resources of {profile}",
@@ -50,13 +57,13 @@ UNSCHEDULABLE: Final = (
 """What the scheduler says, and what helps."""
 
 
-def waiting(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
+def start_trouble(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
     """Why this pod of the Job, or one that it does not have, is not running yet."""
     if pod is None:
         return _without_pod(job, now)
-    whose = called(stage_of(job), pod)
+    whose = describe_pod(stage_of(job), pod)
     troubles = [_init_trouble(pod, status) for status in init_statuses(pod)]
-    image = trainer(pod).get("image", "")
+    image = trainer_container(pod).get("image", "")
     troubles.append(container_trouble(pod, whose, image, container_state(pod).get("waiting", {})))
     trouble = next((trouble for trouble in troubles if trouble is not None), None)
     if trouble is not None:
@@ -90,7 +97,7 @@ def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, An
             f"image {image} of {whose} cannot be pulled: check its name and registry, and that the nodes may"
             f" pull it. {reason}: {said}",
         )
-    missing = MISSING.search(said)
+    missing = MISSING_OBJECT.search(said)
     if missing:
         # What the operator itself hands to its pods is optional: the stage says what it misses.
         kind = "Secret" if missing[1].lower() == "secret" else "ConfigMap"
@@ -124,20 +131,20 @@ def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:
 
 
 def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetime) -> Trouble:
-    since = now - instant(scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"])
+    since = now - parse_time(scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"])
     name = pod["metadata"]["name"]
-    if since >= SLOW_START:
+    if since >= MAX_START_TIME:
         return Trouble(
             Reason.POD_NOT_STARTING,
-            f"{called(stage, pod)} {name} has a node but has not started: a volume may not mount or the image"
-            f" may be large; kubectl describe pod {name} shows why",
+            f"{describe_pod(stage, pod)} {name} has a node but has not started: a volume may not mount or the"
+            f" image may be large; kubectl describe pod {name} shows why",
         )
-    left = (SLOW_START - since).total_seconds()
+    left = (MAX_START_TIME - since).total_seconds()
     return Trouble(
         Reason.QUEUED,
         _being_created(stage, several=index_of(pod) is not None),
         expected=True,
-        look_again=left + 1,
+        recheck_after_seconds=left + 1,
     )
 
 
@@ -145,8 +152,8 @@ def _without_pod(job: Manifest, now: datetime) -> Trouble:
     stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
     if job.get("spec", {}).get("suspend"):
         return Trouble(Reason.QUEUED, f"the {stage} Job waits in its queue for admission", expected=True)
-    age = now - instant(job["metadata"]["creationTimestamp"])
-    if age >= NO_POD and not job.get("status", {}).get("failed"):
+    age = now - parse_time(job["metadata"]["creationTimestamp"])
+    if age >= MAX_TIME_WITHOUT_POD and not job.get("status", {}).get("failed"):
         lacks = "has no pod" if nodes == 1 else "lacks a pod"
         return Trouble(
             Reason.POD_NOT_STARTING,
@@ -157,7 +164,7 @@ def _without_pod(job: Manifest, now: datetime) -> Trouble:
         Reason.QUEUED,
         _being_created(stage, several=nodes > 1),
         expected=True,
-        look_again=max(0.0, (NO_POD - age).total_seconds()) + 1,
+        recheck_after_seconds=max(0.0, (MAX_TIME_WITHOUT_POD - age).total_seconds()) + 1,
     )
 
 
@@ -167,17 +174,17 @@ def _unschedulable(pod: Manifest, whose: str, scheduled: dict[str, Any]) -> Trou
         return Trouble(Reason.QUEUED, f"{whose} waits for admission: {said}", expected=True)
     return Trouble(
         Reason.UNSCHEDULABLE,
-        f"no node can take {whose} yet: {steady(said)} ({scheduling_advice(pod, said)})",
+        f"no node can take {whose} yet: {without_node_counts(said)} ({scheduling_advice(pod, said)})",
         expected=True,
     )
 
 
-def steady(said: str) -> str:
+def without_node_counts(said: str) -> str:
     """The scheduler's words without its counts of nodes.
 
     These change with the cluster, and each change would be a status write for each pending run.
     """
-    return COUNTED.sub(lambda found: f"no {found[1]} {_without_counts(found[2])}", said)
+    return NODE_COUNTS.sub(lambda found: f"no {found[1]} {_without_counts(found[2])}", said)
 
 
 def _without_counts(reasons: str) -> str:
@@ -192,5 +199,5 @@ def scheduling_advice(pod: Manifest, said: str) -> str:
         "profile": f"ComputeProfile {profile}" if profile else "the ComputeProfile",
         "namespace": metadata.get("namespace", ""),
     }
-    advice = [text.format_map(names) for pattern, text in UNSCHEDULABLE if pattern.search(said)]
+    advice = [text.format_map(names) for pattern, text in SCHEDULING_ADVICE if pattern.search(said)]
     return "; ".join(advice) or f"kubectl describe pod {metadata['name']} shows more"

@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
-from finetune_operator.observe.lostnodes import lost
+from finetune_operator.observe.lostnodes import node_trouble
 from finetune_operator.observe.podfailures import eviction_advice
-from finetune_operator.observe.pods import condition, has_ended, quoted, statuses
-from finetune_operator.observe.podstarts import container_trouble, scheduling_advice, steady
+from finetune_operator.observe.podstarts import container_trouble, scheduling_advice, without_node_counts
+from finetune_operator.observe.podstatus import condition, container_statuses, has_ended, quoted
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -30,12 +30,12 @@ def is_replaced(pod: Manifest) -> bool:
 def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     """What keeps this pod from serving, or None where it serves or is still starting."""
     name = pod["metadata"]["name"]
-    silent = lost(pod, "pod", now)
+    silent = node_trouble(pod, "pod", now)
     if silent is not None:
         return ServingTrouble(silent.reason, silent.message)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
-        said = steady(quoted(scheduled.get("message")))
+        said = without_node_counts(quoted(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
             return ServingTrouble(Reason.QUEUED, f"pod {name} waits for admission: {said}")
         return ServingTrouble(
@@ -43,7 +43,7 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
         )
     if pod.get("status", {}).get("phase") == "Failed" and pod["status"].get("reason"):
         return _taken(pod)
-    troubles = (_trouble_of(pod, status) for status in statuses(pod))
+    troubles = (_trouble_of(pod, status) for status in container_statuses(pod))
     return next((trouble for trouble in troubles if trouble is not None), None)
 
 

@@ -12,7 +12,7 @@ from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import Stage
 
 
-def instant(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """A timestamp of the API server."""
     return datetime.fromisoformat(text)
 
@@ -34,10 +34,10 @@ def _span(pod: Manifest, now: datetime) -> tuple[datetime, datetime] | None:
     if started is None:
         return None
     finished = ended.get("finishedAt")
-    return instant(started), instant(finished) if finished else now
+    return parse_time(started), parse_time(finished) if finished else now
 
 
-def measure(
+def stage_usage(
     previous: StageUsage | None, stage: Stage, job: Manifest, pods: Iterable[Manifest], now: datetime
 ) -> StageUsage | None:
     """What the stage has used until now, in seconds; None as long as no container of it has started.
@@ -56,7 +56,7 @@ def measure(
     def after(start: datetime, end: datetime) -> float:
         return max(0.0, (end - (max(start, until) if until else start)).total_seconds())
 
-    queued = after(instant(job["metadata"]["creationTimestamp"]), min(start for start, _ in spans))
+    queued = after(parse_time(job["metadata"]["creationTimestamp"]), min(start for start, _ in spans))
     held = sum(after(start, end) for start, end in spans)
     labels = job["metadata"].get("labels", {})
     devices = int(labels.get(DEVICES, "0"))
@@ -81,7 +81,7 @@ def _apart(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datet
     return apart
 
 
-def finished(usage: StageUsage | None, stage: Stage) -> StageStatus:
+def finished_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
     """The entry of a finished stage; without times where its pods had gone before anybody looked."""
     if usage is None or usage.name != stage:
         return StageStatus(name=stage)
@@ -101,7 +101,7 @@ class Price(Model):
     currency: str | None = None
 
 
-def charged(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
+def with_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
     """The cost with so many more device seconds.
 
     Device time of a profile with another currency, or without a price, is in `deviceSeconds` and not in

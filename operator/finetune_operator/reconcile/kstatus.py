@@ -49,7 +49,7 @@ DONE_PHASES: Final[Mapping[str, str]] = {"FineTuneJob": "Succeeded", "Dataset": 
 
 
 @dataclass(frozen=True, slots=True)
-class Settled(Generic[S]):
+class PassResult(Generic[S]):
     """What the end of a pass makes of an object."""
 
     status: S
@@ -62,14 +62,14 @@ class Settled(Generic[S]):
         return conditions.status_manifest(self.status)
 
 
-def settle(
+def finish_pass(
     resource: Reconciled,
     status: S,
     halt: Halt,
     now: datetime,
     *,
     announce_failure: EventReason | None = None,
-) -> Settled[S]:
+) -> PassResult[S]:
     """The status with the state that `halt` stands for, and the event that announces it.
 
     Args:
@@ -88,18 +88,18 @@ def settle(
     before = None if type_ is None else conditions.find(resource.status.conditions, type_)
     is_new = before is None or before.reason != halt.reason
     event = _event(halt, announce_failure) if is_new else None
-    return Settled(
+    return PassResult(
         cast("S", status.model_copy(update=update)),
         () if event is None else (event,),
         halt.requeue_after if isinstance(halt, Working | Blocked) else None,
     )
 
 
-def block(resource: Resource, reason: str, message: str, now: datetime) -> Settled[Any]:
+def block(resource: Resource, reason: str, message: str, now: datetime) -> PassResult[Any]:
     """An object of any kind that waits until somebody acts, and is otherwise as it was."""
     if not isinstance(resource, Reconciled):
         raise TypeError(f"{type(resource).__name__} has no status")
-    return settle(resource, resource.status, Blocked(reason, message), now)
+    return finish_pass(resource, resource.status, Blocked(reason, message), now)
 
 
 def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:

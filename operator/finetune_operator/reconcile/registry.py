@@ -20,7 +20,7 @@ from finetune_operator.reconcile.finetunejob import reconciler as finetunejob
 from finetune_operator.reconcile.inferencedeployment import reconciler as inferencedeployment
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.records import cleanup
+from finetune_operator.reconcile.records import deletion
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")
@@ -61,8 +61,8 @@ def _checked(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[
 RECONCILERS: Final[Mapping[str, Reconciler]] = {
     "FineTuneJob": _of(FineTuneJob, finetunejob.reconcile, finetunejob.needs),
     "Dataset": _of(Dataset, dataset.reconcile, dataset.needs),
-    "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile, cleanup.needs),
-    "Checkpoint": _of(Checkpoint, checkpoint.reconcile, cleanup.needs),
+    "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile, deletion.needs),
+    "Checkpoint": _of(Checkpoint, checkpoint.reconcile, deletion.needs),
     "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.reconcile, inferencedeployment.needs),
     "ComputeProfile": _of(ComputeProfile, computeprofile.reconcile),
 }

@@ -17,8 +17,8 @@ from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.manifests.peerservice import KEY_BYTES
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.metrics.transitions import record_transition
+from finetune_operator.metrics.changes import record_transition
+from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.secondaries import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
@@ -58,7 +58,7 @@ class Controller:
         events: EventRecorder,
         lookups: Lookups,
         board: ProgressBoard,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         facts: Callable[[], OperatorFacts],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,8 +120,8 @@ class Controller:
         """What to do; what a newer release has written into the status stays there."""
         unknown = [path for path in self._reader.unknown(key) if path.startswith("spec.")]
         if unknown and resource.metadata.deletion_timestamp is None:
-            settled = block(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now)
-            plan = Plan(status=settled.manifest, events=settled.events)
+            result = block(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now)
+            plan = Plan(status=result.manifest, events=result.events)
         else:
             plan = RECONCILERS[key.kind].reconcile(resource, snapshot)
         if plan.status is None:
@@ -178,14 +178,14 @@ class Controller:
         self, primary: Manifest, resource: Resource, reason: Reason, message: str, now: datetime
     ) -> None:
         """Write to the object what stands in its way; a status that cannot be written must not hide that."""
-        settled = block(resource, reason, message, now)
-        status = self._with_unknown(primary, resource, settled.manifest)
+        result = block(resource, reason, message, now)
+        status = self._with_unknown(primary, resource, result.manifest)
         try:
             after = await self._executor.write_status(primary, status)
         except (Conflict, Rejected) as error:
             logger.warning("%s of %s: %s", message, primary["metadata"]["name"], error)
             return
-        for event in settled.events:
+        for event in result.events:
             await self._events.record(after, event)
 
     def _known_service_accounts(self, namespace: str) -> frozenset[str]:

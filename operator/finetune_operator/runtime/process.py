@@ -20,10 +20,10 @@ from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, WATCHED
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.metrics.objects import ObjectStateCollector
-from finetune_operator.metrics.process import ProcessStateCollector
-from finetune_operator.metrics.transitions import record_pod_end
+from finetune_operator.metrics.changes import record_pod_end
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.objectgauges import ObjectStateCollector
+from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
@@ -57,7 +57,7 @@ class Process:
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
         self._is_restoring = False
-        self._metrics = Metrics()
+        self._metrics = OperatorMetrics()
         self._caches = Caches()
         self._lease = LeaseThread(
             lambda: KubernetesClient(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),

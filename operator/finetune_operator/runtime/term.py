@@ -15,8 +15,8 @@ from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.manifests.labels import OPERATOR, STAGE
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.metrics.retention import SeriesRetention
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.seriesretention import SeriesRetention
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
@@ -53,7 +53,7 @@ class Term:
         queue: WorkQueue[Key],
         board: ProgressBoard,
         endpoint: ReportEndpoint,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         stamp: Stamp,
     ) -> None:
         self._settings = settings

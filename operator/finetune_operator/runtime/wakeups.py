@@ -7,7 +7,7 @@ from functools import partial
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.scheduling.relations import concerned_by_champion, related
+from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches, key_of
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 
@@ -64,7 +64,7 @@ class Wakeups:
 
     def _champion_changed(self, namespace: str, model: str) -> None:
         if self._active():
-            for key in concerned_by_champion(namespace, model, self._reader):
+            for key in affected_by_champion(namespace, model, self._reader):
                 self.add(key)
 
     def _queue_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:

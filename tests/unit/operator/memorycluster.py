@@ -11,7 +11,7 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.manifests.peerservice import KEY_BYTES
-from finetune_operator.observe.peers import INDEX
+from finetune_operator.observe.peerpods import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.secondaries import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot

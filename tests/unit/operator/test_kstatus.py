@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.kstatus import Reconciled, Settled, block, settle
+from finetune_operator.reconcile.kstatus import PassResult, Reconciled, block, finish_pass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import EventReason, Reason
@@ -61,12 +61,12 @@ TRAINED = condition("Trained", "Succeeded")
 PROMOTED = condition("Ready", "Promoted")
 
 
-def after(before: Reconciled, halt: Halt, **options: Any) -> Settled[Any]:
-    return settle(before, before.status, halt, LATER, **options)
+def after(before: Reconciled, halt: Halt, **options: Any) -> PassResult[Any]:
+    return finish_pass(before, before.status, halt, LATER, **options)
 
 
-def told(settled: Settled[Any]) -> list[str]:
-    return [f"{event.type} {event.reason}: {event.message}" for event in settled.events]
+def told(result: PassResult[Any]) -> list[str]:
+    return [f"{event.type} {event.reason}: {event.message}" for event in result.events]
 
 
 @pytest.mark.parametrize("kind", KINDS_BY_NAME)
@@ -82,13 +82,13 @@ def test_every_kind_is_in_exactly_one_state(
         observedGeneration=2,
         conditions=[condition(other, "NameConflict"), TRAINED],
     )
-    settled = after(before, halt)
-    status = settled.manifest
+    result = after(before, halt)
+    status = result.manifest
     assert {each["type"] for each in status["conditions"]} == {type_, "Trained"}
     assert status["conditions"][-1]["reason"] == halt.reason
     assert status["observedGeneration"] == 3
     assert status.get("phase") == dict(zip(("FineTuneJob", "Dataset"), phases, strict=True)).get(kind)
-    assert settled.requeue_after == requeue_after
+    assert result.requeue_after == requeue_after
 
 
 @pytest.mark.parametrize("kind", KINDS_BY_NAME)
@@ -132,8 +132,8 @@ def test_a_suspension_is_announced_once_and_work_is_not() -> None:
 @pytest.mark.parametrize("halt", [WORKING, BLOCKED, FAILED, SUSPENDED])
 def test_a_finished_run_keeps_its_verdict_whatever_its_later_passes_meet(halt: Halt) -> None:
     before = resource("FineTuneJob", observedGeneration=1, phase="Succeeded", conditions=[PROMOTED])
-    settled = after(before, halt)
-    assert settled.status == before.status.model_copy(update={"observed_generation": 3})
+    result = after(before, halt)
+    assert result.status == before.status.model_copy(update={"observed_generation": 3})
 
 
 def test_a_finished_run_announces_a_block_in_every_pass_since_no_condition_remembers_it() -> None:
@@ -159,12 +159,12 @@ def test_a_refusal_of_the_api_server_blocks_and_keeps_the_rest_of_the_status() -
     before = resource(
         "FineTuneJob", observedGeneration=1, phase="Training", resolved={"store": "pvc://artifacts"}
     )
-    settled = block(before, Reason.QUOTA_EXCEEDED, "raise the quota", NOW)
-    status = settled.manifest
+    result = block(before, Reason.QUOTA_EXCEEDED, "raise the quota", NOW)
+    status = result.manifest
     assert status["resolved"] == {"store": "pvc://artifacts"}
     assert (status["observedGeneration"], status["phase"]) == (3, "Blocked")
     assert [each["type"] for each in status["conditions"]] == ["Reconciling"]
-    assert told(settled) == ["Warning Blocked: raise the quota"]
+    assert told(result) == ["Warning Blocked: raise the quota"]
 
 
 def test_what_is_no_object_of_ours_has_no_state() -> None:

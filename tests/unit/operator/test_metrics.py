@@ -10,9 +10,9 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 import finetune_operator
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.metrics.objects import SERIES_LIMIT, ObjectStateCollector
-from finetune_operator.metrics.process import ProcessStateCollector
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.objectgauges import SERIES_LIMIT, ObjectStateCollector
+from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.plan import Manifest
 
 ROOT = Path(__file__).parents[3]
@@ -265,7 +265,7 @@ def test_the_version_shown_is_that_of_the_project_and_of_the_chart() -> None:
 
 
 def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
 
     def series() -> int:
         return sum(len(metric.samples) for metric in metrics.registry.collect())
@@ -279,7 +279,7 @@ def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says()
 
 
 def test_gone_and_conflict_are_no_errors() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     for result in ("ok", "gone", "conflict", "rejected"):
         metrics.reconciled("FineTuneJob", 0.1, result)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.observe.lostnodes import SILENCE, lost, until_overdue
+from finetune_operator.observe.lostnodes import NODE_REPORT_TIMEOUT, node_trouble, until_overdue
 from finetune_operator.observe.podfailures import disruption, failure
-from finetune_operator.observe.podstarts import steady, waiting
+from finetune_operator.observe.podstarts import start_trouble, without_node_counts
 from finetune_operator.observe.servingpods import is_replaced, serving_trouble
 from finetune_operator.plan import Manifest
 
@@ -194,7 +194,7 @@ STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
 def test_a_pod_that_does_not_start_says_why_and_what_to_do(
     pod: Manifest, reason: str, parts: list[str]
 ) -> None:
-    trouble = waiting(job(), pod, NOW)
+    trouble = start_trouble(job(), pod, NOW)
     assert trouble.reason == reason
     assert trouble.expected == (reason in {"Queued", "Unschedulable"})
     for part in parts:
@@ -356,9 +356,11 @@ RUNNING = {"phase": "Running", **trainer(running={"startedAt": STAMP})}
 
 def test_a_terminating_pod_is_lost_with_its_node_half_a_minute_after_its_deadline() -> None:
     terminating = pod(deletion=STAMP, **RUNNING)
-    assert lost(terminating, "the train pod", NOW + SILENCE - timedelta(seconds=1)) is None
-    assert until_overdue(terminating, NOW) == SILENCE.total_seconds() + 1
-    trouble = lost(terminating, "the train pod", NOW + SILENCE)
+    assert (
+        node_trouble(terminating, "the train pod", NOW + NODE_REPORT_TIMEOUT - timedelta(seconds=1)) is None
+    )
+    assert until_overdue(terminating, NOW) == NODE_REPORT_TIMEOUT.total_seconds() + 1
+    trouble = node_trouble(terminating, "the train pod", NOW + NODE_REPORT_TIMEOUT)
     assert trouble is not None
     assert trouble.reason == "NodeLost"
     for step in (
@@ -371,14 +373,14 @@ def test_a_terminating_pod_is_lost_with_its_node_half_a_minute_after_its_deadlin
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_pod_whose_end_the_node_has_confirmed_is_not_lost_however_long_it_stays(phase: str) -> None:
     confirmed = pod(deletion=STAMP, phase=phase)
-    assert lost(confirmed, "the train pod", NOW + timedelta(days=1)) is None
+    assert node_trouble(confirmed, "the train pod", NOW + timedelta(days=1)) is None
     assert until_overdue(confirmed, NOW) is None
 
 
 def test_a_pod_that_never_had_a_node_is_not_lost() -> None:
     gated = pod(deletion=STAMP)
     del gated["spec"]["nodeName"]
-    assert lost(gated, "the train pod", NOW + timedelta(days=1)) is None
+    assert node_trouble(gated, "the train pod", NOW + timedelta(days=1)) is None
 
 
 UNHEARD_OF = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
@@ -386,7 +388,7 @@ UNHEARD_OF = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", 
 
 @pytest.mark.parametrize("status", [{**RUNNING, "conditions": UNHEARD_OF}, {"phase": "Unknown"}])
 def test_a_pod_on_a_node_that_does_not_answer_is_lost_for_now(status: dict[str, Any]) -> None:
-    trouble = lost(pod(**status), "the train pod", NOW)
+    trouble = node_trouble(pod(**status), "the train pod", NOW)
     assert trouble is not None
     assert trouble.reason == "NodeLost"
     assert "kubectl describe node node-1" in trouble.message
@@ -395,7 +397,7 @@ def test_a_pod_on_a_node_that_does_not_answer_is_lost_for_now(status: dict[str, 
 def test_a_readiness_gate_that_is_not_open_is_no_lost_node() -> None:
     gated = pod(**RUNNING, conditions=UNHEARD_OF)
     gated["spec"]["readinessGates"] = [{"conditionType": "example.com/gate"}]
-    assert lost(gated, "the train pod", NOW) is None
+    assert node_trouble(gated, "the train pod", NOW) is None
 
 
 def engine(**state: Any) -> dict[str, Any]:
@@ -490,11 +492,13 @@ def test_the_schedulers_counts_are_left_out_so_that_their_changes_cause_no_write
         "0/12 nodes are available: {} Insufficient nvidia.com/gpu, {} node(s) had untolerated taint {{a}}."
         " preemption: 0/12 nodes are available: {} No preemption victims found for incoming pod."
     )
-    texts = {steady(said.format(*counts)) for counts in ((5, 7, 12), (7, 5, 11), (10, 2, 12))}
+    texts = {without_node_counts(said.format(*counts)) for counts in ((5, 7, 12), (7, 5, 11), (10, 2, 12))}
     (text,) = texts
     assert text == (
         "no nodes are available: Insufficient nvidia.com/gpu, node(s) had untolerated taint {a}."
         " preemption: no nodes are available: No preemption victims found for incoming pod."
     )
-    assert steady("0/2 nodes are available: 2 X, 1 B") == steady("0/3 nodes are available: 1 B, 2 X")
-    assert steady("Mercury is in retrograde. 1 of 2.") == "Mercury is in retrograde. 1 of 2."
+    assert without_node_counts("0/2 nodes are available: 2 X, 1 B") == without_node_counts(
+        "0/3 nodes are available: 1 B, 2 X"
+    )
+    assert without_node_counts("Mercury is in retrograde. 1 of 2.") == "Mercury is in retrograde. 1 of 2."

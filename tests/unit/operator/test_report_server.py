@@ -11,7 +11,7 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
-from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.report import certificate
 from finetune_operator.report.authorizer import (
     REVIEW_BURST,
@@ -34,7 +34,7 @@ class Endpoint:
         unreachable = Configuration()
         unreachable.host = "https://127.0.0.1:1"
         self.cluster = KubernetesClient(unreachable, ResourceTypes(), "test")
-        self.metrics = Metrics()
+        self.metrics = OperatorMetrics()
         board = ProgressBoard(lambda _key, _delay: None)
         self.server = ReportServer(
             Authorizer(self.cluster, Caches().by_kind), board, lambda: self.active, self.metrics.reported

@@ -21,7 +21,7 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
     State,
     transition,
 )
-from finetune_operator.reconcile.inferencedeployment.view import View, state_of
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView, state_of
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from finetune_operator.reconcile.inputs.secondaries import no_children
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -141,7 +141,7 @@ SAYS: Final = {
 }
 
 
-def view(recorded: str, tried: str, routed: str) -> View:
+def view(recorded: str, tried: str, routed: str) -> EndpointView:
     """What a pass sees of an endpoint whose Service selects `routed`: wanted, or another revision."""
     checkpoints = CheckpointIndex([checkpoint("first", "1")])
     snapshot = Snapshot(now=NOW, facts=FACTS, checkpoints=checkpoints, profiles={"standard": profile()})
@@ -153,7 +153,7 @@ def view(recorded: str, tried: str, routed: str) -> View:
     services = {"desk": {"metadata": {"name": "desk"}, "spec": {"selector": selector}}}
     entry = {"name": wanted.name, "state": recorded, "specHash": tried}
     snapshot = replace(snapshot, children={**no_children(), SERVICE: services})
-    return View(endpoint({"revisions": [entry]}), snapshot, targets, wanted)
+    return EndpointView(endpoint({"revisions": [entry]}), snapshot, targets, wanted)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.worker import ReconcileWorkers
-from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
@@ -80,7 +80,7 @@ class Scene:
             events=events,
             lookups=Lookups(self.cluster),
             board=ProgressBoard(lambda _key, _seconds: None),
-            metrics=Metrics(),
+            metrics=OperatorMetrics(),
             facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
         )
 

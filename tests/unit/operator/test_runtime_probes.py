@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.watches import Watches
-from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.runtime.probes import MAX_WATCH_SILENCE_SECONDS, ProbeServer
 from tools.cluster.ports import free_port
 
@@ -20,7 +20,7 @@ class Probed:
     def __init__(self, outdated: Callable[[], tuple[str, ...] | None] = lambda: ()) -> None:
         self.now = 0.0
         self.watches = Watches(lambda: self.now)
-        self.server = ProbeServer(self.watches, Metrics().registry, outdated)
+        self.server = ProbeServer(self.watches, OperatorMetrics().registry, outdated)
         self.port = free_port()
 
     async def get(self, path: str) -> httpx.Response:

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.scheduling.relations import concerned_by_champion, related
+from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
@@ -97,7 +97,7 @@ def test_another_champion_concerns_followers_unfinished_runs_and_what_is_approve
     rival_of(cluster, "of-an-ended-run")
     rival_of(cluster, "approved", approval={"state": "Approved"})
     rival_of(cluster, "promoted")["status"] = {"promotedAt": "2030-01-01T00:00:00Z"}
-    keys = concerned_by_champion(NAMESPACE, "ticket-routing", cluster.reader())
+    keys = affected_by_champion(NAMESPACE, "ticket-routing", cluster.reader())
     assert {(key.kind, key.name) for key in keys} == {
         ("FineTuneJob", JOB),
         ("Checkpoint", CHECKPOINT),
@@ -106,7 +106,7 @@ def test_another_champion_concerns_followers_unfinished_runs_and_what_is_approve
     }
     cluster.succeed("evaluate", evaluated())
     cluster.settle()
-    after = concerned_by_champion(NAMESPACE, "ticket-routing", cluster.reader())
+    after = affected_by_champion(NAMESPACE, "ticket-routing", cluster.reader())
     assert after == {Key("InferenceDeployment", NAMESPACE, "follower")}
 
 

@@ -10,7 +10,7 @@ from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageUsage
-from finetune_operator.observe.stagetimes import Price, charged, finished, measure
+from finetune_operator.observe.stagetimes import Price, finished_stage, stage_usage, with_cost
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
 from finetune_operator.status.reserved import not_implemented
@@ -42,7 +42,7 @@ def pod(started: int, ended: int | None = None) -> Manifest:
 
 
 def test_queued_is_until_the_first_container_starts_and_seconds_count_every_pod() -> None:
-    usage = measure(None, "train", job(), [pod(5, 25), pod(40, 60)], second(70))
+    usage = stage_usage(None, "train", job(), [pod(5, 25), pod(40, 60)], second(70))
     assert usage is not None
     assert (usage.queued_seconds, usage.seconds, usage.device_seconds) == (5, 40, 80)
 
@@ -50,16 +50,16 @@ def test_queued_is_until_the_first_container_starts_and_seconds_count_every_pod(
 def test_looking_twice_counts_once() -> None:
     usage: StageUsage | None = None
     for now in (10, 20, 20, 35):
-        usage = measure(usage, "train", job(), [pod(5)], second(now))
-    usage = measure(usage, "train", job(), [pod(5, 45)], second(50))
-    assert usage == measure(usage, "train", job(), [pod(5, 45)], second(99))
+        usage = stage_usage(usage, "train", job(), [pod(5)], second(now))
+    usage = stage_usage(usage, "train", job(), [pod(5, 45)], second(50))
+    assert usage == stage_usage(usage, "train", job(), [pod(5, 45)], second(99))
     assert usage is not None
     assert (usage.queued_seconds, usage.seconds) == (5, 40)
 
 
 def test_what_was_counted_of_a_pod_stays_when_the_pod_is_gone() -> None:
-    usage = measure(None, "train", job(), [pod(5)], second(25))
-    usage = measure(usage, "train", job(created=100), [pod(110, 120)], second(120))
+    usage = stage_usage(None, "train", job(), [pod(5)], second(25))
+    usage = stage_usage(usage, "train", job(created=100), [pod(110, 120)], second(120))
     assert usage is not None
     assert (usage.queued_seconds, usage.seconds, usage.device_seconds) == (15, 30, 60)
 
@@ -67,18 +67,18 @@ def test_what_was_counted_of_a_pod_stays_when_the_pod_is_gone() -> None:
 def test_a_stage_whose_container_never_started_has_used_nothing() -> None:
     waiting = {"waiting": {"reason": "x"}}
     pending: Manifest = {"status": {"containerStatuses": [{"name": "trainer", "state": waiting}]}}
-    assert measure(None, "train", job(), [pending, {}], second(70)) is None
-    assert finished(None, "train").seconds == 0
+    assert stage_usage(None, "train", job(), [pending, {}], second(70)) is None
+    assert finished_stage(None, "train").seconds == 0
 
 
 def test_cost_is_added_as_time_passes_and_only_in_one_currency() -> None:
     euro, dollar = Price(per_device_hour=2, currency="EUR"), Price(per_device_hour=9, currency="USD")
-    cost = charged(None, 1800, euro)
+    cost = with_cost(None, 1800, euro)
     assert cost == Cost(device_seconds=1800, amount=1, currency="EUR")
-    assert charged(cost, 1800, euro) == Cost(device_seconds=3600, amount=2, currency="EUR")
-    assert charged(cost, 60, dollar) == Cost(device_seconds=1860, amount=1, currency="EUR")
-    assert charged(None, 60, Price()) == Cost(device_seconds=60)
-    assert charged(None, 0, euro) is None
+    assert with_cost(cost, 1800, euro) == Cost(device_seconds=3600, amount=2, currency="EUR")
+    assert with_cost(cost, 60, dollar) == Cost(device_seconds=1860, amount=1, currency="EUR")
+    assert with_cost(None, 60, Price()) == Cost(device_seconds=60)
+    assert with_cost(None, 0, euro) is None
 
 
 def test_a_report_of_a_resumed_pod_does_not_move_progress_back() -> None:

@@ -14,7 +14,7 @@ from finetune_operator.reconcile.lines.checkpointindex import (
     is_rejected,
     promotion_time,
 )
-from finetune_operator.reconcile.scheduling.relations import concerned_by_champion, related
+from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import endpoint
@@ -58,7 +58,7 @@ class Line:
 
     def _champion_changed(self, namespace: str, model: str) -> None:
         self.champions.append((namespace, model))
-        self.keys |= concerned_by_champion(namespace, model, self.reader)
+        self.keys |= affected_by_champion(namespace, model, self.reader)
 
     def _changed(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:
         self.keys |= related(kind, old, new, self.reader)

@@ -10,22 +10,22 @@ from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import promotion_time
 from finetune_operator.reconcile.lines.promotion import decide
-from finetune_operator.reconcile.records import cleanup, history
-from finetune_operator.reconcile.records.ownership import holding
+from finetune_operator.reconcile.records import deletion, history
+from finetune_operator.reconcile.records.ownership import finalizer_update
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
-USERS_SHOWN: Final = 2
+MAX_USERS_SHOWN: Final = 2
 
 
 def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     """Decide the promotion, and note evaluations and users."""
     if checkpoint.metadata.deletion_timestamp is not None:
-        return cleanup.clean_up(checkpoint, snapshot)
-    gone = history.surplus(checkpoint, snapshot)
-    if gone is not None:
-        return gone
+        return deletion.finalize(checkpoint, snapshot)
+    deletions = history.enforce_limit(checkpoint, snapshot)
+    if deletions is not None:
+        return deletions
     job = _job(checkpoint, snapshot)
     decision = decide(checkpoint, job, snapshot.checkpoints)
     promoted = decision.reason == Reason.PROMOTED
@@ -62,7 +62,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     return Plan(
         status=None if waits else conditions.status_manifest(status),
         events=events,
-        metadata=holding(checkpoint),
+        metadata=finalizer_update(checkpoint),
     )
 
 
@@ -96,5 +96,5 @@ def _users(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[str, ...]:
 def _users_text(users: tuple[str, ...]) -> str | None:
     if not users:
         return None
-    more = f" +{len(users) - USERS_SHOWN}" if len(users) > USERS_SHOWN else ""
-    return ", ".join(users[:USERS_SHOWN]) + more
+    more = f" +{len(users) - MAX_USERS_SHOWN}" if len(users) > MAX_USERS_SHOWN else ""
+    return ", ".join(users[:MAX_USERS_SHOWN]) + more

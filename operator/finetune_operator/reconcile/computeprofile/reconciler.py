@@ -3,7 +3,7 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Done, Failed
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
@@ -11,8 +11,8 @@ from finetune_operator.status.reserved import not_implemented
 
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
     """Ready, or Stalled with what to change."""
-    settled = settle(profile, profile.status, _state(profile, snapshot), snapshot.now)
-    return Plan(status=settled.manifest, events=settled.events)
+    result = finish_pass(profile, profile.status, _state(profile, snapshot), snapshot.now)
+    return Plan(status=result.manifest, events=result.events)
 
 
 def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:

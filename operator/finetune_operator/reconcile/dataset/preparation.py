@@ -9,7 +9,7 @@ from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, lab
 from finetune_operator.reconcile.dataset.sourcecheck import ended, made_in, number_of, request_of, retry_of
 from finetune_operator.reconcile.dataset.timing import asked, earliest
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
@@ -68,9 +68,9 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
             **fields,
         }
     )
-    settled = settle(dataset, status, halt, draft.snapshot.now)
-    draft.events += settled.events
-    return draft.plan(settled.manifest, earliest(later, settled.requeue_after))
+    result = finish_pass(dataset, status, halt, draft.snapshot.now)
+    draft.events += result.events
+    return draft.plan(result.manifest, earliest(later, result.requeue_after))
 
 
 def _before_a_look(dataset: Dataset, halt: Halt) -> RefreshStatus | None:

@@ -20,7 +20,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
-from finetune_operator.reconcile.records.ownership import delete_with, holding, versions_of
+from finetune_operator.reconcile.records.ownership import delete_with, finalizer_update, versions_of
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.conditions import status_manifest
@@ -48,7 +48,7 @@ def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
     plan = _reconcile(current, snapshot)
     if plan.status is None and current.status != dataset.status:
         plan = replace(plan, status=status_manifest(current.status))
-    return replace(plan, metadata=holding(dataset))
+    return replace(plan, metadata=finalizer_update(dataset))
 
 
 def _without_deleted_versions(dataset: Dataset, snapshot: Snapshot) -> Dataset:

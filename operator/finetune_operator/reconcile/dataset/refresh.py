@@ -8,7 +8,7 @@ from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, lab
 from finetune_operator.reconcile.dataset.sourcecheck import ended, job_names, made_in, number_of, request_of
 from finetune_operator.reconcile.dataset.timing import earliest, until_check, until_slot
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageFailed
@@ -73,7 +73,7 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     now = draft.snapshot.now
     labels = labels_said(dataset.status.conditions, dataset, prepared, now)
     status = dataset.status.model_copy(update={**recorded.fields, "conditions": labels})
-    ready = settle(dataset, status, Done(Reason.SUCCEEDED, recorded.message), now)
+    ready = finish_pass(dataset, status, Done(Reason.SUCCEEDED, recorded.message), now)
     return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, said, **dict(ready.status)))
 
 

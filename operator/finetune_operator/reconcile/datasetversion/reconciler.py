@@ -4,8 +4,8 @@ from finetune_operator.api.datasetversion import MAX_LOCATIONS, DatasetVersion
 from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.records import cleanup, history
-from finetune_operator.reconcile.records.ownership import holding
+from finetune_operator.reconcile.records import deletion, history
+from finetune_operator.reconcile.records.ownership import finalizer_update
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
 
@@ -13,10 +13,10 @@ from finetune_operator.status.reasons import ConditionType, Reason
 def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
     """Note the stores that hold the content."""
     if version.metadata.deletion_timestamp is not None:
-        return cleanup.clean_up(version, snapshot)
-    gone = history.surplus(version, snapshot)
-    if gone is not None:
-        return gone
+        return deletion.finalize(version, snapshot)
+    deletions = history.enforce_limit(version, snapshot)
+    if deletions is not None:
+        return deletions
     generation = version.metadata.generation
     locations = _locations(version, snapshot)
     found = bool(locations)
@@ -36,7 +36,7 @@ def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
             ),
         }
     )
-    return Plan(status=conditions.status_manifest(new), metadata=holding(version))
+    return Plan(status=conditions.status_manifest(new), metadata=finalizer_update(version))
 
 
 def _locations(version: DatasetVersion, snapshot: Snapshot) -> tuple[str, ...]:

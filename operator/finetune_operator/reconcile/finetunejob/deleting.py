@@ -5,15 +5,20 @@ from datetime import timedelta
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.observe.pods import has_ended
+from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
-from finetune_operator.reconcile.records.contentremoval import PATIENCE, Removal, remove
-from finetune_operator.reconcile.records.ownership import delete_records, delete_with, is_held, released
+from finetune_operator.reconcile.records.contentremoval import REMOVAL_TIMEOUT, Removal, remove
+from finetune_operator.reconcile.records.ownership import (
+    delete_records,
+    delete_with,
+    has_finalizer,
+    without_finalizer,
+)
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
@@ -23,7 +28,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """One pass: the run goes when its folder in the store is gone, or was given up; its records before."""
     store = job.status.resolved.store
-    is_simple = not is_held(job) or snapshot.is_namespace_terminating
+    is_simple = not has_finalizer(job) or snapshot.is_namespace_terminating
     if store is None or is_simple or _is_without_claim(store, snapshot):
         return delete_with(job, records(job, snapshot), snapshot)
     draft = Draft(snapshot)
@@ -35,14 +40,14 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
             draft.event(
                 EventReason.CONTENT_KEPT,
                 f"{_folder(job, store)} stays: it could not be removed within"
-                f" {PATIENCE // timedelta(hours=1)} hours; remove it by hand",
+                f" {REMOVAL_TIMEOUT // timedelta(hours=1)} hours; remove it by hand",
                 "Warning",
             )
-        return draft.plan(None, metadata=released(job))
-    settled = settle(job, job.status, halt, snapshot.now)
-    draft.events += settled.events
+        return draft.plan(None, metadata=without_finalizer(job))
+    result = finish_pass(job, job.status, halt, snapshot.now)
+    draft.events += result.events
     left_seconds = left.total_seconds()
-    return draft.plan(settled.manifest, min(settled.requeue_after or left_seconds, left_seconds))
+    return draft.plan(result.manifest, min(result.requeue_after or left_seconds, left_seconds))
 
 
 def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
@@ -52,7 +57,7 @@ def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
 
 
 def _time_left(job: FineTuneJob, snapshot: Snapshot) -> timedelta:
-    return (job.metadata.deletion_timestamp or snapshot.now) + PATIENCE - snapshot.now
+    return (job.metadata.deletion_timestamp or snapshot.now) + REMOVAL_TIMEOUT - snapshot.now
 
 
 def _stop(draft: Draft) -> Working | Blocked | None:

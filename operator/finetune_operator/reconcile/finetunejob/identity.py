@@ -12,7 +12,7 @@ from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.records.ownership import Record, holding, versions_of
+from finetune_operator.reconcile.records.ownership import Record, finalizer_update, versions_of
 
 
 def mark(job: FineTuneJob) -> str:
@@ -38,7 +38,7 @@ def records(job: FineTuneJob, snapshot: Snapshot) -> tuple[Record, ...]:
 
 def metadata(job: FineTuneJob, *, recorded: bool) -> Manifest | None:
     """What the metadata should say that it does not: the finalizer, and once `recorded` the annotation."""
-    new = holding(job) or {}
+    new = finalizer_update(job) or {}
     if recorded and recorded_run(job) is None:
         new["annotations"] = {RECORDED_RUN: mark(job)}
     return new or None

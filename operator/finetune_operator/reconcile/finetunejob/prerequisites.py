@@ -13,7 +13,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
-from finetune_operator.reconcile.records.ownership import is_held
+from finetune_operator.reconcile.records.ownership import has_finalizer
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed
@@ -40,7 +40,7 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     Of a run that is being deleted: the one with its folder.
     """
     if job.metadata.deletion_timestamp is not None:
-        return storage.claims_of(job.status.resolved.store) if is_held(job) else NOTHING
+        return storage.claims_of(job.status.resolved.store) if has_finalizer(job) else NOTHING
     if job.spec.suspend or is_finished(job) or is_stage_running(snapshot):
         return NOTHING
     profile = _profile(job, snapshot)

@@ -8,7 +8,7 @@ from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.status import conditions, progress
 from finetune_operator.status.reasons import ConditionType, EventReason
@@ -72,9 +72,9 @@ class Run:
         if was_suspended and not self.job.spec.suspend and isinstance(halt, Working | Blocked):
             self.draft.event(EventReason.RESUMED, "the run goes on where it was suspended")
         self._show(halt)
-        settled = settle(self.job, self.status, halt, self.snapshot.now)
-        self.draft.events += settled.events
-        return self.draft.plan(settled.manifest, settled.requeue_after)
+        result = finish_pass(self.job, self.status, halt, self.snapshot.now)
+        self.draft.events += result.events
+        return self.draft.plan(result.manifest, result.requeue_after)
 
     def _show(self, halt: Halt) -> None:
         if self.status.progress is None and self.status.evaluation is None:

@@ -198,7 +198,7 @@ def count_usage(run: Run, stage: Stage) -> None:
     if job is None:
         return
     before = run.status.usage
-    usage = stagetimes.measure(before, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
+    usage = stagetimes.stage_usage(before, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
     if usage is None:
         return
     counted = before.device_seconds if before is not None and before.name == stage else 0
@@ -207,7 +207,7 @@ def count_usage(run: Run, stage: Stage) -> None:
         per_device_hour=profile.spec.price_per_device_hour if profile else None,
         currency=profile.spec.currency if profile else None,
     )
-    run.update(usage=usage, cost=stagetimes.charged(run.status.cost, usage.device_seconds - counted, price))
+    run.update(usage=usage, cost=stagetimes.with_cost(run.status.cost, usage.device_seconds - counted, price))
 
 
 def _finish(run: Run, stage: Stage, name: str) -> None:
@@ -215,4 +215,4 @@ def _finish(run: Run, stage: Stage, name: str) -> None:
     if name in run.snapshot.jobs:
         count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
-    run.update(stages=(*others, stagetimes.finished(run.status.usage, stage)), usage=None, retry=None)
+    run.update(stages=(*others, stagetimes.finished_stage(run.status.usage, stage)), usage=None, retry=None)

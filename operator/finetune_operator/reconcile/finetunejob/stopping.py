@@ -92,6 +92,6 @@ def _left(run: Run, limit: Limit) -> float:
     usage = run.status.usage
     job = run.snapshot.jobs.get(stage_job_name(run.job, "train"))
     if job is not None:
-        usage = stagetimes.measure(usage, "train", job, pods_of(job, run.snapshot), run.snapshot.now)
+        usage = stagetimes.stage_usage(usage, "train", job, pods_of(job, run.snapshot), run.snapshot.now)
     used = usage.seconds if usage is not None and usage.name == "train" else 0
     return limit.seconds - used

@@ -7,7 +7,7 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
-from finetune_operator.observe.pods import image_by_digest
+from finetune_operator.observe.podstatus import image_by_digest
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result

@@ -17,9 +17,9 @@ from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
 from finetune_operator.manifests.serving import build_correction
 from finetune_operator.plan import Apply, Manifest
 
-PART: Final = "revision"
+REVISION_PART: Final = "revision"
 """The replicas are applied apart, by every release."""
-NAMED_AT_MOST: Final = 3
+MAX_NAMES_IN_MESSAGE: Final = 3
 EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 UNITS: Final = {"": Fraction(1), "m": Fraction(1, 1000)} | {
     unit: Fraction(base**power)
@@ -45,13 +45,13 @@ def correction(deployment: Manifest) -> Apply | None:
     # changed it, and would do so again.
     if corrected is not None and corrected.isdigit() and generation <= int(corrected) + 1:
         return None
-    return Apply(build_correction(deployment, json.loads(annotations[CREATED_SPEC])), part=PART)
+    return Apply(build_correction(deployment, json.loads(annotations[CREATED_SPEC])), part=REVISION_PART)
 
 
 def described(deployment: Manifest, paths: tuple[str, ...]) -> str:
     """Which fields of which Deployment."""
-    more = f" and {len(paths) - NAMED_AT_MOST} more" if len(paths) > NAMED_AT_MOST else ""
-    return f"Deployment {deployment['metadata']['name']}: {', '.join(paths[:NAMED_AT_MOST])}{more}"
+    more = f" and {len(paths) - MAX_NAMES_IN_MESSAGE} more" if len(paths) > MAX_NAMES_IN_MESSAGE else ""
+    return f"Deployment {deployment['metadata']['name']}: {', '.join(paths[:MAX_NAMES_IN_MESSAGE])}{more}"
 
 
 def _changed(created: Any, live: Any, path: str) -> Iterator[str]:

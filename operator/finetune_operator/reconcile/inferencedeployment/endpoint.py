@@ -9,7 +9,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.serving import build_replicas, endpoint_url
 from finetune_operator.observe.deployments import trouble_of
-from finetune_operator.observe.endpointhealth import Verdict, availability, image_age, with_verdict
+from finetune_operator.observe.endpointhealth import EndpointHealth, availability, image_age, with_health
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.protection import protect
@@ -21,12 +21,12 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     traffic_of,
 )
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status.conditions import shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
-NAMES_SHOWN: Final = 200
+MAX_NAMES_CHARACTERS: Final = 200
 """Characters of model names in `kubectl get`."""
 FAILURES: Final[Mapping[str, EventReason]] = {Reason.ROLLOUT_FAILED: EventReason.ROLLOUT_FAILED}
 """How failures are announced; any other one as a block."""
@@ -102,26 +102,28 @@ class Observed:
             "selector": pod_selector(before),
             "url": endpoint_url(endpoint),
             "display": EndpointDisplay(
-                models=shortened(",".join(model.name for model in endpoint.spec.models), NAMES_SHOWN),
+                models=shortened(
+                    ",".join(model.name for model in endpoint.spec.models), MAX_NAMES_CHARACTERS
+                ),
                 ready=f"{ready}/{endpoint.spec.replicas}",
             ),
             **(update or {}),
         }
-        settled = settle(
+        result = finish_pass(
             endpoint,
             endpoint.status.model_copy(update=values),
             halt,
             self.snapshot.now,
             announce_failure=FAILURES.get(halt.reason, EventReason.BLOCKED),
         )
-        healthy = self._with_health(settled.status.conditions, values["revision"])
-        status = status_manifest(settled.status.model_copy(update={"conditions": healthy}))
+        healthy = self._with_health(result.status.conditions, values["revision"])
+        status = status_manifest(result.status.model_copy(update={"conditions": healthy}))
         if after:
             writes = self.traffic.route(after)
             create, apply = (*writes.create, *create), (*writes.apply, *apply)
         protection = protect(endpoint, self.snapshot, values["revision"])
         apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
-        return Plan(create, apply, delete, status, (*events, *settled.events), settled.requeue_after)
+        return Plan(create, apply, delete, status, (*events, *result.events), result.requeue_after)
 
     def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
         """With what holds whatever state the endpoint is in; `revision` is the one that serves."""
@@ -129,22 +131,22 @@ class Observed:
         deployment = snapshot.deployments.get(revision)
         trouble = trouble_of(revision, snapshot.pods, snapshot.now)
         floor = snapshot.facts.trainer_image_floor
-        verdicts = {
+        health_of = {
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),
             ConditionType.IMAGE_CURRENT: image_age(deployment, floor) if floor and deployment else None,
             ConditionType.IN_SYNC: _sync(deployment) if deployment else None,
         }
-        for type_, verdict in verdicts.items():
-            conditions = with_verdict(conditions, type_, verdict, generation=generation, now=snapshot.now)
+        for type_, health in health_of.items():
+            conditions = with_health(conditions, type_, health, generation=generation, now=snapshot.now)
         return conditions
 
 
-def _sync(deployment: Manifest) -> Verdict | None:
+def _sync(deployment: Manifest) -> EndpointHealth | None:
     """What the operator cannot put back; None where there is nothing of the kind."""
     paths = drift.changed(deployment)
     if not paths or drift.correction(deployment) is not None:
         return None
-    return Verdict(
+    return EndpointHealth(
         "False",
         Reason.OVERRIDDEN,
         f"{drift.described(deployment, paths)} is not what the operator set, and what it put back did not"

@@ -11,14 +11,14 @@ from finetune_operator.manifests.serving import build_deployment, endpoint_url
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
 from finetune_operator.reconcile.inferencedeployment.transitions import Action
-from finetune_operator.reconcile.inferencedeployment.view import View
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RolloutOutcome:
     """How a pass over the wanted revision ends."""
 
     halt: Halt
@@ -34,17 +34,17 @@ class Outcome:
     """Fields of the revision's entry in the status, besides name, state and specHash."""
 
 
-def put_off(view: View) -> Outcome:
+def put_off(view: EndpointView) -> RolloutOutcome:
     """Wait for the first replica: without one nothing shows whether the revision can serve."""
     until = f"; {view.serving} serves until then" if view.serving else ""
     message = (
         f"spec.replicas is 0: revision {view.wanted.name} ({view.models}) starts with the first"
         f" replica{until}"
     )
-    return Outcome(Done(Reason.SCALED_TO_ZERO, message), keeps_wanted=False)
+    return RolloutOutcome(Done(Reason.SCALED_TO_ZERO, message), keeps_wanted=False)
 
 
-def queue(view: View) -> Outcome:
+def queue(view: EndpointView) -> RolloutOutcome:
     """Wait for a slot. Naming the endpoints that hold one would make each of their rollouts a write here."""
     profile = view.wanted.profile
     message = (
@@ -52,10 +52,10 @@ def queue(view: View) -> Outcome:
         f" out: ComputeProfile {profile.name} has maxConcurrentRollouts"
         f" {profile.spec.max_concurrent_rollouts}"
     )
-    return Outcome(Working(Reason.QUEUED, message))
+    return RolloutOutcome(Working(Reason.QUEUED, message))
 
 
-def start(view: View) -> Outcome:
+def start(view: EndpointView) -> RolloutOutcome:
     """Create the Deployment. The first revision gets the requests at once: no other can answer them."""
     facts = view.snapshot.facts
     deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
@@ -63,7 +63,7 @@ def start(view: View) -> Outcome:
     if RUNNER not in view.snapshot.service_accounts:
         creates.insert(0, Create(build_runner_account(view.endpoint.namespace), same="Any"))
     message = f"revision {view.wanted.name}: {view.models}"
-    return Outcome(
+    return RolloutOutcome(
         Working(Reason.ROLLING_OUT, f"{message} is starting"),
         create=tuple(creates),
         events=(Event("Normal", EventReason.ROLLOUT_STARTED, message),),
@@ -71,20 +71,20 @@ def start(view: View) -> Outcome:
     )
 
 
-def wait(view: View) -> Outcome:
+def wait(view: EndpointView) -> RolloutOutcome:
     """Report what the pods wait for."""
     name, trouble = view.wanted.name, view.trouble
     if trouble is None:
-        return Outcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting"))
-    return Outcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}"))
+        return RolloutOutcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting"))
+    return RolloutOutcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}"))
 
 
-def serve(view: View) -> Outcome:
+def serve(view: EndpointView) -> RolloutOutcome:
     """Route all requests to the revision."""
     name = view.wanted.name
     is_new = view.recorded is None or view.recorded.state != "Live"
     event = Event("Normal", EventReason.ROLLOUT_SUCCEEDED, f"revision {name}: {view.models}")
-    return Outcome(
+    return RolloutOutcome(
         _verdict(view),
         events=(event,) if is_new else (),
         status={
@@ -97,7 +97,7 @@ def serve(view: View) -> Outcome:
     )
 
 
-def report(view: View) -> Outcome:
+def report(view: EndpointView) -> RolloutOutcome:
     """Report the replicas that restart or are added; the rollout itself has ended."""
     ready = (view.deployment or {}).get("status", {}).get("readyReplicas", 0)
     trouble = view.trouble
@@ -105,25 +105,25 @@ def report(view: View) -> Outcome:
     reason = trouble.reason if trouble is not None else Reason.SCALING
     message = f"{ready} of {view.endpoint.spec.replicas} replicas of {view.wanted.name} are ready{why}"
     is_hopeless = ready == 0 and trouble is not None and trouble.final
-    return Outcome(Failed(reason, message) if is_hopeless else Working(reason, message))
+    return RolloutOutcome(Failed(reason, message) if is_hopeless else Working(reason, message))
 
 
-def fail(view: View) -> Outcome:
+def fail(view: EndpointView) -> RolloutOutcome:
     """Report why the revision cannot start."""
     failure = view.failure or ""
-    return Outcome(
+    return RolloutOutcome(
         Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)),
         entry={"reason": Reason.ROLLOUT_FAILED, "message": shortened(failure)},
     )
 
 
-def roll_back(view: View) -> Outcome:
+def roll_back(view: EndpointView) -> RolloutOutcome:
     """Delete the Deployment of a revision that failed in an earlier pass."""
     failure = view.recorded.message if view.recorded is not None else ""
-    return Outcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), keeps_wanted=False)
+    return RolloutOutcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), keeps_wanted=False)
 
 
-OUTCOMES: Final[Mapping[Action, Callable[[View], Outcome]]] = {
+OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.PUT_OFF: put_off,
     Action.QUEUE: queue,
     Action.START: start,
@@ -136,7 +136,7 @@ OUTCOMES: Final[Mapping[Action, Callable[[View], Outcome]]] = {
 """Of the wanted revision; a revision that is not wanted is only removed."""
 
 
-def _failure_message(view: View, failure: str) -> str:
+def _failure_message(view: EndpointView, failure: str) -> str:
     still = advice = ""
     if view.has_fallback:
         still = f"; {view.serving} keeps serving"
@@ -144,7 +144,7 @@ def _failure_message(view: View, failure: str) -> str:
     return f"revision {view.wanted.name} ({view.models}) failed: {failure}{still}{advice}"
 
 
-def _verdict(view: View) -> Halt:
+def _verdict(view: EndpointView) -> Halt:
     problems = view.targets.problems
     held_back = "; ".join(problem.problem for problem in problems)
     hard = [p for p in problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]
@@ -156,7 +156,7 @@ def _verdict(view: View) -> Halt:
     return Done(Reason.SERVING, f"{serving}; {held_back}" if held_back else serving)
 
 
-def _served_models(view: View) -> tuple[ServedModelStatus, ...]:
+def _served_models(view: EndpointView) -> tuple[ServedModelStatus, ...]:
     before = {model.name: model for model in view.endpoint.status.models}
     served = []
     for name, weights in view.wanted.models:

@@ -6,7 +6,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
-from finetune_operator.reconcile.inferencedeployment.view import View
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -28,7 +28,7 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     targets = resolve(endpoint, snapshot.checkpoints)
     wanted = wanted_revision(endpoint, targets, snapshot)
     if isinstance(wanted, Revision):
-        return roll_out(View(endpoint, snapshot, targets, wanted))
+        return roll_out(EndpointView(endpoint, snapshot, targets, wanted))
     return _keep(Observed(endpoint, snapshot), wanted)
 
 

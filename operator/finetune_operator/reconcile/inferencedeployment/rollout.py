@@ -6,16 +6,16 @@ it is ready the requests move, and only then the old one is deleted. `transition
 
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.plan import Delete, Plan
-from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, Outcome
+from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     find_revision,
     with_entry,
 )
 from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State, transition
-from finetune_operator.reconcile.inferencedeployment.view import View, observe, state_of
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView, observe, state_of
 
 
-def roll_out(view: View) -> Plan:
+def roll_out(view: EndpointView) -> Plan:
     """Look up what follows, do it, and take away what is neither wanted nor serves."""
     before = state_of(view)
     state, action = transition(before, observe(view, before))
@@ -41,7 +41,7 @@ def roll_out(view: View) -> Plan:
     )
 
 
-def _with_wanted(view: View, state: State, outcome: Outcome) -> tuple[RevisionStatus, ...]:
+def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> tuple[RevisionStatus, ...]:
     if state == "Pending":
         return view.endpoint.status.revisions
     entry = RevisionStatus(
@@ -54,7 +54,7 @@ def _with_wanted(view: View, state: State, outcome: Outcome) -> tuple[RevisionSt
 
 
 def _with_unwanted(
-    view: View, name: str, revisions: tuple[RevisionStatus, ...]
+    view: EndpointView, name: str, revisions: tuple[RevisionStatus, ...]
 ) -> tuple[RevisionStatus, ...]:
     """The list after this revision has lost its requests, or its Deployment."""
     before = find_revision(revisions, name)

@@ -6,13 +6,13 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 
 
-def is_on(endpoint: InferenceDeployment, profile: ComputeProfile) -> bool:
+def uses_profile(endpoint: InferenceDeployment, profile: ComputeProfile) -> bool:
     """Whether the endpoint's pods are made by this profile, by its name or because it is the default."""
     named = endpoint.spec.compute.profile
     return profile.is_default if named is None else named == profile.name
 
 
-def is_rolling(endpoint: InferenceDeployment) -> bool:
+def is_replacing(endpoint: InferenceDeployment) -> bool:
     """Whether a new revision starts beside one that serves."""
     serving = endpoint.status.revision
     return bool(serving) and any(
@@ -27,5 +27,5 @@ def must_wait(
     limit = profile.spec.max_concurrent_rollouts
     if limit is None:
         return False
-    others = [other for other in everywhere if other.uid != endpoint.uid and is_on(other, profile)]
-    return sum(map(is_rolling, others)) >= limit
+    others = [other for other in everywhere if other.uid != endpoint.uid and uses_profile(other, profile)]
+    return sum(map(is_replacing, others)) >= limit

@@ -12,14 +12,14 @@ from finetune_operator.reconcile.lines.checkpointindex import (
     champion,
     is_approved,
     is_rejected,
-    standing,
+    live,
 )
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ModelTarget:
     """What one model name serves; `problem` says why it is not what the spec asks for."""
 
     name: str
@@ -35,14 +35,14 @@ class Targets:
     """The whole endpoint's wish: one base model, and weights for each name that has some."""
 
     base_digest: str | None
-    models: tuple[Target, ...]
+    models: tuple[ModelTarget, ...]
 
     @property
     def resolved(self) -> tuple[tuple[str, WeightsReference], ...]:
         return tuple((target.name, target.weights) for target in self.models if target.weights is not None)
 
     @property
-    def problems(self) -> tuple[Target, ...]:
+    def problems(self) -> tuple[ModelTarget, ...]:
         return tuple(target for target in self.models if target.reason is not None)
 
 
@@ -50,7 +50,7 @@ def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targ
     """Resolve every model of the endpoint; a name that cannot be resolved keeps what it serves now."""
     base = endpoint.spec.base_model.digest or _served_base(endpoint, checkpoints)
     serving = {model.name: model for model in endpoint.status.models}
-    targets: list[Target] = []
+    targets: list[ModelTarget] = []
     for model in endpoint.spec.models:
         target = _wanted(model, checkpoints)
         if target.weights is not None:
@@ -75,8 +75,8 @@ def _served_base(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) ->
 
 
 def _of_same_base(
-    endpoint: InferenceDeployment, target: Target, weights: WeightsReference, base: str | None
-) -> Target:
+    endpoint: InferenceDeployment, target: ModelTarget, weights: WeightsReference, base: str | None
+) -> ModelTarget:
     trained_from = weights.base_model
     if trained_from is None:
         return target
@@ -98,19 +98,21 @@ def _of_same_base(
         )
     else:
         return target
-    return Target(target.name, None, Reason.BASE_MODEL_MISMATCH, problem)
+    return ModelTarget(target.name, None, Reason.BASE_MODEL_MISMATCH, problem)
 
 
-def _as_served(target: Target, served: ServedModelStatus, checkpoints: CheckpointIndex) -> Target:
-    record = standing(checkpoints, served.checkpoint or "")
+def _as_served(target: ModelTarget, served: ServedModelStatus, checkpoints: CheckpointIndex) -> ModelTarget:
+    record = live(checkpoints, served.checkpoint or "")
     if record is not None:
         rejected = f"; {record.name} was rejected and keeps serving" if is_rejected(record) else ""
-        return Target(target.name, WeightsReference.of(record), target.reason, f"{target.problem}{rejected}")
+        return ModelTarget(
+            target.name, WeightsReference.of(record), target.reason, f"{target.problem}{rejected}"
+        )
     if served.checkpoint is not None:
         what = f"checkpoint {served.checkpoint}, whose record was deleted"
     else:
         what = f"weights {short_digest(served.digest or '')}, which no pin names any more"
-    return Target(
+    return ModelTarget(
         target.name,
         None,
         Reason.CHECKPOINT_NOT_FOUND,
@@ -120,26 +122,26 @@ def _as_served(target: Target, served: ServedModelStatus, checkpoints: Checkpoin
     )
 
 
-def _wanted(model: ServedModel, checkpoints: CheckpointIndex) -> Target:
+def _wanted(model: ServedModel, checkpoints: CheckpointIndex) -> ModelTarget:
     if model.follow is not None:
         return _followed(model.name, model.follow, checkpoints)
     return _pinned(model.name, model.pin or Pin(), checkpoints)
 
 
-def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> Target:
+def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> ModelTarget:
     secret = pin.credentials_secret_ref.name if pin.credentials_secret_ref else None
     if pin.uri is not None and pin.digest is not None:
         weights = WeightsReference(pin.uri, pin.digest, pin.type or "Adapter", credentials=secret)
         try:
             parse_store(weights.store)
         except ValueError as error:
-            return Target(name, None, Reason.INVALID_SPEC, f"spec.models[{name}].pin.uri: {error}")
-        return Target(name, weights)
-    record = standing(checkpoints, pin.checkpoint or "")
+            return ModelTarget(name, None, Reason.INVALID_SPEC, f"spec.models[{name}].pin.uri: {error}")
+        return ModelTarget(name, weights)
+    record = live(checkpoints, pin.checkpoint or "")
     if record is not None:
         recorded = WeightsReference.of(record)
-        return Target(name, replace(recorded, credentials=secret or recorded.credentials))
-    return Target(
+        return ModelTarget(name, replace(recorded, credentials=secret or recorded.credentials))
+    return ModelTarget(
         name,
         None,
         Reason.CHECKPOINT_NOT_FOUND,
@@ -147,7 +149,7 @@ def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> Target:
     )
 
 
-def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> Target:
+def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> ModelTarget:
     best = champion(checkpoints, follow.model)
     if best is None:
         problem = f"model line {follow.model} has no promoted checkpoint yet"
@@ -158,9 +160,9 @@ def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> Target
     else:
         missed = _missed_score(best, follow)
         if not missed:
-            return Target(name, WeightsReference.of(best))
+            return ModelTarget(name, WeightsReference.of(best))
         problem = f"checkpoint {best.name} does not meet spec.models[{name}].follow.minScores: {missed}"
-    return Target(name, None, Reason.WAITING_FOR_CHECKPOINT, problem)
+    return ModelTarget(name, None, Reason.WAITING_FOR_CHECKPOINT, problem)
 
 
 def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
@@ -181,12 +183,12 @@ def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
     return ""
 
 
-def _one_full_model_only(targets: list[Target]) -> list[Target]:
+def _one_full_model_only(targets: list[ModelTarget]) -> list[ModelTarget]:
     """A fully fine-tuned model takes the base's place, so it cannot share an endpoint with others."""
     if len(targets) == 1:
         return targets
     return [
-        Target(
+        ModelTarget(
             target.name,
             None,
             Reason.INVALID_SPEC,

@@ -19,7 +19,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
-class View:
+class EndpointView:
     """One endpoint, the revision that it wants, and what is there of both."""
 
     endpoint: InferenceDeployment
@@ -82,7 +82,7 @@ class View:
         return ", ".join(f"{name} = {weights.label}" for name, weights in self.wanted.models)
 
 
-def state_of(view: View) -> State:
+def state_of(view: EndpointView) -> State:
     """The state of the wanted revision in the table.
 
     A failed one stays failed until more than the replicas was edited, or nothing else serves. One that was
@@ -99,7 +99,7 @@ def state_of(view: View) -> State:
     return "Pending" if entry.state not in STATES or has_ended.get(entry.state) else entry.state
 
 
-def observe(view: View, state: State) -> Observation:
+def observe(view: EndpointView, state: State) -> Observation:
     """What the pass sees of the wanted revision, which is in this state."""
     if view.endpoint.spec.replicas == 0 and state != "Live":
         return Observation.UNPROVABLE
@@ -110,7 +110,7 @@ def observe(view: View, state: State) -> Observation:
     return Observation.NOT_READY if view.failure is None else Observation.BROKEN
 
 
-def _has_slot(view: View) -> bool:
+def _has_slot(view: EndpointView) -> bool:
     """A first revision needs none: nothing serves beside it."""
     everywhere = view.snapshot.rolling_everywhere
     return not view.has_fallback or not must_wait(view.endpoint, view.wanted.profile, everywhere)

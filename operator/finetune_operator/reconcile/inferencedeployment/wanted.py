@@ -15,7 +15,7 @@ from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 
-KEYS_SINCE: Final = 2
+MIN_KEYS_CONTRACT: Final = 2
 """The contract whose engine knows API keys."""
 
 
@@ -75,12 +75,12 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
 def _check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocked | None:
     """An image that does not know the keys would serve without them."""
     trainer = trainer_of(profile, endpoint.name)
-    if api_keys_secret(endpoint) is None or trainer.contract >= KEYS_SINCE:
+    if api_keys_secret(endpoint) is None or trainer.contract >= MIN_KEYS_CONTRACT:
         return None
     return Blocked(
         Reason.PROFILE_INVALID,
-        f"spec.serving.apiKeysSecretRef needs a trainer image of contract {KEYS_SINCE}, and images.trainer of"
-        f" ComputeProfile {profile.name} has trainerContract {trainer.contract}, which would serve without"
-        " keys: use an image of this release, or remove the field",
+        f"spec.serving.apiKeysSecretRef needs a trainer image of contract {MIN_KEYS_CONTRACT}, and"
+        f" images.trainer of ComputeProfile {profile.name} has trainerContract {trainer.contract}, which"
+        " would serve without keys: use an image of this release, or remove the field",
         requeue_after=None,
     )

@@ -24,7 +24,7 @@ class _Entry:
     dataset_version: str
     recorded_at: datetime
     promoted_at: datetime | None
-    is_going: bool
+    is_terminating: bool
     may_lead: bool
     is_approved: bool
 
@@ -38,8 +38,8 @@ class _Entry:
             dataset_version=checkpoint.spec.lineage.dataset_version,
             recorded_at=_recorded_at(checkpoint) or LONG_AGO,
             promoted_at=checkpoint.status.promoted_at,
-            is_going=_is_going(checkpoint),
-            may_lead=not (is_rejected(checkpoint) or _is_going(checkpoint)),
+            is_terminating=_is_terminating(checkpoint),
+            may_lead=not (is_rejected(checkpoint) or _is_terminating(checkpoint)),
             is_approved=is_approved(checkpoint),
         )
 
@@ -183,7 +183,7 @@ class _Line:
 
     def add(self, name: str, entry: _Entry) -> None:
         self._names[name] = None
-        if not entry.is_going:
+        if not entry.is_terminating:
             insort(self._recorded, (entry.recorded_at, name))
         if entry.promoted_at is None:
             if entry.is_approved:
@@ -222,10 +222,10 @@ def is_approved(checkpoint: Checkpoint) -> bool:
     return checkpoint.spec.approval is not None and checkpoint.spec.approval.state == "Approved"
 
 
-def standing(index: CheckpointIndex, name: str) -> Checkpoint | None:
+def live(index: CheckpointIndex, name: str) -> Checkpoint | None:
     """The Checkpoint of this name, unless it is being deleted: then its weights may be on their way out."""
     checkpoint = index.get(name)
-    return checkpoint if checkpoint is not None and not _is_going(checkpoint) else None
+    return checkpoint if checkpoint is not None and not _is_terminating(checkpoint) else None
 
 
 def champion(index: CheckpointIndex, model: str) -> Checkpoint | None:
@@ -263,5 +263,5 @@ def _recorded_at(checkpoint: Checkpoint) -> datetime | None:
     return recorded if created is None else min(recorded, created)
 
 
-def _is_going(checkpoint: Checkpoint) -> bool:
+def _is_terminating(checkpoint: Checkpoint) -> bool:
     return checkpoint.metadata.deletion_timestamp is not None

@@ -9,12 +9,12 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
 
-NAMED_AT_MOST: Final = 8
+MAX_NAMES_IN_MESSAGE: Final = 8
 
 
 def _names(snapshot: Snapshot, namespace: str) -> str:
     usable = sorted(name for name, profile in snapshot.profiles.items() if is_allowed(profile, namespace))
-    shown = ", ".join(usable[:NAMED_AT_MOST])
+    shown = ", ".join(usable[:MAX_NAMES_IN_MESSAGE])
     return f"; this namespace may use: {shown}" if shown else "; there is none yet"
 
 
@@ -36,8 +36,9 @@ def resolve_profile(
         if len(defaults) > 1:
             return Blocked(
                 Reason.DEFAULT_PROFILE_CONFLICT,
-                f"several ComputeProfiles are marked as the default ({', '.join(defaults[:NAMED_AT_MOST])}):"
-                f" leave {DEFAULT_PROFILE_LABEL} on one of them, or set {field}",
+                "several ComputeProfiles are marked as the default"
+                f" ({', '.join(defaults[:MAX_NAMES_IN_MESSAGE])}): leave {DEFAULT_PROFILE_LABEL} on one of"
+                f" them, or set {field}",
             )
         if not defaults:
             return Blocked(

@@ -14,7 +14,7 @@ from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, look_again
+from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.platform import profiles, storage
@@ -24,7 +24,7 @@ from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.references import ArtifactRef
 
-PATIENCE: Final = timedelta(hours=24)
+REMOVAL_TIMEOUT: Final = timedelta(hours=24)
 """How long an object waits for the users of its content to let go, or for its store to answer."""
 
 
@@ -63,10 +63,10 @@ def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
 def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime) -> Working | Blocked:
     trouble = job_trouble(job, pods, now)
     if trouble is None:
-        return Working(Reason.CLEANING_UP, removing, look_again(pods, now))
+        return Working(Reason.CLEANING_UP, removing, recheck_after_seconds(pods, now))
     message = f"{removing}: {trouble.message}"
     if trouble.expected:
-        return Working(Reason.CLEANING_UP, message, trouble.look_again)
+        return Working(Reason.CLEANING_UP, message, trouble.recheck_after_seconds)
     return Blocked(trouble.reason, message, None)
 
 

@@ -12,12 +12,12 @@ from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles
-from finetune_operator.reconcile.records.ownership import Record, needed_by, seen
+from finetune_operator.reconcile.records.ownership import Record, deletion_target, needed_by
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import EventReason
 
 
-def surplus(record: Record, snapshot: Snapshot) -> Plan | None:
+def enforce_limit(record: Record, snapshot: Snapshot) -> Plan | None:
     """The deletion of a record that a history limit leaves no room for; None where it stays."""
     if snapshot.newer == 0:
         return None
@@ -36,7 +36,7 @@ def surplus(record: Record, snapshot: Snapshot) -> Plan | None:
         f" its content {'is removed' if record.spec.deletion_policy == 'Delete' else 'stays in the store'}"
     )
     return Plan(
-        delete=(Delete(seen(record), "Background"),),
+        delete=(Delete(deletion_target(record), "Background"),),
         events=(Event("Normal", EventReason.HISTORY_LIMIT_EXCEEDED, message),),
     )
 
@@ -70,7 +70,7 @@ def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, 
     if not limited or checkpoint.status.promoted_at is not None:
         return None
     run = _run(checkpoint, snapshot)
-    if run is None or _stands_for_run(checkpoint, run, snapshot):
+    if run is None or _represents_run(checkpoint, run, snapshot):
         return None
     named = run.status.resolved.profile or run.spec.compute.profile
     profile = profiles.resolve_profile(named, "spec.compute.profile", run.namespace, snapshot)
@@ -79,7 +79,7 @@ def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, 
     return profile.spec.checkpoint_history_limit, f"checkpointHistoryLimit of ComputeProfile {profile.name}"
 
 
-def _stands_for_run(checkpoint: Checkpoint, run: FineTuneJob, snapshot: Snapshot) -> bool:
+def _represents_run(checkpoint: Checkpoint, run: FineTuneJob, snapshot: Snapshot) -> bool:
     """Whether it is the one that the run keeps in any case: the judged one, or else that of the last step."""
     standing = [
         each for each in snapshot.checkpoints.of_run(run.uid) if each.metadata.deletion_timestamp is None

@@ -21,23 +21,23 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 Record = Checkpoint | DatasetVersion
 Owner = FineTuneJob | Dataset
 
-NAMED_AT_MOST: Final = 8
+MAX_NAMES_IN_MESSAGE: Final = 8
 
 
-def holding(resource: Owner | Record) -> Manifest | None:
+def finalizer_update(resource: Owner | Record) -> Manifest | None:
     """Metadata with the finalizer where the policy is Delete, else without; None where nothing changes."""
     wanted = resource.spec.deletion_policy == "Delete"
-    if is_held(resource) == wanted:
+    if has_finalizer(resource) == wanted:
         return None
-    return {"finalizers": [*_others(resource), FINALIZER]} if wanted else released(resource)
+    return {"finalizers": [*_others(resource), FINALIZER]} if wanted else without_finalizer(resource)
 
 
-def released(resource: Owner | Record) -> Manifest:
+def without_finalizer(resource: Owner | Record) -> Manifest:
     """Metadata without the finalizer."""
     return {"finalizers": _others(resource)}
 
 
-def is_held(resource: Owner | Record) -> bool:
+def has_finalizer(resource: Owner | Record) -> bool:
     """Whether the object stays until this operator has let it go."""
     return FINALIZER in resource.metadata.finalizers
 
@@ -48,11 +48,11 @@ def _others(resource: Owner | Record) -> list[str]:
 
 def delete_with(owner: Owner, records: Iterable[Record], snapshot: Snapshot) -> Plan:
     """The end of an owner that is being deleted: its records go too, but for those that are needed."""
-    if not is_held(owner):
+    if not has_finalizer(owner):
         return Plan()
     draft = Draft(snapshot)
     delete_records(draft, records)
-    return draft.plan(None, metadata=released(owner))
+    return draft.plan(None, metadata=without_finalizer(owner))
 
 
 def delete_records(draft: Draft, records: Iterable[Record]) -> None:
@@ -70,7 +70,7 @@ def delete_records(draft: Draft, records: Iterable[Record]) -> None:
             continue
         going.append(record.name)
         if record.metadata.deletion_timestamp is None:
-            draft.remove(seen(record), "Background")
+            draft.remove(deletion_target(record), "Background")
     if going or staying:
         draft.event(
             EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
@@ -176,10 +176,10 @@ def _why_it_stays(record: Record, snapshot: Snapshot) -> str:
         return f"deletionPolicy: {record.spec.deletion_policy}"
     if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
         return "promoted"
-    return ", ".join(f"in use by {user}" for user in needed_by(record, snapshot)[:NAMED_AT_MOST])
+    return ", ".join(f"in use by {user}" for user in needed_by(record, snapshot)[:MAX_NAMES_IN_MESSAGE])
 
 
-def seen(record: Record) -> Manifest:
+def deletion_target(record: Record) -> Manifest:
     """The record as it was seen, for its deletion."""
     metadata = record.metadata
     return {
@@ -195,5 +195,5 @@ def seen(record: Record) -> Manifest:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-    return ", ".join(names[:NAMED_AT_MOST]) + more if names else "none"
+    more = f" and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
+    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + more if names else "none"

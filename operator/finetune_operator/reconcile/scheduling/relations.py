@@ -29,7 +29,7 @@ from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex, c
 from finetune_operator.reconcile.records.ownership import waits_for_users
 
 
-class Lookup(Protocol):
+class IndexedObjects(Protocol):
     """What the controller's caches hold, by the indexes of `reconcile.inputs.indexes`."""
 
     def child(self, kind: str, namespace: str, name: str) -> Manifest | None:
@@ -61,7 +61,7 @@ class Change:
         self.states = tuple(state for state in (old, new) if state is not None)
 
 
-def related(kind: str, old: Manifest | None, new: Manifest | None, lookup: Lookup) -> frozenset[Key]:
+def related(kind: str, old: Manifest | None, new: Manifest | None, objects: IndexedObjects) -> frozenset[Key]:
     """Keys of the objects whose state may depend on this one, itself left out.
 
     `kind` is one of ours or that of a child (`inputs.secondaries.SECONDARIES`).
@@ -70,15 +70,15 @@ def related(kind: str, old: Manifest | None, new: Manifest | None, lookup: Looku
         ValueError: there is neither an old nor a new state.
     """
     change = Change(old, new)
-    return frozenset(RELATIONS.get(kind, _owner)(change, lookup))
+    return frozenset(RELATIONS.get(kind, _owner)(change, objects))
 
 
-def concerned_by_champion(namespace: str, model: str, lookup: Lookup) -> frozenset[Key]:
+def affected_by_champion(namespace: str, model: str, objects: IndexedObjects) -> frozenset[Key]:
     """Keys of what may act on another champion of a model line: its followers, the runs that have not ended
     with the Checkpoints that they wait for, and what a person has approved."""
-    line, index = address(namespace, model), lookup.checkpoints(namespace)
-    keys = {_key(endpoint) for endpoint in lookup.indexed("InferenceDeployment", BY_LINE, line)}
-    for job in lookup.indexed("FineTuneJob", BY_LINE, line):
+    line, index = address(namespace, model), objects.checkpoints(namespace)
+    keys = {_key(endpoint) for endpoint in objects.indexed("InferenceDeployment", BY_LINE, line)}
+    for job in objects.indexed("FineTuneJob", BY_LINE, line):
         keys.add(_key(job))
         made = index.of_run(job["metadata"]["uid"])
         keys |= {_record_key(each) for each in made if each.status.promoted_at is None}
@@ -93,10 +93,10 @@ def _record_key(record: Checkpoint | DatasetVersion) -> Key:
     return Key(record.kind, record.namespace, record.name)
 
 
-def _owner(change: Change, lookup: Lookup) -> Iterator[Key]:
+def _owner(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     """By the labels of a child, or else by those of the child that controls it."""
     reference = controller(change.known)
-    parent = lookup.child(reference["kind"], change.namespace, reference["name"]) if reference else None
+    parent = objects.child(reference["kind"], change.namespace, reference["name"]) if reference else None
     for obj in (change.known, *([parent] if parent is not None else ())):
         labels = obj["metadata"].get("labels", {})
         kind, name = labels.get(OWNER_KIND), labels.get(OWNER_NAME)
@@ -105,65 +105,65 @@ def _owner(change: Change, lookup: Lookup) -> Iterator[Key]:
             return
 
 
-def _released(change: Change, lookup: Lookup) -> Iterator[Key]:
+def _released(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     """Records that are being deleted and may have waited for this object to need them no longer."""
     before = contents(change.old) if change.old is not None else frozenset()
     after = contents(change.new) if change.new is not None else frozenset()
     for content in before - after:
-        yield from (_record_key(each) for each in lookup.records_of(content) if waits_for_users(each))
+        yield from (_record_key(each) for each in objects.records_of(content) if waits_for_users(each))
 
 
-def _of_finetunejob(change: Change, lookup: Lookup) -> Iterator[Key]:
-    for checkpoint in lookup.checkpoints(change.namespace).of_run(change.known["metadata"]["uid"]):
+def _of_finetunejob(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    for checkpoint in objects.checkpoints(change.namespace).of_run(change.known["metadata"]["uid"]):
         yield _record_key(checkpoint)
-    yield from _released(change, lookup)
+    yield from _released(change, objects)
 
 
-def _waiting_for_dataset(namespace: str, dataset: str, lookup: Lookup) -> Iterator[Key]:
-    yield from map(_key, lookup.indexed("FineTuneJob", BY_DATASET, address(namespace, dataset)))
+def _waiting_for_dataset(namespace: str, dataset: str, objects: IndexedObjects) -> Iterator[Key]:
+    yield from map(_key, objects.indexed("FineTuneJob", BY_DATASET, address(namespace, dataset)))
 
 
-def _of_dataset(change: Change, lookup: Lookup) -> Iterator[Key]:
-    yield from _waiting_for_dataset(change.namespace, change.name, lookup)
+def _of_dataset(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    yield from _waiting_for_dataset(change.namespace, change.name, objects)
     latest = (change.known.get("status") or {}).get("latestVersion")
     if latest:
         yield Key("DatasetVersion", change.namespace, latest)
 
 
-def _of_datasetversion(change: Change, lookup: Lookup) -> Iterator[Key]:
-    yield from _waiting_for_dataset(change.namespace, change.known["spec"]["dataset"], lookup)
-    yield from _owner(change, lookup)
+def _of_datasetversion(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    yield from _waiting_for_dataset(change.namespace, change.known["spec"]["dataset"], objects)
+    yield from _owner(change, objects)
 
 
-def _of_checkpoint(change: Change, lookup: Lookup) -> Iterator[Key]:
+def _of_checkpoint(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     """What depends on this very Checkpoint; another champion has relations of its own."""
     spec, here = change.known["spec"], address(change.namespace, change.name)
     yield Key("FineTuneJob", change.namespace, spec["lineage"]["job"]["name"])
-    yield from map(_key, lookup.indexed("FineTuneJob", BY_PARENT, here))
-    yield from map(_key, lookup.indexed("InferenceDeployment", BY_CONTENT, here))
-    if champion_name(lookup.checkpoints(change.namespace), spec["model"]) == change.name:
+    yield from map(_key, objects.indexed("FineTuneJob", BY_PARENT, here))
+    yield from map(_key, objects.indexed("InferenceDeployment", BY_CONTENT, here))
+    if champion_name(objects.checkpoints(change.namespace), spec["model"]) == change.name:
         # Its scores and its approval decide whether it is served.
         line = address(change.namespace, spec["model"])
-        yield from map(_key, lookup.indexed("InferenceDeployment", BY_LINE, line))
+        yield from map(_key, objects.indexed("InferenceDeployment", BY_LINE, line))
 
 
-def _of_inferencedeployment(change: Change, lookup: Lookup) -> Iterator[Key]:
-    index = lookup.checkpoints(change.namespace)
+def _of_inferencedeployment(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    index = objects.checkpoints(change.namespace)
     for state in change.states:
         for model in (state.get("status") or {}).get("models", ()):
             checkpoint = index.get(model.get("checkpoint") or "")
             if checkpoint is not None:
                 yield _record_key(checkpoint)
     # What it no longer serves or pins may be removed now, whichever namespace has the record.
-    yield from _released(change, lookup)
+    yield from _released(change, objects)
     # One that has rolled out makes room for those that wait, wherever they are.
     was_rolling = change.old is not None and is_rolling(change.old)
     if was_rolling and not (change.new is not None and is_rolling(change.new)):
-        waiting = map(_key, lookup.indexed("InferenceDeployment", BY_STATE, QUEUED))
+        waiting = map(_key, objects.indexed("InferenceDeployment", BY_STATE, QUEUED))
         yield from (key for key in waiting if key != _key(change.known))
 
 
-def _of_computeprofile(change: Change, lookup: Lookup) -> Iterator[Key]:
+def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     old, new = change.old, change.new
     if old is not None and new is not None and _profile_text(old) == _profile_text(new):
         # Its status is for people.
@@ -172,13 +172,13 @@ def _of_computeprofile(change: Change, lookup: Lookup) -> Iterator[Key]:
     if any(map(_is_default, change.states)):
         # Two defaults are a conflict of both, and who names no profile depends on which one is the default.
         names.append(DEFAULT_PROFILE)
-        for profile in lookup.computeprofiles():
+        for profile in objects.computeprofiles():
             if profile.is_default and profile.name != change.name:
                 yield Key("ComputeProfile", "", profile.name)
     for kind in ("FineTuneJob", "InferenceDeployment"):
         for name in names:
-            yield from map(_key, lookup.indexed(kind, BY_PROFILE, name))
-    yield from map(_key, lookup.indexed("Dataset", BY_STATE, UNSETTLED))
+            yield from map(_key, objects.indexed(kind, BY_PROFILE, name))
+    yield from map(_key, objects.indexed("Dataset", BY_STATE, UNSETTLED))
 
 
 def _profile_text(profile: Manifest) -> tuple[object, ...]:
@@ -191,7 +191,7 @@ def _is_default(profile: Manifest) -> bool:
     return any(mark.get(DEFAULT_PROFILE_LABEL) == "true" for mark in marks)
 
 
-RELATIONS: Final[Mapping[str, Callable[[Change, Lookup], Iterator[Key]]]] = {
+RELATIONS: Final[Mapping[str, Callable[[Change, IndexedObjects], Iterator[Key]]]] = {
     "FineTuneJob": _of_finetunejob,
     "Dataset": _of_dataset,
     "DatasetVersion": _of_datasetversion,

@@ -1,7 +1,7 @@
 """One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
 
 from finetune_operator.observe import podfailures
-from finetune_operator.observe.peers import current, nodes_of
+from finetune_operator.observe.peerpods import newest_per_index, nodes_of
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.draft import Draft
@@ -69,7 +69,7 @@ def _name_peers(draft: Draft, request: StageRequest) -> None:
 
 
 def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
-    if not pods or any("terminated" not in container_state(pod) for pod in current(pods)):
+    if not pods or any("terminated" not in container_state(pod) for pod in newest_per_index(pods)):
         settling = until_settled(job, "Failed", request, draft.snapshot.now)
         if settling is not None:
             return settling

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_operator.observe.jobtrouble import job_trouble, look_again
+from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
@@ -87,7 +87,7 @@ def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
 def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
     trouble = job_trouble(job, pods, now)
     if trouble is None:
-        return Working(Reason.COLLECTING, reading, look_again(pods, now))
+        return Working(Reason.COLLECTING, reading, recheck_after_seconds(pods, now))
     if trouble.reason == Reason.QUEUED:
-        return Working(Reason.COLLECTING, f"{reading}: {trouble.message}", trouble.look_again)
+        return Working(Reason.COLLECTING, f"{reading}: {trouble.message}", trouble.recheck_after_seconds)
     return waiting(trouble)

@@ -89,5 +89,5 @@ def success(pods: list[Manifest], job: Manifest, expected: Expected) -> StageRes
 
 def last_word(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
     """What the pod says whose end decides; an earlier one may have failed for another reason."""
-    pod = podfailures.decisive(pods)
+    pod = podfailures.deciding_pod(pods)
     return None if pod is None else result_of(pod, job, expected)

@@ -6,10 +6,10 @@ from typing import Final
 
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe import lostnodes
-from finetune_operator.observe.peers import called
-from finetune_operator.observe.pods import has_ended as has_pod_ended
-from finetune_operator.observe.pods import stage_of
-from finetune_operator.observe.stagetimes import instant
+from finetune_operator.observe.peerpods import describe_pod
+from finetune_operator.observe.podstatus import has_ended as has_pod_ended
+from finetune_operator.observe.podstatus import stage_of
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
@@ -54,7 +54,7 @@ def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: dateti
     """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
     overdue: list[float] = []
     for pod in pods:
-        trouble = lostnodes.lost(pod, called(stage_of(pod), pod), now)
+        trouble = lostnodes.node_trouble(pod, describe_pod(stage_of(pod), pod), now)
         if trouble is not None:
             return Blocked(trouble.reason, trouble.message, None)
         left = lostnodes.until_overdue(pod, now)
@@ -65,7 +65,7 @@ def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: dateti
 def ended_at(job: Manifest, how: str) -> datetime:
     """When the Job got the condition `Complete` or `Failed`, which it has."""
     return next(
-        instant(condition["lastTransitionTime"])
+        parse_time(condition["lastTransitionTime"])
         for condition in job["status"]["conditions"]
         if condition["type"] == how and condition["status"] == "True"
     )

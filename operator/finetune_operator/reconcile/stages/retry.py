@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, look_again
-from finetune_operator.observe.stagetimes import instant
+from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages import backoff
@@ -25,7 +25,7 @@ def retry_stage(draft: Draft, job: Manifest, result: StageResult, request: Stage
     failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
     status = backoff.counted(request.retry, request.stage, failed_at)
     probe = None if request.probe is None else snapshot.jobs.get(request.probe.name)
-    is_old = probe is not None and instant(probe["metadata"]["creationTimestamp"]) < failed_at
+    is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     due = backoff.due_at(status, request.run)
     retry = backoff.waiting(result, status, due, snapshot.now)
     if probe is not None and is_old:
@@ -61,7 +61,11 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     if is_unfinished(probe):
         trouble = job_trouble(probe, pods, snapshot.now)
         if trouble is None or trouble.reason == Reason.QUEUED:
-            later = trouble.look_again if trouble is not None else look_again(pods, snapshot.now)
+            later = (
+                trouble.recheck_after_seconds
+                if trouble is not None
+                else recheck_after_seconds(pods, snapshot.now)
+            )
             return replace(retry, halt=_checking(request, later))
         return replace(retry, halt=waiting(trouble))
     found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)

@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, non_retryable_exit_codes
 from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, look_again
-from finetune_operator.observe.peers import called, current, nodes_of
-from finetune_operator.observe.pods import Trouble
+from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
+from finetune_operator.observe.peerpods import describe_pod, newest_per_index, nodes_of
+from finetune_operator.observe.podstatus import Trouble
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.jobresults import result_of
@@ -27,16 +27,18 @@ def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime)
 
 
 def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime) -> Working | Blocked:
-    trouble, later = job_trouble(job, pods, now), look_again(pods, now)
-    together = current(pods)
-    ended = podfailures.decisive([pod for pod in pods if pod in together])
+    trouble, later = job_trouble(job, pods, now), recheck_after_seconds(pods, now)
+    together = newest_per_index(pods)
+    ended = podfailures.deciding_pod([pod for pod in pods if pod in together])
     if ended is not None and (trouble is None or trouble.expected):
         between = _between_pods(job, ended, request)
         if between is not None:
             return replace(between, requeue_after=later)
     if trouble is not None:
-        soonest = min((each for each in (trouble.look_again, later) if each is not None), default=None)
-        return waiting(replace(trouble, look_again=soonest))
+        soonest = min(
+            (each for each in (trouble.recheck_after_seconds, later) if each is not None), default=None
+        )
+        return waiting(replace(trouble, recheck_after_seconds=soonest))
     return Working(RUNNING[request.stage], running(request.stage), later)
 
 
@@ -47,7 +49,7 @@ def running(stage: Stage) -> str:
 
 def waiting(trouble: Trouble) -> Working | Blocked:
     if trouble.expected:
-        return Working(trouble.reason, trouble.message, trouble.look_again)
+        return Working(trouble.reason, trouble.message, trouble.recheck_after_seconds)
     return Blocked(trouble.reason, trouble.message, None)
 
 
@@ -64,7 +66,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
         lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
-        return Working(Reason.QUEUED, f"{called(stage, pod)} {how}{saved}; the next one follows")
+        return Working(Reason.QUEUED, f"{describe_pod(stage, pod)} {how}{saved}; the next one follows")
     trouble = result_of(pod, job, request.expected) or podfailures.failure(job, (pod,))
     if nodes_of(job) > 1:
         return Working(

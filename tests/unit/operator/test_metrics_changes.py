@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.metrics.transitions import record_pod_end, record_transition
+from finetune_operator.metrics.changes import record_pod_end, record_transition
+from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Manifest
 
 
@@ -24,13 +24,13 @@ def condition(type_: str, reason: str = "Any", status: str = "True") -> dict[str
     return {"type": type_, "status": status, "reason": reason}
 
 
-def stage_count(metrics: Metrics, stage: str, outcome: str) -> float | None:
+def stage_count(metrics: OperatorMetrics, stage: str, outcome: str) -> float | None:
     labels = {"stage": stage, "outcome": outcome}
     return metrics.registry.get_sample_value("finetune_stage_seconds_count", labels)
 
 
 def test_a_finished_stage_is_observed_once() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     before = job(stages=[])
     after = job(stages=[{"name": "train", "seconds": 42.0}], conditions=[condition("Trained")])
     record_transition(metrics, before, after)
@@ -41,7 +41,7 @@ def test_a_finished_stage_is_observed_once() -> None:
 
 
 def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     failed = job(stages=[{"name": "train", "seconds": 1}], conditions=[condition("Stalled", "OutOfMemory")])
     record_transition(metrics, job(), failed)
     assert stage_count(metrics, "train", "failed") == 1
@@ -50,14 +50,14 @@ def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
 def test_device_seconds_grow_by_the_difference_so_that_a_restart_never_counts_again() -> None:
     first = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 100.0})
     second = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 130.0})
-    restarted = Metrics()
+    restarted = OperatorMetrics()
     record_transition(restarted, first, second)
     labels = {"namespace": "team", "profile": "a100"}
     assert restarted.registry.get_sample_value("finetune_device_seconds_total", labels) == 30.0
 
 
 def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     train = {"name": "train", "profile": "a100", "deviceSeconds": 100.0}
     evaluate = {"name": "evaluate", "profile": "l4", "deviceSeconds": 7.0}
     steps = [job(), job(usage=train), job(stages=[train], usage=evaluate), job(stages=[train, evaluate])]
@@ -69,7 +69,7 @@ def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
 
 
 def test_lost_device_seconds_are_counted_once_on_the_profile_of_the_train_stage() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     before = job(stages=[{"name": "preflight", "profile": "cpu"}], resolved={"profile": "a100"})
     train = {"name": "train", "profile": "a100", "deviceSeconds": 100.0}
     after = job(
@@ -84,13 +84,13 @@ def test_lost_device_seconds_are_counted_once_on_the_profile_of_the_train_stage(
     assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 34.5
 
 
-def promotions(metrics: Metrics, result: str) -> float | None:
+def promotions(metrics: OperatorMetrics, result: str) -> float | None:
     labels = {"namespace": "team", "result": result}
     return metrics.registry.get_sample_value("finetune_promotions_total", labels)
 
 
 def test_promotions_and_refusals_are_counted_by_result() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     record_transition(metrics, job(), job(evaluation={"verdict": "Failed"}))
     record_transition(
         metrics, job(evaluation={"verdict": "Failed"}), job(evaluation={"verdict": "Failed"}, phase="x")
@@ -111,7 +111,7 @@ def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
         revisions = [{"name": name, "state": state} for name, state in states.items()]
         return endpoint(revisions=revisions, **({"revision": live} if live else {}))
 
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     steps = [
         with_revisions(None, r0="RollingOut"),
         with_revisions("r0", r0="Failed"),
@@ -134,7 +134,7 @@ def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
 
 
 def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_object() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     waiting = job(resolved={"profile": "a100"})
     record_transition(metrics, waiting, waiting)
     value = metrics.registry.get_sample_value
@@ -151,7 +151,7 @@ def test_queueing_cost_and_checkpoints_are_counted_once() -> None:
     train = {"name": "train", "profile": "a100", "seconds": 60.0, "queuedSeconds": 20.0}
     before = job(cost={"amount": 1.5, "currency": "EUR"})
     after = job(stages=[train], cost={"amount": 2.0, "currency": "EUR"}, checkpoints=[{"name": "c"}])
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     record_transition(metrics, before, after)
     record_transition(metrics, after, after)
     value = metrics.registry.get_sample_value
@@ -186,7 +186,7 @@ def disrupted(pod: Manifest) -> Manifest:
     ],
 )
 def test_the_end_of_a_pod_is_counted_once_by_its_cause(ended: Manifest, cause: str) -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     for before, after in itertools.pairwise([None, pod(), ended, ended, None]):
         record_pod_end(metrics, before, after)
     labels = {"stage": "train", "cause": cause}
@@ -194,7 +194,7 @@ def test_the_end_of_a_pod_is_counted_once_by_its_cause(ended: Manifest, cause: s
 
 
 def test_a_pod_that_only_claims_to_be_of_a_stage_makes_no_series() -> None:
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     record_pod_end(metrics, pod("forged"), pod("forged", phase="Failed", exitCode=1))
     samples = [s for family in metrics.registry.collect() for s in family.samples]
     assert not any(sample.labels.get("stage") == "forged" for sample in samples)

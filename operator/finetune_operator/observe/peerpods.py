@@ -21,13 +21,13 @@ def nodes_of(job: Manifest) -> int:
     return int(spec.get("completions", 1)) if spec.get("completionMode") == "Indexed" else 1
 
 
-def called(stage: str, pod: Manifest) -> str:
+def describe_pod(stage: str, pod: Manifest) -> str:
     """What to call a stage's pod in a message: one of several by its index."""
     index = index_of(pod)
     return f"the {stage} pod" if index is None else f"{stage} pod {index}"
 
 
-def current(pods: Iterable[Manifest]) -> list[Manifest]:
+def newest_per_index(pods: Iterable[Manifest]) -> list[Manifest]:
     """Of pods, newest first, the newest of each index, by index; of a Job with one at a time the newest."""
     newest: dict[int, Manifest] = {}
     for pod in pods:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 
-from finetune_operator.metrics.counters import Metrics
+from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Key
 
 
@@ -18,7 +18,7 @@ class SeriesRetention:
         period: seconds between two looks; many scrapes long.
     """
 
-    def __init__(self, metrics: Metrics, keys: Callable[[], Iterable[Key]], period: float) -> None:
+    def __init__(self, metrics: OperatorMetrics, keys: Callable[[], Iterable[Key]], period: float) -> None:
         self._metrics = metrics
         self._keys = keys
         self._period = period

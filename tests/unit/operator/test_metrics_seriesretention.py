@@ -1,11 +1,11 @@
 """Series of what is gone end, and not before they were scraped."""
 
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.metrics.retention import SeriesRetention
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.seriesretention import SeriesRetention
 from finetune_operator.plan import Key
 
 
-def series(metrics: Metrics, **labels: str) -> int:
+def series(metrics: OperatorMetrics, **labels: str) -> int:
     return sum(
         1
         for metric in metrics.registry.collect()
@@ -14,8 +14,8 @@ def series(metrics: Metrics, **labels: str) -> int:
     )
 
 
-def counted(*namespaces: str) -> Metrics:
-    metrics = Metrics()
+def counted(*namespaces: str) -> OperatorMetrics:
+    metrics = OperatorMetrics()
     for namespace in namespaces:
         metrics.begin_namespace(namespace)
         metrics.begin_profile(namespace, "a100")
@@ -31,7 +31,7 @@ def test_series_of_a_namespace_end_a_period_after_its_last_object() -> None:
         Key("ComputeProfile", "", "a100"),
     ]
     retention = SeriesRetention(metrics, lambda: keys, 600)
-    empty, before = series(Metrics()), series(metrics)
+    empty, before = series(OperatorMetrics()), series(metrics)
     retention.sweep()
     del keys[0]
     retention.sweep()

@@ -9,7 +9,7 @@ from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 
-QUOTED_TEXT: Final = 400
+MAX_QUOTED_CHARACTERS: Final = 400
 """Characters of another component's message that are repeated."""
 
 
@@ -20,17 +20,17 @@ class Trouble:
     reason: str
     message: str
     expected: bool = False
-    look_again: float | None = None
+    recheck_after_seconds: float | None = None
     """Seconds until the answer may be another although nothing changes."""
 
 
-IMAGE_LIMIT: Final = 512
+MAX_IMAGE_CHARACTERS: Final = 512
 """Characters of an image's name that the status takes."""
 
 
 def quoted(text: str | None) -> str:
     """Another component's message, short enough to be repeated in ours."""
-    return shortened((text or "").strip(), QUOTED_TEXT)
+    return shortened((text or "").strip(), MAX_QUOTED_CHARACTERS)
 
 
 def condition(manifest: Manifest, type_: str) -> dict[str, Any] | None:
@@ -45,7 +45,7 @@ def has_condition(manifest: Manifest, type_: str, status: str) -> bool:
     return found is not None and found.get("status") == status
 
 
-def trainer(pod: Manifest) -> dict[str, Any]:
+def trainer_container(pod: Manifest) -> dict[str, Any]:
     """The spec of the trainer's container, whatever a platform injects beside it."""
     containers = pod["spec"]["containers"]
     found: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
@@ -57,7 +57,7 @@ def init_statuses(pod: Manifest) -> Iterator[dict[str, Any]]:
     yield from pod.get("status", {}).get("initContainerStatuses") or ()
 
 
-def statuses(pod: Manifest) -> Iterator[dict[str, Any]]:
+def container_statuses(pod: Manifest) -> Iterator[dict[str, Any]]:
     """Statuses of all containers, in the order in which they start."""
     yield from init_statuses(pod)
     yield from pod.get("status", {}).get("containerStatuses") or ()
@@ -80,6 +80,6 @@ def image_by_digest(pods: Iterable[Manifest]) -> str | None:
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses") or ():
             image = str(status.get("imageID", "")).removeprefix("docker-pullable://")
-            if status.get("name") == CONTAINER and "@sha256:" in image and len(image) <= IMAGE_LIMIT:
+            if status.get("name") == CONTAINER and "@sha256:" in image and len(image) <= MAX_IMAGE_CHARACTERS:
                 return image
     return None

@@ -18,51 +18,57 @@ from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import settle
+from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
-from finetune_operator.reconcile.records.contentremoval import PATIENCE, Removal, remove
-from finetune_operator.reconcile.records.ownership import Record, is_held, needed_by, readers_of, released
+from finetune_operator.reconcile.records.contentremoval import REMOVAL_TIMEOUT, Removal, remove
+from finetune_operator.reconcile.records.ownership import (
+    Record,
+    has_finalizer,
+    needed_by,
+    readers_of,
+    without_finalizer,
+)
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.references import ArtifactRef
 
-LOOK_AGAIN: Final = 60.0
+RECHECK_SECONDS: Final = 60.0
 """Seconds; not every change of a user brings its records another look."""
-NAMED_AT_MOST: Final = 4
+MAX_NAMES_IN_MESSAGE: Final = 4
 
 
 def needs(record: Record, _: Snapshot) -> Needs:
     """The claims that a cleanup will mount; nothing else is mounted for a record."""
     is_terminating = record.metadata.deletion_timestamp is not None
-    return storage.claims_of(*_stores(record)) if is_terminating and is_held(record) else NOTHING
+    return storage.claims_of(*_stores(record)) if is_terminating and has_finalizer(record) else NOTHING
 
 
-def clean_up(record: Record, snapshot: Snapshot) -> Plan:
+def finalize(record: Record, snapshot: Snapshot) -> Plan:
     """One pass over a record that is being deleted."""
-    if not is_held(record):
+    if not has_finalizer(record):
         return Plan()
     stores = tuple(store for store in _stores(record) if not _sharers(store, record, snapshot))
     stays = _why_it_stays(record, stores, snapshot)
     if stays is not None:
-        return Plan(events=(stays,), metadata=released(record))
+        return Plan(events=(stays,), metadata=without_finalizer(record))
     users = sorted({*needed_by(record, snapshot), *readers_of(record, snapshot)})
     if users:
         message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
-        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.IN_USE, message, LOOK_AGAIN))
+        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.IN_USE, message, RECHECK_SECONDS))
     if _is_partly_unseen(stores, snapshot):
         message = (
             f"{_folders(record, stores)} is removed when the operator may list every namespace that it"
             " watches (its log names those that it may not): a record there may stand for it too"
         )
-        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, LOOK_AGAIN))
+        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, RECHECK_SECONDS))
     draft = Draft(snapshot)
     halts = [halt for store in stores if (halt := _remove(draft, record, store)) is not None]
     if halts:
         return _wait(record, snapshot, draft, halts[0])
     draft.event(EventReason.CONTENT_REMOVED, f"{_folders(record, stores)} is removed")
-    return draft.plan(None, metadata=released(record))
+    return draft.plan(None, metadata=without_finalizer(record))
 
 
 def _why_it_stays(record: Record, stores: tuple[str, ...], snapshot: Snapshot) -> Event | None:
@@ -76,13 +82,13 @@ def _why_it_stays(record: Record, stores: tuple[str, ...], snapshot: Snapshot) -
         return _kept(f"{folders} stays: {maker} is being prepared and may come to the same rows")
     if not stores:
         sharers = sorted({name for store in _stores(record) for name in _sharers(store, record, snapshot)})
-        others = " and ".join(sharers[:NAMED_AT_MOST])
+        others = " and ".join(sharers[:MAX_NAMES_IN_MESSAGE])
         return _kept(f"{folders} stays: {f'{others} stands for it too' if others else 'no store is known'}")
     if snapshot.now >= _deadline(record):
         return Event(
             "Warning",
             EventReason.CONTENT_KEPT,
-            f"{folders} stays: it could not be removed within {PATIENCE // timedelta(hours=1)} hours;"
+            f"{folders} stays: it could not be removed within {REMOVAL_TIMEOUT // timedelta(hours=1)} hours;"
             " remove it by hand",
         )
     return None
@@ -116,7 +122,7 @@ def _deadline(record: Record) -> datetime:
     asked = record.metadata.deletion_timestamp
     if asked is None:
         raise ValueError(f"{record.kind} {record.name} is not being deleted")
-    return asked + PATIENCE
+    return asked + REMOVAL_TIMEOUT
 
 
 def _stores(record: Record) -> tuple[str, ...]:
@@ -168,9 +174,9 @@ def _folders(record: Record, stores: tuple[str, ...]) -> str:
 
 def _wait(record: Record, snapshot: Snapshot, draft: Draft, halt: Working | Blocked) -> Plan:
     left = max(1.0, (_deadline(record) - snapshot.now).total_seconds())
-    settled = settle(record, record.status, halt, snapshot.now)
-    draft.events += settled.events
-    return draft.plan(settled.manifest, min(settled.requeue_after or left, left))
+    result = finish_pass(record, record.status, halt, snapshot.now)
+    draft.events += result.events
+    return draft.plan(result.manifest, min(result.requeue_after or left, left))
 
 
 def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | None:

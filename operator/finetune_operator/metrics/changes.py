@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.metrics.counters import Metrics
-from finetune_operator.observe.pods import has_condition, has_ended
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.observe.podstatus import has_condition, has_ended
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES
@@ -18,7 +18,7 @@ from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Stage
 
 
-def record_transition(metrics: Metrics, before: Manifest, after: Manifest) -> None:
+def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifest) -> None:
     """Count what the status of `after` tells beyond that of `before`; both are of the same object."""
     namespace = after["metadata"].get("namespace", "")
     old, new = before.get("status") or {}, after.get("status") or {}
@@ -31,7 +31,7 @@ def record_transition(metrics: Metrics, before: Manifest, after: Manifest) -> No
             _inferencedeployment(metrics, namespace, old, new)
 
 
-def record_pod_end(metrics: Metrics, old: Manifest | None, new: Manifest | None) -> None:
+def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest | None) -> None:
     """Count the end of a stage's pod, if this change is it; an end that nobody watched is not counted."""
     if old is None or new is None or has_ended(old) or not has_ended(new):
         return
@@ -41,7 +41,7 @@ def record_pod_end(metrics: Metrics, old: Manifest | None, new: Manifest | None)
         metrics.pods_ended.labels(stage, _cause(new)).inc()
 
 
-def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     metrics.begin_namespace(namespace)
     profile = (new.get("resolved") or {}).get("profile")
     if profile is not None:
@@ -73,20 +73,20 @@ def _finetunejob(metrics: Metrics, namespace: str, old: dict[str, Any], new: dic
         metrics.promotions.labels(namespace, result).inc()
 
 
-def _lost_time(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _lost_time(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     lost = (new.get("training") or {}).get("lostDeviceSeconds", 0.0)
     if lost > 0 and not old.get("training"):
         profile = next((s.get("profile", "") for s in new.get("stages", ()) if s["name"] == "train"), "")
         metrics.lost_device_seconds.labels(namespace, profile).inc(lost)
 
 
-def _cost(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _cost(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     amount = new.get("amount", 0.0) - old.get("amount", 0.0)
     if "amount" in new and amount >= 0:
         metrics.cost.labels(namespace, new.get("currency", "")).inc(amount)
 
 
-def _checkpoint(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _checkpoint(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     metrics.begin_namespace(namespace)
     if new.get("promotedAt") and not old.get("promotedAt"):
         metrics.promotions.labels(namespace, "promoted").inc()
@@ -95,7 +95,9 @@ def _checkpoint(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict
         metrics.promotions.labels(namespace, "rejected").inc()
 
 
-def _inferencedeployment(metrics: Metrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _inferencedeployment(
+    metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]
+) -> None:
     metrics.begin_namespace(namespace)
     known = {revision["name"]: revision["state"] for revision in old.get("revisions", ())}
     for revision in new.get("revisions", ()):

@@ -8,7 +8,7 @@ from typing import Any, Final
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator.observe.stagetimes import container_state, instant
+from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 
@@ -100,7 +100,7 @@ class ObjectStateCollector(Collector):
         """By its pod's start, by the newest report, or by the status, which outlives this process."""
         uid = job["metadata"]["uid"]
         running = [container_state(pod).get("running", {}).get("startedAt") for pod in self._pods(uid)]
-        moments = [instant(started).timestamp() for started in running if started]
+        moments = [parse_time(started).timestamp() for started in running if started]
         if not moments:
             return None
         seconds = self._since_progress(uid)
@@ -108,7 +108,7 @@ class ObjectStateCollector(Collector):
             moments.append(self._clock() - seconds)
         usage = _status(job).get("usage")
         if usage is not None:
-            moments.append(instant(usage["until"]).timestamp())
+            moments.append(parse_time(usage["until"]).timestamp())
         return max(moments)
 
 
