@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.reconcile.dataset.sourcecheck import job_names, number_of
 from finetune_operator.reconcile.draft import Draft
@@ -25,7 +26,7 @@ def clear_away(dataset: Dataset, draft: Draft) -> float | None:
     last = job_names(dataset, number - 1) if number else ()
     end = _ended_at(dataset)
     next_due: float | None = None
-    for name, job in draft.snapshot.jobs.items():
+    for name, job in draft.snapshot.children[JOB].items():
         if STAGE not in job["metadata"].get("labels", {}) or name in current:
             continue
         if name not in last:

@@ -3,6 +3,7 @@
 from typing import Any, Final, Literal
 
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.sourcecheck import ended, job_names, made_in, number_of, request_of
@@ -27,7 +28,7 @@ def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     """One pass over a Ready Dataset; `later` is when something else becomes due, in seconds."""
     snapshot = draft.snapshot
     wait = until_check(dataset, snapshot.now)
-    if job_names(dataset, number_of(dataset))[0] not in snapshot.jobs:
+    if job_names(dataset, number_of(dataset))[0] not in snapshot.children[JOB]:
         if wait != 0:
             return draft.plan(_unrefused(dataset), earliest(later, wait))
         slot = until_slot(dataset, snapshot.now)

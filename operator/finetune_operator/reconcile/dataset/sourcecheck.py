@@ -6,6 +6,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import StageInputs, collect_config, prepare_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
@@ -144,7 +145,7 @@ def _run(dataset: Dataset) -> str:
 
 
 def _annotations(dataset: Dataset, snapshot: Snapshot) -> dict[str, str]:
-    job = snapshot.jobs.get(job_names(dataset, number_of(dataset))[0])
+    job = snapshot.children[JOB].get(job_names(dataset, number_of(dataset))[0])
     annotations: dict[str, str] = {} if job is None else job["metadata"].get("annotations", {})
     return annotations
 

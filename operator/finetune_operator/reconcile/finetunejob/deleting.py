@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.engine.resources import CLAIM
+from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.plan import Plan
@@ -64,7 +64,9 @@ def _stop(draft: Draft) -> Working | Blocked | None:
     """End the run's Jobs; nothing may write into a folder that is being removed."""
     snapshot = draft.snapshot
     stages = [
-        job for job in snapshot.jobs.values() if job["metadata"].get("labels", {}).get(STAGE) != "cleanup"
+        job
+        for job in snapshot.children[JOB].values()
+        if job["metadata"].get("labels", {}).get(STAGE) != "cleanup"
     ]
     running = [job for job in stages if is_unfinished(job)]
     for job in running:

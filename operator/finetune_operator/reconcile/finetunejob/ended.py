@@ -5,6 +5,7 @@ from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
+from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
 from finetune_operator.manifests.labels import RECORDED_RUN, stage_job_name
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
@@ -27,9 +28,9 @@ def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """
     draft = Draft(snapshot)
     requeue_after = None
-    leftover = [child for child in snapshot.jobs.values() if not is_unfinished(child)]
-    if len(leftover) == len(snapshot.jobs):
-        leftover += [*snapshot.services.values(), *snapshot.network_policies.values()]
+    leftover = [child for child in snapshot.children[JOB].values() if not is_unfinished(child)]
+    if len(leftover) == len(snapshot.children[JOB]):
+        leftover += [*snapshot.children[SERVICE].values(), *snapshot.children[NETWORK_POLICY].values()]
     end = find(job.status.conditions, ConditionType.READY) or find(
         job.status.conditions, ConditionType.STALLED
     )
@@ -88,7 +89,7 @@ def restored(run: Run) -> Plan:
 
 def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
-    running = [child for child in run.snapshot.jobs.values() if is_unfinished(child)]
+    running = [child for child in run.snapshot.children[JOB].values() if is_unfinished(child)]
     names = [stage_job_name(run.job, stage) for stage in get_args(Stage)]
     left = [pod for name in names for pod in left_behind(run.snapshot, name)]
     if not running and not left:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import StageInputs, collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import PROFILE, stage_job_name
@@ -194,7 +195,7 @@ def _follow(run: Run, stage: Stage) -> None:
 
 def count_usage(run: Run, stage: Stage) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
-    job = run.snapshot.jobs.get(stage_job_name(run.job, stage))
+    job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
     if job is None:
         return
     before = run.status.usage
@@ -212,7 +213,7 @@ def count_usage(run: Run, stage: Stage) -> None:
 
 def _finish(run: Run, stage: Stage, name: str) -> None:
     """Record the stage's times; they are final."""
-    if name in run.snapshot.jobs:
+    if name in run.snapshot.children[JOB]:
         count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
     run.update(stages=(*others, stagetimes.finished_stage(run.status.usage, stage)), usage=None, retry=None)

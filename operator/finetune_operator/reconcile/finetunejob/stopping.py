@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE, stage_job_name
 from finetune_operator.observe import stagetimes
 from finetune_operator.observe.stagetimes import container_state
@@ -57,7 +58,7 @@ def limit_of(run: Run) -> Limit | None:
 def at_limit(run: Run, limit: Limit) -> Halt | None:
     """Stop training that has used its time; None while it has not, and where it has ended by itself."""
     snapshot, name = run.snapshot, stage_job_name(run.job, "train")
-    job = snapshot.jobs.get(name)
+    job = snapshot.children[JOB].get(name)
     if _left(run, limit) > 0 or (job is not None and not is_unfinished(job)):
         return None
     pods = left_behind(snapshot, name)
@@ -90,7 +91,7 @@ def within(run: Run, limit: Limit, halt: Halt) -> Halt:
 def _left(run: Run, limit: Limit) -> float:
     """Seconds; what pods use now is counted, and not written."""
     usage = run.status.usage
-    job = run.snapshot.jobs.get(stage_job_name(run.job, "train"))
+    job = run.snapshot.children[JOB].get(stage_job_name(run.job, "train"))
     if job is not None:
         usage = stagetimes.stage_usage(usage, "train", job, pods_of(job, run.snapshot), run.snapshot.now)
     used = usage.seconds if usage is not None and usage.name == "train" else 0

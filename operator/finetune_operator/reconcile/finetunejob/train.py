@@ -4,6 +4,7 @@ from typing import get_args
 
 from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
@@ -107,5 +108,5 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
 
 def _image(run: Run) -> str | None:
     """What the train pods ran; None where they are gone, or were never said to have pulled it."""
-    job = run.snapshot.jobs.get(stage_job_name(run.job, "train"))
+    job = run.snapshot.children[JOB].get(stage_job_name(run.job, "train"))
     return None if job is None else image_by_digest(pods_of(job, run.snapshot))

@@ -7,6 +7,7 @@ from typing import Any, Final
 from finetune_operator.api.endpointstatus import EndpointDisplay, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
+from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.serving import build_replicas, endpoint_url
 from finetune_operator.observe.deployments import trouble_of
 from finetune_operator.observe.endpointhealth import EndpointHealth, availability, image_age, with_health
@@ -52,14 +53,14 @@ class Observed:
         """What gives these revisions' Deployments so many replicas."""
         return tuple(
             Apply(build_replicas(deployment, replicas[name]))
-            for name, deployment in self.snapshot.deployments.items()
+            for name, deployment in self.snapshot.children[DEPLOYMENT].items()
             if name in replicas and deployment["spec"].get("replicas", 1) != replicas[name]
         )
 
     def restoring(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
         """What puts back what others changed in these revisions' Deployments, and the events that say so."""
         applies, events = [], []
-        for name, deployment in self.snapshot.deployments.items():
+        for name, deployment in self.snapshot.children[DEPLOYMENT].items():
             paths = drift.changed(deployment) if name in revisions else ()
             apply = drift.correction(deployment) if paths else None
             if apply is not None:
@@ -92,7 +93,7 @@ class Observed:
         endpoint = self.endpoint
         before = self.traffic.weights()
         after = before if weights is None else weights
-        answering = [self.snapshot.deployments.get(name, {}).get("status", {}) for name in before]
+        answering = [self.snapshot.children[DEPLOYMENT].get(name, {}).get("status", {}) for name in before]
         ready: int = sum(status.get("readyReplicas", 0) for status in answering)
         values: dict[str, Any] = {
             "replicas": sum(status.get("replicas", 0) for status in answering),
@@ -128,8 +129,8 @@ class Observed:
     def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
         """With what holds whatever state the endpoint is in; `revision` is the one that serves."""
         snapshot, generation = self.snapshot, self.endpoint.metadata.generation
-        deployment = snapshot.deployments.get(revision)
-        trouble = trouble_of(revision, snapshot.pods, snapshot.now)
+        deployment = snapshot.children[DEPLOYMENT].get(revision)
+        trouble = trouble_of(revision, snapshot.children[POD], snapshot.now)
         floor = snapshot.facts.trainer_image_floor
         health_of = {
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.endpointprotection import build_disruption_budget, build_endpoint_policy
 from finetune_operator.plan import Apply, Delete
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -23,9 +24,11 @@ def protect(endpoint: InferenceDeployment, snapshot: Snapshot, revision: str) ->
     if endpoint.spec.network_policy is not None:
         apply.append(Apply(build_endpoint_policy(endpoint, snapshot.facts.monitoring_namespace)))
     else:
-        delete += [Delete(policy, "Background") for policy in snapshot.network_policies.values()]
+        delete += [Delete(policy, "Background") for policy in snapshot.children[NETWORK_POLICY].values()]
     if not _is_managed(endpoint):
-        delete += [Delete(budget, "Background") for budget in snapshot.disruption_budgets.values()]
+        delete += [
+            Delete(budget, "Background") for budget in snapshot.children[POD_DISRUPTION_BUDGET].values()
+        ]
     elif revision and _has_budget(endpoint, snapshot):
         apply.append(Apply(build_disruption_budget(endpoint, revision)))
     return Protection(tuple(apply), tuple(delete))
@@ -40,4 +43,4 @@ def _has_budget(endpoint: InferenceDeployment, snapshot: Snapshot) -> bool:
     """For one replica a budget of 1 says nothing; one that exists follows the revision that serves."""
     availability = endpoint.spec.availability
     wanted = availability is not None and availability.max_unavailable is not None
-    return wanted or endpoint.spec.replicas > 1 or bool(snapshot.disruption_budgets)
+    return wanted or endpoint.spec.replicas > 1 or bool(snapshot.children[POD_DISRUPTION_BUDGET])

@@ -5,6 +5,7 @@ it is ready the requests move, and only then the old one is deleted. `transition
 """
 
 from finetune_operator.api.endpointstatus import RevisionStatus
+from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.revisions import (
@@ -22,7 +23,7 @@ def roll_out(view: EndpointView) -> Plan:
     outcome = OUTCOMES[action](view)
     routed = view.weights if outcome.weights is None else outcome.weights
     kept = {*view.weights, view.wanted.name} if outcome.keeps_wanted else {*view.weights}
-    removed = [name for name in view.snapshot.deployments if name not in kept]
+    removed = [name for name in view.snapshot.children[DEPLOYMENT] if name not in kept]
     replaced = [name for name in view.weights if name not in routed]
     revisions = _with_wanted(view, state, outcome)
     for name in (*replaced, *removed):
@@ -33,7 +34,7 @@ def roll_out(view: EndpointView) -> Plan:
         outcome.halt,
         create=outcome.create,
         apply=(*scaled, *restored),
-        delete=tuple(Delete(view.snapshot.deployments[name], "Background") for name in removed),
+        delete=tuple(Delete(view.snapshot.children[DEPLOYMENT][name], "Background") for name in removed),
         events=(*outcome.events, *said),
         revisions=revisions,
         update=outcome.status,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.serving import build_service
 from finetune_operator.plan import Apply, Create, Manifest
@@ -50,7 +51,7 @@ class ServiceTraffic:
         Where the Service is gone, or names nothing that exists, it is the revision that served before: what
         serves is not given up because a Service was deleted or edited.
         """
-        deployments, serving = self.snapshot.deployments, self._selected
+        deployments, serving = self.snapshot.children[DEPLOYMENT], self._selected
         if serving not in deployments and self.endpoint.status.revision in deployments:
             serving = self.endpoint.status.revision
         return {serving: ALL} if serving else {}
@@ -68,7 +69,7 @@ class ServiceTraffic:
 
     @property
     def _service(self) -> Manifest | None:
-        return self.snapshot.services.get(self.endpoint.name)
+        return self.snapshot.children[SERVICE].get(self.endpoint.name)
 
     @property
     def _selected(self) -> str:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe.deployments import failure_of, is_ready, trouble_of
 from finetune_operator.observe.servingpods import ServingTrouble
@@ -53,7 +54,7 @@ class EndpointView:
 
     @property
     def deployment(self) -> Manifest | None:
-        return self.snapshot.deployments.get(self.wanted.name)
+        return self.snapshot.children[DEPLOYMENT].get(self.wanted.name)
 
     @property
     def recorded(self) -> RevisionStatus | None:
@@ -67,14 +68,14 @@ class EndpointView:
     @property
     def trouble(self) -> ServingTrouble | None:
         """What keeps a pod of the wanted revision from running."""
-        return trouble_of(self.wanted.name, self.snapshot.pods, self.snapshot.now)
+        return trouble_of(self.wanted.name, self.snapshot.children[POD], self.snapshot.now)
 
     @property
     def failure(self) -> str | None:
         """Why the wanted revision will not come up, or None while it may."""
         if self.deployment is None:
             return None
-        return failure_of(self.deployment, self.snapshot.pods, self.snapshot.now)
+        return failure_of(self.deployment, self.snapshot.children[POD], self.snapshot.now)
 
     @property
     def models(self) -> str:

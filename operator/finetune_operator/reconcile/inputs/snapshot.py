@@ -10,16 +10,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.resources import (
-    DEPLOYMENT,
-    JOB,
-    NAMESPACE,
-    NETWORK_POLICY,
-    POD,
-    POD_DISRUPTION_BUDGET,
-    SERVICE,
-    ResourceType,
-)
+from finetune_operator.engine.resources import NAMESPACE, ResourceType
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
@@ -89,30 +80,6 @@ class Snapshot:
     """Of a record that is being deleted: the other records of its kind and digest, in any namespace."""
     newer: int = 0
     """Of a record: how many newer ones there are of its model line, or of its Dataset."""
-
-    @property
-    def jobs(self) -> Mapping[str, Manifest]:
-        return self.children[JOB]
-
-    @property
-    def pods(self) -> Mapping[str, Manifest]:
-        return self.children[POD]
-
-    @property
-    def deployments(self) -> Mapping[str, Manifest]:
-        return self.children[DEPLOYMENT]
-
-    @property
-    def services(self) -> Mapping[str, Manifest]:
-        return self.children[SERVICE]
-
-    @property
-    def network_policies(self) -> Mapping[str, Manifest]:
-        return self.children[NETWORK_POLICY]
-
-    @property
-    def disruption_budgets(self) -> Mapping[str, Manifest]:
-        return self.children[POD_DISRUPTION_BUDGET]
 
     def find(self, type_: ResourceType, name: str) -> Manifest | None:
         """The object that was looked up; None where it is missing, and where it was not needed."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource, SecretReference
-from finetune_operator.engine.resources import CLAIM
+from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.configs import cleanup_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
@@ -46,7 +46,7 @@ class Removal:
 def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
     """Remove the folder by a Job; None once that is done."""
     snapshot, name = draft.snapshot, stage_job_name(removal.owner, "cleanup", removal.store)
-    job = snapshot.jobs.get(name)
+    job = snapshot.children[JOB].get(name)
     if job is None:
         return _start(draft, removal, name)
     pods = pods_of(job, snapshot)

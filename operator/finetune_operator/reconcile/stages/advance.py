@@ -1,5 +1,6 @@
 """One stage: create its Job, follow it, read its result. The same for runs and for Datasets."""
 
+from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of
 from finetune_operator.observe.stagetimes import container_state
@@ -23,7 +24,7 @@ def advance(draft: Draft, request: StageRequest) -> Outcome:
     then finds its own result in the store, or resumes.
     """
     snapshot = draft.snapshot
-    job = snapshot.jobs.get(request.name)
+    job = snapshot.children[JOB].get(request.name)
     if job is None:
         left = left_behind(snapshot, request.name)
         if left:
@@ -62,8 +63,8 @@ def _name_peers(draft: Draft, request: StageRequest) -> None:
     if request.peers is None:
         return
     wanted = (
-        (request.peers.service, draft.snapshot.services),
-        (request.peers.policy, draft.snapshot.network_policies),
+        (request.peers.service, draft.snapshot.children[SERVICE]),
+        (request.peers.policy, draft.snapshot.children[NETWORK_POLICY]),
     )
     draft.create += [Create(each) for each, there in wanted if each["metadata"]["name"] not in there]
 

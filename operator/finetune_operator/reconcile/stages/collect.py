@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_operator.engine.resources import JOB
 from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
@@ -20,7 +21,7 @@ from finetune_operator.status.reasons import Reason
 
 def collect(draft: Draft, request: StageRequest) -> Outcome:
     """The result from the store, by a small Job, because the pod that had it is gone."""
-    job = draft.snapshot.jobs.get(request.collect_name)
+    job = draft.snapshot.children[JOB].get(request.collect_name)
     reading = f"reading the result of {request.stage} from the store"
     if job is None:
         built = request.build_collect()

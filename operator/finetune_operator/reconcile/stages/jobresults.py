@@ -7,6 +7,7 @@ is of the right run and stage, and repeats the nonce and the config digest of a 
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_operator.engine.resources import POD
 from finetune_operator.manifests.jobs import NONCE_CONTRACT
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.manifests.trainerimage import FIRST_CONTRACT
@@ -46,7 +47,7 @@ def contract_of_jobs(recorded: int | None, *, has_begun: bool, current: int) -> 
 def pods_of(job: Manifest, snapshot: Snapshot) -> list[Manifest]:
     """The pods that the Job's controller made for it, newest first."""
     uid = job["metadata"]["uid"]
-    pods = [pod for pod in snapshot.pods.values() if _is_made_for(pod, uid)]
+    pods = [pod for pod in snapshot.children[POD].values() if _is_made_for(pod, uid)]
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe import lostnodes
 from finetune_operator.observe.peerpods import describe_pod
@@ -41,7 +42,7 @@ def is_stage_running(snapshot: Snapshot) -> bool:
     """Whether a stage's Job is under way, so that nothing needs to be created."""
     return any(
         is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
-        for job in snapshot.jobs.values()
+        for job in snapshot.children[JOB].values()
     )
 
 

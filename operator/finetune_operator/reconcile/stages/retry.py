@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from finetune_operator.engine.resources import JOB
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
 from finetune_operator.observe.stagetimes import parse_time
@@ -24,7 +25,7 @@ def retry_stage(draft: Draft, job: Manifest, result: StageResult, request: Stage
     snapshot = draft.snapshot
     failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
     status = backoff.counted(request.retry, request.stage, failed_at)
-    probe = None if request.probe is None else snapshot.jobs.get(request.probe.name)
+    probe = None if request.probe is None else snapshot.children[JOB].get(request.probe.name)
     is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     due = backoff.due_at(status, request.run)
     retry = backoff.waiting(result, status, due, snapshot.now)
