@@ -9,12 +9,8 @@ from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.gates import decide
-from finetune_operator.reconcile.lines.checkpointindex import (
-    CheckpointIndex,
-    champion,
-    champion_name,
-    is_older,
-)
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.lines.checkpoints import is_older
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
@@ -193,7 +189,7 @@ def test_a_verdict_reached_against_another_champion_is_renewed_before_promotion(
     assert evaluation.champion == "rival"
     assert ends_promoted(cluster) == ("True", "Promoted")
     checkpoints = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
-    assert champion_name(checkpoints, "ticket-routing") == CHECKPOINT
+    assert checkpoints.champion_name("ticket-routing") == CHECKPOINT
 
 
 def waiting_for_promotion() -> MemoryCluster:
@@ -265,7 +261,7 @@ def test_after_a_restore_without_status_the_record_that_was_made_last_is_the_cha
         cluster.add(manifest)
         cluster.settle()
     index = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
-    assert champion_name(index, "ticket-routing") == expected
+    assert index.champion_name("ticket-routing") == expected
 
 
 @pytest.mark.parametrize("written", ["2031-01-01T00:00:00+00:00", "2029-01-01T00:00:00", "yesterday", ""])
@@ -306,7 +302,7 @@ def test_a_rejection_that_is_taken_back_gives_the_checkpoint_its_place_again() -
         cluster.change("Checkpoint", CHECKPOINT, approval=approval)
         cluster.settle()
         index = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
-        champions.append(champion_name(index, "ticket-routing"))
+        champions.append(index.champion_name("ticket-routing"))
     assert champions == ["before", CHECKPOINT, "before", CHECKPOINT]
 
 
@@ -330,7 +326,7 @@ def test_a_promotion_is_newer_than_all_others_although_another_clock_was_ahead()
     cluster.add(record("rival", "9", "2031-01-01T00:00:00Z", creationTimestamp="2029-01-01T00:00:00Z"))
     approve(cluster)
     index = CheckpointIndex(Checkpoint.model_validate(m) for m in cluster.of("Checkpoint").values())
-    assert champion_name(index, "ticket-routing") == CHECKPOINT
+    assert index.champion_name("ticket-routing") == CHECKPOINT
 
 
 def test_the_champion_is_the_newest_promoted_that_nobody_rejected() -> None:
@@ -338,12 +334,12 @@ def test_the_champion_is_the_newest_promoted_that_nobody_rejected() -> None:
     newer = Checkpoint.model_validate(record("newer", "2", "2030-01-02T00:00:00Z"))
     waiting = Checkpoint.model_validate(record("waiting", "3"))
     index = CheckpointIndex((newer, older, waiting))
-    assert champion(index, "ticket-routing") == newer
+    assert index.champion("ticket-routing") == newer
     withdrawn = record("newer", "2", "2030-01-02T00:00:00Z")
     withdrawn["spec"]["approval"] = {"state": "Rejected"}
     index.put(Checkpoint.model_validate(withdrawn))
-    assert champion(index, "ticket-routing") == older
-    assert champion(index, "another-line") is None
+    assert index.champion("ticket-routing") == older
+    assert index.champion("another-line") is None
 
 
 def test_a_checkpoint_names_the_endpoints_that_serve_it() -> None:

@@ -8,12 +8,8 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.lines.checkpointindex import (
-    CheckpointIndex,
-    champion,
-    is_rejected,
-    promotion_time,
-)
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.lines.checkpoints import is_rejected
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
@@ -108,7 +104,7 @@ def test_a_champion_that_is_rejected_deleted_or_going_is_another_champion() -> N
         else:
             line.change(last)
         assert line.champions == [("team", "line")], after
-        current = champion(line.reader.checkpoints("team"), "line")
+        current = line.reader.checkpoints("team").champion("line")
         assert current is not None
         assert current.name == "run-3-best"
 
@@ -159,9 +155,9 @@ def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:
                 and each.metadata.deletion_timestamp is None
                 and not is_rejected(each)
             ]
-            best = champion(index, model)
+            best = index.champion(model)
             assert (None if best is None else best.name) == (max(eligible)[1] if eligible else None), step
             now = BEGIN + timedelta(minutes=5)
             later = [time + timedelta(milliseconds=1) for time in times]
-            assert promotion_time(index, model, now) == max([now, *later])
+            assert index.promotion_time(model, now) == max([now, *later])
             assert {each.name for each in index.of_model(model)} == {each.name for each in members}

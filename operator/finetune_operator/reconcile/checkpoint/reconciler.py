@@ -8,7 +8,6 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.lines.checkpointindex import promotion_time
 from finetune_operator.reconcile.lines.promotion import decide
 from finetune_operator.reconcile.records import deletion, history
 from finetune_operator.reconcile.records.ownership import finalizer_update
@@ -32,7 +31,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     promoted_at = checkpoint.status.promoted_at
     events: tuple[Event, ...] = ()
     if promoted and promoted_at is None:
-        promoted_at = promotion_time(snapshot.checkpoints, checkpoint.spec.model, snapshot.now)
+        promoted_at = snapshot.checkpoints.promotion_time(checkpoint.spec.model, snapshot.now)
         events = (Event("Normal", EventReason.PROMOTED, conditions.shortened(decision.message)),)
     evaluations = _evaluations(checkpoint, job)
     in_use_by = _users(checkpoint, snapshot)

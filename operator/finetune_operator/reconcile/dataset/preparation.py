@@ -7,10 +7,11 @@ from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.sourcecheck import ended, made_in, number_of, request_of, retry_of
-from finetune_operator.reconcile.dataset.timing import asked, earliest
+from finetune_operator.reconcile.dataset.timing import earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.records.sourcechecks import check_request
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageFailed
@@ -77,7 +78,7 @@ def _before_a_look(dataset: Dataset, halt: Halt) -> RefreshStatus | None:
     """What is known of looks at the source while none with this spec has told its rows."""
     number = number_of(dataset)
     before = dataset.status.refresh if number else None
-    refused = asked(dataset) if isinstance(halt, Failed) else None
+    refused = check_request(dataset) if isinstance(halt, Failed) else None
     requested = refused or (before.requested if before is not None else None)
     if not number and requested is None:
         return None

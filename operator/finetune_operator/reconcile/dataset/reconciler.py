@@ -15,12 +15,12 @@ from finetune_operator.reconcile.dataset.clearing import clear_away
 from finetune_operator.reconcile.dataset.preparation import prepare
 from finetune_operator.reconcile.dataset.refresh import refresh
 from finetune_operator.reconcile.dataset.sourcecheck import profile_of
-from finetune_operator.reconcile.dataset.timing import is_asked, until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.records.ownership import delete_with, finalizer_update, versions_of
+from finetune_operator.reconcile.records.sourcechecks import is_check_requested, until_check
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.conditions import status_manifest
@@ -64,6 +64,6 @@ def _reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
     later = clear_away(dataset, draft)
     if is_prepared(dataset):
         return refresh(dataset, draft, later)
-    if is_settled(dataset) and not is_asked(dataset):
+    if is_settled(dataset) and not is_check_requested(dataset):
         return draft.plan(None, later)
     return prepare(dataset, draft, later)

@@ -7,9 +7,10 @@ from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
 from finetune_operator.reconcile.dataset.sourcecheck import ended, job_names, made_in, number_of, request_of
-from finetune_operator.reconcile.dataset.timing import earliest, until_check, until_slot
+from finetune_operator.reconcile.dataset.timing import earliest, until_slot
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.records.sourcechecks import until_check
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageFailed

@@ -14,11 +14,12 @@ from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.dataset.timing import asked, next_check
+from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.records.ownership import versions_of
+from finetune_operator.reconcile.records.sourcechecks import check_request
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Blocked
@@ -179,7 +180,7 @@ def _build(dataset: Dataset, snapshot: Snapshot, stage: Literal["prepare", "coll
     unsent = profiles.check_config(config, profile)
     if unsent is not None:
         return unsent
-    request = asked(dataset)
+    request = check_request(dataset)
     return build_stage_job(
         dataset,
         name if prepares else collect_name,

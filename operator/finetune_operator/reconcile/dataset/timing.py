@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.manifests.labels import REFRESH_REQUESTED, short_hash
-from finetune_operator.status.finished import is_prepared
+from finetune_operator.manifests.labels import short_hash
+from finetune_operator.reconcile.records.sourcechecks import is_check_requested
 
 JITTER: Final = 0.1
 """Fraction of the interval by which a look may be earlier or later, so that not all come at once."""
@@ -14,21 +14,6 @@ LATE: Final = 60.0
 """Seconds after which a look that is due counts as missed; also how long a slot for it is open."""
 SPREAD: Final = 600.0
 """Seconds over which the looks that were missed are spread."""
-REMEMBERED: Final = 64
-"""Characters of an annotation that a status can hold; of a longer one it holds the hash."""
-
-
-def until_check(dataset: Dataset, now: datetime) -> float | None:
-    """Seconds until the source is to be looked at again; 0 from when that is due until it is done, None for
-    never."""
-    if is_asked(dataset):
-        return 0.0
-    if dataset.spec.refresh is None or not is_prepared(dataset):
-        return None
-    refresh = dataset.status.refresh
-    if refresh is None or refresh.next_check_at is None:
-        return 0.0
-    return max(0.0, (refresh.next_check_at - now).total_seconds())
 
 
 def until_slot(dataset: Dataset, now: datetime) -> float:
@@ -38,7 +23,7 @@ def until_slot(dataset: Dataset, now: datetime) -> float:
     of its own, and not all at once.
     """
     refresh = dataset.status.refresh
-    if is_asked(dataset) or refresh is None or refresh.next_check_at is None:
+    if is_check_requested(dataset) or refresh is None or refresh.next_check_at is None:
         return 0.0
     late = (now - refresh.next_check_at).total_seconds() - LATE
     if late <= 0:
@@ -54,18 +39,6 @@ def next_check(dataset: Dataset, number: int, now: datetime) -> datetime | None:
         return None
     factor = 1 + JITTER * (2 * _share(dataset, str(number)) - 1)
     return now + timedelta(seconds=round(dataset.spec.refresh.interval_seconds * factor))
-
-
-def asked(dataset: Dataset) -> str | None:
-    """The annotation that asks for a look at the source, as the status remembers it."""
-    text = dataset.metadata.annotations.get(REFRESH_REQUESTED, "")
-    return (text if len(text) <= REMEMBERED else short_hash(text, length=REMEMBERED)) or None
-
-
-def is_asked(dataset: Dataset) -> bool:
-    """Whether somebody asks for a look at the source that has not been answered."""
-    refresh = dataset.status.refresh
-    return asked(dataset) not in (None, refresh.requested if refresh is not None else None)
 
 
 def earliest(*seconds: float | None) -> float | None:

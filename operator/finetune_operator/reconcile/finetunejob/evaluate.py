@@ -8,7 +8,6 @@ from finetune_operator.manifests.configs import evaluate_config
 from finetune_operator.reconcile.finetunejob.gates import decide
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.lines.checkpointindex import champion_name
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -24,7 +23,7 @@ def evaluate(run: Run) -> Halt | None:
     chosen = run.best_checkpoint()
     if chosen is None:
         return without_result("train")
-    champion = champion_name(run.snapshot.checkpoints, run.job.spec.model)
+    champion = run.snapshot.checkpoints.champion_name(run.job.spec.model)
     spec = run.job.spec.evaluation
     if spec is None:
         run.update(evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion))

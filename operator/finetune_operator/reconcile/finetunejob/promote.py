@@ -4,7 +4,7 @@ from typing import Final
 
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.lines.checkpointindex import champion_name, is_rejected
+from finetune_operator.reconcile.lines.checkpoints import is_rejected
 from finetune_operator.reconcile.lines.promotion import verdict
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
 from finetune_operator.status.reasons import Reason
@@ -21,7 +21,7 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
 def promote(run: Run) -> Halt:
     """The end of the run. The Checkpoint's own reconcile writes `promotedAt`; the run waits for it."""
     evaluation = run.status.evaluation
-    decision = verdict(run.job, evaluation, champion_name(run.snapshot.checkpoints, run.job.spec.model))
+    decision = verdict(run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model))
     if evaluation is None:
         return Working(decision.reason, decision.message)
     end = ENDS.get(decision.reason)
@@ -40,7 +40,7 @@ def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
         return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by hand: it is not promoted")
     if is_outdated:
         # The verdict holds against the new champion too, because no score of this release depends on it.
-        champion = champion_name(run.snapshot.checkpoints, model)
+        champion = run.snapshot.checkpoints.champion_name(model)
         run.update(evaluation=evaluation.model_copy(update={"champion": champion}))
     return Working(
         Reason.PROMOTING,

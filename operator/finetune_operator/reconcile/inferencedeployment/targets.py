@@ -7,13 +7,8 @@ from finetune_operator.api.endpointstatus import ServedModelStatus
 from finetune_operator.api.inferencedeployment import Follow, InferenceDeployment, Pin, ServedModel
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weightsreference import WeightsReference, short_digest
-from finetune_operator.reconcile.lines.checkpointindex import (
-    CheckpointIndex,
-    champion,
-    is_approved,
-    is_rejected,
-    live,
-)
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.lines.checkpoints import is_approved, is_rejected
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
@@ -102,7 +97,7 @@ def _of_same_base(
 
 
 def _as_served(target: ModelTarget, served: ServedModelStatus, checkpoints: CheckpointIndex) -> ModelTarget:
-    record = live(checkpoints, served.checkpoint or "")
+    record = checkpoints.live(served.checkpoint or "")
     if record is not None:
         rejected = f"; {record.name} was rejected and keeps serving" if is_rejected(record) else ""
         return ModelTarget(
@@ -137,7 +132,7 @@ def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> ModelTarget:
         except ValueError as error:
             return ModelTarget(name, None, Reason.INVALID_SPEC, f"spec.models[{name}].pin.uri: {error}")
         return ModelTarget(name, weights)
-    record = live(checkpoints, pin.checkpoint or "")
+    record = checkpoints.live(pin.checkpoint or "")
     if record is not None:
         recorded = WeightsReference.of(record)
         return ModelTarget(name, replace(recorded, credentials=secret or recorded.credentials))
@@ -150,7 +145,7 @@ def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> ModelTarget:
 
 
 def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> ModelTarget:
-    best = champion(checkpoints, follow.model)
+    best = checkpoints.champion(follow.model)
     if best is None:
         problem = f"model line {follow.model} has no promoted checkpoint yet"
     elif follow.require_approval and not is_approved(best):

@@ -8,7 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.manifests.labels import RECORDED_AT
+from finetune_operator.reconcile.lines.checkpoints import (
+    is_approved,
+    is_rejected,
+    is_terminating,
+    recorded_at,
+)
 
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -36,10 +41,10 @@ class _Entry:
             model=checkpoint.spec.model,
             parent=checkpoint.spec.lineage.parent_checkpoint,
             dataset_version=checkpoint.spec.lineage.dataset_version,
-            recorded_at=_recorded_at(checkpoint) or LONG_AGO,
+            recorded_at=recorded_at(checkpoint) or LONG_AGO,
             promoted_at=checkpoint.status.promoted_at,
-            is_terminating=_is_terminating(checkpoint),
-            may_lead=not (is_rejected(checkpoint) or _is_terminating(checkpoint)),
+            is_terminating=is_terminating(checkpoint),
+            may_lead=not (is_rejected(checkpoint) or is_terminating(checkpoint)),
             is_approved=is_approved(checkpoint),
         )
 
@@ -107,6 +112,11 @@ class CheckpointIndex:
             return None
         return self._load(name)
 
+    def live(self, name: str) -> Checkpoint | None:
+        """The Checkpoint of this name, unless it is being deleted: then its weights may already be gone."""
+        checkpoint = self.get(name)
+        return None if checkpoint is None or is_terminating(checkpoint) else checkpoint
+
     def of_run(self, uid: str) -> tuple[Checkpoint, ...]:
         """Checkpoints that the FineTuneJob with this uid made."""
         return self._all(self._by_run.get(uid, ()))
@@ -134,6 +144,11 @@ class CheckpointIndex:
         identity = self.champion_identity(model)
         return None if identity is None else self.get(identity[0])
 
+    def champion_name(self, model: str) -> str | None:
+        """Name of the line's champion."""
+        identity = self.champion_identity(model)
+        return None if identity is None else identity[0]
+
     def champion_identity(self, model: str) -> tuple[str, str] | None:
         """Name and uid of the line's champion."""
         line = self._lines.get(model)
@@ -144,6 +159,11 @@ class CheckpointIndex:
         """The newest `status.promotedAt` of the line, whatever became of the Checkpoint since."""
         line = self._lines.get(model)
         return None if line is None else line.last_promotion
+
+    def promotion_time(self, model: str, now: datetime) -> datetime:
+        """A time for `promotedAt` that is newer than any other of the line, even where clocks disagree."""
+        last = self.last_promotion(model)
+        return now if last is None else max(now, last + timedelta(milliseconds=1))
 
     def approved(self, model: str) -> tuple[str, ...]:
         """Names of the line's Checkpoints that a person has approved and that are not promoted."""
@@ -210,58 +230,3 @@ def _take_out(entries: list[tuple[datetime, str]], entry: tuple[datetime, str]) 
     place = bisect_left(entries, entry)
     if entries[place : place + 1] == [entry]:
         del entries[place]
-
-
-def is_rejected(checkpoint: Checkpoint) -> bool:
-    """Whether a person has withdrawn it."""
-    return checkpoint.spec.approval is not None and checkpoint.spec.approval.state == "Rejected"
-
-
-def is_approved(checkpoint: Checkpoint) -> bool:
-    """Whether a person has approved it."""
-    return checkpoint.spec.approval is not None and checkpoint.spec.approval.state == "Approved"
-
-
-def live(index: CheckpointIndex, name: str) -> Checkpoint | None:
-    """The Checkpoint of this name, unless it is being deleted: then its weights may be on their way out."""
-    checkpoint = index.get(name)
-    return checkpoint if checkpoint is not None and not _is_terminating(checkpoint) else None
-
-
-def champion(index: CheckpointIndex, model: str) -> Checkpoint | None:
-    """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected or deleted."""
-    return index.champion(model)
-
-
-def champion_name(index: CheckpointIndex, model: str) -> str | None:
-    """The champion's name, or None where the line has no champion."""
-    identity = index.champion_identity(model)
-    return None if identity is None else identity[0]
-
-
-def is_older(checkpoint: Checkpoint, than: Checkpoint) -> bool:
-    """Whether it was recorded before the other one."""
-    mine, other = _recorded_at(checkpoint), _recorded_at(than)
-    return mine is not None and other is not None and mine < other
-
-
-def promotion_time(index: CheckpointIndex, model: str, now: datetime) -> datetime:
-    """A time for `promotedAt` that is newer than every other of the line, also where clocks disagree."""
-    last = index.last_promotion(model)
-    return now if last is None else max(now, last + timedelta(milliseconds=1))
-
-
-def _recorded_at(checkpoint: Checkpoint) -> datetime | None:
-    """When the operator first recorded it, which a restored one still says; at the latest when created."""
-    created = checkpoint.metadata.creation_timestamp
-    try:
-        recorded = datetime.fromisoformat(checkpoint.metadata.annotations.get(RECORDED_AT, ""))
-    except ValueError:
-        return created
-    if recorded.tzinfo is None:
-        return created
-    return recorded if created is None else min(recorded, created)
-
-
-def _is_terminating(checkpoint: Checkpoint) -> bool:
-    return checkpoint.metadata.deletion_timestamp is not None

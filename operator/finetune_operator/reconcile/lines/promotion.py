@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.reconcile.lines.checkpointindex import (
-    CheckpointIndex,
-    champion,
-    champion_name,
-    is_approved,
-    is_older,
-    is_rejected,
-)
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.lines.checkpoints import is_approved, is_older, is_rejected
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -46,10 +40,10 @@ def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointInd
         if known is not None and known.reason == Reason.PROMOTED:
             return Decision(Reason.PROMOTED, known.message)
         return Decision(Reason.PROMOTED, f"promoted in model line {model}")
-    decision = _by_run(checkpoint, job, champion_name(index, model))
+    decision = _by_run(checkpoint, job, index.champion_name(model))
     # Where the run promotes, or is about to, an approval must not stand in the way.
     if is_approved(checkpoint) and decision.reason not in {Reason.PROMOTED, Reason.PROMOTING}:
-        return _by_approval(checkpoint, champion(index, model))
+        return _by_approval(checkpoint, index.champion(model))
     return decision
 
 

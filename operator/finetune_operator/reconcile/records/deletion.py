@@ -14,7 +14,6 @@ from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTI
 from finetune_operator.manifests.locations import parse_store, store_folder
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Event, Plan
-from finetune_operator.reconcile.dataset.timing import until_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -28,6 +27,7 @@ from finetune_operator.reconcile.records.ownership import (
     readers_of,
     without_finalizer,
 )
+from finetune_operator.reconcile.records.sourcechecks import until_check
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_finished, is_settled

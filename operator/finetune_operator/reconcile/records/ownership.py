@@ -13,7 +13,7 @@ from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.indexes import address, version_owner
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.lines.checkpointindex import is_rejected
+from finetune_operator.reconcile.lines.checkpoints import is_rejected
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

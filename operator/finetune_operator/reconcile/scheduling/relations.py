@@ -25,7 +25,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     is_rolling,
     namespace_of,
 )
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex, champion_name
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.records.ownership import waits_for_users
 
 
@@ -141,7 +141,7 @@ def _of_checkpoint(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     yield Key("FineTuneJob", change.namespace, spec["lineage"]["job"]["name"])
     yield from map(_key, objects.indexed("FineTuneJob", BY_PARENT, here))
     yield from map(_key, objects.indexed("InferenceDeployment", BY_CONTENT, here))
-    if champion_name(objects.checkpoints(change.namespace), spec["model"]) == change.name:
+    if objects.checkpoints(change.namespace).champion_name(spec["model"]) == change.name:
         # Its scores and its approval decide whether it is served.
         line = address(change.namespace, spec["model"])
         yield from map(_key, objects.indexed("InferenceDeployment", BY_LINE, line))

@@ -1,0 +1,37 @@
+"""When the source of a Dataset is due to be checked."""
+
+from datetime import datetime
+from typing import Final
+
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.manifests.labels import REFRESH_REQUESTED, short_hash
+from finetune_operator.status.finished import is_prepared
+
+MAX_REQUEST_CHARACTERS: Final = 64
+"""Characters of an annotation that a status can hold; of a longer one it holds the hash."""
+
+
+def until_check(dataset: Dataset, now: datetime) -> float | None:
+    """Seconds until the source is to be looked at again; 0 from when that is due until it is done, None for
+    never."""
+    if is_check_requested(dataset):
+        return 0.0
+    if dataset.spec.refresh is None or not is_prepared(dataset):
+        return None
+    refresh = dataset.status.refresh
+    if refresh is None or refresh.next_check_at is None:
+        return 0.0
+    return max(0.0, (refresh.next_check_at - now).total_seconds())
+
+
+def check_request(dataset: Dataset) -> str | None:
+    """The annotation that asks for a look at the source, as the status remembers it."""
+    text = dataset.metadata.annotations.get(REFRESH_REQUESTED, "")
+    short = text if len(text) <= MAX_REQUEST_CHARACTERS else short_hash(text, length=MAX_REQUEST_CHARACTERS)
+    return short or None
+
+
+def is_check_requested(dataset: Dataset) -> bool:
+    """Whether somebody asks for a look at the source that has not been answered."""
+    refresh = dataset.status.refresh
+    return check_request(dataset) not in (None, refresh.requested if refresh is not None else None)
