@@ -1,1 +1,5 @@
-"""Pure: one file a kind, `(resource, snapshot) -> Plan`."""
+"""The pure core: `(resource, snapshot) -> Plan`, one package per kind.
+
+Each kind has its logic in `reconciler.py`; `registry.py` lists them. Kinds do not import each other. What they
+share is in `records`, `stages`, `platform`, `lines` and `inputs`; `draft`, `steps` and `kstatus` end a pass.
+"""
