@@ -8,7 +8,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.objectgauges import SERIES_LIMIT, ObjectStateCollector
+from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.metrics import ServingMetrics
@@ -44,7 +44,7 @@ def metrics_page() -> str:
         **{origin: _table(metrics) for origin, metrics in families().items()},
         "queries": "\n".join(_queries()),
         "alerts": "\n".join(_alerts()),
-        "series_limit": str(SERIES_LIMIT),
+        "series_limit": str(MAX_SERIES_PER_KIND),
         "serve_port": str(SERVE_PORT),
         "metrics_port": str(METRICS_PORT),
     }

@@ -1,11 +1,12 @@
 """Prometheus metrics of the operator.
 
-No counter carries the name of an object but for its namespace and its ComputeProfile. Series of these end ten
-to twenty minutes after the last object of the namespace, or after the ComputeProfile: dropped at once, they
-would take along what nobody has scraped yet. What stands for one object is a gauge that is computed when it
-is asked for, from the caches, so that it vanishes with the object; at most `SERIES_LIMIT` objects of a kind
-have such series.
+Counters have no object names as labels except the namespace and the ComputeProfile. Their series end 10 to 20
+minutes after the last object of the namespace, or after the ComputeProfile. Dropping them at once would lose
+values that Prometheus has not scraped yet.
 
-A counter that `increase` is to be asked of begins at 0: Prometheus sees no increase in a series that begins
-at 1.
+Metrics about one object are gauges. They are computed from the caches at each scrape, so they disappear with
+the object. At most `MAX_SERIES_PER_KIND` objects of a kind have such series.
+
+A counter that is queried with `increase` starts at 0, because Prometheus sees no increase in a series that
+starts at 1.
 """

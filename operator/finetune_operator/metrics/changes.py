@@ -1,7 +1,7 @@
-"""What happened between two states of one object, for the counters.
+"""Count what changed between two states of one object.
 
-They increase by the difference, after the second state was written: a restarted process never counts again
-what was counted before.
+Counters increase by the difference, after the second state was written. A restarted process counts nothing
+twice.
 """
 
 from collections import defaultdict
@@ -9,17 +9,24 @@ from typing import Any, get_args
 
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.counters import (
+    OperatorMetrics,
+    PodEnd,
+    PromotionResult,
+    RolloutResult,
+    StageOutcome,
+)
 from finetune_operator.observe.podstatus import has_condition, has_ended
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES
+from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Stage
 
 
 def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifest) -> None:
-    """Count what the status of `after` tells beyond that of `before`; both are of the same object."""
+    """Count the changes from the status of `before` to that of `after`, two states of the same object."""
     namespace = after["metadata"].get("namespace", "")
     old, new = before.get("status") or {}, after.get("status") or {}
     match after["kind"]:
@@ -32,11 +39,11 @@ def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifes
 
 
 def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest | None) -> None:
-    """Count the end of a stage's pod, if this change is it; an end that nobody watched is not counted."""
+    """Count the end of a stage's pod, if this change is it and the watch saw the pod before."""
     if old is None or new is None or has_ended(old) or not has_ended(new):
         return
     stage = new["metadata"].get("labels", {}).get(STAGE)
-    # Anybody who may create pods may label them.
+    # Anyone who may create pods may set their labels.
     if stage in get_args(Stage):
         metrics.pods_ended.labels(stage, _cause(new)).inc()
 
@@ -53,7 +60,7 @@ def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], 
     for stage in new.get("stages", ()):
         if stage["name"] not in known:
             succeeded = _condition(new, str(STAGES[stage["name"]].condition)).get("status") == "True"
-            outcome = "succeeded" if succeeded else "failed"
+            outcome = StageOutcome.SUCCEEDED if succeeded else StageOutcome.FAILED
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
             if "profile" in stage:
                 queued = metrics.stage_queued_seconds.labels(stage["name"], stage["profile"])
@@ -69,7 +76,7 @@ def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], 
     )
     verdict = (new.get("evaluation") or {}).get("verdict")
     if verdict != (old.get("evaluation") or {}).get("verdict") and verdict in {"Failed", "Undecided"}:
-        result = "gate_failed" if verdict == "Failed" else "undecided"
+        result = PromotionResult.GATE_FAILED if verdict == "Failed" else PromotionResult.UNDECIDED
         metrics.promotions.labels(namespace, result).inc()
 
 
@@ -89,10 +96,10 @@ def _cost(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: di
 def _checkpoint(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     metrics.begin_namespace(namespace)
     if new.get("promotedAt") and not old.get("promotedAt"):
-        metrics.promotions.labels(namespace, "promoted").inc()
-    reason = _condition(new, "Promoted").get("reason")
-    if reason == "Rejected" and _condition(old, "Promoted").get("reason") != reason:
-        metrics.promotions.labels(namespace, "rejected").inc()
+        metrics.promotions.labels(namespace, PromotionResult.PROMOTED).inc()
+    reason = _condition(new, ConditionType.PROMOTED).get("reason")
+    if reason == Reason.REJECTED and _condition(old, ConditionType.PROMOTED).get("reason") != reason:
+        metrics.promotions.labels(namespace, PromotionResult.REJECTED).inc()
 
 
 def _inferencedeployment(
@@ -103,13 +110,13 @@ def _inferencedeployment(
     for revision in new.get("revisions", ()):
         name, state = revision["name"], revision["state"]
         if state != known.get(name) and state in {"Live", "Failed"}:
-            others = new.get("revision") not in {None, name}
-            failed = "rolled_back" if others else "failed"
-            metrics.rollouts.labels(namespace, "succeeded" if state == "Live" else failed).inc()
+            has_fallback = new.get("revision") not in {None, name}
+            failed = RolloutResult.ROLLED_BACK if has_fallback else RolloutResult.FAILED
+            metrics.rollouts.labels(namespace, RolloutResult.SUCCEEDED if state == "Live" else failed).inc()
 
 
 def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:
-    """By profile: those of the stages that have finished, and those of the one that has not."""
+    """Device seconds by profile, of the finished stages and the running one."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for used in (*status.get("stages", ()), status.get("usage") or {}):
         seconds[used.get("profile", "")] += used.get("deviceSeconds", 0.0)
@@ -125,10 +132,10 @@ def _names(entries: Any) -> set[str]:
     return {entry["name"] for entry in entries}
 
 
-def _cause(pod: Manifest) -> str:
+def _cause(pod: Manifest) -> PodEnd:
     ended = container_state(pod).get("terminated", {})
     if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") in IGNORED_EXIT_CODES:
-        return "preempted"
+        return PodEnd.PREEMPTED
     if ended.get("reason") == "OOMKilled":
-        return "out_of_memory"
-    return "succeeded" if ended.get("exitCode") == ExitCode.OK else "failed"
+        return PodEnd.OUT_OF_MEMORY
+    return PodEnd.SUCCEEDED if ended.get("exitCode") == ExitCode.OK else PodEnd.FAILED

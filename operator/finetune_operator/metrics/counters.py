@@ -1,5 +1,6 @@
-"""What is counted while it happens, in this process."""
+"""Counters and histograms of this process, and the values of their labels."""
 
+from enum import StrEnum
 from itertools import product
 from typing import Final, get_args
 
@@ -17,25 +18,71 @@ import finetune_operator
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.vocabulary import Stage
 
-STAGE_BUCKETS: Final = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 43_200, 86_400, 259_200)
-RECONCILE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+STAGE_BUCKETS_SECONDS: Final = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 43_200, 86_400, 259_200)
+RECONCILE_BUCKETS_SECONDS: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)
 
-OUTCOMES: Final = ("succeeded", "failed")
-CAUSES: Final = ("succeeded", "failed", "out_of_memory", "preempted")
-PROMOTION_RESULTS: Final = ("promoted", "rejected", "gate_failed", "undecided")
-ROLLOUT_RESULTS: Final = ("succeeded", "failed", "rolled_back")
+ERROR_RESULTS: Final = frozenset({"unavailable", "rejected", "error"})
+"""Results of passes that count as errors; `engine.worker` has all results."""
+
+
+class StageOutcome(StrEnum):
+    """How a stage ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class PodEnd(StrEnum):
+    """Why a stage's pod ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    PREEMPTED = "preempted"
+
+
+class PromotionResult(StrEnum):
+    """The decision on a Checkpoint."""
+
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    GATE_FAILED = "gate_failed"
+    UNDECIDED = "undecided"
+
+
+class RolloutResult(StrEnum):
+    """How the rollout of a revision ended; rolled back: an earlier revision continues to serve."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
 
 
 class OperatorMetrics:
-    """All metrics of the process, in a registry of its own.
+    """All metrics of the process, in its own registry.
 
     Attributes:
-        namespaces: that have series.
-        profiles: that have series.
+        namespaces: namespaces that have series.
+        profiles: ComputeProfiles that have series.
     """
 
     def __init__(self) -> None:
-        # A series a series for when it began, which nobody asks for.
+        # Drop the `_created` series: one extra per time series, unused.
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self.namespaces: set[str] = set()
@@ -47,14 +94,14 @@ class OperatorMetrics:
             "Duration of finished stages of FineTuneJobs, without the prepare of a Dataset; outcome:"
             " succeeded, failed.",
             ("stage", "outcome"),
-            buckets=STAGE_BUCKETS,
+            buckets=STAGE_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.stage_queued_seconds = Histogram(
             "finetune_stage_queued_seconds",
             "Time from the creation of a Job to the start of its first container, of finished stages.",
             ("stage", "profile"),
-            buckets=STAGE_BUCKETS,
+            buckets=STAGE_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.pods_ended = Counter(
@@ -107,7 +154,7 @@ class OperatorMetrics:
             "Duration of reconcile passes, including requests; result: ok, gone, conflict, unavailable,"
             " rejected, error.",
             ("kind", "result"),
-            buckets=RECONCILE_BUCKETS,
+            buckets=RECONCILE_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.reconcile_errors = Counter(
@@ -140,22 +187,22 @@ class OperatorMetrics:
             registry=self.registry,
         )
         self.build_info.labels(finetune_operator.__version__, str(CONTRACT_VERSION)).set(1)
-        for stage, outcome in product(get_args(Stage), OUTCOMES):
+        for stage, outcome in product(get_args(Stage), StageOutcome):
             self.stage_seconds.labels(stage, outcome)
-        for stage, cause in product(get_args(Stage), CAUSES):
+        for stage, cause in product(get_args(Stage), PodEnd):
             self.pods_ended.labels(stage, cause)
 
     def begin_namespace(self, namespace: str) -> None:
-        """Begin at 0 what is counted by namespace."""
+        """Start the counters of a namespace at 0."""
         self.namespaces.add(namespace)
         self.checkpoints_recorded.labels(namespace)
-        for result in PROMOTION_RESULTS:
+        for result in PromotionResult:
             self.promotions.labels(namespace, result)
-        for result in ROLLOUT_RESULTS:
+        for result in RolloutResult:
             self.rollouts.labels(namespace, result)
 
     def begin_profile(self, namespace: str, profile: str) -> None:
-        """Begin at 0 what is counted by profile."""
+        """Start the counters of a ComputeProfile at 0."""
         self.profiles.add(profile)
         self.device_seconds.labels(namespace, profile)
         self.lost_device_seconds.labels(namespace, profile)
@@ -163,7 +210,7 @@ class OperatorMetrics:
             self.stage_queued_seconds.labels(stage, profile)
 
     def forget_namespace(self, namespace: str) -> None:
-        """Drop the series of a namespace; should it come back, they begin again."""
+        """Drop the series of a namespace. If the namespace returns, they start again at 0."""
         self.namespaces.discard(namespace)
         for metric in (
             self.device_seconds,
@@ -176,7 +223,7 @@ class OperatorMetrics:
             metric.remove_by_labels({"namespace": namespace})
 
     def forget_profile(self, profile: str) -> None:
-        """Drop the series of a ComputeProfile; should it come back, they begin again."""
+        """Drop the series of a ComputeProfile. If the profile returns, they start again at 0."""
         self.profiles.discard(profile)
         for metric in (self.device_seconds, self.lost_device_seconds, self.stage_queued_seconds):
             metric.remove_by_labels({"profile": profile})
@@ -186,11 +233,11 @@ class OperatorMetrics:
         self.api_requests.labels(verb, code).inc()
 
     def reported(self, code: int) -> None:
-        """Count one answer of the report endpoint."""
+        """Count one response of the report endpoint."""
         self.report_requests.labels(str(code)).inc()
 
     def reconciled(self, kind: str, seconds: float, result: str) -> None:
-        """Count one pass; `gone` and `conflict` are no errors."""
+        """Count one pass; `gone` and `conflict` are not errors."""
         self.reconcile_seconds.labels(kind, result).observe(seconds)
-        if result in {"unavailable", "rejected", "error"}:
+        if result in ERROR_RESULTS:
             self.reconcile_errors.labels(kind, result).inc()

@@ -1,4 +1,4 @@
-"""State of the objects, computed from the caches when it is asked for."""
+"""Gauges about objects, computed from the caches at each scrape."""
 
 import time
 from collections import Counter as Tally
@@ -12,20 +12,20 @@ from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 
-SERIES_LIMIT: Final = 500
-"""Objects of a kind with series of their own."""
+MAX_SERIES_PER_KIND: Final = 500
+"""Objects of a kind that have their own series."""
 
 
 class ObjectStateCollector(Collector):
-    """What the active process knows of our objects; another says nothing, so that sums over all are right.
+    """Gauges of the active process. Other processes export none, so sums over all processes are right.
 
     Args:
         kinds: the objects by kind, without settled runs.
         active: whether this process is the active one.
-        pods: those of the run with this uid.
-        since_progress: seconds since the run with this uid last reported another step, or None.
-        settled: how many settled runs there are by namespace and phase.
-        clock: Unix time.
+        pods: returns the pods of the run with this uid.
+        since_progress: seconds since the run with this uid last reported a new step, or None.
+        settled: number of settled runs by namespace and phase.
+        clock: returns the Unix time.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class ObjectStateCollector(Collector):
         yield _blocked(jobs, datasets)
         running = [job for job in jobs if _is_running(job)]
         faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
-        yield from self._running(running[:SERIES_LIMIT])
-        yield _problems(faulty[:SERIES_LIMIT])
-        yield from _endpoints(endpoints[:SERIES_LIMIT])
+        yield from self._running(running[:MAX_SERIES_PER_KIND])
+        yield _problems(faulty[:MAX_SERIES_PER_KIND])
+        yield from _endpoints(endpoints[:MAX_SERIES_PER_KIND])
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
-            f"Objects without series of their own, beyond the limit of {SERIES_LIMIT} per kind.",
+            f"Objects without series of their own, beyond the limit of {MAX_SERIES_PER_KIND} per kind.",
             labels=("kind",),
         )
         if active:
@@ -69,17 +69,17 @@ class ObjectStateCollector(Collector):
                 ("Dataset", faulty),
                 ("InferenceDeployment", endpoints),
             ):
-                dropped.add_metric((kind,), max(0, len(objects) - SERIES_LIMIT))
+                dropped.add_metric((kind,), max(0, len(objects) - MAX_SERIES_PER_KIND))
         yield dropped
 
     def _running(self, jobs: Iterable[Manifest]) -> Iterator[Metric]:
-        # Not `job`, which is Prometheus' own word for what it scrapes.
+        # Not `job`: Prometheus uses this label for the scraped target.
         names = ("namespace", "finetunejob")
         ratio = GaugeMetricFamily(
             "finetune_job_progress_ratio", "Share of the running stage's steps, 0 to 1.", labels=names
         )
         loss = GaugeMetricFamily("finetune_job_loss", "Training loss in nats per token.", labels=names)
-        moved = GaugeMetricFamily(
+        progressed = GaugeMetricFamily(
             "finetune_job_progress_timestamp_seconds",
             "Unix time at which the running stage's pod started or last reported progress; absent"
             " while no pod runs.",
@@ -91,13 +91,13 @@ class ObjectStateCollector(Collector):
             ratio.add_metric(labels, progress.get("step", 0) / total if total else 0.0)
             if progress.get("loss") is not None:
                 loss.add_metric(labels, progress["loss"])
-            at = self._moved_at(job)
+            at = self._progressed_at(job)
             if at is not None:
-                moved.add_metric(labels, at)
-        yield from (ratio, loss, moved)
+                progressed.add_metric(labels, at)
+        yield from (ratio, loss, progressed)
 
-    def _moved_at(self, job: Manifest) -> float | None:
-        """By its pod's start, by the newest report, or by the status, which outlives this process."""
+    def _progressed_at(self, job: Manifest) -> float | None:
+        """The latest of the pod's start, the last report, and the status, which outlives this process."""
         uid = job["metadata"]["uid"]
         running = [container_state(pod).get("running", {}).get("startedAt") for pod in self._pods(uid)]
         moments = [parse_time(started).timestamp() for started in running if started]
@@ -130,7 +130,7 @@ def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
         reason = _blocking_reason(job)
         ref = job.get("spec", {}).get("dataset", {}).get("ref")
         if _reason(_status(job), ConditionType.RECONCILING) == Reason.WAITING_FOR_DATASET and ref is not None:
-            # It waits for a person exactly if its Dataset does.
+            # The run waits for user action if and only if its Dataset does.
             is_blocked = waiting.get((job["metadata"]["namespace"], ref["name"])) is not None
             reason = Reason.WAITING_FOR_DATASET if is_blocked else None
         if reason is not None:
@@ -147,7 +147,7 @@ def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
 
 
 def _blocking_reason(obj: Manifest) -> str | None:
-    """What a person must act on; None while nobody needs to."""
+    """The reason that requires user action; None while none is required."""
     reason = _reason(_status(obj), ConditionType.RECONCILING)
     return None if reason in UNDER_WAY else reason
 

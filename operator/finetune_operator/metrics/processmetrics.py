@@ -1,4 +1,4 @@
-"""State of the process itself."""
+"""Metrics about the process itself."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from prometheus_client.registry import Collector
 
 @dataclass(frozen=True)
 class ProcessStateCollector(Collector):
-    """What the parts of the process say when they are asked."""
+    """Gauges from the parts of the process, read at each scrape."""
 
     depth: Callable[[], int]
-    """Keys that wait for a worker."""
+    """Number of keys that wait for a worker."""
     ages: Callable[[], Mapping[str, float]]
-    """Seconds since each watch proved to be alive."""
+    """Seconds since the last activity of each watch."""
     active: Callable[[], bool]
     """Whether this process is the active one."""
     lease_transitions: Callable[[], int]
-    """How often the Lease has changed hands."""
+    """Number of transitions of the Lease."""
     report_up: Callable[[], bool | None]
-    """Whether pods can reach the report endpoint; None where there is to be none."""
+    """Whether pods can reach the report endpoint; None if it is disabled."""
     outdated: Callable[[], int] = lambda: 0
-    """How many of our kinds have an outdated definition."""
+    """Number of our kinds whose CustomResourceDefinition is outdated."""
     other_installation: Callable[[], str] = lambda: ""
-    """The Lease of another installation that is at work on the same namespaces; empty: none is."""
+    """The Lease of another installation that reconciles the same namespaces; empty if there is none."""
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("finetune_queue_depth", "Objects that wait for a worker.", value=self.depth())

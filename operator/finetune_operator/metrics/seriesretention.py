@@ -1,4 +1,4 @@
-"""Series of namespaces and ComputeProfiles end some time after the last object that they count."""
+"""Drop series of namespaces and ComputeProfiles some time after the last object that they count."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -8,14 +8,14 @@ from finetune_operator.plan import Key
 
 
 class SeriesRetention:
-    """Drops series once what they are labelled with has been gone for a whole period.
+    """Drops series after their namespace or ComputeProfile has been gone for a whole period.
 
-    At once would take along what was counted since the last scrape.
+    Dropping them at once would lose values that were counted after the last scrape.
 
     Args:
-        metrics: whose series.
-        keys: of all objects of our kinds.
-        period: seconds between two looks; many scrapes long.
+        metrics: the metrics whose series to drop.
+        keys: returns the keys of all objects of our kinds.
+        period: seconds between two sweeps; longer than many scrapes.
     """
 
     def __init__(self, metrics: OperatorMetrics, keys: Callable[[], Iterable[Key]], period: float) -> None:
@@ -26,13 +26,13 @@ class SeriesRetention:
         self._gone_profiles: frozenset[str] = frozenset()
 
     async def run(self) -> None:
-        """Look every period; never ends by itself."""
+        """Sweep once per period, without end."""
         while True:
             await asyncio.sleep(self._period)
             self.sweep()
 
     def sweep(self) -> None:
-        """Drop what was gone at the last look, and still is."""
+        """Drop the series of what was gone at the last sweep and is still gone."""
         namespaces, profiles = set(), set()
         for key in self._keys():
             if key.kind == "ComputeProfile":

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 import finetune_operator
 from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.objectgauges import SERIES_LIMIT, ObjectStateCollector
+from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.plan import Manifest
 
@@ -219,7 +219,7 @@ def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_un
 
 
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
-    many = range(SERIES_LIMIT + 7)
+    many = range(MAX_SERIES_PER_KIND + 7)
     registry = collected(
         [running(f"job-{number}", 1) for number in many],
         [dataset(f"dataset-{number}", problemCount=1) for number in many],
@@ -227,7 +227,7 @@ def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None
     )
     samples = [sample.name for metric in registry.collect() for sample in metric.samples]
     for name in ("finetune_job_progress_ratio", "finetune_dataset_problems", "finetune_endpoint_models"):
-        assert samples.count(name) == SERIES_LIMIT
+        assert samples.count(name) == MAX_SERIES_PER_KIND
     for kind in ("FineTuneJob", "Dataset", "InferenceDeployment"):
         assert registry.get_sample_value("finetune_series_dropped", {"kind": kind}) == 7
 
