@@ -19,22 +19,7 @@ from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.vocabulary import Stage
 
 STAGE_BUCKETS_SECONDS: Final = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 14_400, 43_200, 86_400, 259_200)
-RECONCILE_BUCKETS_SECONDS: Final = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-)
+PASS_BUCKETS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 ERROR_RESULTS: Final = frozenset({"unavailable", "rejected", "error"})
 """Results of passes that count as errors; `engine.worker` has all results."""
@@ -154,7 +139,7 @@ class OperatorMetrics:
             "Duration of reconcile passes, including requests; result: ok, gone, conflict, unavailable,"
             " rejected, error.",
             ("kind", "result"),
-            buckets=RECONCILE_BUCKETS_SECONDS,
+            buckets=PASS_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.reconcile_errors = Counter(

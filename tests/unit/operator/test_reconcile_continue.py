@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.records.ownership import readers_of
+from finetune_operator.reconcile.records.users import readers_of
 from finetune_operator.reconcile.scheduling.relations import related
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ParentCheckpoint

@@ -10,7 +10,7 @@ from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.promotion import decide
 from finetune_operator.reconcile.records import deletion, history
-from finetune_operator.reconcile.records.ownership import finalizer_update
+from finetune_operator.reconcile.records.finalizer import finalizer_update
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

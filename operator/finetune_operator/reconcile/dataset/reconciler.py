@@ -19,7 +19,8 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
-from finetune_operator.reconcile.records.ownership import delete_with, finalizer_update, versions_of
+from finetune_operator.reconcile.records.finalizer import finalizer_update
+from finetune_operator.reconcile.records.ownership import delete_with, versions_of
 from finetune_operator.reconcile.records.sourcechecks import is_check_requested, until_check
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked

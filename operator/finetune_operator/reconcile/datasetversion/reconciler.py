@@ -5,7 +5,7 @@ from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.records import deletion, history
-from finetune_operator.reconcile.records.ownership import finalizer_update
+from finetune_operator.reconcile.records.finalizer import finalizer_update
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
 

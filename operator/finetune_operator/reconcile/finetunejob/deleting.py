@@ -13,12 +13,8 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.contentremoval import REMOVAL_TIMEOUT, Removal, remove
-from finetune_operator.reconcile.records.ownership import (
-    delete_records,
-    delete_with,
-    has_finalizer,
-    without_finalizer,
-)
+from finetune_operator.reconcile.records.finalizer import has_finalizer, without_finalizer
+from finetune_operator.reconcile.records.ownership import delete_records, delete_with
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working

@@ -12,7 +12,8 @@ from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.records.ownership import Record, finalizer_update, versions_of
+from finetune_operator.reconcile.records.finalizer import Record, finalizer_update
+from finetune_operator.reconcile.records.ownership import versions_of
 
 
 def mark(job: FineTuneJob) -> str:

@@ -13,7 +13,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
-from finetune_operator.reconcile.records.ownership import has_finalizer
+from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked, Failed

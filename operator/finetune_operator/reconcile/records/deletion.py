@@ -20,14 +20,9 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.contentremoval import REMOVAL_TIMEOUT, Removal, remove
-from finetune_operator.reconcile.records.ownership import (
-    Record,
-    has_finalizer,
-    needed_by,
-    readers_of,
-    without_finalizer,
-)
+from finetune_operator.reconcile.records.finalizer import Record, has_finalizer, without_finalizer
 from finetune_operator.reconcile.records.sourcechecks import until_check
+from finetune_operator.reconcile.records.users import needed_by, readers_of
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_finished, is_settled

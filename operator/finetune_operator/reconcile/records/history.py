@@ -12,7 +12,9 @@ from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles
-from finetune_operator.reconcile.records.ownership import Record, deletion_target, needed_by
+from finetune_operator.reconcile.records.finalizer import Record
+from finetune_operator.reconcile.records.ownership import deletion_target
+from finetune_operator.reconcile.records.users import needed_by
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import EventReason
 

@@ -26,7 +26,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     namespace_of,
 )
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.records.ownership import waits_for_users
+from finetune_operator.reconcile.records.users import waits_for_users
 
 
 class IndexedObjects(Protocol):

@@ -1,0 +1,100 @@
+"""Runs and endpoints that need the content of a record."""
+
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.reconcile.inputs.indexes import address
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.records.finalizer import Record
+from finetune_operator.status.conditions import find
+from finetune_operator.status.finished import is_finished
+from finetune_operator.status.reasons import ConditionType, Reason
+
+
+def waits_for_users(record: Record) -> bool:
+    """Whether the record is being deleted, and its content is to stay until nobody needs it."""
+    state = find(record.status.conditions, ConditionType.RECONCILING)
+    is_going = record.metadata.deletion_timestamp is not None
+    return is_going and state is not None and state.reason == Reason.IN_USE
+
+
+def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
+    """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended.
+
+    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count, but
+    those of other tenants are not named.
+    """
+    here = address(record.namespace, record.name)
+    runs = {
+        f"FineTuneJob {job.name}"
+        for job in snapshot.runs_with(here)
+        if job.namespace == record.namespace
+        and job.metadata.deletion_timestamp is None
+        and not is_finished(job)
+        and _reads(job, record)
+    }
+    if isinstance(record, DatasetVersion):
+        return tuple(sorted(runs))
+    candidates = (*snapshot.endpoints_with(here), *snapshot.endpoints_with(record.spec.digest))
+    endpoints = {
+        f"InferenceDeployment {endpoint.name}"
+        for endpoint in candidates
+        if endpoint.namespace == record.namespace
+        and (_holds(endpoint, record.spec.digest) or _pins(endpoint, record.name))
+    }
+    elsewhere = {
+        "an InferenceDeployment in another namespace"
+        for endpoint in candidates
+        if endpoint.namespace != record.namespace
+        and not record.spec.uri.startswith("pvc://")
+        and _holds(endpoint, record.spec.digest)
+    }
+    return tuple(sorted(endpoints | elsewhere | runs))
+
+
+def _holds(endpoint: InferenceDeployment, digest: str) -> bool:
+    """Whether it serves or pins this content. Of one place in a store there may be several spellings, so the
+    content alone decides."""
+    served = any(model.digest == digest for model in endpoint.status.models)
+    pinned = any(model.pin is not None and model.pin.digest == digest for model in endpoint.spec.models)
+    return (served or pinned) and endpoint.metadata.deletion_timestamp is None
+
+
+def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
+    pinned = any(
+        model.pin is not None and model.pin.checkpoint == checkpoint for model in endpoint.spec.models
+    )
+    return pinned and endpoint.metadata.deletion_timestamp is None
+
+
+def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
+    """Runs that have not ended and have this content from another record, which may be on its way out too."""
+    return tuple(
+        f"FineTuneJob {job.name}"
+        if job.namespace == record.namespace
+        else "a FineTuneJob in another namespace"
+        for job in snapshot.runs_with(record.spec.digest)
+        if job.metadata.deletion_timestamp is None
+        and not is_finished(job)
+        and (job.namespace == record.namespace or not (job.status.resolved.store or "").startswith("pvc://"))
+        and _has_read(job, record)
+    )
+
+
+def _has_read(job: FineTuneJob, record: Record) -> bool:
+    if isinstance(record, DatasetVersion):
+        return job.status.resolved.dataset_digest == record.spec.digest
+    made = any(checkpoint.digest == record.spec.digest for checkpoint in job.status.checkpoints)
+    return made or job.status.resolved.parent_digest == record.spec.digest
+
+
+def _reads(job: FineTuneJob, record: Record) -> bool:
+    if isinstance(record, DatasetVersion):
+        ref = job.spec.dataset.ref
+        return job.status.resolved.dataset_version == record.name or (
+            ref is not None and ref.name == record.spec.dataset and ref.version == record.name
+        )
+    made = any(checkpoint.name == record.name for checkpoint in job.status.checkpoints)
+    # A run that has not begun yet begins with nothing that is being deleted, so it holds up no deletion.
+    waits = record.metadata.deletion_timestamp is None and job.spec.base_model.checkpoint == record.name
+    return made or waits or job.status.resolved.parent_checkpoint == record.name
