@@ -1,7 +1,7 @@
-"""The one writer of an object's state as kstatus reads it: how a pass ended, as conditions, phase and event.
+"""The end of a pass as conditions, phase and event. All kinds write their kstatus state here.
 
-A block is announced by an event only when its reason is new: the conditions that the pass found say what was
-announced before.
+An event announces a block only when its reason is new. The conditions before the pass show what was announced
+already.
 """
 
 from collections.abc import Mapping
@@ -43,14 +43,14 @@ STATES: Final[Mapping[type, ConditionType]] = {
     Suspended: ConditionType.SUSPENDED,
 }
 PHASES: Final[Mapping[type, str]] = {Blocked: "Blocked", Failed: "Failed", Suspended: "Suspended"}
-"""Of an object that works, the phase is the reason."""
+"""Phases by the end of a pass; while an object works, the phase is the reason."""
 DONE_PHASES: Final[Mapping[str, str]] = {"FineTuneJob": "Succeeded", "Dataset": "Ready"}
-"""Of the kinds that have a phase."""
+"""Phase of an object that is done, for the kinds that have a phase."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassResult(Generic[S]):
-    """What the end of a pass makes of an object."""
+    """Status, events and re-check that follow from the end of a pass."""
 
     status: S
     events: tuple[Event, ...]
@@ -58,7 +58,7 @@ class PassResult(Generic[S]):
 
     @property
     def manifest(self) -> Manifest:
-        """The whole status, as it is written."""
+        """The whole status as the operator writes it."""
         return conditions.status_manifest(self.status)
 
 
@@ -70,14 +70,14 @@ def finish_pass(
     *,
     announce_failure: EventReason | None = None,
 ) -> PassResult[S]:
-    """The status with the state that `halt` stands for, and the event that announces it.
+    """Set the state that `halt` means, and announce it with an event if it is new.
 
     Args:
-        resource: as the pass found it.
-        status: as the pass leaves it, but for its state.
+        resource: the object as the pass read it.
+        status: the status after the pass, without its state.
         halt: how the pass ended.
         now: the time of the pass.
-        announce_failure: reason of the event about a failure. None where a step of the pass has sent one.
+        announce_failure: reason of the event about a failure; None if a step of the pass has sent one.
     """
     update: dict[str, Any] = {"observed_generation": resource.metadata.generation}
     type_ = _condition_of(resource, halt)
@@ -96,17 +96,17 @@ def finish_pass(
 
 
 def block(resource: Resource, reason: str, message: str, now: datetime) -> PassResult[Any]:
-    """An object of any kind that waits until somebody acts, and is otherwise as it was."""
+    """Block an object of any kind until a user acts; nothing else of its status changes."""
     if not isinstance(resource, Reconciled):
         raise TypeError(f"{type(resource).__name__} has no status")
     return finish_pass(resource, resource.status, Blocked(reason, message), now)
 
 
 def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:
-    """Where the end of a pass is written.
+    """The condition that shows the end of the pass; None if there is none.
 
-    A finished run keeps its verdict whatever its later passes meet, and has no condition for them. A prepared
-    Dataset stays Ready, and its condition Refreshed says what a later pass met.
+    A finished run keeps its verdict, so later passes set no condition. A prepared Dataset stays Ready; its
+    condition Refreshed shows a problem of a later pass.
     """
     if isinstance(resource, FineTuneJob) and is_finished(resource) and not isinstance(halt, Done):
         return None

@@ -1,4 +1,4 @@
-"""The reconcilers of all kinds in one table; the controller looks nowhere else."""
+"""The reconcilers of all kinds in one table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reconciler:
-    """What is decided for objects of one kind.
+    """The reconciler of one kind.
 
     Attributes:
-        reconcile: what should be done now for one object.
-        needs: what the pass wants to see in `Snapshot.looked_up`, by a snapshot without it.
+        reconcile: plans one pass over one object.
+        needs: names the objects that the pass reads from `Snapshot.looked_up`, given a snapshot without them.
     """
 
     reconcile: Callable[[Resource, Snapshot], Plan]
@@ -48,7 +48,7 @@ def _of(
 
 
 def _checked(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[Resource, Snapshot], T]:
-    """The function for any resource; a resource of another kind is a programming error."""
+    """The function for any resource. It raises TypeError for a resource of another kind."""
 
     def call(resource: Resource, snapshot: Snapshot) -> T:
         if not isinstance(resource, model):

@@ -34,8 +34,8 @@ def run(judged: Manifest | None, *, ended: bool = False, **promotion: Any) -> Fi
 
 
 RUN: list[tuple[str, FineTuneJob, str | None, Reason, str]] = [
-    ("not evaluated", run(None), None, Reason.EVALUATING, "has not judged it yet"),
-    ("ended first", run(None, ended=True), None, Reason.NOT_PROMOTED, "ended without judging it"),
+    ("not evaluated", run(None), None, Reason.EVALUATING, "has not evaluated it yet"),
+    ("ended first", run(None, ended=True), None, Reason.NOT_PROMOTED, "ended without an evaluation"),
     ("gates missed", run(evaluation("Failed")), None, Reason.GATE_FAILED, "exact_match 0.95"),
     ("undecided", run(evaluation("Undecided")), None, Reason.EVALUATION_UNDECIDED, "exact_match 0.95"),
     (
@@ -167,7 +167,7 @@ CHECKPOINT: list[tuple[str, Checkpoint, FineTuneJob | None, Checkpoint | None, R
         Reason.NOT_PROMOTED,
         "better checkpoint better",
     ),
-    ("not evaluated", record(), run(None), None, Reason.EVALUATING, "has not judged it yet"),
+    ("not evaluated", record(), run(None), None, Reason.EVALUATING, "has not evaluated it yet"),
     ("waits for a person", record(), MANUAL, None, Reason.AWAITING_APPROVAL, "spec.approval.state"),
     ("approved", record("Approved"), MANUAL, None, Reason.PROMOTED, "approved, and promoted"),
     (
@@ -186,7 +186,7 @@ CHECKPOINT: list[tuple[str, Checkpoint, FineTuneJob | None, Checkpoint | None, R
         MANUAL,
         YOUNGER,
         Reason.NOT_PROMOTED,
-        "approved, but rival, made later, is the champion",
+        "approved, but rival, which is newer, is the champion",
     ),
     (
         "approved, and the run promotes",

@@ -35,7 +35,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile(default=False)),
         {},
         "ProfileNotFound",
-        'annotate one with finetune.dev/is-default-profile: "true"; this namespace may use: cpu',
+        'annotate one with finetune.dev/is-default-profile: "true"; profiles for this namespace: cpu',
         lambda c: c.objects["ComputeProfile", "cpu"]["metadata"].update(
             labels={"finetune.dev/is-default-profile": "true"}
         ),
@@ -45,7 +45,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile(), profile("gpu")),
         {},
         "DefaultProfileConflict",
-        "several ComputeProfiles are marked as the default (cpu, gpu)",
+        "more than one ComputeProfile is marked as the default (cpu, gpu)",
         lambda c: c.remove("ComputeProfile", "gpu"),
     ),
     (
@@ -53,7 +53,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile()),
         {"compute": {"profile": "a100"}},
         "ProfileNotFound",
-        "of spec.compute.profile does not exist: create it, or name another; this namespace may use: cpu",
+        "of spec.compute.profile does not exist: create it, or name another; profiles for this namespace: cpu",
         lambda c: c.add(profile("a100", default=False)),
     ),
     (
@@ -77,7 +77,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
         {},
         "ProfileInvalid",
-        "trainerContract 9, this operator speaks 1 and 2",
+        "trainerContract 9, but this operator supports 1 and 2",
         lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
     ),
     (

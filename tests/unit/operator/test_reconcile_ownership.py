@@ -38,14 +38,14 @@ def test_records_that_nobody_counts_on_go_with_the_run() -> None:
     cluster = without_run(**MANUAL)
     assert ("FineTuneJob", JOB) not in cluster.objects
     assert is_going(cluster, "Checkpoint", CHECKPOINT)
-    assert f"records that go: {CHECKPOINT}; that stay: none" in [event.message for event in cluster.events]
+    assert f"deleted records: {CHECKPOINT}; kept: none" in [event.message for event in cluster.events]
 
 
 def test_a_promoted_checkpoint_outlives_its_run() -> None:
     cluster = without_run()
     assert ("FineTuneJob", JOB) not in cluster.objects
     assert not is_going(cluster, "Checkpoint", CHECKPOINT)
-    assert cluster.events[-1].message == f"records that go: none; that stay: {CHECKPOINT} (promoted)"
+    assert cluster.events[-1].message == f"deleted records: none; kept: {CHECKPOINT} (promoted)"
 
 
 def test_a_checkpoint_that_was_promoted_and_then_rejected_goes() -> None:

@@ -153,7 +153,7 @@ def test_content_that_another_record_stands_for_stays(record: Manifest, stays: b
     assert (("Checkpoint", CHECKPOINT) not in cluster.objects) is stays
     assert cluster.has_stage_job("cleanup") is not stays
     if stays:
-        assert says(cluster) == (f"Normal ContentKept: {WEIGHTS_FOLDER} stays: twin stands for it too")
+        assert says(cluster) == (f"Normal ContentKept: {WEIGHTS_FOLDER} stays: twin needs it too")
 
 
 def endpoint(model: Manifest, status: Manifest | None = None) -> Manifest:
@@ -346,9 +346,7 @@ def test_a_bucket_is_the_same_one_in_every_namespace() -> None:
     cluster.add(other("twin", namespace="neighbours", uri=uri))
     cluster.delete("Checkpoint", CHECKPOINT)
     cluster.look("Checkpoint", CHECKPOINT)
-    assert (
-        says(cluster) == f"Normal ContentKept: {uri} stays: a record in another namespace stands for it too"
-    )
+    assert says(cluster) == f"Normal ContentKept: {uri} stays: a record in another namespace needs it too"
 
 
 @pytest.mark.parametrize(("store", "waits"), [("s3://artifacts/team", True), ("pvc://artifacts", False)])
@@ -367,7 +365,7 @@ def test_a_bucket_keeps_its_content_while_a_namespace_that_may_share_it_is_not_l
         reconciling = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
         assert reconciling is not None
         assert reconciling["reason"] == "Forbidden"
-        assert "may list every namespace that it watches" in reconciling["message"]
+        assert "can list every namespace that it watches" in reconciling["message"]
         cluster.facts = replace(cluster.facts, unlisted=())
         cluster.look("Checkpoint", CHECKPOINT)
         assert cluster.has_stage_job("cleanup")

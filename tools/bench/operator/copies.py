@@ -47,7 +47,7 @@ class Copies:
         said.update(
             status="False",
             reason="NotPromoted",
-            message=f"the run stands for its better checkpoint {checkpoint_name(number)}",
+            message=f"the run evaluated its better checkpoint {checkpoint_name(number)}",
         )
 
     def _copy(self, text: str, number: int, model: str) -> Manifest:

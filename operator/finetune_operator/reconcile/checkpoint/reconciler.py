@@ -1,4 +1,4 @@
-"""Checkpoint: a record; its promotion, and who serves it, are observed and decided here."""
+"""Decide the promotion of a Checkpoint, and record its evaluations and users in its status."""
 
 from typing import Final
 
@@ -19,7 +19,7 @@ MAX_USERS_SHOWN: Final = 2
 
 
 def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
-    """Decide the promotion, and note evaluations and users."""
+    """Plan one pass over a Checkpoint."""
     if checkpoint.metadata.deletion_timestamp is not None:
         return deletion.finalize(checkpoint, snapshot)
     deletions = history.enforce_limit(checkpoint, snapshot)
@@ -56,7 +56,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
             ),
         }
     )
-    # A new record that waits for its run's verdict has nothing to say yet: one write less for each.
+    # Save one write per record: a new record that waits for the verdict of its run has no status yet.
     waits = decision.reason == Reason.EVALUATING and not checkpoint.status.conditions
     return Plan(
         status=None if waits else conditions.status_manifest(status),
@@ -72,7 +72,7 @@ def _job(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
 
 
 def _evaluations(checkpoint: Checkpoint, job: FineTuneJob | None) -> tuple[EvaluationStatus, ...]:
-    """Newest first; one that only names another champion takes its predecessor's place."""
+    """Evaluations, newest first. One that differs only in the champion replaces its predecessor."""
     known = checkpoint.status.evaluations
     newest = job.status.evaluation if job is not None else None
     if newest is None or newest.checkpoint != checkpoint.name or not newest.scores:

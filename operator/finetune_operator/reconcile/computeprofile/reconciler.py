@@ -1,4 +1,4 @@
-"""ComputeProfile: says whether the profile can be used as it stands."""
+"""Report whether objects can use a ComputeProfile."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.plan import Plan
@@ -10,7 +10,7 @@ from finetune_operator.status.reserved import not_implemented
 
 
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
-    """Ready, or Stalled with what to change."""
+    """Plan one pass over a ComputeProfile."""
     result = finish_pass(profile, profile.status, _state(profile, snapshot), snapshot.now)
     return Plan(status=result.manifest, events=result.events)
 

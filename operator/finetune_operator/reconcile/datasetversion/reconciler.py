@@ -1,4 +1,4 @@
-"""DatasetVersion: a record; only where its content can be read is observed."""
+"""Record in the status of a DatasetVersion which stores hold its content."""
 
 from finetune_operator.api.datasetversion import MAX_LOCATIONS, DatasetVersion
 from finetune_operator.manifests.labels import STORE
@@ -11,7 +11,7 @@ from finetune_operator.status.reasons import ConditionType, Reason
 
 
 def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
-    """Note the stores that hold the content."""
+    """Plan one pass over a DatasetVersion."""
     if version.metadata.deletion_timestamp is not None:
         return deletion.finalize(version, snapshot)
     deletions = history.enforce_limit(version, snapshot)
@@ -20,7 +20,7 @@ def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
     generation = version.metadata.generation
     locations = _locations(version, snapshot)
     found = bool(locations)
-    missing = f"nobody knows which store holds the content: annotate it with {STORE}: pvc://CLAIM"
+    missing = f"it is unknown which store holds the content: annotate the version with {STORE}: pvc://CLAIM"
     new = version.status.model_copy(
         update={
             "observed_generation": generation,
@@ -40,7 +40,7 @@ def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
 
 
 def _locations(version: DatasetVersion, snapshot: Snapshot) -> tuple[str, ...]:
-    """Known ones first, then where it was first written, then where its Dataset was last prepared."""
+    """Known stores first, then the store of the first write, then that of the Dataset's last preparation."""
     found = [*version.status.locations]
     written_to = version.metadata.annotations.get(STORE)
     if written_to:

@@ -1,7 +1,7 @@
-"""By what objects are found when another one has changed, so that looking costs what is found.
+"""Indexes that find the objects which another object concerns, at a cost proportional to their number.
 
-Indexers read objects as the API server sends them, because most objects never need a model. A run that has
-ended is in no index: nothing wakes it any more.
+Indexers read objects as the API server sends them, because most objects are never parsed. Finished runs are
+in no index, because no change concerns them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,38 +18,38 @@ BY_DATASET: Final = "dataset"
 BY_PARENT: Final = "parent"
 """FineTuneJobs that wait for the Checkpoint to continue from, by its `address`."""
 BY_LINE: Final = "line"
-"""FineTuneJobs that have not ended, and endpoints that follow, by `address` of the model line."""
+"""Unfinished FineTuneJobs, and endpoints that follow, by `address` of the model line."""
 BY_PROFILE: Final = "profile"
-"""FineTuneJobs that have not ended, and endpoints, by name of the ComputeProfile, or DEFAULT_PROFILE."""
+"""Unfinished FineTuneJobs, and endpoints, by name of the ComputeProfile, or DEFAULT_PROFILE."""
 BY_CONTENT: Final = "content"
-"""FineTuneJobs and endpoints by what they need: digests, and `address` of records."""
+"""FineTuneJobs and endpoints by the content that they need: digests, and `address` of records."""
 BY_DIGEST: Final = "digest"
-"""Checkpoints and DatasetVersions."""
+"""Checkpoints and DatasetVersions by the digest of their content."""
 BY_DATASET_OF: Final = "versions"
-"""DatasetVersions, by `version_owner` of what made them."""
+"""DatasetVersions by `version_owner` of the Dataset or run that made them."""
 BY_STATE: Final = "state"
 """Objects by UNSETTLED, QUEUED or ROLLING."""
 
 DEFAULT_PROFILE: Final = ""
-"""In place of a profile's name: whichever is the default."""
+"""Value for objects that use the default profile."""
 UNSETTLED: Final = "unsettled"
 QUEUED: Final = "queued"
 ROLLING: Final = "rolling"
 
 
 def address(namespace: str, name: str) -> str:
-    """One value for a name in a namespace."""
+    """Value for a name in a namespace."""
     return f"{namespace}/{name}"
 
 
 def namespace_of(manifest: Manifest) -> str:
-    """The object's namespace, empty where its kind has none."""
+    """The object's namespace; empty for cluster-scoped kinds."""
     namespace: str = manifest["metadata"].get("namespace", "")
     return namespace
 
 
 def contents(manifest: Manifest) -> frozenset[str]:
-    """What an endpoint, or a run that has not ended, needs to stay: digests, and `address` of records."""
+    """The content that an endpoint or an unfinished run needs: digests, and `address` of records."""
     if "deletionTimestamp" in manifest["metadata"]:
         return frozenset()
     digests, names = _needs_of_run(manifest) if manifest["kind"] == "FineTuneJob" else _needs(manifest)
@@ -58,12 +58,12 @@ def contents(manifest: Manifest) -> frozenset[str]:
 
 
 def has_ended(job: Manifest) -> bool:
-    """As `finished.is_finished`."""
+    """Whether the run has finished; `finished.is_finished` for a manifest."""
     return any(ends_run(*state) for state in _conditions(job))
 
 
 def is_rolling(endpoint: Manifest) -> bool:
-    """Whether a revision of the endpoint starts, beside another one or as the first."""
+    """Whether a revision of the endpoint is starting, as the first or next to another one."""
     return any(revision.get("state") == "RollingOut" for revision in _status(endpoint).get("revisions", ()))
 
 
@@ -116,8 +116,8 @@ def _run_by_profile(job: Manifest) -> Iterable[str]:
     if has_ended(job):
         return ()
     spec = _spec(job)
-    judged_on = (spec.get("evaluation") or {}).get("profile")
-    return {_profile(spec), *([judged_on] if judged_on else [])}
+    evaluated_on = (spec.get("evaluation") or {}).get("profile")
+    return {_profile(spec), *([evaluated_on] if evaluated_on else [])}
 
 
 def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:
@@ -149,7 +149,7 @@ def _by_digest(record: Manifest) -> Iterator[str]:
 
 
 def version_owner(kind: str, namespace: str, name: str) -> str:
-    """Value of BY_DATASET_OF: a run with inline data makes versions too, and may be named as a Dataset."""
+    """Value of BY_DATASET_OF; with the kind, because a run with inline data can have a Dataset's name."""
     return f"{kind}/{address(namespace, name)}"
 
 
@@ -200,4 +200,4 @@ INDEXERS: Final[Mapping[str, Mapping[str, Indexer]]] = {
         BY_STATE: _endpoint_by_state,
     },
 }
-"""By kind and index."""
+"""Indexers by kind and index."""

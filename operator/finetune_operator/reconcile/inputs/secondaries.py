@@ -1,7 +1,7 @@
-"""The secondary resources: types of objects, besides our kinds, that passes read, one entry for each.
+"""Secondary resources: the types of objects, in addition to our kinds, that passes read.
 
-From this table follow the caches and what they keep, the watches, what is requested by name, the relations,
-`Snapshot.children` and `Snapshot.looked_up`. A test holds the rights that the chart grants against it.
+The caches and their content, the watches, requests by name, the relations, `Snapshot.children` and
+`Snapshot.looked_up` follow from this table. A test compares the chart's RBAC rules with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,9 +28,9 @@ from finetune_operator.plan import Manifest
 Children = Mapping[ResourceType, Mapping[str, Manifest]]
 """The children of one object by type and name."""
 LookedUp = Mapping[ResourceType, Mapping[str, Manifest | None]]
-"""Objects that were requested, by type and name; None where one does not exist."""
+"""Objects that were requested, by type and name; None if an object does not exist."""
 Needs = Mapping[ResourceType, frozenset[str]]
-"""Names of objects of an object's namespace that its pass wants to see, by type."""
+"""Names of the objects that a pass reads, by type; they are in the namespace of its object."""
 
 NOTHING: Final[Needs] = MappingProxyType({})
 
@@ -46,23 +46,23 @@ def by_controller(obj: Manifest) -> tuple[str, ...]:
 
 
 def by_run(obj: Manifest) -> tuple[str, ...]:
-    """The uid of the object of ours that the labels name, which anybody may have written."""
+    """The uid of the owner that the labels name. Anyone can set these labels."""
     run = obj["metadata"].get("labels", {}).get(RUN)
     return (run,) if run else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A type that is watched, because objects of ours have objects of it.
+    """A type of children. The operator watches it.
 
     Attributes:
-        type: as the API server names it.
+        type: the type in the API.
         selector: label selector of the watch.
-        owners: uids that an object is filed under. It is a child of the object of ours with such a uid, or
-            with such a child: what a Job controls belongs to the run that controls the Job.
-        belongs: whether an object that was found so really is a child, given the children of the types
-            before this one.
-        kept: an object less what no pass reads.
+        owners: returns the uids of an object's owners. The object is a child of our object with such a uid,
+            or of our object that has a child with such a uid: a Job's pods belong to the run that controls
+            the Job.
+        belongs: whether an object found by uid is a child, given the children of the types before this one.
+        kept: removes the fields of an object that no pass reads.
     """
 
     type: ResourceType
@@ -72,18 +72,18 @@ class Child:
     kept: Transform = lambda obj: obj
 
     verbs: ClassVar = ("get", "list", "watch")
-    """Rights to read it."""
+    """RBAC verbs for reading the type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A type that is requested by name when a pass needs it: the objects are the users' and not watched.
+    """A type of objects that belong to users. The operator requests them by name when a pass needs them.
 
     Attributes:
-        type: as the API server names it.
-        fresh_seconds: for which an answer is used again, so that a thousand runs do not ask a thousand times.
-        is_lacking: whether the answer may keep an object waiting. It is then requested again from time to
-            time, until another object has the name.
+        type: the type in the API.
+        fresh_seconds: time for which a response is reused, so that many runs share one request.
+        is_lacking: whether the response can block an object. The operator then repeats the request
+            periodically until the response changes.
     """
 
     type: ResourceType
@@ -91,21 +91,21 @@ class Lookup:
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
 
     verbs: ClassVar = ("get",)
-    """Rights to read it."""
+    """RBAC verbs for reading the type."""
 
 
 Secondary = Child | Lookup
 
 
 def _slim_job(job: Manifest) -> Manifest:
-    """Without the pod's template, most of a Job: it is written once and never read."""
+    """The Job without its pod template, which is most of it and is never read."""
     return job | {
         "spec": {name: value for name, value in job.get("spec", {}).items() if name not in UNREAD_IN_JOBS}
     }
 
 
 def _slim_pod(pod: Manifest) -> Manifest:
-    """Without what the Job's template says already, most of a pod."""
+    """The pod without fields that repeat the template, which are most of it."""
     spec = {name: value for name, value in pod.get("spec", {}).items() if name not in UNREAD_IN_PODS}
     for containers in ("containers", "initContainers"):
         if containers in spec:
@@ -117,16 +117,16 @@ def _slim_pod(pod: Manifest) -> Manifest:
 
 
 def _is_pod_of(pod: Manifest, children: Children) -> bool:
-    """Whether one of the Jobs or Deployments controls the pod; anybody may put our labels on another pod."""
+    """Whether a child Job or Deployment controls the pod, because anyone can put our labels on a pod."""
     owner = controller(pod)
     if owner.get("kind") == "ReplicaSet":
-        # ReplicaSets are not watched; they carry their Deployment's name and a hash.
+        # The operator does not watch ReplicaSets. Their name is that of the Deployment and a hash.
         return str(owner["name"]).rpartition("-")[0] in children[DEPLOYMENT]
     return owner.get("uid") in {job["metadata"]["uid"] for job in children[JOB].values()}
 
 
 def _is_on_one_node(claim: Manifest | None) -> bool:
-    """Whether the claim is missing, or pods on other nodes cannot mount it; its modes never change."""
+    """Whether the claim is missing or only mountable on one node; access modes never change."""
     return claim is None or "ReadWriteMany" not in (claim.get("spec", {}).get("accessModes") or ())
 
 
@@ -138,21 +138,21 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Child(NETWORK_POLICY),
     Child(POD_DISRUPTION_BUDGET),
     Lookup(CLAIM, is_lacking=_is_on_one_node),
-    # Whether one is terminating is requested each time, and is never waited for.
+    # Requested in each pass that deletes an object; nothing waits for a namespace.
     Lookup(NAMESPACE, fresh_seconds=0.0, is_lacking=lambda _: False),
 )
 
 
 def no_children() -> Children:
-    """Of an object that has none."""
+    """The children of an object that has none."""
     return {each.type: {} for each in children_of(SECONDARIES)}
 
 
 def children_of(secondaries: tuple[Secondary, ...]) -> tuple[Child, ...]:
-    """The entries that are watched."""
+    """The types that the operator watches."""
     return tuple(each for each in secondaries if isinstance(each, Child))
 
 
 def lookups_of(secondaries: tuple[Secondary, ...]) -> tuple[Lookup, ...]:
-    """The entries that are requested by name."""
+    """The types that the operator requests by name."""
     return tuple(each for each in secondaries if isinstance(each, Lookup))

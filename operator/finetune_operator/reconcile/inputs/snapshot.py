@@ -1,4 +1,4 @@
-"""What a reconciler may look at besides its own object."""
+"""The objects that a pass may read in addition to its own."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,25 +21,25 @@ from finetune_trainer.contract.vocabulary import Stage
 
 @dataclass(frozen=True, slots=True)
 class OperatorFacts:
-    """What the process knows and manifests need."""
+    """Settings of the process that manifests need."""
 
     namespace: str
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
     report: ReportTarget | None = None
     trainer_image_floor: str = ""
-    """Version below which a serving image is reported as too old; empty: none is."""
+    """Version below which a serving image is reported as too old; empty: no check."""
     monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the namespaces whose pods may read the metrics of pods behind a NetworkPolicy; none: all."""
+    """Labels of the namespaces that may read metrics of pods with a NetworkPolicy; empty: all namespaces."""
     nonce_key: str = ""
-    """Random text of this process, from which each Job's nonce is made; empty: Jobs have none."""
+    """Random text of this process, from which each Job's nonce is derived; empty: Jobs have no nonce."""
     unlisted: tuple[str, ...] = ()
-    """Watched namespaces that may not be listed: what is in them is not known."""
+    """Watched namespaces that the operator must not list, so their objects are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """The newest report of a running stage."""
+    """The newest progress report of a running stage."""
 
     stage: Stage
     progress: Progress
@@ -47,42 +47,47 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a pass over one object decides by, restricted to its namespace; mappings are keyed by name."""
+    """The input of one pass. Objects are of the namespace of the reconciled object; mappings are by name."""
 
     now: datetime
     facts: OperatorFacts
     entropy: bytes = b""
-    """Random bytes of this pass alone, 32 of them, for keys."""
+    """32 random bytes, new in each pass, for keys."""
     children: Children = field(default_factory=no_children)
-    """By type, each of `secondaries.SECONDARIES`: objects that carry our labels and whose controller (for
-    pods: whose Job's or Deployment's controller) is the object, by uid."""
+    """Children by type and name, with an entry for each type of `secondaries.SECONDARIES`.
+
+    A child has our labels, and its controller is the object, by uid. For a pod, the object is the controller
+    of its Job or Deployment.
+    """
     orphans: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
-    """Pods that carry the object's labels and name as their controller a Job that is not among `children`, by
-    that Job's name. Anybody may make such a pod: it may hold its object up, and is believed nothing else."""
+    """Pods with the object's labels and a Job as controller that is not among `children`, by the Job's name.
+
+    Anyone can create such a pod. It can delay the object, and has no other effect.
+    """
     looked_up: LookedUp = field(default_factory=dict)
-    """By type: objects that the kind's `needs` function named; None where one is missing."""
+    """By type and name, the objects that the kind's `needs` named; None if an object does not exist."""
     service_accounts: frozenset[str] = frozenset()
     finetunejobs: Mapping[str, FineTuneJob] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     datasetversions: Mapping[str, DatasetVersion] = field(default_factory=dict)
     checkpoints: CheckpointIndex = field(default_factory=CheckpointIndex)
     versions_made_by: Callable[[str], Iterable[DatasetVersion]] = lambda _: ()
-    """DatasetVersions, by `indexes.version_owner` of a Dataset or run."""
+    """Returns DatasetVersions by `indexes.version_owner` of a Dataset or run."""
     runs_with: Callable[[str], Iterable[FineTuneJob]] = lambda _: ()
-    """FineTuneJobs of all namespaces that may need a content (`indexes.contents`); too many do no harm."""
+    """Returns the FineTuneJobs of all namespaces that may need a content (`indexes.contents`)."""
     endpoints_with: Callable[[str], Iterable[InferenceDeployment]] = lambda _: ()
-    """InferenceDeployments, likewise: weights in a bucket have no namespace."""
+    """Returns InferenceDeployments in the same way, because weights in a bucket have no namespace."""
     rolling_everywhere: Iterable[InferenceDeployment] = ()
-    """InferenceDeployments of all namespaces with a revision that starts: profiles have no namespace."""
+    """InferenceDeployments of all namespaces with a starting revision, because profiles have no namespace."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
-    """Of a record that is being deleted: the other records of its kind and digest, in any namespace."""
+    """For a terminating record: the other records of its kind and digest in any namespace."""
     newer: int = 0
-    """Of a record: how many newer ones there are of its model line, or of its Dataset."""
+    """For a record: number of newer records of its model line or Dataset."""
 
     def find(self, type_: ResourceType, name: str) -> Manifest | None:
-        """The object that was looked up; None where it is missing, and where it was not needed."""
+        """The object that was looked up; None if it does not exist or was not requested."""
         return self.looked_up.get(type_, {}).get(name)
 
     def is_missing(self, type_: ResourceType, name: str) -> bool:
@@ -92,10 +97,10 @@ class Snapshot:
 
     @property
     def is_namespace_terminating(self) -> bool:
-        """Of what is being deleted and has our finalizer: whether its whole namespace is going, or gone."""
+        """For a terminating object with our finalizer: whether its namespace is terminating or gone."""
         return any(map(is_terminating, self.looked_up.get(NAMESPACE, {}).values()))
 
 
 def is_terminating(namespace: Manifest | None) -> bool:
-    """Whether a namespace is being deleted, or gone: nothing can be created in it any more."""
+    """Whether a namespace is terminating or gone, so that nothing can be created in it."""
     return namespace is None or "deletionTimestamp" in namespace["metadata"]

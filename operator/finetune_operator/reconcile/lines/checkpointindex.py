@@ -1,4 +1,4 @@
-"""Model lines: which Checkpoint a line's followers should serve."""
+"""An index of Checkpoints that knows the champion of each model line."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
@@ -20,7 +20,7 @@ LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What is known of a Checkpoint without reading it."""
+    """The fields of a Checkpoint that the index needs without loading it."""
 
     uid: str
     run: str
@@ -30,7 +30,7 @@ class _Entry:
     recorded_at: datetime
     promoted_at: datetime | None
     is_terminating: bool
-    may_lead: bool
+    can_be_champion: bool
     is_approved: bool
 
     @classmethod
@@ -44,24 +44,24 @@ class _Entry:
             recorded_at=recorded_at(checkpoint) or LONG_AGO,
             promoted_at=checkpoint.status.promoted_at,
             is_terminating=is_terminating(checkpoint),
-            may_lead=not (is_rejected(checkpoint) or is_terminating(checkpoint)),
+            can_be_champion=not (is_rejected(checkpoint) or is_terminating(checkpoint)),
             is_approved=is_approved(checkpoint),
         )
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """Names of the records that it came from."""
+        """Names of the records from which it was trained."""
         return (self.dataset_version,) if self.parent is None else (self.dataset_version, self.parent)
 
 
 class CheckpointIndex:
-    """The Checkpoints of one namespace by name, by run and by model line; kept up to date one by one.
+    """The Checkpoints of one namespace by name, run and model line, updated one at a time.
 
-    What a line is asked for, its champion and its latest promotion, costs the same however long the line is.
+    The cost of finding a line's champion or latest promotion does not grow with the line.
 
     Args:
-        checkpoints: to begin with.
-        load: reads a Checkpoint of the index by its name; absent: the index holds them itself.
+        checkpoints: Checkpoints to start with.
+        load: loads a Checkpoint of the index by name; None: the index keeps the Checkpoints itself.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class CheckpointIndex:
             self.put(checkpoint)
 
     def put(self, checkpoint: Checkpoint) -> None:
+        """Add a Checkpoint, or replace the one with its name."""
         self.remove(checkpoint.name)
         if self._held is not None:
             self._held[checkpoint.name] = checkpoint
@@ -88,6 +89,7 @@ class CheckpointIndex:
         self._origins.update(entry.origins)
 
     def remove(self, name: str) -> None:
+        """Remove the Checkpoint of this name, if there is one."""
         old = self._entries.pop(name, None)
         if old is None:
             return
@@ -122,7 +124,7 @@ class CheckpointIndex:
         return self._all(self._by_run.get(uid, ()))
 
     def of_model(self, model: str) -> tuple[Checkpoint, ...]:
-        """Checkpoints of this model line; reads all of them."""
+        """Checkpoints of this model line; loads all of them."""
         return self._all(self._lines.get(model, ()))
 
     def model_of(self, name: str) -> str | None:
@@ -131,16 +133,16 @@ class CheckpointIndex:
         return None if entry is None else entry.model
 
     def is_origin(self, record: str) -> bool:
-        """Whether a Checkpoint of the index was trained from, or on, the record of this name."""
+        """Whether a Checkpoint of the index was trained from the Checkpoint, or on the rows, of this name."""
         return record in self._origins
 
     def newer(self, name: str) -> int:
-        """How many Checkpoints of its line, less those that are being deleted, were recorded after it."""
+        """Number of Checkpoints of its line that were recorded after it and are not being deleted."""
         entry = self._entries.get(name)
         return 0 if entry is None else self._lines[entry.model].newer(name, entry)
 
     def champion(self, model: str) -> Checkpoint | None:
-        """The line's Checkpoint with the newest `status.promotedAt` that nobody has rejected or deleted."""
+        """The line's Checkpoint with the newest `status.promotedAt` that is not rejected or being deleted."""
         identity = self.champion_identity(model)
         return None if identity is None else self.get(identity[0])
 
@@ -156,17 +158,17 @@ class CheckpointIndex:
         return None if name is None else (name, self._entries[name].uid)
 
     def last_promotion(self, model: str) -> datetime | None:
-        """The newest `status.promotedAt` of the line, whatever became of the Checkpoint since."""
+        """The newest `status.promotedAt` of the line, also if its Checkpoint was rejected later."""
         line = self._lines.get(model)
         return None if line is None else line.last_promotion
 
     def promotion_time(self, model: str, now: datetime) -> datetime:
-        """A time for `promotedAt` that is newer than any other of the line, even where clocks disagree."""
+        """A time for `promotedAt` that is newer than any other of the line, even if clocks differ."""
         last = self.last_promotion(model)
         return now if last is None else max(now, last + timedelta(milliseconds=1))
 
     def approved(self, model: str) -> tuple[str, ...]:
-        """Names of the line's Checkpoints that a person has approved and that are not promoted."""
+        """Names of the line's Checkpoints that are approved and not promoted."""
         line = self._lines.get(model)
         return () if line is None else tuple(line.approved)
 
@@ -175,7 +177,7 @@ class CheckpointIndex:
 
 
 class _Line:
-    """The names of one line, and its promotions in order."""
+    """The Checkpoint names of one line, and its promotions in order."""
 
     __slots__ = ("_eligible", "_names", "_promoted", "_recorded", "approved")
 
@@ -210,23 +212,23 @@ class _Line:
                 self.approved[name] = None
             return
         insort(self._promoted, (entry.promoted_at, name))
-        if entry.may_lead:
+        if entry.can_be_champion:
             insort(self._eligible, (entry.promoted_at, name))
 
     def discard(self, name: str, entry: _Entry) -> None:
         del self._names[name]
         self.approved.pop(name, None)
-        _take_out(self._recorded, (entry.recorded_at, name))
+        _discard(self._recorded, (entry.recorded_at, name))
         if entry.promoted_at is not None:
             for entries in (self._promoted, self._eligible):
-                _take_out(entries, (entry.promoted_at, name))
+                _discard(entries, (entry.promoted_at, name))
 
     def newer(self, name: str, entry: _Entry) -> int:
         return len(self._recorded) - bisect_right(self._recorded, (entry.recorded_at, name))
 
 
-def _take_out(entries: list[tuple[datetime, str]], entry: tuple[datetime, str]) -> None:
-    """Remove it from a sorted list, if it is in it."""
-    place = bisect_left(entries, entry)
-    if entries[place : place + 1] == [entry]:
-        del entries[place]
+def _discard(entries: list[tuple[datetime, str]], entry: tuple[datetime, str]) -> None:
+    """Remove the entry from a sorted list, if it is there."""
+    position = bisect_left(entries, entry)
+    if entries[position : position + 1] == [entry]:
+        del entries[position]

@@ -1,4 +1,4 @@
-"""What a Checkpoint says about itself: approval, age and deletion."""
+"""Approval, age and deletion of a Checkpoint."""
 
 from datetime import datetime
 
@@ -7,7 +7,7 @@ from finetune_operator.manifests.labels import RECORDED_AT
 
 
 def is_rejected(checkpoint: Checkpoint) -> bool:
-    """Whether a person has withdrawn it."""
+    """Whether a person has rejected it, which also withdraws a promotion."""
     return checkpoint.spec.approval is not None and checkpoint.spec.approval.state == "Rejected"
 
 

@@ -1,7 +1,7 @@
-"""Promotion: whether a Checkpoint becomes the champion of its model line, and why it does not.
+"""The promotion rule: whether a Checkpoint becomes the champion of its model line, or why it does not.
 
-The one rule, as pure functions. The run ends by `verdict`. The Checkpoint's reconciler, which alone writes
-`promotedAt` (decision 3), acts on `decide`, where a person's approval or rejection counts too.
+A run ends with `verdict`. The Checkpoint's reconciler, which alone writes `promotedAt` (decision 3), uses
+`decide`, which also considers the approval or rejection by a person.
 """
 
 from dataclasses import dataclass
@@ -18,45 +18,46 @@ from finetune_operator.status.reasons import ConditionType, Reason
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What holds for a Checkpoint; `Promoted` where nothing stands in the way."""
+    """The promotion decision on a Checkpoint; its reason is `Promoted` if the Checkpoint is promoted."""
 
     reason: Reason
     message: str
-    """Its subject is the Checkpoint, which it does not name."""
+    """About the Checkpoint, without its name."""
 
 
 def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointIndex) -> Decision:
-    """Whether the Checkpoint is promoted; `job` is the run that made it, None where that is gone.
+    """Decide whether the Checkpoint is promoted. `job` is the run that made it, None if it no longer exists.
 
-    A rejection comes first: it also withdraws a promotion. A promotion that is not withdrawn stays. Otherwise
-    the run decides, and where the run does not promote, an approval does.
+    A rejection has priority and also withdraws a promotion. A promotion that is not withdrawn stays. In other
+    cases the run decides; if the run does not promote, an approval does.
     """
     model, approval = checkpoint.spec.model, checkpoint.spec.approval
     if approval is not None and is_rejected(checkpoint):
         return Decision(Reason.REJECTED, f"rejected: {approval.reason or 'no reason given'}")
     if checkpoint.status.promoted_at is not None:
-        # The condition keeps saying what the Checkpoint was promoted for.
+        # The condition keeps the reason for the promotion.
         known = find(checkpoint.status.conditions, ConditionType.PROMOTED)
         if known is not None and known.reason == Reason.PROMOTED:
             return Decision(Reason.PROMOTED, known.message)
         return Decision(Reason.PROMOTED, f"promoted in model line {model}")
     decision = _by_run(checkpoint, job, index.champion_name(model))
-    # Where the run promotes, or is about to, an approval must not stand in the way.
+    # If the run promotes, or will, the approval changes nothing.
     if is_approved(checkpoint) and decision.reason not in {Reason.PROMOTED, Reason.PROMOTING}:
         return _by_approval(checkpoint, index.champion(model))
     return decision
 
 
 def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champion: str | None) -> Decision:
-    """What a run's evaluation and `spec.promotion` say about the checkpoint that was evaluated.
+    """The decision of a run on the Checkpoint that it evaluated, by its evaluation and `spec.promotion`.
 
-    `current_champion` is the name of the line's champion. `Promoting`: the evaluation names another champion.
+    `current_champion` is the name of the line's champion. If the evaluation names another one, the reason is
+    `Promoting`.
     """
     if evaluation is None:
         if is_finished(job):
-            message = f"FineTuneJob {job.name} ended without judging it: approve it by hand"
+            message = f"FineTuneJob {job.name} ended without an evaluation: approve it by hand"
             return Decision(Reason.NOT_PROMOTED, message)
-        return Decision(Reason.EVALUATING, f"FineTuneJob {job.name} has not judged it yet")
+        return Decision(Reason.EVALUATING, f"FineTuneJob {job.name} has not evaluated it yet")
     gates = "; ".join(gate.message for gate in evaluation.gates)
     if evaluation.verdict == "Failed":
         return Decision(Reason.GATE_FAILED, gates)
@@ -76,7 +77,7 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
             message = f"the champion has changed since FineTuneJob {job.name} ended: approve it by hand"
             return Decision(Reason.NOT_PROMOTED, message)
         against = current_champion or "none"
-        return Decision(Reason.PROMOTING, f"to be judged against the champion, {against}, first")
+        return Decision(Reason.PROMOTING, f"to be compared with the current champion first: {against}")
     return Decision(
         Reason.PROMOTED, f"promoted in model line {job.spec.model}: {gates or 'without evaluation'}"
     )
@@ -85,11 +86,11 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
 def _by_run(checkpoint: Checkpoint, job: FineTuneJob | None, current_champion: str | None) -> Decision:
     if job is None:
         gone = checkpoint.spec.lineage.job.name
-        message = f"its FineTuneJob {gone} is gone: approve it (spec.approval) to promote it"
+        message = f"its FineTuneJob {gone} does not exist: set spec.approval to promote it"
         return Decision(Reason.NOT_PROMOTED, message)
     evaluation = job.status.evaluation
     if evaluation is not None and evaluation.checkpoint != checkpoint.name:
-        message = f"the run stands for its better checkpoint {evaluation.checkpoint}"
+        message = f"the run evaluated its better checkpoint {evaluation.checkpoint}"
         return Decision(Reason.NOT_PROMOTED, message)
     return verdict(job, evaluation, current_champion)
 
@@ -100,6 +101,6 @@ def _by_approval(checkpoint: Checkpoint, best: Checkpoint | None) -> Decision:
         return Decision(Reason.PROMOTED, f"approved, and promoted in model line {model}")
     return Decision(
         Reason.NOT_PROMOTED,
-        f"approved, but {best.name}, made later, is the champion of {model}: to serve this one, pin it in an"
-        " InferenceDeployment",
+        f"approved, but {best.name}, which is newer, is the champion of {model}: to serve this one, pin it in"
+        " an InferenceDeployment",
     )

@@ -1,4 +1,4 @@
-"""Which ComputeProfile and which store an object uses, or what to do where it has none."""
+"""The ComputeProfile and store of an object, or what the user has to do if there is none."""
 
 from typing import Final
 
@@ -15,11 +15,11 @@ MAX_NAMES_IN_MESSAGE: Final = 8
 def _names(snapshot: Snapshot, namespace: str) -> str:
     usable = sorted(name for name, profile in snapshot.profiles.items() if is_allowed(profile, namespace))
     shown = ", ".join(usable[:MAX_NAMES_IN_MESSAGE])
-    return f"; this namespace may use: {shown}" if shown else "; there is none yet"
+    return f"; profiles for this namespace: {shown}" if shown else "; no profile exists for this namespace"
 
 
 def is_allowed(profile: ComputeProfile, namespace: str) -> bool:
-    """Whether objects of this namespace may use the profile."""
+    """Whether objects of this namespace are allowed to use the profile."""
     allowed = profile.spec.allowed_namespaces
     return not allowed or namespace in allowed
 
@@ -29,21 +29,21 @@ def resolve_profile(
 ) -> ComputeProfile | Blocked:
     """The named profile, or the default one.
 
-    `field` is where the name stands in the object's spec, for the message.
+    `field` is the field of the spec that names the profile, for the message.
     """
     if name is None:
         defaults = sorted(p.name for p in snapshot.profiles.values() if p.is_default)
         if len(defaults) > 1:
             return Blocked(
                 Reason.DEFAULT_PROFILE_CONFLICT,
-                "several ComputeProfiles are marked as the default"
+                "more than one ComputeProfile is marked as the default"
                 f" ({', '.join(defaults[:MAX_NAMES_IN_MESSAGE])}): leave {DEFAULT_PROFILE_LABEL} on one of"
                 f" them, or set {field}",
             )
         if not defaults:
             return Blocked(
                 Reason.PROFILE_NOT_FOUND,
-                f"{field} is not set and no ComputeProfile is the default: annotate one with"
+                f"{field} is not set, and no ComputeProfile is the default: annotate one with"
                 f' {DEFAULT_PROFILE_LABEL}: "true"{_names(snapshot, namespace)}',
             )
         name = defaults[0]
@@ -57,52 +57,52 @@ def resolve_profile(
     if not is_allowed(profile, namespace):
         return Blocked(
             Reason.PROFILE_NOT_ALLOWED,
-            f"ComputeProfile {name} may not be used in namespace {namespace}: ask the platform team to add it"
+            f"namespace {namespace} is not allowed to use ComputeProfile {name}: ask the platform team to add it"
             f" to the profile's spec.allowedNamespaces, or name another{_names(snapshot, namespace)}",
         )
     return profile
 
 
 def check_trainer(profile: ComputeProfile) -> Blocked | None:
-    """Whether this operator and the profile's own trainer image understand each other."""
+    """Whether this operator supports the contract of the profile's own trainer image."""
     spec = profile.spec
     if spec.images.trainer is None or spec.trainer_contract in CONTRACT_VERSIONS:
         return None
     return Blocked(
         Reason.PROFILE_INVALID,
-        f"ComputeProfile {profile.name} has trainerContract {spec.trainer_contract}, this operator speaks"
-        f" {' and '.join(map(str, CONTRACT_VERSIONS))}: use a trainer image of this release and set"
+        f"ComputeProfile {profile.name} has trainerContract {spec.trainer_contract}, but this operator"
+        f" supports {' and '.join(map(str, CONTRACT_VERSIONS))}: use a trainer image of this release and set"
         " trainerContract accordingly",
     )
 
 
 def check_config(config: Contract, profile: ComputeProfile | None) -> Blocked | None:
-    """Whether the trainer's version of the contract has every setting that its pod must not run without."""
+    """Whether the trainer's version of the contract has every essential setting of this config."""
     unsent = config.unsupported_fields()
     if not unsent:
         return None
     where = f"ComputeProfile {profile.name}" if profile is not None else "the default ComputeProfile"
     return Blocked(
         Reason.PROFILE_INVALID,
-        f"the trainer image does not know {', '.join(unsent)}, which this object sets: give {where} a trainer"
-        f" image of this release with trainerContract {CONTRACT_VERSION}, or leave the setting out; a run"
-        " that has begun keeps its image, so make a new one",
+        f"the trainer image does not support {', '.join(unsent)}, which this object sets: give {where} a trainer"
+        f" image of this release with trainerContract {CONTRACT_VERSION}, or remove the setting. A"
+        " run that has started keeps its image, so make a new one",
     )
 
 
 def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked | None:
-    """Whether one pod may ask for so many devices."""
+    """Whether one pod may request this number of devices."""
     if devices <= profile.spec.devices.max:
         return None
     return Blocked(
         Reason.TOO_MANY_DEVICES,
-        f"{field} is {devices}, but ComputeProfile {profile.name} allows {profile.spec.devices.max} a pod:"
-        " ask for fewer, or let the platform team raise the profile's spec.devices.max",
+        f"{field} is {devices}, but ComputeProfile {profile.name} allows {profile.spec.devices.max} per pod:"
+        " request fewer, or ask the platform team to raise the profile's spec.devices.max",
     )
 
 
 def resolve_store(own: StoreReference | None, profile: ComputeProfile | None) -> StoreReference | Blocked:
-    """The object's own store, or its profile's."""
+    """The object's own store, or else the store of its profile."""
     if own is not None:
         return own
     if profile is None:

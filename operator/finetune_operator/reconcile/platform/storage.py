@@ -1,4 +1,4 @@
-"""Whether the claims that a stage's pod mounts are there and can be shared."""
+"""Whether the claims that a stage's pod mounts exist and can be shared."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.storereference import StoreReference
@@ -12,7 +12,7 @@ from finetune_operator.status.reasons import Reason
 
 
 def check_source(uri: str, field: str) -> Failed | None:
-    """Whether the uri of a source or of a base model means a place; `field` names it in the message."""
+    """Whether the uri of a source or base model is valid; `field` names it in the message."""
     try:
         parse_source(uri)
     except ValueError as error:
@@ -21,7 +21,7 @@ def check_source(uri: str, field: str) -> Failed | None:
 
 
 def check_form(store: StoreReference | None) -> Failed | None:
-    """Whether the uri of an object's own store means a place."""
+    """Whether the uri of an object's own store is valid."""
     try:
         if store is not None:
             parse_store(store.uri)
@@ -30,9 +30,19 @@ def check_form(store: StoreReference | None) -> Failed | None:
     return None
 
 
+def is_claim(uri: str) -> bool:
+    """Whether a uri names a PersistentVolumeClaim, which belongs to one namespace."""
+    return uri.startswith("pvc://")
+
+
+def is_same_place(uri: str, namespace: str, other_namespace: str) -> bool:
+    """Whether the uri of a store names the same place in two namespaces: a bucket does, a claim does not."""
+    return namespace == other_namespace or not is_claim(uri)
+
+
 def claim_name(uri: str | None) -> str | None:
-    """The PersistentVolumeClaim that a uri is in, or None where it is in none."""
-    if uri is None or not uri.startswith("pvc://"):
+    """Name of the PersistentVolumeClaim that a uri is in; None for buckets and the network."""
+    if uri is None or not is_claim(uri):
         return None
     try:
         return parse_location(uri).name
@@ -41,16 +51,16 @@ def claim_name(uri: str | None) -> str | None:
 
 
 def claims_of(*uris: str | None) -> Needs:
-    """The PersistentVolumeClaims that these uris are in."""
+    """The PersistentVolumeClaims that these uris are in, as needs of a pass."""
     return {CLAIM: frozenset(name for name in map(claim_name, uris) if name is not None)}
 
 
 def check_store(
     uri: str, profile: ComputeProfile | None, namespace: str, snapshot: Snapshot
 ) -> Blocked | None:
-    """Whether the store's claim exists and pods on several nodes can use it at once.
+    """Whether the store's claim exists and pods on several nodes can mount it at the same time.
 
-    Whether a bucket exists is for the pods to find out.
+    Only pods check whether a bucket exists.
     """
     try:
         parse_store(uri)
@@ -72,9 +82,9 @@ def check_store(
     modes = ", ".join(claim.get("spec", {}).get("accessModes", ())) or "none"
     return Blocked(
         Reason.STORE_NOT_SHAREABLE,
-        f"PersistentVolumeClaim {name} of store {uri} has accessModes {modes}, so a pod on another node could"
-        " not mount it: use a claim with ReadWriteMany, or set singleNode: true in the ComputeProfile if all"
-        " pods run on one node",
+        f"PersistentVolumeClaim {name} of store {uri} has accessModes {modes}, so pods on other nodes cannot"
+        " mount it: use a claim with ReadWriteMany, or set singleNode: true in the ComputeProfile if all pods"
+        " run on one node",
     )
 
 
@@ -84,7 +94,7 @@ def _is_shareable(claim: Manifest, single_node: bool) -> bool:
 
 
 def check_claim(uri: str, field: str, reason: str, namespace: str, snapshot: Snapshot) -> Blocked | None:
-    """Whether the claim of a source or of a base model exists."""
+    """Whether the claim of a source or base model exists."""
     name = claim_name(uri)
     if name is None or not snapshot.is_missing(CLAIM, name):
         return None

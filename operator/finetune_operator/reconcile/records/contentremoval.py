@@ -1,4 +1,4 @@
-"""A small Job removes a folder from a store, a record's content or a run's, and is tried again for a day."""
+"""Remove a folder of a record or run from a store with a small Job, with retries for one day."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,26 +25,26 @@ from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.references import ArtifactRef
 
 REMOVAL_TIMEOUT: Final = timedelta(hours=24)
-"""How long an object waits for the users of its content to let go, or for its store to answer."""
+"""Time after which an object is deleted although its content is still in use or its store does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What is to go before its owner does."""
+    """A folder to remove before its owner is deleted."""
 
     owner: Resource
     store: str
     secret: str | None
     folder: str
-    """Its uri, for messages."""
+    """Uri of the folder, for messages."""
     artifact: ArtifactRef | None
-    """None for the folder of a run."""
+    """The content to remove; None for the folder of a run."""
     advice: str
-    """How to let the owner go without it."""
+    """How to delete the owner and keep the folder, for messages."""
 
 
 def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
-    """Remove the folder by a Job; None once that is done."""
+    """Remove the folder with a Job; None once that is done."""
     snapshot, name = draft.snapshot, stage_job_name(removal.owner, "cleanup", removal.store)
     job = snapshot.children[JOB].get(name)
     if job is None:
@@ -103,13 +103,13 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
 
 
 def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: str) -> TrainerImage:
-    """The profile's own, where it knows what is to be removed: folders of runs are new in contract 2."""
+    """The profile's own trainer, if it can remove the folder: folders of runs are new in contract 2."""
     trainer = trainer_of(profile, default_image)
     return trainer_of(None, default_image) if removal.artifact is None and trainer.contract < 2 else trainer
 
 
 def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest]) -> Blocked:
-    """Why, until another try is due; then the Job that failed makes room for it."""
+    """Report why the Job failed; delete it when the next attempt is due."""
     left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.snapshot.now
     if left <= timedelta():
         draft.remove(job)
@@ -117,6 +117,6 @@ def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest])
     return _trouble(removal, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
 
 
-def _trouble(removal: Removal, reason: Reason, message: str, look_again_in: float) -> Blocked:
-    said = f"{message}; tried again every 5 minutes for a day; {removal.advice}"
-    return Blocked(reason, said, look_again_in)
+def _trouble(removal: Removal, reason: Reason, message: str, recheck_seconds: float) -> Blocked:
+    advised = f"{message}; the operator retries every 5 minutes for a day; {removal.advice}"
+    return Blocked(reason, advised, recheck_seconds)

@@ -1,7 +1,7 @@
-"""A record with `deletionPolicy: Delete` that is being deleted: its content in the stores goes first.
+"""The end of a record that is being deleted. With `deletionPolicy: Delete` its content is removed first.
 
-It is let go when the content is removed, or when it is plain that the content stays: another record stands
-for it too, the policy is Retain now, the whole namespace goes, or a day has passed.
+The finalizer is removed when the content is gone or stays for good. It stays if another record has the same
+content, the policy is now Retain, the namespace is being deleted, or a day has passed.
 """
 
 from datetime import datetime, timedelta
@@ -30,12 +30,12 @@ from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.references import ArtifactRef
 
 RECHECK_SECONDS: Final = 60.0
-"""Seconds; not every change of a user brings its records another look."""
+"""Interval of re-checks; not every change of a user of the content triggers a pass."""
 MAX_NAMES_IN_MESSAGE: Final = 4
 
 
 def needs(record: Record, _: Snapshot) -> Needs:
-    """The claims that a cleanup will mount; nothing else is mounted for a record."""
+    """The claims that a cleanup Job will mount; no other pod mounts any for a record."""
     is_terminating = record.metadata.deletion_timestamp is not None
     return storage.claims_of(*_stores(record)) if is_terminating and has_finalizer(record) else NOTHING
 
@@ -54,8 +54,9 @@ def finalize(record: Record, snapshot: Snapshot) -> Plan:
         return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.IN_USE, message, RECHECK_SECONDS))
     if _is_partly_unseen(stores, snapshot):
         message = (
-            f"{_folders(record, stores)} is removed when the operator may list every namespace that it"
-            " watches (its log names those that it may not): a record there may stand for it too"
+            f"{_folders(record, stores)} is removed when the operator can list every namespace that it"
+            " watches, because records there may have the same content; its log names the namespaces that it"
+            " must not list"
         )
         return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, RECHECK_SECONDS))
     draft = Draft(snapshot)
@@ -72,13 +73,13 @@ def _why_it_stays(record: Record, stores: tuple[str, ...], snapshot: Snapshot) -
         return _kept(f"{folders} stays: deletionPolicy is {record.spec.deletion_policy}")
     if snapshot.is_namespace_terminating:
         return _kept(f"{folders} stays: namespace {record.namespace} is being deleted")
-    maker = _being_made_again(record, snapshot)
+    maker = _name_of_maker(record, snapshot)
     if maker:
-        return _kept(f"{folders} stays: {maker} is being prepared and may come to the same rows")
+        return _kept(f"{folders} stays: {maker} is being prepared and may produce the same rows")
     if not stores:
         sharers = sorted({name for store in _stores(record) for name in _sharers(store, record, snapshot)})
         others = " and ".join(sharers[:MAX_NAMES_IN_MESSAGE])
-        return _kept(f"{folders} stays: {f'{others} stands for it too' if others else 'no store is known'}")
+        return _kept(f"{folders} stays: {f'{others} needs it too' if others else 'no store is known'}")
     if snapshot.now >= _deadline(record):
         return Event(
             "Warning",
@@ -89,11 +90,11 @@ def _why_it_stays(record: Record, stores: tuple[str, ...], snapshot: Snapshot) -
     return None
 
 
-def _being_made_again(record: Record, snapshot: Snapshot) -> str:
-    """Who prepares rows that may be these ones.
+def _name_of_maker(record: Record, snapshot: Snapshot) -> str:
+    """The Dataset or run that is preparing rows which may be the rows of this record; empty if there is none.
 
-    It finds them in the store, and cannot record them before this record has gone, which has the same name.
-    So it must neither lose them nor be waited for.
+    It would find the rows in the store, and can record them only after this record, which has the same name,
+    is gone. So the rows must stay, and the record must not wait.
     """
     if isinstance(record, Checkpoint):
         return ""
@@ -114,22 +115,22 @@ def _kept(message: str) -> Event:
 
 
 def _deadline(record: Record) -> datetime:
-    asked = record.metadata.deletion_timestamp
-    if asked is None:
+    deleted_at = record.metadata.deletion_timestamp
+    if deleted_at is None:
         raise ValueError(f"{record.kind} {record.name} is not being deleted")
-    return asked + REMOVAL_TIMEOUT
+    return deleted_at + REMOVAL_TIMEOUT
 
 
 def _stores(record: Record) -> tuple[str, ...]:
-    """uris of the stores that have the record's content."""
+    """Uris of the stores that have the record's content."""
     if isinstance(record, Checkpoint):
         known: tuple[str, ...] = (WeightsReference.of(record).store,)
     else:
         known = record.status.locations or (record.metadata.annotations.get(STORE, ""),)
-    return tuple(filter(_is_place, known))
+    return tuple(filter(_is_store, known))
 
 
-def _is_place(store: str) -> bool:
+def _is_store(store: str) -> bool:
     try:
         parse_store(store)
     except ValueError:
@@ -138,20 +139,19 @@ def _is_place(store: str) -> bool:
 
 
 def _sharers(store: str, record: Record, snapshot: Snapshot) -> list[str]:
-    """Other records, not on their way out themselves, that name the same folder; those of others unnamed."""
+    """Other records of the same folder that are not being deleted; other namespaces are not named."""
     return [
         other.name if other.namespace == record.namespace else "a record in another namespace"
         for other in snapshot.same_content
         if other.metadata.deletion_timestamp is None
         and store in _stores(other)
-        # A claim is another one in another namespace, whatever its name; a bucket is the same.
-        and (other.namespace == record.namespace or not store.startswith("pvc://"))
+        and storage.is_same_place(store, other.namespace, record.namespace)
     ]
 
 
 def _is_partly_unseen(stores: tuple[str, ...], snapshot: Snapshot) -> bool:
-    """Whether there are namespaces whose records are not known, and one of these stores can be theirs too."""
-    return bool(snapshot.facts.unlisted) and any(not store.startswith("pvc://") for store in stores)
+    """Whether records of namespaces that the operator must not list may be in one of these stores too."""
+    return bool(snapshot.facts.unlisted) and not all(map(storage.is_claim, stores))
 
 
 def _artifact(record: Record) -> ArtifactRef:
@@ -175,7 +175,7 @@ def _wait(record: Record, snapshot: Snapshot, draft: Draft, halt: Working | Bloc
 
 
 def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | None:
-    """Remove the content from one store by a Job; None once that is done."""
+    """Remove the content from one store with a Job; None once that is done."""
     secret = record.metadata.annotations.get(STORE_CREDENTIALS)
     removal = Removal(
         owner=record,
@@ -183,6 +183,6 @@ def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | Non
         secret=secret,
         folder=_folders(record, (store,)),
         artifact=_artifact(record),
-        advice="to let the record go without it, set its spec.deletionPolicy to Retain",
+        advice="to delete the record and keep the folder, set its spec.deletionPolicy to Retain",
     )
     return remove(draft, removal)

@@ -1,4 +1,4 @@
-"""The finalizer of records and of their owners: it waits until their content is removed."""
+"""The finalizer of records and their owners. It delays deletion until the content is removed."""
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
@@ -12,7 +12,7 @@ Owner = FineTuneJob | Dataset
 
 
 def finalizer_update(resource: Owner | Record) -> Manifest | None:
-    """Metadata with the finalizer where the policy is Delete, else without; None where nothing changes."""
+    """Metadata that makes the finalizer match the deletion policy; None if it matches already."""
     wanted = resource.spec.deletion_policy == "Delete"
     if has_finalizer(resource) == wanted:
         return None
@@ -20,12 +20,12 @@ def finalizer_update(resource: Owner | Record) -> Manifest | None:
 
 
 def without_finalizer(resource: Owner | Record) -> Manifest:
-    """Metadata without the finalizer."""
+    """Metadata without our finalizer."""
     return {"finalizers": _others(resource)}
 
 
 def has_finalizer(resource: Owner | Record) -> bool:
-    """Whether the object stays until this operator has let it go."""
+    """Whether the object has our finalizer, so it stays until the operator removes it."""
     return FINALIZER in resource.metadata.finalizers
 
 

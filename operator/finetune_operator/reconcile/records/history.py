@@ -1,7 +1,7 @@
-"""Records beyond a history limit, and why one of them stays all the same.
+"""Delete records beyond a history limit, except those that are still needed.
 
-Each record decides for itself in a pass of its own, so a limit costs the same however long the history is.
-What is deleted goes as if a user had deleted it: the content only where the record's deletionPolicy says so.
+Each record is checked in its own pass, so the cost does not grow with the history. As after a deletion by a
+user, the content is removed only if the record's deletionPolicy is Delete.
 """
 
 from finetune_operator.api.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ from finetune_operator.status.reasons import EventReason
 
 
 def enforce_limit(record: Record, snapshot: Snapshot) -> Plan | None:
-    """The deletion of a record that a history limit leaves no room for; None where it stays."""
+    """Delete the record if it is beyond its history limit; None if it stays."""
     if snapshot.newer == 0:
         return None
     found = (
@@ -44,30 +44,30 @@ def enforce_limit(record: Record, snapshot: Snapshot) -> Plan | None:
 
 
 def _is_kept(record: Record, snapshot: Snapshot) -> bool:
-    """Whether somebody counts on the record, or has had a hand in it."""
+    """Whether the record is needed, or a user has changed it."""
     return (
         is_edited(record) or snapshot.checkpoints.is_origin(record.name) or bool(needed_by(record, snapshot))
     )
 
 
 def is_edited(record: Record) -> bool:
-    """Whether anyone else than this operator has set a field of it, an approval or a label included.
+    """Whether anyone but this operator has set a field of the record, including its approval or a label.
 
-    A record of which nothing says who has set its fields counts as edited.
+    A record without managed fields counts as edited.
     """
     managers = {each.manager for each in record.metadata.managed_fields if not each.subresource}
     return managers != {OPERATOR}
 
 
 def _run(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
-    """The ended run that made it. Without it nothing says which limit holds."""
+    """The finished run that made the Checkpoint; without it the limit is unknown."""
     made_by = checkpoint.spec.lineage.job
     run = snapshot.finetunejobs.get(made_by.name)
     return run if run is not None and run.uid == made_by.uid and is_finished(run) else None
 
 
 def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, str] | None:
-    """The limit and where it is set; None where there is none for this Checkpoint, whatever its age."""
+    """The limit and the field that sets it; None if this Checkpoint has no limit."""
     limited = any(each.spec.checkpoint_history_limit is not None for each in snapshot.profiles.values())
     if not limited or checkpoint.status.promoted_at is not None:
         return None
@@ -82,17 +82,15 @@ def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, 
 
 
 def _represents_run(checkpoint: Checkpoint, run: FineTuneJob, snapshot: Snapshot) -> bool:
-    """Whether it is the one that the run keeps in any case: the judged one, or else that of the last step."""
-    standing = [
-        each for each in snapshot.checkpoints.of_run(run.uid) if each.metadata.deletion_timestamp is None
-    ]
-    judged = run.status.evaluation.checkpoint if run.status.evaluation is not None else None
-    kept = max(standing, key=lambda each: (each.name == judged, each.spec.step, each.name), default=None)
+    """Whether the run always keeps this Checkpoint: the evaluated one, or else that of the last step."""
+    live = [each for each in snapshot.checkpoints.of_run(run.uid) if each.metadata.deletion_timestamp is None]
+    evaluated = run.status.evaluation.checkpoint if run.status.evaluation is not None else None
+    kept = max(live, key=lambda each: (each.name == evaluated, each.spec.step, each.name), default=None)
     return kept is None or kept.name == checkpoint.name
 
 
 def _version_limit(version: DatasetVersion, snapshot: Snapshot) -> tuple[int, str] | None:
-    """The limit and where it is set; None where there is none, and for the latest: runs begin with it."""
+    """The limit and the field that sets it; None if there is none or this is the latest version."""
     if version.metadata.labels.get(OWNER_KIND) != "Dataset":
         return None
     dataset = snapshot.datasets.get(version.spec.dataset)

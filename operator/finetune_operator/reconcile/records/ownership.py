@@ -1,4 +1,4 @@
-"""What goes with an object that has `deletionPolicy: Delete`, and the finalizer that waits for it."""
+"""Records that are deleted together with the Dataset or run that made them."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -18,7 +18,7 @@ MAX_NAMES_IN_MESSAGE: Final = 8
 
 
 def delete_with(owner: Owner, records: Iterable[Record], snapshot: Snapshot) -> Plan:
-    """The end of an owner that is being deleted: its records go too, but for those that are needed."""
+    """Delete the records of an owner that is being deleted, except needed ones, and release the owner."""
     if not has_finalizer(owner):
         return Plan()
     draft = Draft(snapshot)
@@ -27,29 +27,29 @@ def delete_with(owner: Owner, records: Iterable[Record], snapshot: Snapshot) -> 
 
 
 def delete_records(draft: Draft, records: Iterable[Record]) -> None:
-    """Delete the records of an owner that is being deleted, but for those that somebody counts on.
+    """Delete the records of an owner that is being deleted, except those that are still needed.
 
-    A record whose own policy was set to Retain stays. Where the whole namespace goes, so do they anyway.
-    The event has the same words in each pass until one of them is gone.
+    A record whose own policy is Retain stays. If the namespace is being deleted, Kubernetes deletes all of
+    them. The event repeats in the same words until one of the records is gone.
     """
     snapshot = draft.snapshot
-    going, staying = [], []
+    deleted, kept = [], []
     for record in () if snapshot.is_namespace_terminating else records:
         reason = _why_it_stays(record, snapshot)
         if reason:
-            staying.append(f"{record.name} ({reason})")
+            kept.append(f"{record.name} ({reason})")
             continue
-        going.append(record.name)
+        deleted.append(record.name)
         if record.metadata.deletion_timestamp is None:
             draft.remove(deletion_target(record), "Background")
-    if going or staying:
+    if deleted or kept:
         draft.event(
-            EventReason.RECORDS_DELETED, f"records that go: {_listed(going)}; that stay: {_listed(staying)}"
+            EventReason.RECORDS_DELETED, f"deleted records: {_listed(deleted)}; kept: {_listed(kept)}"
         )
 
 
 def versions_of(owner: Owner, snapshot: Snapshot) -> tuple[DatasetVersion, ...]:
-    """The DatasetVersions that a Dataset, or a run with inline data, of this name has made."""
+    """The DatasetVersions that this Dataset, or this run with inline data, has made."""
     return tuple(snapshot.versions_made_by(version_owner(owner.kind, owner.namespace, owner.name)))
 
 
@@ -62,7 +62,7 @@ def _why_it_stays(record: Record, snapshot: Snapshot) -> str:
 
 
 def deletion_target(record: Record) -> Manifest:
-    """The record as it was seen, for its deletion."""
+    """The record as the pass read it, as a manifest for its deletion."""
     metadata = record.metadata
     return {
         "apiVersion": record.api_version,

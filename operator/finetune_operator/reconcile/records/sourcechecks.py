@@ -8,12 +8,11 @@ from finetune_operator.manifests.labels import REFRESH_REQUESTED, short_hash
 from finetune_operator.status.finished import is_prepared
 
 MAX_REQUEST_CHARACTERS: Final = 64
-"""Characters of an annotation that a status can hold; of a longer one it holds the hash."""
+"""Limit of a request in the status, in characters; of a longer annotation it has the hash."""
 
 
 def until_check(dataset: Dataset, now: datetime) -> float | None:
-    """Seconds until the source is to be looked at again; 0 from when that is due until it is done, None for
-    never."""
+    """Seconds until the source must be checked; 0 while a check is due or under way, None for never."""
     if is_check_requested(dataset):
         return 0.0
     if dataset.spec.refresh is None or not is_prepared(dataset):
@@ -25,13 +24,13 @@ def until_check(dataset: Dataset, now: datetime) -> float | None:
 
 
 def check_request(dataset: Dataset) -> str | None:
-    """The annotation that asks for a look at the source, as the status remembers it."""
+    """The annotation that requests a check of the source, as the status records it."""
     text = dataset.metadata.annotations.get(REFRESH_REQUESTED, "")
     short = text if len(text) <= MAX_REQUEST_CHARACTERS else short_hash(text, length=MAX_REQUEST_CHARACTERS)
     return short or None
 
 
 def is_check_requested(dataset: Dataset) -> bool:
-    """Whether somebody asks for a look at the source that has not been answered."""
+    """Whether a user requests a check of the source that has not been made."""
     refresh = dataset.status.refresh
     return check_request(dataset) not in (None, refresh.requested if refresh is not None else None)

@@ -5,6 +5,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform.storage import is_same_place
 from finetune_operator.reconcile.records.finalizer import Record
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
@@ -12,17 +13,16 @@ from finetune_operator.status.reasons import ConditionType, Reason
 
 
 def waits_for_users(record: Record) -> bool:
-    """Whether the record is being deleted, and its content is to stay until nobody needs it."""
+    """Whether the record is being deleted and its content stays until no run or endpoint needs it."""
     state = find(record.status.conditions, ConditionType.RECONCILING)
-    is_going = record.metadata.deletion_timestamp is not None
-    return is_going and state is not None and state.reason == Reason.IN_USE
+    is_terminating = record.metadata.deletion_timestamp is not None
+    return is_terminating and state is not None and state.reason == Reason.IN_USE
 
 
 def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
-    """Whoever reads the record's content, or is about to: endpoints, and runs that have not ended.
+    """Endpoints and unfinished runs that read the record's content, or will.
 
-    A claim is another one in another namespace, a bucket is the same: endpoints of all namespaces count, but
-    those of other tenants are not named.
+    Endpoints of other namespaces count if the content is in a bucket. They are not named.
     """
     here = address(record.namespace, record.name)
     runs = {
@@ -46,15 +46,17 @@ def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
         "an InferenceDeployment in another namespace"
         for endpoint in candidates
         if endpoint.namespace != record.namespace
-        and not record.spec.uri.startswith("pvc://")
+        and is_same_place(record.spec.uri, endpoint.namespace, record.namespace)
         and _holds(endpoint, record.spec.digest)
     }
     return tuple(sorted(endpoints | elsewhere | runs))
 
 
 def _holds(endpoint: InferenceDeployment, digest: str) -> bool:
-    """Whether it serves or pins this content. Of one place in a store there may be several spellings, so the
-    content alone decides."""
+    """Whether the endpoint serves or pins this content.
+
+    Only the digest decides, because one place in a store can have several spellings.
+    """
     served = any(model.digest == digest for model in endpoint.status.models)
     pinned = any(model.pin is not None and model.pin.digest == digest for model in endpoint.spec.models)
     return (served or pinned) and endpoint.metadata.deletion_timestamp is None
@@ -68,7 +70,7 @@ def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
 
 
 def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
-    """Runs that have not ended and have this content from another record, which may be on its way out too."""
+    """Unfinished runs that read this content through another record, which may be terminating too."""
     return tuple(
         f"FineTuneJob {job.name}"
         if job.namespace == record.namespace
@@ -76,7 +78,7 @@ def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
         for job in snapshot.runs_with(record.spec.digest)
         if job.metadata.deletion_timestamp is None
         and not is_finished(job)
-        and (job.namespace == record.namespace or not (job.status.resolved.store or "").startswith("pvc://"))
+        and is_same_place(job.status.resolved.store or "", job.namespace, record.namespace)
         and _has_read(job, record)
     )
 
@@ -95,6 +97,6 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
             ref is not None and ref.name == record.spec.dataset and ref.version == record.name
         )
     made = any(checkpoint.name == record.name for checkpoint in job.status.checkpoints)
-    # A run that has not begun yet begins with nothing that is being deleted, so it holds up no deletion.
+    # A run does not start with a record that is being deleted, so a waiting run delays no deletion.
     waits = record.metadata.deletion_timestamp is None and job.spec.base_model.checkpoint == record.name
     return made or waits or job.status.resolved.parent_checkpoint == record.name

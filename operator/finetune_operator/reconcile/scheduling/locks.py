@@ -1,4 +1,4 @@
-"""Which passes must not overlap, because each decides by what the others have written."""
+"""Locks for passes that must not overlap, because each one depends on what the other ones write."""
 
 from collections.abc import Mapping
 
@@ -6,19 +6,19 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 
 LockName = tuple[str, ...]
-"""The thing that a pass has to be alone with."""
+"""Key of a lock that a pass holds."""
 
 
 def line_lock(namespace: str, model: str) -> LockName:
-    """Of a Checkpoint: a line's Checkpoints are promoted one by one.
+    """The lock of a Checkpoint's pass: a line promotes its Checkpoints one by one.
 
-    Two at once would both count as judged against the champion that only the first of them replaces.
+    Two promotions at the same time would both compare with the champion that the first of them replaces.
     """
     return ("model line", namespace, model)
 
 
 def rollout_lock(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> LockName | None:
-    """Of an endpoint: those whose profile limits rollouts are counted one by one."""
+    """The lock of an endpoint's pass, if its profile limits rollouts: they are counted one by one."""
     named = endpoint.spec.compute.profile
     if named is None:
         own = [profile for profile in profiles.values() if profile.is_default]

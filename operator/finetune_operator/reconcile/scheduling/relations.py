@@ -1,4 +1,4 @@
-"""Which objects to look at again when another one has changed, at the cost of those that are found."""
+"""Which objects to reconcile when another one has changed. The cost is proportional to their number."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
@@ -30,7 +30,7 @@ from finetune_operator.reconcile.records.users import waits_for_users
 
 
 class IndexedObjects(Protocol):
-    """What the controller's caches hold, by the indexes of `reconcile.inputs.indexes`."""
+    """The caches, read by the indexes of `reconcile.inputs.indexes`."""
 
     def child(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """An object of a watched type."""
@@ -46,7 +46,7 @@ class IndexedObjects(Protocol):
 
 
 class Change:
-    """Two states of an object, of which one is missing where it was created or deleted."""
+    """Two states of an object; `old` is None after a creation, `new` after a deletion."""
 
     def __init__(self, old: Manifest | None, new: Manifest | None) -> None:
         known = new or old
@@ -55,16 +55,16 @@ class Change:
         self.old = old
         self.new = new
         self.known: Manifest = known
-        """The object as it is, or as it last was when it has been deleted."""
+        """The newest state, which is the last one of a deleted object."""
         self.namespace = namespace_of(known)
         self.name: str = known["metadata"]["name"]
         self.states = tuple(state for state in (old, new) if state is not None)
 
 
 def related(kind: str, old: Manifest | None, new: Manifest | None, objects: IndexedObjects) -> frozenset[Key]:
-    """Keys of the objects whose state may depend on this one, itself left out.
+    """Keys of the objects whose state may depend on this one, without its own key.
 
-    `kind` is one of ours or that of a child (`inputs.secondaries.SECONDARIES`).
+    `kind` is one of our kinds or that of a child (`inputs.secondaries.SECONDARIES`).
 
     Raises:
         ValueError: there is neither an old nor a new state.
@@ -74,14 +74,17 @@ def related(kind: str, old: Manifest | None, new: Manifest | None, objects: Inde
 
 
 def affected_by_champion(namespace: str, model: str, objects: IndexedObjects) -> frozenset[Key]:
-    """Keys of what may act on another champion of a model line: its followers, the runs that have not ended
-    with the Checkpoints that they wait for, and what a person has approved."""
+    """Keys of the objects that may react to a new champion of a model line.
+
+    They are its followers, its unfinished runs with their Checkpoints that are not promoted, and the
+    Checkpoints that a person has approved.
+    """
     line, index = address(namespace, model), objects.checkpoints(namespace)
     keys = {_key(endpoint) for endpoint in objects.indexed("InferenceDeployment", BY_LINE, line)}
     for job in objects.indexed("FineTuneJob", BY_LINE, line):
         keys.add(_key(job))
-        made = index.of_run(job["metadata"]["uid"])
-        keys |= {_record_key(each) for each in made if each.status.promoted_at is None}
+        checkpoints = index.of_run(job["metadata"]["uid"])
+        keys |= {_record_key(each) for each in checkpoints if each.status.promoted_at is None}
     return frozenset(keys | {Key("Checkpoint", namespace, name) for name in index.approved(model)})
 
 
@@ -94,7 +97,7 @@ def _record_key(record: Checkpoint | DatasetVersion) -> Key:
 
 
 def _owner(change: Change, objects: IndexedObjects) -> Iterator[Key]:
-    """By the labels of a child, or else by those of the child that controls it."""
+    """The owner by the labels of a child, or else by the labels of the child that controls it."""
     reference = controller(change.known)
     parent = objects.child(reference["kind"], change.namespace, reference["name"]) if reference else None
     for obj in (change.known, *([parent] if parent is not None else ())):
@@ -106,7 +109,7 @@ def _owner(change: Change, objects: IndexedObjects) -> Iterator[Key]:
 
 
 def _released(change: Change, objects: IndexedObjects) -> Iterator[Key]:
-    """Records that are being deleted and may have waited for this object to need them no longer."""
+    """Terminating records that may have waited until this object no longer needs them."""
     before = contents(change.old) if change.old is not None else frozenset()
     after = contents(change.new) if change.new is not None else frozenset()
     for content in before - after:
@@ -136,13 +139,13 @@ def _of_datasetversion(change: Change, objects: IndexedObjects) -> Iterator[Key]
 
 
 def _of_checkpoint(change: Change, objects: IndexedObjects) -> Iterator[Key]:
-    """What depends on this very Checkpoint; another champion has relations of its own."""
+    """Objects that depend on this Checkpoint itself; `affected_by_champion` has those of a new champion."""
     spec, here = change.known["spec"], address(change.namespace, change.name)
     yield Key("FineTuneJob", change.namespace, spec["lineage"]["job"]["name"])
     yield from map(_key, objects.indexed("FineTuneJob", BY_PARENT, here))
     yield from map(_key, objects.indexed("InferenceDeployment", BY_CONTENT, here))
     if objects.checkpoints(change.namespace).champion_name(spec["model"]) == change.name:
-        # Its scores and its approval decide whether it is served.
+        # Followers serve it only if its scores and its approval allow it.
         line = address(change.namespace, spec["model"])
         yield from map(_key, objects.indexed("InferenceDeployment", BY_LINE, line))
 
@@ -154,9 +157,9 @@ def _of_inferencedeployment(change: Change, objects: IndexedObjects) -> Iterator
             checkpoint = index.get(model.get("checkpoint") or "")
             if checkpoint is not None:
                 yield _record_key(checkpoint)
-    # What it no longer serves or pins may be removed now, whichever namespace has the record.
+    # What it no longer serves or pins may now be removed, in whichever namespace the record is.
     yield from _released(change, objects)
-    # One that has rolled out makes room for those that wait, wherever they are.
+    # The end of a rollout frees a slot for queued endpoints of all namespaces.
     was_rolling = change.old is not None and is_rolling(change.old)
     if was_rolling and not (change.new is not None and is_rolling(change.new)):
         waiting = map(_key, objects.indexed("InferenceDeployment", BY_STATE, QUEUED))
@@ -166,11 +169,11 @@ def _of_inferencedeployment(change: Change, objects: IndexedObjects) -> Iterator
 def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     old, new = change.old, change.new
     if old is not None and new is not None and _profile_text(old) == _profile_text(new):
-        # Its status is for people.
+        # Other objects do not read its status.
         return
     names = [change.name]
     if any(map(_is_default, change.states)):
-        # Two defaults are a conflict of both, and who names no profile depends on which one is the default.
+        # Two defaults are a conflict of both, and objects without a profile depend on the default.
         names.append(DEFAULT_PROFILE)
         for profile in objects.computeprofiles():
             if profile.is_default and profile.name != change.name:
