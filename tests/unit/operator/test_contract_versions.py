@@ -128,5 +128,5 @@ def test_a_setting_that_an_older_trainer_must_not_lose_blocks() -> None:
 
     assert blocked is not None
     assert blocked.reason == "ProfileInvalid"
-    assert "does not know named, which this object sets" in blocked.message
+    assert "does not support named, which this object sets" in blocked.message
     assert check_config(Message(named="n"), None) is None

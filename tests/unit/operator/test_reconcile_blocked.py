@@ -53,7 +53,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile()),
         {"compute": {"profile": "a100"}},
         "ProfileNotFound",
-        "of spec.compute.profile does not exist: create it, or name another; profiles for this namespace: cpu",
+        "spec.compute.profile does not exist: create it, or name another; profiles for this namespace: cpu",
         lambda c: c.add(profile("a100", default=False)),
     ),
     (

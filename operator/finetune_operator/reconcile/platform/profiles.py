@@ -57,8 +57,8 @@ def resolve_profile(
     if not is_allowed(profile, namespace):
         return Blocked(
             Reason.PROFILE_NOT_ALLOWED,
-            f"namespace {namespace} is not allowed to use ComputeProfile {name}: ask the platform team to add it"
-            f" to the profile's spec.allowedNamespaces, or name another{_names(snapshot, namespace)}",
+            f"namespace {namespace} is not allowed to use ComputeProfile {name}: ask the platform team to add"
+            f" it to the profile's spec.allowedNamespaces, or name another{_names(snapshot, namespace)}",
         )
     return profile
 
@@ -84,8 +84,8 @@ def check_config(config: Contract, profile: ComputeProfile | None) -> Blocked | 
     where = f"ComputeProfile {profile.name}" if profile is not None else "the default ComputeProfile"
     return Blocked(
         Reason.PROFILE_INVALID,
-        f"the trainer image does not support {', '.join(unsent)}, which this object sets: give {where} a trainer"
-        f" image of this release with trainerContract {CONTRACT_VERSION}, or remove the setting. A"
+        f"the trainer image does not support {', '.join(unsent)}, which this object sets: give {where} a"
+        f" trainer image of this release with trainerContract {CONTRACT_VERSION}, or remove the setting. A"
         " run that has started keeps its image, so make a new one",
     )
 
