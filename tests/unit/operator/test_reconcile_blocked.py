@@ -85,7 +85,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile()),
         {"compute": {"devices": 8}},
         "TooManyDevices",
-        "spec.compute.devices is 8, but ComputeProfile cpu allows 4 a pod",
+        "spec.compute.devices is 8, but ComputeProfile cpu allows 4 per pod",
         lambda c: c.change("ComputeProfile", "cpu", devices={"resource": "cpu", "max": 8}),
     ),
     (

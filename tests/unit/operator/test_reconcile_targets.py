@@ -131,7 +131,7 @@ def test_weights_that_no_pin_names_any_more_are_kept_until_there_are_others() ->
     assert cluster.points_at == old
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "CheckpointNotFound"
-    assert "serves weights sha256:777777777777, which no pin names any more" in message
+    assert "serves weights sha256:777777777777, which no pin names now" in message
     cluster.checkpoints.put(checkpoint("first", "1"))
     serve(cluster)
     assert served(cluster) == {"bought": ("first", digest("1"))}

@@ -1,9 +1,9 @@
-"""What others have changed in a revision's Deployment, and how it is put back.
+"""Detect and correct changes by others in a revision's Deployment.
 
-A later release builds another Deployment for the same revision, so a live one is not compared with what would
-be built now but with what it was created with, which its annotation holds. Fields that the operator did not
-set are free: the API server's defaults, and what admission adds. Deployments of earlier releases have no
-annotation and are left as they are.
+A later release can build a different Deployment for the same revision. So a live Deployment is compared with
+the spec that it was created with, which is in its annotation, and not with what this release would build.
+Fields that the operator did not set, such as defaults of the API server and additions of admission webhooks,
+are ignored. Deployments of earlier releases have no annotation and stay unchanged.
 """
 
 import json
@@ -18,7 +18,7 @@ from finetune_operator.manifests.serving import build_correction
 from finetune_operator.plan import Apply, Manifest
 
 REVISION_PART: Final = "revision"
-"""The replicas are applied apart, by every release."""
+"""Part of the Deployment that a correction applies; every release applies the replicas separately."""
 MAX_NAMES_IN_MESSAGE: Final = 3
 EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 UNITS: Final = {"": Fraction(1), "m": Fraction(1, 1000)} | {
@@ -26,30 +26,30 @@ UNITS: Final = {"": Fraction(1), "m": Fraction(1, 1000)} | {
     for base, units in ((1000, ("k", "M", "G", "T")), (1024, ("Ki", "Mi", "Gi", "Ti")))
     for power, unit in enumerate(units, 1)
 }
-"""Of the quantities that a ComputeProfile may name."""
+"""Factors of the unit suffixes that quantities in a ComputeProfile can have."""
 MERGE_KEYS: Final = ("mountPath", "containerPort", "name")
-"""By which the API server tells items of lists apart, in the order in which an item is asked for one."""
+"""Fields by which the API server identifies items of a list, in the order in which they are tried."""
 
 
 def changed(deployment: Manifest) -> tuple[str, ...]:
-    """Paths of the fields that have another value than they were created with."""
+    """Paths of the fields whose value differs from the created one."""
     created = deployment["metadata"].get("annotations", {}).get(CREATED_SPEC)
     return () if created is None else tuple(_changed(json.loads(created), deployment["spec"], "spec"))
 
 
 def correction(deployment: Manifest) -> Apply | None:
-    """What puts the created spec back; None where that was done and did not hold."""
+    """An apply that restores the created spec; None if an earlier correction was changed again."""
     annotations, generation = deployment["metadata"]["annotations"], deployment["metadata"]["generation"]
     corrected = annotations.get(CORRECTED)
-    # The correction itself was at most one generation. Without another one nobody but admission can have
-    # changed it, and would do so again.
+    # The correction itself is at most one generation. If there was no later generation, only an admission
+    # webhook can have changed the spec, and it would do so again.
     if corrected is not None and corrected.isdigit() and generation <= int(corrected) + 1:
         return None
     return Apply(build_correction(deployment, json.loads(annotations[CREATED_SPEC])), part=REVISION_PART)
 
 
 def described(deployment: Manifest, paths: tuple[str, ...]) -> str:
-    """Which fields of which Deployment."""
+    """The Deployment and the changed fields, for messages."""
     more = f" and {len(paths) - MAX_NAMES_IN_MESSAGE} more" if len(paths) > MAX_NAMES_IN_MESSAGE else ""
     return f"Deployment {deployment['metadata']['name']}: {', '.join(paths[:MAX_NAMES_IN_MESSAGE])}{more}"
 
@@ -82,7 +82,7 @@ def _merge_key(items: list[Any]) -> str | None:
 
 
 def _objects(items: list[Any]) -> list[dict[str, Any]]:
-    """The items, or one without any key where they are not objects."""
+    """The items; if they are not objects, one item without keys."""
     return items if all(isinstance(item, dict) for item in items) else [{}]
 
 
@@ -90,14 +90,14 @@ def _is_equal(created: Any, live: Any) -> bool:
     if created == live:
         return True
     if created in EMPTY and live in EMPTY:
-        # The API server leaves empty values out.
+        # The API server omits empty values.
         return True
     size = _size(created)
     return size is not None and size == _size(live)
 
 
 def _size(value: Any) -> Fraction | None:
-    """What a quantity stands for: the API server writes 0.5 as 500m. None where it is none."""
+    """The value of a quantity, because the API server writes 0.5 as 500m; None if it is not a quantity."""
     if not isinstance(value, str) or not re.match(QUANTITY, value):
         return None
     unit = value.lstrip("0123456789.")

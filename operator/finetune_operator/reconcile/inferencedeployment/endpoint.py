@@ -1,4 +1,4 @@
-"""An endpoint as it is seen, and the status that says so."""
+"""The observed state of an endpoint, and the plan that writes it to the status."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ from finetune_operator.status.conditions import shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 MAX_NAMES_CHARACTERS: Final = 200
-"""Characters of model names in `kubectl get`."""
+"""Limit of the model names in `kubectl get`, in characters."""
 FAILURES: Final[Mapping[str, EventReason]] = {Reason.ROLLOUT_FAILED: EventReason.ROLLOUT_FAILED}
-"""How failures are announced; any other one as a block."""
+"""Event reasons of failures; all others are announced as a block."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """The endpoint as it is, and the status that says so."""
+    """The observed state of an endpoint."""
 
     endpoint: InferenceDeployment
     snapshot: Snapshot
@@ -46,11 +46,11 @@ class Observed:
 
     @property
     def serving(self) -> str:
-        """The revision that gets most of the requests, or nothing."""
+        """The revision that gets most of the requests; empty if there is none."""
         return main_revision(self.traffic.weights())
 
     def scaling(self, replicas: Mapping[str, int]) -> tuple[Apply, ...]:
-        """What gives these revisions' Deployments so many replicas."""
+        """Applies that set the replicas of these revisions' Deployments."""
         return tuple(
             Apply(build_replicas(deployment, replicas[name]))
             for name, deployment in self.snapshot.children[DEPLOYMENT].items()
@@ -58,13 +58,13 @@ class Observed:
         )
 
     def restoring(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
-        """What puts back what others changed in these revisions' Deployments, and the events that say so."""
+        """Applies that undo changes by others in these revisions' Deployments, and events about them."""
         applies, events = [], []
         for name, deployment in self.snapshot.children[DEPLOYMENT].items():
             paths = drift.changed(deployment) if name in revisions else ()
             apply = drift.correction(deployment) if paths else None
             if apply is not None:
-                message = f"{drift.described(deployment, paths)} was changed; the operator puts it back"
+                message = f"{drift.described(deployment, paths)} was changed; the operator restores it"
                 applies.append(apply)
                 events.append(Event("Warning", EventReason.DRIFT_CORRECTED, message))
         return tuple(applies), tuple(events)
@@ -81,14 +81,14 @@ class Observed:
         update: Mapping[str, Any] | None = None,
         weights: Mapping[str, int] | None = None,
     ) -> Plan:
-        """The plan with a status that says how things stand.
+        """The plan of the pass, with the status of the endpoint.
 
         Args:
             halt: how the pass ends.
-            create, apply, delete, events: of the caller.
-            revisions: the list of them in the status, without weights; None: as before.
+            create, apply, delete, events: writes and events of the caller.
+            revisions: revisions for the status, without weights; None: unchanged.
             update: other fields of the status.
-            weights: percent of the requests by revision after this pass; None: as before.
+            weights: percent of the requests by revision after this pass; None: unchanged.
         """
         endpoint = self.endpoint
         before = self.traffic.weights()
@@ -127,7 +127,7 @@ class Observed:
         return Plan(create, apply, delete, status, (*events, *result.events), result.requeue_after)
 
     def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
-        """With what holds whatever state the endpoint is in; `revision` is the one that serves."""
+        """Add the conditions that do not depend on the rollout; `revision` is the one that serves."""
         snapshot, generation = self.snapshot, self.endpoint.metadata.generation
         deployment = snapshot.children[DEPLOYMENT].get(revision)
         trouble = trouble_of(revision, snapshot.children[POD], snapshot.now)
@@ -143,13 +143,14 @@ class Observed:
 
 
 def _sync(deployment: Manifest) -> EndpointHealth | None:
-    """What the operator cannot put back; None where there is nothing of the kind."""
+    """A changed Deployment that the operator could not restore; None if there is none."""
     paths = drift.changed(deployment)
     if not paths or drift.correction(deployment) is not None:
         return None
     return EndpointHealth(
         "False",
         Reason.OVERRIDDEN,
-        f"{drift.described(deployment, paths)} is not what the operator set, and what it put back did not"
-        " stay: find the admission webhook or policy that changes it, and have it leave this Deployment out",
+        f"{drift.described(deployment, paths)} differs from what the operator set, and was changed again"
+        " after a correction: find the admission webhook or policy that changes this Deployment, and exclude"
+        " the Deployment from it",
     )

@@ -1,4 +1,4 @@
-"""What a pass does and says for each action of the rollout's table."""
+"""The outcome of a pass for each action of the rollout table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 
 @dataclass(frozen=True, slots=True)
 class RolloutOutcome:
-    """How a pass over the wanted revision ends."""
+    """The end of a pass over the wanted revision."""
 
     halt: Halt
     create: tuple[Create, ...] = ()
@@ -27,7 +27,7 @@ class RolloutOutcome:
     status: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the endpoint's status that change."""
     weights: Mapping[str, int] | None = None
-    """Percent of the requests by revision from now on; None: as before."""
+    """Percent of the requests by revision after this pass; None: unchanged."""
     keeps_wanted: bool = True
     """Whether the wanted revision keeps its Deployment."""
     entry: Mapping[str, Any] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class RolloutOutcome:
 
 
 def put_off(view: EndpointView) -> RolloutOutcome:
-    """Wait for the first replica: without one nothing shows whether the revision can serve."""
+    """Wait for the first replica, because only a replica shows whether the revision can serve."""
     until = f"; {view.serving} serves until then" if view.serving else ""
     message = (
         f"spec.replicas is 0: revision {view.wanted.name} ({view.models}) starts with the first"
@@ -45,7 +45,7 @@ def put_off(view: EndpointView) -> RolloutOutcome:
 
 
 def queue(view: EndpointView) -> RolloutOutcome:
-    """Wait for a slot. Naming the endpoints that hold one would make each of their rollouts a write here."""
+    """Wait for a slot. The message does not name the endpoints that hold one, to save status writes."""
     profile = view.wanted.profile
     message = (
         f"revision {view.wanted.name} ({view.models}) waits until other endpoints have rolled"
@@ -56,7 +56,7 @@ def queue(view: EndpointView) -> RolloutOutcome:
 
 
 def start(view: EndpointView) -> RolloutOutcome:
-    """Create the Deployment. The first revision gets the requests at once: no other can answer them."""
+    """Create the Deployment. The first revision gets all requests at once, because no other one can serve."""
     facts = view.snapshot.facts
     deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
     creates = [Create(deployment)]
@@ -72,7 +72,7 @@ def start(view: EndpointView) -> RolloutOutcome:
 
 
 def wait(view: EndpointView) -> RolloutOutcome:
-    """Report what the pods wait for."""
+    """Report why the pods are not ready yet."""
     name, trouble = view.wanted.name, view.trouble
     if trouble is None:
         return RolloutOutcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting"))
@@ -98,7 +98,7 @@ def serve(view: EndpointView) -> RolloutOutcome:
 
 
 def report(view: EndpointView) -> RolloutOutcome:
-    """Report the replicas that restart or are added; the rollout itself has ended."""
+    """Report replicas that restart or are being added after the rollout has ended."""
     ready = (view.deployment or {}).get("status", {}).get("readyReplicas", 0)
     trouble = view.trouble
     why = f": {trouble.message}" if trouble is not None else ""
@@ -133,15 +133,15 @@ OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.FAIL: fail,
     Action.ROLL_BACK: roll_back,
 }
-"""Of the wanted revision; a revision that is not wanted is only removed."""
+"""Outcomes for the wanted revision; other revisions are only removed."""
 
 
 def _failure_message(view: EndpointView, failure: str) -> str:
-    still = advice = ""
+    fallback = advice = ""
     if view.has_fallback:
-        still = f"; {view.serving} keeps serving"
-        advice = "; edit the spec, or promote another checkpoint, to try again"
-    return f"revision {view.wanted.name} ({view.models}) failed: {failure}{still}{advice}"
+        fallback = f"; {view.serving} keeps serving"
+        advice = "; to retry, edit the spec or promote another checkpoint"
+    return f"revision {view.wanted.name} ({view.models}) failed: {failure}{fallback}{advice}"
 
 
 def _verdict(view: EndpointView) -> Halt:

@@ -1,4 +1,4 @@
-"""What protects an endpoint's pods: a NetworkPolicy from strangers, a PodDisruptionBudget from evictions."""
+"""Protection of an endpoint's pods: a NetworkPolicy, and a PodDisruptionBudget against evictions."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What is to be applied and deleted for it."""
+    """Writes that protect an endpoint."""
 
     apply: tuple[Apply, ...] = ()
     delete: tuple[Delete, ...] = ()
 
 
 def protect(endpoint: InferenceDeployment, snapshot: Snapshot, revision: str) -> Protection:
-    """Bring both to what the spec asks for; `revision` serves after this pass, empty: none."""
+    """Apply or delete both as the spec requests; `revision` serves after this pass, empty if none does."""
     apply: list[Apply] = []
     delete: list[Delete] = []
     if endpoint.spec.network_policy is not None:
@@ -40,7 +40,7 @@ def _is_managed(endpoint: InferenceDeployment) -> bool:
 
 
 def _has_budget(endpoint: InferenceDeployment, snapshot: Snapshot) -> bool:
-    """For one replica a budget of 1 says nothing; one that exists follows the revision that serves."""
+    """Whether a budget is needed: one replica needs none, and an existing budget follows the revision."""
     availability = endpoint.spec.availability
     wanted = availability is not None and availability.max_unavailable is not None
     return wanted or endpoint.spec.replicas > 1 or bool(snapshot.children[POD_DISRUPTION_BUDGET])

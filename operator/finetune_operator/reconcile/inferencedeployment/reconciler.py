@@ -1,4 +1,4 @@
-"""InferenceDeployment: start what should be served, route the requests to it, delete what served before."""
+"""Plan one pass over an endpoint: start the wanted revision, route requests to it, delete older ones."""
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
@@ -17,12 +17,12 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
-    """The claims that hold the weights to be served."""
+    """The claims that have the weights to serve."""
     return claims_of(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
 
 
 def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
-    """What should be done now for one endpoint."""
+    """Plan one pass over an endpoint."""
     if endpoint.metadata.deletion_timestamp is not None:
         return Plan()
     targets = resolve(endpoint, snapshot.checkpoints)
@@ -33,8 +33,8 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
 
 
 def _keep(observed: Observed, halt: Halt) -> Plan:
-    """What serves keeps serving while nothing can be rolled out."""
+    """Keep the revisions that serve while no revision can be rolled out."""
     weights = observed.traffic.weights()
-    restored, said = observed.restoring(*weights)
+    restored, events = observed.restoring(*weights)
     scaled = observed.scaling(dict.fromkeys(weights, observed.endpoint.spec.replicas))
-    return observed.plan(halt, apply=(*scaled, *restored), events=said)
+    return observed.plan(halt, apply=(*scaled, *restored), events=events)

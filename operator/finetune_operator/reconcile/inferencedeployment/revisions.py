@@ -1,4 +1,4 @@
-"""The list of an endpoint's revisions in its status."""
+"""The list of revisions in an endpoint's status."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,12 @@ from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import short_hash
 
-"""Revisions that an endpoint's status remembers."""
-
 
 def spec_hash(endpoint: InferenceDeployment) -> str:
-    """Tells edits of an endpoint apart that may mend a failed revision; scaling and protection may not.
+    """Hash that changes with each edit of the spec that may fix a failed revision.
 
-    A field that a later release added, to the spec or its strategy, counts only where it is set, so that an
-    upgrade is no edit.
+    Scaling and protection do not count. A field that a later release added to the spec or its strategy counts
+    only if it is set, so an upgrade is not an edit.
     """
     spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy"}))
     spec["strategy"] = _set(spec["strategy"])
@@ -28,16 +26,16 @@ def _set(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:
-    """The entry of one revision, or None."""
+    """The entry of one revision; None if there is none."""
     return next((revision for revision in revisions if revision.name == name), None)
 
 
 def with_entry(
     revisions: tuple[RevisionStatus, ...], entry: RevisionStatus, now: datetime
 ) -> tuple[RevisionStatus, ...]:
-    """The list, newest first, with this entry since now.
+    """The list, newest first, with this entry. Its `since` is now.
 
-    One of the same state, step and spec stays as it is, with the time since when it holds.
+    An entry with the same state, step and spec stays unchanged, with its `since`.
     """
     old = find_revision(revisions, entry.name)
     if old is not None and _progress(old) == _progress(entry):
@@ -55,7 +53,7 @@ def _progress(entry: RevisionStatus) -> tuple[str, int | None, str]:
 def with_weights(
     revisions: tuple[RevisionStatus, ...], weights: Mapping[str, int]
 ) -> tuple[RevisionStatus, ...]:
-    """The list with each revision's percent of the requests; one that `weights` leaves out gets none."""
+    """The list with each revision's percent of the requests; 0 for revisions that `weights` does not have."""
     return tuple(
         revision
         if revision.weight == weights.get(revision.name, 0)

@@ -1,7 +1,7 @@
-"""One pass of an endpoint towards the revision it should serve.
+"""One pass of an endpoint toward the revision that it should serve.
 
-What serves is what the requests are routed to (`traffic.py`). A new revision starts next to the old one. Once
-it is ready the requests move, and only then the old one is deleted. `transitions.py` says what happens when.
+A revision serves if requests are routed to it (`traffic.py`). A new revision starts next to the old one. When
+it is ready, the requests move to it, and then the old one is deleted. `transitions.py` has the rules.
 """
 
 from finetune_operator.api.endpointstatus import RevisionStatus
@@ -17,7 +17,7 @@ from finetune_operator.reconcile.inferencedeployment.view import EndpointView, o
 
 
 def roll_out(view: EndpointView) -> Plan:
-    """Look up what follows, do it, and take away what is neither wanted nor serves."""
+    """Take the next transition, and delete revisions that are neither wanted nor serve."""
     before = state_of(view)
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)
@@ -29,13 +29,13 @@ def roll_out(view: EndpointView) -> Plan:
     for name in (*replaced, *removed):
         revisions = _with_unwanted(view, name, revisions)
     scaled = view.observed.scaling({name: view.replicas[name] for name in kept})
-    restored, said = view.observed.restoring(*kept)
+    restored, events = view.observed.restoring(*kept)
     return view.observed.plan(
         outcome.halt,
         create=outcome.create,
         apply=(*scaled, *restored),
         delete=tuple(Delete(view.snapshot.children[DEPLOYMENT][name], "Background") for name in removed),
-        events=(*outcome.events, *said),
+        events=(*outcome.events, *events),
         revisions=revisions,
         update=outcome.status,
         weights=routed,
@@ -57,7 +57,7 @@ def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> t
 def _with_unwanted(
     view: EndpointView, name: str, revisions: tuple[RevisionStatus, ...]
 ) -> tuple[RevisionStatus, ...]:
-    """The list after this revision has lost its requests, or its Deployment."""
+    """The list after this revision has lost its requests or its Deployment."""
     before = find_revision(revisions, name)
     if before is None:
         return revisions

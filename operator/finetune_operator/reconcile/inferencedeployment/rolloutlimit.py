@@ -1,4 +1,4 @@
-"""How many endpoints of one ComputeProfile may be replacing what they serve at the same time."""
+"""The limit of endpoints of one ComputeProfile that replace their revision at the same time."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,13 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 
 
 def uses_profile(endpoint: InferenceDeployment, profile: ComputeProfile) -> bool:
-    """Whether the endpoint's pods are made by this profile, by its name or because it is the default."""
+    """Whether the endpoint uses this profile, by name or because it is the default."""
     named = endpoint.spec.compute.profile
     return profile.is_default if named is None else named == profile.name
 
 
 def is_replacing(endpoint: InferenceDeployment) -> bool:
-    """Whether a new revision starts beside one that serves."""
+    """Whether a new revision is starting next to one that serves."""
     serving = endpoint.status.revision
     return bool(serving) and any(
         revision.state == "RollingOut" and revision.name != serving for revision in endpoint.status.revisions
@@ -23,7 +23,7 @@ def is_replacing(endpoint: InferenceDeployment) -> bool:
 def must_wait(
     endpoint: InferenceDeployment, profile: ComputeProfile, everywhere: Iterable[InferenceDeployment]
 ) -> bool:
-    """Whether as many other endpoints as the profile allows are rolling."""
+    """Whether other endpoints use all rollouts that the profile allows."""
     limit = profile.spec.max_concurrent_rollouts
     if limit is None:
         return False

@@ -1,4 +1,4 @@
-"""Which weights each model name of an endpoint should serve, and why not where it cannot."""
+"""Resolve the weights that each model name of an endpoint should serve, or why it cannot."""
 
 from dataclasses import dataclass, replace
 
@@ -15,19 +15,19 @@ from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 @dataclass(frozen=True, slots=True)
 class ModelTarget:
-    """What one model name serves; `problem` says why it is not what the spec asks for."""
+    """The weights of one model name; `problem` says why they differ from what the spec requests."""
 
     name: str
     weights: WeightsReference | None = None
     reason: Reason | None = None
     problem: str = ""
     is_lost: bool = False
-    """It is being served, but nothing says any more where from, so no new revision can be made."""
+    """Whether it is served but the location of its weights is unknown, so no new revision is possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The whole endpoint's wish: one base model, and weights for each name that has some."""
+    """The models of an endpoint: one base model, and the weights of each resolved name."""
 
     base_digest: str | None
     models: tuple[ModelTarget, ...]
@@ -42,7 +42,7 @@ class Targets:
 
 
 def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targets:
-    """Resolve every model of the endpoint; a name that cannot be resolved keeps what it serves now."""
+    """Resolve every model of the endpoint; an unresolved name keeps the weights that it serves now."""
     base = endpoint.spec.base_model.digest or _served_base(endpoint, checkpoints)
     serving = {model.name: model for model in endpoint.status.models}
     targets: list[ModelTarget] = []
@@ -60,7 +60,7 @@ def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targ
 
 
 def _served_base(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> str | None:
-    """The digest that `spec.baseModel.uri` has stood for since the first revision with this uri."""
+    """Digest of `spec.baseModel.uri` in all revisions of this endpoint since the first with this uri."""
     for model in endpoint.status.models:
         served = checkpoints.get(model.checkpoint or "")
         if served is not None:
@@ -106,13 +106,13 @@ def _as_served(target: ModelTarget, served: ServedModelStatus, checkpoints: Chec
     if served.checkpoint is not None:
         what = f"checkpoint {served.checkpoint}, whose record was deleted"
     else:
-        what = f"weights {short_digest(served.digest or '')}, which no pin names any more"
+        what = f"weights {short_digest(served.digest or '')}, which no pin names now"
     return ModelTarget(
         target.name,
         None,
         Reason.CHECKPOINT_NOT_FOUND,
-        f"model {target.name} serves {what}; it keeps serving, but nothing can be rolled out until there is"
-        f" another one for it ({target.problem})",
+        f"model {target.name} serves {what}. It keeps serving, but no new revision can start until the"
+        f" model has other weights ({target.problem})",
         is_lost=True,
     )
 
@@ -165,21 +165,21 @@ def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
         return ""
     scores = {
         score.metric: score.value
-        for evaluation in reversed(checkpoint.status.evaluations)  # the newest comes first, and decides
+        for evaluation in reversed(checkpoint.status.evaluations)  # newest first; the newest one decides
         for score in evaluation.scores
         if score.subject == "Tuned"
     }
-    for wanted in follow.min_scores:
-        value = scores.get(wanted.metric)
+    for required in follow.min_scores:
+        value = scores.get(required.metric)
         if value is None:
-            return f"{wanted.metric} was not measured"
-        if value < wanted.min:
-            return f"{wanted.metric} is {value:.3f}, below {wanted.min:.3f}"
+            return f"{required.metric} was not measured"
+        if value < required.min:
+            return f"{required.metric} is {value:.3f}, below {required.min:.3f}"
     return ""
 
 
 def _one_full_model_only(targets: list[ModelTarget]) -> list[ModelTarget]:
-    """A fully fine-tuned model takes the base's place, so it cannot share an endpoint with others."""
+    """Refuse a fully fine-tuned model next to other models, because it replaces the base model."""
     if len(targets) == 1:
         return targets
     return [
@@ -187,8 +187,8 @@ def _one_full_model_only(targets: list[ModelTarget]) -> list[ModelTarget]:
             target.name,
             None,
             Reason.INVALID_SPEC,
-            f"checkpoint {target.weights.label} holds all weights, not an adapter:"
-            " give it an InferenceDeployment of its own",
+            f"checkpoint {target.weights.label} has all weights, not an adapter: serve it from its own"
+            " InferenceDeployment",
         )
         if target.weights is not None and target.weights.type == FULL_MODEL
         else target

@@ -1,6 +1,6 @@
-"""Which revisions of an endpoint get its requests: the one place that knows how they are routed.
+"""Routing of an endpoint's requests to its revisions. No other module knows how requests are routed.
 
-What the cluster routes is the truth about what serves; the status only repeats it.
+The objects that route requests decide which revision serves; the status only repeats it.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ from finetune_operator.plan import Apply, Create, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 ALL: Final = 100
+"""Percent of the requests of an endpoint."""
 
 
 class Writes(NamedTuple):
-    """What routes requests otherwise."""
+    """Writes that change the routing."""
 
     create: tuple[Create, ...] = ()
     apply: tuple[Apply, ...] = ()
@@ -28,28 +29,28 @@ class Traffic(Protocol):
     """Routes the requests of one endpoint to its revisions."""
 
     def weights(self) -> Mapping[str, int]:
-        """Percent of the requests by revision, without zeros; empty while no revision gets any."""
+        """Percent of the requests by revision, without zeros; empty if no revision gets requests."""
 
     def route(self, weights: Mapping[str, int]) -> Writes:
-        """What gives each revision its percent, out of 100 in all; nothing where it has it.
+        """Writes that give each revision its percent of the requests; none if it has it already.
 
         Raises:
-            ValueError: requests cannot be split so.
+            ValueError: the requests cannot be split in this way.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceTraffic:
-    """All requests go to the one revision that the Service's selector names."""
+    """Routes all requests to the revision that the Service selects."""
 
     endpoint: InferenceDeployment
     snapshot: Snapshot
 
     def weights(self) -> Mapping[str, int]:
-        """All of one revision.
+        """All requests for one revision.
 
-        Where the Service is gone, or names nothing that exists, it is the revision that served before: what
-        serves is not given up because a Service was deleted or edited.
+        If the Service does not exist or selects no existing revision, this is the revision that served
+        before, so a deleted or edited Service does not stop it.
         """
         deployments, serving = self.snapshot.children[DEPLOYMENT], self._selected
         if serving not in deployments and self.endpoint.status.revision in deployments:
@@ -73,7 +74,7 @@ class ServiceTraffic:
 
     @property
     def _selected(self) -> str:
-        """The revision that the Service selects, or nothing."""
+        """The revision that the Service selects; empty if there is none."""
         if self._service is None:
             return ""
         name: str = self._service["spec"].get("selector", {}).get(REVISION, "")
@@ -81,17 +82,17 @@ class ServiceTraffic:
 
 
 def traffic_of(endpoint: InferenceDeployment, snapshot: Snapshot) -> Traffic:
-    """What routes the endpoint's requests."""
+    """The routing of an endpoint."""
     return ServiceTraffic(endpoint, snapshot)
 
 
 def main_revision(weights: Mapping[str, int]) -> str:
-    """The revision that gets most of the requests, or nothing."""
+    """The revision that gets most of the requests; empty if there is none."""
     return max(weights, key=lambda name: weights[name], default="")
 
 
 def pod_selector(weights: Mapping[str, int]) -> str:
-    """The label selector, as text, of the pods that answer; empty while none does."""
+    """Label selector, as text, of the pods that serve; empty if none do."""
     if len(weights) > 1:
         return f"{REVISION} in ({','.join(sorted(weights))})"
     return "".join(f"{REVISION}={name}" for name in weights)

@@ -1,8 +1,8 @@
-"""The rollout as a state machine, on one page.
+"""The rollout as a state machine.
 
-A pass takes the state of the revision that its endpoint should serve, sums up what it sees in one
-`Observation`, and looks up what follows. Revisions that are not wanted any more pass through the same table.
-The picture in docs/endpoints.md shows it; a test compares the two.
+A pass takes the state of the wanted revision, reduces what it reads to one `Observation`, and looks up the
+transition. Revisions that are no longer wanted use the same table. A test compares it with the picture in
+docs/endpoints.md.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,12 @@ from typing import Final, Literal, NamedTuple, get_args
 from finetune_operator.api.endpointstatus import RevisionState
 
 State = Literal["Pending"] | RevisionState
-"""Of one revision, as in `status.revisions[].state`. Pending is not written there: the revision has not
-started, or is to be tried again. RollingOut: its pods start."""
+"""State of a revision, as in `status.revisions[].state`. RollingOut: its pods are starting. Pending is not
+written to the status: the revision has not started, or will be retried."""
 
 
 class Observation(Enum):
-    """What a pass sees of one revision; the value completes a sentence that begins with it."""
+    """What a pass observes about a revision. The value completes a sentence about the revision."""
 
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
@@ -30,7 +30,7 @@ class Observation(Enum):
 
 
 class Action(Enum):
-    """What a pass does about it; `outcomes.py` has a function for each but the last."""
+    """What a pass does. `outcomes.py` has a function for each action except REMOVE."""
 
     PUT_OFF = "wait for the first replica"
     QUEUE = "wait for a slot"
@@ -44,14 +44,14 @@ class Action(Enum):
 
 
 class Transition(NamedTuple):
-    """What follows."""
+    """The next state and the action."""
 
     state: State
     action: Action
 
 
 Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
-"""States, observations, the next state (None: the same one), the action."""
+"""States, observations, the next state (None: unchanged), the action."""
 
 STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
 UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut")
@@ -91,14 +91,15 @@ def _table(rows: Iterable[Row]) -> dict[tuple[State, Observation], Transition]:
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Observation], Transition]] = _table(ROWS)
-"""All that can be seen. A Live revision has been ready, and needs no slot; a Retired one that is wanted again
-counts as Pending."""
+"""All possible combinations. A Live revision has been ready and needs no slot. A Retired one that is wanted
+again counts as Pending."""
 
 
 def transition(state: State, observation: Observation) -> Transition:
-    """The next state, and what to do.
+    """Look up the next state and the action. A state that only a newer release has counts as Pending.
 
-    A state that only a newer release knows counts as Pending. Raises KeyError for what cannot be seen.
+    Raises:
+        KeyError: the observation is not possible in this state.
     """
     known = state if state in STATES else "Pending"
     return TRANSITIONS[known, observation]

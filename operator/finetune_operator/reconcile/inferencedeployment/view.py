@@ -1,4 +1,4 @@
-"""What a pass sees of an endpoint and of the revision that it should serve."""
+"""What a pass reads about an endpoint and its wanted revision."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class EndpointView:
-    """One endpoint, the revision that it wants, and what is there of both."""
+    """An endpoint, its wanted revision, and the observed state of both."""
 
     endpoint: InferenceDeployment
     snapshot: Snapshot
@@ -34,22 +34,22 @@ class EndpointView:
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """Percent of the requests by revision, before this pass."""
+        """Percent of the requests by revision before this pass."""
         return dict(self.observed.traffic.weights())
 
     @property
     def serving(self) -> str:
-        """The revision that gets most of the requests, or nothing."""
+        """The revision that gets most of the requests; empty if there is none."""
         return main_revision(self.weights)
 
     @property
     def has_fallback(self) -> bool:
-        """Another revision serves, so that the wanted one may fail."""
+        """Whether another revision serves, so requests are served if the wanted one fails."""
         return any(name != self.wanted.name for name in self.weights)
 
     @cached_property
     def replicas(self) -> dict[str, int]:
-        """Replicas that each revision should have, the wanted one and those that get requests."""
+        """Replicas of the wanted revision and of each revision that gets requests."""
         return dict.fromkeys((*self.weights, self.wanted.name), self.endpoint.spec.replicas)
 
     @property
@@ -58,7 +58,7 @@ class EndpointView:
 
     @property
     def recorded(self) -> RevisionStatus | None:
-        """What the status says about the wanted revision."""
+        """Entry of the wanted revision in the status."""
         return find_revision(self.endpoint.status.revisions, self.wanted.name)
 
     @cached_property
@@ -67,27 +67,27 @@ class EndpointView:
 
     @property
     def trouble(self) -> ServingTrouble | None:
-        """What keeps a pod of the wanted revision from running."""
+        """What prevents a pod of the wanted revision from serving."""
         return trouble_of(self.wanted.name, self.snapshot.children[POD], self.snapshot.now)
 
     @property
     def failure(self) -> str | None:
-        """Why the wanted revision will not come up, or None while it may."""
+        """Why the wanted revision cannot become ready; None while it can."""
         if self.deployment is None:
             return None
         return failure_of(self.deployment, self.snapshot.children[POD], self.snapshot.now)
 
     @property
     def models(self) -> str:
-        """What the wanted revision serves, for messages."""
+        """Models of the wanted revision, for messages."""
         return ", ".join(f"{name} = {weights.label}" for name, weights in self.wanted.models)
 
 
 def state_of(view: EndpointView) -> State:
     """The state of the wanted revision in the table.
 
-    A failed one stays failed until more than the replicas was edited, or nothing else serves. One that was
-    retired, or has lost its requests, begins again; so does one in a state that only a newer release knows.
+    A failed revision stays failed until more than its replicas is edited, or no other revision serves. A
+    revision starts again if it is retired, has lost its requests, or has a state of a newer release.
     """
     entry = view.recorded
     if entry is None:
@@ -101,7 +101,7 @@ def state_of(view: EndpointView) -> State:
 
 
 def observe(view: EndpointView, state: State) -> Observation:
-    """What the pass sees of the wanted revision, which is in this state."""
+    """Observe the wanted revision, which is in this state."""
     if view.endpoint.spec.replicas == 0 and state != "Live":
         return Observation.UNPROVABLE
     if view.deployment is None:
@@ -112,6 +112,6 @@ def observe(view: EndpointView, state: State) -> Observation:
 
 
 def _has_slot(view: EndpointView) -> bool:
-    """A first revision needs none: nothing serves beside it."""
+    """Whether a rollout may start; the first revision of an endpoint needs no slot."""
     everywhere = view.snapshot.rolling_everywhere
     return not view.has_fallback or not must_wait(view.endpoint, view.wanted.profile, everywhere)

@@ -1,4 +1,4 @@
-"""Which revision an endpoint should serve, or why there is none."""
+"""Determine the revision that an endpoint should serve, or why there is none."""
 
 from typing import Final
 
@@ -16,11 +16,11 @@ from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
 
 MIN_KEYS_CONTRACT: Final = 2
-"""The contract whose engine knows API keys."""
+"""Contract version of the first engine that supports API keys."""
 
 
 def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:
-    """The revision for the resolved targets, or what the endpoint waits for, or what is wrong."""
+    """The revision for the resolved targets, or how the pass ends without one."""
     problems = not_implemented(endpoint.spec)
     if problems:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
@@ -65,15 +65,15 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
         return Blocked(
             Reason.TOO_MANY_DEVICES,
             f"spec.compute.devices is {devices}, but engine Transformers of ComputeProfile {profile.name}"
-            f" uses one {profile.spec.devices.resource} per replica and would leave the others idle: set it"
-            " to 1, and spec.replicas to the number of devices to serve on",
+            f" uses one {profile.spec.devices.resource} per replica, and the others would be idle: set it"
+            " to 1, and spec.replicas to the number of devices",
             requeue_after=None,
         )
     return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")
 
 
 def _check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocked | None:
-    """An image that does not know the keys would serve without them."""
+    """Refuse an image that does not support API keys, because it would serve without them."""
     trainer = trainer_of(profile, endpoint.name)
     if api_keys_secret(endpoint) is None or trainer.contract >= MIN_KEYS_CONTRACT:
         return None
