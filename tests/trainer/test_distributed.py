@@ -1,4 +1,4 @@
-"""How processes of one run find each other, notice that one is gone, and share rows."""
+"""How the processes of a run find each other, detect a lost peer, and share rows."""
 
 import itertools
 import socket
@@ -36,7 +36,9 @@ def watch_a_silent_peer(port: int, left: str | None, silent: float) -> None:
     if left is not None:
         store.set("left/1", left)
     there = ProcessRank(rank=0, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=0)
-    PeerMonitor(store, there, threading.Event(), beat=0.05, silent=silent, grace=0.1)
+    PeerMonitor(
+        store, there, threading.Event(), interval_seconds=0.05, timeout_seconds=silent, grace_seconds=0.1
+    )
     threading.Event().wait()
 
 
@@ -65,7 +67,7 @@ def rendezvous(
 
 
 def test_the_leader_names_the_ranks_that_did_not_come() -> None:
-    with pytest.raises(PeerLost, match=r"after 1 seconds 2 of 3 processes have not come yet: rank 1, 2"):
+    with pytest.raises(PeerLost, match=r"after 1 seconds 2 of 3 processes have not connected: rank 1, 2"):
         rendezvous(process_rank(0)).meet()
 
 
@@ -96,7 +98,7 @@ def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
     first = rendezvous(where, 60).meet()
     thread.join()
 
-    with pytest.raises(PeerLost, match="in the session of a process that this one replaces"):
+    with pytest.raises(PeerLost, match="in the session of the process that this process replaces"):
         rendezvous(where).meet()
 
     assert first.get("left/1") == b"lost"

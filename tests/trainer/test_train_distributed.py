@@ -252,11 +252,11 @@ def test_what_is_published_needs_the_leader_only(two: Pods, undisturbed: TrainRe
 def test_a_stranger_who_reaches_the_leader_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
     with pods(tmp_path) as two:
         leader = two.start(0)
-        leader.read_until("waiting: 1 of 2 processes have not come yet")
+        leader.read_until("waiting: 1 of 2 processes have not connected")
         with socket.create_connection(("127.0.0.1", two.port), 60) as stranger:
             stranger.sendall(b"hello/1" * 32)
             assert len(received(stranger)) == 32  # the challenge, and nothing after it
-        leader.read_until("is refused: it does not have the key of this run")
+        leader.read_until("the other process does not have the key of this run")
         ended = [two.start(1).finish(), leader.finish()]
 
     assert [one.code for one in ended] == [ExitCode.OK, ExitCode.OK], ended[1].logs

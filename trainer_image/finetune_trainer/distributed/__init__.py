@@ -1,1 +1,1 @@
-"""Several processes that train one run: where each is, how they meet, how they notice that one is gone."""
+"""The processes that train one run: their ranks, the rendezvous, collectives, and detection of lost peers."""

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on. The one here is alone, and agrees with itself at no cost."""
+"""Collectives between the processes of a run. `Group` is the group of a single process, at no cost."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,71 +8,71 @@ T = TypeVar("T")
 
 
 class PeerLost(Exception):
-    """Another process of this run went away; the run goes on when all of them have started again."""
+    """Another process of this run is gone. The run resumes when all processes have restarted."""
 
 
 class GroupFinished(Exception):
-    """The other processes have ended the run meanwhile, and left its result."""
+    """The other processes have already finished the run and written its result."""
 
 
 class Group:
-    """The processes that train one run; this is the only one.
+    """The processes that train one run; here, this process only.
 
-    Methods are collective unless they say otherwise: every process calls them, in the same order.
-    Raise PeerLost where another process is gone, and Preempted where it was asked to stop before training.
+    Methods are collective unless their docstring says otherwise: every process calls them in the same order.
+    They raise PeerLost if another process is gone, and Preempted if that process was stopped by a signal.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int | None = None
-    """Among the processes of this pod; None for the only process of a run."""
+    """Rank among the processes of this pod; None for the only process of a run."""
     local_size: int = 1
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process speaks for the run: reports, states and result are those of rank 0."""
+        """Whether this is rank 0, which writes reports, states and the result of the run."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Whether `flag` is true in any process."""
         return flag
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Each value's sum over all processes, the same to the bit in each of them."""
+        """Sum each value over all processes; the sums are bit-identical in every process."""
         return list(values)
 
     def broadcast(self, number: int) -> int:
-        """What the leader gave; what the others gave is not looked at.
+        """Return the number that rank 0 passed; the other processes' arguments are ignored.
 
-        Numbers and bytes only: objects would be unpickled, and what is unpickled can run code.
+        Collectives exchange numbers and bytes only, because unpickling objects can run code.
         """
         return number
 
     def gather(self, content: bytes) -> list[bytes]:
-        """What each process gave, by rank; empty for all but the leader."""
+        """Return the content of each process on rank 0, ordered by rank; an empty list elsewhere."""
         return [content]
 
     def share(self, items: Sequence[T], filler: T) -> list[T]:
-        """Every `size`-th item from the `rank`-th on, filled up so that all have as many. Not collective."""
+        """Every `size`-th item from index `rank`, padded with `filler` to equal length. Not collective."""
         share = list(items[self.rank :: self.size])
         return share + [filler] * (-(-len(items) // self.size) - len(share))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Raise PeerLost, or Preempted, for what a lost process makes of the block. Not collective."""
+        """Turn errors that a lost process causes in the block into PeerLost or Preempted. Not collective."""
         yield
 
     def end_collectives(self) -> None:
-        """There is nothing more to agree on: what is left is the leader's. Not collective."""
+        """Declare that no collective follows: the remaining work is that of rank 0. Not collective."""
 
     def finish(self) -> None:
-        """End together: the leader when its result is written, the others when they know that.
+        """End together: rank 0 after it wrote the result, the other processes when they know that.
 
-        Raises PeerLost where the leader is gone, Preempted where this process was asked to stop.
+        Raises PeerLost if rank 0 is gone, Preempted if this process is stopped by a signal.
         """
 
     def claim_failure(self) -> bool:
-        """Whether this process's failure is the run's; False where another failed before. Not collective."""
+        """Make this process's failure the run's; False if another process failed first. Not collective."""
         return True
 
 

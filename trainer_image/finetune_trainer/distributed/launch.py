@@ -1,7 +1,7 @@
-"""The first process of a pod with several accelerators: it starts a process for each, and ends as they end.
+"""Launcher of a pod with several accelerators: starts a process for each and combines their exit codes.
 
-torchrun would do the same but for the end: to it a process that has saved its state and leaves is a failure,
-for which it ends the others within 30 seconds. Here they agree among themselves.
+torchrun differs at the end: it treats a process that saved its state and exits as failed, and ends the other
+processes within 30 seconds. Here the processes agree when to stop.
 """
 
 import logging
@@ -20,7 +20,7 @@ from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV
 from finetune_trainer.runtime import signals
 
 SIGNALLED: Final = 128
-"""What a shell adds to the number of the signal that ended a process."""
+"""Exit codes above this are 128 + the number of a signal, as in a shell."""
 
 ABORTED: Final = SIGNALLED + signal.SIGABRT
 
@@ -28,26 +28,26 @@ logger = logging.getLogger(__name__)
 
 
 def is_launcher(config: TrainConfig, environ: Mapping[str, str]) -> bool:
-    """Whether this process is the first of a pod in which several train."""
+    """Whether this process must start the training processes of its pod."""
     return config.devices > 1 and LOCAL_RANK_ENV not in environ
 
 
 def launch(config: TrainConfig) -> int:
-    """Start the processes, hand on signals, and wait for all; returns the exit code they agree on."""
+    """Start the processes, forward signals to them, wait for all, and return the exit code of the pod."""
     environ = dict(os.environ)
     if config.nodes == 1:
         environ.setdefault(PORT_ENV, str(_free_port()))
     processes: list[subprocess.Popen[bytes]] = []
     stopping = False
 
-    def hand_on(_signal: int, _frame: FrameType | None) -> None:
+    def forward(_signal: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
     for ending in signals.TERMINATION_SIGNALS:
-        signal.signal(ending, hand_on)
+        signal.signal(ending, forward)
     for local_rank in range(config.devices):
         process = subprocess.Popen(
             [sys.executable, "-m", "finetune_trainer", *sys.argv[1:]],
@@ -58,26 +58,25 @@ def launch(config: TrainConfig) -> int:
             process.send_signal(signal.SIGTERM)
     codes = [process.wait() for process in processes]
     code = pod_exit_code(codes)
-    logger.info("the processes of this pod ended with %s: this one ends with %d", codes, code)
+    logger.info("the processes of this pod ended with exit codes %s; the launcher exits with %d", codes, code)
     return code
 
 
 def pod_exit_code(codes: Sequence[int]) -> int:
-    """The exit code of a pod from those of its processes; negative ones are numbers of signals.
+    """Combine the exit codes of a pod's processes; negative codes are signal numbers.
 
-    A failure is the pod's, even where the others only lost a peer by it; a lost peer says more than a state
-    that was saved.
+    A failure outranks a lost peer, which is often its consequence. A lost peer outranks a saved state.
     """
-    told = [_told(code) for code in codes]
-    if ExitCode.PEER_LOST in told:  # NCCL aborts a process whose peer is gone
-        told = [code for code in told if code != ABORTED]
+    exit_codes = [_exit_code(code) for code in codes]
+    if ExitCode.PEER_LOST in exit_codes:  # NCCL aborts a process whose peer is gone
+        exit_codes = [code for code in exit_codes if code != ABORTED]
     usual = (ExitCode.PEER_LOST, ExitCode.PREEMPTED_SAVED, ExitCode.OK)
-    failed = [code for code in told if code not in usual]
-    return failed[0] if failed else next(code for code in usual if code in told)
+    failed = [code for code in exit_codes if code not in usual]
+    return failed[0] if failed else next(code for code in usual if code in exit_codes)
 
 
-def _told(code: int) -> int:
-    if code == -signal.SIGTERM:  # before it could handle the signal, and had anything to save
+def _exit_code(code: int) -> int:
+    if code == -signal.SIGTERM:  # the signal came before the handler was installed; there was nothing to save
         return ExitCode.PREEMPTED_SAVED
     return code if code >= 0 else SIGNALLED - code
 

@@ -1,4 +1,4 @@
-"""A group of several processes, over torch.distributed: gloo between CPUs, NCCL between GPUs."""
+"""A group of several processes over torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.distributed.group import Group, PeerLost
 from finetune_trainer.distributed.peermonitor import ENDED, LOST, PREEMPTED, PeerMonitor
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV, ProcessRank
-from finetune_trainer.distributed.rendezvous import POLL_SECONDS, Rendezvous, left
+from finetune_trainer.distributed.rendezvous import POLL_SECONDS, Rendezvous, exit_key
 from finetune_trainer.distributed.tunnel import read_key
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.runtime.failure import Preempted
@@ -27,20 +27,21 @@ from finetune_trainer.runtime.failure import Preempted
 RESULT: Final = "result"
 FAILED: Final = "failed"
 HEAD_START_SECONDS: Final = 5.0
-"""For the leader, where all processes fail in the same way: it knows the states."""
+"""Rank 0 may claim a failure this much earlier, because its message can name the saved states."""
 FAREWELL_SECONDS: Final = 30.0
-"""For the others to see that the run has its result."""
+"""Time for the other processes to see that the run has its result."""
 QUICK_POLL_SECONDS: Final = 0.05
 
 NCCL_WAITS: Final = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-"""By default NCCL aborts the process where a peer is gone, which counts as a failure of the pod. Instead the
-heartbeats end it with the code for a lost peer, and the watchdog where all peers live. Not tried on a GPU."""
+"""By default NCCL aborts the process if a peer is gone, which counts as a failure of the pod. Instead the
+PeerMonitor ends it with the exit code for a lost peer, and the StepWatchdog ends it if all peers are alive.
+Not tested on a GPU."""
 
 logger = logging.getLogger(__name__)
 
 
 class Members(Group):
-    """This process among the others of its session."""
+    """One process of a session of several."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Members(Group):
         mine = torch.tensor(values, dtype=torch.float64)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
-        # In the order of ranks: the reduction of a backend may add in another order in another process.
+        # Add in rank order: a backend's own reduction may add in a different order in each process.
         return [sum(column) for column in zip(*(part.tolist() for part in parts), strict=True)]
 
     @override
@@ -83,8 +84,8 @@ class Members(Group):
         size = torch.tensor([len(mine)])
         sizes = [torch.empty_like(size) for _ in range(self.size)]
         dist.all_gather(sizes, size)
-        longest = int(max(sizes))
-        padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
+        max_size = int(max(sizes))
+        padded = torch.nn.functional.pad(mine, (0, max_size - len(mine)))
         parts = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main_process else None
         dist.gather(padded, parts, dst=0)
         return [bytes(part[: int(length)].tolist()) for part, length in zip(parts or [], sizes, strict=False)]
@@ -95,11 +96,11 @@ class Members(Group):
         try:
             yield
         except RuntimeError as error:
-            if not _of_a_peer(error):
+            if not _is_collective_error(error):
                 raise
-            if PREEMPTED in self._departures():
+            if PREEMPTED in self._exit_reasons():
                 raise Preempted from error
-            raise PeerLost(f"an exchange between processes broke: {str(error)[:500]}") from error
+            raise PeerLost(f"communication with another process failed: {str(error)[:500]}") from error
 
     @override
     def end_collectives(self) -> None:
@@ -109,7 +110,7 @@ class Members(Group):
     def finish(self) -> None:
         if self.is_main_process:
             self._store.set(RESULT, "")
-            self._linger(lambda: len(self._departures()) == self.size - 1, FAREWELL_SECONDS)
+            self._linger(lambda: len(self._exit_reasons()) == self.size - 1, FAREWELL_SECONDS)
             return
         logger.info("training is done; waiting until rank 0 has written the result")
         try:
@@ -118,7 +119,7 @@ class Members(Group):
                     raise Preempted
         except dist.DistError as error:
             if not self._finished():
-                raise PeerLost("rank 0 was lost before the run had its result") from error
+                raise PeerLost("rank 0 was lost before it wrote the result of the run") from error
 
     @override
     def claim_failure(self) -> bool:
@@ -126,36 +127,38 @@ class Members(Group):
             if not self.is_main_process:
                 self._linger(lambda: self._store.check([FAILED]), HEAD_START_SECONDS)
             first: bool = self._store.compare_set(FAILED, "", str(self.rank)).decode() == str(self.rank)
-            self._store.set(_knows(self.rank), "")
-            if self.is_main_process:  # the others ask its process
-                everyone = [_knows(rank) for rank in range(self.size)]
-                self._linger(lambda: self._store.check(everyone), HEAD_START_SECONDS)
+            self._store.set(_failure_known(self.rank), "")
+            if self.is_main_process:  # its process serves the store that the other processes ask
+                acknowledged = [_failure_known(rank) for rank in range(self.size)]
+                self._linger(lambda: self._store.check(acknowledged), HEAD_START_SECONDS)
         except dist.DistError as error:
             logger.debug("rank 0 is gone: %s", error)
             return True
         return first
 
-    def leave(self, how: str) -> None:
-        """Tell the others how this process ended."""
+    def leave(self, reason: str) -> None:
+        """Record in the store how this process ended."""
         self._monitor.close()
         try:
-            self._store.set(left(self.rank), how)
+            self._store.set(exit_key(self.rank), reason)
         except dist.DistError as error:
-            logger.debug("nobody is left to tell: %s", error)
+            logger.debug("rank 0 is gone: %s", error)
 
-    def _departures(self) -> list[str]:
-        """How other processes left; empty where nobody can be asked."""
+    def _exit_reasons(self) -> list[str]:
+        """How other processes left; empty if rank 0 is gone."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
             return [
-                self._store.get(left(rank)).decode() for rank in others if self._store.check([left(rank)])
+                self._store.get(exit_key(rank)).decode()
+                for rank in others
+                if self._store.check([exit_key(rank)])
             ]
         except dist.DistError as error:
             logger.debug("rank 0 is gone: %s", error)
             return []
 
     def _linger(self, done: Callable[[], bool], seconds: float) -> None:
-        """Until it is done, or for so long."""
+        """Wait until `done` returns true, for at most `seconds`."""
         deadline = time.monotonic() + seconds
         while not done() and time.monotonic() < deadline:
             time.sleep(QUICK_POLL_SECONDS)
@@ -165,34 +168,34 @@ class Members(Group):
 def session(
     config: TrainConfig, process: ProcessRank, stop: threading.Event, finished: Callable[[], bool]
 ) -> Iterator[Group]:
-    """Meet the other processes, and be one of them in the block.
+    """Meet the other processes; the group exists as long as the block runs.
 
     Raises PeerLost, Preempted, GroupFinished; StageFailure (INVALID_CONFIG) if the run's key is unreadable.
     """
-    logger.info("rank %d of %d: meeting the others", process.rank, process.size)
+    logger.info("rank %d of %d: waiting for the other processes", process.rank, process.size)
     key = None if config.peer_key_path is None else read_key(Path(config.peer_key_path))
     rendezvous = Rendezvous(process, stop, finished, key=key)
     store = rendezvous.meet()
-    logger.info("all %d processes are there", process.size)
+    logger.info("all %d processes are connected", process.size)
     connection = rendezvous.connect()
     members = Members(process, store, PeerMonitor(connection, process, stop), stop, finished)
-    how = LOST
+    reason = LOST
     try:
         with members.guarded():
             _connect(process, store, timedelta(seconds=2 * config.step_timeout_seconds))
             yield members
-        how = ENDED
+        reason = ENDED
     except Preempted:
-        how = PREEMPTED
+        reason = PREEMPTED
         raise
     finally:
-        members.leave(how)
-        if how == ENDED:  # with lost processes it may wait for ever
+        members.leave(reason)
+        if reason == ENDED:  # with lost processes it may block forever
             dist.destroy_process_group()
 
 
 def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
-    """Open the process group in the way in which accelerate finds it."""
+    """Create the process group, with the environment that accelerate expects."""
     os.environ.update(
         {
             "RANK": str(process.rank),
@@ -204,7 +207,7 @@ def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
         }
     )
     device = choose_device(process.local_rank, process.local_size)
-    # Otherwise accelerate chooses the number of threads, from the node's processors.
+    # Otherwise accelerate derives the number of threads from the node's processors.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -218,10 +221,10 @@ def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
     )
 
 
-def _of_a_peer(error: RuntimeError) -> bool:
-    """Whether an exchange failed; gloo raises plain RuntimeErrors, which name the file that they are from."""
+def _is_collective_error(error: RuntimeError) -> bool:
+    """Whether a collective failed; gloo raises plain RuntimeErrors whose text names its source file."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def _knows(rank: int) -> str:
+def _failure_known(rank: int) -> str:
     return f"knows/{rank}"

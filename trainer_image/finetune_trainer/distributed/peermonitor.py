@@ -1,4 +1,4 @@
-"""Notices that another process is gone, also where this one hangs in an exchange with it."""
+"""Detects that another process is gone, even while this process hangs in a collective with it."""
 
 import logging
 import os
@@ -10,13 +10,13 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.distributed.rank import ProcessRank
-from finetune_trainer.distributed.rendezvous import left
+from finetune_trainer.distributed.rendezvous import exit_key
 
 HEARTBEAT_SECONDS: Final = 5.0
 HEARTBEAT_TIMEOUT_SECONDS: Final = 60.0
-"""A process without a heartbeat for so long is lost."""
+"""A process without a heartbeat for this long is lost."""
 GRACE_SECONDS: Final = 10.0
-"""For this process to notice by itself, as most exchanges do when a connection breaks."""
+"""Time for this process to fail by itself, as most collectives do when a connection breaks."""
 
 PREEMPTED: Final = "preempted"
 LOST: Final = "lost"
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class PeerMonitor:
-    """A thread with its own connection: it tells the others that this process lives, and watches them."""
+    """A thread with its own store connection: sends heartbeats and checks those of the other processes."""
 
     def __init__(
         self,
@@ -34,25 +34,25 @@ class PeerMonitor:
         process: ProcessRank,
         stop: threading.Event,
         *,
-        beat: float = HEARTBEAT_SECONDS,
-        silent: float = HEARTBEAT_TIMEOUT_SECONDS,
-        grace: float = GRACE_SECONDS,
+        interval_seconds: float = HEARTBEAT_SECONDS,
+        timeout_seconds: float = HEARTBEAT_TIMEOUT_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._store = store
         self._process = process
         self._stop = stop
-        self._beat = beat
-        self._silent = silent
-        self._grace = grace
+        self._interval_seconds = interval_seconds
+        self._timeout_seconds = timeout_seconds
+        self._grace_seconds = grace_seconds
         now = time.monotonic()
         self._watched = set(range(process.size)) - {process.rank}
-        self._heard = dict.fromkeys(self._watched, (0, now))
+        self._last_beats = dict.fromkeys(self._watched, (0, now))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
     def end_collectives(self) -> None:
-        """From now on only the leader is needed, and it needs nobody."""
+        """From now on watch only rank 0; rank 0 watches no one."""
         self._watched = set() if self._process.is_main_process else {0}
 
     def close(self) -> None:
@@ -60,42 +60,42 @@ class PeerMonitor:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._beat):
+        while not self._ended.wait(self._interval_seconds):
             try:
-                found = self._look()
+                found = self._find_lost_peer()
             except DistError as error:
-                # The leader's process has the store. When it has its result, nobody is waited for.
+                # Rank 0 serves the store. Once it has its result, it waits for no one.
                 found = (
                     None
                     if self._process.is_main_process
-                    else (LOST, f"rank 0 does not answer ({_first_line(error)})")
+                    else (LOST, f"rank 0 does not respond ({_first_line(error)})")
                 )
             if found is not None and not self._ended.is_set():
                 self._end(*found)
                 return
 
-    def _look(self) -> tuple[str, str] | None:
-        """How the first process left that is gone, and in words."""
+    def _find_lost_peer(self) -> tuple[str, str] | None:
+        """How the first lost process ended, and a message; None while all are alive."""
         self._store.add(_beat(self._process.rank), 1)
         for rank in sorted(self._watched):
-            if self._store.check([left(rank)]):
-                how = self._store.get(left(rank)).decode()
-                if how != ENDED:
-                    return how, f"rank {rank} has left"
-            beats, since = self._store.add(_beat(rank), 0), time.monotonic()
-            if beats != self._heard[rank][0]:
-                self._heard[rank] = (beats, since)
-            elif since - self._heard[rank][1] > self._silent:
-                return LOST, f"rank {rank} has been silent for {self._silent:g} seconds"
+            if self._store.check([exit_key(rank)]):
+                reason = self._store.get(exit_key(rank)).decode()
+                if reason != ENDED:
+                    return reason, f"rank {rank} has exited"
+            beats, now = self._store.add(_beat(rank), 0), time.monotonic()
+            if beats != self._last_beats[rank][0]:
+                self._last_beats[rank] = (beats, now)
+            elif now - self._last_beats[rank][1] > self._timeout_seconds:
+                return LOST, f"rank {rank} has sent no heartbeat for {self._timeout_seconds:g} seconds"
         return None
 
-    def _end(self, how: str, why: str) -> None:
-        code = ExitCode.PREEMPTED_SAVED if how == PREEMPTED else ExitCode.PEER_LOST
+    def _end(self, reason: str, message: str) -> None:
+        code = ExitCode.PREEMPTED_SAVED if reason == PREEMPTED else ExitCode.PEER_LOST
         if code == ExitCode.PREEMPTED_SAVED:
             self._stop.set()
-        if self._ended.wait(self._grace):
+        if self._ended.wait(self._grace_seconds):
             return
-        logger.warning("%s: this process ends, and goes on when all have started again", why)
+        logger.warning("%s: this process exits; training resumes when all processes have restarted", message)
         logging.shutdown()
         os._exit(code)
 

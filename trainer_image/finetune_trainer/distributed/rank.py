@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is."""
+"""The rank of this process among the processes of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,43 +11,44 @@ from finetune_trainer.runtime.failure import StageFailure
 
 LOCAL_RANK_ENV: Final = "LOCAL_RANK"
 PORT_ENV: Final = "MASTER_PORT"
-"""As PyTorch names it; where it is not set, the processes meet at `RENDEZVOUS_PORT`."""
+"""PyTorch's name. If the variable is absent, the processes meet at `RENDEZVOUS_PORT`."""
 LOOPBACK: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class ProcessRank:
-    """The process of global rank `rank` among `size`; `local_rank` among `local_size` in its pod."""
+    """Global rank `rank` of `size` processes, and `local_rank` of the `local_size` processes in its pod."""
 
     rank: int
     size: int
     local_rank: int
     local_size: int
     host: str
-    """Where rank 0 is."""
+    """Host of rank 0."""
     port: int
 
     @property
     def is_main_process(self) -> bool:
-        """Whether it speaks for the run: reports, states and result are those of rank 0."""
+        """Whether this is rank 0, which writes reports, states and the result of the run."""
         return self.rank == 0
 
     @classmethod
     def of(cls, config: TrainConfig, environ: Mapping[str, str]) -> Self:
-        """From the config and the pod's environment. Raises StageFailure (INVALID_CONFIG)."""
+        """Derive the rank from the config and the pod's environment. Raises StageFailure (INVALID_CONFIG)."""
         size = config.nodes * config.devices
         if config.hyperparameters.processes != size:
             raise StageFailure(
                 FailureReason.INVALID_CONFIG,
                 f"hyperparameters.processes: {config.hyperparameters.processes}, but {config.nodes} nodes"
-                f" with {config.devices} devices each are {size} processes; a run keeps the number that it"
-                " began with, so make a new one",
+                f" with {config.devices} devices each need {size} processes. A run cannot change its number"
+                " of processes: create a new run",
             )
         local_rank = _index(environ, LOCAL_RANK_ENV, config.devices) if config.devices > 1 else 0
         node_rank = _index(environ, NODE_RANK_ENV, config.nodes) if config.nodes > 1 else 0
         if config.nodes > 1 and config.coordinator is None:
             raise StageFailure(
-                FailureReason.INVALID_CONFIG, f"coordinator: missing, with nodes: {config.nodes}"
+                FailureReason.INVALID_CONFIG,
+                f"coordinator is missing; a run with nodes: {config.nodes} needs it",
             )
         return cls(
             rank=node_rank * config.devices + local_rank,
@@ -64,7 +65,7 @@ def _index(environ: Mapping[str, str], name: str, count: int) -> int:
     if not text.isdecimal() or int(text) >= count:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"the environment variable {name} is {text!r}, and has to be a number below {count}; pods that"
-            " train together have to be those of an Indexed Job",
+            f"the environment variable {name} is {text!r}, but must be a number below {count}; pods that"
+            " train together must belong to an Indexed Job",
         )
     return int(text)

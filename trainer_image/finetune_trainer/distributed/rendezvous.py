@@ -1,9 +1,10 @@
-"""How the processes of a run find each other: a TCPStore of rank 0, to which the others connect.
+"""Rendezvous: how the processes of a run find each other, through a TCPStore that rank 0 serves.
 
-It listens on loopback. Those of other pods come through a tunnel, with the run's key (see `tunnel`).
+The store listens on loopback. Processes in other pods connect through a tunnel with the run's key (see
+`tunnel`).
 
-A pod may start minutes before the others, and start again while they still are in the session that it left.
-So each process says hello with a number of its own, and rank 0 opens the session with those that it has seen.
+A pod may start minutes before the other pods, and may restart while they are still in the session that it
+left. So each process registers with a random id, and rank 0 opens the session with the ids that it has seen.
 """
 
 import logging
@@ -24,12 +25,12 @@ from finetune_trainer.distributed.tunnel import PeerNotAuthenticated, TunnelClie
 from finetune_trainer.runtime.failure import Preempted
 
 PATIENCE_SECONDS: Final = 900.0
-"""Within these all processes have to come: a new node may have to start, and pull the image."""
+"""Time for all processes to connect; a new node may have to start and pull the image."""
 POLL_SECONDS: Final = 0.5
 RETRY_SECONDS: Final = 2.0
-"""Between two tries to connect; a name may be unknown for as long as somebody's cache says so."""
+"""Interval between connection attempts; a DNS cache may not know a new name for a while."""
 RESULT_POLL_SECONDS: Final = 15.0
-"""Between two looks for a result that the others have left."""
+"""Interval between checks whether the run already has a result."""
 LOG_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 5.0
 STORE_TIMEOUT: Final = timedelta(seconds=60)
@@ -40,25 +41,25 @@ logger = logging.getLogger(__name__)
 
 
 class Rendezvous:
-    """One process's way to the session."""
+    """The rendezvous of one process."""
 
     def __init__(
         self,
         process: ProcessRank,
         stop: threading.Event,
         finished: Callable[[], bool],
-        patience: float = PATIENCE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
         key: bytes | None = None,
     ) -> None:
-        """`key`: of the run; None where it has one pod, or an older operator made no key."""
+        """`key` is that of the run; None if the run has one pod, or an older operator created no key."""
         self._process = process
         self._stop = stop
         self._finished = finished
-        self._patience = patience
-        self._deadline = time.monotonic() + patience
+        self._patience_seconds = patience_seconds
+        self._deadline = time.monotonic() + patience_seconds
         self._logged_at = float("-inf")
-        self._looked_at = float("-inf")
-        self._number = uuid.uuid4().hex
+        self._checked_at = float("-inf")
+        self._id = uuid.uuid4().hex
         self._tunneled = key is not None and process.size > process.local_size
         self._key = key or b""
         self._tunnel = (
@@ -69,9 +70,9 @@ class Rendezvous:
         self._port = process.port if self._tunnel is None else self._tunnel.port
 
     def meet(self) -> TCPStore:
-        """The store of a session that all processes are in.
+        """Return the store of a session that all processes have joined.
 
-        Raises PeerLost where they do not come in time, Preempted, GroupFinished.
+        Raises PeerLost if they do not connect in time, Preempted, GroupFinished.
         """
         return self._lead() if self._process.is_main_process else self._follow()
 
@@ -82,19 +83,19 @@ class Rendezvous:
                 store = self._open()
             except (DistError, OSError) as error:
                 self._wait(f"port {self._process.port} cannot be opened yet ({error})")
-        store.set(_hello(0), self._number)
+        store.set(_id_key(0), self._id)
         others = range(1, self._process.size)
-        while missing := [rank for rank in others if not store.check([_hello(rank)])]:
+        while missing := [rank for rank in others if not store.check([_id_key(rank)])]:
             self._wait(
-                f"{len(missing)} of {self._process.size} processes have not come yet: rank"
+                f"{len(missing)} of {self._process.size} processes have not connected: rank"
                 f" {', '.join(map(str, missing))}",
                 POLL_SECONDS,
             )
-        store.set(SESSION, ",".join(store.get(_hello(rank)).decode() for rank in range(self._process.size)))
+        store.set(SESSION, ",".join(store.get(_id_key(rank)).decode() for rank in range(self._process.size)))
         return store
 
     def _open(self) -> TCPStore:
-        """The store of the run. Raises DistError, OSError."""
+        """Serve the store. Raises DistError, OSError."""
         one_pod = self._process.size == self._process.local_size
         if not self._tunneled and not one_pod:
             return TCPStore(
@@ -104,7 +105,7 @@ class Rendezvous:
             public = undo.enter_context(listen(self._process.port)) if self._tunneled else None
             listener = undo.enter_context(socket.create_server((LOOPBACK, 0 if public else self._port)))
             self._port = listener.getsockname()[1]
-            # Without a socket of its own it would listen on all addresses, whatever host it is given.
+            # Without a socket of its own, TCPStore would listen on all addresses, whatever its host.
             store = TCPStore(
                 LOOPBACK,
                 self._port,
@@ -119,7 +120,7 @@ class Rendezvous:
         return store
 
     def connect(self) -> TCPStore:
-        """Another connection to the store. Raises DistError."""
+        """Open another connection to the store. Raises DistError."""
         return TCPStore(
             LOOPBACK if self._tunneled else self._process.host,
             self._port,
@@ -130,65 +131,65 @@ class Rendezvous:
 
     def _follow(self) -> TCPStore:
         while True:
-            problem = self._unreachable()
+            problem = self._find_connection_problem()
             if problem is None:
                 try:
                     store = self.connect()
                     if self._joined(store):
                         return store
-                    problem = "it is in the session of a process that this one replaces"
+                    problem = "it is still in the session of the process that this process replaces"
                 except DistError as error:
                     problem = str(error).partition("\n")[0]
             self._wait(f"rank 0 at {self._process.host}:{self._process.port}: {problem}")
 
     def _joined(self, store: TCPStore) -> bool:
-        """Whether the session that opens has this process in it; if it is an older one, that one ends."""
+        """Whether the open session includes this process. If it is an older session, end it."""
         rank = self._process.rank
-        store.set(_hello(rank), self._number)
+        store.set(_id_key(rank), self._id)
         try:
             while not store.check([SESSION]):
                 self._wait("rank 0 waits for other processes", POLL_SECONDS)
         except Preempted:
-            store.delete_key(_hello(rank))
+            store.delete_key(_id_key(rank))
             raise
-        if store.get(SESSION).decode().split(",")[rank] == self._number:
+        if store.get(SESSION).decode().split(",")[rank] == self._id:
             return True
-        store.set(left(rank), "lost")
+        store.set(exit_key(rank), "lost")
         return False
 
-    def _unreachable(self) -> str | None:
-        """Why rank 0 cannot be connected to; the store's own connecting cannot be interrupted."""
+    def _find_connection_problem(self) -> str | None:
+        """Why rank 0 is unreachable. Checked first: connecting a TCPStore cannot be interrupted."""
         try:
-            with self._tunnel.connect() if self._tunnel else self._direct():
+            with self._tunnel.connect() if self._tunnel else self._connect_directly():
                 return None
         except (OSError, PeerNotAuthenticated) as error:
             return str(error)
 
-    def _direct(self) -> socket.socket:
+    def _connect_directly(self) -> socket.socket:
         return socket.create_connection((self._process.host, self._process.port), CONNECT_SECONDS)
 
-    def _wait(self, for_what: str, seconds: float = RETRY_SECONDS) -> None:
+    def _wait(self, reason: str, seconds: float = RETRY_SECONDS) -> None:
         now = time.monotonic()
         if now >= self._deadline:
             raise PeerLost(
-                f"after {self._patience:g} seconds {for_what}; see why those pods do not run, and whether the"
-                " pods of a run may reach each other"
+                f"after {self._patience_seconds:g} seconds {reason}. Check why those pods do not run, and"
+                " whether a NetworkPolicy keeps the pods of the run from connecting to each other"
             )
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            logger.info("waiting: %s", for_what)
-        if not self._process.is_main_process and now - self._looked_at >= RESULT_POLL_SECONDS:
-            self._looked_at = now
+            logger.info("waiting: %s", reason)
+        if not self._process.is_main_process and now - self._checked_at >= RESULT_POLL_SECONDS:
+            self._checked_at = now
             if self._finished():
                 raise GroupFinished
         if self._stop.wait(seconds):
             raise Preempted
 
 
-def left(rank: int) -> str:
-    """The key under which a process says how it left the session."""
+def exit_key(rank: int) -> str:
+    """The store's key for how a process left the session."""
     return f"left/{rank}"
 
 
-def _hello(rank: int) -> str:
+def _id_key(rank: int) -> str:
     return f"hello/{rank}"

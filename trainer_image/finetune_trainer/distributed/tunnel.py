@@ -1,10 +1,10 @@
-"""The way into rank 0's store for processes of other pods: only with the run's key.
+"""An authenticated tunnel to rank 0's store for processes in other pods.
 
-torch's TCPStore listens on all addresses and asks nobody who they are; whoever reaches it can join the run.
-So it listens on loopback, and in front of it a TunnelServer takes connections from other pods. Both ends
-prove that they have the key, each by an HMAC over the other's random challenge, so that nothing overheard can
-be sent again (ISO/IEC 9798-4, mutual three-pass authentication). Then bytes are passed on as they are: the
-key keeps strangers out, not somebody who can change packets on their way.
+torch's TCPStore listens on all addresses and authenticates no one: whoever reaches it can join the run. So it
+listens on loopback, and a TunnelServer accepts connections from other pods. Both ends prove that they have
+the run's key, each by an HMAC over the other end's random challenge, so a recorded exchange cannot be
+replayed (ISO/IEC 9798-4, mutual three-pass authentication). After that, bytes are forwarded unchanged: the
+key keeps strangers out, but does not protect against someone who can modify packets in transit.
 """
 
 import hmac
@@ -25,9 +25,9 @@ CHALLENGE_BYTES: Final = 32
 PROOF_BYTES: Final = sha256().digest_size
 MIN_KEY_BYTES: Final = 16
 HANDSHAKE_SECONDS: Final = 10.0
-"""Within these the other end has to prove itself."""
+"""Time for the other end to authenticate."""
 MAX_PENDING_CONNECTIONS: Final = 64
-"""Connections that have not proved themselves yet; more are closed."""
+"""Limit of connections that have not authenticated yet; further ones are closed."""
 CHUNK_BYTES: Final = 1 << 16
 
 logger = logging.getLogger(__name__)
@@ -38,26 +38,26 @@ class PeerNotAuthenticated(Exception):
 
 
 def read_key(path: Path) -> bytes:
-    """The run's key. Raises StageFailure: INVALID_CONFIG where it cannot be read or is too short."""
+    """Read the run's key. Raises StageFailure (INVALID_CONFIG) if it cannot be read or is too short."""
     try:
         key = path.read_bytes()
     except OSError as error:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"{path}: the key of this run's processes cannot be read ({error.strerror}); its Secret was"
-            " deleted, so make a new run",
+            f"{path}: the key of this run's processes cannot be read ({error.strerror}). Its Secret was"
+            " deleted: create a new run",
         ) from error
     if len(key) < MIN_KEY_BYTES:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"{path}: the key of this run's processes has {len(key)} bytes and needs {MIN_KEY_BYTES}; make"
+            f"{path}: the key of this run's processes has {len(key)} bytes, but needs {MIN_KEY_BYTES}: create"
             " a new run",
         )
     return key
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on all addresses, of IPv6 too where there is any. Raises OSError."""
+    """Open a socket on all addresses, including IPv6 if available. Raises OSError."""
     dual = socket.has_dualstack_ipv6()
     return socket.create_server(
         ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
@@ -65,7 +65,7 @@ def listen(port: int) -> socket.socket:
 
 
 class TunnelServer:
-    """Rank 0's end: what proves itself is passed on to `port` of loopback."""
+    """Rank 0's end: forwards authenticated connections to `port` on loopback."""
 
     def __init__(self, listener: socket.socket, key: bytes, port: int) -> None:
         self._key = key
@@ -78,21 +78,23 @@ class TunnelServer:
         while True:
             connection, address = self._listener.accept()
             if self._pending.acquire(blocking=False):
-                _thread(self._admit, "tunnel: connection", connection, address[0])
+                _thread(self._serve, "tunnel: connection", connection, address[0])
             else:
                 connection.close()
 
-    def _admit(self, connection: socket.socket, host: str) -> None:
+    def _serve(self, connection: socket.socket, host: str) -> None:
         try:
             connection.settimeout(HANDSHAKE_SECONDS)
             challenge = secrets.token_bytes(CHALLENGE_BYTES)
             connection.sendall(challenge)
-            theirs = _receive(connection, CHALLENGE_BYTES)
-            _check(_receive(connection, PROOF_BYTES), _proof(self._key, b"follower", challenge, theirs))
-            connection.sendall(_proof(self._key, b"leader", theirs, challenge))
+            peer_challenge = _receive(connection, CHALLENGE_BYTES)
+            _check(
+                _receive(connection, PROOF_BYTES), _proof(self._key, b"follower", challenge, peer_challenge)
+            )
+            connection.sendall(_proof(self._key, b"leader", peer_challenge, challenge))
             store = socket.create_connection((LOOPBACK, self._port), HANDSHAKE_SECONDS)
         except (OSError, PeerNotAuthenticated) as error:
-            logger.warning("a connection from %s is refused: %s", host, error)
+            logger.warning("refused a connection from %s: %s", host, error)
             connection.close()
             return
         finally:
@@ -101,7 +103,7 @@ class TunnelServer:
 
 
 class TunnelClient:
-    """Another pod's end: what connects to `port` of loopback reaches rank 0's store through its tunnel."""
+    """Another pod's end: forwards connections to `port` on loopback to rank 0's store."""
 
     def __init__(self, host: str, port: int, key: bytes) -> None:
         self._host, self._port, self._key = host, port, key
@@ -110,13 +112,13 @@ class TunnelClient:
         _thread(self._accept, "tunnel")
 
     def connect(self) -> socket.socket:
-        """A connection to the store. Raises OSError, PeerNotAuthenticated."""
+        """Open a connection to the store. Raises OSError, PeerNotAuthenticated."""
         connection = socket.create_connection((self._host, self._port), HANDSHAKE_SECONDS)
         try:
             challenge = _receive(connection, CHALLENGE_BYTES)
-            mine = secrets.token_bytes(CHALLENGE_BYTES)
-            connection.sendall(mine + _proof(self._key, b"follower", challenge, mine))
-            _check(_receive(connection, PROOF_BYTES), _proof(self._key, b"leader", mine, challenge))
+            own_challenge = secrets.token_bytes(CHALLENGE_BYTES)
+            connection.sendall(own_challenge + _proof(self._key, b"follower", challenge, own_challenge))
+            _check(_receive(connection, PROOF_BYTES), _proof(self._key, b"leader", own_challenge, challenge))
         except BaseException:
             connection.close()
             raise
@@ -125,25 +127,25 @@ class TunnelClient:
     def _accept(self) -> None:
         while True:
             local, _ = self._listener.accept()
-            _thread(self._pass_on, "tunnel: connection", local)
+            _thread(self._forward, "tunnel: connection", local)
 
-    def _pass_on(self, local: socket.socket) -> None:
+    def _forward(self, local: socket.socket) -> None:
         try:
             connection = self.connect()
         except (OSError, PeerNotAuthenticated) as error:
-            logger.debug("rank 0 is not reached: %s", error)
+            logger.debug("rank 0 cannot be reached: %s", error)
             local.close()
             return
         _join(local, connection)
 
 
-def _proof(key: bytes, who: bytes, challenge: bytes, mine: bytes) -> bytes:
-    return hmac.digest(key, who + challenge + mine, "sha256")
+def _proof(key: bytes, role: bytes, peer_challenge: bytes, own_challenge: bytes) -> bytes:
+    return hmac.digest(key, role + peer_challenge + own_challenge, "sha256")
 
 
-def _check(given: bytes, expected: bytes) -> None:
-    if not hmac.compare_digest(given, expected):
-        raise PeerNotAuthenticated("it does not have the key of this run")
+def _check(proof: bytes, expected: bytes) -> None:
+    if not hmac.compare_digest(proof, expected):
+        raise PeerNotAuthenticated("the other process does not have the key of this run")
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -151,19 +153,17 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     while len(received) < size:
         part = connection.recv(size - len(received))
         if not part:
-            raise PeerNotAuthenticated(
-                "it closed the connection before it proved that it has the key of this run"
-            )
+            raise PeerNotAuthenticated("the other process closed the connection before it authenticated")
         received += part
     return received
 
 
 def _join(one: socket.socket, other: socket.socket) -> None:
-    """Pass on in both directions until either end closes."""
+    """Forward in both directions until either end closes."""
     for connection in (one, other):
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _thread(_copy, "passing on", one, other)
+    _thread(_copy, "forwarding", one, other)
     _copy(other, one)
 
 
@@ -172,17 +172,17 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         while part := source.recv(CHUNK_BYTES):
             target.sendall(part)
     except OSError as error:
-        logger.debug("a connection between pods broke: %s", error)
+        logger.debug("a connection between pods failed: %s", error)
     finally:
         for connection in (source, target):
-            _shut(connection)
+            _close(connection)
 
 
-def _shut(connection: socket.socket) -> None:
+def _close(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError as error:
-        logger.debug("it is closed already: %s", error)
+        logger.debug("the connection is already closed: %s", error)
     connection.close()
 
 
