@@ -97,7 +97,7 @@ def test_a_call_of_a_tool_is_learned_and_its_answer_is_not(with_template: MakeTo
 
 def test_a_template_that_writes_no_tools_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(
-        RowNotEncodable, match="leaves out the tool track; take a base model that was made for"
+        RowNotEncodable, match="omits the tool track; use a base model that supports tool calls"
     ):
         RowEncoder(tokenizer).encode(CALL)
 
@@ -181,8 +181,8 @@ FORGETFUL = "<user>{% if not add_generation_prompt %}<assistant></s>{% endif %}"
     ("template", "complaint"),
     [
         (REFUSING, "No system role"),
-        (ASKING_OTHERWISE, "otherwise than it asks"),
-        (FORGETFUL, "leaves the answer out"),
+        (ASKING_OTHERWISE, "differently than the prompt"),
+        (FORGETFUL, "omits or changes the answer"),
     ],
 )
 def test_a_row_that_the_template_cannot_write_is_refused_with_the_reason(

@@ -1,1 +1,1 @@
-"""A checkpoint beside its base model on rows that neither has seen."""
+"""Evaluation of a checkpoint and its base model on held-out rows."""

@@ -1,4 +1,4 @@
-"""The rows of the evaluated split, ready for the model."""
+"""Encodes the rows of the evaluated split for the metrics."""
 
 from dataclasses import dataclass
 
@@ -13,37 +13,37 @@ from finetune_trainer.tokens.encode import EncodedRow, RowEncoder, RowNotEncodab
 
 @dataclass(frozen=True)
 class Example:
-    """One row: what is asked, what is right."""
+    """One row: the prompt and the correct answers."""
 
     encoded: EncodedRow
-    """As in training, for the loss."""
+    """The row encoded as in training, for the loss."""
     prompt: list[int]
     answer_tokens: int
-    """Length of the right answer, its end included."""
+    """Length of the correct answer in tokens, including its end-of-turn token."""
     accepted: frozenset[str]
-    """Texts that are right: the row's completion, and the same as the chat template writes it."""
+    """Correct texts: the row's completion, and the completion as the chat template renders it."""
     rejected: EncodedRow | None = None
-    """Of a Preference row, the prompt with the rejected answer."""
+    """The prompt with the rejected answer, for a Preference row."""
 
 
 def encode_examples(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, split: str
 ) -> list[Example]:
-    """The rows by length of the prompt, so that a batch has little padding.
+    """Encode the rows, sorted by prompt length so that a batch has little padding.
 
-    Of a Preference row the chosen answer is the right one; of KTO rows only those with a good answer count.
-    Raises StageFailure (INVALID_DATA) naming the row that the chat template refuses.
+    The correct answer of a Preference row is the chosen one. KTO rows whose label is false are skipped.
+    Raises StageFailure (INVALID_DATA) with the number of a row that the chat template rejects.
     """
-    whole, apart = RowEncoder(tokenizer), AnswerEncoder(tokenizer)
+    row_encoder, answer_encoder = RowEncoder(tokenizer), AnswerEncoder(tokenizer)
     examples: list[Example] = []
     for number, row in enumerate(rows, 1):
         if row.label is False:
             continue
         try:
             examples.append(
-                _judged(row, apart, tokenizer, max_sequence_length)
+                _preference_example(row, answer_encoder, tokenizer, max_sequence_length)
                 if row.is_preference
-                else _plain(row, whole, tokenizer, max_sequence_length)
+                else _completion_example(row, row_encoder, tokenizer, max_sequence_length)
             )
         except RowNotEncodable as error:
             raise StageFailure(
@@ -52,20 +52,20 @@ def encode_examples(
     return sorted(examples, key=lambda example: len(example.prompt))
 
 
-def _plain(
+def _completion_example(
     row: Row, encoder: RowEncoder, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
 ) -> Example:
-    whole, prompt = encoder.encode(row), encoder.encode_prompt(row)
-    answer = whole.input_ids[len(prompt) :]
+    conversation, prompt = encoder.encode(row), encoder.encode_prompt(row)
+    answer = conversation.input_ids[len(prompt) :]
     return Example(
-        encoded=whole.truncate(max_sequence_length),
+        encoded=conversation.truncate(max_sequence_length),
         prompt=prompt,
         answer_tokens=len(answer),
         accepted=_accepted(row, tokenizer, answer),
     )
 
 
-def _judged(
+def _preference_example(
     row: Row, encoder: AnswerEncoder, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
 ) -> Example:
     answers = encoder.encode(row)
@@ -80,11 +80,11 @@ def _judged(
 
 
 def _accepted(row: Row, tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> frozenset[str]:
-    # A tool call may come without text; then nothing is no right answer.
+    # A tool call may have no text; an empty answer must not count as correct.
     return frozenset({row.output.strip(), decode_answer(tokenizer, answer)} - {""})
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> str:
-    """An answer as it is compared: without control tokens and surrounding white space."""
+    """Decode an answer for comparison, without control tokens and surrounding white space."""
     text = tokenizer.decode(answer, skip_special_tokens=True)
     return str(text).strip()

@@ -1,4 +1,4 @@
-"""One model on the rows of the evaluated split, as every metric sees it."""
+"""One model and the rows of the evaluated split, as the metrics use them."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from finetune_trainer.tokens.batching import Padding, pad_left
 from finetune_trainer.tokens.encode import EncodedRow
 
 SPARE_TOKENS: Final = 16
-"""Tokens that an answer may be longer than the right one, in case it spells the same text otherwise."""
+"""Tokens that an answer may be longer than the correct one, if it tokenizes the same text differently."""
 
 logger = logging.getLogger(__name__)
 
 
 class MeasuredModel:
-    """A subject of the evaluation and its rows; greedy, so that equal models score equally."""
+    """A subject of the evaluation and its rows. Decoding is greedy, so equal models score equally."""
 
     def __init__(
         self,
@@ -43,21 +43,21 @@ class MeasuredModel:
         self._meter = meter
         self._collate = Padding(self._pad_token_id)
         self._answers: list[list[str]] = []
-        """Of each batch, once they are generated."""
+        """Generated answers, per batch."""
 
     def batches(self) -> Iterator[list[Example]]:
-        """All examples. Raises Preempted."""
+        """Iterate over all examples, and count them as progress. Raises Preempted."""
         for start in range(0, len(self.examples), self._batch_size):
             batch = self.examples[start : start + self._batch_size]
             yield batch
             self._meter.add(len(batch))
 
     def padded(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
-        """A batch of rows on the model's device, with `input_ids` and `labels` of shape (rows, tokens)."""
+        """Collate rows on the model's device: `input_ids` and `labels` of shape (rows, tokens)."""
         return self._on_device(self._collate(list(rows)))
 
     def answered(self) -> Iterator[tuple[Example, str]]:
-        """Each example with the model's answer, generated once for all metrics. Raises Preempted."""
+        """Iterate over all examples with the model's answers, which are generated once. Raises Preempted."""
         if not self._answers:
             self._warn_of_long_answers()
         for number, batch in enumerate(self.batches()):
@@ -69,7 +69,7 @@ class MeasuredModel:
         too_long = sum(example.answer_tokens > self._max_new_tokens for example in self.examples)
         if too_long:
             logger.warning(
-                "%d right answers are longer than the %d tokens that are generated: such rows count as wrong",
+                "%d correct answers have more tokens than the %d that are generated: their rows count as wrong",
                 too_long,
                 self._max_new_tokens,
             )
@@ -78,13 +78,15 @@ class MeasuredModel:
         model = self.model
         inputs = self._on_device(pad_left([example.prompt for example in batch], self._pad_token_id))
         width = inputs["input_ids"].shape[1]
-        wanted = min(self._max_new_tokens, max(example.answer_tokens for example in batch) + SPARE_TOKENS)
+        max_new_tokens = min(
+            self._max_new_tokens, max(example.answer_tokens for example in batch) + SPARE_TOKENS
+        )
         limit = context_length(model.config)
-        # The model's own settings, such as a repetition penalty, would be used beside ours.
+        # Replaces the model's own settings, such as a repetition penalty, which would be merged with these.
         model.generation_config = GenerationConfig.from_dict(
             {
                 "do_sample": False,
-                "max_new_tokens": wanted if limit is None else min(wanted, limit - width),
+                "max_new_tokens": max_new_tokens if limit is None else min(max_new_tokens, limit - width),
                 "eos_token_id": self._stop_ids,
                 "pad_token_id": self._pad_token_id,
             }
@@ -94,7 +96,7 @@ class MeasuredModel:
         return [decode_answer(self._tokenizer, self._until_stop(row)) for row in output[:, width:].tolist()]
 
     def _until_stop(self, answer: list[int]) -> list[int]:
-        end = next((at for at, token in enumerate(answer) if token in self._stop_ids), len(answer))
+        end = next((index for index, token in enumerate(answer) if token in self._stop_ids), len(answer))
         return answer[:end]
 
     @property

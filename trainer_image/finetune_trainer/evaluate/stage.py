@@ -1,4 +1,4 @@
-"""The stage itself: each subject through each metric on the held-out split."""
+"""The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
-    """Measure each subject; the same config gives the same scores.
+    """Evaluate each subject; the same config gives the same scores.
 
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
     INVALID_DATA, STORE_UNAVAILABLE), Preempted.
@@ -40,7 +40,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     if not rows:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"the dataset has no {config.split} rows to evaluate on; raise split.{config.split}",
+            f"the dataset has no {config.split} rows to evaluate; raise split.{config.split}",
         )
     checkpoint = store.artifact(ArtifactRef(kind="checkpoints", digest=config.checkpoint), verify=True)
     base = store.artifact(ArtifactRef(kind="models", digest=config.base_model))
@@ -70,26 +70,26 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
 
 
 def _check(examples: list[Example], config: EvaluateConfig) -> None:
-    """Raise StageFailure (INVALID_CONFIG) where the rows have nothing to measure by."""
+    """Raise StageFailure (INVALID_CONFIG) if the rows lack what the metrics need."""
     if not examples:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"the dataset has no {config.split} rows with the label true, which alone have a right answer to"
-            f" compare with; raise split.{config.split}, or add some",
+            f"the dataset has no {config.split} rows with the label true, and only those have a correct"
+            f" answer to compare with; raise split.{config.split}, or add such rows",
         )
     pairs = next((metric for metric in config.metrics if METRICS[metric].needs_pairs), None)
     if pairs is not None and any(example.rejected is None for example in examples):
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
             f"evaluation.metrics: {pairs} needs rows with a chosen and a rejected answer (format Preference);"
-            " leave it out, in evaluation.gates too",
+            " remove it, also from evaluation.gates",
         )
 
 
 def _subjects(
     config: EvaluateConfig, base: Path, checkpoint: Path, device: torch.device
 ) -> Iterator[tuple[Subject, PreTrainedModel | PeftModel]]:
-    """The models in turn; each is to be used before the next is asked for."""
+    """Yield each subject with its model; advancing to the next subject invalidates the previous model."""
     if config.checkpoint_type == FULL_MODEL:
         folders: dict[Subject, Path] = {"Tuned": checkpoint, "Base": base}
         for subject in config.subjects:

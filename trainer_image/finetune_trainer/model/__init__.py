@@ -1,1 +1,1 @@
-"""Weights of base models and adapters, their loss, and the device they are on."""
+"""Base models and adapters: loading, loss and device."""

@@ -1,4 +1,4 @@
-"""What an adapter's own files say: how it is made, and which base model it was trained from."""
+"""Settings and base model of an adapter, read from its own files."""
 
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
 class AdapterConfig(BaseModel):
-    """What is read of PEFT's `adapter_config.json`."""
+    """The fields that are read from PEFT's `adapter_config.json`."""
 
     base_model_name_or_path: str | None = None
     r: int = 8
@@ -26,7 +26,7 @@ class AdapterConfig(BaseModel):
 
     @property
     def lora(self) -> LoRA:
-        """Its settings; `target_modules` are all that it adapts, sorted."""
+        """The LoRA settings; `target_modules` lists all adapted modules, sorted."""
         return LoRA(
             r=self.r,
             alpha=self.lora_alpha,
@@ -38,21 +38,21 @@ class AdapterConfig(BaseModel):
 
 
 def read_adapter(folder: Path) -> AdapterConfig:
-    """The adapter in `folder`. Raises StageFailure (ARTIFACT_CORRUPT) where there is none, OSError."""
+    """Read the adapter in `folder`. Raises StageFailure (ARTIFACT_CORRUPT) if there is none, OSError."""
     path = folder / ADAPTER_CONFIG
     try:
         return AdapterConfig.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError) as error:
         raise StageFailure(
-            FailureReason.ARTIFACT_CORRUPT, f"{path} is no configuration of an adapter: {error}"
+            FailureReason.ARTIFACT_CORRUPT, f"{path} is not the configuration of an adapter: {error}"
         ) from error
 
 
 def check_base_model(folder: Path, base_model: Digest) -> None:
-    """Refuse an adapter that was trained from another base model: it might load, and answer nonsense.
+    """Refuse an adapter that was trained from another base model: it might load, but generate nonsense.
 
-    The trainer writes the base model's digest where PEFT writes its name. A name that is no digest comes from
-    other software, and a folder without an adapter holds a whole model: then nothing is compared.
+    The trainer writes the base model's digest where PEFT writes its name. Nothing is compared if the name is
+    not a digest, because other software wrote it, or if the folder holds a whole model instead of an adapter.
     Raises StageFailure: BASE_MODEL_MISMATCH with both digests, ARTIFACT_CORRUPT.
     """
     if not (folder / ADAPTER_CONFIG).is_file():

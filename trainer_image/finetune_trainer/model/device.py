@@ -1,4 +1,4 @@
-"""Where a model runs, and on how many threads."""
+"""The device that a model runs on, its memory, and the number of threads."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import torch
 from finetune_trainer.processors import available_processors
 
 MEMORY_LIMIT_PATH: Final = Path("/sys/fs/cgroup/memory.max")
-"""Bytes of memory that the container may use, or `max` (cgroup v2)."""
+"""Memory limit of the container in bytes, or `max` (cgroup v2)."""
 
 ALLOCATION_FAILURES: Final = (
     "DefaultCPUAllocator",
@@ -19,16 +19,18 @@ ALLOCATION_FAILURES: Final = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
 )
-"""In the words of a RuntimeError, which is all that PyTorch raises where it is not a GPU's own allocator."""
+"""Texts of the RuntimeErrors that PyTorch raises for allocations outside of the GPU's own allocator."""
 
 logger = logging.getLogger(__name__)
 
 
 def choose_device(local_rank: int | None = None, processes: int = 1) -> torch.device:
-    """The GPU where there is one, else the CPU; either with as many threads as the pod may use.
+    """Return the GPU if there is one, else the CPU, and set the number of threads to what the pod may use.
 
-    `local_rank`: of one of several `processes` in this pod, which has the GPU of this number, or its share of
-    the processors.
+    Args:
+        local_rank: the rank of this process if several train in this pod: it gets the GPU of this number, or
+            its share of the processors. None for a single process.
+        processes: training processes in this pod.
     """
     torch.set_num_threads(max(1, available_processors() // processes))
     if torch.cuda.is_available():
@@ -37,9 +39,9 @@ def choose_device(local_rank: int | None = None, processes: int = 1) -> torch.de
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it has instructions for bfloat16, or a library's replacement for them.
+    """Whether the device, or a library for it, multiplies bfloat16 matrices fast.
 
-    Without, as on CPUs that have AVX2 only, PyTorch multiplies matrices one number at a time: a step takes
+    Otherwise, for example on CPUs with AVX2 only, PyTorch multiplies one number at a time: a step takes
     minutes instead of seconds.
     """
     if device.type != "cpu":
@@ -49,23 +51,24 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, that of a GPU or of the CPU."""
+    """Whether `error` means that the memory of a GPU or of the CPU is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_FAILURES)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took of a GPU since the process began; of a CPU's memory, the process."""
+    """Peak memory in bytes since the process started: of tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[int, int]:
-    """Bytes in use and in all: of a GPU now; of the CPU the most that this process had, and the pod's limit.
+    """Return used and total memory in bytes.
 
-    Without a limit of the pod, all is the node's memory.
+    On a GPU: the current use, and the memory of the GPU. On a CPU: the peak of this process, and the limit of
+    the pod, or the memory of the node if the pod has no limit.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -75,6 +78,6 @@ def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[i
     try:
         allowed = limit.read_text().strip()
     except OSError as error:
-        logger.debug("no memory limit known: %s", error)
+        logger.debug("the memory limit is unknown: %s", error)
         return used, node
     return used, node if allowed == "max" else min(node, int(allowed))

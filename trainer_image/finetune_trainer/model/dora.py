@@ -1,9 +1,9 @@
-"""DoRA adapters in inference: as fast as plain LoRA, and beside other adapters in one batch.
+"""DoRA adapters in inference: as fast as plain LoRA, and in one batch with other adapters.
 
 A layer computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is
-that of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT
-multiplies BA out and takes the norm in every pass, because both change in training, and refuses batches of
-several adapters. When the weights stay as they are, the factor in front is a constant.
+that of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT computes
+BA and the norm in every pass, because both change in training, and refuses batches of several adapters. In
+inference the weights are fixed, so m / ‖W + s·BA‖ is a constant.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class FixedMagnitude(LoraVariant):
     def forward(  # type: ignore[override] # PEFT calls it on the instance
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any
     ) -> Tensor:
-        """What the layer gives; `result` is the base layer's output."""
+        """Compute the output of the layer; `result` is the base layer's output."""
         change = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
         bias = module.get_base_layer().bias
         without_bias = result if bias is None else result - bias
@@ -35,11 +35,11 @@ class FixedMagnitude(LoraVariant):
 
 @torch.no_grad()
 def fix_magnitudes(model: PeftModel, adapter: str) -> None:
-    """Make the factors of a loaded DoRA adapter constants; any other adapter is left as it is."""
+    """Replace the factors of a loaded DoRA adapter by constants; other adapters do not change."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and layer.use_dora.get(adapter, False):
             layer.lora_variant[adapter] = FixedMagnitude(_factor(layer, adapter))
-            # PEFT reads it only to refuse batches of several adapters.
+            # PEFT reads this flag only to refuse batches of several adapters.
             layer.use_dora[adapter] = False
 
 

@@ -1,9 +1,9 @@
-"""The output head, over a few positions at a time.
+"""The output head, computed for a few positions at a time.
 
-Logits of a large vocabulary are the largest tensor of a step: 300 tokens of a vocabulary of 262,144 take
-300 MiB in float32, and the usual way from them to the gradient keeps several such tensors. Here they are made
-for a few positions, turned into loss and gradient, and forgotten, as in "Liger Kernel: Efficient Triton
-Kernels for LLM Training" (P.-L. Hsu et al., 2024, section 3.2, FusedLinearCrossEntropy).
+With a large vocabulary the logits are the largest tensor of a step: 300 tokens and a vocabulary of 262,144
+take 300 MiB in float32, and the usual backward pass keeps several such tensors. Here the logits of a few
+positions are computed, reduced to loss and gradient, and freed, as in "Liger Kernel: Efficient Triton Kernels
+for LLM Training" (P.-L. Hsu et al., 2024, section 3.2, FusedLinearCrossEntropy).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,15 +17,15 @@ from torch.nn.functional import linear
 from typing_extensions import override
 
 MAX_LOGITS: Final = 1 << 24
-"""64 MiB in float32."""
-PROBE: Final = 1000.0
-"""Far beyond any logit, so that a cap shows."""
+"""Logits computed at once: 64 MiB in float32."""
+PROBE_LOGIT: Final = 1000.0
+"""Far beyond any real logit, so that a cap on the logits has an effect."""
 
 
 class ChunkedHead:
-    """The loss of a linear output head without all of its logits.
+    """Computes the loss of a linear output head without holding all of its logits.
 
-    Only for models that give what comes out of the head as their logits, or a multiple of it.
+    Valid only for models whose logits are the output of the head, or a multiple of it.
     """
 
     def __init__(self, head: nn.Linear) -> None:
@@ -34,30 +34,30 @@ class ChunkedHead:
         self._dtype = head.weight.dtype
 
     def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Summed negative log-likelihood in float32.
+        """Compute the summed negative log-likelihood in nats, in float32.
 
-        The head multiplies in the dtype in which it would have multiplied in the model's last pass: that of
-        autocast, where that is on, which `hidden` may have been widened from since.
+        The head multiplies in the dtype of the model's last pass: that of autocast if it was on, although
+        `hidden` may have been widened since.
 
         Args:
-            hidden: what the head reads, of shape (positions, hidden size).
-            targets: the token ids that are to be predicted, of shape (positions,).
+            hidden: input of the head, of shape (positions, hidden size).
+            targets: token ids to predict, of shape (positions,).
         """
         weight: Tensor = self._head.weight
         bias: Tensor | None = self._head.bias
         if not torch.is_grad_enabled():
             weight, bias = weight.detach(), None if bias is None else bias.detach()
-        nats: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, self._positions, self._dtype)
-        return nats
+        loss_sum: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, self._positions, self._dtype)
+        return loss_sum
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        """Meanwhile the model gives in place of its logits what the head would read, or a multiple of it."""
-        with _replaced(self._head, self._passed_on):
+        """In the block, the model returns the input of the head instead of logits, or a multiple of it."""
+        with _replaced(self._head, self._pass_through):
             yield
 
-    def _passed_on(self, hidden: Tensor) -> Tensor:
-        # accelerate gives the model's outputs as float32, and the loss is computed outside of its autocast.
+    def _pass_through(self, hidden: Tensor) -> Tensor:
+        # accelerate converts outputs to float32, and the loss is computed outside of its autocast.
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         self._dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
@@ -66,24 +66,24 @@ class ChunkedHead:
 
 @torch.inference_mode()
 def chunked_head(model: Any, batch: Mapping[str, Tensor]) -> ChunkedHead | None:
-    """The head of a causal language model, tried out on the inputs of `batch`.
+    """Return the head of a causal language model, after a test on the inputs of `batch`.
 
-    None where it is no linear layer, or the model does more to its logits afterwards than to multiply them,
-    such as to cap them. Leaves the model in evaluation mode.
+    None if the head is not a linear layer, or if the model does more to its logits than multiply them, for
+    example cap them. Leaves the model in evaluation mode.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return None
     probe = torch.linspace(
-        -PROBE, PROBE, head.out_features, dtype=head.weight.dtype, device=head.weight.device
+        -PROBE_LOGIT, PROBE_LOGIT, head.out_features, dtype=head.weight.dtype, device=head.weight.device
     )
     model.eval()
     with _replaced(head, lambda hidden: probe.expand(*hidden.shape[:-1], -1)):
-        given = model(**batch, use_cache=False).logits.float()
-    scale = given[..., -1:] / PROBE
-    linear_in_logits = torch.allclose(given, probe.float() * scale, rtol=0.01, atol=0.01 * PROBE)
+        logits = model(**batch, use_cache=False).logits.float()
+    scale = logits[..., -1:] / PROBE_LOGIT
+    is_multiple = torch.allclose(logits, probe.float() * scale, rtol=0.01, atol=0.01 * PROBE_LOGIT)
     bias: Tensor | None = head.bias
-    if not linear_in_logits or (bias is not None and not torch.allclose(scale, torch.ones_like(scale))):
+    if not is_multiple or (bias is not None and not torch.allclose(scale, torch.ones_like(scale))):
         return None
     return ChunkedHead(head)
 
@@ -98,7 +98,7 @@ def _replaced(head: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[
 
 
 class _HeadLoss(Function):
-    """Loss and gradients in one pass over the positions; the backward pass only scales them."""
+    """Loss and gradients in one pass over the positions; the backward pass only scales the gradients."""
 
     @staticmethod
     @override
@@ -111,33 +111,33 @@ class _HeadLoss(Function):
         positions: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        learned = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
-        grad_hidden = torch.zeros_like(hidden) if learned[0] else None
-        grad_weight = torch.zeros_like(weight) if learned[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and learned[2] else None
-        nats = torch.zeros((), device=hidden.device)
-        multiplied, added = weight.to(dtype), None if bias is None else bias.to(dtype)
+        needs_grad = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
+        grad_hidden = torch.zeros_like(hidden) if needs_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if needs_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_grad[2] else None
+        loss_sum = torch.zeros((), device=hidden.device)
+        weight_cast, bias_cast = weight.to(dtype), None if bias is None else bias.to(dtype)
         for begin in range(0, len(targets), positions):
-            part = slice(begin, begin + positions)
-            inputs, tokens = hidden[part].to(dtype), targets[part, None]
-            logits = linear(inputs, multiplied, added)
+            chunk = slice(begin, begin + positions)
+            inputs, tokens = hidden[chunk].to(dtype), targets[chunk, None]
+            logits = linear(inputs, weight_cast, bias_cast)
             probabilities = logits.float()
             normalizer = probabilities.logsumexp(-1, keepdim=True)
-            nats += (normalizer - probabilities.gather(-1, tokens)).sum()
-            if not any(learned):
+            loss_sum += (normalizer - probabilities.gather(-1, tokens)).sum()
+            if not any(needs_grad):
                 continue
-            # The derivative of the loss by the logits: probabilities, less 1 for the token that is right.
+            # Gradient of the loss with respect to the logits: probabilities, minus 1 for the target.
             probabilities = probabilities.sub_(normalizer).exp_()
             probabilities.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=torch.float32))
             gradient = probabilities.to(logits.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = gradient @ multiplied
+                grad_hidden[chunk] = gradient @ weight_cast
             if grad_weight is not None:
                 grad_weight += gradient.T @ inputs
             if grad_bias is not None:
                 grad_bias += probabilities.sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        return nats
+        return loss_sum
 
     @staticmethod
     @override

@@ -1,4 +1,4 @@
-"""Weights of base models and adapters; only safetensors, and never code that came with a model."""
+"""Load base models and adapters: only safetensors, and never code that comes with a model."""
 
 import warnings
 from pathlib import Path
@@ -21,24 +21,24 @@ def load_base(
     device: torch.device,
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """The causal language model in `folder`.
+    """Load the causal language model in `folder`.
 
     Args:
         folder: config.json and safetensors.
-        dtype: of the weights; None for the stored one, or float32 where the device computes no other well.
-        device: where it runs.
-        quantization: of the linear layers but the output head; None for weights as they are.
+        dtype: dtype of the weights; None for the stored dtype, or float32 if the device is slow with 16 bits.
+        device: the device that the model runs on.
+        quantization: quantization of the linear layers except the output head; None for no quantization.
 
-    Raises StageFailure (BASE_MODEL_INVALID) with the reader's own words.
+    Raises StageFailure (BASE_MODEL_INVALID) with the text of the library's error.
     """
-    _quiet()
+    _silence_libraries()
     if dtype is None and not multiplies_bfloat16(device):
         dtype = torch.float32
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            # Quantized layers are made where they stay.
+            # Quantized layers are created on their device.
             **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
             use_safetensors=True,
             trust_remote_code=False,
@@ -49,7 +49,7 @@ def load_base(
             raise
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,
-            f"base model in {folder}: its weights cannot be loaded: {type(error).__name__}: {error}",
+            f"base model in {folder}: the weights cannot be loaded: {type(error).__name__}: {error}",
         ) from error
     if quantization is None:
         model.to(device)  # type: ignore[arg-type] # its stub knows only one of the overloads
@@ -57,9 +57,9 @@ def load_base(
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, trained_as: LoraConfig | None = None) -> PeftModel:
-    """The base model with the adapter in `folder`: for inference, or to be trained on with these settings.
+    """Load the adapter in `folder` onto the base model: for inference, or to train it with `trained_as`.
 
-    Raises StageFailure (ARTIFACT_CORRUPT) where the adapter does not fit.
+    Raises StageFailure (ARTIFACT_CORRUPT) if the adapter does not fit the base model.
     """
     try:
         model = PeftModel.from_pretrained(
@@ -68,7 +68,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, trained_as: LoraConfig | N
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise StageFailure(
             FailureReason.ARTIFACT_CORRUPT,
-            f"adapter in {folder}: it does not fit the base model: {type(error).__name__}: {error}",
+            f"adapter in {folder} does not fit the base model: {type(error).__name__}: {error}",
         ) from error
     if trained_as is None:
         fix_magnitudes(model, model.active_adapter)
@@ -76,13 +76,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, trained_as: LoraConfig | N
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Most tokens that the model can read at once; None where its config does not say."""
+    """Context length of the model in tokens; None if its config does not state it."""
     length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length
 
 
-def _quiet() -> None:
-    """Keep out of the log what is for people who watch a terminal, or who develop PEFT."""
+def _silence_libraries() -> None:
+    """Keep progress bars and warnings for developers of PEFT out of the log."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings(
         "ignore",

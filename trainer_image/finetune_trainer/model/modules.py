@@ -1,4 +1,4 @@
-"""The layers of a model that an adapter can be put on."""
+"""The layers of a model that an adapter can adapt."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,15 @@ from transformers.pytorch_utils import Conv1D
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of all linear layers but the output head, each without its path, sorted.
+    """Names of all linear layers except the output head, without paths, sorted.
 
-    The head is left out because it often is the input embedding too, which then would change with it.
+    The head is excluded because it often is the input embedding too, which would change with it.
     """
     return sorted({path.rpartition(".")[2] for path in _paths(model)})
 
 
 def unknown_layers(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
-    """Those of the wanted layer names, with or without a path, that no linear layer but the head has."""
+    """The `wanted` layer names, with or without a path, that match no linear layer except the head."""
     paths = _paths(model)
     return [layer for layer in wanted if not any(f".{path}".endswith(f".{layer}") for path in paths)]
 

@@ -1,1 +1,1 @@
-"""What all stages share: their context and their progress."""
+"""Context and progress that all stages share."""

@@ -1,4 +1,4 @@
-"""What a stage gets beside its config."""
+"""The runtime context of a stage, in addition to its config."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from finetune_trainer.store import Store
 
 @dataclass(frozen=True)
 class StageContext:
-    """The surroundings of one stage; `stop` is set by SIGTERM and SIGINT."""
+    """Store, reporter, stop flag and process group of one stage; SIGTERM and SIGINT set `stop`."""
 
     store: Store
     reporter: Reporter
     stop: Stop
     group: Group = ALONE
-    """The processes that do it together."""
+    """The processes that run the stage together."""

@@ -1,4 +1,4 @@
-"""How far a stage is whose work is known in advance, and whether it was asked to stop."""
+"""Progress of a stage whose amount of work is known in advance; stops the stage after a signal."""
 
 import logging
 
@@ -12,23 +12,23 @@ logger = logging.getLogger(__name__)
 
 
 class StageMeter(ProgressMeter):
-    """Counts the work of a stage, one activity after the other."""
+    """Counts the work of a stage, one activity after another."""
 
     def __init__(self, context: StageContext, total: int, unit: int = 1) -> None:
-        """`unit` is how much work is one step in what the operator gets."""
+        """`unit` is the amount of work per step of the progress that the operator receives."""
         super().__init__(total, self._line_of_activity, context.reporter, unit=unit)
         self._stop = context.stop
         self._activity = ""
 
     def begin(self, activity: str) -> None:
-        """Name the work that follows, for the log."""
+        """Name the following work for the log."""
         logger.info("%s", activity)
         self._activity = activity
         self.restart_log()
 
     @override
     def add(self, work: int = 1, total: int | None = None) -> None:
-        """Count work that is done. Raises Preempted after a signal."""
+        """Count finished work. Raises Preempted after a signal."""
         if self._stop.is_set():
             raise Preempted
         super().add(work, total)

@@ -1,4 +1,4 @@
-"""From rows to token ids, labels and batches: the same tokens in preflight, train, evaluate and serve.
+"""Encodes rows as token ids, labels and batches: the same tokens in preflight, train, evaluate and serve.
 
-Knows the tokenizer and its chat template, and no weights; only `batching` imports torch itself.
+The package uses the tokenizer and its chat template, but no weights; only `batching` imports torch itself.
 """

@@ -1,7 +1,7 @@
-"""Rows that judge answers, as token ids: a prompt and the answers to it, each apart.
+"""Encodes preference data as token ids: a prompt and its answers as separate sequences.
 
-The ids are those of `RowEncoder`: the prompt's are what serving sends, and an answer ends with its
-end-of-turn token, so that training, evaluation and serving see the same.
+The ids are those of `RowEncoder`: the prompt is what serving sends, and an answer ends with its end-of-turn
+token, so training, evaluation and serving see the same tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder,
 
 @dataclass(frozen=True, slots=True)
 class EncodedAnswers:
-    """Of a Preference row the chosen answer and the rejected one; of a KTO row its answer and its label."""
+    """A Preference row with its chosen and rejected answer, or a KTO row with its answer and label."""
 
     prompt: list[int]
     answer: list[int]
@@ -24,26 +24,26 @@ class EncodedAnswers:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt with the longer answer."""
+        """Number of tokens of the prompt with the longer answer."""
         return len(self.prompt) + max(len(self.answer), len(self.rejected or ()))
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the answers."""
+        """Number of tokens before the answers."""
         return len(self.prompt)
 
     def row(self, answer: list[int]) -> EncodedRow:
-        """The prompt with one of its answers, which alone has labels."""
+        """The prompt with one of its answers; only the answer has labels."""
         return EncodedRow([*self.prompt, *answer], [*[IGNORE_INDEX] * len(self.prompt), *answer])
 
     def truncate(self, max_length: int) -> "EncodedAnswers":
-        """Each sequence without the tokens from `max_length` on."""
-        left = max(0, max_length - len(self.prompt))
+        """Truncate each sequence to its first `max_length` tokens."""
+        answer_length = max(0, max_length - len(self.prompt))
         return replace(
             self,
             prompt=self.prompt[:max_length],
-            answer=self.answer[:left],
-            rejected=None if self.rejected is None else self.rejected[:left],
+            answer=self.answer[:answer_length],
+            rejected=None if self.rejected is None else self.rejected[:answer_length],
         )
 
 
@@ -54,7 +54,7 @@ class AnswerEncoder:
         self._encoder = RowEncoder(tokenizer)
 
     def encode(self, row: Row) -> EncodedAnswers:
-        """Only the last turn is an answer; those before are context. Raises RowNotEncodable."""
+        """Encode the last turn as the answer; earlier turns are context. Raises RowNotEncodable."""
         prompt = self._encoder.encode_prompt(row)
         return EncodedAnswers(
             prompt,
@@ -64,20 +64,20 @@ class AnswerEncoder:
         )
 
     def _answer(self, row: Row, prompt: list[int]) -> list[int]:
-        whole = self._encoder.encode(row).input_ids
-        if whole[: len(prompt)] != prompt:
+        conversation = self._encoder.encode(row).input_ids
+        if conversation[: len(prompt)] != prompt:
             raise RowNotEncodable(
-                "the chat template writes the turns before the answer otherwise than it asks for the answer,"
-                " so training would not match serving; give the base model another chat_template.jinja"
+                "the chat template renders the turns before the answer differently than the prompt for it, so"
+                " training would not match serving; give the base model another chat_template.jinja"
             )
-        return whole[len(prompt) :]
+        return conversation[len(prompt) :]
 
 
 Encoder = RowEncoder | AnswerEncoder
 
 
 def make_encoder(method: MethodType, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """From rows to what the method learns from."""
+    """Create the encoder of the rows that `method` trains on."""
     return AnswerEncoder(tokenizer) if METHODS[method].rows.is_preference_data else RowEncoder(tokenizer)
 
 

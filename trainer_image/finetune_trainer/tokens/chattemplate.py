@@ -1,14 +1,13 @@
 """The tokenizer of a base model, always with a chat template, and the tokens that end an answer.
 
-Prompts and completions are trained and served as a chat, so that a request with the prompt as its user
-message sees exactly the tokens of training. A model that brings a chat template is used with it. For one that
-brings none, as most base models, the trainer supplies one by this rule:
+Prompts and completions are trained and served as a chat, so a request with the prompt as its user message
+sees exactly the tokens of training. If the model has a chat template, it is used. If it has none, as most
+base models, the trainer supplies one by this rule:
 
-1. `gemma`, where the vocabulary has `<start_of_turn>` and `<end_of_turn>`: the format that Gemma 1 to 3 were
-   built for, <https://ai.google.dev/gemma/docs/core/prompt-structure>, with the system turn before the first
-   user turn;
-2. `chatml`, where it has `<|im_start|>` and `<|im_end|>`, as in the base models of Qwen and others;
-3. `plain` for all others: a heading for each turn, and the end-of-sequence token after each answer.
+1. `gemma`, if the vocabulary has `<start_of_turn>` and `<end_of_turn>`: the format of Gemma 1 to 3,
+   <https://ai.google.dev/gemma/docs/core/prompt-structure>, with the system turn before the first user turn;
+2. `chatml`, if the vocabulary has `<|im_start|>` and `<|im_end|>`, as in the base models of Qwen and others;
+3. `plain` otherwise: a heading for each turn, and the end-of-sequence token after each answer.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +23,15 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 MODEL_TEMPLATE: Final = "model"
-"""Name of a template that the model brought."""
+"""Name that stands for the model's own template."""
 
 CONTROL_TOKENS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {"gemma": ("<start_of_turn>", "<end_of_turn>"), "chatml": ("<|im_start|>", "<|im_end|>"), "plain": ()}
 )
-"""The supplied templates in the order in which they are tried, each with the tokens that it is made of."""
+"""The supplied templates in the order of the rule, each with the control tokens that it needs."""
 
 PAD_TOKENS: Final = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
-"""Tokens that models keep for padding without saying so."""
+"""Padding tokens of models that do not declare one."""
 
 PROBE: Final = (
     {"role": "user", "content": "ping"},
@@ -41,17 +40,17 @@ PROBE: Final = (
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`, with a chat template and a padding token.
+    """Load the tokenizer in `folder`, with a chat template and a padding token.
 
-    Raises StageFailure (BASE_MODEL_INVALID) where it cannot be read or used for chats.
+    Raises StageFailure (BASE_MODEL_INVALID) if it cannot be read or used for chats.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    # Its readers raise nearly everything on a damaged file, a bare Exception from Rust among it.
+    # On a damaged file the readers raise nearly any exception, including a bare Exception from Rust.
     except Exception as error:
-        raise _invalid(folder, f"its tokenizer cannot be read: {type(error).__name__}: {error}") from error
+        raise _invalid(folder, f"the tokenizer cannot be read: {type(error).__name__}: {error}") from error
     if not tokenizer.is_fast:
         raise _invalid(folder, "it has no tokenizer.json; save the tokenizer again with a newer transformers")
     if tokenizer.eos_token_id is None:
@@ -60,22 +59,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _supplied(_choose(vocabulary))
     if not isinstance(tokenizer.chat_template, str) and "default" not in tokenizer.chat_template:
-        raise _invalid(folder, "none of its chat templates is called default")
+        raise _invalid(folder, "none of its chat templates is named default")
     if tokenizer.pad_token is None:
-        # Labels never hang on the padding token: as the last choice, the end-of-sequence token does no harm.
+        # Labels do not depend on the padding token, so the end-of-sequence token is safe as the last resort.
         candidates = [token for token in PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token]
         tokenizer.pad_token = (candidates or [tokenizer.unk_token or tokenizer.eos_token])[0]
     try:
         render(tokenizer, PROBE)
     except TemplateError as error:
         raise _invalid(
-            folder, f"its chat template cannot write a question and its answer: {error}"
+            folder, f"its chat template cannot render a question and its answer: {error}"
         ) from error
     return tokenizer
 
 
 def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`model` for a template that the model brought, else the name of the supplied one."""
+    """`model` for the model's own template, else the name of the supplied one."""
     for name in CONTROL_TOKENS:
         if tokenizer.chat_template == _supplied(name):
             return name
@@ -85,7 +84,7 @@ def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None
 ) -> list[int]:
-    """Ids that end an answer, sorted: end of sequence, those of the generation config, end of turn."""
+    """Token ids that end an answer, sorted: end of sequence, end of turn, those of the generation config."""
     found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     configured = None if generation_config is None else generation_config.eos_token_id
     found.update(configured if isinstance(configured, list) else [configured])
@@ -93,7 +92,7 @@ def stop_token_ids(
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The control token that the chat template puts after an answer; None where it puts none."""
+    """The control token that the chat template adds after an answer; None if it adds none."""
     before = render(tokenizer, PROBE[:1], add_generation_prompt=True)
     after = render(tokenizer, PROBE).removeprefix(before)
     control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -108,7 +107,7 @@ def render(
     tools: list[dict[Any, Any] | Callable[..., Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The conversation as text. Raises jinja2.TemplateError for messages that the template refuses."""
+    """Render the conversation as text. Raises jinja2.TemplateError for messages that the template rejects."""
     text = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
         tools=tools,

@@ -1,8 +1,8 @@
-"""From rows to token ids and labels.
+"""Encodes rows as token ids and labels.
 
-What the model has to learn is every assistant turn, but for those of weight 0: the text between the point
-where it would be asked to answer and the end of that answer, end-of-turn token included, so that it learns to
-stop. All else has the label `IGNORE_INDEX`.
+The model learns every assistant turn except those of weight 0: the text from the end of the prompt to the end
+of the answer, including the end-of-turn token, so that it learns to stop. All other tokens have the label
+`IGNORE_INDEX`.
 """
 
 import json
@@ -17,39 +17,39 @@ from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chattemplate import end_of_turn_id, render
 
 IGNORE_INDEX: Final = -100
-"""Label of a token that is not learned; PyTorch's and transformers' convention."""
+"""Label of a token that is not learned; the convention of PyTorch and transformers."""
 
-PLAIN: Final[dict[str, Any]] = {"add_special_tokens": False, "verbose": False}
-"""Texts of chat templates have their control tokens; their length is our business."""
-OFFSETS: Final[dict[str, Any]] = {**PLAIN, "return_offsets_mapping": True}
+TOKENIZE: Final[dict[str, Any]] = {"add_special_tokens": False, "verbose": False}
+"""Rendered chats already have their control tokens. The trainer checks the length itself."""
+TOKENIZE_WITH_OFFSETS: Final[dict[str, Any]] = {**TOKENIZE, "return_offsets_mapping": True}
 
 
 class RowNotEncodable(Exception):
-    """The chat template cannot take this row; the message says why."""
+    """The chat template cannot render this row; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Token ids of a conversation, and for each of them itself or `IGNORE_INDEX`."""
+    """Token ids of a conversation, and one label per token: its id, or `IGNORE_INDEX`."""
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
 
     def truncate(self, max_length: int) -> "EncodedRow":
-        """The row without the tokens from `max_length` on."""
+        """Truncate the row to its first `max_length` tokens."""
         if len(self.input_ids) <= max_length:
             return self
         return EncodedRow(self.input_ids[:max_length], self.labels[:max_length], truncated=True)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens of the row."""
         return len(self.input_ids)
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first that is learned; all of them where none is."""
+        """Number of tokens before the first learned one; all tokens if none is learned."""
         return next((i for i, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.labels))
 
 
@@ -62,7 +62,7 @@ class RowEncoder:
         self._end: int = tokenizer.eos_token_id if end_of_turn is None else end_of_turn
 
     def encode(self, row: Row) -> EncodedRow:
-        """The conversation up to the end of its last answer. Raises RowNotEncodable."""
+        """Encode the conversation up to the end of its last answer. Raises RowNotEncodable."""
         text = self._render(row, len(row.messages))
         spans = [
             span
@@ -73,13 +73,14 @@ class RowEncoder:
         ]
         if not spans or spans[-1][1] != len(text):
             raise RowNotEncodable(
-                "the chat template writes a finished conversation otherwise than it asks for the answer, so"
-                " training would not match serving; give the base model another chat_template.jinja"
+                "the chat template renders the finished conversation differently than the prompt for the"
+                " answer, so training would not match serving; give the base model another"
+                " chat_template.jinja"
             )
         answer = text[spans[-1][0] :]
         if row.output.strip() not in answer:
             raise RowNotEncodable(
-                "the model's chat template leaves the answer out or changes it; give the base model another"
+                "the model's chat template omits or changes the answer; give the base model another"
                 " chat_template.jinja"
             )
         _check_tools(row, text)
@@ -88,19 +89,19 @@ class RowEncoder:
         for begin, end in spans:
             self._learn(ids, labels, bisect_left(starts, begin), bisect_left(starts, end))
         if self._end in ids[bisect_left(starts, spans[-1][0]) :]:
-            # What the template writes after the last end of turn is never generated.
+            # Generation stops at the end of the turn: what the template adds after it is never generated.
             stop = len(ids) - ids[::-1].index(self._end)
             return EncodedRow(ids[:stop], labels[:stop])
         return EncodedRow([*ids, self._end], [*labels, self._end])
 
     def encode_prompt(self, row: Row) -> list[int]:
-        """What the model sees when it is asked for the row's last answer. Raises RowNotEncodable."""
+        """Encode the prompt for the row's last answer, as serving does. Raises RowNotEncodable."""
         prompt = self._render(row, len(row.input), add_generation_prompt=True)
-        ids: list[int] = self._tokenizer(prompt, **PLAIN)["input_ids"]
+        ids: list[int] = self._tokenizer(prompt, **TOKENIZE)["input_ids"]
         return ids
 
     def _render(self, row: Row, turns: int, *, add_generation_prompt: bool = False) -> str:
-        """The first turns of a row as text."""
+        """Render the first `turns` turns of a row as text."""
         try:
             return render(
                 self._tokenizer,
@@ -109,30 +110,30 @@ class RowEncoder:
                 add_generation_prompt=add_generation_prompt,
             )
         except TemplateError as error:
-            raise RowNotEncodable(f"the model's chat template does not take it: {error}") from error
+            raise RowNotEncodable(f"the model's chat template rejects it: {error}") from error
 
     def _span(self, text: str, row: Row, index: int) -> tuple[int, int] | None:
-        """Characters of one assistant turn; None where the template writes it otherwise in a longer chat.
+        """Start and end of one assistant turn in characters; None if a longer chat renders it differently.
 
-        Templates of reasoning models drop the thoughts of earlier turns: those turns are context only.
+        Templates of reasoning models drop the reasoning of earlier turns; those turns are context only.
         """
-        before = self._render(row, index, add_generation_prompt=True)
-        through = text if index == len(row.messages) - 1 else self._render(row, index + 1)
-        if not text.startswith(before) or not text.startswith(through):
+        prompt = self._render(row, index, add_generation_prompt=True)
+        turn_end = text if index == len(row.messages) - 1 else self._render(row, index + 1)
+        if not text.startswith(prompt) or not text.startswith(turn_end):
             return None
-        return len(before), len(through)
+        return len(prompt), len(turn_end)
 
     def _tokenize(self, text: str, answer: int) -> tuple[list[int], list[int]]:
-        """Ids, and the character where each begins; those before `answer` are exactly the prompt's."""
-        prompt = self._tokenizer(text[:answer], **OFFSETS)
-        whole = self._tokenizer(text, **OFFSETS)
+        """Token ids, and the start of each in characters; ids before `answer` are those of the prompt."""
+        prompt = self._tokenizer(text[:answer], **TOKENIZE_WITH_OFFSETS)
+        whole = self._tokenizer(text, **TOKENIZE_WITH_OFFSETS)
         ids: list[int] = whole["input_ids"]
         starts = [begin for begin, _ in whole["offset_mapping"]]
         length = len(prompt["input_ids"])
         if ids[:length] == prompt["input_ids"] and all(start >= answer for start in starts[length:]):
             return ids, starts
-        # The prompt's last characters and the answer's first would make one token together.
-        rest = self._tokenizer(text[answer:], **OFFSETS)
+        # The end of the prompt and the start of the answer would merge into one token.
+        rest = self._tokenizer(text[answer:], **TOKENIZE_WITH_OFFSETS)
         return (
             [*prompt["input_ids"], *rest["input_ids"]],
             [
@@ -142,7 +143,7 @@ class RowEncoder:
         )
 
     def _learn(self, ids: list[int], labels: list[int], begin: int, end: int) -> None:
-        """Label one answer's tokens, up to its last end-of-turn token where it has one."""
+        """Label the tokens of one answer, up to its last end-of-turn token if it has one."""
         answer = ids[begin:end]
         if self._end in answer:
             end -= answer[::-1].index(self._end)
@@ -150,20 +151,20 @@ class RowEncoder:
 
 
 def _for_template(message: Message) -> dict[str, Any]:
-    """A turn as chat templates know it: without its weight."""
+    """A turn without its weight, which chat templates do not know."""
     turn = message.to_dict()
     turn.pop("weight", None)
     return turn
 
 
 def _check_tools(row: Row, text: str) -> None:
-    """Raise RowNotEncodable where the template writes no tools, as most of those do that know none."""
+    """Raise RowNotEncodable if the template ignores tools, as templates without tool support do."""
     called = [json.loads(message.tool_calls) for message in row.messages if message.tool_calls is not None]
     offered = [] if row.tools is None else json.loads(row.tools)
     names = [tool["function"]["name"] for tool in (*offered, *(call for calls in called for call in calls))]
     missing = next((name for name in names if name not in text), None)
     if missing is not None:
         raise RowNotEncodable(
-            f"the model's chat template leaves out the tool {missing}; take a base model that was made for"
-            " tool calls, give it another chat_template.jinja, or remove the tools"
+            f"the model's chat template omits the tool {missing}; use a base model that supports tool calls,"
+            " give it another chat_template.jinja, or remove the tools"
         )

@@ -1,1 +1,1 @@
-"""The metrics, a module each: from a model and its rows to one number."""
+"""The metrics, one module each: a function from a model and its rows to one number."""

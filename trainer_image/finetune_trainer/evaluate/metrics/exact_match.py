@@ -1,9 +1,9 @@
-"""Share of rows whose answer is right to the letter."""
+"""Share of rows whose answer equals a correct text."""
 
 from finetune_trainer.evaluate.measured import MeasuredModel
 
 
 def measure(measured: MeasuredModel) -> float:
-    """From 0 to 1. Surrounding white space does not count."""
-    right = sum(answer in example.accepted for example, answer in measured.answered())
-    return right / len(measured.examples)
+    """Compute the share of correct answers, 0 to 1. Surrounding white space is ignored."""
+    correct = sum(answer in example.accepted for example, answer in measured.answered())
+    return correct / len(measured.examples)

@@ -1,4 +1,4 @@
-"""Share of pairs whose chosen answer the model finds likelier than the rejected one."""
+"""Share of pairs for which the chosen answer is more likely than the rejected one."""
 
 from torch import inference_mode
 
@@ -7,12 +7,12 @@ from finetune_trainer.model.loss import row_losses
 
 
 def measure(measured: MeasuredModel) -> float:
-    """From 0 to 1, by the mean log-likelihood of an answer's tokens.
+    """Compute the share, 0 to 1, by the mean log-likelihood of an answer's tokens.
 
-    By the mean, because a sum is mostly the higher the shorter an answer is; that of each model alone,
-    without a reference, so that models can be compared.
+    The mean, because the sum favours short answers; of the model alone, without a reference model, so that
+    models can be compared.
     """
-    right = 0
+    correct = 0
     for batch in measured.batches():
         sides = (
             [example.encoded for example in batch],
@@ -20,5 +20,5 @@ def measure(measured: MeasuredModel) -> float:
         )
         with inference_mode():
             chosen, rejected = (row_losses(measured.model, measured.padded(side)) for side in sides)
-        right += int((chosen < rejected).sum())
-    return right / len(measured.examples)
+        correct += int((chosen < rejected).sum())
+    return correct / len(measured.examples)

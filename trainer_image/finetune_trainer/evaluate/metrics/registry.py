@@ -1,4 +1,4 @@
-"""The module that computes each metric of the contract's table."""
+"""The function that computes each metric of the contract's table."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
