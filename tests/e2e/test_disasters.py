@@ -48,7 +48,7 @@ FROZEN_SECONDS: Final = 60.0
 BACK_WITHIN_SECONDS: Final = 5.0
 """Requests may fail for so long after somebody deleted the endpoint's Service."""
 
-RESUMED: Final = "going on after step"
+RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"
 STEPS: Final = 900
 LONG: Final = {

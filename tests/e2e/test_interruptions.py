@@ -22,7 +22,7 @@ from tools.demo.access import Access, Object
 from tools.demo.install import RELEASE, SYSTEM
 from tools.images.references import References
 
-RESUMED: Final = "going on after step"
+RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"
 STEPS: Final = 240
 LONGER: Final = {**manifests.LONG, "epochs": 200}

@@ -26,7 +26,7 @@ from tests.waiting import eventually
 from tools.demo.access import Access, Object
 from tools.images.references import References
 
-RESUMED: Final = "going on after step"
+RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"
 IN_TWO_PODS: Final = {"compute": {"profile": manifests.CPU, "nodes": 2}}
 

@@ -227,10 +227,10 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     expected = undisturbed(way)
     assert result.checkpoints == expected.checkpoints
     assert result.tokens == expected.tokens
-    resumed = [line for line in messages if line.startswith("going on after step")]
+    resumed = [line for line in messages if line.startswith("resuming after step")]
     step = happens.resumed_step(when)
-    assert resumed == ([f"going on after step {step} of 6"] if step else [])
-    unused = f"/state/step-{when.newest} is not used"
+    assert resumed == ([f"resuming after step {step} of 6"] if step else [])
+    unused = f"/state/step-{when.newest} is ignored"
     assert any(unused in line for line in messages) == (happens.damage is not None)
 
 
@@ -240,6 +240,6 @@ def assert_refused(site: Site, config: TrainConfig) -> None:
     assert ExitCode.BAD_CONFIG in {each.code for each in pods}
     lines = [line for each in pods for line in each.messages]
     (message,) = (line for line in lines if line.startswith("FingerprintMismatch"))
-    assert not any(line.startswith("going on after step") for line in lines)
+    assert not any(line.startswith("resuming after step") for line in lines)
     assert config.dataset in message
-    assert "a changed run needs a new FineTuneJob" in message
+    assert "create a new FineTuneJob for a changed run" in message

@@ -108,7 +108,7 @@ def test_a_state_of_another_parent_is_refused(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_parent", "expected"), [(True, "the Checkpoint it continues from"), (False, "the base model")]
+    ("has_parent", "expected"), [(True, "the Checkpoint that it continues from"), (False, "the base model")]
 )
 def test_a_run_that_goes_wrong_before_its_first_state_says_what_it_began_with(
     bench: Workbench, has_parent: bool, expected: str

@@ -141,7 +141,7 @@ def test_a_report_without_validation_has_one_line(bench: Workbench) -> None:
     assert "no validation rows" in page
 
 
-@pytest.mark.parametrize(("method", "unit"), [("LoRA", "nats a token"), ("DPO", "loss a row")])
+@pytest.mark.parametrize(("method", "unit"), [("LoRA", "nats per token"), ("DPO", "loss per row")])
 def test_the_axis_says_what_the_loss_is_of(bench: Workbench, method: MethodType, unit: str) -> None:
     rows = PAIRS if method == "DPO" else ROWS
     bench.train(bench.train_config(dataset=bench.dataset(rows), method=Method(type=method), rows=len(rows)))

@@ -158,8 +158,8 @@ def test_the_newest_state_that_is_whole_wins(
     result = bench.train(config, sheet)
 
     assert sheet.seen[0].step == 4
-    (said,) = (message for message in caplog.messages if "is not used" in message)
-    assert "/state/step-4 is not used" in said
+    (said,) = (message for message in caplog.messages if "is ignored" in message)
+    assert "/state/step-4 is ignored" in said
     assert str(newest) not in said
     assert result.checkpoints == undisturbed(config).checkpoints
 

@@ -136,7 +136,7 @@ def test_a_state_whose_kept_weights_are_damaged_is_not_used(
 
     result = bench.train(config)
 
-    assert "step-9 is not used" in caplog.text
+    assert "step-9 is ignored" in caplog.text
     assert result.checkpoints == undisturbed(config).checkpoints
 
 
@@ -177,19 +177,19 @@ def retention(newest: int = 2, always: tuple[int, ...] = (3,)) -> Retention:
 
 
 @pytest.mark.parametrize(
-    ("step", "spoiled", "keeps"),
+    ("step", "loss_is_high", "keeps"),
     [(10, False, True), (10, True, False), (11, False, False), (3, True, True), (100, False, False)],
     ids=["saved regularly", "with a high loss", "another", "named", "the last"],
 )
-def test_which_steps_are_kept(step: int, *, spoiled: bool, keeps: bool) -> None:
-    assert retention().keeps(step, spoiled=spoiled) == keeps
+def test_which_steps_are_kept(step: int, *, loss_is_high: bool, keeps: bool) -> None:
+    assert retention().keeps(step, loss_is_high=loss_is_high) == keeps
 
 
 @pytest.mark.parametrize("final", [60, 100], ids=["ended early at a saved step", "ended as planned"])
 def test_as_many_are_published_however_the_run_ends(final: int) -> None:
     kept: list[KeptStep] = []
     for step in (3, 10, 20, 30, 40, 50, 60):
-        kept = retention().held([*kept, KeptStep(step=step, epoch=1, train_loss=1)])
+        kept = retention().candidates([*kept, KeptStep(step=step, epoch=1, train_loss=1)])
 
     steps = [each.step for each in retention().published(kept, final)]
 

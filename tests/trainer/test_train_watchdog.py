@@ -65,7 +65,7 @@ def test_a_process_that_hangs_ends_and_the_next_one_goes_on(
     assert result.reason == FailureReason.STEP_TIMEOUT
     assert result.message.startswith("step 3 hangs: ")
     assert "within 1 seconds" in result.message
-    assert f"goes on from step 2 in {bench.store_config.uri}" in result.message
+    assert f"resumes from step 2 in {bench.store_config.uri}" in result.message
     assert "raise compute.stepTimeoutSeconds" in result.message
     stacks = errors.read_text()
     assert "in load\n" in stacks or "in blocked_here\n" in stacks
@@ -104,7 +104,7 @@ def test_a_run_without_a_state_begins_anew_after_it(bench: Workbench) -> None:
     ended = run(config, arm=Blocks("loading", bench.root / "stderr"))
 
     assert "step 1 hangs" in ended.result.message
-    assert "goes on from the base model" in ended.result.message
+    assert "resumes from the base model" in ended.result.message
 
 
 def test_the_watch_ends_with_training(bench: Workbench) -> None:

@@ -197,7 +197,7 @@ def test_the_newest_state_that_is_whole_wins(pod: Pod, caplog: pytest.LogCapture
     result = other.train(in_pod(other, config), sheet)
 
     assert sheet.seen[0].step == 4
-    assert "step-4 is not used" in caplog.text
+    assert "step-4 is ignored" in caplog.text
     assert result.checkpoints == on_a_volume(pod, save_every_steps=1).checkpoints
     assert pod.complete_states() == ["step-5", "step-6"]
     volume = other.root / "scratch" / "runs" / RUN / "train" / "state"

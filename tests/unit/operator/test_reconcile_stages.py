@@ -139,11 +139,11 @@ ENDED: list[tuple[str, str, int, str, str, list[str]]] = [
     ),
     (
         "its own words on a divergence",
-        failed("train", "LossDiverged", "step 65: the training loss is 9.4 nats a token").to_json(),
+        failed("train", "LossDiverged", "step 65: the training loss is 9.4 nats per token").to_json(),
         ExitCode.BAD_CONFIG,
         "",
         "LossDiverged",
-        ["step 65: the training loss is 9.4 nats a token"],
+        ["step 65: the training loss is 9.4 nats per token"],
     ),
     (
         "out of memory",

@@ -69,7 +69,7 @@ class MeasuredModel:
         too_long = sum(example.answer_tokens > self._max_new_tokens for example in self.examples)
         if too_long:
             logger.warning(
-                "%d correct answers have more tokens than the %d that are generated: their rows count as wrong",
+                "%d correct answers are longer than the %d generated tokens: their rows count as wrong",
                 too_long,
                 self._max_new_tokens,
             )

@@ -1,1 +1,1 @@
-"""Training: the loop, its resume state, and the checkpoints it publishes."""
+"""Training: the loop, its resume states, and the checkpoints it publishes."""

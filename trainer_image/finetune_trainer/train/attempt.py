@@ -1,4 +1,4 @@
-"""One attempt at a run: where it begins, and what its batches are."""
+"""One attempt at a run: the state it resumes from, and its batch size."""
 
 from dataclasses import dataclass
 
@@ -13,32 +13,35 @@ from finetune_trainer.train.states.resume import ResumeState, ResumeStates
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a process finds in the run's folder."""
+    """The contents of the run's folder at the start of a process."""
 
     folder: RunFolder
     states: ResumeStates
     state: ResumeState | None
-    """What it resumes from; None where it begins."""
+    """The state to resume from; None for a run that starts."""
     split: BatchSplit
     hyperparameters: Hyperparameters
-    """The run's, with batches of the size that fits."""
+    """Those of the run, with the batch size that fits into memory."""
     fingerprint: Fingerprint
 
     @classmethod
     def open(cls, config: TrainConfig, folder: RunFolder, group: Group) -> "Attempt":
-        """Find it. Collective. Raises StageFailure (FINGERPRINT_MISMATCH, STORE_UNAVAILABLE)."""
+        """Read the run's folder. Collective.
+
+        Raises StageFailure (FINGERPRINT_MISMATCH, STORE_UNAVAILABLE).
+        """
         states, fingerprint = ResumeStates(folder, group), Fingerprint.of(config)
         state = states.newest(fingerprint)
         split = BatchSplit(halvings=group.broadcast(BatchSplit.read(folder).halvings))
-        return cls(folder, states, state, split, split.of(config.hyperparameters), fingerprint)
+        return cls(folder, states, state, split, split.apply(config.hyperparameters), fingerprint)
 
     @property
     def step(self) -> int:
-        """The step after which it begins."""
+        """The optimizer step after which the attempt starts."""
         return self.state.step if self.state else 0
 
     def ledger(self) -> RunLedger:
-        """A copy of the state's ledger, to be written on."""
+        """A copy of the state's ledger, to be continued."""
         return (
             self.state.ledger.model_copy(deep=True) if self.state else RunLedger(fingerprint=self.fingerprint)
         )

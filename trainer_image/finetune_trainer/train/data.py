@@ -1,4 +1,4 @@
-"""What a run trains on: base model, tokenizer, and its rows as tokens."""
+"""The inputs of a run: base model, tokenizer and encoded rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +22,24 @@ from finetune_trainer.train.schedule import steps_per_epoch
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a run reads before it trains."""
+    """Everything that a run reads before it trains."""
 
     base: Path
     """Folder of the base model."""
     tokenizer: PreTrainedTokenizerBase
     rows: list[Any]
-    """Training rows as the method's encoder makes them."""
+    """Training rows, encoded for the method."""
     validation: list[Any]
+    """Validation rows, encoded for the method."""
     max_row_tokens: int
-    """Tokens of the longest training row."""
+    """Number of tokens of the longest training row."""
     steps_per_epoch: int
 
     @classmethod
     def load(
         cls, config: TrainConfig, hyperparameters: Hyperparameters, context: StageContext
     ) -> "TrainingData":
-        """Read and encode it.
+        """Read and encode the inputs.
 
         Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
         INVALID_DATA, STORE_UNAVAILABLE), Preempted.
@@ -75,7 +76,7 @@ def _encode(
 
 
 def _checked_steps(rows: int, chosen: Hyperparameters) -> int:
-    """Steps an epoch. Raises StageFailure (INVALID_CONFIG) where the config counts otherwise."""
+    """Steps per epoch. Raises StageFailure (INVALID_CONFIG) if they do not match the config."""
     steps = steps_per_epoch(
         rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps, chosen.processes
     )

@@ -1,4 +1,4 @@
-"""What a method learns from, and the trainer that learns it."""
+"""Creates the trainer of a method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def is_sharded(method: Method, group: Group) -> bool:
-    """Whether the weights are divided among the processes, instead of each process having all."""
+    """Whether the weights are sharded across the processes, instead of replicated in each."""
     return not METHODS[method.type].trains_adapter and group.size > 1
 
 
@@ -38,13 +38,25 @@ def make_trainer(
     continues: bool,
     group: Group,
 ) -> "CompletionTrainer | PreferenceTrainer":
-    """The method's trainer for rows of its encoder; `continues` where the weights were trained before."""
+    """Create the trainer of `method` for encoded rows.
+
+    Args:
+        model: the model to train.
+        rows: training rows, encoded for the method.
+        tokenizer: the tokenizer of the base model.
+        method: the method and its settings.
+        hyperparameters: those of the attempt.
+        folder: where the trainer may write.
+        device: the device of this process.
+        continues: whether another run trained the weights before.
+        group: the processes of the run.
+    """
     if not METHODS[method.type].rows.is_preference_data:
         size = hyperparameters.per_device_batch_size
         collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
-        kind = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer
-        return kind(model, rows, collate, hyperparameters, folder, device=device, group=group)
-    # TRL takes seconds to import, which other methods do without.
+        trainer_class = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer
+        return trainer_class(model, rows, collate, hyperparameters, folder, device=device, group=group)
+    # Importing TRL takes seconds, so other methods do not import it.
     from finetune_trainer.train.preference.trainers import preference_trainer
 
     if not isinstance(model, PeftModel):

@@ -1,4 +1,4 @@
-"""From base weights to a model of which the right part is trained."""
+"""Prepares a model for training: base weights, adapter, precision and quantization."""
 
 import logging
 from pathlib import Path
@@ -23,17 +23,21 @@ logger = logging.getLogger(__name__)
 def trainable_model(
     folder: Path, method: Method, device: torch.device, parent: Path | None = None
 ) -> Trainable:
-    """The base model in `folder`, made ready for `method`; draws random numbers for an adapter.
+    """Load the base model in `folder` and prepare it for `method`; a new adapter draws random numbers.
 
-    With `parent` training begins from the weights in that folder: of an adapter with the settings of `method`
-    for LoRA, of a whole model for Full.
+    With `parent`, training starts from the weights in that folder: an adapter with the LoRA settings of
+    `method`, or a whole model for Full.
 
-    For every method but Full the adapter is float32. For LoRA, DPO, KTO and ORPO the base keeps its stored
-    precision. On a CPU that multiplies bfloat16 its steps take a third of the time of float32 ones; float16,
-    which it computes badly, becomes bfloat16. On other CPUs the base is float32. For QLoRA its linear layers
-    are 4-bit NormalFloats, quantized doubly, and never merged with the adapter (Dettmers et al., "QLoRA",
-    2023). Full trains in float32, since small updates vanish in 16 bits; on a GPU the matrices are multiplied
-    in bfloat16.
+    Precision:
+
+    - The adapter is float32.
+    - The base model of LoRA, DPO, KTO and ORPO keeps its stored dtype. On CPUs that multiply bfloat16, a step
+      in bfloat16 takes a third of the time of float32, and float16, which they compute slowly, becomes
+      bfloat16. On other CPUs the base model is float32.
+    - The linear layers of QLoRA are 4-bit NormalFloats with double quantization, and are never merged with
+      the adapter (Dettmers et al., "QLoRA", 2023).
+    - Full trains in float32, because small updates vanish in 16 bits; GPUs multiply the matrices in bfloat16.
+
     Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG, ARTIFACT_CORRUPT).
     """
     info = METHODS[method.type]
@@ -47,8 +51,8 @@ def trainable_model(
     if unknown or not targets:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"method.lora.targetModules: no linear layer {', '.join(unknown)} that can be adapted; the model"
-            f" has {', '.join(linear_layers(base)) or 'none'}",
+            f"method.lora.targetModules: the model has no linear layer {', '.join(unknown)} to adapt; its"
+            f" linear layers are {', '.join(linear_layers(base)) or 'none'}",
         )
     adapter = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -63,12 +67,12 @@ def trainable_model(
         return load_adapter(base, parent, trained_as=adapter)
     model = get_peft_model(base, adapter)
     if not isinstance(model, PeftModel):
-        raise TypeError(f"PEFT made a {type(model).__name__}")
+        raise TypeError(f"PEFT returned a {type(model).__name__}")
     return model
 
 
 def _quantized(folder: Path, device: torch.device) -> PreTrainedModel:
-    """The base model in 4 bits; the same weights are always quantized to the same numbers."""
+    """Load the base model in 4 bits; quantization is deterministic."""
     dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
@@ -78,12 +82,12 @@ def _quantized(folder: Path, device: torch.device) -> PreTrainedModel:
     )
     model = load_base(folder, dtype, device, quantization)
     if device.type == "cpu":
-        # Imported late: most runs do without it.
+        # Imported late, because most runs do not need it.
         from bitsandbytes.nn.modules import Linear4bit
 
         logger.warning("QLoRA on a CPU saves memory, but its steps take longer than those of LoRA")
         for layer in model.modules():
-            # Else validation would turn the weights into a form that is for inference only, and stays.
+            # Otherwise validation would convert the weights permanently to a form for inference only.
             if isinstance(layer, Linear4bit):
                 layer.support_avx512bf16_for_cpu = False
     return model

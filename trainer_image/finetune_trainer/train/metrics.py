@@ -1,4 +1,4 @@
-"""Prometheus figures of a training pod."""
+"""Prometheus metrics of a training pod."""
 
 import logging
 import time
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingMetrics:
-    """The newest figures; a pod trains one run, so they do not name it."""
+    """Metrics of the current run. A pod trains one run, so they have no label for it."""
 
     def __init__(
         self, device: "torch.device | None" = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`device`: what the model is on; a GPU's memory is shown."""
+        """If `device` is a GPU, its memory is exported."""
         self._clock = clock
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -94,23 +94,23 @@ class TrainingMetrics:
             self._show_memory(device)
 
     def show(self, progress: Progress) -> None:
-        """Take over the newest progress."""
+        """Set the gauges to the newest progress."""
         for field, gauge in self._gauges.items():
             value = getattr(progress, field)
             if value is not None:
                 gauge.set(value)
 
     def saved(self) -> None:
-        """A state was saved that a restarted pod would go on from."""
+        """Record that a state was saved from which a restarted pod would resume."""
         self._saved_at = self._clock()
 
     @contextmanager
     def served(self, port: int) -> Iterator[None]:
-        """Answer scrapes meanwhile; training goes on without where the port is taken."""
+        """Serve scrapes as long as the block runs; without metrics if the port is in use."""
         try:
             server, thread = start_http_server(port, registry=self.registry)
         except OSError as error:
-            logger.warning("metrics are not served, port %d cannot be used: %s", port, error)
+            logger.warning("metrics are not served, because port %d cannot be used: %s", port, error)
             yield
             return
         try:

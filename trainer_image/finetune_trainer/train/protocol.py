@@ -1,4 +1,4 @@
-"""What a training loop needs of a trainer, whatever its rows and its loss are."""
+"""The interface between the training loop and the trainers of all methods."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from finetune_trainer.train.throughput import StepFigures
 
 @dataclass(frozen=True)
 class Validation:
-    """What held-out rows say about the model."""
+    """Result of a validation."""
 
     loss: float
-    """In the learner's unit."""
+    """Mean loss, in the trainer's unit."""
     rewards: RewardSums | None = None
-    """Of methods that learn from preferences."""
+    """Rewards, for methods that train on preference data."""
 
 
 class TrainerProtocol(Protocol):
-    """One of our trainers."""
+    """The methods that every trainer provides."""
 
     unit: str
-    """What the loss is, for messages."""
+    """Unit of the loss, for messages."""
 
     @property
     def loss_sum(self) -> float:
-        """Summed loss of this process's batches of the optimizer step in progress."""
+        """Summed loss of the current optimizer step, over this process's batches so far."""
         ...
 
     def take_step(self) -> StepFigures:
-        """Figures of this process of the optimizer step in progress; begins the next."""
+        """Return the figures of the current optimizer step of this process, and start the next step."""
         ...
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
-        """Without dropout and without random numbers; leaves the model in evaluation mode."""
+        """Validate without dropout and random numbers; leaves the model in evaluation mode."""
         ...
 
     def collect_state(self) -> Callable[[Path], None]:
-        """Of all processes; what it returns writes it, in the leader, as `train` reads it to resume."""
+        """Collect the state of all processes; returns a function with which rank 0 writes it."""
         ...

@@ -1,4 +1,4 @@
-"""How the losses of a run went: a report in the run's folder, as JSON and as a page."""
+"""The training report in the run's folder, as JSON and as an HTML page."""
 
 from typing import Any, Final
 
@@ -16,12 +16,14 @@ VERSION: Final = 1
 
 
 def training_report(config: TrainConfig, result: TrainResult, curve: LossCurve) -> dict[str, Any]:
-    """The report of a run that ended with this result: JSON types; losses in `lossUnit`."""
+    """Create the report of a finished run as JSON types; losses are in `lossUnit`."""
     return {
         "version": VERSION,
         "run": config.run,
         "method": config.method.type,
-        "lossUnit": "loss a row" if METHODS[config.method.type].rows.is_preference_data else "nats a token",
+        "lossUnit": "loss per row"
+        if METHODS[config.method.type].rows.is_preference_data
+        else "nats per token",
         "baseModel": config.base_model,
         "dataset": config.dataset,
         "hyperparameters": config.hyperparameters.to_dict(),
@@ -57,7 +59,7 @@ def training_report(config: TrainConfig, result: TrainResult, curve: LossCurve) 
 
 
 def write_training_report(folder: RunFolder, report: dict[str, Any]) -> str:
-    """Keep it; gives the page's uri. Raises StageFailure (STORE_UNAVAILABLE)."""
+    """Write the report, and return the URI of the page. Raises StageFailure (STORE_UNAVAILABLE)."""
     folder.write(REPORT_NAME, encode(report))
     folder.write(PAGE_NAME, training_page(report).encode())
     return f"{folder.uri}/{PAGE_NAME}"

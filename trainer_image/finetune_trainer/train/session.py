@@ -1,4 +1,4 @@
-"""A model in training: loaded, watched, and run to its last step."""
+"""A training session: loads the model, watches it, and trains to the last step."""
 
 import logging
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a run has come to after its last step."""
+    """The outcome of a run after its last step."""
 
     steps: int
     epoch: float
@@ -51,7 +51,7 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class TrainingSession:
-    """A model that is about to be trained."""
+    """A loaded model that is ready to train."""
 
     config: TrainConfig
     context: StageContext
@@ -60,7 +60,7 @@ class TrainingSession:
     device: torch.device
     model: Trainable
     continues: bool
-    """Whether the weights were trained before, by another run."""
+    """Whether another run trained the weights before."""
     watchdog: StepWatchdog
 
     @classmethod
@@ -68,7 +68,7 @@ class TrainingSession:
     def open(
         cls, config: TrainConfig, context: StageContext, attempt: Attempt, data: TrainingData
     ) -> Iterator["TrainingSession"]:
-        """Load the model; the watchdog watches as long as the block lasts.
+        """Load the model; the watchdog runs as long as the block.
 
         Raises OutOfMemory, StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID,
         INVALID_CONFIG, STORE_UNAVAILABLE), Preempted.
@@ -80,13 +80,13 @@ class TrainingSession:
         last_saved, timeout = attempt.states.last_saved, config.step_timeout_seconds
         with StepWatchdog(config.run, timeout, attempt.step, last_saved, group, config=config) as watchdog:
             with catch_out_of_memory("loading the base model", device, data.max_row_tokens, by_batch=False):
-                # Whole only in the memory of the node; each layer goes to the device in parts.
-                placed = torch.device("cpu") if is_sharded(config.method, group) else device
-                model = trainable_model(data.base, config.method, placed, parent)
+                # With FSDP the whole model exists only in host memory; shards of each layer go to the device.
+                target = torch.device("cpu") if is_sharded(config.method, group) else device
+                model = trainable_model(data.base, config.method, target, parent)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
 
     def run(self) -> TrainingOutcome:
-        """Train to the last step, or as far as it makes the model better.
+        """Train to the last step, or until early stopping.
 
         Raises OutOfMemory, StageFailure (LOSS_NOT_FINITE, LOSS_DIVERGED, STORE_UNAVAILABLE), Preempted,
         PeerLost.
@@ -154,7 +154,7 @@ class TrainingSession:
     def _log_size(self) -> None:
         parameters = self.model.parameters()
         logger.info(
-            "%s: %d parameters are trained on %d rows, %d rows validate, %d steps on %s",
+            "%s: training %d parameters on %d rows with %d validation rows, %d steps on %s",
             self.config.method.type,
             sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             len(self.data.rows),
@@ -165,7 +165,7 @@ class TrainingSession:
 
 
 def _parent(config: TrainConfig, context: StageContext) -> Path | None:
-    """The weights that training begins from, where they are not those of the base model."""
+    """Folder of the Checkpoint to continue from; None to start from the base model."""
     if config.parent is None:
         return None
     logger.info("continuing from Checkpoint %s", config.parent.name)

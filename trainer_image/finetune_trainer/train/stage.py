@@ -1,4 +1,4 @@
-"""The stage itself: load, open, run, result, publish; with smaller batches again where memory runs out."""
+"""The train stage: load, open, run, result, publish; again with smaller batches if memory runs out."""
 
 import logging
 
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: TrainConfig, context: StageContext) -> TrainResult:
-    """Train, or go on with it, and publish the checkpoints.
+    """Train, or resume training, and publish the checkpoints.
 
-    On a CPU an interrupted run ends with the same weights, to the bit, as one that was not.
+    On a CPU the weights of an interrupted run are bit-identical to those of an uninterrupted run.
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
     INVALID_DATA, FINGERPRINT_MISMATCH, RESTARTED_WITHOUT_PROGRESS, LOSS_NOT_FINITE, LOSS_DIVERGED,
     OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted, PeerLost.
-    Of several processes the leader publishes; the others return a result without checkpoints.
+    If the run has several processes, rank 0 publishes; the others return a result without checkpoints.
     """
     result = None
     while result is None:
@@ -38,7 +38,7 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
 
 
 def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
-    """The result; None where memory ran out, and the next attempt is to be made with smaller batches."""
+    """Train once; None if memory ran out and the next attempt must use smaller batches."""
     group = context.group
     with context.store.run_folder(config.run, config.stage) as folder:
         attempt = Attempt.open(config, folder, group)
@@ -47,7 +47,7 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
             restarts = budget.begin(attempt.step, attempt.split.halvings)
             if attempt.state:
                 total = config.hyperparameters.total_steps
-                logger.info("going on after step %d of %d", attempt.step, total)
+                logger.info("resuming after step %d of %d", attempt.step, total)
             with group.guarded():
                 return _train(config, context, attempt, restarts)
         except Preempted:
@@ -66,11 +66,11 @@ def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restart
     context.group.end_collectives()
     context.stop.release()
     result = _result(attempt, outcome, restarts)
-    return _published(config, context, attempt, outcome, result) if context.group.is_main_process else result
+    return _publish(config, context, attempt, outcome, result) if context.group.is_main_process else result
 
 
 def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainResult:
-    """The figures of a run that has ended; it has no checkpoints yet."""
+    """The figures of a finished run, without checkpoints."""
     ledger, wasted_time, chosen = outcome.ledger, outcome.wasted_time, attempt.hyperparameters
     halved = attempt.split.halvings > 0
     return TrainResult(
@@ -91,14 +91,14 @@ def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainR
     )
 
 
-def _published(
+def _publish(
     config: TrainConfig,
     context: StageContext,
     attempt: Attempt,
     outcome: TrainingOutcome,
     result: TrainResult,
 ) -> TrainResult:
-    """The result with the run's checkpoints and its report, which are in the store."""
+    """Publish checkpoints and report to the store, and add them to the result."""
     checkpoints = publish_checkpoints(
         context.store,
         attempt.states,
@@ -115,24 +115,24 @@ def _published(
 
 
 def _halve_batches(config: TrainConfig, context: StageContext, attempt: Attempt, error: OutOfMemory) -> None:
-    """Have the next attempt use batches of half as many rows.
+    """Halve the batches of the next attempt.
 
-    Raises StageFailure (OUT_OF_MEMORY) where they cannot or may not be smaller; PeerLost where other
-    processes have to start again with this one.
+    Raises StageFailure (OUT_OF_MEMORY) if they cannot or must not be smaller; PeerLost if other processes
+    have to restart together with this one.
     """
     split, used = attempt.split, attempt.hyperparameters
-    smaller = config.adapt_batch_size and split.can_halve(used, config.method.type)
-    if not (error.by_batch and smaller):
+    can_halve = config.adapt_batch_size and split.can_halve(used, config.method.type)
+    if not (error.by_batch and can_halve):
         raise out_of_memory_failure(error, used, config.method.type) from error
     split = split.halved()
     split.write(attempt.folder)
     if context.group.size > 1:
         raise PeerLost(
-            f"{error}; when all processes have started again, they go on with smaller batches"
+            f"{error}; training resumes with smaller batches when all processes have restarted"
         ) from error
-    used = split.of(config.hyperparameters)
+    used = split.apply(config.hyperparameters)
     logger.warning(
-        "%s; going on with batches of %d rows, accumulated %d times",
+        "%s; resuming with batches of %d rows, accumulated %d times",
         error,
         used.per_device_batch_size,
         used.gradient_accumulation_steps,

@@ -1,4 +1,4 @@
-"""transformers' Trainer with our loss, and with its state written where we say."""
+"""transformers' Trainer with our loss, and with its state written by our code."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.throughput import StepFigures
 
 WARMUP_RATIO: Final = 0.05
-"""Part of all steps in which the learning rate rises; from there it falls linearly to 0."""
+"""Share of all steps in which the learning rate rises; after that it falls linearly to 0."""
 MAX_GRADIENT_NORM: Final = 1.0
 
 TRAINER_STATE: Final = "trainer_state.json"
@@ -43,7 +43,7 @@ def training_arguments(
     folder: Path,
     **more: Any,
 ) -> ArgumentsT:
-    """What every method's trainer is told, with what is special to the method in `more`."""
+    """The arguments of every method's trainer; `more` has those of one method."""
     on_gpu = device.type == "cuda"
     chosen = kind(
         output_dir=str(folder),
@@ -61,7 +61,7 @@ def training_arguments(
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         activation_checkpointing=hyperparameters.gradient_checkpointing,
-        # The other way needs inputs that have gradients, which those of a frozen base model have not.
+        # Reentrant checkpointing needs inputs with gradients, and those of a frozen base model have none.
         activation_checkpointing_kwargs={"use_reentrant": False},
         remove_unused_columns=False,
         logging_strategy="no",
@@ -70,23 +70,23 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
-        # There are none; but looking keeps DDP from ordering its sums anew after a process's first step, by
-        # which a run that was restarted would be rounded differently.
+        # There are no unused parameters. But the search keeps DDP from reordering its sums after the first
+        # step of a process, which would round a restarted run differently.
         ddp_find_unused_parameters=not on_gpu,
         **more,
     )
     if on_gpu:
-        chosen._n_gpu = 1  # else a process that sees several would divide its batches among them
+        chosen._n_gpu = 1  # otherwise a process that sees several GPUs would split its batches
     return chosen
 
 
 def collect_state(
     trainer: Trainer, group: Group, write_optimizer: Callable[[Path], None] | None = None
 ) -> Callable[[Path], None]:
-    """What `train` reads to resume: optimizer, scheduler, position, and every process's random numbers.
+    """Collect the state that `train` resumes from: optimizer, scheduler, position, and all random numbers.
 
-    Every process takes part; what it returns writes the files, in the leader. Optimizer and scheduler are
-    written by `write_optimizer` where they are not this process's own.
+    Collective. Returns a function with which rank 0 writes the files. With `write_optimizer`, that function
+    writes optimizer and scheduler instead of the Trainer.
     """
     with TemporaryDirectory() as folder:
         trainer._save_rng_state(folder)
@@ -106,41 +106,41 @@ def collect_state(
 
 
 def _random_numbers_file(rank: int, processes: int) -> str:
-    """As transformers names it."""
+    """The file name that transformers uses."""
     return "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
 
 
 class StepSums:
-    """Sums over the batches of the optimizer step in progress."""
+    """Sums over the batches of the current optimizer step."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, loss_sum: Tensor, labels: Tensor, tokens: Tensor) -> None:
-        """Count one batch; stays on the device, so that it waits for nothing."""
+        """Count one batch; the sums stay on the device, so this does not synchronize."""
         self._sums += torch.stack(
             [value.detach().double().to(self._sums.device) for value in (loss_sum, labels, tokens)]
         )
 
     @property
     def loss_sum(self) -> float:
-        """Summed loss so far."""
+        """Summed loss of the current step so far."""
         return float(self._sums[0])
 
     def take(self, rewards: RewardSums | None = None) -> StepFigures:
-        """The figures of the step, with these rewards; begins the next step."""
+        """Return the figures of the step, with these rewards, and start the next step."""
         loss_sum, labels, tokens = self._sums.tolist()
         self._sums.zero_()
         return StepFigures(loss_sum, int(labels), int(tokens), rewards)
 
 
 class CompletionTrainer(Trainer):
-    """Learns completion tokens; each token counts the same, in whatever batch of a step it is."""
+    """Trains on completion tokens. All tokens of an optimizer step have equal weight, across its batches."""
 
     loss_is_scaled_for_ga = True
-    unit = "nats a token"
+    unit = "nats per token"
     settings: Mapping[str, Any] = MappingProxyType({})
-    """What the Trainer is told beside what all are."""
+    """Additional arguments of the Trainer."""
 
     def __init__(
         self,
@@ -161,12 +161,12 @@ class CompletionTrainer(Trainer):
             train_dataset=rows,
         )
         if not group.is_main_process:
-            set_seed(hyperparameters.seed + group.rank)  # a dropout of its own
+            set_seed(hyperparameters.seed + group.rank)  # different dropout in each process
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # makes it count the labelled tokens of a whole step
+        self.model_accepts_loss_kwargs = True  # makes the Trainer count the labelled tokens of a whole step
         self.sums = StepSums(device)
         self._group = group
-        # DDP expects gradients of what the model's own pass uses only, and a trained head would not be.
+        # DDP expects gradients only for weights that the model's own pass uses, not for a trained head.
         self._head = probe_head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
         self._trained, self._collate = model, collate
 
@@ -178,20 +178,20 @@ class CompletionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The batch's share of the step's mean loss a token."""
+        """The batch's share of the step's mean loss per token."""
         if num_items_in_batch is None:
             raise ValueError("the Trainer did not count the labelled tokens of the step")
-        nats, labels = completion_loss(model, inputs, self._head)
+        loss_sum, labels = completion_loss(model, inputs, self._head)
         tokens = token_count(inputs)
         if self._group.size > 1:
-            tokens = tokens * (labels > 0)  # none for a blank row
-        self.sums.add(nats, labels, tokens)
-        # The gradients of several processes are averaged, and those of the step's tokens are to be summed.
-        return nats / num_items_in_batch * self._group.size
+            tokens = tokens * (labels > 0)  # 0 for a blank row
+        self.sums.add(loss_sum, labels, tokens)
+        # DDP averages the gradients of the processes, but those of the step's tokens must be summed.
+        return loss_sum / num_items_in_batch * self._group.size
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of this process."""
+        """The batches of this process."""
         if self._group.size == 1:
             return super().get_train_dataloader()
         size = self.args.per_device_train_batch_size
@@ -203,36 +203,36 @@ class CompletionTrainer(Trainer):
         )
 
     def batches(self, rows: Sequence[EncodedRow]) -> list[dict[str, Tensor]]:
-        """This process's share of held-out rows, as `validate` takes them."""
+        """Collate this process's share of held-out rows for `validate`."""
         size = self.args.per_device_train_batch_size
-        every = [rows[at : at + size] for at in range(0, len(rows), size)]
+        all_batches = [rows[at : at + size] for at in range(0, len(rows), size)]
         return [
             {name: tensor.to(self.args.device) for name, tensor in self._collate(batch).items()}
-            for batch in self._group.share(every, [blank_row(self._rows[0])])
+            for batch in self._group.share(all_batches, [blank_row(self._rows[0])])
         ]
 
     @property
     def loss_sum(self) -> float:
-        """Of the optimizer step in progress."""
+        """Summed loss of the current optimizer step."""
         return self.sums.loss_sum
 
     def take_step(self) -> StepFigures:
-        """Tokens that are learned have no rewards."""
+        """Return the figures of the step, without rewards."""
         return self.sums.take()
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
-        """Mean loss of the labelled tokens of all processes."""
+        """Compute the mean loss over the labelled tokens of all processes."""
         totals = total_completion_loss(self._trained, batches, self._head)
-        nats, tokens = self._group.all_reduce_sum(*totals)
-        return Validation(nats / tokens if tokens else math.nan)
+        loss_sum, tokens = self._group.all_reduce_sum(*totals)
+        return Validation(loss_sum / tokens if tokens else math.nan)
 
     def collect_state(self) -> Callable[[Path], None]:
-        """What `train` reads to resume; of all processes."""
+        """Collect the state of all processes that `train` resumes from."""
         return collect_state(self, self._group)
 
 
 def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
-    """The output head, tried out on the shortest row."""
+    """Return the output head, after a test on the shortest row; None if it cannot be chunked."""
     shortest = pack([min(rows, key=lambda row: len(row.input_ids))])
     return chunked_head(
         model, {name: tensor.to(model.device) for name, tensor in shortest.items() if name != "labels"}

@@ -1,4 +1,4 @@
-"""Ends a run whose loss makes no sense any more."""
+"""Ends a run whose loss is not finite or has diverged."""
 
 import math
 
@@ -12,7 +12,7 @@ from finetune_trainer.train.states.losses import HIGH_LOSS_FACTOR, MAX_HIGH_LOSS
 
 
 class Divergence(Callback):
-    """Lets no step change the weights whose loss or gradient is not finite, and none follow high losses."""
+    """Stops before a step with a loss or gradient that is not finite, and after a series of high losses."""
 
     @override
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -36,7 +36,7 @@ class Divergence(Callback):
         run, losses = self.run, self.run.ledger.losses
         if not losses.diverged:
             return
-        raise run.spoiled(
+        raise run.loss_failure(
             FailureReason.LOSS_DIVERGED,
             f"step {step}: the training loss is {run.figures.loss:.4g} {run.trainer.unit}, and has been above"
             f" {HIGH_LOSS_FACTOR} times its running median of {losses.median:.4g} for {MAX_HIGH_LOSS_STEPS}"

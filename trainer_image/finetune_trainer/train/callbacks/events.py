@@ -1,4 +1,4 @@
-"""From the events of transformers' Trainer to our callbacks."""
+"""Adapts the events of transformers' Trainer to our callbacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from finetune_trainer.train.callbacks.state import Callback
 
 
 class Events(TrainerCallback):
-    """Hands each event on to the callbacks, in their order."""
+    """Passes each event to the callbacks, in their order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks

@@ -1,4 +1,4 @@
-"""Signs of life, and the moment from which a signal has something to save."""
+"""Heartbeats, and the moment from which a signal must save a state."""
 
 from typing_extensions import override
 
@@ -7,11 +7,11 @@ from finetune_trainer.train.callbacks.state import Callback
 
 
 class Heartbeat(Callback):
-    """Feeds the watchdog and the clock of lost work with each batch."""
+    """Feeds the watchdog and the clock of wasted time with each batch."""
 
     @override
     def begin(self, step: int, epoch: float) -> None:
-        """Stop before the first step if asked to."""
+        """Stop before the first step if a signal has arrived."""
         self.run.context.stop.hold()
         if self.run.stopping():
             raise Preempted
@@ -20,8 +20,8 @@ class Heartbeat(Callback):
 
     @override
     def end_batch(self, step: int) -> None:
-        self.run.alive(step)
+        self.run.record_batch(step)
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
-        self.run.alive(step)
+        self.run.record_batch(step)

@@ -1,4 +1,4 @@
-"""Figures of each step: for the ledger, the operator, Prometheus and the log."""
+"""Reports the figures of each step to the ledger, the operator, Prometheus and the log."""
 
 import logging
 from typing import Final
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reporting(Callback):
-    """Counts each step; the log gets one every few seconds, and the last."""
+    """Counts each step; logs a step every few seconds, and the last one."""
 
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
@@ -32,13 +32,13 @@ class Reporting(Callback):
 
     @override
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """The scheduler changes the learning rate with the weights."""
+        """Read the learning rate before the scheduler changes it."""
         self.run.learning_rate = float(optimizer.param_groups[0]["lr"])
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
         run = self.run
-        figures = run.trainer.take_step().summed(run.context.group)
+        figures = run.trainer.take_step().all_reduced(run.context.group)
         run.figures = figures
         run.ledger.add_step(figures)
         self._throughput.end_step(figures)

@@ -1,4 +1,4 @@
-"""Saves: weights that are kept, the best ones, and states to resume from; and the end of a run by them."""
+"""Saves kept weights, the best weights and resume states, and ends the run after a signal."""
 
 import logging
 import time
@@ -13,18 +13,18 @@ from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
 from finetune_trainer.train.states.weights import CollectedWeights
 
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
-"""Training stands still for so long."""
+"""The seconds for which training pauses."""
 
 logger = logging.getLogger(__name__)
 
 
 class Keeping(Callback):
-    """Keeps the weights of the steps that become Checkpoints."""
+    """Keeps the weights of steps that become Checkpoints."""
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
         run = self.run
-        if not run.retention.keeps(step, spoiled=run.ledger.losses.high_steps > 0):
+        if not run.retention.keeps(step, loss_is_high=run.ledger.losses.high_steps > 0):
             return
         weights = run.weights.collect()
         if run.context.group.is_main_process:
@@ -34,7 +34,7 @@ class Keeping(Callback):
 
 
 class Saving(Callback):
-    """Saves the state when it is due, at the end, and when the run is to stop."""
+    """Saves the state when a save is due, at the last step, and when the run stops."""
 
     @override
     def begin(self, step: int, epoch: float) -> None:
@@ -45,17 +45,17 @@ class Saving(Callback):
     def end_step(self, step: int, epoch: float) -> None:
         chosen, ledger = self.run.hyperparameters, self.run.ledger
         stopping = self.run.stopping()
-        last = step == chosen.total_steps
-        # A state with a high loss would take the place of one to go back to.
+        is_last = step == chosen.total_steps
+        # A state with a high loss would replace a good one.
         due = step % chosen.save_every_steps == 0 and not ledger.losses.high_steps
-        early = self.run.out_of_patience(step)
-        if stopping or last or early or due:
+        stops_early = self.run.out_of_patience(step)
+        if stopping or is_last or stops_early or due:
             self.save(step)
         if stopping:
             self.run.wasted_time.flush()
             self.run.context.group.end_collectives()
             raise Preempted
-        if early:
+        if stops_early:
             raise StoppedEarly
 
     def save(self, step: int) -> None:
@@ -63,11 +63,11 @@ class Saving(Callback):
         weights, write_state = self.run.weights.collect(), self.run.trainer.collect_state()
         if self.run.context.group.is_main_process:
             self._write(step, weights, write_state)
-        self.run.context.group.broadcast(step)  # nobody leaves before it is saved
+        self.run.context.group.broadcast(step)  # a barrier: no process exits before the state is saved
         self.run.watchdog.feed(step)
 
     def save_best(self, step: int) -> None:
-        """Save the weights that the ledger calls the best next. Collective."""
+        """Save the weights that the ledger records as the best next. Collective."""
         weights = self.run.weights.collect()
         if self.run.context.group.is_main_process:
             self.run.states.save_best(step, weights.write)
@@ -78,8 +78,8 @@ class Saving(Callback):
             weights.write_resume(folder)
             write_state(folder)
 
-        began = time.monotonic()
+        began_at = time.monotonic()
         saved = self.run.states.save(step, self.run.ledger, fill)
         self.run.wasted_time.saved(step)
         self.run.metrics.saved()
-        logger.info(SAVED, step, time.monotonic() - began, self.run.states.uri(saved))
+        logger.info(SAVED, step, time.monotonic() - began_at, self.run.states.uri(saved))

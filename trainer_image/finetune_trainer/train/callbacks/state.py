@@ -1,4 +1,4 @@
-"""What the callbacks of a run share."""
+"""The state that the callbacks of a run share, and their base class."""
 
 from dataclasses import dataclass, field
 
@@ -20,12 +20,12 @@ from finetune_trainer.train.throughput import StepFigures
 
 
 class StoppedEarly(Exception):
-    """The validation loss has not become lower for as many epochs as were asked for; the state is saved."""
+    """The validation loss did not improve for `early_stopping_patience` epochs; the state is saved."""
 
 
 @dataclass
 class RunState:
-    """A run in training: its parts, and where it is."""
+    """A run in training: its parts and its position."""
 
     context: StageContext
     hyperparameters: Hyperparameters
@@ -40,17 +40,17 @@ class RunState:
     watchdog: StepWatchdog
     metrics: TrainingMetrics
     learning_rate: float = field(init=False, default=0.0)
-    """Of the last optimizer step."""
+    """Learning rate of the last optimizer step."""
     figures: StepFigures = field(init=False)
-    """Of the last optimizer step, of all processes."""
+    """Figures of the last optimizer step, over all processes."""
 
-    def alive(self, step: int) -> None:
-        """A batch is done; `step` is the last optimizer step that is."""
+    def record_batch(self, step: int) -> None:
+        """Record that a batch is finished after the optimizer step `step`."""
         self.watchdog.feed(step)
         self.wasted_time.update()
 
     def stopping(self) -> bool:
-        """Whether any process was asked to stop; then all of them stop after the same step. Collective."""
+        """Whether a signal stopped any process; then all stop after the same step. Collective."""
         return self.context.group.any(self.context.stop.is_set())
 
     def ends_epoch(self, step: int) -> bool:
@@ -58,43 +58,43 @@ class RunState:
         return step > 0 and step % self.steps_per_epoch == 0
 
     def out_of_patience(self, step: int) -> bool:
-        """Whether the run is to end after this step although there are more."""
+        """Whether early stopping ends the run after this step."""
         patience = self.hyperparameters.early_stopping_patience
         if patience is None or step == self.hyperparameters.total_steps:
             return False
         return self.ledger.steps_since_best >= patience * self.steps_per_epoch
 
-    def spoiled(self, reason: FailureReason, what: str) -> StageFailure:
-        """The end of a run whose loss makes no sense any more; `what` is a clause."""
+    def loss_failure(self, reason: FailureReason, problem: str) -> StageFailure:
+        """Create the failure of a run whose loss is not usable; `problem` is a clause."""
         return StageFailure(
             reason,
-            f"{what}; make a new run with a hyperparameters.learningRate below"
+            f"{problem}. Create a new run with a hyperparameters.learningRate below"
             f" {self.hyperparameters.learning_rate:g}, and look for rows of extreme length or content. The"
             f" last good state is {self.states.last_good(self.ledger)}",
         )
 
-    def not_finite(self, step: int, what: str) -> StageFailure:
-        """The end of a run whose figure `what` is no number."""
-        return self.spoiled(FailureReason.LOSS_NOT_FINITE, f"step {step}: the {what}")
+    def not_finite(self, step: int, problem: str) -> StageFailure:
+        """Create the failure of a run with a figure that is not finite; `problem` is a clause."""
+        return self.loss_failure(FailureReason.LOSS_NOT_FINITE, f"step {step}: the {problem}")
 
 
 class Callback:
-    """Called around each optimizer step; steps are those that are done."""
+    """Called around each optimizer step; `step` is the number of finished steps."""
 
     def __init__(self, run: RunState) -> None:
         self.run = run
 
     def begin(self, step: int, epoch: float) -> None:
-        """Before the first step of this process, after `step` of the run."""
+        """Called before the first step of this process, after `step` steps of the run."""
 
     def begin_step(self) -> None:
-        """Before the first batch of a step."""
+        """Called before the first batch of a step."""
 
     def end_batch(self, step: int) -> None:
-        """A batch is done, and the step needs more of them."""
+        """Called after a batch, if the step has further batches."""
 
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """All gradients of the step after `step` are there, and the weights have not changed."""
+        """Called when all gradients of the next step are computed, before the weights change."""
 
     def end_step(self, step: int, epoch: float) -> None:
-        """The weights have changed."""
+        """Called after the weights have changed."""

@@ -1,4 +1,4 @@
-"""Validation after each epoch, and the best weights by it."""
+"""Validates after each epoch, and saves the weights with the lowest validation loss."""
 
 import logging
 import math
@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 class Validating(Callback):
-    """A run that is stopped during validation saves before, and the next pod validates first."""
+    """A run that is stopped during validation saves its state first; the next pod repeats the validation."""
 
     def __init__(self, run: RunState, batches: Sequence[Mapping[str, Tensor]], saving: Saving) -> None:
-        """`batches`: of this process; none without a validation split."""
+        """`batches` are those of this process; empty without validation rows."""
         super().__init__(run)
         self._batches = batches
         self._saving = saving
 
     @override
     def begin(self, step: int, epoch: float) -> None:
-        """Catch up on a validation that was cut short."""
+        """Repeat a validation that was interrupted."""
         if self.run.ends_epoch(step) and self.run.ledger.evaluated_step < step:
             self._validate(step, epoch)
 
@@ -76,4 +76,4 @@ class Validating(Callback):
             if self.run.stopping():
                 raise Preempted
             yield batch
-            self.run.alive(step)
+            self.run.record_batch(step)

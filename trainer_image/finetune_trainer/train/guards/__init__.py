@@ -1,1 +1,1 @@
-"""What ends a training that cannot succeed: memory that ran out, a step that hangs."""
+"""Guards that end training that cannot succeed: memory is exhausted, a step hangs."""

@@ -1,6 +1,6 @@
-"""What is done when memory runs out: batches of half as many rows and twice as many of them, or good advice.
+"""Handles exhausted memory: halves the batches and doubles their number, or fails with advice.
 
-A step reads the same rows however they are split, so that schedule and number of steps stay.
+A step reads the same rows in any split, so the schedule and the number of steps do not change.
 """
 
 import gc
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class OutOfMemory(Exception):
-    """Memory ran out. `by_batch`: while batches were computed, so that smaller ones may fit."""
+    """Memory is exhausted. `by_batch`: it happened while computing batches, so smaller ones may fit."""
 
     def __init__(self, message: str, max_row_tokens: int, *, by_batch: bool) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class OutOfMemory(Exception):
 def catch_out_of_memory(
     activity: str, device: torch.device, max_row_tokens: int, *, by_batch: bool
 ) -> Iterator[None]:
-    """Raise OutOfMemory, with the figures of `device`, for each way in which memory runs out in the block."""
+    """Turn any out-of-memory error of the block into OutOfMemory, with the memory figures of `device`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -54,35 +54,35 @@ def catch_out_of_memory(
 
 
 def release_memory() -> None:
-    """Give back what an attempt that failed had taken; its exception must be gone."""
+    """Free the memory of a failed attempt; no reference to its exception may remain."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class BatchSplit(BaseModel):
-    """How often a run's batches were halved; kept in its folder, so that no restart tries the larger ones."""
+    """How often a run's batches were halved; stored in its folder, so no restart retries larger batches."""
 
     halvings: int = Field(default=0, ge=0)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "BatchSplit":
-        """The run's own. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Read that of the run. Raises StageFailure (STORE_UNAVAILABLE)."""
         content = folder.read(FILE)
         if content is None:
             return cls()
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            logger.warning("%s/%s is damaged and not used: %s", folder.uri, FILE, error)
+            logger.warning("%s/%s is damaged and ignored: %s", folder.uri, FILE, error)
             return cls()
 
     def write(self, folder: RunFolder) -> None:
-        """Remember it. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Store it in the run's folder. Raises StageFailure (STORE_UNAVAILABLE)."""
         folder.write(FILE, self.model_dump_json().encode())
 
-    def of(self, hyperparameters: Hyperparameters) -> Hyperparameters:
-        """The hyperparameters with as many rows an optimizer step, in smaller batches."""
+    def apply(self, hyperparameters: Hyperparameters) -> Hyperparameters:
+        """Apply to `hyperparameters`: smaller batches, and the same number of rows per optimizer step."""
         parts = 1 << self.halvings
         return hyperparameters.model_copy(
             update={
@@ -92,35 +92,35 @@ class BatchSplit(BaseModel):
         )
 
     def can_halve(self, used: Hyperparameters, method: MethodType) -> bool:
-        """Whether the method can work with batches of half as many rows."""
+        """Whether the method supports batches of half the size."""
         rows = used.per_device_batch_size
         return rows % 2 == 0 and rows // 2 >= METHODS[method].min_batch_rows
 
     def halved(self) -> "BatchSplit":
-        """With half as many rows a batch."""
+        """The split with half as many rows per batch."""
         return BatchSplit(halvings=self.halvings + 1)
 
 
 def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: MethodType) -> StageFailure:
-    """The end of a run whose batches cannot be made smaller, or may not be."""
-    rows, longest = used.per_device_batch_size, error.max_row_tokens
+    """Create the failure of a run whose batches cannot or must not be smaller."""
+    rows, max_row_tokens = used.per_device_batch_size, error.max_row_tokens
     figures = (
-        f"perDeviceBatchSize is {rows} and the longest row has {longest} tokens, so that a batch has up to"
-        f" {rows * longest}"
+        f"perDeviceBatchSize is {rows} and the longest row has {max_row_tokens} tokens, so a batch has up to"
+        f" {rows * max_row_tokens} tokens"
     )
-    smaller = [
-        *(["a smaller hyperparameters.perDeviceBatchSize, or without it"] if rows > 1 else []),
-        f"a hyperparameters.maxSequenceLength below {longest}",
+    options = [
+        *(["a smaller hyperparameters.perDeviceBatchSize, or none"] if rows > 1 else []),
+        f"a hyperparameters.maxSequenceLength below {max_row_tokens}",
         *([] if used.gradient_checkpointing else ["hyperparameters.gradientCheckpointing: true"]),
         *([advice] if (advice := METHODS[method].memory_advice) else []),
         "a ComputeProfile with more memory",
     ]
     return StageFailure(
         FailureReason.OUT_OF_MEMORY,
-        f"{error}; {figures}. Make a new run with {', or '.join(smaller)}",
+        f"{error}; {figures}. Create a new run with {', or '.join(options)}",
     )
 
 
 def _first_line(error: BaseException) -> str:
-    """PyTorch's own words go on for a screenful."""
+    """The first line of the error; PyTorch's whole message fills a screen."""
     return str(error).partition("\n")[0][:200] or type(error).__name__

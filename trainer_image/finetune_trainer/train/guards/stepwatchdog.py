@@ -1,6 +1,6 @@
-"""Ends a process whose training hangs, so that the next pod goes on.
+"""Ends a process whose training hangs, so that the next pod can resume.
 
-A GPU that stopped answering, or storage that did, blocks a call for ever, and the main thread with it.
+A GPU or storage that stops responding blocks a call forever, and with it the main thread.
 """
 
 import faulthandler
@@ -20,13 +20,13 @@ from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime import termination
 
 SHUTDOWN_SECONDS: Final = 30
-"""After these the process ends also where the log or the termination message is what hangs."""
+"""Limit after which the process exits even if writing the log or the termination message hangs."""
 
 logger = logging.getLogger(__name__)
 
 
 class StepWatchdog:
-    """A thread that ends the process unless it is fed often enough; begins and ends with its block."""
+    """A thread that ends the process unless it is fed in time; runs as long as the block."""
 
     def __init__(
         self,
@@ -38,10 +38,15 @@ class StepWatchdog:
         *,
         config: StageConfig | None = None,
     ) -> None:
-        """For a run after `step`.
+        """Watch a run from `step` on.
 
-        `seconds`: the longest time between two feedings. `last_state`: what the next pod goes on from.
-        `group`: the processes that wait for one another, of which only one fails by it.
+        Args:
+            run: folder of the run.
+            seconds: maximum time between two calls of `feed`.
+            step: the last finished optimizer step.
+            last_state: describes the state that the next pod resumes from.
+            group: the processes that wait for one another; only one of them reports the failure.
+            config: config of the stage, which completes the result.
         """
         self._group = group
         self._config = config
@@ -65,13 +70,13 @@ class StepWatchdog:
         self._thread.join()
 
     def feed(self, step: int) -> None:
-        """Something is finished; `step` is the last optimizer step that is."""
+        """Record that a batch or a save finished; `step` is the last finished optimizer step."""
         self._step = step
         self._fed_at = time.monotonic()
 
     def _watch(self) -> None:
-        while (left := self._fed_at + self._seconds - time.monotonic()) > 0:
-            if self._ended.wait(left):
+        while (remaining := self._fed_at + self._seconds - time.monotonic()) > 0:
+            if self._ended.wait(remaining):
                 return
         self._end()
 
@@ -79,10 +84,10 @@ class StepWatchdog:
         faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # with code 1, which is INTERNAL
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         message = (
-            f"step {self._step + 1} hangs: no batch, validation batch or saved state was finished within"
-            f" {self._seconds:g} seconds. The next pod goes on from {self._last_state()}; if it hangs again,"
-            " see in the pod's log where (every thread's stack is there), check its GPU and the store, and"
-            " raise compute.stepTimeoutSeconds in a new run if it only is slow"
+            f"step {self._step + 1} hangs: no batch, validation batch or saved state finished within"
+            f" {self._seconds:g} seconds. The next pod resumes from {self._last_state()}. If it hangs again,"
+            " find the cause in the pod's log, which has the stacks of all threads, and check its GPU and the"
+            " store. If it is only slow, raise compute.stepTimeoutSeconds in a new run"
         )
         logger.error("%s: %s", FailureReason.STEP_TIMEOUT, message)
         if not self._group.claim_failure():

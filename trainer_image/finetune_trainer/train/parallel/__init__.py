@@ -1,1 +1,1 @@
-"""Several processes that train one model: how its weights and its batches are divided."""
+"""Training one model in several processes: sharding of weights and batches."""

@@ -1,4 +1,4 @@
-"""Which rows each of several processes trains on, so that together they make the steps of one process."""
+"""Shards the batches of a step across processes, so that together they make the steps of one process."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 
 def blank_row(row: EncodedRow) -> EncodedRow:
-    """A row of one token of which nothing is learned, for a process that has no row where others have one."""
+    """A row of one unlabelled token, for a process without a row in a step where other processes have one."""
     return EncodedRow(input_ids=row.input_ids[:1], labels=[IGNORE_INDEX])
 
 
 class ShardedBatches(Sampler[list[int]]):
-    """Every `size`-th batch of the order in which one process reads the rows.
+    """Every `size`-th batch of the order in which a single process reads the rows.
 
-    That is transformers' order: shuffled anew each epoch, by the seed plus the epoch's number. An optimizer
-    step of all processes has the rows that a step of one process has which accumulates `size` times as many
-    batches. Where the last step has too few batches for all, a process gets the row number `rows`.
+    The order is that of transformers: shuffled in each epoch with the seed plus the number of the epoch. An
+    optimizer step of all processes has the rows of a step of a single process that accumulates `size` times
+    as many batches. If the last step has too few batches, a process gets the row with index `rows`.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, group: Group) -> None:
@@ -32,7 +32,7 @@ class ShardedBatches(Sampler[list[int]]):
 
     @property
     def batch_sampler(self) -> "ShardedBatches":
-        """Where the Trainer looks for a sampler that takes the epoch's number."""
+        """The attribute in which the Trainer looks for a sampler with `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,5 +46,7 @@ class ShardedBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order: list[int] = torch.randperm(self._rows, generator=generator).tolist()
-        batches = [order[at : at + self._batch_size] for at in range(0, self._rows, self._batch_size)]
+        batches = [
+            order[start : start + self._batch_size] for start in range(0, self._rows, self._batch_size)
+        ]
         yield from self._group.share(batches, [self._rows])

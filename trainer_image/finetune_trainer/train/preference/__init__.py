@@ -1,5 +1,5 @@
-"""DPO, KTO and ORPO: TRL computes the loss; rows, tokens, figures and resume states are ours."""
+"""DPO, KTO and ORPO: TRL computes the loss; rows, tokens, figures and resume states are our own."""
 
 import os
 
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # It warns of its own ORPO, as it is imported.
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # TRL warns about its experimental ORPO at import.

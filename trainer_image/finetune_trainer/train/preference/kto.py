@@ -25,22 +25,22 @@ class KTOPreferenceTrainer(PreferenceTrainer, KTOTrainer):
     @override
     @staticmethod
     def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
-        """Prompt, answer and label, and an answer to another prompt, by which KTO estimates how far it moved.
+        """Prompt, answer and label, and an answer to another prompt for KTO's estimate of the KL term.
 
-        The other answer is that of the row before in the same batch, as in TRL, which therefore reads the
-        rows in this order in every epoch: they are shuffled here, once.
+        That answer is the one of the previous row in the same batch, as in TRL. So TRL reads the rows in the
+        same order in every epoch, and they are shuffled here, once.
         """
         order = list(rows)
-        random.Random(seed).shuffle(order)  # noqa: S311 - an order of rows is no secret
+        random.Random(seed).shuffle(order)  # noqa: S311 - the order of rows is not secret
         return [
             {
                 "prompt_ids": row.prompt,
                 "completion_ids": row.answer,
-                "KL_completion_ids": batch[at - 1].answer,
+                "KL_completion_ids": batch[index - 1].answer,
                 "label": row.label,
             }
             for batch in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-            for at, row in enumerate(batch)
+            for index, row in enumerate(batch)
         ]
 
     @override
@@ -54,11 +54,11 @@ class KTOPreferenceTrainer(PreferenceTrainer, KTOTrainer):
 
     @override
     def _rewards_of(self, figures: Mapping[str, float], inputs: Mapping[str, Tensor]) -> RewardSums:
-        good = int(inputs["label"].sum())
-        bad = len(inputs["label"]) - good
+        desirable = int(inputs["label"].sum())
+        undesirable = len(inputs["label"]) - desirable
         return RewardSums(
-            chosen=figures["rewards/chosen"] * good if good else 0,
-            chosen_rows=good,
-            rejected=figures["rewards/rejected"] * bad if bad else 0,
-            rejected_rows=bad,
+            chosen=figures["rewards/chosen"] * desirable if desirable else 0,
+            chosen_rows=desirable,
+            rejected=figures["rewards/rejected"] * undesirable if undesirable else 0,
+            rejected_rows=undesirable,
         )

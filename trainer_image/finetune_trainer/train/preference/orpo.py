@@ -13,7 +13,7 @@ from finetune_trainer.train.preference.trlrows import TRLRow
 
 
 class ORPOPreferenceTrainer(PreferenceTrainer, ORPOTrainer):
-    """Odds Ratio Preference Optimization (Hong et al., 2024); needs no reference."""
+    """Odds Ratio Preference Optimization (Hong et al., 2024); needs no reference model."""
 
     method = "ORPO"
     config_class = ORPOConfig

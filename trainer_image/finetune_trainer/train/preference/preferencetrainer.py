@@ -1,8 +1,9 @@
-"""TRL's trainers with our rows, and with their state written where we say.
+"""TRL's trainers with our rows, and with their state written by our code.
 
-The reference model of DPO and KTO is the model that training begins from: the base with its adapter switched
-off, or, where a Checkpoint is continued, a frozen copy of that adapter. Neither changes in training nor is
-part of a resume state, so that an interrupted run goes on exactly; there is no second copy of the base model.
+The reference model of DPO and KTO is the model that training starts from: the base model with its adapter
+disabled, or, if the run continues from a Checkpoint, a frozen copy of that adapter. It does not change in
+training and is not part of a resume state, so an interrupted run resumes exactly. There is no second copy of
+the base model.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,12 +28,12 @@ from finetune_trainer.train.trainer import StepSums, collect_state
 
 
 class PreferenceTrainer(Trainer):
-    """What the methods have in common; a mixin before TRL's class."""
+    """The common part of the methods; a mixin that precedes TRL's class."""
 
     method: ClassVar[MethodType]
     config_class: ClassVar[type[TrainingArguments]]
-    """TRL's arguments of the method."""
-    unit = "a row"
+    """TRL's class for the arguments of the method."""
+    unit = "per row"
     sums: StepSums
     _trained: PeftModel
     _rewards: RewardSums
@@ -40,16 +41,16 @@ class PreferenceTrainer(Trainer):
 
     @staticmethod
     def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
-        """What TRL's trainer takes. Where the rows are in another order, it is the same for the same seed."""
+        """Convert to the rows of TRL's trainer. If the order changes, it depends only on the seed."""
         raise NotImplementedError
 
     @staticmethod
     def method_arguments(preference: Preference) -> dict[str, Any]:
-        """The settings of the method, as `config_class` names them."""
+        """The settings of the method, with the names of `config_class`."""
         return {"beta": preference.beta}
 
     def set_up(self, model: PeftModel) -> None:
-        """After TRL's own start."""
+        """Complete the trainer after TRL's own initialization."""
         self.remove_callback(PrinterCallback)
         self._trained = model
         self.sums = StepSums(model.device)
@@ -63,7 +64,7 @@ class PreferenceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """TRL's mean loss of the batch's rows; in training, counted."""
+        """Return TRL's mean loss over the rows of the batch, and count it for the step."""
         loss, rewards = self._measure(model, inputs)
         rows = torch.tensor(rewards.rows)
         self.sums.add(loss * rows, rows, self._tokens(inputs))
@@ -71,29 +72,29 @@ class PreferenceTrainer(Trainer):
         return loss
 
     def batches(self, rows: Sequence[EncodedAnswers]) -> list[dict[str, Tensor]]:
-        """Held-out rows as `validate` takes them."""
+        """Collate held-out rows for `validate`."""
         size = self.args.per_device_train_batch_size
         held_out = self.columns(rows, size, self.args.seed)
         return [
             {
                 name: tensor.to(self.args.device)
-                for name, tensor in self.data_collator(held_out[at : at + size]).items()
+                for name, tensor in self.data_collator(held_out[start : start + size]).items()
             }
-            for at in range(0, len(held_out), size)
+            for start in range(0, len(held_out), size)
         ]
 
     @property
     def loss_sum(self) -> float:
-        """Of the optimizer step in progress."""
+        """Summed loss of the current optimizer step."""
         return self.sums.loss_sum
 
     def take_step(self) -> StepFigures:
-        """With the rewards of its answers."""
+        """Return the figures of the step, with the rewards of its answers."""
         rewards, self._rewards = self._rewards, RewardSums()
         return self.sums.take(rewards)
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
-        """Mean loss of the rows, and their rewards."""
+        """Compute the mean loss of the rows, and their rewards."""
         self._trained.eval()
         loss, rewards = 0.0, RewardSums()
         with torch.no_grad():
@@ -104,11 +105,11 @@ class PreferenceTrainer(Trainer):
         return Validation(loss / rewards.rows, rewards)
 
     def collect_state(self) -> Callable[[Path], None]:
-        """What `train` reads to resume."""
+        """Collect the state that `train` resumes from."""
         return collect_state(self, ALONE)
 
     def _measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, RewardSums]:
-        """TRL's loss of a batch, and its rewards, which TRL keeps for its own log."""
+        """Compute TRL's loss of a batch, and take the rewards that TRL stores for its own log."""
         figures = self._figures()
         figures.clear()
         loss: Any = super().compute_loss(model, inputs)
@@ -117,15 +118,15 @@ class PreferenceTrainer(Trainer):
         return loss, rewards
 
     def _send_telemetry(self) -> None:
-        """TRL would tell the hub of each run."""
+        """Do nothing: TRL would report each run to the Hugging Face Hub."""
 
     def _figures(self) -> dict[str, list[float]]:
-        """Where TRL keeps them, by their names in its log."""
+        """The figures that TRL stores, by their names in its log."""
         figures: dict[str, list[float]] = self._metrics["train" if self._trained.training else "eval"]
         return figures
 
     def _rewards_of(self, figures: Mapping[str, float], inputs: Mapping[str, Tensor]) -> RewardSums:
-        """Sums from TRL's means of a batch of pairs."""
+        """Compute sums from TRL's means over a batch of pairs."""
         pairs = self._pairs(inputs)
         return RewardSums(
             chosen=figures["rewards/chosen"] * pairs,
@@ -137,10 +138,11 @@ class PreferenceTrainer(Trainer):
         )
 
     def _pairs(self, inputs: Mapping[str, Tensor]) -> int:
+        """Number of pairs of a batch."""
         raise NotImplementedError
 
     def _tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Tokens of a batch, padding not counted."""
+        """Number of tokens of a batch, without padding."""
         return torch.stack(
             [mask.sum() for name, mask in inputs.items() if name.endswith("attention_mask")]
         ).sum()

@@ -1,4 +1,4 @@
-"""The trainers of the methods that learn from judged answers, by method."""
+"""The trainers of the methods that train on preference data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ TRAINERS: Final[Mapping[MethodType, Any]] = {
     each.method: each for each in (DPOPreferenceTrainer, KTOPreferenceTrainer, ORPOPreferenceTrainer)
 }
 REFERENCE: Final = "ref"
-"""Name under which TRL keeps a copy of the adapter that training begins from."""
+"""TRL's name for its copy of the adapter that training starts from."""
 
 
 def preference_trainer(
@@ -35,7 +35,7 @@ def preference_trainer(
     folder: Path,
     continues: bool,
 ) -> PreferenceTrainer:
-    """The trainer of a method; `continues` where the adapter of `model` was trained before."""
+    """Create the trainer of a method; `continues` says whether another run trained the adapter of `model`."""
     trainer_class = TRAINERS[method.type]
     columns = trainer_class.columns(rows, hyperparameters.per_device_batch_size, hyperparameters.seed)
     trainer: PreferenceTrainer = trainer_class(

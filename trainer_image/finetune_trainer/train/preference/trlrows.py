@@ -1,4 +1,4 @@
-"""Encoded rows in the columns that TRL's trainers and collators read."""
+"""Encoded rows with the columns that TRL's trainers and collators read."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -7,14 +7,15 @@ from datasets import Dataset
 from typing_extensions import override
 
 TRLRow = dict[str, Any]
+"""The columns of one row."""
 
 
 class TokenizedRows(Dataset):  # type: ignore[misc] # datasets has no types
-    """Rows that TRL has nothing to prepare of: it tokenizes by `map` and `filter`, and these are tokens."""
+    """Tokenized rows. TRL tokenizes with `map` and `filter`, so these do nothing here."""
 
     @classmethod
     def of(cls, rows: Sequence[TRLRow]) -> Self:
-        """In memory; nothing is written to a cache."""
+        """Create the rows in memory, without a cache on disk."""
         made: Self = cls.from_list(list(rows))
         return made
 

@@ -1,1 +1,1 @@
-"""What a run keeps in its folder so that its next pod continues, and what it publishes in the end."""
+"""The state of a run in its folder, from which the next pod resumes, and the checkpoints it publishes."""

@@ -1,9 +1,8 @@
-"""The attempts at a run: how often it was started, how long it has trained, and what of that was lost.
+"""Attempts at a run: the limit of restarts, the training time, and the part of it that was wasted.
 
-Kubernetes does not count pods that were disrupted, and starts them again for ever: a run that gets nowhere
-comes to an end by `RestartBudget`. `WastedTime` keeps in a small file in the run's folder how far training
-had come in seconds, and where the last states were on that way. The next pod begins at a state: what came
-after it is lost.
+Kubernetes does not count disrupted pods as failed and restarts them without limit, so `RestartBudget` ends a
+run that makes no progress. `WastedTime` keeps a small file in the run's folder with the training time so far,
+and with the times of the last saved states. The next pod resumes from a state: the time after it is wasted.
 """
 
 import logging
@@ -22,9 +21,9 @@ MAX_STARTS_WITHOUT_PROGRESS: Final = 3
 STARTS_FILE: Final = "starts.json"
 WASTED_TIME_FILE: Final = "lostwork.json"
 INTERVAL_SECONDS: Final = 10.0
-"""Between two writes; a pod that is killed may have lost as much more than is known of it."""
+"""Interval between two writes; the time lost by a killed pod is underestimated by up to this."""
 REMEMBERED_STATES: Final = 4
-"""Saved states that are remembered; in a bucket the newest may not have arrived."""
+"""Number of recorded states; in a bucket the newest may not be uploaded yet."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +31,14 @@ logger = logging.getLogger(__name__)
 class _RestartRecord(BaseModel):
     total: int = 0
     without_progress: int = 0
-    """Starts in a row from the same step, this one among them."""
+    """Consecutive starts from the same step, including this one."""
     step: int = 0
     halvings: int = 0
-    """How often batches were halved; with smaller ones a start is not the same once more."""
+    """How often batches were halved; a start with smaller batches is not a repetition."""
 
 
 class RestartBudget:
-    """The count in a run's folder; of several processes the leader counts."""
+    """Counts the starts of a run in its folder; only rank 0 writes."""
 
     def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
@@ -47,14 +46,14 @@ class RestartBudget:
         self._record = _RestartRecord()
 
     def begin(self, step: int, halvings: int = 0) -> int:
-        """Count a start from `step` with batches halved so often; returns how many there were before.
+        """Count a start from `step` with batches halved `halvings` times; return the earlier starts.
 
         Raises StageFailure: RESTARTED_WITHOUT_PROGRESS after three starts from this step; STORE_UNAVAILABLE.
         """
         return self._group.broadcast(self._count(step, halvings) if self._group.is_main_process else 0)
 
     def refund(self) -> None:
-        """Not count this start: the run was asked to stop. Raises StageFailure."""
+        """Do not count this start, because a signal stopped the run. Raises StageFailure."""
         if self._group.is_main_process and self._record.without_progress:
             self._record.without_progress -= 1
             self._write()
@@ -67,9 +66,9 @@ class RestartBudget:
             raise StageFailure(
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
                 f"training was started {record.without_progress} times from step {step} and never reached the"
-                " next saved state; look at how the last pods ended. Out of memory: make a new run with more"
-                " memory, or a smaller hyperparameters.perDeviceBatchSize. Hung: check the GPU and the store."
-                " Taken away: lower checkpoints.everySteps",
+                " next saved state. Check how the last pods ended. Out of memory: create a new run with more"
+                " memory or a smaller hyperparameters.perDeviceBatchSize. Hung: check the GPU and the store."
+                " Evicted or preempted: lower checkpoints.everySteps in a new run",
             )
         record.total += 1
         record.without_progress += 1
@@ -85,7 +84,7 @@ class RestartBudget:
             return _RestartRecord.model_validate_json(content)
         except ValidationError as error:
             logger.warning(
-                "%s/%s is damaged, and counting begins anew: %s", self._folder.uri, STARTS_FILE, error
+                "%s/%s is damaged; the count of starts is reset: %s", self._folder.uri, STARTS_FILE, error
             )
             return _RestartRecord()
 
@@ -95,14 +94,15 @@ class RestartBudget:
 
 class _TimeRecord(BaseModel):
     seconds: float = 0
-    """Training that led to where the run is, without what was lost on the way."""
+    """Training time up to the current position, without wasted time."""
     lost_seconds: float = 0
+    """Wasted training time."""
     saved: dict[int, float] = {}
-    """What `seconds` was when the state after a step was saved."""
+    """`seconds` at the time of each save, by step."""
 
 
 class WastedTime:
-    """The clock of one run; it stands still between pods. Of several processes the leader keeps it."""
+    """The clock of one run, which stops between pods; only rank 0 writes it."""
 
     def __init__(
         self, folder: RunFolder, group: Group = ALONE, clock: Callable[[], float] = time.monotonic
@@ -111,54 +111,54 @@ class WastedTime:
         self._group = group
         self._clock = clock
         self._record = _TimeRecord()
-        self._seen_at = self._written_at = clock()
+        self._updated_at = self._written_at = clock()
 
     @property
     def seconds(self) -> float:
-        """Training of all pods that was not lost."""
+        """Training time of all pods that was not wasted."""
         return self._record.seconds
 
     @property
     def lost_seconds(self) -> float:
-        """Training of all pods that had to be repeated."""
+        """Training time of all pods that had to be repeated."""
         return self._record.lost_seconds
 
     @property
     def lost_device_seconds(self) -> float:
-        """The same for all processes of the run together."""
+        """Wasted time, summed over all processes of the run."""
         return self.lost_seconds * self._group.size
 
     def begin(self, step: int) -> None:
-        """Training goes on after `step`, or begins: what was done beyond it is lost."""
+        """Start or resume after `step`: training beyond it is wasted."""
         record = self._read()
         if step == 0:
-            back = 0.0
+            resumed_at = 0.0
         elif step > max(record.saved, default=0):
-            back = record.seconds  # saved, and the pod ended before this file said so
+            resumed_at = record.seconds  # the pod ended after the save, before it wrote this file
         else:
-            back = record.saved.get(step, 0.0)
-        saved = {known: at for known, at in record.saved.items() if known <= step}
-        lost = record.lost_seconds + record.seconds - back
-        self._record = _TimeRecord(seconds=back, lost_seconds=lost, saved=saved)
-        self._seen_at = self._clock()
+            resumed_at = record.saved.get(step, 0.0)
+        saved = {saved_step: at for saved_step, at in record.saved.items() if saved_step <= step}
+        lost = record.lost_seconds + record.seconds - resumed_at
+        self._record = _TimeRecord(seconds=resumed_at, lost_seconds=lost, saved=saved)
+        self._updated_at = self._clock()
         self.flush()
 
     def update(self) -> None:
-        """Training goes on; now and then that is written down."""
+        """Count the time since the last call, and write the file at intervals."""
         self._count()
-        if self._seen_at - self._written_at >= INTERVAL_SECONDS:
+        if self._updated_at - self._written_at >= INTERVAL_SECONDS:
             self.flush()
 
     def saved(self, step: int) -> None:
-        """The state after `step` is saved: nothing up to it will be lost; written down with the next tick."""
+        """Record that the state after `step` is saved; the next update writes the file."""
         self._count()
         marks = {**self._record.saved, step: self._record.seconds}
         self._record.saved = dict(sorted(marks.items())[-REMEMBERED_STATES:])
 
     def _count(self) -> None:
         now = self._clock()
-        self._record.seconds += now - self._seen_at
-        self._seen_at = now
+        self._record.seconds += now - self._updated_at
+        self._updated_at = now
 
     def _read(self) -> _TimeRecord:
         try:
@@ -166,7 +166,7 @@ class WastedTime:
             return _TimeRecord() if content is None else _TimeRecord.model_validate_json(content)
         except (StageFailure, ValidationError) as error:
             logger.warning(
-                "%s/%s is not used, and lost time is counted anew: %s",
+                "%s/%s is ignored; the count of lost time is reset: %s",
                 self._folder.uri,
                 WASTED_TIME_FILE,
                 error,
@@ -174,7 +174,7 @@ class WastedTime:
             return _TimeRecord()
 
     def flush(self) -> None:
-        """Write down how far training is."""
-        self._written_at = self._seen_at
+        """Write the file."""
+        self._written_at = self._updated_at
         if self._group.is_main_process:
             self._folder.note(WASTED_TIME_FILE, self._record.model_dump_json().encode())

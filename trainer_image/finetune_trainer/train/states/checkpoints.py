@@ -1,4 +1,4 @@
-"""What is left of a run: the best, the final and the kept weights, as checkpoints in the store."""
+"""Publishes the best, final and kept weights of a run as checkpoints in the store."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ def publish_checkpoints(
     step: int,
     epoch: float,
 ) -> tuple[CheckpointResult, ...]:
-    """Publish the weights after `step` as the final ones, and before them the best and the kept ones.
+    """Publish the weights after `step` as the final ones, and the best and the kept weights.
 
-    Best is the lowest validation loss; without validation the final weights are the best known. Each digest
-    is published once, in the order of steps: a kept step may be the best one too.
+    The best weights are those with the lowest validation loss; without validation, the final ones. Each
+    digest is published once, because a kept step may also be the best. The result is sorted by step.
     Raises StageFailure (STORE_UNAVAILABLE).
     """
     best = ledger.best

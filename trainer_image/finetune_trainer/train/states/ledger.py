@@ -1,4 +1,4 @@
-"""What a run has to remember from one pod to the next beside weights, optimizer and random numbers."""
+"""The figures of a run that its states carry, in addition to weights, optimizer and random numbers."""
 
 from typing import Final
 
@@ -14,26 +14,26 @@ from finetune_trainer.train.states.retention import KeptStep, Retention
 from finetune_trainer.train.throughput import StepFigures
 
 OVERFIT_RISE_FACTOR: Final = 1.05
-"""A validation loss above the lowest one times this has risen; less is the noise of few rows."""
+"""A validation loss has risen if it exceeds the lowest one by this factor; less is noise of few rows."""
 OVERFIT_MIN_RISE: Final = 0.01
-"""Nats a token that it must have risen by as well: near zero every change is a large part."""
+"""It must also have risen by this many nats per token, because near zero every change is relatively large."""
 
 
 class Fingerprint(BaseModel):
-    """What must be equal for a state to be gone on from."""
+    """The inputs that must be equal to resume from a state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_model: Digest
     parent: Digest | None = None
-    """The Checkpoint that the run continues from."""
+    """Digest of the Checkpoint that the run continues from."""
     dataset: Digest
     method: Method
     hyperparameters: Hyperparameters
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Fingerprint":
-        """The run's own."""
+        """The fingerprint of a run."""
         return cls(
             base_model=config.base_model,
             parent=config.parent.digest if config.parent else None,
@@ -43,13 +43,13 @@ class Fingerprint(BaseModel):
         )
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Names of the fields that differ, with both values."""
+        """Describe the fields that differ, with both values."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         return [f"{field} {theirs[field]} → {mine[field]}" for field in mine if mine[field] != theirs[field]]
 
 
 class Best(BaseModel):
-    """The weights with the lowest validation loss so far; losses in the learner's unit."""
+    """The weights with the lowest validation loss so far; losses in the trainer's unit."""
 
     step: int
     epoch: float
@@ -60,30 +60,30 @@ class Best(BaseModel):
 
 
 class RunLedger(StoredModel):
-    """The run's own figures, exact to the last bit across restarts."""
+    """The figures of a run, bit-identical across restarts."""
 
     fingerprint: Fingerprint
     tokens: int = 0
-    """Tokens read in training, padding not counted."""
+    """Number of tokens read in training, without padding."""
     epoch_loss_sum: float = Field(default=0, alias="epoch_nats")
     """Summed loss of the current epoch."""
     epoch_label_tokens: int = Field(default=0, alias="epoch_labels")
-    """Labelled tokens of the current epoch; rows, where the loss is one a row."""
+    """Number of labelled tokens of the current epoch; of rows for methods with one loss per row."""
     epoch_rewards: RewardSums | None = None
-    """Of the current epoch; None where answers have no rewards."""
+    """Rewards of the current epoch; None for methods without rewards."""
     train_loss: float | None = None
-    """Mean of the last complete epoch, in the learner's unit."""
+    """Mean loss of the last complete epoch, in the trainer's unit."""
     train_rewards: RewardSums | None = None
-    """Of the last complete epoch."""
+    """Rewards of the last complete epoch."""
     validation_loss: float | None = None
-    """After the last complete epoch."""
+    """Validation loss after the last complete epoch."""
     validation_rewards: RewardSums | None = None
-    """After the last complete epoch."""
+    """Rewards of the validation rows after the last complete epoch."""
     evaluated_step: int = 0
-    """The step after which validation ran last."""
+    """The step of the last validation."""
     best: Best | None = None
     kept: list[KeptStep] = Field(default_factory=list)
-    """In the order of their steps."""
+    """Kept weights, sorted by step."""
     losses: RecentLosses = Field(default_factory=RecentLosses)
     curve: LossCurve = Field(default_factory=LossCurve)
 
@@ -98,38 +98,38 @@ class RunLedger(StoredModel):
         self.curve.add_step(figures.loss_sum, figures.labels)
 
     def reward_figures(self) -> dict[str, float | None]:
-        """Of the validation rows, else of the last epoch's training rows; empty without rewards."""
+        """Rewards of the validation rows, else of the last epoch's training rows; empty without rewards."""
         rewards = self.validation_rewards or self.train_rewards
         return {} if rewards is None else rewards.figures()
 
     @property
     def steps_since_best(self) -> int:
-        """Steps from the lowest validation loss to the last one; 0 without validation."""
+        """Steps between the lowest and the last validation loss; 0 without validation."""
         return 0 if self.best is None else self.evaluated_step - self.best.step
 
     @property
     def overfit(self) -> bool:
-        """Whether the validation loss has risen since the best epoch while the training loss has fallen."""
+        """Whether the validation loss rose after the best epoch while the training loss fell."""
         if self.best is None or self.validation_loss is None or self.train_loss is None:
             return False
         lowest = self.best.validation_loss
-        risen = self.validation_loss > max(lowest * OVERFIT_RISE_FACTOR, lowest + OVERFIT_MIN_RISE)
-        return risen and self.train_loss < self.best.train_loss
+        has_risen = self.validation_loss > max(lowest * OVERFIT_RISE_FACTOR, lowest + OVERFIT_MIN_RISE)
+        return has_risen and self.train_loss < self.best.train_loss
 
     def keep(self, step: int, epoch: float, retention: Retention) -> None:
-        """The weights after the last step counted are kept."""
+        """Record that the weights after the last counted step are kept."""
         mean = self.epoch_loss_sum / self.epoch_label_tokens
-        self.kept = retention.held([*self.kept, KeptStep(step=step, epoch=epoch, train_loss=mean)])
+        self.kept = retention.candidates([*self.kept, KeptStep(step=step, epoch=epoch, train_loss=mean)])
 
     def end_validation(self, step: int, loss: float) -> None:
-        """Note the validation loss after a step."""
+        """Record the validation loss after a step."""
         self.validation_loss, self.evaluated_step = loss, step
         self.curve.add_validation(step, loss)
         if self.kept and self.kept[-1].step == step:
             self.kept[-1].validation_loss = loss
 
     def end_epoch(self) -> None:
-        """Turn the current epoch's sums into its mean."""
+        """Compute the mean of the current epoch, and reset its sums."""
         self.train_loss = self.epoch_loss_sum / self.epoch_label_tokens
         self.train_rewards = self.epoch_rewards
         self.epoch_loss_sum, self.epoch_label_tokens, self.epoch_rewards = 0.0, 0, None

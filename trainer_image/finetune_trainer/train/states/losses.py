@@ -1,8 +1,7 @@
-"""The losses of a run: whether its last steps have diverged, and their curve in bounded space.
+"""The losses of a run: detection of divergence, and a loss curve of bounded size.
 
-A loss is high when it is more than `HIGH_LOSS_FACTOR` times the median of the steps before. A few such steps
-happen, with rows that are unlike the others; `MAX_HIGH_LOSS_STEPS` in a row do not. The curve is equal for
-equal runs however often they were interrupted.
+A loss is high if it exceeds the median of the previous steps by `HIGH_LOSS_FACTOR`. Unusual rows cause a few
+such steps; `MAX_HIGH_LOSS_STEPS` consecutive ones mean divergence. Interruptions do not change the curve.
 """
 
 from collections.abc import Sequence
@@ -16,15 +15,16 @@ from finetune_trainer.contract.results import LossPoint
 HIGH_LOSS_FACTOR: Final = 10
 MAX_HIGH_LOSS_STEPS: Final = 5
 MEDIAN_STEPS: Final = 50
-"""Steps that the median is taken of."""
+"""Number of steps in the running median."""
 MIN_STEPS: Final = 20
-"""Before so many are known no loss is high: the first ones fall fast."""
+"""Number of steps before any loss counts as high, because the loss falls fast at first."""
 MIN_HIGH_LOSS: Final = 1.0
-"""Nats a token. What has been learned by heart has a median so near zero that ten times of it is nothing."""
+"""In nats per token. Memorized rows have a median near zero, and ten times that is still low."""
 
 MAX_POINTS: Final = 100
+"""Points of each kind in a stored curve."""
 MAX_SHOWN_POINTS: Final = 32
-"""What a result and a Checkpoint have of them."""
+"""Points in a result and in a Checkpoint."""
 
 
 class StoredModel(BaseModel):
@@ -34,21 +34,22 @@ class StoredModel(BaseModel):
 
 
 class TrainingPoint(StoredModel):
-    """Training loss of some steps in a row."""
+    """Training loss of consecutive steps."""
 
     step: int
-    """The last of them."""
+    """The last step."""
     steps: int
+    """Number of steps."""
     loss_sum: float = Field(alias="nats")
     label_tokens: int = Field(alias="labels")
 
     @property
     def loss(self) -> float:
-        """Token mean in nats."""
+        """Mean loss per token in nats, or per row."""
         return self.loss_sum / self.label_tokens
 
     def joined(self, other: "TrainingPoint") -> "TrainingPoint":
-        """With the steps that follow."""
+        """Join with the point of the following steps."""
         return TrainingPoint(
             step=other.step,
             steps=self.steps + other.steps,
@@ -58,20 +59,20 @@ class TrainingPoint(StoredModel):
 
 
 class ValidationPoint(BaseModel):
-    """The lowest validation loss, in nats a token, of some epochs in a row."""
+    """The lowest validation loss of consecutive epochs, in the trainer's unit."""
 
     step: int
     loss: float
     epochs: int = 1
 
     def joined(self, other: "ValidationPoint") -> "ValidationPoint":
-        """With the epochs that follow."""
+        """Join with the point of the following epochs."""
         lower = self if self.loss <= other.loss else other
         return ValidationPoint(step=lower.step, loss=lower.loss, epochs=self.epochs + other.epochs)
 
 
 class LossCurve(StoredModel):
-    """At most `MAX_POINTS` points of each kind; when they are full, neighbours are joined."""
+    """Training and validation losses, at most `MAX_POINTS` each; a full list joins neighbouring points."""
 
     points: list[TrainingPoint] = []
     steps_per_point: int = Field(default=1, alias="steps_a_point")
@@ -79,7 +80,7 @@ class LossCurve(StoredModel):
     epochs_per_point: int = Field(default=1, alias="epochs_a_point")
 
     def add_step(self, loss_sum: float, label_tokens: int) -> None:
-        """The next step's summed loss and labelled tokens."""
+        """Add the summed loss and the number of labelled tokens of the next step."""
         last = self.points[-1] if self.points else None
         new = TrainingPoint(
             step=last.step + 1 if last else 1, steps=1, loss_sum=loss_sum, label_tokens=label_tokens
@@ -93,7 +94,7 @@ class LossCurve(StoredModel):
         self.points.append(new)
 
     def add_validation(self, step: int, loss: float) -> None:
-        """The validation loss after a step that ends an epoch."""
+        """Add the validation loss after the last step of an epoch."""
         new = ValidationPoint(step=step, loss=loss)
         if self.validation and self.validation[-1].epochs < self.epochs_per_point:
             self.validation[-1] = self.validation[-1].joined(new)
@@ -105,20 +106,20 @@ class LossCurve(StoredModel):
         self.validation.append(new)
 
     def shown(self) -> tuple[LossPoint, ...]:
-        """At most `MAX_SHOWN_POINTS` points, to four digits, with the last validation loss of their steps."""
+        """At most `MAX_SHOWN_POINTS` points to four digits, with the last validation loss of their steps."""
         points = self.points
         while len(points) > MAX_SHOWN_POINTS:
             points = _halved(points)
-        return tuple((point.step, _rounded(point.loss), self._validated(point)) for point in points)
+        return tuple((point.step, _rounded(point.loss), self._validation_loss(point)) for point in points)
 
-    def _validated(self, point: TrainingPoint) -> float | None:
+    def _validation_loss(self, point: TrainingPoint) -> float | None:
         first = point.step - point.steps + 1
         losses = [each.loss for each in self.validation if first <= each.step <= point.step]
         return _rounded(losses[-1]) if losses else None
 
 
 def _halved(points: Sequence[TrainingPoint]) -> list[TrainingPoint]:
-    """Each two neighbours as one; of an odd number the last stays alone."""
+    """Join each pair of neighbouring points; of an odd number, the last stays single."""
     joined = [first.joined(second) for first, second in zip(points[::2], points[1::2], strict=False)]
     return joined if len(points) % 2 == 0 else [*joined, points[-1]]
 
@@ -128,25 +129,25 @@ def _rounded(loss: float) -> float:
 
 
 class RecentLosses(BaseModel):
-    """Losses in nats a labelled token, one an optimizer step; of bounded size, and exact across restarts."""
+    """Recent losses in nats per labelled token, one per optimizer step; bit-identical across restarts."""
 
     usual: list[float] = []
-    """The newest ones that were not high, at most `MEDIAN_STEPS`."""
+    """The newest losses that were not high, at most `MEDIAN_STEPS`."""
     high_steps: int = 0
-    """How many of the newest were high in a row."""
+    """Number of consecutive high losses up to the newest."""
 
     @property
     def median(self) -> float:
-        """Of the usual losses. Raises statistics.StatisticsError where there is none yet."""
+        """Median of the usual losses. Raises statistics.StatisticsError if there are none yet."""
         return median(self.usual)
 
     @property
     def diverged(self) -> bool:
-        """Whether going on makes nothing better."""
+        """Whether the loss has been high for too many consecutive steps."""
         return self.high_steps >= MAX_HIGH_LOSS_STEPS
 
     def add(self, loss: float) -> None:
-        """Count one optimizer step."""
+        """Add the loss of one optimizer step."""
         if len(self.usual) >= MIN_STEPS and loss > max(HIGH_LOSS_FACTOR * self.median, MIN_HIGH_LOSS):
             self.high_steps += 1
             return

@@ -1,7 +1,7 @@
-"""Resume states of a run: `step-N` folders, the newest valid one wins, the last two are kept.
+"""Resume states of a run in `step-N` folders: training resumes from the newest valid one; two are kept.
 
-Like an artifact of the store, such a folder is complete when its `manifest.json` is there, and it is forced
-to the disk before it gets its name.
+Like an artifact of the store, such a folder is complete if it has a `manifest.json`. It is synced to disk
+before it is renamed to its final name.
 """
 
 import logging
@@ -26,7 +26,7 @@ from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 
 STATE: Final = "state"
 NO_STEP: Final = -1
-"""What the leader says in place of a step where there is no state."""
+"""What rank 0 broadcasts instead of a step if there is no state."""
 BEST: Final = "best"
 KEPT_STEPS: Final = "kept"
 PREFIX: Final = "step-"
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResumeState:
-    """Everything needed to go on after a step."""
+    """Everything that is needed to resume after a step."""
 
     step: int
     folder: Path
@@ -48,25 +48,25 @@ class ResumeState:
 class ResumeStates:
     """The states in a run's folder, and the weights that their ledgers name.
 
-    `state/step-N` has weights, optimizer, scheduler, random numbers and the ledger; `best/step-N` has the
-    weights that a ledger's `best` stands for, in the form in which they are published, and `kept/step-N`
-    those of its `kept` steps.
+    - `state/step-N`: weights, optimizer, scheduler, random numbers and the ledger.
+    - `best/step-N`: the weights of a ledger's `best`, in the form in which they are published.
+    - `kept/step-N`: the weights of a ledger's `kept` steps, in the same form.
     """
 
     def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
         self._folder = folder
         self._group = group
         self._known: list[ResumeState] = []
-        """Valid states, the newest first."""
+        """States that this process has read or saved, newest first."""
         if group.is_main_process:
             for parent in (STATE, BEST, KEPT_STEPS):
                 remove_unfinished(folder, parent, PREFIX)
 
     def newest(self, fingerprint: Fingerprint) -> ResumeState | None:
-        """The newest valid state; one that is not is logged and left out.
+        """Return the newest valid state; invalid ones are logged and skipped. Collective.
 
-        The leader chooses it, and the others read the same.
-        Raises StageFailure: FINGERPRINT_MISMATCH where it is of another run; STORE_UNAVAILABLE.
+        Rank 0 chooses it, and the other processes read the same one.
+        Raises StageFailure: FINGERPRINT_MISMATCH if it belongs to another run; STORE_UNAVAILABLE.
         """
         state = self._choose(fingerprint) if self._group.is_main_process else None
         step = self._group.broadcast(state.step if state else NO_STEP)
@@ -77,9 +77,9 @@ class ResumeStates:
         if state is None:
             raise StageFailure(
                 FailureReason.STORE_UNAVAILABLE,
-                f"rank 0 goes on from {self._folder.uri}/{_name(STATE, step)}, which rank"
-                f" {self._group.rank} cannot read: the pod's log says why. Both have to see the same store;"
-                " of a claim, check that its volume is shared by all nodes (ReadWriteMany)",
+                f"rank 0 resumes from {self._folder.uri}/{_name(STATE, step)}, which rank"
+                f" {self._group.rank} cannot read; the pod's log says why. Both must use the same store: if"
+                " it is on a claim, check that all nodes share its volume (ReadWriteMany)",
                 ExitCode.STORE_UNAVAILABLE,
             )
         self._known = [state]
@@ -95,14 +95,14 @@ class ResumeStates:
                     raise StageFailure(
                         FailureReason.FINGERPRINT_MISMATCH,
                         f"{self.uri(state)} belongs to a run with another config ({'; '.join(differences)});"
-                        " a changed run needs a new FineTuneJob",
+                        " create a new FineTuneJob for a changed run",
                     )
                 self._known = [state]
                 return state
         return None
 
     def save(self, step: int, ledger: RunLedger, fill: Callable[[Path], None]) -> ResumeState:
-        """Save the state after `step`; older ones and weights that no kept state needs are removed.
+        """Save the state after `step`; remove older states, and weights that no state needs.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
@@ -116,27 +116,27 @@ class ResumeStates:
         save_folder(self._folder, name, fill_with_ledger)
         saved = ResumeState(step, self._folder.path / name, snapshot)
         self._known = [saved, *(state for state in self._known if state.step != step)][:KEPT_STATES]
-        self._forget()
+        self._remove_unneeded()
         return saved
 
     def save_best(self, step: int, fill: Callable[[Path], None]) -> None:
-        """Save the weights that the next saved ledger calls the best. Raises StageFailure."""
+        """Save the weights that the next saved ledger records as the best. Raises StageFailure."""
         save_folder(self._folder, _name(BEST, step), fill)
 
     def save_kept(self, step: int, fill: Callable[[Path], None]) -> None:
-        """Save weights that the next saved ledger names among the kept ones. Raises StageFailure."""
+        """Save weights that the next saved ledger records as kept. Raises StageFailure."""
         save_folder(self._folder, _name(KEPT_STEPS, step), fill)
 
     def kept_folder(self, step: int) -> Path:
-        """Where weights are that a ledger names among the kept ones."""
+        """Folder of the weights that are kept for a step."""
         return self._folder.path / _name(KEPT_STEPS, step)
 
     def best_folder(self, step: int) -> Path:
-        """Where the best weights of a ledger are."""
+        """Folder of the best weights, saved after a step."""
         return self._folder.path / _name(BEST, step)
 
     def uri(self, state: ResumeState) -> str:
-        """Where a state is kept, for messages."""
+        """URI of a state, for messages."""
         return f"{self._folder.uri}/{_name(STATE, state.step)}"
 
     def last_saved(self) -> str:
@@ -146,17 +146,19 @@ class ResumeStates:
         return f"step {self._known[0].step} in {self.uri(self._known[0])}"
 
     def last_good(self, ledger: RunLedger) -> str:
-        """What a run that went wrong can be gone back to, for messages.
+        """The last good state of a run, for messages.
 
-        The newest state that this process has read or saved while the loss was as usual; where there is none,
-        the best weights of the ledger, or what the run began with.
+        The newest state that this process has read or saved without a high loss; if there is none, the best
+        weights of the ledger, or the weights that the run started from.
         """
         good = next((state for state in self._known if state.ledger.losses.high_steps == 0), None)
         if good is not None:
             return f"step {good.step} in {self.uri(good)}"
         if ledger.best is not None:
             return f"step {ledger.best.step} in {self._folder.uri}/{_name(BEST, ledger.best.step)}"
-        return "the base model" if ledger.fingerprint.parent is None else "the Checkpoint it continues from"
+        return (
+            "the base model" if ledger.fingerprint.parent is None else "the Checkpoint that it continues from"
+        )
 
     def _read(self, step: int) -> ResumeState | None:
         name = _name(STATE, step)
@@ -170,7 +172,7 @@ class ResumeStates:
             else:
                 problem = self._problem_of_weights(ledger)
         if problem is not None:
-            logger.warning("resume state %s/%s is not used: %s", self._folder.uri, name, problem)
+            logger.warning("resume state %s/%s is ignored: %s", self._folder.uri, name, problem)
             return None
         return ResumeState(step, folder, ledger)
 
@@ -181,7 +183,7 @@ class ResumeStates:
         problems = (find_problem(self._folder, name) for name in named)
         return next((problem for problem in problems if problem is not None), None)
 
-    def _forget(self) -> None:
+    def _remove_unneeded(self) -> None:
         steps = {state.step for state in self._known}
         best = {state.ledger.best.step for state in self._known if state.ledger.best is not None}
         kept = {kept.step for state in self._known for kept in state.ledger.kept}
@@ -198,7 +200,10 @@ class ResumeStates:
 
 
 def remove_states(folder: RunFolder) -> None:
-    """Remove what only an unfinished run needs. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
+    """Remove the states, which only an unfinished run needs.
+
+    Raises StageFailure (STORE_UNAVAILABLE), Preempted.
+    """
     for parent in (STATE, BEST, KEPT_STEPS):
         folder.remove(parent)
 
@@ -208,9 +213,9 @@ def _name(parent: str, step: int) -> str:
 
 
 def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into an empty folder, then give it its name; replaces what is there.
+    """Let `fill` write into an empty folder, then rename it to `name`, replacing an existing folder.
 
-    Raises StageFailure where it cannot be written or kept.
+    Raises StageFailure if it cannot be written or stored.
     """
     with folder.writable(name) as target:
         temporary = _unfinished(target)
@@ -229,9 +234,12 @@ def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> N
 
 
 def find_problem(run: RunFolder, name: str) -> str | None:
-    """What is wrong with a saved folder, or None. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
+    """Describe what is wrong with a saved folder; None if it is valid.
+
+    Raises StageFailure (STORE_UNAVAILABLE), Preempted.
+    """
     folder = run.load(name)
-    # Also in a bucket, of which the pod has a copy, it is the store's content that is wrong.
+    # For a bucket the pod checks its copy, but messages must name the store's content.
     stored = Mount(run.uri, run.path)
     try:
         with run.mount.reachable(folder):
@@ -241,7 +249,7 @@ def find_problem(run: RunFolder, name: str) -> str | None:
                 return f"it has no {MANIFEST_NAME}"
             verify_files(folder, Manifest.model_validate_json(content), named=stored.named)
     except ValidationError:
-        return f"its {MANIFEST_NAME} is no manifest"
+        return f"its {MANIFEST_NAME} is not a manifest"
     except StageFailure as failure:
         if failure.reason == FailureReason.STORE_UNAVAILABLE:
             raise
@@ -250,9 +258,9 @@ def find_problem(run: RunFolder, name: str) -> str | None:
 
 
 def remove_unfinished(run: RunFolder, parent: str, prefix: str) -> None:
-    """Remove what a killed pod left in `parent` of folders whose names begin with `prefix`.
+    """Remove unfinished folders of a killed pod from `parent`, whose final names start with `prefix`.
 
-    Makes `parent` if it is not there. Raises StageFailure (STORE_UNAVAILABLE).
+    Creates `parent` if it does not exist. Raises StageFailure (STORE_UNAVAILABLE).
     """
     folder = run.path / parent
     with run.mount.reachable(folder):
@@ -269,5 +277,5 @@ def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(folder)
     except (RuntimeError, SafetensorError) as error:
-        # How PyTorch and safetensors report a write that failed, most often for want of space.
+        # PyTorch and safetensors report a failed write like this, most often because the disk is full.
         raise OSError(str(error)) from error

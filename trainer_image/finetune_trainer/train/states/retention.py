@@ -1,4 +1,4 @@
-"""Which steps' weights are kept beside the best and the final ones, to become Checkpoints."""
+"""Retention: the steps whose weights are kept, in addition to the best and final, to become Checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,51 +9,53 @@ from finetune_trainer.contract.configs.train import TrainConfig
 
 
 class KeptStep(BaseModel):
-    """Weights that were kept; losses in nats a token."""
+    """Kept weights; losses in the trainer's unit."""
 
     step: int
     epoch: float
     train_loss: float
-    """Token mean of the step's epoch up to it."""
+    """Mean training loss of the epoch up to this step."""
     validation_loss: float | None = None
-    """Where validation ran after this step."""
+    """Validation loss, if validation ran after this step."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """The newest steps of those that are saved regularly, and steps that are always kept.
+    """Keeps the newest periodic saves, and steps that are always kept.
 
-    The last step is neither: its weights are the final ones. As a run may end early, after any step, one
-    step more than asked for is held until the end is known.
+    The last step is not among them, because its weights are the final ones. Since a run may end early after
+    any step, one more periodic save than `newest` is kept until the run ends.
     """
 
     newest: int
+    """Number of newest periodic saves to publish."""
     always: frozenset[int]
+    """Steps that are always published."""
     every_steps: int
     total_steps: int
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Retention":
-        """The run's own."""
+        """The retention of a run."""
         chosen = config.hyperparameters
         return cls(config.keep, frozenset(config.keep_steps), chosen.save_every_steps, chosen.total_steps)
 
-    def keeps(self, step: int, *, spoiled: bool) -> bool:
-        """Whether the weights after `step` are kept; `spoiled`: the loss is too high for a regular save."""
+    def keeps(self, step: int, *, loss_is_high: bool) -> bool:
+        """Whether the weights after `step` are kept. A periodic save is skipped if `loss_is_high`."""
         if step == self.total_steps:
             return False
-        regular = self.newest > 0 and step % self.every_steps == 0 and not spoiled
-        return regular or step in self.always
+        periodic = self.newest > 0 and step % self.every_steps == 0 and not loss_is_high
+        return periodic or step in self.always
 
-    def held(self, kept: Sequence[KeptStep]) -> list[KeptStep]:
-        """Those of `kept`, in the order of their steps, that a Checkpoint may be made of."""
+    def candidates(self, kept: Sequence[KeptStep]) -> list[KeptStep]:
+        """The steps of `kept` that may become a Checkpoint, sorted by step."""
         return self._choose(kept, self.newest + 1)
 
     def published(self, kept: Sequence[KeptStep], final_step: int) -> list[KeptStep]:
-        """Those that become Checkpoints beside that of the run's last step."""
+        """The steps of `kept` that become Checkpoints, in addition to the last step of the run."""
         return self._choose([each for each in kept if each.step != final_step], self.newest)
 
-    def _choose(self, kept: Sequence[KeptStep], most: int) -> list[KeptStep]:
-        regular = [each.step for each in kept if each.step not in self.always]
-        chosen = self.always.union(regular[-most:] if self.newest else ())
+    def _choose(self, kept: Sequence[KeptStep], limit: int) -> list[KeptStep]:
+        periodic = [each.step for each in kept if each.step not in self.always]
+        chosen = self.always.union(periodic[-limit:] if self.newest else ())
         return [each for each in kept if each.step in chosen]

@@ -1,4 +1,4 @@
-"""Weights as files, in the form in which checkpoints are published: equal weights make equal bytes."""
+"""Writes weights as files in the form of published checkpoints: equal weights give equal bytes."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ CHAT_TEMPLATE: Final = "chat_template.jinja"
 
 
 class TrainingWeights:
-    """The weights of a model in training, on their way to disk."""
+    """The weights of a model in training."""
 
     def __init__(
         self, model: Trainable, base_model: Digest, base: Path, tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class TrainingWeights:
         self._tokenizer = tokenizer
 
     def collect(self) -> "CollectedWeights":
-        """The weights as they are now, to be written by the leader at once; every process takes part."""
+        """Collect the current weights, which rank 0 must write before the next step. Collective."""
         if isinstance(self._model, PeftModel):
             return CollectedAdapter(self._model, self._base_model)
         state = gather_weights(self._model) if is_fully_sharded(self._model) else self._model.state_dict()
@@ -52,25 +52,25 @@ class TrainingWeights:
 
 
 class CollectedWeights(Protocol):
-    """Weights that one process has all of."""
+    """Complete weights in one process."""
 
     @property
     def type(self) -> CheckpointType:
-        """What is written."""
+        """The type of checkpoint that is written."""
         ...
 
     def write(self, folder: Path) -> None:
-        """As they are published."""
+        """Write the weights in the form in which they are published."""
         ...
 
     def write_resume(self, folder: Path) -> None:
-        """In the precision in which they are trained, as Trainer resumes from them."""
+        """Write the weights in training precision, as the Trainer resumes from them."""
         ...
 
 
 @dataclass(frozen=True)
 class CollectedAdapter:
-    """Of an adapter; the same files for both purposes."""
+    """The weights of an adapter; published and resumed from the same files."""
 
     model: PeftModel
     base_model: Digest
@@ -84,7 +84,7 @@ class CollectedAdapter:
 
 @dataclass(frozen=True)
 class CollectedModel:
-    """All weights, in the order and by the names of the model's own state."""
+    """All weights of a model, in the order and with the names of its state dict."""
 
     model: PreTrainedModel
     state: Mapping[str, Tensor]
@@ -100,7 +100,7 @@ class CollectedModel:
 
 
 def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json`, which names its base model by digest."""
+    """Write `adapter_model.safetensors`, and `adapter_config.json` with the digest of the base model."""
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
@@ -119,16 +119,16 @@ def _write_full(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
 ) -> None:
-    """A whole model in the precision of the base model in `base`, with its tokenizer and chat template."""
+    """Write a whole model in the dtype of the base model in `base`, with tokenizer and chat template."""
     dtype = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
-    # One copy for all names of a tensor: transformers knows tied weights by their memory.
+    # One copy for all names of a tensor: transformers recognizes tied weights by their memory.
     copies: dict[int, Tensor] = {}
     weights = {
         name: copies.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
         for name, tensor in state.items()
     }
     model.save_pretrained(folder, state_dict=weights)
-    # The architecture is the base model's; transformers would write its own version and settings into it.
+    # The architecture is that of the base model; transformers would add its version and settings.
     for name in (CONFIG, *TOKENIZER_FILES):
         if (base / name).exists():
             (folder / name).unlink(missing_ok=True)
@@ -147,6 +147,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    # PEFT keeps module names in sets, whose order differs from process to process.
+    # PEFT keeps module names in sets, whose order differs between processes.
     text = json.dumps(value, indent=2, sort_keys=True, default=sorted)
     path.write_text(text + "\n", encoding="utf-8")
