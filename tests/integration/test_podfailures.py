@@ -141,7 +141,7 @@ def test_a_pod_that_is_terminating_on_a_dead_node_is_lost_and_followed_when_some
 def test_a_pod_on_a_node_that_does_not_answer_is_lost_for_now(
     api: Api, operator: Operator, lost: Mapping[str, Object]
 ) -> None:
-    until_said(api, operator, "silent", "NodeLost", "node node-silent", "does not answer")
+    until_said(api, operator, "silent", "NodeLost", "node node-silent", "does not respond")
 
 
 def test_a_pod_whose_node_is_deleted_is_followed_by_another_one(

@@ -1,1 +1,1 @@
-"""Pure: what Jobs, pods and Deployments show, as reasons, messages and times."""
+"""Pure diagnosis of Jobs, pods and Deployments as reasons, messages and times."""

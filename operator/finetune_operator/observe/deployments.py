@@ -1,4 +1,4 @@
-"""Whether the Deployment of an endpoint's revision is ready, and why it is not."""
+"""Readiness of the Deployment of an endpoint's revision."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,7 +9,7 @@ from finetune_operator.plan import Manifest
 
 
 def is_ready(deployment: Manifest, replicas: int) -> bool:
-    """Whether so many pods of the current template answer."""
+    """Whether this many pods of the current template are ready."""
     status = deployment.get("status", {})
     seen: int = status.get("observedGeneration", 0)
     ready: int = status.get("readyReplicas", 0)
@@ -18,9 +18,9 @@ def is_ready(deployment: Manifest, replicas: int) -> bool:
 
 
 def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> ServingTrouble | None:
-    """The first thing that keeps a pod of this revision from running, or None.
+    """The first problem that prevents a pod of this revision from serving, or None.
 
-    Pods that have ended, or are to end, have been replaced: they tell why only where no other one does.
+    Pods that have ended or are being deleted are replaced. Their problems count only if no other pod has one.
     """
     own = [pod for pod in pods.values() if pod["metadata"].get("labels", {}).get(REVISION) == revision]
     troubles = (serving_trouble(pod, now) for pod in sorted(own, key=is_replaced))
@@ -28,13 +28,13 @@ def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Se
 
 
 def failure_of(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
-    """Why this revision will not come up, or None while it may."""
+    """Why this revision cannot become ready; None while it can."""
     trouble = trouble_of(deployment["metadata"]["name"], pods, now)
     if trouble is not None and trouble.final:
         return trouble.message
     for condition in deployment.get("status", {}).get("conditions", ()):
         if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
             seconds = deployment["spec"].get("progressDeadlineSeconds", 600)
-            cause = trouble.message if trouble is not None else "look at the logs of its pods"
+            cause = trouble.message if trouble is not None else "read the logs of its pods"
             return f"not ready within {seconds} s: {cause}"
     return None

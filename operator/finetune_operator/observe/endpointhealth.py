@@ -1,4 +1,4 @@
-"""Domain conditions of an endpoint: whether it can answer, and whether its image is recent enough."""
+"""Conditions of an endpoint: whether a replica is ready, and whether its image is recent enough."""
 
 import re
 from datetime import datetime
@@ -18,7 +18,7 @@ Status = Literal["True", "False", "Unknown"]
 
 
 class EndpointHealth(NamedTuple):
-    """Whether a condition is so, and why."""
+    """Status, reason and message of a condition."""
 
     status: Status
     reason: Reason
@@ -28,7 +28,7 @@ class EndpointHealth(NamedTuple):
 def availability(
     endpoint: InferenceDeployment, revision: str, deployment: Manifest | None, trouble: ServingTrouble | None
 ) -> EndpointHealth:
-    """Whether at least one replica of the revision that serves is ready to answer."""
+    """Whether at least one replica of the serving revision is ready."""
     replicas = endpoint.spec.replicas
     ready: int = (deployment or {}).get("status", {}).get("readyReplicas", 0)
     if not revision:
@@ -37,7 +37,7 @@ def availability(
         return EndpointHealth("True", Reason.AVAILABLE, f"revision {revision} has ready replicas")
     if replicas == 0:
         return EndpointHealth(
-            "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0: raise it to have requests answered"
+            "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0: raise it to serve requests"
         )
     why = trouble.message if trouble is not None else "its pods are starting, or fail their readiness probe"
     return EndpointHealth(
@@ -46,26 +46,26 @@ def availability(
 
 
 def image_age(deployment: Manifest, floor: str) -> EndpointHealth:
-    """Whether the engine's image has at least the version `floor`, by its tag."""
+    """Whether the version in the tag of the engine's image is at least `floor`."""
     image = _engine_image(deployment)
     version = _version(image.rpartition("/")[2].partition("@")[0].partition(":")[2])
     name = deployment["metadata"]["name"]
-    mend = (
-        "set spec.restartedAt to the current time to start a revision with the operator's image; where the"
-        " ComputeProfile names images.trainer, raise that first"
+    advice = (
+        "set spec.restartedAt to the current time to start a revision with the operator's image; if the"
+        " ComputeProfile sets images.trainer, raise that first"
     )
     if version is None:
         return EndpointHealth(
             "Unknown",
             Reason.VERSION_UNKNOWN,
-            f"revision {name} serves with image {image}, whose tag is not a version, so nothing tells whether"
-            f" it is older than the security floor {floor}: if it is, {mend}",
+            f"revision {name} serves with image {image}, whose tag is not a version, so it is unknown whether"
+            f" it is older than the security floor {floor}: if it is, {advice}",
         )
     if version < (_version(floor) or ()):
         return EndpointHealth(
             "False",
             Reason.BELOW_FLOOR,
-            f"revision {name} serves with image {image}, older than the security floor {floor}: {mend}",
+            f"revision {name} serves with image {image}, older than the security floor {floor}: {advice}",
         )
     return EndpointHealth(
         "True", Reason.NOT_BELOW_FLOOR, f"image {image} is not older than the security floor {floor}"
@@ -80,7 +80,7 @@ def with_health(
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
-    """The conditions with this one as the health has it; without it where there is none."""
+    """The conditions with this one set to `health`; without it if `health` is None."""
     if health is None:
         return without(conditions, type_)
     return with_condition(
@@ -101,7 +101,7 @@ def _engine_image(deployment: Manifest) -> str:
 
 
 def _version(text: str) -> tuple[int, ...] | None:
-    """Numbers of a version, without trailing zeros; suffixes such as -rc1 do not count."""
+    """Numbers of a version without trailing zeros and suffixes such as -rc1; None if it is not a version."""
     found = VERSION.match(text)
     if found is None:
         return None

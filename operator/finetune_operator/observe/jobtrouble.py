@@ -1,4 +1,4 @@
-"""What keeps a Job from going on, from all the pods that it has at once."""
+"""The problem that stops a Job, from all its current pods."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -12,14 +12,14 @@ from finetune_operator.status.reasons import Reason
 
 
 def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble | None:
-    """What keeps an unfinished Job from going on; None: its newest pod runs, or its end is being counted.
+    """The problem that stops an unfinished Job; None if its newest pod runs or has just ended.
 
-    Of a Job with several pods at once it is what keeps one of them: first what somebody has to act on.
+    For a Job with several pods it is the problem of one pod. Problems that need user action have priority.
     """
-    together, nodes = newest_per_index(pods), nodes_of(job)
-    found = [(pod, _pod_trouble(job, pod, now)) for pod in together]
+    current, nodes = newest_per_index(pods), nodes_of(job)
+    found = [(pod, _pod_trouble(job, pod, now)) for pod in current]
     troubles = [trouble for _, trouble in found if trouble is not None]
-    if _lacks_a_pod(job, together):
+    if _lacks_a_pod(job, current):
         troubles.append(podstarts.start_trouble(job, None, now))
     if not troubles:
         return None
@@ -35,18 +35,18 @@ def job_trouble(job: Manifest, pods: list[Manifest], now: datetime) -> Trouble |
     return replace(first, recheck_after_seconds=later)
 
 
-def _lacks_a_pod(job: Manifest, together: list[Manifest]) -> bool:
-    """Whether a pod is still to come; one that has done its part may be gone."""
-    done = sum(1 for pod in together if pod.get("status", {}).get("phase") == "Succeeded")
+def _lacks_a_pod(job: Manifest, pods: list[Manifest]) -> bool:
+    """Whether a pod has not been created yet; pods that succeeded may have been deleted."""
+    done = sum(1 for pod in pods if pod.get("status", {}).get("phase") == "Succeeded")
     counted: int = job.get("status", {}).get("succeeded", 0)
-    return len(together) - done + max(done, counted) < nodes_of(job)
+    return len(pods) - done + max(done, counted) < nodes_of(job)
 
 
 def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:
     state = container_state(pod)
-    silent = lostnodes.node_trouble(pod, describe_pod(stage_of(job), pod), now)
-    if silent is not None:
-        return silent
+    trouble = lostnodes.node_trouble(pod, describe_pod(stage_of(job), pod), now)
+    if trouble is not None:
+        return trouble
     if has_ended(pod) or "running" in state:
         return None
     if "terminated" in state:
@@ -55,7 +55,7 @@ def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:
 
 
 def recheck_after_seconds(pods: list[Manifest], now: datetime) -> float | None:
-    """Seconds until `job_trouble` may find something that it does not find now, although nothing changes."""
+    """Seconds until `job_trouble` may find a new problem even if nothing changes."""
     until = (
         lostnodes.until_overdue(pod, now) or podfailures.until_sidecar_trouble(pod, now)
         for pod in newest_per_index(pods)

@@ -1,8 +1,8 @@
-"""Pods whose node has fallen silent.
+"""Pods whose node does not respond.
 
-A pod that is deleted stays until its node says that its containers have ended. A dead node never says so: the
-pod stays Terminating, and its Job makes no other one, because two that train into one folder would be worse
-than none. Kubernetes cannot know whether a node is dead or only out of reach; a person can.
+A deleted pod stays until its node reports that its containers have ended. A dead node never reports: the pod
+stays Terminating, and its Job creates no replacement, because two pods that train into one folder would be
+worse than none. Kubernetes cannot distinguish a dead node from an unreachable one; an administrator can.
 """
 
 from datetime import datetime, timedelta
@@ -14,19 +14,20 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
 NODE_REPORT_TIMEOUT: Final = timedelta(seconds=30)
-"""A node ends a pod at its deadline, by force if need be, and says so within seconds."""
+"""Time after the deadline of a pod's deletion until its node counts as silent. A node ends pods at their
+deadline, by force if necessary, and reports the end within seconds."""
 
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
-"""With this taint on a node that is not ready, Kubernetes ends its pods. To delete such a pod by force does
-not help: its Job makes no other one before the first one is declared failed."""
+"""Taint with which Kubernetes ends the pods of a node that is not ready. Force deletion of a pod does not
+help, because its Job creates no replacement before the pod counts as failed."""
 
 
 def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
-    """What a pod's silent node means for who waits for the pod, or None where its node is not silent.
+    """The problem that the pod's node does not respond; None if it does.
 
     Args:
         pod: the pod.
-        whose: what to call it, such as "the train pod".
+        whose: the pod in the message, such as "the train pod".
         now: the time.
     """
     metadata, node = pod["metadata"], pod["spec"].get("nodeName", "")
@@ -38,23 +39,22 @@ def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
             return None
         return Trouble(
             Reason.NODE_LOST,
-            f"{whose} {name} should have ended by {deadline}, and node {node} does not say that it has."
-            f" If the node is gone for good: kubectl delete node {node}. If it is shut down:"
-            f" kubectl taint node {node} {OUT_OF_SERVICE}. Within two minutes then, or once the node answers,"
-            " it goes on",
+            f"{whose} {name} should have ended by {deadline}, but node {node} does not confirm it. If the"
+            f" node is gone for good: kubectl delete node {node}. If it is shut down: kubectl taint node"
+            f" {node} {OUT_OF_SERVICE}. This continues within two minutes after that, or when the node"
+            " responds",
         )
     if pod.get("status", {}).get("phase") == "Unknown" or _is_unheard_of(pod):
         return Trouble(
             Reason.NODE_LOST,
-            f"node {node}, on which {whose} {name} runs, does not answer: kubectl describe node {node} shows"
-            " since when. It goes on when the node answers; after about five minutes Kubernetes gives the pod"
-            " up",
+            f"node {node} of {whose} {name} does not respond: kubectl describe node {node} shows since when."
+            " This continues when the node responds. After about five minutes Kubernetes deletes the pod",
         )
     return None
 
 
 def until_overdue(pod: Manifest, now: datetime) -> float | None:
-    """Seconds until a pod that is being deleted counts as lost; None where it is not being deleted."""
+    """Seconds until a terminating pod counts as lost; None if it is not terminating."""
     deadline = pod["metadata"].get("deletionTimestamp")
     if deadline is None or has_ended(pod):
         return None
@@ -62,8 +62,10 @@ def until_overdue(pod: Manifest, now: datetime) -> float | None:
 
 
 def _is_unheard_of(pod: Manifest) -> bool:
-    """The containers were ready when their node last spoke, and the node controller has since declared the
-    pod not ready; a readiness gate would look the same."""
+    """Whether the node controller has marked the pod as not ready, although its containers were ready.
+
+    A closed readiness gate has the same conditions, so pods with gates are excluded.
+    """
     if pod["spec"].get("readinessGates"):
         return False
     return has_condition(pod, "Ready", "False") and has_condition(pod, "ContainersReady", "True")

@@ -1,4 +1,4 @@
-"""How a stage's pod ended badly, or does not end, in words that say what to do."""
+"""Why a stage's pod failed or does not end, and what to do about it."""
 
 import re
 from collections.abc import Iterable
@@ -27,34 +27,34 @@ from finetune_trainer.contract.outcomes import ExitCode
 
 DISRUPTIONS: Final = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",
-    "DeletionByTaintManager": "was taken off its node, which has a taint that it does not tolerate",
-    "EvictionByEvictionAPI": "was evicted, as kubectl drain does",
-    "DeletionByPodGC": "went with its node",
+    "DeletionByTaintManager": "was removed from its node, which has a taint that it does not tolerate",
+    "EvictionByEvictionAPI": "was evicted through the API, for example by kubectl drain",
+    "DeletionByPodGC": "was deleted because its node is gone",
     "TerminationByKubelet": "was ended by its node",
 }
-"""Reasons of the condition DisruptionTarget: the cluster took the pod away."""
+"""Reasons of the condition DisruptionTarget: the cluster ended the pod."""
 
 EXIT_CODE_TEXTS: Final = {
     126: "its command cannot be run: check images.trainer of the ComputeProfile",
     127: "its command cannot be run: check images.trainer of the ComputeProfile",
-    137: "it was killed, by its node or because it did not end within its grace period",
+    137: "it was killed by its node, or because it did not end within its grace period",
     139: "it crashed in native code",
-    143: "it was told to end",
+    143: "it received SIGTERM",
 }
-"""What the exit codes of processes that say nothing themselves stand for."""
+"""Meaning of the exit codes of processes that left no message."""
 
 SIDECAR_TIMEOUT: Final = timedelta(seconds=60)
-"""An ordinary container that runs so long after the trainer has ended is not about to end."""
+"""Time after the end of the trainer until a container that still runs counts as a problem."""
 
 POD_LIMIT_EXCEEDED: Final = re.compile(r"exceeds the|exceeded its local ephemeral storage limit")
-"""What the kubelet says of a pod beyond a limit that was set on it; its node lacks nothing then."""
+"""Message of the kubelet about a pod that exceeded its own limit, so its node lacks nothing."""
 
 
 def deciding_pod(pods: Iterable[Manifest]) -> Manifest | None:
-    """Of a Job's pods, newest first, the one whose end decides what is said of the Job.
+    """The pod whose end explains the end of its Job, from pods that are sorted newest first.
 
-    That is the newest that has ended. Of several that work together it is one that failed by itself, before
-    those that ended because of it: in the newest attempt with such a pod, the first.
+    It is the newest pod that has ended. If several pods work together, it is the first pod that failed by
+    itself in the newest attempt with such a pod, because other pods end as a consequence.
     """
     ended = [
         pod
@@ -69,7 +69,7 @@ def deciding_pod(pods: Iterable[Manifest]) -> Manifest | None:
 
 
 def _has_failed(pod: Manifest) -> bool:
-    """Whether a pod that has ended did so badly and by itself."""
+    """Whether an ended pod failed, and not because of the cluster or another pod."""
     code = container_state(pod).get("terminated", {}).get("exitCode")
     return code not in {ExitCode.OK, *IGNORED_EXIT_CODES} and disruption(pod) is None
 
@@ -84,14 +84,14 @@ def _ended(pod: Manifest) -> datetime:
 
 
 def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
-    """Why a Job failed whose decisive pod left no result of its own; newest pod first."""
+    """Why a Job failed whose deciding pod left no result; pods are sorted newest first."""
     stage = stage_of(job)
     failed = condition(job, "Failed") or {}
     if failed.get("reason") == "DeadlineExceeded":
         return Trouble(
             Reason.DEADLINE_EXCEEDED,
-            f"the {stage} Job ran past an activeDeadlineSeconds that was set on it from outside:"
-            " remove what sets it, and make a new object",
+            f"the {stage} Job exceeded an activeDeadlineSeconds that the operator did not set: remove what"
+            " sets it, and create a new object",
         )
     pod = deciding_pod(pods)
     trouble = _end(stage, pod) if pod is not None else None
@@ -103,27 +103,27 @@ def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
 
 
 def disruption(pod: Manifest) -> str | None:
-    """How the cluster took the pod away, which is nobody's fault and never counts; None: it did not."""
+    """How the cluster ended the pod, which does not count as a failure; None if it did not."""
     if not has_condition(pod, "DisruptionTarget", "True"):
         return None
     reason = (condition(pod, "DisruptionTarget") or {}).get("reason", "")
-    how = DISRUPTIONS.get(reason, f"was taken away by the cluster ({reason})")
+    how = DISRUPTIONS.get(reason, f"was ended by the cluster ({reason})")
     said = quoted(pod["status"].get("message"))
     advice = f" ({eviction_advice(pod, stage_of(pod))})" if pod["status"].get("reason") == "Evicted" else ""
     return f"{how}: {said}{advice}" if said else how
 
 
 def eviction_advice(pod: Manifest, stage: str) -> str:
-    """What helps against another eviction like this one.
+    """How to avoid another eviction like this one.
 
     Args:
         pod: the pod that its node evicted.
-        stage: the pod's name among the `resources` of a ComputeProfile.
+        stage: the name of the pod's entry in `resources` of a ComputeProfile.
     """
     said = pod["status"].get("message") or ""
     disk = _field(pod, stage, "ephemeralStorage")
     if POD_LIMIT_EXCEEDED.search(said):
-        # The operator sets no limit on a volume on disk.
+        # The operator sets no limit on volumes on disk.
         where = f": {disk}" if disk and "EmptyDir" not in said else ""
         return f"raise or remove that limit{where}"
     if "ephemeral" in said:
@@ -131,37 +131,37 @@ def eviction_advice(pod: Manifest, stage: str) -> str:
         return f"{raised}use nodes with more disk"
     if "memory" in said:
         return f"raise {_field(pod, stage, 'memory') or 'its memory'} to what it uses"
-    return "kubectl describe node shows what it lacks"
+    return "kubectl describe node shows what the node lacks"
 
 
 def sidecar_trouble(pod: Manifest, now: datetime) -> Trouble | None:
-    """An injected container that keeps a pod going after its trainer has ended; None: there is none."""
-    holder = _holder(pod)
-    if holder is None:
+    """An injected container that still runs after the trainer of its pod has ended; None if there is none."""
+    running = _running_sidecar(pod)
+    if running is None:
         return None
-    name, since = holder
+    name, since = running
     if now - since < SIDECAR_TIMEOUT:
         return None
     metadata = pod["metadata"]
     return Trouble(
         Reason.POD_NOT_ENDING,
         f"the trainer of {describe_pod(stage_of(pod), pod)} has ended, but container {name}, which the"
-        f" platform adds to the pod, still runs, so that nothing follows: make {name} a native sidecar (an"
-        " init container with restartPolicy Always), or have it end when the trainer does; then kubectl"
-        f" delete pod {metadata['name']} -n {metadata.get('namespace', '')}",
+        f" platform adds to the pod, still runs, so the Job does not continue: make {name} a native"
+        " sidecar (an init container with restartPolicy Always), or make it end with the trainer; then"
+        f" kubectl delete pod {metadata['name']} -n {metadata.get('namespace', '')}",
     )
 
 
 def until_sidecar_trouble(pod: Manifest, now: datetime) -> float | None:
-    """Seconds until a container that still runs beside an ended trainer is in the way; None: none does."""
-    holder = _holder(pod)
-    if holder is None:
+    """Seconds until a container that runs next to an ended trainer counts as a problem; None if none runs."""
+    running = _running_sidecar(pod)
+    if running is None:
         return None
-    return max(0.0, (holder[1] + SIDECAR_TIMEOUT - now).total_seconds()) + 1
+    return max(0.0, (running[1] + SIDECAR_TIMEOUT - now).total_seconds()) + 1
 
 
-def _holder(pod: Manifest) -> tuple[str, datetime] | None:
-    """A container that runs beside an ended trainer, and since when; a pod that is deleted ends by itself."""
+def _running_sidecar(pod: Manifest) -> tuple[str, datetime] | None:
+    """A container that runs next to an ended trainer, and the trainer's end; None in a terminating pod."""
     ended_at = container_state(pod).get("terminated", {}).get("finishedAt")
     if ended_at is None or has_ended(pod) or "deletionTimestamp" in pod["metadata"]:
         return None
@@ -172,7 +172,7 @@ def _holder(pod: Manifest) -> tuple[str, datetime] | None:
 
 
 def _end(stage: str, pod: Manifest) -> Trouble | None:
-    """How a pod ended badly, if it says so."""
+    """Why the pod failed, if its status shows it."""
     status, ended = pod["status"], container_state(pod).get("terminated", {})
     if ended.get("reason") == "OOMKilled":
         return _out_of_memory(stage, pod)
@@ -181,7 +181,7 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
     if status.get("reason") == "DeadlineExceeded":
         return Trouble(
             Reason.DEADLINE_EXCEEDED,
-            f"{describe_pod(stage, pod)} ran past an activeDeadlineSeconds that was set on it from outside:"
+            f"{describe_pod(stage, pod)} exceeded an activeDeadlineSeconds that the operator did not set:"
             " remove what sets it",
         )
     if ended.get("reason") in {"StartError", "ContainerCannotRun"}:
@@ -192,7 +192,7 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
         )
     if ended.get("exitCode"):
         return _exit(stage, pod, ended)
-    return _init_failure(pod) or _refused(stage, pod)
+    return _init_failure(pod) or _rejected(stage, pod)
 
 
 def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
@@ -206,7 +206,7 @@ def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
 
 
 def _init_failure(pod: Manifest) -> Trouble | None:
-    """Stages have no init containers of their own: one that fails has been injected."""
+    """The failure of an injected init container; stages have none of their own."""
     for status in init_statuses(pod):
         ended = status.get("state", {}).get("terminated") or {}
         if ended.get("exitCode"):
@@ -220,15 +220,15 @@ def _init_failure(pod: Manifest) -> Trouble | None:
     return None
 
 
-def _refused(stage: str, pod: Manifest) -> Trouble | None:
-    """A pod that failed before a container of it ran: its node would not have it."""
+def _rejected(stage: str, pod: Manifest) -> Trouble | None:
+    """A pod that its node rejected before any container ran."""
     status = pod["status"]
     if status.get("phase") != "Failed" or not status.get("reason"):
         return None
     return Trouble(
         Reason.POD_NOT_STARTING,
-        f"node {pod['spec'].get('nodeName', '')} did not take {describe_pod(stage, pod)}. {status['reason']}:"
-        f" {quoted(status.get('message'))} (kubectl describe node shows what it has left)",
+        f"node {pod['spec'].get('nodeName', '')} rejected {describe_pod(stage, pod)}. {status['reason']}:"
+        f" {quoted(status.get('message'))} (kubectl describe node shows its free resources)",
     )
 
 
@@ -255,7 +255,7 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
 
 
 def _field(pod: Manifest, stage: str, name: str) -> str | None:
-    """Where a profile says what the stage's pod may use; None where none says anything about it."""
+    """The field of a ComputeProfile that sets this resource of the stage; None if no profile sets it."""
     profile, row = pod["metadata"].get("labels", {}).get(PROFILE), _row(stage)
     if profile is None or (row is not None and not row.in_profile):
         return None
@@ -263,5 +263,5 @@ def _field(pod: Manifest, stage: str, name: str) -> str | None:
 
 
 def _row(stage: str) -> StageRow | None:
-    """What is known of the stage that a pod's label names; a pod of an endpoint has none."""
+    """The table row of the stage that a pod's label names; None for pods of endpoints."""
     return next((row for name, row in STAGES.items() if name == stage), None)

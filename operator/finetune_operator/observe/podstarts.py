@@ -1,4 +1,4 @@
-"""Why a pod has not started, in words that say what to do."""
+"""Why a pod has not started, and what to do about it."""
 
 import re
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
 STARTING: Final = frozenset({"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"})
-"""What the kubelet says of a container that waits, where nothing is wrong or its last end says what is."""
+"""Reasons of waiting containers that need no report, or whose last termination explains the problem."""
 IMAGE_REASONS: Final = frozenset(
     {
         "ErrImagePull",
@@ -32,14 +32,15 @@ IMAGE_REASONS: Final = frozenset(
     }
 )
 MAX_START_TIME: Final = timedelta(seconds=120)
-"""A scheduled pod that has not started by then is worth a look: usually a volume that cannot be mounted."""
+"""Time after which a scheduled pod that has not started is reported. Usually a volume cannot be mounted."""
 MAX_TIME_WITHOUT_POD: Final = timedelta(seconds=60)
-"""A Job without a pod by then is usually refused by quota or admission; only its events say so."""
+"""Time after which a Job without a pod is reported. Usually a quota or admission rejects the pod, which only
+events show."""
 
 MISSING_OBJECT: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', re.IGNORECASE)
 
 NODE_COUNTS: Final = re.compile(r"\d+/\d+ (nodes are available:) (.*?)(?=\.( |$)|$)")
-"""How the scheduler begins, and the reasons with their counts up to the end of the sentence."""
+"""Start of a scheduler message, and the reasons with their counts up to the end of the sentence."""
 
 SCHEDULING_ADVICE: Final = (
     (
@@ -48,17 +49,17 @@ SCHEDULING_ADVICE: Final = (
     ),
     (re.compile(r"taint"), "check tolerations of {profile}"),
     (re.compile(r"affinity/selector"), "check nodeSelector of {profile}"),
-    (re.compile(r"were unschedulable"), "it starts when a cordoned node is let in again"),
+    (re.compile(r"were unschedulable"), "it starts when a cordoned node is uncordoned"),
     (
         re.compile(r"persistentvolumeclaim|volume node affinity|persistent volumes", re.IGNORECASE),
-        "kubectl get pvc -n {namespace} shows which claim is not bound, or bound where no node with room is",
+        "kubectl get pvc -n {namespace} shows which claim is not bound, or bound where no node has room",
     ),
 )
-"""What the scheduler says, and what helps."""
+"""Patterns of scheduler messages, and the advice for each."""
 
 
 def start_trouble(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
-    """Why this pod of the Job, or one that it does not have, is not running yet."""
+    """Why this pod of the Job, or the missing pod if it is None, does not run yet."""
     if pod is None:
         return _without_pod(job, now)
     whose = describe_pod(stage_of(job), pod)
@@ -81,25 +82,25 @@ def start_trouble(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble
 
 
 def _being_created(stage: str, *, several: bool) -> str:
-    """The same for all of several pods: one by one they would be as many status writes."""
+    """A message without an index, so that several pods do not cause a status write each."""
     return f"the {stage} {'pods are' if several else 'pod is'} being created"
 
 
 def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, Any]) -> Trouble | None:
-    """What the `waiting` state of one container says is wrong, or None where it is only starting."""
-    reason, said = state.get("reason", ""), quoted(state.get("message"))
+    """The problem that the `waiting` state of a container shows; None if the container is starting."""
+    reason, message = state.get("reason", ""), quoted(state.get("message"))
     if reason in STARTING:
         return None
     namespace = pod["metadata"].get("namespace", "")
     if reason in IMAGE_REASONS:
         return Trouble(
             Reason.IMAGE_UNAVAILABLE,
-            f"image {image} of {whose} cannot be pulled: check its name and registry, and that the nodes may"
-            f" pull it. {reason}: {said}",
+            f"image {image} of {whose} cannot be pulled: check its name and registry, and that the nodes are"
+            f" allowed to pull it. {reason}: {message}",
         )
-    missing = MISSING_OBJECT.search(said)
+    missing = MISSING_OBJECT.search(message)
     if missing:
-        # What the operator itself hands to its pods is optional: the stage says what it misses.
+        # References that the operator sets are optional, and the stage reports missing ones itself.
         kind = "Secret" if missing[1].lower() == "secret" else "ConfigMap"
         return Trouble(
             Reason.SECRET_NOT_FOUND if kind == "Secret" else Reason.POD_NOT_STARTING,
@@ -109,12 +110,12 @@ def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, An
     describe = f"kubectl describe pod {pod['metadata']['name']} -n {namespace}"
     return Trouble(
         Reason.POD_NOT_STARTING,
-        f"{whose} does not start. {reason}: {said} ({describe} shows when it is tried again)",
+        f"{whose} does not start. {reason}: {message} ({describe} shows the next attempt)",
     )
 
 
 def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:
-    """Stages have no init containers of their own: one that fails has been injected."""
+    """The problem of an injected init container; stages have none of their own."""
     name = status["name"]
     whose = f"init container {name}, which the platform adds to the pod,"
     trouble = container_trouble(
@@ -136,8 +137,8 @@ def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetim
     if since >= MAX_START_TIME:
         return Trouble(
             Reason.POD_NOT_STARTING,
-            f"{describe_pod(stage, pod)} {name} has a node but has not started: a volume may not mount or the"
-            f" image may be large; kubectl describe pod {name} shows why",
+            f"{describe_pod(stage, pod)} {name} has a node but has not started: perhaps a volume cannot be"
+            f" mounted, or the image is large; kubectl describe pod {name} shows why",
         )
     left = (MAX_START_TIME - since).total_seconds()
     return Trouble(
@@ -158,7 +159,7 @@ def _without_pod(job: Manifest, now: datetime) -> Trouble:
         return Trouble(
             Reason.POD_NOT_STARTING,
             f"Job {name} {lacks}: a quota, a limit range, Pod Security or another admission policy may"
-            f" refuse it; kubectl describe job {name} shows why",
+            f" reject it; kubectl describe job {name} shows why",
         )
     return Trouble(
         Reason.QUEUED,
@@ -169,35 +170,35 @@ def _without_pod(job: Manifest, now: datetime) -> Trouble:
 
 
 def _unschedulable(pod: Manifest, whose: str, scheduled: dict[str, Any]) -> Trouble:
-    said = quoted(scheduled.get("message"))
+    message = quoted(scheduled.get("message"))
     if scheduled.get("reason") == "SchedulingGated":
-        return Trouble(Reason.QUEUED, f"{whose} waits for admission: {said}", expected=True)
+        return Trouble(Reason.QUEUED, f"{whose} waits for admission: {message}", expected=True)
     return Trouble(
         Reason.UNSCHEDULABLE,
-        f"no node can take {whose} yet: {without_node_counts(said)} ({scheduling_advice(pod, said)})",
+        f"no node can take {whose} yet: {without_node_counts(message)} ({scheduling_advice(pod, message)})",
         expected=True,
     )
 
 
-def without_node_counts(said: str) -> str:
-    """The scheduler's words without its counts of nodes.
+def without_node_counts(message: str) -> str:
+    """A scheduler message without counts of nodes.
 
-    These change with the cluster, and each change would be a status write for each pending run.
+    The counts change with the cluster, and each change would cause a status write per pending run.
     """
-    return NODE_COUNTS.sub(lambda found: f"no {found[1]} {_without_counts(found[2])}", said)
+    return NODE_COUNTS.sub(lambda found: f"no {found[1]} {_without_counts(found[2])}", message)
 
 
 def _without_counts(reasons: str) -> str:
     return ", ".join(sorted({re.sub(r"^\d+ ", "", reason) for reason in reasons.split(", ")}))
 
 
-def scheduling_advice(pod: Manifest, said: str) -> str:
-    """What may help a pod of which the scheduler says this."""
+def scheduling_advice(pod: Manifest, message: str) -> str:
+    """Advice for a pod with this scheduler message."""
     metadata = pod["metadata"]
     profile = metadata.get("labels", {}).get(PROFILE)
     names = {
         "profile": f"ComputeProfile {profile}" if profile else "the ComputeProfile",
         "namespace": metadata.get("namespace", ""),
     }
-    advice = [text.format_map(names) for pattern, text in SCHEDULING_ADVICE if pattern.search(said)]
+    advice = [text.format_map(names) for pattern, text in SCHEDULING_ADVICE if pattern.search(message)]
     return "; ".join(advice) or f"kubectl describe pod {metadata['name']} shows more"

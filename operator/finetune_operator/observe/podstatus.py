@@ -1,4 +1,4 @@
-"""What Kubernetes says of a pod, read in the same way for stages and for endpoints."""
+"""Conditions and container statuses of pods, for stages and endpoints."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 
 MAX_QUOTED_CHARACTERS: Final = 400
-"""Characters of another component's message that are repeated."""
+"""Limit of a message of another component that a condition repeats, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A reason and a message; `expected` for what needs nobody to act, such as a queue."""
+    """A problem as reason and message; `expected` if it needs no user action, such as a queue."""
 
     reason: str
     message: str
     expected: bool = False
     recheck_after_seconds: float | None = None
-    """Seconds until the answer may be another although nothing changes."""
+    """Seconds until the diagnosis may differ even if nothing changes."""
 
 
 MAX_IMAGE_CHARACTERS: Final = 512
-"""Characters of an image's name that the status takes."""
+"""Limit of an image's name in the status, in characters."""
 
 
 def quoted(text: str | None) -> str:
-    """Another component's message, short enough to be repeated in ours."""
+    """A message of another component, shortened for use in a condition."""
     return shortened((text or "").strip(), MAX_QUOTED_CHARACTERS)
 
 
@@ -40,43 +40,45 @@ def condition(manifest: Manifest, type_: str) -> dict[str, Any] | None:
 
 
 def has_condition(manifest: Manifest, type_: str, status: str) -> bool:
-    """Whether the condition is there and has this status; one that is not there has none."""
+    """Whether the condition exists and has this status."""
     found = condition(manifest, type_)
     return found is not None and found.get("status") == status
 
 
 def trainer_container(pod: Manifest) -> dict[str, Any]:
-    """The spec of the trainer's container, whatever a platform injects beside it."""
+    """Spec of the trainer's container, not of containers that a platform injects."""
     containers = pod["spec"]["containers"]
     found: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
     return found
 
 
 def init_statuses(pod: Manifest) -> Iterator[dict[str, Any]]:
-    """Statuses of the init containers, in the order in which they run."""
+    """Statuses of the init containers in the order in which they run."""
     yield from pod.get("status", {}).get("initContainerStatuses") or ()
 
 
 def container_statuses(pod: Manifest) -> Iterator[dict[str, Any]]:
-    """Statuses of all containers, in the order in which they start."""
+    """Statuses of all containers in the order in which they start."""
     yield from init_statuses(pod)
     yield from pod.get("status", {}).get("containerStatuses") or ()
 
 
 def stage_of(job: Manifest) -> str:
-    """The stage that a Job carries out."""
+    """The stage of a Job or pod, from its label."""
     stage: str = job["metadata"].get("labels", {}).get(STAGE, "stage")
     return stage
 
 
 def has_ended(pod: Manifest) -> bool:
-    """Whether no container of the pod runs any more, or ever will."""
+    """Whether the pod has ended, so that no container of it will run again."""
     return pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}
 
 
 def image_by_digest(pods: Iterable[Manifest]) -> str | None:
-    """The image that the trainer of the first of these pods ran, as `name@sha256:…`; None while no kubelet
-    says so, as for an image that was built on its node."""
+    """The trainer's image of the first of these pods with a digest, as `name@sha256:…`.
+
+    None if no kubelet reports a digest, for example for an image that was built on its node.
+    """
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses") or ():
             image = str(status.get("imageID", "")).removeprefix("docker-pullable://")

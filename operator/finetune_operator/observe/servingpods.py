@@ -1,4 +1,4 @@
-"""Why a pod of an endpoint does not serve, in words that say what to do."""
+"""Why a pod of an endpoint does not serve, and what to do about it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from finetune_operator.status.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class ServingTrouble:
-    """A reason and a message; `final` where trying again cannot help."""
+    """A problem as reason and message; `final` if a retry cannot help."""
 
     reason: str
     message: str
@@ -23,16 +23,16 @@ class ServingTrouble:
 
 
 def is_replaced(pod: Manifest) -> bool:
-    """Whether the pod has ended or is to end, so that its Deployment has made another one."""
+    """Whether the pod has ended or is terminating, so its Deployment has created another one."""
     return has_ended(pod) or "deletionTimestamp" in pod["metadata"]
 
 
 def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
-    """What keeps this pod from serving, or None where it serves or is still starting."""
+    """The problem that prevents this pod from serving; None if it serves or is starting."""
     name = pod["metadata"]["name"]
-    silent = node_trouble(pod, "pod", now)
-    if silent is not None:
-        return ServingTrouble(silent.reason, silent.message)
+    lost = node_trouble(pod, "pod", now)
+    if lost is not None:
+        return ServingTrouble(lost.reason, lost.message)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
         said = without_node_counts(quoted(scheduled.get("message")))
@@ -42,20 +42,20 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
             Reason.UNSCHEDULABLE, f"no node can take pod {name} yet: {said} ({scheduling_advice(pod, said)})"
         )
     if pod.get("status", {}).get("phase") == "Failed" and pod["status"].get("reason"):
-        return _taken(pod)
+        return _ended_by_node(pod)
     troubles = (_trouble_of(pod, status) for status in container_statuses(pod))
     return next((trouble for trouble in troubles if trouble is not None), None)
 
 
-def _taken(pod: Manifest) -> ServingTrouble:
-    """A pod that its node ended, or would not have."""
+def _ended_by_node(pod: Manifest) -> ServingTrouble:
+    """A pod that its node ended or rejected."""
     status, node = pod["status"], pod["spec"].get("nodeName", "")
     said = f"{status['reason']}: {quoted(status.get('message'))}"
     ended = f"node {node} has ended pod {pod['metadata']['name']}. {said}"
     if status["reason"] == "Evicted":
         return ServingTrouble(Reason.EVICTED, f"{ended} ({eviction_advice(pod, 'serve')})")
     return ServingTrouble(
-        Reason.POD_NOT_STARTING, f"{ended} (kubectl describe node {node} shows what it has left)"
+        Reason.POD_NOT_STARTING, f"{ended} (kubectl describe node {node} shows its free resources)"
     )
 
 

@@ -1,4 +1,4 @@
-"""How long a stage queued and ran, from the timestamps of its Job and pods."""
+"""Queue time, run time and cost of a stage, from the timestamps of its Job and pods."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,14 +13,14 @@ from finetune_trainer.contract.vocabulary import Stage
 
 
 def parse_time(text: str) -> datetime:
-    """A timestamp of the API server."""
+    """Parse a timestamp of the API server."""
     return datetime.fromisoformat(text)
 
 
 def container_state(pod: Manifest) -> dict[str, Any]:
-    """The state of the trainer's container, whatever a platform injects beside it.
+    """State of the trainer's container, not of containers that a platform injects.
 
-    Holds `waiting`, `running` or `terminated`, or nothing yet.
+    It has one of the keys `waiting`, `running` and `terminated`, or no key yet.
     """
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     state: dict[str, Any] = next((s.get("state", {}) for s in statuses if s["name"] == CONTAINER), {})
@@ -40,12 +40,13 @@ def _span(pod: Manifest, now: datetime) -> tuple[datetime, datetime] | None:
 def stage_usage(
     previous: StageUsage | None, stage: Stage, job: Manifest, pods: Iterable[Manifest], now: datetime
 ) -> StageUsage | None:
-    """What the stage has used until now, in seconds; None as long as no container of it has started.
+    """The stage's usage until now; None before its first container starts.
 
-    Only time after `previous.until` is added, so looking twice counts once, and a pod that has disappeared
-    keeps what was counted of it. Queued is from the Job's creation to its first container's start. Seconds
-    are those in which any container ran; device seconds are of all containers: the time each ran, times the
-    devices that its pod asked for.
+    - Only time after `previous.until` is added, so a second pass counts nothing twice, and the time of a
+      deleted pod stays counted.
+    - `queued_seconds`: from the Job's creation to the start of its first container.
+    - `seconds`: time in which at least one container ran.
+    - `device_seconds`: for each container, the time it ran, multiplied by the devices of its pod.
     """
     usage = previous if previous is not None and previous.name == stage else None
     spans = [span for span in (_span(pod, now) for pod in pods) if span is not None]
@@ -57,32 +58,32 @@ def stage_usage(
         return max(0.0, (end - (max(start, until) if until else start)).total_seconds())
 
     queued = after(parse_time(job["metadata"]["creationTimestamp"]), min(start for start, _ in spans))
-    held = sum(after(start, end) for start, end in spans)
+    container_seconds = sum(after(start, end) for start, end in spans)
     labels = job["metadata"].get("labels", {})
     devices = int(labels.get(DEVICES, "0"))
     return StageUsage(
         name=stage,
         profile=labels.get(PROFILE),
         queued_seconds=(usage.queued_seconds if usage else 0) + queued,
-        seconds=(usage.seconds if usage else 0) + sum(after(*span) for span in _apart(spans)),
-        device_seconds=(usage.device_seconds if usage else 0) + held * devices,
+        seconds=(usage.seconds if usage else 0) + sum(after(*span) for span in _merged(spans)),
+        device_seconds=(usage.device_seconds if usage else 0) + container_seconds * devices,
         until=max(end for _, end in spans),
     )
 
 
-def _apart(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
-    """The same time without what several spans have in common."""
-    apart: list[tuple[datetime, datetime]] = []
+def _merged(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    """Merge overlapping spans."""
+    merged: list[tuple[datetime, datetime]] = []
     for start, end in sorted(spans):
-        if apart and start <= apart[-1][1]:
-            apart[-1] = apart[-1][0], max(apart[-1][1], end)
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
         else:
-            apart.append((start, end))
-    return apart
+            merged.append((start, end))
+    return merged
 
 
 def finished_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
-    """The entry of a finished stage; without times where its pods had gone before anybody looked."""
+    """The status entry of a finished stage; without times if its pods disappeared before the first pass."""
     if usage is None or usage.name != stage:
         return StageStatus(name=stage)
     return StageStatus(
@@ -95,16 +96,16 @@ def finished_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
 
 
 class Price(Model):
-    """What a profile asks for its devices."""
+    """Price of the devices of a ComputeProfile."""
 
     per_device_hour: float | None = None
     currency: str | None = None
 
 
 def with_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
-    """The cost with so many more device seconds.
+    """The cost after these additional device seconds.
 
-    Device time of a profile with another currency, or without a price, is in `deviceSeconds` and not in
+    Device time of a profile without a price or with another currency counts in `deviceSeconds`, but not in
     `amount`.
     """
     if device_seconds <= 0:

@@ -155,7 +155,7 @@ STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
     "every node is cordoned": (
         pod(**unscheduled("0/1 nodes are available: 1 node(s) were unschedulable.")),
         "Unschedulable",
-        ["when a cordoned node is let in again"],
+        ["when a cordoned node is uncordoned"],
     ),
     "a claim is not bound": (
         pod(**unscheduled("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.")),
@@ -238,7 +238,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
             conditions=[BY_EVICTION],
         ),
         "Evicted",
-        ["low on resource: inodes", "(kubectl describe node shows what it lacks)"],
+        ["low on resource: inodes", "(kubectl describe node shows what the node lacks)"],
     ),
     "its container wrote more than its limit": (
         pod(
@@ -270,12 +270,12 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
     "it ran past a deadline of its own": (
         pod(phase="Failed", reason="DeadlineExceeded", message="Pod was active on the node longer than …"),
         "DeadlineExceeded",
-        ["activeDeadlineSeconds that was set on it from outside: remove what sets it"],
+        ["activeDeadlineSeconds that the operator did not set: remove what sets it"],
     ),
     "its node had no room after all": (
         pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"),
         "PodNotStarting",
-        ["node node-1 did not take the train pod. OutOfcpu: Node didn't have enough resource: cpu"],
+        ["node node-1 rejected the train pod. OutOfcpu: Node didn't have enough resource: cpu"],
     ),
     "its node could not give it its devices": (
         pod(phase="Failed", reason="UnexpectedAdmissionError", message="no healthy devices present"),
@@ -301,7 +301,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
         ["exit code 10: it left no message (kubectl logs routing-train-1a2b3-x)"],
     ),
     "bad data, in words that are no result": (pod(**ended(11, message="row 7")), "StageFailed", ["row 7"]),
-    "a signal": (pod(**ended(137)), "StageFailed", ["exit code 137: it was killed, by its node or because"]),
+    "a signal": (pod(**ended(137)), "StageFailed", ["exit code 137: it was killed by its node, or because"]),
     "a restarted node that knows nothing of it": (
         pod(**ended(137, "ContainerStatusUnknown", "The container could not be located when the pod …")),
         "StageFailed",
@@ -330,11 +330,11 @@ def test_a_job_past_its_deadline_says_so_although_its_pod_is_gone() -> None:
     ("reason", "said"),
     [
         ("PreemptionByScheduler", "was preempted by a pod of higher priority"),
-        ("DeletionByTaintManager", "was taken off its node"),
-        ("EvictionByEvictionAPI", "was evicted, as kubectl drain does"),
-        ("DeletionByPodGC", "went with its node"),
+        ("DeletionByTaintManager", "was removed from its node"),
+        ("EvictionByEvictionAPI", "was evicted through the API, for example by kubectl drain"),
+        ("DeletionByPodGC", "was deleted because its node is gone"),
         ("TerminationByKubelet", "was ended by its node"),
-        ("Novel", "was taken away by the cluster (Novel)"),
+        ("Novel", "was ended by the cluster (Novel)"),
     ],
 )
 def test_a_pod_that_the_cluster_took_away_says_who_took_it(reason: str, said: str) -> None:
@@ -458,7 +458,7 @@ SERVES: dict[str, tuple[Manifest, str, str]] = {
     "its node had no room after all": (
         pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"),
         "PodNotStarting",
-        "enough resource: cpu (kubectl describe node node-1 shows what it has left)",
+        "enough resource: cpu (kubectl describe node node-1 shows its free resources)",
     ),
     "its node does not answer": (
         pod(phase="Running", conditions=UNHEARD_OF),

@@ -111,7 +111,7 @@ def test_an_attempt_that_the_cluster_ended_is_not_called_a_failure() -> None:
     cluster = reached("train")
     disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
     cluster.pod("train", ended(cluster, 137), "first", conditions=[disrupted])
-    evicted = "the train pod was evicted, as kubectl drain does; the next one follows"
+    evicted = "the train pod was evicted through the API, for example by kubectl drain; the next one follows"
     assert reconciling(cluster) == ("Queued", evicted)
 
 
