@@ -1,1 +1,1 @@
-"""Pure: conditions, reasons, phases, progress."""
+"""Pure rules about statuses: conditions, reasons, progress and reserved fields."""

@@ -1,8 +1,8 @@
 """Conditions, as kstatus reads them.
 
 An object is in exactly one state: working (`Reconciling`), done (`Ready`), failed (`Stalled`) or suspended
-(`Suspended`). Entering one removes the other three, because a `Ready=False` would read as in progress and a
-left-over `Stalled` as failed. Conditions of a domain (`Trained`, `Evaluated`, …) stay beside it.
+(`Suspended`). Entering a state removes the other three, because kstatus reads `Ready=False` as in progress
+and a remaining `Stalled` as failed. Domain conditions (`Trained`, `Evaluated`, …) are independent of it.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType
 
 MESSAGE_LIMIT: Final = 1024
-"""Characters; longer messages end in an ellipsis."""
+"""Limit of a message in characters; longer ones end in an ellipsis."""
 
 STATES: Final = (
     ConditionType.READY,
@@ -25,17 +25,17 @@ STATES: Final = (
 
 
 def shortened(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """The text, cut to `limit` characters."""
+    """Shorten the text to `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def find(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
-    """The condition of this type."""
+    """The condition of this type, or None."""
     return next((condition for condition in conditions if condition.type == type_), None)
 
 
 def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
-    """Whether the condition is there and True."""
+    """Whether the condition exists and is True."""
     condition = find(conditions, type_)
     return condition is not None and condition.status == "True"
 
@@ -50,15 +50,17 @@ def with_condition(
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
-    """The conditions with this one set; its transition time moves only when its status does."""
+    """The conditions with this one set; its transition time changes only with its status."""
     old = find(conditions, type_)
-    moved = old is None or old.status != status
+    changed = old is None or old.status != status
     new = Condition(
         type=type_,
         status=status,
         reason=reason,
         message=shortened(message),
-        last_transition_time=now.replace(microsecond=0) if old is None or moved else old.last_transition_time,
+        last_transition_time=now.replace(microsecond=0)
+        if old is None or changed
+        else old.last_transition_time,
         observed_generation=generation,
     )
     if old is None:
@@ -80,13 +82,13 @@ def enter(
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
-    """The conditions of an object that is in this one of `STATES` now, and in no other."""
+    """The conditions of an object in this state of `STATES`, and in no other one."""
     others = without(conditions, *(other for other in STATES if other != state))
     return with_condition(others, state, "True", reason, message, generation=generation, now=now)
 
 
 def status_manifest(status: Model) -> Manifest:
-    """A status as it is written: camelCase, without empty fields."""
+    """A status as the operator writes it: in camelCase, without empty fields."""
     return _without_empty(status.to_dict())
 
 

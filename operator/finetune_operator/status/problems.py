@@ -1,4 +1,4 @@
-"""What data preparation found fault with, as status and events show it."""
+"""Problems and warnings of data preparation, for statuses and events."""
 
 from typing import Final
 
@@ -6,12 +6,12 @@ from finetune_operator.api.meta import MAX_PROBLEMS
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.results import PrepareResult
 
-FIRST_LIMIT: Final = 500
-"""Characters of the one that an event shows, so that the report's uri has its place beside it."""
+MAX_FIRST_PROBLEM_CHARACTERS: Final = 500
+"""Limit of the problem in an event, so that the event has room for the report's uri."""
 
 
 def shown_problems(prepared: PrepareResult) -> tuple[str, ...]:
-    """The first rows that cannot be used; the store has all of them."""
+    """The first rows that cannot be used; the report in the store has all of them."""
     return _shown(prepared.problems)
 
 
@@ -21,7 +21,7 @@ def shown_warnings(prepared: PrepareResult) -> tuple[str, ...]:
 
 
 def faults(version: str, prepared: PrepareResult) -> str | None:
-    """What an event says of a version that has faults, with the first of them; None where it has none."""
+    """Message of the event about a version's problems and warnings; None if it has none."""
     dropped, warned = prepared.problem_count, prepared.warning_count
     if not dropped and not warned:
         return None
@@ -29,7 +29,7 @@ def faults(version: str, prepared: PrepareResult) -> str | None:
     parts = (
         f"problems in rows that were left out: {dropped}" if dropped else None,
         f"warnings: {warned}" if warned else None,
-        f"the first: {shortened(first, FIRST_LIMIT)}" if first is not None else None,
+        f"the first: {shortened(first, MAX_FIRST_PROBLEM_CHARACTERS)}" if first is not None else None,
         f"all of them: {prepared.report_uri}" if prepared.report_uri is not None else None,
     )
     return f"DatasetVersion {version}: {'; '.join(part for part in parts if part is not None)}"

@@ -1,4 +1,4 @@
-"""Progress of the running stage, and the text that `kubectl get` shows."""
+"""Progress of the running stage, and its columns in `kubectl get`."""
 
 from typing import Literal
 
@@ -17,14 +17,14 @@ def _same_stage(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus
 
 
 def entered(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus:
-    """Progress of a stage that is queued or running, as far as it is known; the training loss stays."""
+    """Progress of a queued or running stage, as far as it is known; it keeps the training loss."""
     return _same_stage(progress, stage) or ProgressStatus(
         stage=stage, loss=progress.loss if progress else None
     )
 
 
 def merged(progress: ProgressStatus | None, stage: Stage, report: Progress) -> ProgressStatus:
-    """Progress after a report; it never goes back, also when a pod resumes from an earlier step."""
+    """Progress after a report. It never decreases, even if a pod resumes from an earlier step."""
     old = _same_stage(progress, stage)
     if old is not None and report.step < old.step:
         return old
@@ -45,7 +45,7 @@ def merged(progress: ProgressStatus | None, stage: Stage, report: Progress) -> P
 
 
 def completed(progress: ProgressStatus | None, stage: Stage, steps: int = 0) -> ProgressStatus:
-    """Progress of a stage that has ended well."""
+    """Progress of a stage that has succeeded."""
     old = entered(progress, stage)
     total = steps or old.total_steps
     return old.model_copy(
@@ -82,24 +82,24 @@ def display(
 
 
 def score_text(evaluation: EvaluationStatus | None) -> str | None:
-    """The tuned model's first score, and the base model's beside it."""
+    """The tuned model's first score, and that of the base model."""
     if evaluation is None:
         return None
     tuned = next((score for score in evaluation.scores if score.subject == "Tuned"), None)
     if tuned is None:
         return None
     base = find_score(evaluation.scores, tuned.metric, "Base")
-    beside = f" (base {base.value:.2f})" if base is not None else ""
-    return f"{tuned.metric} {tuned.value:.2f}{beside}"
+    base_text = f" (base {base.value:.2f})" if base is not None else ""
+    return f"{tuned.metric} {tuned.value:.2f}{base_text}"
 
 
 def find_score(scores: tuple[Score, ...], metric: str, subject: str) -> Score | None:
-    """One metric of one subject."""
+    """The score of a metric for a subject, or None."""
     return next((score for score in scores if score.metric == metric and score.subject == subject), None)
 
 
 def duration_text(seconds: int) -> str:
-    """Such as `45s`, `1m20s` or `2h05m`."""
+    """A duration such as `45s`, `1m20s` or `2h05m`."""
     minutes, rest = divmod(seconds, 60)
     if minutes == 0:
         return f"{rest}s"

@@ -1,4 +1,4 @@
-"""Every reason that a condition or event may carry, in one place; messages say what to do next."""
+"""All reasons of conditions and events."""
 
 from enum import StrEnum
 from typing import Final
@@ -24,7 +24,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Reasons of conditions; failures of a stage add those of the contract's `FailureReason`."""
+    """Reasons of conditions; failed stages also use those of the contract's `FailureReason`."""
 
     # under way
     PREPARING = "Preparing"
@@ -53,9 +53,9 @@ class Reason(StrEnum):
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
     REJECTED = "Rejected"
-    # said, and nothing stops
+    # information only
     OLDER_RULE = "OlderRule"
-    # blocked, but may mend itself when somebody acts
+    # blocked until a user acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     PROFILE_INVALID = "ProfileInvalid"
@@ -88,7 +88,7 @@ class Reason(StrEnum):
     OVERRIDDEN = "Overridden"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
-    # ended badly
+    # failed
     NOT_IMPLEMENTED = "NotImplemented"
     NAME_CONFLICT = "NameConflict"
     INVALID_SPEC = "InvalidSpec"
@@ -111,11 +111,11 @@ UNDER_WAY: Final = frozenset(
         Reason.UNSCHEDULABLE,
     }
 )
-"""Reasons of `Reconciling` that need nobody to act; with any other one the object is blocked."""
+"""Reasons of `Reconciling` that need no user action; with any other reason the object is blocked."""
 
 
 class EventReason(StrEnum):
-    """The fixed list of reasons of Kubernetes events."""
+    """Reasons of Kubernetes events."""
 
     STAGE_STARTED = "StageStarted"
     STAGE_FAILED = "StageFailed"

@@ -1,6 +1,6 @@
-"""What a spec uses of the API that this release validates but does not act on.
+"""Fields and values of a spec that this release validates but does not implement.
 
-Nothing is ignored in silence: each such field stalls its object with a message that names it.
+Each of them stalls its object with a message that names it, so none is silently ignored.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
 
 def not_implemented(spec: Model) -> tuple[str, ...]:
-    """One message for every reserved field or value that the spec uses; empty when there is none."""
+    """One message per reserved field or value in the spec; empty if there is none."""
     return tuple(_walk(spec, "spec"))
 
 
@@ -31,7 +31,7 @@ def _walk(model: Model, path: str) -> Iterator[str]:
 
 def _marked(field: FieldInfo, value: Any, path: str) -> Iterator[str]:
     for mark in field.metadata:
-        # False asks for nothing that this release does not do already.
+        # False requests nothing, so it needs no implementation.
         if isinstance(mark, Reserved) and value is not None and value is not False:
             yield f"{path} is not implemented in this release; remove it"
         elif isinstance(mark, ReservedValues):
@@ -44,7 +44,7 @@ def _marked(field: FieldInfo, value: Any, path: str) -> Iterator[str]:
 
 
 def _choices(annotation: Any) -> Iterator[str]:
-    """The strings of a Literal, also inside a tuple or an optional type."""
+    """The strings of a Literal, also within a tuple or optional type."""
     for argument in get_args(annotation):
         if isinstance(argument, str):
             yield argument

@@ -1,4 +1,4 @@
-"""What the condition Trained says of a run's training."""
+"""The condition Trained, and the figures of a training in the status."""
 
 from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -6,7 +6,7 @@ from finetune_trainer.contract.results import CheckpointResult, TrainResult
 
 
 def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> str:
-    """Steps, checkpoints and restarts; what was otherwise than planned, and whether it overfits."""
+    """Message of Trained: steps, checkpoints, restarts, deviations from the plan, and overfitting."""
     steps = f"{trained.steps} steps"
     if trained.stopped_early:
         patience = hyperparameters.early_stopping_patience or 0
@@ -22,14 +22,14 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
 
 
 def training_status(trained: TrainResult) -> TrainingStatus:
-    """The figures that stay in the status."""
+    """The figures of the training for the status."""
     best = _best(trained)
     rewards = best.model_dump(include={"reward_accuracy", "reward_margin"}) if best else {}
     return TrainingStatus(**trained.model_dump(include=set(TrainingStatus.model_fields)), **rewards)
 
 
 def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:
-    """What was planned, with the batches that fitted into memory."""
+    """The planned hyperparameters, with the batches that fit into memory."""
     batches = {
         "per_device_batch_size": trained.per_device_batch_size,
         "gradient_accumulation_steps": trained.gradient_accumulation_steps,
@@ -50,8 +50,8 @@ def _rewards(trained: TrainResult) -> str:
     if best is None:
         return ""
     accuracy, margin = best.reward_accuracy, best.reward_margin
-    right = "" if accuracy is None else f"; reward accuracy {accuracy:.2f}"
-    return f"{right}; reward margin {margin:.3g}" if margin is not None else right
+    accuracy_text = "" if accuracy is None else f"; reward accuracy {accuracy:.2f}"
+    return f"{accuracy_text}; reward margin {margin:.3g}" if margin is not None else accuracy_text
 
 
 def _best(trained: TrainResult) -> CheckpointResult | None:
@@ -64,8 +64,8 @@ def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> 
         return ""
     return (
         f"; batches of {_count(used.per_device_batch_size, 'row')}, accumulated"
-        f" {used.gradient_accumulation_steps} times, because {planned.per_device_batch_size} rows at once did"
-        " not fit into memory"
+        f" {used.gradient_accumulation_steps} times, because {planned.per_device_batch_size} rows at once"
+        " did not fit into memory"
     )
 
 
@@ -76,8 +76,8 @@ def _overfitting(trained: TrainResult) -> str:
         return ""
     return (
         f"; validation loss rose from {best.validation_loss or 0:.2f} after epoch {best.epoch:g} to"
-        f" {final.validation_loss or 0:.2f} while training loss fell: the run overfits; the best checkpoint"
-        f" is that of step {best.step}; fewer epochs or more rows help"
+        f" {final.validation_loss or 0:.2f} while training loss fell: the run overfits. The best checkpoint"
+        f" is from step {best.step}. Use fewer epochs or more rows"
     )
 
 

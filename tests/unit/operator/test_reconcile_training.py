@@ -81,7 +81,7 @@ def test_an_overfitting_run_names_losses_and_the_checkpoint_to_use() -> None:
 
     assert message(cluster) == (
         "30 steps, 2 checkpoints; validation loss rose from 1.20 after epoch 2 to 1.45 while training loss"
-        " fell: the run overfits; the best checkpoint is that of step 20; fewer epochs or more rows help"
+        " fell: the run overfits. The best checkpoint is from step 20. Use fewer epochs or more rows"
     )
 
 
