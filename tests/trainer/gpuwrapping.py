@@ -1,7 +1,7 @@
-"""What training on a GPU does to a model, on a CPU: its base is bfloat16, and accelerate wraps its pass.
+"""Train on a CPU as on a GPU: the base model is bfloat16, and accelerate wraps the forward pass.
 
-On a GPU the Trainer is given `bf16=True`. Then accelerate computes the model's pass under autocast and gives
-its outputs as float32. The variable below asks for the same where that argument is false.
+On a GPU the Trainer has `bf16=True`. Then accelerate runs the forward pass under autocast and converts its
+outputs to float32. The variable below has the same effect if that argument is false.
 """
 
 import functools
@@ -25,7 +25,7 @@ VARIABLE: Final = "ACCELERATE_MIXED_PRECISION"
 
 @contextmanager
 def as_a_gpu_trains() -> Iterator[None]:
-    """Whatever is loaded and trained in the block."""
+    """Load and train everything in the block as on a GPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "bf16")
@@ -37,7 +37,7 @@ def as_a_gpu_trains() -> Iterator[None]:
 
 @functools.cache
 def tiny_in_bfloat16() -> Path:
-    """The tiny model as most models are stored."""
+    """The tiny model in bfloat16, as most models are stored."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-bfloat16-"))
     shutil.copytree(tiny(), folder, dirs_exist_ok=True)
     load.load_base(tiny(), torch.bfloat16, torch.device("cpu")).save_pretrained(folder)

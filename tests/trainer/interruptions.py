@@ -1,7 +1,6 @@
-"""What happens to a trainer process at an exact moment.
+"""Interruptions of a trainer process at an exact moment.
 
-The moment is known from what PyTorch and Python announce by themselves, optimizer steps and accesses to
-files: nothing of the trainer is changed for it.
+PyTorch and Python announce optimizer steps and file accesses by themselves, so the trainer is not changed.
 """
 
 import os
@@ -16,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 @dataclass(frozen=True)
 class Interruption:
-    """What happens to a process about to make optimizer step `step`, or to save the state after it.
+    """An interruption before optimizer step `step`, or before the state after it is saved.
 
     Steps are counted from the process's start.
     """
@@ -25,7 +24,7 @@ class Interruption:
     step: int
 
     def __call__(self) -> None:
-        """Let it happen in this process."""
+        """Install the interruption in this process."""
         match self.name:
             case "killed in a step":
                 register_optimizer_step_pre_hook(_Countdown(self.step, signal.SIGKILL))
@@ -39,14 +38,14 @@ class Interruption:
                 raise ValueError(self.name)
 
     def _kill_in_save(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Weights and optimizer are written, the ledger is not."""
+        """Kill when weights and optimizer are written, and the ledger is not."""
         if event == "open" and str(arguments[0]).endswith("/ledger.json"):
             folder = Path(arguments[0]).parent
             if folder.name.startswith(f".step-{self.step}.") and folder.parent.name == "state":
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def _kill_before_rename(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """The state is whole, and has not got its name."""
+        """Kill when the state is complete, but not renamed."""
         if event == "os.rename" and str(arguments[1]).endswith(f"/state/step-{self.step}"):
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,5 +60,5 @@ class _Countdown:
     def __call__(self, *_: object) -> None:
         self._left -= 1
         if self._left == 0:
-            # To this thread: of several, another may get what the process is sent, and handle it later.
+            # To this thread: a signal to the process may reach another thread, which handles it later.
             signal.raise_signal(self._number)

@@ -31,7 +31,7 @@ from tests.waiting import eventually
 
 
 def watch_a_silent_peer(port: int, left: str | None, silent: float) -> None:
-    """As rank 0 of two, of which the other has `left` this word, and hang."""
+    """Hang as rank 0 of two; the other process has recorded `left` as its end."""
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
     if left is not None:
         store.set("left/1", left)
@@ -66,30 +66,30 @@ def rendezvous(
     return Rendezvous(where, stop, lambda: finished, patience, key)
 
 
-def test_the_leader_names_the_ranks_that_did_not_come() -> None:
+def test_rank_0_names_the_ranks_that_did_not_connect() -> None:
     with pytest.raises(PeerLost, match=r"after 1 seconds 2 of 3 processes have not connected: rank 1, 2"):
         rendezvous(process_rank(0)).meet()
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "127.0.0.1"])
-def test_a_process_without_its_leader_says_where_it_looked(host: str) -> None:
+def test_a_process_without_rank_0_names_its_address(host: str) -> None:
     with pytest.raises(PeerLost, match=rf"rank 0 at {host}:\d+: "):
         rendezvous(process_rank(1, host=host)).meet()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_who_waits_for_the_others_can_be_stopped(rank: int) -> None:
+def test_a_waiting_process_can_be_stopped(rank: int) -> None:
     with pytest.raises(Preempted):
         rendezvous(process_rank(rank), patience=60, stopped=True).meet()
 
 
-def test_who_comes_when_the_result_is_there_waits_for_nobody() -> None:
+def test_a_process_that_starts_after_the_result_does_not_wait() -> None:
     with pytest.raises(GroupFinished):
         rendezvous(process_rank(1), patience=60, finished=True).meet()
 
 
-def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
-    """The session that its predecessor was in is told that it is lost."""
+def test_a_restarted_process_waits_for_the_next_session() -> None:
+    """The session of its predecessor learns that the process is lost."""
     where = process_rank(1, size=2)
     leader = ProcessRank(rank=0, size=2, local_rank=0, local_size=1, host=where.host, port=where.port)
     stores: list[Any] = []
@@ -106,11 +106,11 @@ def test_a_process_that_comes_again_waits_for_the_next_session() -> None:
 
 @contextmanager
 def leading(size: int = 2, local_size: int = 1) -> Iterator[int]:
-    """The port at which rank 0 waits for the others, until all are there."""
+    """The port at which rank 0 waits until all processes are connected."""
     where = ProcessRank(
         rank=0, size=size, local_rank=0, local_size=local_size, host="127.0.0.1", port=free_port()
     )
-    stores: list[TCPStore] = []  # a store that nobody has is closed
+    stores: list[TCPStore] = []  # an unreferenced store is closed
     thread = threading.Thread(target=lambda: stores.append(rendezvous(where, 60).meet()))
     thread.start()
     eventually("a port", lambda: answers("127.0.0.1", where.port))
@@ -135,7 +135,7 @@ def test_the_store_of_one_pod_is_reached_from_that_pod_only() -> None:
         assert not answers("127.0.0.2", port)  # any other address of this machine
 
 
-def test_the_store_of_several_pods_asks_everybody_for_the_key() -> None:
+def test_the_store_of_several_pods_requires_the_key() -> None:
     with leading() as port:
         assert answers("127.0.0.2", port)
         with pytest.raises(DistError):
@@ -156,7 +156,7 @@ def test_a_process_does_not_join_a_leader_that_has_another_key() -> None:
         def answer() -> None:
             connection, _ = impostor.accept()
             connection.sendall(bytes(32))
-            connection.sendall(connection.recv(64)[32:])  # the proof that it was given
+            connection.sendall(connection.recv(64)[32:])  # the proof that the other end sent
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -167,7 +167,7 @@ def test_a_process_does_not_join_a_leader_that_has_another_key() -> None:
         thread.join()
 
 
-def test_what_was_said_once_opens_the_gate_never_again() -> None:
+def test_a_recorded_exchange_cannot_be_replayed() -> None:
     with leading() as port:
         said: list[bytes] = []
         with (
@@ -189,7 +189,7 @@ def test_what_was_said_once_opens_the_gate_never_again() -> None:
         with socket.create_connection(("127.0.0.1", port)) as again:
             again.sendall(said[0])
 
-            assert len(received(again)) == 32  # a challenge of its own, and no proof
+            assert len(received(again)) == 32  # a challenge, and no proof
 
 
 @pytest.mark.parametrize(("content", "complaint"), [(None, "cannot be read"), (b"short", "has 5 bytes")])
@@ -255,7 +255,7 @@ def test_ranks_are_counted_through_all_pods(tmp_path: Any) -> None:
         ({}, {}, "hyperparameters.processes: 2"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(
+def test_an_impossible_rank_is_refused(
     tmp_path: Any, change: dict[str, Any], environ: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(StageFailure) as caught:
@@ -279,7 +279,7 @@ def test_the_processes_read_together_what_one_reads_alone(size: int) -> None:
     assert list(itertools.chain.from_iterable(alone)) == torch.randperm(11, generator=generator).tolist()
 
 
-def test_of_a_blank_row_nothing_is_learned() -> None:
+def test_a_blank_row_has_no_labels() -> None:
     assert blank_row(EncodedRow([5, 6, 7], [IGNORE_INDEX, 6, 7])) == EncodedRow([5], [IGNORE_INDEX])
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint beside its base model."""
+"""Evaluation of a checkpoint and its base model."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ METHODS = {
 
 
 class Trained:
-    """One checkpoint that knows `ROWS` by heart, and what is needed to judge it."""
+    """A checkpoint that has memorized `ROWS`, and what its evaluation needs."""
 
     def __init__(self, bench: Workbench, method: str) -> None:
         self.bench = bench

@@ -1,4 +1,4 @@
-"""Checkpoints on rows that judge answers: pairs of them, and answers with a label."""
+"""Evaluation on preference data: pairs of answers, and answers with a label."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_model_that_learned_which_answer_is_wanted_prefers_it_more_often_than_
 
 
 def test_the_preference_is_by_the_mean_of_the_tokens_and_not_by_their_sum(bench: Workbench) -> None:
-    """The sum would always be for one word and against the ten of a good answer."""
+    """The sum would always favour one word over the ten words of a good answer."""
     long = tuple(
         replace(row, messages=(*row.input, replace(row.messages[-1], content=f"{row.output} " * 10)))
         for row in PAIRS
@@ -72,7 +72,7 @@ def test_the_preference_is_by_the_mean_of_the_tokens_and_not_by_their_sum(bench:
     assert value(result, "preference_accuracy", "Tuned") == 1
 
 
-def test_pairs_the_wrong_way_round_are_told(bench: Workbench) -> None:
+def test_reversed_pairs_score_zero(bench: Workbench) -> None:
     turned = tuple(
         replace(
             row,
@@ -87,7 +87,7 @@ def test_pairs_the_wrong_way_round_are_told(bench: Workbench) -> None:
     assert value(result, "preference_accuracy", "Tuned") == 0
 
 
-def test_only_good_answers_are_right_ones(bench: Workbench) -> None:
+def test_only_desirable_answers_are_correct_ones(bench: Workbench) -> None:
     result = judged(bench, "KTO", JUDGED, JUDGED[:8], metrics=("exact_match", "loss"))
 
     assert {score.rows for score in result.scores} == {4}

@@ -1,4 +1,4 @@
-"""Threads for the processors that a pod may use."""
+"""The number of threads for the processors of a pod."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""DoRA with constant factors says what PEFT says, which computes them in every pass."""
+"""DoRA with constant factors gives the logits of PEFT, which computes the factors in every pass."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def llama() -> PreTrainedModel:
 
 
 def gpt2() -> PreTrainedModel:
-    """Its linear layers have biases, and their weights the other way round."""
+    """Its linear layers have biases, and transposed weights."""
     return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2))
 
 

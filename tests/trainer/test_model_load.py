@@ -1,4 +1,4 @@
-"""The precision of weights that are only read."""
+"""The dtype of weights in inference."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The loss against transformers' own, and what must not change it."""
+"""The loss compared with that of transformers, and what must not change it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,7 +50,7 @@ def known_head(model: PreTrainedModel) -> ChunkedHead:
 
 @pytest.fixture(params=[1, 2, 1000])
 def positions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many the head reads at once."""
+    """The number of positions that the head reads at once."""
     monkeypatch.setattr(head_module, "MAX_LOGITS", request.param * VOCABULARY)
     number: int = request.param
     return number
@@ -81,7 +81,7 @@ def test_a_head_over_few_positions_gives_the_same_loss_and_gradients(trained: st
 
 @pytest.fixture
 def wrapped() -> Iterator[Callable[[PreTrainedModel], PreTrainedModel]]:
-    """What accelerate makes of a model on a GPU: it computes in bfloat16, and what it gives is float32."""
+    """A model as accelerate wraps it on a GPU: it computes in bfloat16 and returns float32."""
     with as_a_gpu_trains():
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         yield accelerator.prepare_model

@@ -1,4 +1,4 @@
-"""Every way to train, interrupted in every way: the same weights to the bit, or a refusal that says why.
+"""Every kind of run with every kind of interruption: bit-identical weights, or a refusal with the reason.
 
 The moment is the third dimension. `make test` takes each pair of values of two dimensions once, `make
 test-full` all combinations.
@@ -31,7 +31,7 @@ LORA: Final = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train whose epochs have three steps."""
+    """A kind of run whose epochs have three steps."""
 
     rows: int
     method: Method = LORA
@@ -54,7 +54,7 @@ WAYS: Final = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When it happens: about to make a step, or to save the state after one."""
+    """The moment of an interruption: before a step, or before the state after it is saved."""
 
     step: int
     saved_step: int
@@ -62,7 +62,7 @@ class Moment:
 
     @property
     def newest(self) -> int:
-        """The state that there is when the step is about to be made."""
+        """The newest state before the step."""
         return (self.step - 1) // self.save_every_steps * self.save_every_steps
 
 
@@ -79,7 +79,7 @@ def truncate(state: Path) -> None:
 
 
 def tamper(state: Path) -> None:
-    """One byte is another; size and time of the file stay."""
+    """Change one byte; size and time of the file stay."""
     (weights,) = state.glob("*.safetensors")
     before = weights.stat()
     content = bytearray(weights.read_bytes())
@@ -94,19 +94,19 @@ def remove_optimizer(state: Path) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the pod, and then to the newest state."""
+    """What happens to the pod, and afterwards to the newest state."""
 
     interruption: str
     damage: Callable[[Path], None] | None = None
     refused: bool = False
-    """The next pods get other rows."""
+    """Whether the next pods get other rows."""
 
     @property
     def in_save(self) -> bool:
         return self.interruption in ("killed in a save", "killed before the rename")
 
     def resumed_step(self, moment: Moment) -> int:
-        """The state that the next pods go on from; 0: they begin anew."""
+        """The step that the next pods resume from; 0: they start from the base model."""
         if self.interruption == "asked to stop":
             return moment.step
         if self.in_save:
@@ -128,7 +128,7 @@ FAULTS: Final = {
 
 @dataclass(frozen=True)
 class Site:
-    """Where one way to train is tried."""
+    """The store and the pods of one kind of run."""
 
     bench: Workbench
     way: Way
@@ -150,7 +150,7 @@ class Site:
     def run(
         self, config: TrainConfig, interruption: Interruption | None = None, rank: int = 0
     ) -> list[Ended]:
-        """All pods of a run from start to end; the one of `rank` is interrupted."""
+        """Run all pods from start to end; interrupt that of `rank`."""
         with ExitStack() as running:
             pods = [
                 running.enter_context(
@@ -165,7 +165,7 @@ class Site:
             return [each.finish() for each in pods]
 
     def finish(self, config: TrainConfig) -> tuple[TrainResult, list[str]]:
-        """Go on with a run to its end; its result, and what the first pod logs."""
+        """Resume a run to its end; its result, and the log of the first pod."""
         pods = self.run(config)
         assert [each.code for each in pods] == [ExitCode.OK] * len(pods), pods[0].messages[-5:]
         result = self.bench.store.read_result(config.run, "train")
@@ -176,7 +176,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainResult]:
-    """The result of each way where nothing happens."""
+    """The result of each kind of run without interruption."""
 
     @functools.cache
     def result(way: str) -> TrainResult:
@@ -205,7 +205,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     site, happens, when = Site(Workbench(tmp_path), WAYS[way]), FAULTS[fault], MOMENTS[moment]
     config = site.config(when.save_every_steps)
     step = when.saved_step if happens.in_save else when.step
-    # The first rank saves for all.
+    # Rank 0 saves for all processes.
     rank = 0 if happens.in_save else site.way.nodes - 1
 
     pods = site.run(config, Interruption(happens.interruption, step), rank)

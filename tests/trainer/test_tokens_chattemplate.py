@@ -1,4 +1,4 @@
-"""Which chat template a tokenizer gets, and which tokens end an answer."""
+"""The chat template of a tokenizer, and the tokens that end an answer."""
 
 import shutil
 from importlib import resources
@@ -24,7 +24,7 @@ CHATS: tuple[tuple[dict[str, str], ...], ...] = (
 
 
 def base_tokenizer(folder: Path, *control_tokens: str, **settings: str) -> PreTrainedTokenizerBase:
-    """The tiny model's tokenizer as a base model has it: without chat template, with other control tokens."""
+    """The tiny model's tokenizer as in a base model: no chat template, and other control tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tiny())
     tokenizer.chat_template = None
     tokenizer.add_special_tokens({"additional_special_tokens": list(control_tokens)})

@@ -1,4 +1,4 @@
-"""Training that has to be repeated: what is known of it, and what a pod that saves loses."""
+"""Wasted training time: how it is measured, and how much a pod that saves wastes."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Clock:
 
 
 class Pods:
-    """The pods of one run, one after the other."""
+    """The pods of one run, one after another."""
 
     def __init__(self, bench: Workbench) -> None:
         self.clock = Clock()
@@ -35,13 +35,13 @@ class Pods:
         self.work = WastedTime(self.folder, clock=self.clock)
 
     def start(self, step: int) -> None:
-        """A new pod, a day after the last one."""
+        """Start a new pod, a day after the last one."""
         self.clock.now += 86_400
         self.work = WastedTime(self.folder, clock=self.clock)
         self.work.begin(step)
 
     def train(self, seconds: float) -> None:
-        """Steps of one second."""
+        """Train in steps of one second."""
         for _ in range(round(seconds)):
             self.clock.now += 1
             self.work.update()
@@ -147,11 +147,11 @@ def test_the_file_is_written_every_ten_seconds_at_most(
 
 
 class PulledPlug(BaseException):
-    """The pod is gone from one moment to the next."""
+    """The pod ends without notice."""
 
 
 class PlugPuller(Sheet):
-    """Ends the process where step 4 would be reported."""
+    """Ends the process when step 4 would be reported."""
 
     def progress(self, progress: Any) -> None:
         if progress.step == 4:
@@ -176,10 +176,10 @@ def test_a_run_that_is_stopped_loses_nothing(bench: Workbench, monkeypatch: pyte
 def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its clock moves by 100 seconds whenever it is looked at, which is once a batch and once a save."""
+    """Its clock advances by 100 seconds at each reading: once per batch and once per save."""
     monkeypatch.setattr(attempts, "INTERVAL_SECONDS", 0)
-    looks = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(WastedTime.__init__, "__defaults__", (lambda: float(next(looks)),))
+    readings = iter(range(0, 10**9, 100))
+    monkeypatch.setattr(WastedTime.__init__, "__defaults__", (lambda: float(next(readings)),))
     config = bench.train_config(save_every_steps=3)
     with pytest.raises(PulledPlug):
         bench.train(config, PlugPuller())

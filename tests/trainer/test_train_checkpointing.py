@@ -1,4 +1,4 @@
-"""Activations that are computed again instead of kept: less memory, and the same run."""
+"""Gradient checkpointing: less memory, and the same run."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_a_run_stopped_at_steps_ends_with_the_same_weights(
 
 
 def kept_bytes(bench: Workbench, checkpointing: bool) -> int:
-    """What all forward passes of one step keep for the backward pass."""
+    """The tensors that all forward passes of one step keep for the backward pass."""
     rows = [Row.pair(row.messages[0].content, "ship " * 20) for row in ROWS[:4]]
     config = bench.train_config(
         dataset=bench.dataset(rows),

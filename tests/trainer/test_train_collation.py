@@ -21,7 +21,7 @@ def model() -> PreTrainedModel:
 
 
 class Forgetful(torch.nn.Module):
-    """A model that sees through the borders of packed rows, as recurrent ones do."""
+    """A model that mixes packed rows, as recurrent models do."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""A run that continues from a Checkpoint begins where that one ended."""
+"""A run that continues from a Checkpoint starts from its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def test_a_parent_that_left_the_store_is_named(bench: Workbench) -> None:
 
 
 def preflight(bench: Workbench, parent: CheckpointResult, **settings: Any) -> PreflightResult:
-    """Where the folder that the base model came from is no longer there."""
+    """A run whose base model is no longer at its source."""
     base_model = settings.pop("base_model_digest", None) or bench.model()
     uri = settings.pop("base_model_uri", "pvc://models/tiny")
     config = bench.preflight_config(bench.root, bench.dataset(), parent=named(parent), **settings)

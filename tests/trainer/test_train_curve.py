@@ -21,7 +21,7 @@ def bench(tmp_path: Path) -> Workbench:
 
 
 def curve_of(steps: int, epoch: int = 10) -> LossCurve:
-    """Losses of 1/step a token, and validation losses of 2/step after each epoch."""
+    """A curve with losses of 1/step per token, and validation losses of 2/step after each epoch."""
     curve = LossCurve()
     for step in range(1, steps + 1):
         curve.add_step(loss_sum=7 / step, label_tokens=7)
@@ -37,7 +37,7 @@ def test_a_curve_is_bounded_and_covers_every_step_once(steps: int) -> None:
     assert len(curve.points) <= MAX_POINTS
     assert sum(point.steps for point in curve.points) == steps == curve.points[-1].step
     widths = {point.steps for point in curve.points[:-1]}
-    assert widths <= {curve.steps_per_point}, "all points but the last stand for as many steps"
+    assert widths <= {curve.steps_per_point}, "all points except the last cover the same number of steps"
     assert steps < MAX_POINTS or len(curve.points) > MAX_POINTS / 2, "and the space is used"
     assert sum(point.label_tokens for point in curve.points) == 7 * steps
     assert math.isclose(
@@ -151,7 +151,7 @@ def test_the_axis_says_what_the_loss_is_of(bench: Workbench, method: MethodType,
 
 
 def long_result(points: int, checkpoints: int = 10) -> StageResult:
-    """A result whose every number is as long as it gets."""
+    """A result in which every number has its maximum length."""
     train = TrainResult(
         steps=100_000_000,
         train_loss=0.12345678901234567,

@@ -1,4 +1,4 @@
-"""Several processes train one run as one would, and what happens to one of them changes nothing."""
+"""Several processes train a run like a single process, also when one of them is interrupted."""
 
 import signal
 import socket
@@ -26,21 +26,21 @@ from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
 
 ONE_THREAD = {THREADS_ENV: "1"}
-"""Two processes share the cores of a small machine."""
+"""Limit for two processes that share the cores of a small machine."""
 
 
 @dataclass(frozen=True)
-class PublishesWhenTold:
-    """Lets a process wait for a file before it publishes its checkpoints."""
+class PublishesOnSignal:
+    """Makes a process wait for a file before it publishes its checkpoints."""
 
-    told: Path
+    signal_file: Path
 
     def __call__(self) -> None:
         publish = vars(stage)["publish_checkpoints"]
 
         def when_told(*arguments: Any, **settings: Any) -> Any:
             print('{"message": "publishing"}', flush=True)
-            while not self.told.exists():
+            while not self.signal_file.exists():
                 time.sleep(0.01)
             return publish(*arguments, **settings)
 
@@ -48,13 +48,13 @@ class PublishesWhenTold:
 
 
 def show_gradients() -> None:
-    """Neither clip them, nor remove the state that has their means."""
+    """Disable clipping, and keep the state that has the means of the gradients."""
     trainer.MAX_GRADIENT_NORM = 1e9  # type: ignore[misc]  # in a process of its own
     stageprocess._remove_states = lambda *_: None
 
 
 def have_room_for_one_row() -> None:
-    """Let memory be used up by a batch of more."""
+    """Exhaust memory for larger batches."""
 
     def before(model: torch.nn.Module, _: object, inputs: dict[str, torch.Tensor]) -> None:
         rows = (inputs["position_ids"] == 0).sum() if "position_ids" in inputs else len(inputs["input_ids"])
@@ -87,7 +87,7 @@ class Pods:
     dropout: float = 0.1
     method: str = "LoRA"
     accumulation: int = 1
-    """Batches of a process in each step."""
+    """Number of batches of a process per step."""
     settings: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     started: list[Process] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Pods:
 
     @property
     def key(self) -> Path:
-        """The file that the Secret of a run with several pods is in each of them."""
+        """The file of the run's Secret, as each pod mounts it."""
         path = self.bench.root / "peer-key"
         path.write_bytes(KEY)
         return path
@@ -108,7 +108,7 @@ class Pods:
         return self._config(settings).model_copy(update=places)
 
     def alone(self) -> TrainConfig:
-        """The same steps in one process."""
+        """The same steps in a single process."""
         return self._config({"gradient_accumulation_steps": 2 * self.accumulation} | self.settings)
 
     def start(
@@ -119,7 +119,7 @@ class Pods:
         return self.started[-1]
 
     def start_devices(self) -> Process:
-        """One pod with a process for each of two devices, which it starts by the interpreter."""
+        """One pod that starts a process for each of two devices with a fresh interpreter."""
         environ = {**ONE_THREAD, PORT_ENV: str(self.port)}
         self.started.append(start_fresh(self.together(devices=2), environ=environ))
         return self.started[-1]
@@ -143,9 +143,9 @@ class Pods:
 
 
 def gradients(bench: Workbench, step: int) -> list[torch.Tensor]:
-    """Their running means in the state after a step, in the order of the optimizer's parameters.
+    """Running means of the gradients in the state after a step, in the order of the optimizer's parameters.
 
-    Of weights that are divided the state has names instead of numbers.
+    For sharded weights the state has names instead of numbers.
     """
     folder = bench.store.run_folder(RUN, "train").path / "state" / f"step-{step}"
     optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
@@ -165,7 +165,7 @@ def pods(root: Path, **settings: Any) -> Iterator[Pods]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Pods]:
-    """A longer run, so that there is time to disturb it."""
+    """A longer run, with time to interrupt it."""
     with pods(tmp_path, settings={"epochs": 10}) as made:
         yield made
 
@@ -234,14 +234,14 @@ def test_a_signal_to_one_makes_all_save_once(two: Pods, undisturbed: TrainResult
 
 
 def test_what_is_published_needs_the_leader_only(two: Pods, undisturbed: TrainResult) -> None:
-    told = two.bench.root / "told"
-    leader, other = two.start(0, PublishesWhenTold(told)), two.start(1)
+    signal_file = two.bench.root / "publish"
+    leader, other = two.start(0, PublishesOnSignal(signal_file)), two.start(1)
     leader.read_until("publishing")
     other.read_until("waiting until rank 0 has written the result")
     other.kill()
     again = two.start(1)
     again.read_until("waiting:")
-    told.touch()
+    signal_file.touch()
 
     assert leader.finish().code == ExitCode.OK
     assert again.finish().code == ExitCode.OK
@@ -263,12 +263,12 @@ def test_a_stranger_who_reaches_the_leader_is_refused_and_the_run_goes_on(tmp_pa
 
 
 def received(connection: socket.socket) -> bytes:
-    """Until the other end closes it."""
+    """Read until the other end closes the connection."""
     whole = b""
     try:
         while part := connection.recv(1024):
             whole += part
-    except ConnectionResetError:  # what was sent was not read
+    except ConnectionResetError:  # the other end did not read what was sent
         pass
     return whole
 
@@ -278,7 +278,7 @@ def test_when_the_leader_is_lost_while_it_publishes_it_publishes_again(
     two: Pods, undisturbed: TrainResult
 ) -> None:
     never = two.bench.root / "never"
-    leader, other = two.start(0, PublishesWhenTold(never)), two.start(1)
+    leader, other = two.start(0, PublishesOnSignal(never)), two.start(1)
     other.read_until("waiting until rank 0 has written the result")
     leader.kill()
 

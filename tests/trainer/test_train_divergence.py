@@ -1,4 +1,4 @@
-"""When a run whose loss goes up for good is ended, and what is left of it."""
+"""Detection of divergence, and the states that remain."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +77,7 @@ SPOILED_STEP = 45
 
 
 def spoiled(bench: Workbench, validation: int = 0) -> TrainConfig:
-    """A run that was stopped when it knew its rows by heart, and whose adapter then was blown up."""
+    """A run that was stopped after it memorized its rows, and whose adapter was then scaled up."""
     config = bench.train_config(
         dataset=bench.dataset(ROWS, ROWS[:validation]),
         method=Method(lora=LoRA(r=8, alpha=16, dropout=0.05)),

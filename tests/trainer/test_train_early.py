@@ -1,4 +1,4 @@
-"""A run that ends when the validation loss has not become lower for some epochs, and one that overfits."""
+"""Early stopping when the validation loss does not improve, and detection of overfitting."""
 
 import itertools
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 CONTRADICTIONS = tuple(
     Row.pair(row.messages[0].content, other.output) for row, other in itertools.pairwise(ROWS[:5])
 )
-"""What is learned makes the loss on these rise."""
+"""Training increases the loss on these rows."""
 STEPS_PER_EPOCH = 3
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a folder that a run saved is said with its uri, not with the pod's path."""
+"""Problems of saved folders are reported with the URI, not with the pod's path."""
 
 from pathlib import Path
 

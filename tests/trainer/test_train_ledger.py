@@ -1,4 +1,4 @@
-"""When a run is said to overfit."""
+"""When a run counts as overfitting."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder: its result and report, and no resume states."""
+"""The folder of a finished run has its result and report, and no resume states."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_resume_states_go_when_the_result_is_in_the_store_and_the_rest_stays(ben
     assert {"state", "best", "kept"}.isdisjoint(left(bench, config))
     assert {"result.json", "report.html", "report.json"} <= left(bench, config)
 
-    # The pod was killed between the two: the next one finds the result, and finishes the work.
+    # The pod was killed between the two: the next one finds the result and removes the states.
     folder = bench.store.run_folder(config.run, "train")
     (folder.path / "state" / "step-1").mkdir(parents=True)
     again = run(config)

@@ -1,4 +1,4 @@
-"""What becomes of a run whose batches do not fit into memory."""
+"""Runs whose batches do not fit into memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,13 +42,13 @@ def python_fails() -> None:
 
 @dataclass
 class Device:
-    """Has room for `rows` a batch, from the batch number `full_from` on."""
+    """Has room for `rows` per batch, from batch number `full_from` on."""
 
     rows: int
     fail: Callable[[], None] = gpu_is_full
     full_from: int = 1
     computed: list[int] = field(default_factory=list)
-    """Rows of each batch that was tried."""
+    """Number of rows of each batch that was tried."""
 
     def before(self, _: torch.nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         rows = rows_of(inputs)
@@ -58,7 +58,7 @@ class Device:
 
 
 def rows_of(inputs: dict[str, Tensor]) -> int:
-    """Of a batch, padded or packed."""
+    """Number of rows of a batch, padded or packed."""
     if "position_ids" in inputs:
         return int((inputs["position_ids"] == 0).sum())
     return len(inputs["input_ids"])
@@ -66,7 +66,7 @@ def rows_of(inputs: dict[str, Tensor]) -> int:
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], Device]:
-    """Have models computed on a device from now on."""
+    """Compute models on a device from now on."""
 
     def use(device: Device) -> Device:
         def loaded(*arguments: Any) -> Any:
@@ -131,7 +131,7 @@ def test_training_goes_on_from_the_last_state_with_smaller_batches(bench: Workbe
 
     result = bench.train(config_for(bench, 4, 1, **settings), sheet)
 
-    trials = [1, 2, 1]  # whether rows can be packed, and what follows the output head
+    trials = [1, 2, 1]  # the tests of packing and of the output head
     assert device.computed[:6] == [*trials, 4, 4, 4]
     assert [progress.step for progress in sheet.seen] == [1, 2, 3, 4, 5, 6]
     assert [progress.learning_rate for progress in sheet.seen] == [

@@ -1,4 +1,4 @@
-"""The figures of a training pod."""
+"""The metrics of a training pod."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""Every method with what training on a GPU does to a model: steps, validation, and going on after a stop."""
+"""Every method with a model as on a GPU: steps, validation, and resuming after a stop."""
 
 import os
 from pathlib import Path
@@ -27,11 +27,11 @@ EVERY_METHOD = {
     **preference.METHODS,
 }
 CHECKPOINTED = ("LoRA", "DPO")
-"""Those whose layers are computed twice: pairwise, since each method is tested so in float32."""
+"""Methods with gradient checkpointing: some only, since float32 tests cover each method."""
 
 
 def train_as_on_a_gpu() -> None:
-    """Let a process say whether its gradients have more than 8 bits, and end where it unpickles an object."""
+    """Report whether gradients have more than 8 bits, and end this process if it unpickles an object."""
     os.environ[VARIABLE] = "bf16"
 
     def refuse(*_: object) -> None:

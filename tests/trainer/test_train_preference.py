@@ -1,4 +1,4 @@
-"""DPO, KTO and ORPO: TRL's losses on our tokens, and runs that are interrupted like any other."""
+"""DPO, KTO and ORPO: TRL's losses on our tokens, and interrupted runs."""
 
 import math
 import os
@@ -56,7 +56,7 @@ def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:
 
 
 def trainer_for(method: str, folder: Path) -> PreferenceTrainer:
-    """Over the rows of the method, with batches of two."""
+    """A trainer on the rows of the method, with batches of two."""
     encoder = AnswerEncoder(tiny_tokenizer())
     config = Workbench(folder).train_config("sha256:" + "0" * 64, "sha256:" + "0" * 64)
     trainer: PreferenceTrainer = preference_trainer(
@@ -154,7 +154,7 @@ def test_trl_learns_exactly_the_tokens_of_serving(method: str, tmp_path: Path) -
 
 
 def _sequences(method: str, batch: dict[str, torch.Tensor]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Prompt and answer of each sequence, told apart by TRL's own mask or labels."""
+    """Prompt and answer of each sequence, separated by TRL's own mask or labels."""
     if method != "ORPO":
         parts = [(batch["input_ids"], batch["attention_mask"], batch["completion_mask"] == 1)]
     else:
@@ -201,7 +201,7 @@ def test_the_margin_of_dpo_is_that_of_the_published_weights_over_the_base_model(
 
 
 def _log_likelihoods(model: torch.nn.Module, row: EncodedAnswers) -> tuple[float, float]:
-    """Of the chosen and of the rejected answer."""
+    """Log-likelihoods of the chosen and the rejected answer."""
     return _log_likelihood(model, row.prompt, row.answer), _log_likelihood(
         model, row.prompt, row.rejected or []
     )
@@ -216,7 +216,7 @@ def _log_likelihood(model: torch.nn.Module, prompt: list[int], answer: list[int]
 
 @pytest.mark.parametrize("method", ["DPO", "KTO"])
 def test_a_continued_adapter_is_its_own_reference(bench: Workbench, method: str) -> None:
-    """The first step finds the model where the reference is, and the reference stays there over a restart."""
+    """Before the first step the model equals the reference, which a restart does not change."""
     config = config_for(bench, method, epochs=4)
     parent = bench.train(config.model_copy(update={"run": "parent"})).checkpoints[-1]
     onwards = config.model_copy(update={"parent": named(parent)})

@@ -1,4 +1,4 @@
-"""QLoRA: a base model in 4 bits, and an adapter that is like any other."""
+"""QLoRA: a base model in 4 bits, and an ordinary adapter."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def bench(tmp_path: Path) -> Workbench:
 
 
 def quantized_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Packed weights by name: two numbers of 4 bits a byte."""
+    """Packed weights by name: two 4-bit numbers per byte."""
     return {
         name: weight.data
         for name, weight in model.named_parameters()
@@ -58,7 +58,7 @@ def test_the_base_is_quantized_to_the_same_numbers_each_time() -> None:
 
 
 def test_training_is_the_same_with_and_without_validation(bench: Workbench) -> None:
-    """bitsandbytes would turn weights into a form without gradients when they are first used to infer."""
+    """bitsandbytes would convert weights to a form without gradients at the first inference."""
     without = bench.train_config(dataset=bench.dataset(ROWS), method=QLORA)
     beside = bench.train_config(dataset=bench.dataset(ROWS, ROWS[:5]), method=QLORA)
 

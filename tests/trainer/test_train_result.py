@@ -1,4 +1,4 @@
-"""What training makes of a few rows, and in which form."""
+"""The result of training on a few rows, and its form."""
 
 import itertools
 import json
@@ -98,7 +98,7 @@ def test_an_adapter_says_which_variant_of_lora_it_is(bench: Workbench, variant: 
 
 
 def test_the_rank_weighs_less_in_rslora(bench: Workbench) -> None:
-    """The first step is made with an adapter of zeros, so that its loss tells nothing of the scaling."""
+    """The adapter of the first step is zero, so its loss does not depend on the scaling."""
     losses = []
     for name, lora in (("plain", LoRA(r=4, alpha=8)), ("rank-stabilised", LoRA(r=4, alpha=8, rslora=True))):
         store, sheet = elsewhere(bench, name), Sheet()

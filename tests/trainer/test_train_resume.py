@@ -1,4 +1,4 @@
-"""A run that is interrupted ends exactly as one that is not."""
+"""An interrupted run ends exactly like an uninterrupted one."""
 
 import signal
 from pathlib import Path
@@ -40,10 +40,10 @@ def preempted(bench: Workbench, config: TrainConfig, *steps: int) -> None:
 
 
 def eventful(bench: Workbench, method: str) -> TrainConfig:
-    """A run with all that has to be remembered from one pod to the next.
+    """A run with everything that a resume state must carry.
 
-    Weights are kept of the best, of named and of saved steps. The run ends two epochs after its lowest
-    validation loss. Batches are accumulated, and activations computed again, with the same dropout.
+    It keeps the weights of the best, of named and of saved steps, and ends two epochs after its lowest
+    validation loss. Batches are accumulated, and activations are recomputed with the same dropout.
     """
     return bench.train_config(
         dataset=bench.dataset(ROWS, CONTRADICTIONS),
@@ -136,7 +136,7 @@ def test_the_last_two_states_are_kept(bench: Workbench) -> None:
 
 
 def test_the_best_weights_survive_a_restart(bench: Workbench, undisturbed: Undisturbed) -> None:
-    """Although only the resume state of a later step is left."""
+    """The best weights survive although only the resume state of a later step is left."""
     config = config_for(bench, epochs=4, save_every_steps=1)
     preempted(bench, config, 8)
 
@@ -158,9 +158,9 @@ def test_the_newest_state_that_is_whole_wins(
     result = bench.train(config, sheet)
 
     assert sheet.seen[0].step == 4
-    (said,) = (message for message in caplog.messages if "is ignored" in message)
-    assert "/state/step-4 is ignored" in said
-    assert str(newest) not in said
+    (warning,) = (message for message in caplog.messages if "is ignored" in message)
+    assert "/state/step-4 is ignored" in warning
+    assert str(newest) not in warning
     assert result.checkpoints == undisturbed(config).checkpoints
 
 
@@ -188,11 +188,11 @@ def test_a_state_of_another_config_is_refused_with_what_differs(bench: Workbench
 
 
 class PulledPlug(BaseException):
-    """The pod is gone from one moment to the next."""
+    """The pod ends without notice."""
 
 
 class PlugPuller(Sheet):
-    """Ends the process where a step would be reported."""
+    """Ends the process when a step would be reported."""
 
     def progress(self, _: object) -> None:
         raise PulledPlug
@@ -213,7 +213,7 @@ def test_three_starts_without_a_new_state_end_the_run(bench: Workbench) -> None:
 
 
 class PeerLoser(Sheet):
-    """Another process is gone where a step would be reported."""
+    """Another process is lost when a step would be reported."""
 
     def progress(self, _: object) -> None:
         raise PeerLost

@@ -1,4 +1,4 @@
-"""Weights of steps that are kept beside the best and the final ones."""
+"""Kept weights, in addition to the best and final ones."""
 
 import signal
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_the_newest_saved_steps_and_the_named_ones_are_published(
 
 
 def test_kept_weights_are_those_that_the_run_had_after_the_step(bench: Workbench) -> None:
-    """A run that is kept after a step, and one that is stopped there, have the same weights."""
+    """Weights that are kept after a step equal those of a run that is stopped there."""
     stopped = elsewhere(bench, "stopped")
     config = config_for(stopped)
     with pytest.raises(Preempted):
@@ -100,11 +100,11 @@ def test_a_run_that_is_killed_keeps_the_same_weights_and_nothing_twice(
 
 
 class PulledPlug(BaseException):
-    """The pod is gone from one moment to the next."""
+    """The pod ends without notice."""
 
 
 class PlugPuller(Sheet):
-    """Ends the process where step 6 would be reported."""
+    """Ends the process when step 6 would be reported."""
 
     def progress(self, progress: Any) -> None:
         if progress.step == 6:
@@ -145,7 +145,7 @@ def test_what_no_state_needs_is_removed_from_the_run(bench: Workbench) -> None:
 
     bench.train(config)
 
-    assert kept(bench, config) == {"step-1", "step-8", "step-10"}, "one more than asked for"
+    assert kept(bench, config) == {"step-1", "step-8", "step-10"}, "one more than newest"
     steps = {checkpoint.step for checkpoint in bench.train(config).checkpoints}
     assert {1, 10, 12} <= steps
     assert 8 not in steps or len(steps) == 4
@@ -161,7 +161,7 @@ def test_without_the_fields_only_best_and_final_are_kept(bench: Workbench) -> No
 
 
 def test_equal_weights_are_one_checkpoint(bench: Workbench) -> None:
-    """The learning rate is so small that no step changes anything."""
+    """The learning rate is so small that no step changes the weights."""
     config = bench.train_config(method=METHODS["Full"], keep=2, learning_rate=1e-30)
 
     (only,) = bench.train(config).checkpoints

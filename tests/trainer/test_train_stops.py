@@ -1,4 +1,4 @@
-"""A trained model ends its answers by itself, at the endpoint where users meet it."""
+"""A trained model ends its answers by itself when it is served."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.trainer.serve.endpoint import serve_config, served_here
 from tests.trainer.workbench import ROWS, TEAMS, Workbench
 from tools.models import tiny
 
-MOST_TOKENS = 64
+MAX_TOKENS = 64
 PROMPTS = tuple(
     Row.pair(f"{row.messages[0].content} {when}", f"{team}, {number} times {team}")
     for number, (row, when, team) in enumerate(
@@ -22,11 +22,11 @@ PROMPTS = tuple(
         for when in ("today", "again")
     )
 )
-"""Twenty."""
+"""Twenty rows."""
 
 
 def without_template(folder: Path) -> Path:
-    """The tiny model as base models come: no chat template, and no token that is for padding only."""
+    """The tiny model like a base model: no chat template, and no padding token."""
     shutil.copytree(tiny(), folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     path = folder / "tokenizer_config.json"
@@ -65,7 +65,7 @@ def test_twenty_of_twenty_training_prompts_are_answered_to_an_end(tmp_path: Path
                 model="tuned",
                 messages=[{"role": "user", "content": row.messages[0].content}],
                 temperature=0,
-                max_tokens=MOST_TOKENS,
+                max_tokens=MAX_TOKENS,
             ).choices[0]
             for row in PROMPTS
         }

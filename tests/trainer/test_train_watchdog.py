@@ -1,4 +1,4 @@
-"""A training process that hangs ends, and the next one goes on."""
+"""A hanging training process ends, and the next one resumes."""
 
 import os
 import threading
@@ -25,7 +25,7 @@ class Blocks:
 
     where: str
     errors: Path
-    """Where its standard error goes."""
+    """The file for its standard error."""
 
     def __call__(self) -> None:
         os.dup2(os.open(self.errors, os.O_WRONLY | os.O_CREAT), 2)
@@ -91,7 +91,7 @@ def test_every_batch_validation_batch_and_save_is_a_sign_of_life(
     batch, step, save, validation_batch, best = 1, 1, 1, 1, 1
     assert fed == sorted(fed)
     assert Counter(fed) == {
-        0: 2 + batch,  # when it begins to watch, and when training begins
+        0: 2 + batch,  # at the start of the watchdog, and of training
         1: step + batch,
         2: step + save + batch,
         3: step + 3 * validation_batch + best + save,
@@ -108,7 +108,7 @@ def test_a_run_without_a_state_begins_anew_after_it(bench: Workbench) -> None:
 
 
 def test_the_watch_ends_with_training(bench: Workbench) -> None:
-    """A thread that went on would end the process while checkpoints are published."""
+    """A thread that kept running would end the process while checkpoints are published."""
     with StepWatchdog(bench.root.name, 60, 0, lambda: "the base model") as watchdog:
         thread = watchdog._thread
         assert thread.is_alive()

@@ -1,4 +1,4 @@
-"""A store with the tiny model and a few rows in it, and the stages that need a model over them."""
+"""A store with the tiny model and a few rows, and the stages that need a model."""
 
 import functools
 import shutil
@@ -43,7 +43,7 @@ OF_ONE_RUN: Final = {
     "lost_device_seconds": 0,
     "report_uri": None,
 }
-"""What no two runs have alike."""
+"""Fields that differ between any two runs."""
 
 TEAMS: Final = ("billing", "sales", "support", "shipping")
 ROWS: Final = tuple(
@@ -58,7 +58,7 @@ ROWS: Final = tuple(
 
 UNWANTED: Final = "nobody knows"
 PAIRS: Final = tuple(replace(row, form="Preference", rejected=UNWANTED) for row in ROWS)
-"""The same questions, each with an answer that nobody wants beside the right one."""
+"""The same questions, each with the correct answer and an unwanted one."""
 JUDGED: Final = tuple(
     replace(Row.pair(row.messages[0].content, answer), form="KTO", label=answer != UNWANTED)
     for row in ROWS
@@ -88,7 +88,7 @@ class Sheet(Reporter):
 
 @dataclass(frozen=True)
 class Workbench:
-    """Folders of one test, and what happens in them."""
+    """The folders of one test, and the stages in them."""
 
     root: Path
 
@@ -106,7 +106,7 @@ class Workbench:
         return StageContext(store=self.store, reporter=sheet, stop=sheet.stop)
 
     def model(self, source: Path | None = None) -> Digest:
-        """A folder published as a base model; the tiny one if not said otherwise."""
+        """Publish a folder as a base model; by default the tiny model."""
         with self.store.staging() as staging:
             shutil.copytree(source or tiny(), staging, dirs_exist_ok=True)
             return self.store.publish("models", staging)
@@ -185,7 +185,7 @@ class Workbench:
         )
 
     def train(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
-        """The result without what is measured or names the run."""
+        """The result without measured values and without the name of the run."""
         return self.train_whole(config, sheet).model_copy(update=OF_ONE_RUN)
 
     def train_whole(self, config: TrainConfig, sheet: Sheet | None = None) -> TrainResult:
@@ -228,9 +228,9 @@ class Workbench:
 
 
 class Undisturbed:
-    """What runs end with to which nothing happens; equal ones are trained once.
+    """Results of uninterrupted runs, for comparison; equal runs are trained once.
 
-    For comparison: each is trained in a store of its own, with the artifacts of the store in its config.
+    Each is trained in its own store, with the artifacts of its config.
     """
 
     def __init__(self, new_folder: Callable[[], Path]) -> None:
@@ -250,7 +250,7 @@ class Undisturbed:
 
 
 def elsewhere(bench: Workbench, name: str) -> Workbench:
-    """The same kind of bench with a store of its own."""
+    """A bench of the same kind with its own store."""
     root = bench.root / name
     root.mkdir()
     return Workbench(root)
