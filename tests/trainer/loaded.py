@@ -1,16 +1,16 @@
-"""What a trainer process imports, for the server that the processes of tests are forked from.
+"""The imports of a trainer process, for the server that forks the processes of tests.
 
-TRL is left out: it changes transformers when it is imported, and most runs do without it.
+TRL is excluded: importing it changes transformers, and most runs do not need it.
 """
 
 import os
 
-# As in the image, and as the command does: both are read while PyTorch is loaded. Spinning threads starve a
-# machine that runs other things too.
+# As in the image and in the command: PyTorch reads both while it loads. Spinning threads starve a machine that
+# runs other processes, too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-from finetune_trainer.distributed import members
+from finetune_trainer.distributed import distributedgroup
 from finetune_trainer.entrypoint import cli
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
@@ -18,4 +18,4 @@ from finetune_trainer.prepare import stage as prepare
 from finetune_trainer.serve import app, engine, loading
 from finetune_trainer.train import stage as train
 
-__all__ = ["app", "cli", "engine", "evaluate", "loading", "members", "preflight", "prepare", "train"]
+__all__ = ["app", "cli", "distributedgroup", "engine", "evaluate", "loading", "preflight", "prepare", "train"]

@@ -185,10 +185,10 @@ def _session(
     if process is None or not isinstance(config, TrainConfig):
         yield ALONE
         return
-    from finetune_trainer.distributed.members import session
+    from finetune_trainer.distributed.distributedgroup import session
 
-    with session(config, process, stop, lambda: _succeeded(store, config) is not None) as members:
-        yield members
+    with session(config, process, stop, lambda: _succeeded(store, config) is not None) as group:
+        yield group
 
 
 def _failed_elsewhere(failure: StageFailure) -> ExitCode:

@@ -75,15 +75,18 @@ def _encode(
     return encoded
 
 
-def _checked_steps(rows: int, chosen: Hyperparameters) -> int:
+def _checked_steps(rows: int, hyperparameters: Hyperparameters) -> int:
     """Steps per epoch. Raises StageFailure (INVALID_CONFIG) if they do not match the config."""
     steps = steps_per_epoch(
-        rows, chosen.per_device_batch_size, chosen.gradient_accumulation_steps, chosen.processes
+        rows,
+        hyperparameters.per_device_batch_size,
+        hyperparameters.gradient_accumulation_steps,
+        hyperparameters.processes,
     )
-    if steps == 0 or steps * chosen.epochs != chosen.total_steps:
+    if steps == 0 or steps * hyperparameters.epochs != hyperparameters.total_steps:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"hyperparameters.totalSteps: {chosen.total_steps}, but {rows} training rows make"
-            f" {steps * chosen.epochs} steps; these hyperparameters belong to another dataset",
+            f"hyperparameters.totalSteps: {hyperparameters.total_steps}, but {rows} training rows make"
+            f" {steps * hyperparameters.epochs} steps; these hyperparameters belong to another dataset",
         )
     return steps

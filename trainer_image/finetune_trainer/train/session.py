@@ -27,8 +27,8 @@ from finetune_trainer.train.guards.memory import catch_out_of_memory
 from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
 from finetune_trainer.train.method import Trainable, trainable_model
 from finetune_trainer.train.metrics import TrainingMetrics
-from finetune_trainer.train.states.attempts import WastedTime
 from finetune_trainer.train.states.ledger import RunLedger
+from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import CollectedWeights, TrainingWeights
 

@@ -13,8 +13,8 @@ from finetune_trainer.train.data import TrainingData
 from finetune_trainer.train.guards.memory import OutOfMemory, out_of_memory_failure, release_memory
 from finetune_trainer.train.report import training_report, write_training_report
 from finetune_trainer.train.session import TrainingOutcome, TrainingSession
-from finetune_trainer.train.states.attempts import RestartBudget
 from finetune_trainer.train.states.checkpoints import publish_checkpoints
+from finetune_trainer.train.states.restarts import RestartBudget
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restart
 
 def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainResult:
     """The figures of a finished run, without checkpoints."""
-    ledger, wasted_time, chosen = outcome.ledger, outcome.wasted_time, attempt.hyperparameters
+    ledger, wasted_time, hyperparameters = outcome.ledger, outcome.wasted_time, attempt.hyperparameters
     halved = attempt.split.halvings > 0
     return TrainResult(
         steps=outcome.steps,
@@ -85,8 +85,8 @@ def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainR
         loss_curve=ledger.curve.shown(),
         stopped_early=outcome.stopped_early,
         overfit=ledger.overfit,
-        per_device_batch_size=chosen.per_device_batch_size if halved else None,
-        gradient_accumulation_steps=chosen.gradient_accumulation_steps if halved else None,
+        per_device_batch_size=hyperparameters.per_device_batch_size if halved else None,
+        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if halved else None,
         checkpoints=(),
     )
 

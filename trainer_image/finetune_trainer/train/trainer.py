@@ -37,7 +37,7 @@ ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 
 def training_arguments(
-    kind: type[ArgumentsT],
+    arguments_class: type[ArgumentsT],
     hyperparameters: Hyperparameters,
     device: torch.device,
     folder: Path,
@@ -45,7 +45,7 @@ def training_arguments(
 ) -> ArgumentsT:
     """The arguments of every method's trainer; `more` has those of one method."""
     on_gpu = device.type == "cuda"
-    chosen = kind(
+    arguments = arguments_class(
         output_dir=str(folder),
         num_train_epochs=hyperparameters.epochs,
         learning_rate=hyperparameters.learning_rate,
@@ -76,8 +76,8 @@ def training_arguments(
         **more,
     )
     if on_gpu:
-        chosen._n_gpu = 1  # otherwise a process that sees several GPUs would split its batches
-    return chosen
+        arguments._n_gpu = 1  # otherwise a process that sees several GPUs would split its batches
+    return arguments
 
 
 def collect_state(

@@ -43,11 +43,11 @@ class Saving(Callback):
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
-        chosen, ledger = self.run.hyperparameters, self.run.ledger
+        hyperparameters, ledger = self.run.hyperparameters, self.run.ledger
         stopping = self.run.stopping()
-        is_last = step == chosen.total_steps
+        is_last = step == hyperparameters.total_steps
         # A state with a high loss would replace a good one.
-        due = step % chosen.save_every_steps == 0 and not ledger.losses.high_steps
+        due = step % hyperparameters.save_every_steps == 0 and not ledger.losses.high_steps
         stops_early = self.run.out_of_patience(step)
         if stopping or is_last or stops_early or due:
             self.save(step)

@@ -11,8 +11,8 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
 from finetune_trainer.train.metrics import TrainingMetrics
 from finetune_trainer.train.protocol import TrainerProtocol
-from finetune_trainer.train.states.attempts import WastedTime
 from finetune_trainer.train.states.ledger import RunLedger
+from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import TrainingWeights

@@ -37,8 +37,13 @@ class Retention:
     @classmethod
     def of(cls, config: TrainConfig) -> "Retention":
         """The retention of a run."""
-        chosen = config.hyperparameters
-        return cls(config.keep, frozenset(config.keep_steps), chosen.save_every_steps, chosen.total_steps)
+        hyperparameters = config.hyperparameters
+        return cls(
+            config.keep,
+            frozenset(config.keep_steps),
+            hyperparameters.save_every_steps,
+            hyperparameters.total_steps,
+        )
 
     def keeps(self, step: int, *, loss_is_high: bool) -> bool:
         """Whether the weights after `step` are kept. A periodic save is skipped if `loss_is_high`."""
@@ -57,5 +62,5 @@ class Retention:
 
     def _choose(self, kept: Sequence[KeptStep], limit: int) -> list[KeptStep]:
         periodic = [each.step for each in kept if each.step not in self.always]
-        chosen = self.always.union(periodic[-limit:] if self.newest else ())
-        return [each for each in kept if each.step in chosen]
+        steps = self.always.union(periodic[-limit:] if self.newest else ())
+        return [each for each in kept if each.step in steps]

@@ -40,7 +40,7 @@ Not tested on a GPU."""
 logger = logging.getLogger(__name__)
 
 
-class Members(Group):
+class DistributedGroup(Group):
     """One process of a session of several."""
 
     def __init__(
@@ -178,18 +178,18 @@ def session(
     store = rendezvous.meet()
     logger.info("all %d processes are connected", process.size)
     connection = rendezvous.connect()
-    members = Members(process, store, PeerMonitor(connection, process, stop), stop, finished)
+    group = DistributedGroup(process, store, PeerMonitor(connection, process, stop), stop, finished)
     reason = LOST
     try:
-        with members.guarded():
+        with group.guarded():
             _connect(process, store, timedelta(seconds=2 * config.step_timeout_seconds))
-            yield members
+            yield group
         reason = ENDED
     except Preempted:
         reason = PREEMPTED
         raise
     finally:
-        members.leave(reason)
+        group.leave(reason)
         if reason == ENDED:  # with lost processes it may block forever
             dist.destroy_process_group()
 

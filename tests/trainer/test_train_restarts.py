@@ -7,8 +7,8 @@ import pytest
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.states import attempts
-from finetune_trainer.train.states.attempts import WASTED_TIME_FILE, WastedTime
+from finetune_trainer.train.states import restarts
+from finetune_trainer.train.states.restarts import WASTED_TIME_FILE, WastedTime
 from tests.trainer.workbench import RUN, Sheet, Workbench
 
 
@@ -159,7 +159,7 @@ class PlugPuller(Sheet):
 
 
 def test_a_run_that_is_stopped_loses_nothing(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(restarts, "INTERVAL_SECONDS", 0)
     config = bench.train_config()
     for step in (1, 3, 4):
         with pytest.raises(Preempted):
@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its clock advances by 100 seconds at each reading: once per batch and once per save."""
-    monkeypatch.setattr(attempts, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(restarts, "INTERVAL_SECONDS", 0)
     readings = iter(range(0, 10**9, 100))
     monkeypatch.setattr(WastedTime.__init__, "__defaults__", (lambda: float(next(readings)),))
     config = bench.train_config(save_every_steps=3)

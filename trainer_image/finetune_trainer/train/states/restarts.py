@@ -1,4 +1,4 @@
-"""Attempts at a run: the limit of restarts, the training time, and the part of it that was wasted.
+"""Restarts of a run: their limit, the training time, and the part of it that was wasted.
 
 Kubernetes does not count disrupted pods as failed and restarts them without limit, so `RestartBudget` ends a
 run that makes no progress. `WastedTime` keeps a small file in the run's folder with the training time so far,
