@@ -5,8 +5,8 @@ TRL is excluded: importing it changes transformers, and most runs do not need it
 
 import os
 
-# As in the image and in the command: PyTorch reads both while it loads. Spinning threads starve a machine that
-# runs other processes, too.
+# As in the image and in the command: PyTorch reads both while it loads. Spinning threads starve a machine
+# that runs other processes, too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
