@@ -155,7 +155,7 @@ def _blocking_reason(obj: Manifest) -> str | None:
 def _problems(datasets: Iterable[Manifest]) -> Metric:
     problems = GaugeMetricFamily(
         "finetune_dataset_problems",
-        "Problems in the rows of the Dataset's source; absent where there are none.",
+        "Problems in the rows of the Dataset's source; absent if there are none.",
         labels=("namespace", "dataset"),
     )
     for dataset in datasets:
@@ -166,10 +166,10 @@ def _problems(datasets: Iterable[Manifest]) -> Metric:
 def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
     names = ("namespace", "inferencedeployment")
     models = GaugeMetricFamily(
-        "finetune_endpoint_models", "Models that the InferenceDeployment asks for.", labels=names
+        "finetune_endpoint_models", "Models in the spec of the InferenceDeployment.", labels=names
     )
     served = GaugeMetricFamily("finetune_endpoint_models_served", "Models that it serves.", labels=names)
-    replicas = GaugeMetricFamily("finetune_endpoint_replicas", "Replicas that it asks for.", labels=names)
+    replicas = GaugeMetricFamily("finetune_endpoint_replicas", "Replicas in its spec.", labels=names)
     ready = GaugeMetricFamily(
         "finetune_endpoint_replicas_ready", "Replicas of the live revision that are ready.", labels=names
     )

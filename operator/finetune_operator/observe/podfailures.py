@@ -108,9 +108,9 @@ def disruption(pod: Manifest) -> str | None:
         return None
     reason = (condition(pod, "DisruptionTarget") or {}).get("reason", "")
     how = DISRUPTIONS.get(reason, f"was ended by the cluster ({reason})")
-    said = quoted(pod["status"].get("message"))
+    message = quoted(pod["status"].get("message"))
     advice = f" ({eviction_advice(pod, stage_of(pod))})" if pod["status"].get("reason") == "Evicted" else ""
-    return f"{how}: {said}{advice}" if said else how
+    return f"{how}: {message}{advice}" if message else how
 
 
 def eviction_advice(pod: Manifest, stage: str) -> str:
@@ -120,16 +120,16 @@ def eviction_advice(pod: Manifest, stage: str) -> str:
         pod: the pod that its node evicted.
         stage: the name of the pod's entry in `resources` of a ComputeProfile.
     """
-    said = pod["status"].get("message") or ""
+    message = pod["status"].get("message") or ""
     disk = _field(pod, stage, "ephemeralStorage")
-    if POD_LIMIT_EXCEEDED.search(said):
+    if POD_LIMIT_EXCEEDED.search(message):
         # The operator sets no limit on volumes on disk.
-        where = f": {disk}" if disk and "EmptyDir" not in said else ""
+        where = f": {disk}" if disk and "EmptyDir" not in message else ""
         return f"raise or remove that limit{where}"
-    if "ephemeral" in said:
+    if "ephemeral" in message:
         raised = f"raise {disk} to what it uses, or " if disk else ""
         return f"{raised}use nodes with more disk"
-    if "memory" in said:
+    if "memory" in message:
         return f"raise {_field(pod, stage, 'memory') or 'its memory'} to what it uses"
     return "kubectl describe node shows what the node lacks"
 
@@ -197,10 +197,10 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
 
 def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
     code = ended["exitCode"]
-    said = quoted(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
+    message = quoted(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
     return Trouble(
         Reason.STAGE_FAILED,
-        f"{describe_pod(stage, pod)} ended with exit code {code}: {said}"
+        f"{describe_pod(stage, pod)} ended with exit code {code}: {message}"
         f" (kubectl logs {pod['metadata']['name']})",
     )
 
@@ -233,9 +233,9 @@ def _rejected(stage: str, pod: Manifest) -> Trouble | None:
 
 
 def _evicted(stage: str, pod: Manifest) -> Trouble:
-    said = quoted(pod["status"].get("message"))
+    message = quoted(pod["status"].get("message"))
     return Trouble(
-        Reason.EVICTED, f"{describe_pod(stage, pod)} was evicted: {said} ({eviction_advice(pod, stage)})"
+        Reason.EVICTED, f"{describe_pod(stage, pod)} was evicted: {message} ({eviction_advice(pod, stage)})"
     )
 
 

@@ -35,11 +35,12 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
         return ServingTrouble(lost.reason, lost.message)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
-        said = without_node_counts(quoted(scheduled.get("message")))
+        message = without_node_counts(quoted(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
-            return ServingTrouble(Reason.QUEUED, f"pod {name} waits for admission: {said}")
+            return ServingTrouble(Reason.QUEUED, f"pod {name} waits for admission: {message}")
         return ServingTrouble(
-            Reason.UNSCHEDULABLE, f"no node can take pod {name} yet: {said} ({scheduling_advice(pod, said)})"
+            Reason.UNSCHEDULABLE,
+            f"no node can take pod {name} yet: {message} ({scheduling_advice(pod, message)})",
         )
     if pod.get("status", {}).get("phase") == "Failed" and pod["status"].get("reason"):
         return _ended_by_node(pod)
@@ -50,8 +51,8 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
 def _ended_by_node(pod: Manifest) -> ServingTrouble:
     """A pod that its node ended or rejected."""
     status, node = pod["status"], pod["spec"].get("nodeName", "")
-    said = f"{status['reason']}: {quoted(status.get('message'))}"
-    ended = f"node {node} has ended pod {pod['metadata']['name']}. {said}"
+    message = f"{status['reason']}: {quoted(status.get('message'))}"
+    ended = f"node {node} has ended pod {pod['metadata']['name']}. {message}"
     if status["reason"] == "Evicted":
         return ServingTrouble(Reason.EVICTED, f"{ended} ({eviction_advice(pod, 'serve')})")
     return ServingTrouble(
