@@ -27,7 +27,7 @@ from finetune_operator.reconcile.inputs.secondaries import no_children
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, profile, serving
-from tests.unit.operator.test_reconcile_rolloutlimit import other
+from tests.unit.operator.test_endpoint_rolloutlimit import other
 
 IMPOSSIBLE: Final = {
     ("Live", Observation.UNPROVABLE),

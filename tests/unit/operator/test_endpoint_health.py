@@ -7,7 +7,7 @@ import pytest
 from finetune_operator.api.meta import Condition
 from tests.unit.operator import endpoints
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, serving
-from tests.unit.operator.test_reconcile_inferencedeployment import failed_pod
+from tests.unit.operator.test_endpoint_rollout import failed_pod
 
 
 def lose_pods(cluster: EndpointCluster, revision: str) -> None:
