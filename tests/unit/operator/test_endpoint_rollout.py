@@ -369,7 +369,7 @@ def test_a_fully_trained_model_cannot_share_an_endpoint() -> None:
     )
     cluster.settle()
     assert not cluster.deployments
-    assert "InferenceDeployment of its own" in (cluster.condition("Reconciling") or ("", ""))[1]
+    assert "its own InferenceDeployment" in (cluster.condition("Reconciling") or ("", ""))[1]
 
 
 def test_an_endpoint_being_deleted_is_left_alone() -> None:

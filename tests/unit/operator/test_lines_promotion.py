@@ -68,13 +68,19 @@ RUN: list[tuple[str, FineTuneJob, str | None, Reason, str]] = [
         Reason.PROMOTED,
         f"promoted in model line {LINE}",
     ),
-    ("another champion", run(evaluation()), "rival", Reason.PROMOTING, "against the champion, rival, first"),
+    (
+        "another champion",
+        run(evaluation()),
+        "rival",
+        Reason.PROMOTING,
+        "with the current champion first: rival",
+    ),
     (
         "champion withdrawn",
         run(evaluation(champion="rival")),
         None,
         Reason.PROMOTING,
-        "against the champion, none, first",
+        "with the current champion first: none",
     ),
     (
         "another champion after the end",
@@ -202,7 +208,7 @@ CHECKPOINT: list[tuple[str, Checkpoint, FineTuneJob | None, Checkpoint | None, R
         run(evaluation()),
         YOUNGER,
         Reason.PROMOTING,
-        "against the champion, rival, first",
+        "with the current champion first: rival",
     ),
     ("rejected", record("Rejected"), run(evaluation()), None, Reason.REJECTED, "rejected: seen"),
     (

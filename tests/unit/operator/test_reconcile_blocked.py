@@ -117,7 +117,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         (profile(singleNode=False), claim("artifacts"), claim("models")),
         {},
         "StoreNotShareable",
-        "has accessModes ReadWriteOnce, so a pod on another node could not mount it: use a claim with",
+        "has accessModes ReadWriteOnce, so pods on other nodes cannot mount it: use a claim with",
         lambda c: c.change("ComputeProfile", "cpu", singleNode=True),
     ),
     (
