@@ -1,1 +1,1 @@
-"""Benchmarks: the operator, the preparation of rows, and training."""
+"""Benchmarks of the operator, of data preparation and of training."""

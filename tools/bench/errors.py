@@ -1,5 +1,5 @@
-"""What stops a measurement."""
+"""Errors of the benchmarks."""
 
 
 class BenchError(Exception):
-    """Nothing can be measured; the message says what did not happen."""
+    """The measurement failed, or a target was missed; the message gives the reason."""

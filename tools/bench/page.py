@@ -1,4 +1,4 @@
-"""The measured parts of docs/benchmarks.md and docs/testing.md."""
+"""Replace the measured parts of docs/benchmarks.md and docs/testing.md."""
 
 import os
 import platform
@@ -17,9 +17,13 @@ END: Final = "<!-- to here -->"
 
 
 def put(page: Path, begin: str, sheets: Sequence[Sheet], measured: str) -> None:
-    """Put sheets in place of what stands between `begin` and the next END, with when and where it was.
+    """Replace the text between `begin` and the next END with tables and their circumstances.
 
-    `measured` says of what, with its version.
+    Args:
+        page: the page to change.
+        begin: marker line before the tables.
+        sheets: the tables.
+        measured: the measured software with its version; date, commit and machine are added.
 
     Raises:
         BenchError: the page has no markers.
@@ -28,13 +32,13 @@ def put(page: Path, begin: str, sheets: Sequence[Sheet], measured: str) -> None:
     before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
     if not (found and end):
-        raise BenchError(f"{page} has no line {begin!r} and then {END!r}: put them back")
+        raise BenchError(f"{page} must have the line {begin!r} followed by {END!r}: put them back")
     body = "\n\n".join([_circumstances(measured, page), *(sheet.to_markdown() for sheet in sheets)])
     page.write_text(f"{before}{begin}\n{body}\n{END}{after}")
 
 
 def _circumstances(measured: str, page: Path) -> str:
-    # The page itself changes with each size that is measured.
+    # The page itself changes after each measured size.
     others = [f":(exclude){page.relative_to(ROOT)}"] if page.is_relative_to(ROOT) else []
     changed = _git("status", "--porcelain", "--", ".", *others)
     commit = _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")

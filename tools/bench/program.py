@@ -1,4 +1,4 @@
-"""One program and the processes that it starts: what it prints, how long it takes, its peak memory."""
+"""Run one program and measure the time and peak memory of all its processes."""
 
 import json
 import os
@@ -21,14 +21,14 @@ SAMPLE_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """One run.
+    """Result of one run of a program.
 
     Attributes:
-        printed: the JSON object that it wrote last.
-        seconds: from the start of the process to its end.
+        printed: the JSON object on its last output line.
+        seconds: time from the start of the process to its end.
         processor_seconds: user and system time of all its threads and processes.
-        peak_bytes: the most that all its processes together had resident, looked at every SAMPLE_SECONDS, or
-            that one of them had by the kernel's count, whichever is more.
+        peak_bytes: maximum resident memory: of all its processes together, sampled every SAMPLE_SECONDS, or
+            of one process as counted by the kernel, whichever is larger.
     """
 
     printed: dict[str, Any]
@@ -38,14 +38,14 @@ class ProgramResult:
 
 
 def run(module: str, *arguments: str) -> ProgramResult:
-    """Run `python -m module ARGUMENTS FOLDER`; what it writes into the folder is removed.
+    """Run `python -m MODULE ARGUMENTS FOLDER` with a temporary folder.
 
     Raises:
-        BenchError: it failed.
+        BenchError: the program failed.
     """
     parent = cache_directory() / "bench"
     parent.mkdir(parents=True, exist_ok=True)
-    # On the same disk as what is read: folders for temporary files may be in memory.
+    # On the same disk as the input: the system's temporary folder may be in memory.
     with TemporaryDirectory(dir=parent) as folder:
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -55,10 +55,10 @@ def run(module: str, *arguments: str) -> ProgramResult:
             stdout=subprocess.PIPE,
         )
         if process.stdout is None:
-            raise BenchError(f"{module} has no output")
+            raise BenchError(f"{module} has no standard output")
         with _Sampler(process.pid) as sampler:
             output = process.stdout.read()
-        # Of this one child and its own, not of all that there were.
+        # The usage of this child and its descendants, not of earlier children.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -74,7 +74,7 @@ def run(module: str, *arguments: str) -> ProgramResult:
 
 
 class _Sampler:
-    """Looks at the memory of a process and its descendants as long as the block lasts."""
+    """Samples the memory of a process and its descendants during the block."""
 
     def __init__(self, pid: int) -> None:
         self.peak_bytes = 0

@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 class Sheet(NamedTuple):
-    """A table, before it is drawn."""
+    """A table as text."""
 
     title: str
     columns: tuple[str, ...]

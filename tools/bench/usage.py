@@ -12,7 +12,7 @@ PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """Processor time since boot, in seconds, that was spent by groups of processes."""
+    """Processor seconds since boot, by group of processes."""
 
     operator: float
     control_plane: float
@@ -29,12 +29,17 @@ class ProcessUsage:
 
     @property
     def foreign(self) -> float:
-        """What had nothing to do with the measurement; the kernel's own work is in it too."""
+        """Processor seconds of all other programs and of the kernel's own work."""
         return max(0.0, self.machine - self.operator - self.control_plane - self.bench)
 
 
 def measure_usage(operator: int | None, control_plane: Iterable[int]) -> ProcessUsage:
-    """Usage up to now; arguments are pids of processes that run, None of one that has not started yet."""
+    """Usage up to now.
+
+    Args:
+        operator: pid of the running operator; None if it has not started.
+        control_plane: pids of the running processes of the control plane.
+    """
     return ProcessUsage(
         operator=0.0 if operator is None else processor_seconds(operator),
         control_plane=sum(map(processor_seconds, control_plane)),
@@ -44,20 +49,20 @@ def measure_usage(operator: int | None, control_plane: Iterable[int]) -> Process
 
 
 def processor_seconds(pid: int) -> float:
-    """User and system time of a process that runs, its threads included."""
+    """User and system time of a running process with its threads."""
     # The second field, the name, may hold spaces and parentheses.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process that runs has had resident."""
+    """Maximum resident memory of a running process since its start."""
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process and all of its descendants have resident now; what they share counts for each."""
+    """Resident memory of a process and all its descendants; shared pages count once per process."""
     total, pending = 0, [pid]
     while pending:
         process = Path(f"/proc/{pending.pop()}")
@@ -65,14 +70,14 @@ def resident_bytes(pid: int) -> int:
             total += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
             children = [path.read_text() for path in process.glob("task/*/children")]
         except OSError:
-            # It has ended meanwhile.
+            # The process has ended.
             continue
         pending += (int(child) for text in children for child in text.split())
     return total
 
 
 def _machine_seconds() -> float:
-    """Time of all processors, but for what they were idle, waited for disks, or were taken away."""
+    """Busy time of all processors: without idle, I/O wait and stolen time."""
     user, nice, system, _idle, _iowait, interrupt, soft, *_ = (
         int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     )

@@ -22,7 +22,7 @@ async def started_late(folder: Path) -> None:
 
 
 def test_an_operator_that_is_not_active_in_time_is_an_error_that_names_its_log(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=f"not active after 0 s: see {tmp_path / 'log'}"):
+    with pytest.raises(BenchError, match=f"not active after 0 s; see {tmp_path / 'log'}"):
         asyncio.run(started_late(tmp_path))
 
 

@@ -27,9 +27,9 @@ def floor(jobs: int) -> Floor:
 def measured(runs: int) -> Measured:
     requests = Requests(Counter({("operator", "create"): 10 * runs, ("user", "create"): runs}))
     usage = ProcessUsage(9.0, 8.0, 1.0, 20.5)
-    life = ProcessCost(requests, writes=15 * runs, usage=usage, peak_bytes=120 << 20)
+    cost = ProcessCost(requests, writes=15 * runs, usage=usage, peak_bytes=120 << 20)
     spread = Spread(p50=1.25, p99=3.5, last=4.0)
-    return Measured(runs, spread, requests, usage, spread, life, life, restart_seconds=2.0)
+    return Measured(runs, spread, requests, usage, spread, cost, cost, restart_seconds=2.0)
 
 
 def compared(runs: int) -> Comparison:
@@ -49,9 +49,9 @@ def test_what_was_measured_takes_the_place_of_what_stood_between_the_markers(tmp
     assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
     assert "|  | 100 | 1,000 | target |" in text
-    assert "| FineTuneJobs in times of TrainJobs | 0.50 | 0.50 |" in text
-    assert "| requests of all: a TrainJob | 12.00 | 12.00 |" in text
-    assert "| writes a run of the operator, to the end | 15.00 | 15.00 | ≤ 20 |" in text
+    assert "| FineTuneJobs relative to TrainJobs | 0.50 | 0.50 |" in text
+    assert "| requests of all clients per TrainJob | 12.00 | 12.00 |" in text
+    assert "| operator writes per run until it is done | 15.00 | 15.00 | ≤ 20 |" in text
     assert "| other programs: processor time, s | 2.5 | 2.5 |  |" in text
     assert "| operator | 10.00 | 10.00 |" in text
 
@@ -62,7 +62,7 @@ def test_the_requests_of_the_measurement_itself_are_not_counted_as_the_runs(tmp_
 
     write(page, [compared(100)])
 
-    assert "| requests a run of all, to the end | 10.00 |  |" in page.read_text()
+    assert "| requests of all clients per run until it is done | 10.00 |  |" in page.read_text()
 
 
 def test_a_page_without_markers_is_not_touched(tmp_path: Path) -> None:

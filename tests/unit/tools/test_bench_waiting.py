@@ -88,5 +88,5 @@ async def test_silence_is_enough_where_nothing_else_is_expected(unwritten: Reque
 
 
 async def test_silence_before_what_is_expected_is_an_error_that_names_it(unwritten: RequestLedger) -> None:
-    with pytest.raises(BenchError, match="0 have a Job; expected: 3 runs have a Job"):
-        await unwritten.until_quiet(lambda: unwritten.have_first_jobs(3), "3 runs have a Job")
+    with pytest.raises(BenchError, match="0 have a Job; expected: 3 runs with a Job"):
+        await unwritten.until_quiet(lambda: unwritten.have_first_jobs(3), "3 runs with a Job")

@@ -1,1 +1,1 @@
-"""How fast, and in how much memory, millions of rows are prepared; beside a script on `datasets`."""
+"""Speed and memory of preparing millions of rows, compared with a script that uses `datasets`."""

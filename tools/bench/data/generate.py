@@ -1,4 +1,4 @@
-"""A JSON Lines file of made-up rows, the same on every machine, about 400 bytes each."""
+"""Generate a JSON Lines file of synthetic rows of about 400 bytes; equal on every machine."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ SYLLABLES: Final = (
 WORDS: Final = 4000
 SENTENCES: Final = 5000
 REPEATED: Final = 0.01
-"""Share of the rows that are the row before once more."""
+"""Share of rows that repeat the row before them."""
 
 
 def rows_file(rows: int) -> Path:
-    """A file with `rows` rows, from the cache if it is there."""
+    """Path of a file with `rows` rows; generated unless the cache has it."""
     made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     file = cache_directory() / "databench" / f"rows-{rows}-{made_by}.jsonl"
     if not file.exists():

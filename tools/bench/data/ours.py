@@ -1,4 +1,4 @@
-"""python -m tools.bench.data.ours FILE FOLDER: a whole preparation by the defaults of a new Dataset."""
+"""python -m tools.bench.data.ours FILE FOLDER: prepare rows with the defaults of a new Dataset."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What was measured, as a table, and its place in docs/benchmarks.md."""
+"""The table of the results, written to docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,7 +14,13 @@ BEGIN: Final = "<!-- Written by make bench-data from here -->"
 
 
 def sheet(measured: Mapping[str, Sequence[ProgramResult]], rows: int, size: int) -> Sheet:
-    """One line a program: the medians of its rounds, but the highest peak. `size` is the file's, in bytes."""
+    """One row per program: medians over its rounds, and the maximum of the peak memory.
+
+    Args:
+        measured: results by program.
+        rows: number of rows of the source file.
+        size: bytes of the source file.
+    """
     lines = []
     for name, rounds in measured.items():
         seconds = median(each.seconds for each in rounds)
@@ -31,13 +37,13 @@ def sheet(measured: Mapping[str, Sequence[ProgramResult]], rows: int, size: int)
         )
     return Sheet(
         f"{rows:,} rows, {size / 1e9:.2f} GB",
-        ("", "rows/s", "MB/s", "peak memory, MiB", "s", "processor time, s", "rows left"),
+        ("", "rows/s", "MB/s", "peak memory, MiB", "time, s", "processor time, s", "rows kept"),
         tuple(lines),
     )
 
 
 def write(page: Path, table: Sheet) -> None:
-    """Put the table in place of what stands between the markers of `page`.
+    """Replace the text between the markers of `page` with the table.
 
     Raises:
         BenchError: the page has no markers.

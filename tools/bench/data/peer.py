@@ -1,6 +1,6 @@
-"""python -m tools.bench.data.peer FILE FOLDER: the script that a team writes on Hugging Face datasets.
+"""python -m tools.bench.data.peer FILE FOLDER: a script as a team would write it with Hugging Face datasets.
 
-It does less than a preparation: no near duplicates, no secrets, no personal data, no report.
+It does less than a preparation: no search for near duplicates, secrets or personal data, and no report.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def _split(prompts: list[str]) -> dict[str, list[str]]:
 
 
 def main(file: str, folder: Path) -> None:
-    """Write the split files and print how many rows they have."""
+    """Write the split files and print their number of rows."""
     seen: set[tuple[str, str]] = set()
 
     def is_new(prompts: list[str], completions: list[str]) -> list[bool]:

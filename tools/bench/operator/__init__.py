@@ -1,1 +1,1 @@
-"""How fast, and at what cost, the operator brings many FineTuneJobs from creation to their end."""
+"""Speed and cost of reconciling many FineTuneJobs from creation to completion."""

@@ -24,15 +24,15 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def bench(
     runs: Annotated[
-        list[int] | None, typer.Argument(help="How many FineTuneJobs; default 100 1000 5000.")
+        list[int] | None, typer.Argument(help="Numbers of FineTuneJobs. Default: 100 1000 5000.")
     ] = None,
     page: Annotated[
         bool,
-        typer.Option(help="Whether the tables take the place of those in docs/benchmarks.md, size by size."),
+        typer.Option(help="Replace the tables in docs/benchmarks.md after each size."),
     ] = True,
     logs: Annotated[Path, typer.Option(help="Folder for the operator's logs.")] = LOGS,
 ) -> None:
-    """Measure the operator on a control plane of its own, with RUNS FineTuneJobs and nothing else on it."""
+    """Measure the operator with RUNS FineTuneJobs on a control plane that is otherwise empty."""
     console = Console(highlight=False)
     logs.mkdir(parents=True, exist_ok=True)
     measured = []
@@ -41,7 +41,7 @@ def bench(
             measured.append(_measure(number, logs, console))
             for sheet in (comparison(measured), overview(measured), requests(measured[-1].operator)):
                 console.print(sheet.to_terminal())
-            # At once: an error at the next size must not take this one away.
+            # Written after each size, so that an error at the next size does not lose it.
             if page:
                 write(PAGE, measured)
     except (BenchError, ClusterError, subprocess.CalledProcessError) as error:
@@ -50,10 +50,10 @@ def bench(
 
 
 def _measure(runs: int, logs: Path, console: Console) -> Comparison:
-    """Measure one size; a terminal shows how far that is."""
+    """Measure one size, and show the progress on a terminal."""
     title = f"{runs:,} FineTuneJobs"
     console.print(f"{title} …")
-    # Drawn seldom, since it takes processor time of what is measured.
+    # Refresh slowly: drawing takes processor time from what is measured.
     with console.status(title, refresh_per_second=1) as shown:
         return compare(runs, logs, lambda text: shown.update(f"{title}: {text}"))
 

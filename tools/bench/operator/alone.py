@@ -1,4 +1,4 @@
-"""A measurement with a control plane, a table and a place in the page of its own."""
+"""Run a measurement that has its own control plane and its own table in docs/benchmarks.md."""
 
 import sys
 from collections.abc import Callable
@@ -18,36 +18,36 @@ from tools.cluster.errors import ClusterError
 from tools.cluster.toolchain import KUBERNETES
 
 LOGS: Final = ROOT / "build" / "bench"
-Page = Annotated[bool, typer.Option(help="Whether the table replaces that in docs/benchmarks.md.")]
+Page = Annotated[bool, typer.Option(help="Replace the table in docs/benchmarks.md.")]
 Logs = Annotated[Path, typer.Option(help="Folder for the operator's log.")]
 
 
 def measure(
-    name: str, of: Callable[[ControlPlane, Callable[[str], None]], Sheet], begin: str | None, logs: Path
+    name: str, run: Callable[[ControlPlane, Callable[[str], None]], Sheet], begin: str | None, logs: Path
 ) -> None:
-    """Measure on a new control plane, print the table, and write it into the page.
+    """Measure on a new control plane, print the table, and write it to the page.
 
     Args:
-        name: of the control plane.
-        of: makes the table, given the control plane and a function that shows the progress.
-        begin: the line of the page after which the table stands; None: it is printed only.
-        logs: folder for logs; it is made.
+        name: name of the control plane.
+        run: measures on the control plane and returns the table; its second argument shows the progress.
+        begin: marker line of the page before the table; None to print the table only.
+        logs: folder for logs; created if missing.
 
     Raises:
-        typer.Exit: it could not be measured; the reason is printed.
+        typer.Exit: the measurement failed; the reason is printed.
     """
     console = Console(highlight=False)
     logs.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            console.status("a control plane is started", refresh_per_second=1) as shown,
+            console.status("Starting a control plane", refresh_per_second=1) as shown,
             control_plane(name) as plane,
         ):
             plane.kubectl.define(ROOT / "crds")
-            made = of(plane, shown.update)
+            table = run(plane, shown.update)
     except (BenchError, ClusterError) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    console.print(made.to_terminal())
+    console.print(table.to_terminal())
     if begin is not None:
-        put(PAGE, begin, [made], f"Kubernetes {KUBERNETES.version}")
+        put(PAGE, begin, [table], f"Kubernetes {KUBERNETES.version}")

@@ -1,4 +1,4 @@
-"""Runs the pods of thousands of Jobs where there is no node: driven by a watch, many at a time."""
+"""A fake kubelet for thousands of Jobs on a control plane without nodes; it follows a watch."""
 
 import asyncio
 from typing import Final
@@ -11,14 +11,14 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from tools.fakepods import config_of, ended, running, succeeded
 
 MAX_CONCURRENT_REQUESTS: Final = 8
-"""Requests under way."""
+"""Maximum number of requests in flight."""
 STAGE_SECONDS: Final = 1.0
-"""Long enough that the operator sees a pod run and reports it before the pod ends."""
+"""Duration of a stage: long enough for the operator to report that the pod runs."""
 WATCH_SECONDS: Final = 600
 
 
 class BenchKubelet:
-    """Starts each pod of a namespace at once, and ends it a second later with a fitting result."""
+    """Starts each pod of a namespace at once, and ends it after STAGE_SECONDS with a result of its stage."""
 
     def __init__(self, cluster: KubernetesClient, namespace: str) -> None:
         self._cluster = cluster
@@ -27,10 +27,10 @@ class BenchKubelet:
         self._seen: set[str] = set()
 
     async def run(self) -> None:
-        """Work until cancelled.
+        """Serve pods until cancelled.
 
         Raises:
-            ExceptionGroup: the API server refused what a kubelet does.
+            ExceptionGroup: the API server refused a request.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
@@ -40,14 +40,14 @@ class BenchKubelet:
     async def _watch(self) -> None:
         while True:
             try:
-                # From no version on, a watch begins with what is there.
+                # A watch without a resourceVersion begins with the existing objects.
                 async for event in self._cluster.watch(POD, self._namespace, "", "", seconds=WATCH_SECONDS):
                     if event["type"] == "ADDED":
-                        self._see(event["object"])
+                        self._enqueue(event["object"])
             except Unavailable:
                 continue
 
-    def _see(self, pod: Manifest) -> None:
+    def _enqueue(self, pod: Manifest) -> None:
         uid = pod["metadata"]["uid"]
         if pod["status"]["phase"] == "Pending" and uid not in self._seen:
             self._seen.add(uid)
@@ -67,7 +67,7 @@ class BenchKubelet:
                     await self._write(pod, ended(pod, succeeded(config)))
 
     async def _write(self, pod: Manifest, status: Manifest) -> Manifest | None:
-        """The pod with its new status, or None where it is gone."""
+        """The pod with its new status, or None if the pod no longer exists."""
         identity = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": identity, "status": status}
         try:

@@ -1,4 +1,4 @@
-"""One size: the floor, the peer and the operator, one after another on the same machine."""
+"""Measure one size: bare Jobs, Kubeflow Trainer and the operator, one after another on one machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tools.bench.operator.measurement import Measured, measure
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Results of `runs` bare Jobs, TrainJobs and FineTuneJobs."""
+    """Results for `runs` bare Jobs, TrainJobs and FineTuneJobs."""
 
     runs: int
     floor: Floor
@@ -20,16 +20,16 @@ class Comparison:
 
 
 def compare(runs: int, folder: Path, progress: Callable[[str], None]) -> Comparison:
-    """Measure all three, each on an empty control plane of its own.
+    """Measure all three workloads, each on an empty control plane of its own.
 
     Args:
-        runs: how many objects.
-        folder: where the operator's log goes.
-        progress: called with a line of text whenever there is something new.
+        runs: number of objects of each workload.
+        folder: folder for the operator's log.
+        progress: called with a line of text when the progress changes.
 
     Raises:
-        BenchError: not all came to their end.
-        ClusterError: there is no control plane, or a program could not be built.
+        BenchError: a workload was not completed.
+        ClusterError: a control plane did not start, or a program could not be built.
     """
     progress("bare Jobs")
     floor = measure_floor(runs)

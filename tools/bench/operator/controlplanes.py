@@ -1,4 +1,4 @@
-"""A control plane for one measurement, and clients of it, each a user of its own in the audit log."""
+"""A control plane for one measurement, and its clients; each client is its own user in the audit log."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,16 @@ from tools.cluster import ControlPlane
 T = TypeVar("T")
 
 MAX_CONCURRENT_REQUESTS: Final = 8
-"""Requests that are made at the same time."""
+"""Maximum number of requests in flight."""
 
 
 @contextlib.contextmanager
 def control_plane(name: str) -> Iterator[ControlPlane]:
-    """Empty at first, and gone with all that it wrote at the end. Raises ClusterError."""
+    """A new, empty control plane. The end of the block removes it and its files.
+
+    Raises:
+        ClusterError: it did not start.
+    """
     plane = ControlPlane(f"{name}-{os.getpid()}")
     try:
         with plane:
@@ -32,7 +36,7 @@ def control_plane(name: str) -> Iterator[ControlPlane]:
 
 @contextlib.asynccontextmanager
 async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncIterator[KubernetesClient]:
-    """A client with all rights, for what Kubernetes has, our kinds, and other `types`."""
+    """A client with all rights, for the types of Kubernetes, our kinds and `types`."""
     configuration = await load_configuration(plane.client(name))
     cluster = KubernetesClient(configuration, ResourceTypes([*KIND_TYPES.values(), *types]), name)
     try:
@@ -42,18 +46,18 @@ async def client(plane: ControlPlane, name: str, *types: ResourceType) -> AsyncI
 
 
 async def create(cluster: KubernetesClient, manifests: Iterable[Manifest]) -> None:
-    """Create them all, in their order, some at a time."""
+    """Create all objects in order, MAX_CONCURRENT_REQUESTS at a time."""
     await for_each_concurrently(cluster.create, manifests)
 
 
 async def for_each_concurrently(work: Callable[[T], Awaitable[object]], subjects: Iterable[T]) -> None:
-    """Do the work for them all, in their order, some at a time."""
-    waiting = iter(subjects)
+    """Call `work` for all subjects in order, MAX_CONCURRENT_REQUESTS at a time."""
+    remaining = iter(subjects)
 
-    async def some() -> None:
-        for subject in waiting:
+    async def worker() -> None:
+        for subject in remaining:
             await work(subject)
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(MAX_CONCURRENT_REQUESTS):
-            tasks.create_task(some())
+            tasks.create_task(worker())

@@ -1,19 +1,22 @@
-"""Copies of one run and its Checkpoint as they were when it had ended."""
+"""Copies of one completed run and its Checkpoint."""
 
 import json
 from collections.abc import Iterator
 from typing import Final
 
+from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
+from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.promotion import decide
 
 SERVER_FIELDS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 
 
 class Copies:
-    """Makes them."""
+    """Makes numbered copies of a run and a Checkpoint."""
 
     def __init__(self, job: Manifest, checkpoint: Manifest) -> None:
         self._job = json.dumps(_made_by_user(job))
@@ -22,33 +25,22 @@ class Copies:
         self._digest = checkpoint["spec"]["digest"]
 
     def job(self, number: int, model: str) -> Manifest:
-        """The run of this number; the same number always is the same run."""
+        """Copy number `number` of the run; equal numbers give equal copies."""
         copy = self._copy(self._job, number, model)
         known = {**copy, "metadata": {**copy["metadata"], "uid": "of-the-original"}}
         copy["metadata"]["annotations"] = {RECORDED_RUN: mark(FineTuneJob.model_validate(known))}
         return copy
 
     def checkpoints(self, number: int, model: str, uid: str) -> Iterator[Manifest]:
-        """The promoted Checkpoint of the run with this uid, and one that was not promoted."""
+        """The promoted Checkpoint of the run with this uid, and one that is not promoted."""
         for which in ("best", "other"):
             copy = self._copy(self._checkpoint, number, model)
             copy["spec"]["lineage"]["job"]["uid"] = uid
             if which == "other":
                 copy["metadata"]["name"] = f"run-{number:05d}-20-other"
                 copy["spec"].update(step=20, digest=_digest(number, which))
-                self._not_promoted(copy, number)
+                _withdraw_promotion(copy, self._copy(self._job, number, model))
             yield copy
-
-    def _not_promoted(self, checkpoint: Manifest, number: int) -> None:
-        status = checkpoint["status"]
-        for field in ("promotedAt", "evaluations", "display"):
-            status.pop(field, None)
-        said = next(each for each in status["conditions"] if each["type"] == "Promoted")
-        said.update(
-            status="False",
-            reason="NotPromoted",
-            message=f"the run evaluated its better checkpoint {checkpoint_name(number)}",
-        )
 
     def _copy(self, text: str, number: int, model: str) -> Manifest:
         job, checkpoint, line = self._names
@@ -65,13 +57,24 @@ class Copies:
         return copy
 
 
+def _withdraw_promotion(checkpoint: Manifest, job: Manifest) -> None:
+    """Write the status of a Checkpoint that its run did not promote."""
+    status = checkpoint["status"]
+    for field in ("promotedAt", "evaluations", "display"):
+        status.pop(field, None)
+    run = FineTuneJob.model_validate(job)
+    decision = decide(Checkpoint.model_validate(checkpoint), run, CheckpointIndex())
+    condition = next(each for each in status["conditions"] if each["type"] == "Promoted")
+    condition.update(status="False", reason=str(decision.reason), message=decision.message)
+
+
 def _made_by_user(obj: Manifest) -> Manifest:
     metadata = {key: value for key, value in obj["metadata"].items() if key not in SERVER_FIELDS}
     return {**obj, "metadata": metadata}
 
 
 def checkpoint_name(number: int) -> str:
-    """Name of the promoted Checkpoint of the run of this number."""
+    """Name of the promoted Checkpoint of copy `number`."""
     return f"run-{number:05d}-40-best"
 
 

@@ -1,9 +1,9 @@
-"""What each request until a run's first Job costs the control plane.
+"""Measure the cost of each request before a run's first Job for the control plane.
 
 python -m tools.bench.operator.costs [OBJECTS]
 
-No operator runs. Each kind of request is made OBJECTS times, eight at a time. A measurement ends when all
-writes have stopped, so its figures include what controllers do in response.
+No operator runs. Each kind of request is sent OBJECTS times, eight at a time. A measurement ends when no
+client writes any more, so its figures include the reactions of controllers.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ EVENT: Final = Event("Normal", EventReason.STAGE_STARTED, "Preflight has started
 app = typer.Typer(add_completion=False)
 
 Cost = dict[str, float]
-"""Processor time of each process of the control plane, in seconds."""
+"""Processor seconds of each process of the control plane."""
 
 
 class _Costs:
@@ -48,7 +48,7 @@ class _Costs:
         self._costs: dict[str, Cost] = {}
 
     async def measure(self) -> dict[str, Cost]:
-        """Processor time of each request, by what it does."""
+        """Processor seconds per request, by kind of request."""
         async with client(self._plane, USER) as user, client(self._plane, OPERATOR) as operator:
             ledger = RequestLedger(AuditLog(self._plane.audit_log))
             for manifest in workload.prerequisites():
@@ -57,30 +57,32 @@ class _Costs:
             events = EventRecorder(operator, OPERATOR, "0")
             runs: list[Manifest] = []
 
-            async def made(run: Manifest) -> None:
+            async def create_run(run: Manifest) -> None:
                 runs.append(await user.create(run))
 
             numbers = range(self._objects)
-            await self._each("create the FineTuneJob", made, [workload.finetunejob(each) for each in numbers])
-            await self._each("read it", lambda run: _read(operator, run), runs)
-            await self._each("apply its status", lambda run: _write_status(operator, run), runs)
-            await self._each("create an Event", lambda run: events.record(run, EVENT), runs)
+            manifests = [workload.finetunejob(each) for each in numbers]
+            await self._measure("create a FineTuneJob", create_run, manifests)
+            await self._measure("read the FineTuneJob", lambda run: _read(operator, run), runs)
+            await self._measure("apply its status", lambda run: _write_status(operator, run), runs)
+            await self._measure("create an Event", lambda run: events.record(run, EVENT), runs)
             jobs = [workload.bare_job(each) for each in numbers]
-            await self._each("create a Job, of which the Job controller makes a pod", user.create, jobs)
+            await self._measure("create a Job; the Job controller creates its pod", user.create, jobs)
         return self._costs
 
-    async def _each(
-        self, what: str, request: Callable[[Any], Awaitable[object]], subjects: list[Manifest]
+    async def _measure(
+        self, name: str, request: Callable[[Any], Awaitable[object]], subjects: list[Manifest]
     ) -> None:
-        self._progress(what)
-        before, ledger = self._spent(), RequestLedger(AuditLog(self._plane.audit_log))
+        self._progress(name)
+        before, ledger = self._processor_seconds(), RequestLedger(AuditLog(self._plane.audit_log))
         await for_each_concurrently(request, subjects)
         await ledger.until_quiet()
-        self._costs[what] = {
-            name: (spent - before[name]) / len(subjects) for name, spent in self._spent().items()
+        self._costs[name] = {
+            process: (seconds - before[process]) / len(subjects)
+            for process, seconds in self._processor_seconds().items()
         }
 
-    def _spent(self) -> Cost:
+    def _processor_seconds(self) -> Cost:
         pids = {name: self._processes.pid(name) for name in self._processes.names()}
         return {name: processor_seconds(pid) for name, pid in pids.items() if pid}
 
@@ -90,38 +92,38 @@ async def _read(cluster: KubernetesClient, run: Manifest) -> None:
 
 
 async def _write_status(cluster: KubernetesClient, run: Manifest) -> None:
-    """Write a status as short as any."""
+    """Write the shortest possible status."""
     status = block(
-        FineTuneJob.model_validate(run), Reason.PREFLIGHT, "it has begun", datetime.now(UTC)
+        FineTuneJob.model_validate(run), Reason.PREFLIGHT, "Preflight runs", datetime.now(UTC)
     ).manifest
     identity = {key: run["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
     await cluster.apply_status({**run, "metadata": identity, "status": status})
 
 
 def sheet(objects: int, costs: dict[str, Cost]) -> Sheet:
-    """The figures as a table."""
+    """The results as a table."""
     names = list(next(iter(costs.values())))
     return Sheet(
-        f"Milliseconds of processor time, of {objects:,} each",
+        f"Processor time per request, ms ({objects:,} requests of each kind)",
         ("request", *names, "all"),
         tuple(
             (
-                what,
+                request,
                 *(f"{1000 * cost[name]:.1f}" for name in names),
                 f"{1000 * sum(cost.values()):.1f}",
             )
-            for what, cost in costs.items()
+            for request, cost in costs.items()
         ),
     )
 
 
 @app.command()
 def costs(
-    objects: Annotated[int, typer.Argument(help="How many of each request.")] = 500,
+    objects: Annotated[int, typer.Argument(help="Number of requests of each kind.")] = 500,
     page: alone.Page = True,
     logs: alone.Logs = alone.LOGS,
 ) -> None:
-    """Measure what each request until a run's first Job costs the control plane."""
+    """Measure the cost of each request before a run's first Job for the control plane."""
 
     def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
         return sheet(objects, asyncio.run(_Costs(plane, objects, progress).measure()))

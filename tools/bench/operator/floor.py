@@ -1,4 +1,4 @@
-"""The floor: the same number of bare Jobs, made by a user. No operator with one Job per run can be faster."""
+"""Measure the same number of bare Jobs, created by a user: the lower bound for one Job per run."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from tools.cluster.audit import AuditLog
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Cost of a number of bare Jobs.
+    """Cost of the bare Jobs.
 
     Attributes:
-        jobs: from the first creation until the last Job exists; the Job controller makes pods meanwhile.
-        requests: of all clients, over all Jobs.
+        jobs: time until the Jobs exist; the Job controller creates pods meanwhile.
+        requests: requests of all clients for all Jobs.
     """
 
     jobs: Spread
@@ -27,7 +27,7 @@ def measure_floor(jobs: int) -> Floor:
     """Start a control plane, measure, and remove it.
 
     Raises:
-        ClusterError: there is no control plane.
+        ClusterError: the control plane did not start.
     """
     with control_plane("floor") as plane:
         return asyncio.run(_measure(plane, jobs))

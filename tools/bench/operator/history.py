@@ -1,9 +1,9 @@
-"""How an operator starts next to runs that ended long ago.
+"""Measure the start of an operator on a cluster with runs that have all ended.
 
 python -m tools.bench.operator.history [RUNS]
 
-Each has two Checkpoints, of which one is promoted; half of the runs are of one model line, each of the others
-of a line of its own. They are copies of one run that the operator has seen through.
+Each run has two Checkpoints, one of them promoted. Half of the runs belong to one model line; each remaining
+run has a line of its own. All are copies of one run that the operator completed.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ from tools.cluster.audit import AuditLog
 from tools.cluster.processes import resident_bytes
 
 LINE: Final = "routing"
-"""The model line of half of the runs."""
+"""Model line of half of the runs."""
 KINDS: Final = ("FineTuneJob", "Checkpoint")
-"""What a history consists of."""
+"""Kinds of the copied objects."""
 PROBE_SECONDS: Final = 0.02
 PROBE_TIMEOUT_SECONDS: Final = 300
-"""After which an operator that does not answer its probe counts as dead."""
+"""An operator that does not answer a probe for so long counts as dead."""
 ORIGINAL_SECONDS: Final = 120
 
 BEGIN: Final = "<!-- Written by python -m tools.bench.operator.history from here -->"
@@ -51,25 +51,25 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a part of the operator's life came to.
+    """Figures of one phase of the operator process.
 
     Attributes:
-        active: from the start of the process until it worked, in seconds; None where it worked before.
-        seconds: until it was over.
-        silence: the longest time in which /healthz did not answer, in seconds.
-        passes: over Checkpoints and FineTuneJobs.
-        writes: of the operator.
-        resident: bytes at its end.
-        peak: bytes, up to its end.
+        active_seconds: from the start of the process until it is active; None if it was active before.
+        seconds: duration of the phase.
+        max_response_seconds: longest time until a response of /healthz.
+        passes: reconcile passes over Checkpoints and FineTuneJobs.
+        writes: writes of the operator.
+        resident_bytes: resident memory at the end of the phase.
+        peak_bytes: maximum resident memory since the start of the process.
     """
 
-    active: float | None
+    active_seconds: float | None
     seconds: float
-    silence: float
+    max_response_seconds: float
     passes: float
     writes: int
-    resident: int
-    peak: int
+    resident_bytes: int
+    peak_bytes: int
 
 
 class _History:
@@ -83,12 +83,12 @@ class _History:
         async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
             copies = await self._original(user, node)
             await self._fill(user, copies)
-            async with self._operator() as (operator, silences):
+            async with self._operator() as (operator, response_seconds):
                 active, started = operator.seconds, time.monotonic() - operator.seconds
                 await self._until_idle(operator, 3 * self._runs)
-                start = await self._phase(operator, silences, started, active=active)
+                start = await self._phase(operator, response_seconds, started, active_seconds=active)
                 begun, before = time.monotonic(), await operator.passes(KINDS)
-                silences.clear()
+                response_seconds.clear()
                 label = {"labels": {"seen": "again"}}
                 name = checkpoint_name(0)
                 checkpoint = await user.get(KIND_TYPES["Checkpoint"], workload.NAMESPACE, name)
@@ -96,12 +96,12 @@ class _History:
                     raise BenchError(f"Checkpoint {name} is gone")
                 await user.patch_metadata(checkpoint, label)
                 await self._until_idle(operator, before + 1)
-                event = await self._phase(operator, silences, begun, before)
-        return {"start": start, "one label": event}
+                event = await self._phase(operator, response_seconds, begun, before)
+        return {"start": start, "one changed label": event}
 
     async def _original(self, user: KubernetesClient, node: KubernetesClient) -> Copies:
-        """See one run through."""
-        self._progress("one run is seen through")
+        """Complete one run and return a maker of its copies."""
+        self._progress("Completing one run")
         run = workload.finetunejob(0)
         async with self._operator(), background(BenchKubelet(node, workload.NAMESPACE).run()):
             for manifest in (*workload.prerequisites(), run):
@@ -109,7 +109,7 @@ class _History:
             job = await until_done(
                 *(user, "FineTuneJob", workload.NAMESPACE, run["metadata"]["name"]),
                 seconds=ORIGINAL_SECONDS,
-                failure=f"the first run is not done: see {self._log}",
+                failure=f"the first run is not done; see {self._log}",
             )
             recorded = job["status"]["checkpoints"][0]["name"]
             checkpoint = await user.get(KIND_TYPES["Checkpoint"], workload.NAMESPACE, recorded)
@@ -126,21 +126,21 @@ class _History:
             for checkpoint in copies.checkpoints(number, model, job["metadata"]["uid"]):
                 await _create(user, checkpoint)
             if number % 100 == 0:
-                self._progress(f"{number:,} of {self._runs:,} runs are there")
+                self._progress(f"{number:,} of {self._runs:,} runs created")
 
         await for_each_concurrently(fill, range(self._runs))
 
     @contextlib.asynccontextmanager
     async def _operator(self) -> AsyncIterator[tuple[OperatorProcess, list[float]]]:
-        """An active operator, and the silences of its /healthz from its first answer on."""
+        """An active operator, and the response times of its /healthz."""
         self._ledger = RequestLedger(AuditLog(self._plane.audit_log))
         operator = await OperatorProcess.start(
             self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
         )
-        silences: list[float] = []
+        response_seconds: list[float] = []
         try:
-            async with background(_probe(operator, silences)):
-                yield operator, silences
+            async with background(_probe(operator, response_seconds)):
+                yield operator, response_seconds
                 await operator.stop()
         finally:
             await operator.kill()
@@ -151,23 +151,23 @@ class _History:
     async def _phase(
         self,
         operator: OperatorProcess,
-        silences: list[float],
+        response_seconds: list[float],
         begun: float,
         passes: float = 0,
-        active: float | None = None,
+        active_seconds: float | None = None,
     ) -> Phase:
         seconds = time.monotonic() - begun
-        # Long enough to see whether it writes.
+        # Wait, so that late writes are counted.
         await asyncio.sleep(QUIET_SECONDS)
         self._ledger.read()
         return Phase(
-            active=active,
+            active_seconds=active_seconds,
             seconds=seconds,
-            silence=max(silences, default=0.0),
+            max_response_seconds=max(response_seconds, default=0.0),
             passes=await operator.passes(KINDS) - passes,
             writes=self._ledger.operator_writes,
-            resident=resident_bytes(operator.pid),
-            peak=peak_bytes(operator.pid),
+            resident_bytes=resident_bytes(operator.pid),
+            peak_bytes=peak_bytes(operator.pid),
         )
 
 
@@ -184,27 +184,29 @@ async def _create(user: KubernetesClient, manifest: Manifest) -> Manifest:
     )
 
 
-async def _probe(operator: OperatorProcess, silences: list[float]) -> None:
-    """Ask /healthz again and again."""
+async def _probe(operator: OperatorProcess, response_seconds: list[float]) -> None:
+    """Request /healthz every PROBE_SECONDS and append each response time."""
     async with httpx.AsyncClient(trust_env=False, timeout=PROBE_TIMEOUT_SECONDS) as http:
         while True:
-            asked = time.monotonic()
+            sent = time.monotonic()
             with contextlib.suppress(httpx.TransportError):
                 await http.get(f"http://127.0.0.1:{operator.port}/healthz")
-                silences.append(time.monotonic() - asked)
+                response_seconds.append(time.monotonic() - sent)
             await asyncio.sleep(PROBE_SECONDS)
 
 
 def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
-    """The figures as a table."""
+    """The results as a table."""
     rows: dict[str, Callable[[Phase], Any]] = {
-        "until its term begins, s": lambda each: "" if each.active is None else f"{each.active:.1f}",
-        "until all is looked at, s": lambda each: f"{each.seconds:.1f}",
-        "longest silence of /healthz, ms": lambda each: f"{each.silence * 1000:.0f}",
+        "until its term begins, s": lambda each: (
+            "" if each.active_seconds is None else f"{each.active_seconds:.1f}"
+        ),
+        "until every object is reconciled, s": lambda each: f"{each.seconds:.1f}",
+        "longest response time of /healthz, ms": lambda each: f"{each.max_response_seconds * 1000:.0f}",
         "passes": lambda each: f"{each.passes:,.0f}",
         "writes": lambda each: each.writes,
-        "resident at its end, MiB": lambda each: f"{each.resident / MEBIBYTE:.0f}",
-        "peak memory, MiB": lambda each: f"{each.peak / MEBIBYTE:.0f}",
+        "resident memory at the end, MiB": lambda each: f"{each.resident_bytes / MEBIBYTE:.0f}",
+        "peak memory, MiB": lambda each: f"{each.peak_bytes / MEBIBYTE:.0f}",
     }
     return Sheet(
         f"{runs:,} ended runs with {2 * runs:,} Checkpoints, {runs // 2:,} of the runs in one model line",
@@ -215,11 +217,11 @@ def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
 
 @app.command()
 def history(
-    runs: Annotated[int, typer.Argument(help="How many FineTuneJobs that have ended.")] = 10_000,
+    runs: Annotated[int, typer.Argument(help="Number of ended FineTuneJobs.")] = 10_000,
     page: alone.Page = True,
     logs: alone.Logs = alone.LOGS,
 ) -> None:
-    """Measure the start of the operator on a control plane of its own beside a long history."""
+    """Measure the start of the operator on a control plane with many ended runs."""
 
     def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
         return sheet(runs, asyncio.run(_History(plane, runs, logs, progress).measure()))

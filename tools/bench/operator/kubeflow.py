@@ -1,7 +1,7 @@
-"""The peer: Kubeflow Trainer with JobSet on a control plane of its own, and the same number of TrainJobs.
+"""Measure the same number of TrainJobs with Kubeflow Trainer and JobSet on a control plane of their own.
 
-Both run as processes beside the API server, as the operator does in its measurement, without leader election
-and without the rate limits that would slow them down.
+Both controllers run as processes on the machine of the API server, like the operator in its measurement,
+without leader election and without rate limits.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from tools.cluster.toolchain import KUBEFLOW_TRAINER, go_compiler, program
 READY_SECONDS: Final = 60.0
 LOG_CHARACTERS: Final = 3000
 SERVING_CERTIFICATES: Final = Path("k8s-webhook-server", "serving-certs")
-"""Where controller-runtime looks for the certificate of webhooks, below the folder for temporary files."""
+"""Folder of the webhook certificate, below the folder for temporary files (default of controller-runtime)."""
 INSTALLED: Final = frozenset(
     {"CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
 )
@@ -47,13 +47,14 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PeerController:
-    """One of the two programs.
+    """One of the two controllers.
 
     Attributes:
-        user: who it is in the audit log.
-        module: Go module that its manifests are in.
+        user: its user in the audit log.
+        program: name of its program.
+        module: Go module with its manifests.
         manifests: folders of that module.
-        settings: of its configuration, beside addresses and ports.
+        settings: its configuration without addresses and ports.
     """
 
     user: str
@@ -91,13 +92,13 @@ CONTROLLERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Cost of a number of TrainJobs.
+    """Cost of the TrainJobs.
 
     Attributes:
-        jobs: until the child Job of each exists; no pod starts.
-        requests: of all clients until nobody wrote any more, over all TrainJobs.
-        processor_seconds: of the two controllers together.
-        peak_bytes: of Trainer, and of JobSet.
+        jobs: time until each TrainJob has its Job; no pod starts.
+        requests: requests of all clients for all TrainJobs, until no client writes any more.
+        processor_seconds: sum over both controllers.
+        peak_bytes: peak memory of Trainer and of JobSet.
     """
 
     jobs: Spread
@@ -110,8 +111,8 @@ def measure_peer(jobs: int) -> Peer:
     """Start a control plane with both controllers, measure, and remove it.
 
     Raises:
-        BenchError: not each TrainJob has its Job.
-        ClusterError: there is no control plane, or the controllers could not be built.
+        BenchError: a TrainJob got no Job.
+        ClusterError: the control plane did not start, or the controllers could not be built.
     """
     binaries.ensure([KUBEFLOW_TRAINER])
     with control_plane("peer") as plane, TemporaryDirectory() as folder:
@@ -129,15 +130,15 @@ async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
         before = sum(map(processor_seconds, running))
         ledger = RequestLedger(AuditLog(plane.audit_log))
         await create(user, map(_train_job, range(jobs)))
-        await ledger.until_quiet(lambda: ledger.have_first_jobs(jobs), f"{jobs:,} TrainJobs have a Job")
+        await ledger.until_quiet(lambda: ledger.have_first_jobs(jobs), f"{jobs:,} TrainJobs with a Job")
         jobset, trainer = map(peak_bytes, running)
-        spent = sum(map(processor_seconds, running)) - before
-        return Peer(ledger.spread(ledger.first_jobs), ledger.requests, spent, (trainer, jobset))
+        seconds = sum(map(processor_seconds, running)) - before
+        return Peer(ledger.spread(ledger.first_jobs), ledger.requests, seconds, (trainer, jobset))
 
 
 @contextlib.asynccontextmanager
 async def _running(plane: ControlPlane, folder: Path, controller: PeerController) -> AsyncIterator[int]:
-    """The pid of the controller, which is ready."""
+    """Run the controller for the block; yields its pid when it is ready."""
     serving = folder / SERVING_CERTIFICATES
     serving.mkdir(parents=True)
     identity = Authority(plane.layout.pki).issue(controller.user, hosts=(str(LOOPBACK),))
@@ -174,7 +175,11 @@ async def _running(plane: ControlPlane, folder: Path, controller: PeerController
 
 
 async def _until_ready(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
-    """Raises BenchError: the controller has ended, or is not ready in time; ends with its last log lines."""
+    """Wait until the controller is ready.
+
+    Raises:
+        BenchError: it ended or was not ready in time; the message ends with its last log lines.
+    """
 
     async def ready() -> bool:
         if process.returncode is not None:
@@ -185,17 +190,17 @@ async def _until_ready(process: asyncio.subprocess.Process, url: str, log: Path)
 
     try:
         async with httpx.AsyncClient(trust_env=False) as http:
-            await until(ready, READY_SECONDS, f"it is not ready after {READY_SECONDS:.0f} s")
+            await until(ready, READY_SECONDS, f"it was not ready after {READY_SECONDS:.0f} s")
     except BenchError as error:
-        raise BenchError(f"the controller of {log.parent.name}: {error}\n{_end_of(log)}") from error
+        raise BenchError(f"the controller of {log.parent.name}: {error}\n{_tail(log)}") from error
 
 
-def _end_of(log: Path) -> str:
+def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-LOG_CHARACTERS:]
 
 
 def _install(plane: ControlPlane, controller: PeerController, url: str) -> None:
-    """Definitions and webhooks as released, but that the API server calls a process and no Service."""
+    """Install the released CRDs and webhooks, with URLs of the process instead of Services."""
     listed = run([go_compiler(), "-C", KUBEFLOW_TRAINER.source, "list", "-m", "-json", controller.module])
     module = Path(json.loads(listed)["Dir"])
     authority = base64.b64encode(Authority(plane.layout.pki).certificate).decode()
@@ -221,7 +226,7 @@ def _client_configurations(document: Object) -> Iterator[Object]:
 
 
 def _runtime() -> Object:
-    """A runtime of one node and one container, which never starts."""
+    """A runtime with one node and one container that never starts."""
     container = {"name": "node", "image": "localhost/none", "command": ["true"]}
     node = {
         "name": "node",

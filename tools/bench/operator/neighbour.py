@@ -1,9 +1,9 @@
-"""How long a run waits for its first Job next to another team's runs.
+"""Measure how long a run waits for its first Job while another team creates runs.
 
 python -m tools.bench.operator.neighbour [RUNS]
 
-The other team creates its runs eight at a time: suspended ones, ones whose store does not exist, and ones
-that start. Meanwhile this team creates a few runs, one after the other. No pod starts.
+The other team creates its runs eight at a time: suspended runs, runs whose store does not exist, and runs
+that start. Meanwhile this team creates a few runs, one after another. No pod starts.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tools.bench.sheet import Sheet
 from tools.cluster import ControlPlane
 
 TRIES: Final = 5
-"""Runs of this team beside each kind of neighbour."""
+"""Number of this team's runs per kind of neighbour."""
 PAUSE_SECONDS: Final = 0.5
 READY_SECONDS: Final = 120
 WATCH_SECONDS: Final = 3600
@@ -41,7 +41,7 @@ NEIGHBOURS: Final[dict[str, dict[str, Any]]] = {
     "blocked": {"store": {"uri": "pvc://missing"}},
     "starting": {},
 }
-"""What the spec of the other team's runs says, by what they are."""
+"""Fields in the spec of the other team's runs, by kind of run."""
 
 BEGIN: Final = "<!-- Written by python -m tools.bench.operator.neighbour from here -->"
 
@@ -50,15 +50,15 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Seconds from the creation of each of this team's runs until its first Job was seen.
+    """Waiting times of this team's runs.
 
     Attributes:
-        seconds: of each run.
-        there: runs of the other team that existed when the last one had its Job.
+        seconds: for each run: time from its creation until the watch reported its first Job.
+        neighbours: number of the other team's runs when the last run got its Job.
     """
 
     seconds: tuple[float, ...]
-    there: int
+    neighbours: int
 
 
 class _Neighbour:
@@ -78,9 +78,9 @@ class _Neighbour:
             try:
                 async with background(self._watch(node)):
                     await self._prepare(user, node)
-                    waits = {"nobody": Waits(await self._tries(user), 0)}
+                    waits = {"none": Waits(await self._create_own_runs(user), 0)}
                     for kind, spec in NEIGHBOURS.items():
-                        waits[kind] = await self._beside(user, kind, spec)
+                        waits[kind] = await self._create_both(user, kind, spec)
                     await operator.stop()
             finally:
                 await operator.kill()
@@ -94,10 +94,10 @@ class _Neighbour:
         teams = (workload.NAMESPACE, *NEIGHBOURS)
         async with background(*(BenchKubelet(node, team).run() for team in teams)):
             for team in teams:
-                failure = f"the Dataset of {team} is not ready: see {self._log}"
+                failure = f"the Dataset of {team} is not ready; see {self._log}"
                 await until_done(user, "Dataset", team, "tickets", seconds=READY_SECONDS, failure=failure)
 
-    async def _beside(self, user: KubernetesClient, kind: str, spec: dict[str, Any]) -> Waits:
+    async def _create_both(self, user: KubernetesClient, kind: str, spec: dict[str, Any]) -> Waits:
         created = 0
 
         def runs() -> Iterator[Manifest]:
@@ -107,16 +107,16 @@ class _Neighbour:
                 created += 1
 
         creation = asyncio.create_task(create(user, runs()))
-        # Not before the operator has enough to do.
+        # Wait until the operator is busy.
         while created < self._runs / 4 and not creation.done():
-            self._progress(f"{created:,} of {self._runs:,} {kind} runs are there")
+            self._progress(f"{created:,} of {self._runs:,} {kind} runs created")
             await asyncio.sleep(0.1)
-        seconds = await self._tries(user)
-        there = created
+        seconds = await self._create_own_runs(user)
+        neighbours = created
         await creation
-        return Waits(seconds, there)
+        return Waits(seconds, neighbours)
 
-    async def _tries(self, user: KubernetesClient) -> tuple[float, ...]:
+    async def _create_own_runs(self, user: KubernetesClient) -> tuple[float, ...]:
         seconds = []
         for number in itertools.islice(self._numbers, TRIES):
             run = workload.finetunejob(number)
@@ -128,14 +128,14 @@ class _Neighbour:
                 async with asyncio.timeout(patience(self._runs)):
                     seconds.append(await self._first_jobs[name] - began)
             except TimeoutError as error:
-                raise BenchError(f"FineTuneJob {name} gets no Job: see {self._log}") from error
+                raise BenchError(f"FineTuneJob {name} got no Job; see {self._log}") from error
             await asyncio.sleep(PAUSE_SECONDS)
         return tuple(seconds)
 
     async def _watch(self, node: KubernetesClient) -> None:
         while True:
             try:
-                # From no version on, a watch begins with what is there.
+                # A watch without a resourceVersion begins with the existing objects.
                 async for event in node.watch(JOB, workload.NAMESPACE, "", "", seconds=WATCH_SECONDS):
                     labels = (event["object"].get("metadata") or {}).get("labels") or {}
                     waiting = self._first_jobs.get(labels.get(OWNER_NAME, ""))
@@ -146,15 +146,15 @@ class _Neighbour:
 
 
 def sheet(runs: int, waits: dict[str, Waits]) -> Sheet:
-    """The figures as a table."""
+    """The results as a table."""
     rows: dict[str, Callable[[Waits], str]] = {
-        "until its first Job, shortest, s": lambda each: f"{min(each.seconds):.2f}",
-        "until its first Job, longest, s": lambda each: f"{max(each.seconds):.2f}",
-        "runs of the other team by then": lambda each: f"{each.there:,}",
+        "minimum, s": lambda each: f"{min(each.seconds):.2f}",
+        "maximum, s": lambda each: f"{max(each.seconds):.2f}",
+        "runs of the other team by then": lambda each: f"{each.neighbours:,}",
     }
     return Sheet(
-        f"A run while another team creates {runs:,} runs",
-        ("beside", *waits),
+        f"Time until a run has its first Job while another team creates {runs:,} runs",
+        ("runs of the other team", *waits),
         tuple((name, *(of(each) for each in waits.values())) for name, of in rows.items()),
     )
 
@@ -162,17 +162,17 @@ def sheet(runs: int, waits: dict[str, Waits]) -> Sheet:
 @app.command()
 def neighbour(
     runs: Annotated[
-        int, typer.Argument(help="How many FineTuneJobs the other team creates, of each kind.")
+        int, typer.Argument(help="Number of FineTuneJobs of each kind that the other team creates.")
     ] = 2000,
     page: alone.Page = True,
     logs: alone.Logs = alone.LOGS,
 ) -> None:
-    """Measure what one team's runs do to another team's."""
+    """Measure how one team's runs delay those of another team."""
 
     def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
         return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, progress).measure()))
 
-    alone.measure("beside", table, BEGIN if page else None, logs)
+    alone.measure("neighbour", table, BEGIN if page else None, logs)
 
 
 if __name__ == "__main__":

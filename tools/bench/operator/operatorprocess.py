@@ -1,4 +1,4 @@
-"""The operator as it runs in a cluster: a process with an environment, seen through probes and metrics."""
+"""Run the operator as a process, as in a cluster, and observe it through its probes and metrics."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from tools.bench.operator.waiting import until
 from tools.cluster.ports import free_port
 
 ANSWER_SECONDS: Final = 30
-"""More than an operator needs that has no processor left for its probes."""
+"""Timeout of a request; more than a busy operator needs to answer."""
 STOP_SECONDS: Final = 60
 
 
 class OperatorProcess:
-    """One process; `start` returns it active."""
+    """One operator process. `start` returns it when it is active."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
         self.pid = process.pid
@@ -37,16 +37,16 @@ class OperatorProcess:
 
     @classmethod
     async def start(cls, kubeconfig: Path, namespace: str, log: Path, patience: float) -> Self:
-        """Start with the release's defaults, and wait until it works.
+        """Start an operator with the release's defaults, and wait until it is active.
 
         Args:
-            kubeconfig: of the user that the audit log is to name.
-            namespace: of its Lease.
+            kubeconfig: kubeconfig of the user whose name the audit log gets.
+            namespace: namespace of its Lease.
             log: file that its log is appended to.
-            patience: seconds that it may take.
+            patience: maximum wait in seconds.
 
         Raises:
-            BenchError: it ended, or is not active in time.
+            BenchError: it ended, or was not active in time.
         """
         port, report_port = free_port(), free_port()
         with log.open("ab") as output:
@@ -74,11 +74,11 @@ class OperatorProcess:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since its start."""
         return time.monotonic() - self._started
 
     async def metric(self, sample: str) -> float:
-        """Value of a sample, written as in the text format; 0 where there is none.
+        """Value of a sample, given as in the text format; 0 if there is none.
 
         Raises:
             BenchError: the operator does not answer.
@@ -86,63 +86,70 @@ class OperatorProcess:
         try:
             text = (await self._http.get("/metrics")).text
         except httpx.TransportError as error:
-            why = str(error) or type(error).__name__
-            raise BenchError(f"the operator does not answer ({why}): see {self._log}") from error
+            cause = str(error) or type(error).__name__
+            raise BenchError(f"the operator does not answer ({cause}); see {self._log}") from error
         values = (
             line.removeprefix(f"{sample} ") for line in text.splitlines() if line.startswith(f"{sample} ")
         )
         return float(next(values, 0))
 
     async def passes(self, kinds: Sequence[str]) -> float:
-        """How many reconcile passes over these kinds have succeeded. Raises BenchError."""
+        """Number of successful reconcile passes over these kinds.
+
+        Raises:
+            BenchError: the operator does not answer.
+        """
         samples = (f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}' for kind in kinds)
         return sum([await self.metric(sample) for sample in samples])
 
     async def until_idle(
         self, kinds: Sequence[str], passes: float, seconds: float, progress: Callable[[str], None]
     ) -> None:
-        """Until there were `passes` over these kinds, and no object waits for one.
+        """Wait until there were `passes` passes over these kinds and the queue is empty.
 
         Raises:
-            BenchError: not within `seconds`.
+            BenchError: this did not happen within `seconds`.
         """
+        names = " and ".join(kinds)
 
         async def idle() -> bool:
-            made = await self.passes(kinds)
-            progress(f"the operator has reconciled {' and '.join(kinds)} {made:,.0f} times")
-            return made >= passes and not await self.metric("finetune_queue_depth")
+            done = await self.passes(kinds)
+            progress(f"{done:,.0f} reconcile passes over {names}")
+            return done >= passes and not await self.metric("finetune_queue_depth")
 
-        what = f"{passes:,.0f} passes over {' and '.join(kinds)}"
-        await until(idle, seconds, f"the operator has not made {what}: see {self._log}")
+        await until(
+            idle, seconds, f"the operator made fewer than {passes:,.0f} passes over {names}; see {self._log}"
+        )
 
     async def stop(self) -> None:
-        """Ask it to end, as a kubelet does, and wait for that.
+        """Send SIGTERM, as a kubelet does, and wait until the process has ended.
 
         Raises:
-            BenchError: it ended with an error, or not at all.
+            BenchError: it ended with an error, or not in time.
         """
         self._process.send_signal(signal.SIGTERM)
         try:
             code = await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
         except TimeoutError as error:
-            raise BenchError(f"the operator does not end: see {self._log}") from error
+            raise BenchError(f"the operator did not end within {STOP_SECONDS} s; see {self._log}") from error
         if code:
-            raise BenchError(f"the operator ended with {code}: see {self._log}")
+            raise BenchError(f"the operator ended with exit code {code}; see {self._log}")
 
     async def kill(self) -> None:
-        """End it, if it runs."""
+        """Kill the process if it runs."""
         if self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
         await self._http.aclose()
 
     async def _until_active(self, patience: float) -> None:
-        failure = f"the operator is not active after {patience:.0f} s: see {self._log}"
+        failure = f"the operator was not active after {patience:.0f} s; see {self._log}"
         await until(self._is_active, patience, failure)
 
     async def _is_active(self) -> bool:
         if self._process.returncode is not None:
-            raise BenchError(f"the operator ended with {self._process.returncode}: see {self._log}")
+            code = self._process.returncode
+            raise BenchError(f"the operator ended with exit code {code}; see {self._log}")
         with contextlib.suppress(httpx.TransportError):
             ready = (await self._http.get("/readyz")).status_code == HTTPStatus.OK
             return ready and await self.metric("finetune_active") == 1

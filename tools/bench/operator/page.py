@@ -1,4 +1,4 @@
-"""The tables of the operator's benchmark, and their place in docs/benchmarks.md."""
+"""Write the tables of the operator's benchmark to docs/benchmarks.md."""
 
 from collections.abc import Sequence
 from pathlib import Path

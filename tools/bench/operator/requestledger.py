@@ -1,4 +1,4 @@
-"""What the audit log says about a measurement: requests by client and verb, and when each run got how far."""
+"""Evaluate the audit log of a measurement: requests by client and verb, and the progress of each run."""
 
 import asyncio
 import math
@@ -20,39 +20,42 @@ JOBSET: Final = "jobset"
 TRAINER: Final = "trainer"
 CONTROLLER: Final = "system:serviceaccount:kube-system:"
 QUIET_SECONDS: Final = 2.0
-"""Longer than any chain of events that one write sets off."""
+"""Longer than any sequence of reactions to one write."""
 POLL_SECONDS: Final = 0.2
 LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
-"""Before the first write: requests that only read are waited for no longer than they take."""
+"""Time of the last write before there is one, so that a measurement without writes does not wait."""
 
 
 class Spread(NamedTuple):
-    """Seconds that half of the runs and 99 of 100 took at most, each from its own creation; and those from
-    the first creation until the last run was there."""
+    """Seconds until the runs reached a state."""
 
     p50: float
+    """Median, each run from its own creation."""
     p99: float
+    """99th percentile, each run from its own creation."""
     last: float
+    """From the first creation until the last run reached the state."""
 
 
 class Requests(NamedTuple):
-    """Answered requests by (client, verb), leases and token reviews apart."""
+    """Number of answered requests by (client, verb), without leases and token reviews."""
 
     by: Counter[tuple[str, str]]
 
     def of(self, *clients: str) -> int:
-        """How many these clients made."""
+        """Number of requests of these clients."""
         return sum(count for (client, _), count in self.by.items() if client in clients)
 
 
 class RequestLedger:
-    """Reads on from where it was made.
+    """Reads the audit log from the time of its own creation.
 
     Attributes:
-        created: when the API server had answered the creation of each run, or Job of a user.
-        first_jobs: when the first Job of each run existed, and each Job of a user.
-        last_stage: runs whose last stage has a Job.
-        last_written: when the operator last wrote the status of each run.
+        created: by run (or a user's Job): time of its creation.
+        first_jobs: by run (or a user's Job): time of the creation of its first Job.
+        last_stage: names of the runs whose last stage has a Job.
+        last_written: by run: time of the operator's last write of its status.
+        operator_writes: number of writes of the operator.
     """
 
     def __init__(self, log: AuditLog) -> None:
@@ -68,67 +71,73 @@ class RequestLedger:
 
     @property
     def requests(self) -> Requests:
-        """All up to now."""
+        """All requests up to the last `read`."""
         return Requests(self._requests.copy())
 
     def read(self) -> None:
-        """Take over what was answered since the last time."""
-        for asked, mark in self._log.read(self._mark):
+        """Count the requests that were answered since the last call."""
+        for request, mark in self._log.read(self._mark):
             self._mark = mark
-            if asked.resource in IGNORED_RESOURCES:
+            if request.resource in IGNORED_RESOURCES:
                 continue
-            self._requests[_client(asked.user), asked.verb] += 1
-            if not asked.is_write:
+            self._requests[_client(request.user), request.verb] += 1
+            if not request.is_write:
                 continue
-            self._last_write = max(self._last_write, asked.at)
-            self.operator_writes += asked.user == OPERATOR
-            if asked.namespace != NAMESPACE or asked.code >= 300:
+            self._last_write = max(self._last_write, request.at)
+            self.operator_writes += request.user == OPERATOR
+            if request.namespace != NAMESPACE or request.code >= 300:
                 continue
-            match asked.user, asked.resource:
+            match request.user, request.resource:
                 case "user", "finetunejobs" | "trainjobs":
-                    self.created[asked.name] = asked.at
+                    self.created[request.name] = request.at
                 case "user", "jobs":
-                    self.created[asked.name] = self.first_jobs[asked.name] = asked.at
+                    self.created[request.name] = self.first_jobs[request.name] = request.at
                 case "jobset", "jobs":
                     # <TrainJob>-node-0
-                    self.first_jobs.setdefault(asked.name.removesuffix("-node-0"), asked.at)
+                    self.first_jobs.setdefault(request.name.removesuffix("-node-0"), request.at)
                 case "operator", "jobs":
                     # <run>-<stage>-<5 characters>
-                    run, stage, _ = asked.name.rsplit("-", 2)
-                    self.first_jobs.setdefault(run, asked.at)
+                    run, stage, _ = request.name.rsplit("-", 2)
+                    self.first_jobs.setdefault(run, request.at)
                     if stage == LAST_STAGE:
                         self.last_stage.add(run)
                 case "operator", "finetunejobs/status":
-                    self.last_written[asked.name] = asked.at
+                    self.last_written[request.name] = request.at
 
     async def have_first_jobs(self, runs: int) -> bool:
-        """Whether `runs` runs have their first Job, as of the last read."""
+        """Whether `runs` runs have their first Job, as of the last `read`."""
         return len(self.first_jobs) == runs
 
-    async def until_quiet(self, reached: Callable[[], Awaitable[bool]] | None = None, what: str = "") -> None:
-        """Read until no client has written for QUIET_SECONDS and `reached` is true.
+    async def until_quiet(
+        self, condition: Callable[[], Awaitable[bool]] | None = None, expected: str = ""
+    ) -> None:
+        """Read until no client has written for QUIET_SECONDS and `condition` is true.
+
+        Args:
+            condition: checked when no client writes; None for no condition.
+            expected: description of the condition for the error message.
 
         Raises:
-            BenchError: no client wrote for STUCK_SECONDS, and `reached`, which is `what` in words, is false.
+            BenchError: no client has written for STUCK_SECONDS, and `condition` is false.
         """
         while True:
             self.read()
             quiet_seconds = (datetime.now(UTC) - self._last_write).total_seconds()
-            if quiet_seconds > QUIET_SECONDS and (reached is None or await reached()):
+            if quiet_seconds > QUIET_SECONDS and (condition is None or await condition()):
                 return
             if quiet_seconds > STUCK_SECONDS:
                 raise BenchError(
-                    f"no client writes any more, and {len(self.created):,} runs are created,"
-                    f" {len(self.first_jobs):,} have a Job; expected: {what}"
+                    f"no client has written for {STUCK_SECONDS:.0f} s: {len(self.created):,} runs exist and"
+                    f" {len(self.first_jobs):,} have a Job; expected: {expected}"
                 )
             await asyncio.sleep(POLL_SECONDS)
 
     def spread(self, reached: Mapping[str, datetime], pause: float = 0) -> Spread:
-        """How long the runs took to get there.
+        """Time from the creation of the runs until they reached a state.
 
         Args:
-            reached: when each run got there.
-            pause: seconds between creation and that, in which the measurement held everything up.
+            reached: by run: when it reached the state.
+            pause: seconds to subtract, in which the benchmark let no pod start.
         """
         each = sorted((at - self.created[name]).total_seconds() - pause for name, at in reached.items())
         last = (max(reached.values()) - min(self.created.values())).total_seconds() - pause
@@ -136,7 +145,7 @@ class RequestLedger:
 
 
 def _client(user: str) -> str:
-    """Controllers by their short names; what else there is of the system's in one."""
+    """Short name of a controller; `system` for all other users of Kubernetes itself."""
     if user.startswith(CONTROLLER):
         return user.removeprefix(CONTROLLER)
     return "system" if user.startswith("system:") else user

@@ -1,4 +1,4 @@
-"""Wait with a deadline while other work continues."""
+"""Waits with a deadline, and work in the background."""
 
 import asyncio
 import contextlib
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.1
 STUCK_SECONDS: Final = 60.0
-"""Limit for a step that does not grow with the number of runs."""
+"""Maximum duration of a step that does not grow with the number of runs."""
 SECONDS_PER_RUN: Final = 0.1
-"""Far more than an operator needs to read a run with its children and to reconcile it."""
+"""Far more than an operator needs to read and reconcile a run and its children."""
 
 
 def patience(runs: int) -> float:
-    """Seconds until an operator that starts with `runs` FineTuneJobs counts as stuck, not slow."""
+    """Seconds after which an operator that starts with `runs` FineTuneJobs counts as stuck."""
     return STUCK_SECONDS + runs * SECONDS_PER_RUN
 
 
 async def until(get: Callable[[], Awaitable[T | None]], seconds: float, failure: str) -> T:
-    """The first true value of `get`, called every POLL_SECONDS.
+    """Call `get` every POLL_SECONDS, and return its first true value.
 
     Raises:
-        BenchError: `failure`, when there was none after `seconds`.
+        BenchError: there was none within `seconds`; the message is `failure`.
     """
     deadline = time.monotonic() + seconds
     while not (value := await get()):
@@ -43,10 +43,10 @@ async def until(get: Callable[[], Awaitable[T | None]], seconds: float, failure:
 async def until_done(
     cluster: KubernetesClient, kind: str, namespace: str, name: str, *, seconds: float, failure: str
 ) -> Manifest:
-    """The object, as soon as it is Ready.
+    """Wait until the object is Ready, and return it.
 
     Raises:
-        BenchError: `failure`, when it was not after `seconds`.
+        BenchError: it was not Ready within `seconds`; the message is `failure`.
     """
 
     async def get() -> Manifest | None:
@@ -58,14 +58,14 @@ async def until_done(
 
 @contextlib.asynccontextmanager
 async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` until the end of the block, and raise there what one of them raised."""
+    """Run the coroutines until the end of the block, and re-raise an exception of theirs there."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-    for each in ended:
-        if isinstance(each, Exception):
-            raise each
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result

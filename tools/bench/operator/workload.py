@@ -1,4 +1,4 @@
-"""What is created: runs of a team on one Dataset, each of a model line of its own."""
+"""Manifests of the benchmark: a team's runs on one Dataset, each with its own model line."""
 
 from typing import Any, Final
 
@@ -9,16 +9,16 @@ Object = dict[str, Any]
 NAMESPACE: Final = "team"
 PROFILE: Final = "cpu"
 LAST_STAGE: Final = "evaluate"
-"""Of the runs below; its Job is their last one."""
+"""Last stage of the runs below."""
 
 
 def namespace(name: str = NAMESPACE) -> Object:
-    """Where all of a team is."""
+    """The namespace of a team."""
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
 def prerequisites() -> list[Object]:
-    """What a platform team and the team itself make before anybody trains."""
+    """Objects that the platform team and the team create before the first run."""
     return [
         _ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
         *team_prerequisites(),
@@ -26,7 +26,7 @@ def prerequisites() -> list[Object]:
 
 
 def team_prerequisites(name: str = NAMESPACE) -> list[Object]:
-    """What a team makes before it trains."""
+    """Objects that a team creates before its first run."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     source = {"uri": "configmap://tickets/rows.jsonl"}
     return [
@@ -45,7 +45,7 @@ def team_prerequisites(name: str = NAMESPACE) -> list[Object]:
 
 
 def finetunejob(number: int, team: str = NAMESPACE, **spec: Any) -> Object:
-    """A run that is preflighted, trained, evaluated and promoted, unless `spec` says otherwise."""
+    """A run that is preflighted, trained, evaluated and promoted, unless fields of `spec` prevent it."""
     gates = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0.3, "over": "Base"}]
     return _ours(
         "FineTuneJob",
@@ -64,7 +64,7 @@ def finetunejob(number: int, team: str = NAMESPACE, **spec: Any) -> Object:
 
 
 def bare_job(number: int) -> Object:
-    """A Job as its user would make it, named as a run's first one."""
+    """A Job of a user, with a name like that of a run's first Job."""
     container = {"name": "main", "image": "localhost/none", "command": ["true"]}
     return {
         "apiVersion": "batch/v1",

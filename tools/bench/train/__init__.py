@@ -1,1 +1,1 @@
-"""Training speed and memory beside TRL's SFTTrainer, and what saving the state costs."""
+"""Training speed and memory compared with TRL's SFTTrainer, and the cost of saving the state."""

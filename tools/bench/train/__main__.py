@@ -18,24 +18,23 @@ OURS: Final = "finetune-trainer"
 PEER: Final = "TRL SFTTrainer"
 PROGRAMS: Final = {OURS: "tools.bench.train.ours", PEER: "tools.bench.train.peer"}
 MIN_SPEEDUP: Final = 1.5
-"""Tokens a second in times of the peer's."""
+"""Minimum of the trainer's tokens per second relative to the peer's."""
 MAX_SAVE_SHARE: Final = 0.05
+"""Maximum share of the time for saves."""
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def trainbench(
-    steps: Annotated[int, typer.Argument(min=4, help="Optimizer steps of a run.")] = 24,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each program runs, in turns.")] = 3,
-    page: Annotated[
-        bool, typer.Option("--page", help="The tables take the place of those in docs/benchmarks.md.")
-    ] = False,
+    steps: Annotated[int, typer.Argument(min=4, help="Optimizer steps per run.")] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each program, in alternation.")] = 3,
+    page: Annotated[bool, typer.Option("--page", help="Replace the tables in docs/benchmarks.md.")] = False,
 ) -> None:
-    """Train LoRA adapters of Gemma 3 270M with our trainer and with TRL, in turns.
+    """Train LoRA adapters of Gemma 3 270M with the trainer and with TRL, in alternation.
 
-    Each runs alone, in a process of its own. Exit code 1: ours makes less than 1.5 times the tokens a second
-    of TRL, takes more memory, or stands still for 5 % of the time or more to save its state every 100 steps.
+    Each run is a process of its own. Exit code 1: the trainer processes less than 1.5 times as many tokens
+    per second as TRL, uses more memory, or spends 5 % or more of the time on saves every 100 steps.
     """
     console = Console(highlight=False)
     model = str(gemma())
@@ -46,8 +45,9 @@ def trainbench(
             measured: dict[str, list[ProgramResult]] = {name: [] for name in PROGRAMS}
             for turn in range(rounds):
                 for name, module in PROGRAMS.items():
-                    # Drawn seldom, since it takes processor time of what is measured.
-                    with console.status(f"{workload}: {name}, {turn + 1} of {rounds}", refresh_per_second=1):
+                    # Refresh slowly: drawing takes processor time from the program that is measured.
+                    text = f"{workload}: {name}, round {turn + 1} of {rounds}"
+                    with console.status(text, refresh_per_second=1):
                         measured[name].append(run(module, model, workload, str(steps)))
             sheets.append(sheet(workload, measured))
             console.print(sheets[-1].to_terminal())
@@ -62,17 +62,17 @@ def trainbench(
 
 
 def _problems(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> list[str]:
-    """What is not as it shall be."""
+    """Missed targets of one workload."""
     ours, peer = measured[OURS], measured[PEER]
     found = []
     if len({(each.printed["steps"], each.printed["tokens"]) for each in (*ours, *peer)}) > 1:
-        found.append("the programs made different numbers of steps or tokens: they did not do the same")
-    if (ratio := rate(ours) / rate(peer)) < MIN_SPEEDUP:
-        found.append(f"{ratio:.2f} times the tokens a second of {PEER}; expected {MIN_SPEEDUP}")
+        found.append("the programs made different numbers of steps or tokens, so they are not comparable")
+    if (speedup := rate(ours) / rate(peer)) < MIN_SPEEDUP:
+        found.append(f"{speedup:.2f} times the tokens per second of {PEER}; the target is {MIN_SPEEDUP}")
     if max(each.peak_bytes for each in ours) > max(each.peak_bytes for each in peer):
         found.append(f"more memory than {PEER}")
     if (share := save_share(ours)) >= MAX_SAVE_SHARE:
-        found.append(f"saving takes {share:.1%} of the time; expected less than {MAX_SAVE_SHARE:.0%}")
+        found.append(f"saves take {share:.1%} of the time; the target is less than {MAX_SAVE_SHARE:.0%}")
     return [f"{workload}: {problem}" for problem in found]
 
 

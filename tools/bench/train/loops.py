@@ -1,7 +1,7 @@
-"""python -m tools.bench.train.loops [STEPS] [ROUNDS]: transformers' Trainer next to a loop on torch alone.
+"""python -m tools.bench.train.loops [STEPS] [ROUNDS]: compare transformers' Trainer with a plain torch loop.
 
-Both train the tiny model on the same batches with our loss, in turns in one process, without saves and
-callbacks: the difference is what the Trainer itself takes per step. See decision 24.
+Both train the tiny model on the same batches with the same loss, in alternation in one process, without saves
+and callbacks. The difference is the overhead of the Trainer per step. See decision 24.
 """
 
 import math
@@ -45,13 +45,13 @@ Train = Callable[[Trainable, Sequence[EncodedRow], Hyperparameters], None]
 
 
 def with_trainer(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparameters) -> None:
-    """All steps by the trainer of the product."""
+    """Train with the product's trainer."""
     with TemporaryDirectory() as folder:
         CompletionTrainer(model, rows, pack, chosen, Path(folder), device=model.device).train()
 
 
 def with_loop(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparameters) -> None:
-    """The same steps: order, loss, clipping, optimizer and schedule are those of the Trainer."""
+    """Train with a loop; order, loss, clipping, optimizer and schedule equal those of the Trainer."""
     set_seed(chosen.seed)
     head, sums = probe_head(model, rows), StepSums(model.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -83,7 +83,7 @@ WAYS: Final[dict[str, Train]] = {"Trainer": with_trainer, "loop": with_loop}
 
 @contextmanager
 def step_ends() -> Iterator[list[float]]:
-    """When each optimizer step of the block ended, in seconds."""
+    """End times of the optimizer steps in the block, in seconds."""
     ends: list[float] = []
     hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
     try:
@@ -93,7 +93,7 @@ def step_ends() -> Iterator[list[float]]:
 
 
 def main(steps: int = 200, rounds: int = 6) -> None:
-    """Print steps per second of both, and whether they end with the same weights."""
+    """Print the steps per second of both, and whether their final weights are equal."""
     device = choose_device()
     torch.set_num_threads(1)
     encoder = RowEncoder(load_tokenizer(tiny()))
@@ -108,15 +108,16 @@ def main(steps: int = 200, rounds: int = 6) -> None:
                 model = trainable_model(tiny(), Method(type=method), device)
                 with step_ends() as ends:
                     train(model, rows, chosen)
-                if turn > 0:  # the first is to warm up
+                if turn > 0:  # the first round warms up
                     rates[name].append((len(ends) - 1) / (ends[-1] - ends[0]))
                 ended[name] = [parameter.detach() for parameter in model.parameters()]
         same = all(torch.equal(one, other) for one, other in zip(*ended.values(), strict=True))
         ratios = [loop / trainer for trainer, loop in zip(*rates.values(), strict=True)]
         print(
             f"{method}: Trainer {median(rates['Trainer']):.1f} steps/s, loop {median(rates['loop']):.1f};"
-            f" loop by Trainer {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} of {rounds});"
-            f" weights {'equal to the bit' if same else 'differ'}"
+            f" loop / Trainer {median(ratios):.2f}"
+            f" ({min(ratios):.2f} to {max(ratios):.2f} in {rounds} rounds);"
+            f" weights {'bitwise equal' if same else 'differ'}"
         )
 
 

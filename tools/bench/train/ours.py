@@ -1,4 +1,4 @@
-"""python -m tools.bench.train.ours MODEL WORKLOAD STEPS FOLDER: a train stage as a pod runs it."""
+"""python -m tools.bench.train.ours MODEL WORKLOAD STEPS FOLDER: run the train stage as in a pod."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ OWNER: Final = Owner(kind="FineTuneJob", namespace="bench", name="bench", uid="b
 
 
 class Saves(logging.Handler):
-    """Adds up how long the saves took that the trainer writes into its log."""
+    """Collects the durations of saves from the trainer's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Saves(logging.Handler):
 
 
 def main(model: Path, workload: str, steps: int, folder: Path) -> None:
-    """Train, and print seconds and tokens."""
+    """Train, and print steps, seconds, tokens and the duration of each save."""
     (folder / "store").mkdir()
     store = open_store(StoreConfig(uri="pvc://bench", path=str(folder / "store")))
     config = TrainConfig(
@@ -58,7 +58,7 @@ def main(model: Path, workload: str, steps: int, folder: Path) -> None:
     stopwatch = Stopwatch()
     reporter = Reporter(None, OWNER, "train")
     result = stage.run(config, StageContext(store=store, reporter=reporter, stop=Stop()))
-    # The last save is after the last step, so it is not in the time of the steps.
+    # The last save follows the last step, so the time of the steps does not include it.
     *between, _ = saves.seconds
     print(
         json.dumps(

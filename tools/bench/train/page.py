@@ -1,4 +1,4 @@
-"""What was measured, as tables, and their place in docs/benchmarks.md."""
+"""The tables of the results, written to docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -15,25 +15,25 @@ STEPS_BETWEEN_SAVES: Final = 100
 
 
 def seconds_per_step(rounds: Sequence[ProgramResult]) -> float:
-    """The median of the rounds; the first step, which warms up, is not in it."""
+    """Median over the rounds, without the first step, which warms up."""
     return float(median(each.printed["seconds"] / (each.printed["steps"] - 1) for each in rounds))
 
 
 def rate(rounds: Sequence[ProgramResult]) -> float:
-    """Tokens a second."""
+    """Tokens per second."""
     printed = rounds[0].printed
     tokens: float = printed["tokens"] / printed["steps"]
     return tokens / seconds_per_step(rounds)
 
 
 def save_share(rounds: Sequence[ProgramResult]) -> float:
-    """Part of the time in which training stands still, were the state saved every 100 steps."""
+    """Share of the time that saves take if the state is saved every STEPS_BETWEEN_SAVES steps."""
     save = _save_seconds(rounds)
     return save / (save + STEPS_BETWEEN_SAVES * seconds_per_step(rounds))
 
 
 def sheet(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> Sheet:
-    """One line a program: the medians of its rounds, but the highest peak."""
+    """One row per program: medians over its rounds, and the maximum of the peak memory."""
     (ours, peer) = measured.values()
     printed = ours[0].printed
     lines = [
@@ -53,18 +53,18 @@ def sheet(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> She
         (
             "",
             "tokens/s",
-            "in times of TRL",
-            "s a step",
+            "relative to TRL",
+            "s per step",
             "peak memory, MiB",
-            "s to save the state",
-            "standing still, saved every 100 steps",
+            "s per save",
+            "share of saves every 100 steps",
         ),
         tuple(lines),
     )
 
 
 def write(page: Path, sheets: Sequence[Sheet]) -> None:
-    """Put the tables in place of what stands between the markers of `page`.
+    """Replace the text between the markers of `page` with the tables.
 
     Raises:
         BenchError: the page has no markers.

@@ -1,6 +1,7 @@
 """python -m tools.bench.train.peer MODEL WORKLOAD STEPS FOLDER: the same training with TRL's SFTTrainer.
 
-It gets the rows as token ids with a mask of the completion, and its batches without padding, as ours are.
+SFTTrainer gets the rows as token ids with a completion mask, and packs batches without padding, like the
+trainer.
 """
 
 import json
@@ -24,7 +25,7 @@ from tools.bench.train.workload import LORA, hyperparameters, training_rows
 
 
 def main(folder: Path, workload: str, steps: int, output: Path) -> None:
-    """Train, and print seconds and tokens."""
+    """Train, and print steps, seconds and tokens."""
     device = choose_device()
     chosen = hyperparameters(steps, save_every_steps=steps)
     tokenizer = load_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""When each optimizer step ended, told by PyTorch itself, so that both programs are timed alike."""
+"""Time the optimizer steps with a hook of PyTorch, in the same way for both programs."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Stopwatch:
-    """Listens to every optimizer of this process from its making on."""
+    """Records the end of every optimizer step of this process from its creation."""
 
     def __init__(self) -> None:
         self._ends: list[float] = []
@@ -19,10 +19,10 @@ class Stopwatch:
 
     @property
     def steps(self) -> int:
-        """How many ended."""
+        """Number of steps."""
         return len(self._ends)
 
     @property
     def seconds(self) -> float:
-        """From the end of the first step to that of the last."""
+        """Time from the end of the first step to the end of the last step."""
         return self._ends[-1] - self._ends[0]

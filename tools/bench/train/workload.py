@@ -1,4 +1,4 @@
-"""What both programs train: the same rows, token for token, with the same adapter and schedule."""
+"""The workload of both programs: the same tokens, adapter and schedule."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,13 @@ from finetune_trainer.rows import SPLIT_FILES, Row, load_rows
 from tools.bootstrap.uv import ROOT
 
 LORA: Final = LoRA()
-"""The defaults of a run."""
+"""Defaults of a run."""
 ROWS_PER_STEP: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of one kind."""
+    """A file of rows and the names of its fields."""
 
     file: Path
     names: FieldNames = field(default_factory=FieldNames)
@@ -33,21 +33,21 @@ SOURCES: Final = {
         FieldNames(prompt="brief", completion="copy"),
     ),
 }
-"""Two examples of ours: a word to learn after a message, and a text to learn after a brief."""
+"""Two examples: one word to learn after a message, and a text to learn after a brief."""
 
 
 def training_rows(name: str, steps: int) -> list[Row]:
-    """As many rows of a source as fill the steps, from the first again where it has fewer."""
+    """Rows for `steps` steps; repeats the source from its first row if it is too short."""
     source = SOURCES[name]
     with TemporaryDirectory() as folder:
         prepare([SourceFile(source.file)], Recipe(names=source.names), Path(folder))
         rows = load_rows(Path(folder) / SPLIT_FILES["train"])
-    wanted = steps * ROWS_PER_STEP
-    return (rows * -(-wanted // len(rows)))[:wanted]
+    needed = steps * ROWS_PER_STEP
+    return (rows * -(-needed // len(rows)))[:needed]
 
 
 def hyperparameters(steps: int, save_every_steps: int) -> Hyperparameters:
-    """One epoch of so many steps."""
+    """Hyperparameters of one epoch with `steps` steps."""
     return Hyperparameters(
         epochs=1,
         learning_rate=5e-4,
