@@ -1,4 +1,4 @@
-"""One measurement: an empty control plane, one operator, a number of runs."""
+"""Measure one operator with a number of runs on an empty control plane."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from tools.bench.operator.requestledger import (
     Requests,
     Spread,
 )
-from tools.bench.operator.waiting import background, patience
+from tools.bench.operator.waiting import background, patience, until
 from tools.bench.usage import ProcessUsage, measure_usage, peak_bytes
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane
@@ -36,28 +36,34 @@ PROGRESS_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ProcessCost:
-    """Cost of one operator process."""
+    """Cost of one operator process.
+
+    Attributes:
+        requests: requests of all clients while the process ran, for all runs.
+        writes: writes of the operator, for all runs.
+        usage: processor time while the process ran.
+        peak_bytes: its peak memory.
+    """
 
     requests: Requests
-    """Of all clients meanwhile, over all runs."""
     writes: int
-    """Of the operator, over all runs."""
     usage: ProcessUsage
     peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Results of `runs` FineTuneJobs.
+    """Results for `runs` FineTuneJobs.
 
     Attributes:
-        first_jobs: until a run's first Job exists.
-        first_requests: of all clients until then, over all runs.
-        first_usage: until then, and until no client wrote any more.
-        done: until a run is done.
-        chain: the operator that did it all, from the first creation on.
-        restart: an operator that was started afterwards.
-        restart_seconds: until that one had looked at everything.
+        runs: number of runs.
+        first_jobs: time until a run's first Job exists.
+        first_requests: requests of all clients until then, for all runs.
+        first_usage: processor time until then, and until no client wrote any more.
+        done: time until a run is done.
+        chain: cost of the operator that completed the runs, from the first creation.
+        restart: cost of an operator that was started afterwards.
+        restart_seconds: time until that operator had reconciled every object.
     """
 
     runs: int
@@ -74,15 +80,15 @@ def measure(runs: int, folder: Path, progress: Callable[[str], None]) -> Measure
     """Start a control plane, measure, and remove it.
 
     Args:
-        runs: how many FineTuneJobs.
-        folder: where the operator's log goes.
-        progress: called with a line of text whenever there is something new.
+        runs: number of FineTuneJobs.
+        folder: folder for the operator's log.
+        progress: called with a line of text when the progress changes.
 
     Raises:
-        BenchError: not all runs were done.
-        ClusterError: there is no control plane.
+        BenchError: a run was not done.
+        ClusterError: the control plane did not start.
     """
-    progress("a control plane is started")
+    progress("starting a control plane")
     with control_plane("bench") as plane:
         plane.kubectl.define(ROOT / "crds")
         return asyncio.run(_Measurement(plane, runs, folder, progress).run())
@@ -94,7 +100,9 @@ class _Measurement:
         self._progress = progress
         self._runs = runs
         self._log = folder / f"operator-{runs}.log"
-        self._ledger = RequestLedger(AuditLog(plane.audit_log))
+        self._audit = AuditLog(plane.audit_log)
+        self._start = self._audit.mark()
+        self._ledger = RequestLedger(self._audit)
 
     async def run(self) -> Measured:
         async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
@@ -103,8 +111,8 @@ class _Measurement:
                 begun = self._begin(operator)
                 async with background(self._show_progress()):
                     await create(user, map(workload.finetunejob, range(self._runs)))
-                    # As where the cluster is full, and as the peers were measured: no pod starts yet.
-                    await self._until("each run has a Job", lambda: self._ledger.have_first_jobs(self._runs))
+                    # No pod starts yet, as on a full cluster and as in the other measurements.
+                    await self._until("every run has a Job", lambda: self._ledger.have_first_jobs(self._runs))
                     first_usage = self._usage(operator) - begun
                     first_requests = self._ledger.requests
                     first_jobs = self._ledger.spread(self._ledger.first_jobs)
@@ -113,13 +121,13 @@ class _Measurement:
                         await self._until("all runs are done", lambda: self._all_done(user, "FineTuneJob"))
                 done = self._ledger.spread(self._ledger.last_written, pause)
                 chain = self._end(operator, begun)
-            self._progress("a second operator is started")
+            self._progress("starting a second operator")
             started, begun = time.monotonic(), self._begin()
             async with self._operator() as operator:
                 for kind in ("FineTuneJob", "Checkpoint"):
                     await operator.until_idle([kind], self._runs, patience(self._runs), self._progress)
                 restart_seconds = time.monotonic() - started
-                # Long enough to see whether it writes.
+                # Wait, so that late writes are counted.
                 await asyncio.sleep(QUIET_SECONDS)
                 restart = self._end(operator, begun)
         return Measured(
@@ -130,27 +138,34 @@ class _Measurement:
         while True:
             self._ledger.read()
             self._progress(
-                f"{len(self._ledger.created):,} created, {len(self._ledger.first_jobs):,} have a Job,"
-                f" {len(self._ledger.last_stage):,} are at their last stage or done"
+                f"{len(self._ledger.created):,} created, {len(self._ledger.first_jobs):,} with a Job,"
+                f" {len(self._ledger.last_stage):,} at their last stage or done"
             )
             await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _prepare(self, user: KubernetesClient, node: KubernetesClient) -> None:
         for manifest in workload.prerequisites():
             await user.create(manifest)
+        # On a busy machine Kopf lists late: its lists must not be counted with the requests of the runs.
+        await until(self._watches_all_kinds, patience(self._runs), f"Kopf did not list; see {self._log}")
         async with background(BenchKubelet(node, workload.NAMESPACE).run()):
             await self._until("the Dataset is ready", lambda: self._all_done(user, "Dataset"))
+
+    async def _watches_all_kinds(self) -> bool:
+        """Whether the operator's process and its Kopf have both listed every kind."""
+        listed = self._audit.lists(self._start, OPERATOR)
+        return all(listed[type_.plural] >= 2 for type_ in KIND_TYPES.values())
 
     async def _all_done(self, user: KubernetesClient, kind: str) -> bool:
         pages = user.pages(KIND_TYPES[kind], workload.NAMESPACE)
         return all([workload.is_done(obj) async for page, _ in pages for obj in page])
 
-    async def _until(self, what: str, reached: Callable[[], Awaitable[bool]]) -> None:
-        """Until no client writes any more, and `reached`."""
-        await self._ledger.until_quiet(reached, f"{what}; see {self._log}")
+    async def _until(self, expected: str, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until no client writes any more and `condition` is true."""
+        await self._ledger.until_quiet(condition, f"{expected}; see {self._log}")
 
     def _begin(self, operator: OperatorProcess | None = None) -> ProcessUsage:
-        self._ledger = RequestLedger(AuditLog(self._plane.audit_log))
+        self._ledger = RequestLedger(self._audit)
         return self._usage(operator)
 
     def _end(self, operator: OperatorProcess, begun: ProcessUsage) -> ProcessCost:
@@ -169,7 +184,7 @@ class _Measurement:
 
     @contextlib.asynccontextmanager
     async def _operator(self) -> AsyncIterator[OperatorProcess]:
-        """An active operator; it is asked to end at the end of the block."""
+        """An active operator; it is stopped at the end of the block."""
         operator = await OperatorProcess.start(
             self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
         )
