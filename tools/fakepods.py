@@ -1,4 +1,4 @@
-"""Pods as kubelet and trainer would leave them, where there is no node: statuses, and what stages report."""
+"""Statuses and results of pods that never run, for control planes without nodes."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -30,13 +30,13 @@ from finetune_trainer.contract.vocabulary import Subject
 Object = dict[str, Any]
 
 
-def digest(*of: str) -> str:
-    """A digest that is the same for the same words."""
-    return "sha256:" + hashlib.sha256("\0".join(of).encode()).hexdigest()
+def digest(*words: str) -> str:
+    """A SHA-256 digest of the words."""
+    return "sha256:" + hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
 def succeeded(config: StageConfig) -> StageResult:
-    """A plausible result of the stage; the tuned model is always right and the base model never."""
+    """A plausible result of the stage; the tuned model gets the best scores and the base model the worst."""
     return config.bind(_result(config, {"run": config.run, "outcome": "Succeeded"}))
 
 
@@ -109,24 +109,27 @@ def _evaluated(config: EvaluateConfig) -> EvaluateResult:
 
 
 def _value(metric: MetricInfo, subject: Subject) -> float:
-    """The tuned model's is the best that there is, the base model's the worst; without a bound 3."""
+    """Best value of the metric for the tuned model; worst value for the base model, at most 3."""
     worst, best = reversed(metric.range) if metric.lower_is_better else metric.range
     return best if subject == "Tuned" else min(worst, 3)
 
 
 def config_of(pod: Object) -> AnyConfig:
-    """What the operator asks of the pod."""
+    """The stage config in the pod's environment."""
     variables = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0].get("env", ())}
     return CONFIG_ADAPTER.validate_json(variables[CONFIG_ENV])
 
 
 def running(pod: Object) -> Object:
-    """The status of a pod whose container has just started and is ready."""
+    """Status of a pod whose container has just started and is ready."""
     return _status(pod, "Running", {"running": {"startedAt": _now()}})
 
 
 def ended(pod: Object, result: StageResult | None) -> Object:
-    """The status of a running pod whose container has just ended with `result`, or well where it has none."""
+    """Status of a running pod whose container has just ended.
+
+    The exit code is that of `result`; without a result it is 0.
+    """
     code = 0 if result is None or result.outcome == "Succeeded" else 11
     terminated = {
         "exitCode": code,

@@ -1,1 +1,1 @@
-"""The guided demo: one run from rows to an endpoint, then a second one that the endpoint rolls to."""
+"""The guided demo: one run from rows to an endpoint, then a second run that the endpoint rolls out."""

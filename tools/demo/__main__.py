@@ -1,4 +1,4 @@
-"""python -m tools.demo: called by `make demo`, which has brought up the cluster and built the images."""
+"""python -m tools.demo: run the demo; `make demo` starts the cluster and builds the images before."""
 
 import sys
 
@@ -18,9 +18,9 @@ from tools.images.errors import ImageError
 def main() -> int:
     console = tables.console()
     try:
-        Story(Access.from_environment(), console).tell()
+        Story(Access.from_environment(), console).run()
     except KeyboardInterrupt:
-        console.print("\nInterrupted; what runs in the cluster goes on, and the next demo removes it.")
+        console.print("\nInterrupted. The objects in the cluster keep running; the next demo removes them.")
         return 130
     except (ClusterError, ImageError, ApiException, HTTPError, OpenAIError) as error:
         console.print(f"\n[red]The demo stopped:[/] {type(error).__name__}: {escape(str(error))}")
@@ -29,9 +29,9 @@ def main() -> int:
         console.print(f"\n[red]The demo stopped:[/] {escape(str(error))}")
         for line in error.details:
             console.print(f"   {line}", style="dim", markup=False, soft_wrap=True)
-        if error.look_at:
-            console.print("Look at:")
-        for command in error.look_at:
+        if error.commands:
+            console.print("Run these commands for details:")
+        for command in error.commands:
             console.print(f"   {command}", markup=False, soft_wrap=True)
         return 1
     return 0

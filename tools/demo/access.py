@@ -1,4 +1,4 @@
-"""The cluster of the demo: the local one, or that of the context KUBE_CONTEXT."""
+"""Access to the cluster of the demo: the local cluster, or that of the context KUBE_CONTEXT."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from tools.cluster import TestCluster, program
 from tools.demo.errors import DemoError
 
 Object = dict[str, Any]
-"""Any object of the API server, as JSON."""
+"""An object of the API server as JSON."""
 
 CONTEXT: Final = os.environ.get("KUBE_CONTEXT", "")
 
 
 class Access:
-    """kubectl, helm and API requests, all with the same credentials.
+    """kubectl, helm and API requests with the same credentials.
 
     Attributes:
-        where: the cluster in words.
-        hint: what a person types once so that plain `kubectl` reaches the same cluster; empty: nothing.
+        where: description of the cluster.
+        hint: command after which plain `kubectl` uses the same cluster; empty if none is needed.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Access:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The cluster that the environment names.
+        """Access to the cluster that the environment selects.
 
         Raises:
-            DemoError: kubectl, helm or the context are missing.
+            DemoError: kubectl, helm or the context is missing, or the local cluster does not run.
         """
         if not CONTEXT:
             kubeconfig = TestCluster().kubeconfig
             if not kubeconfig.exists():
-                raise DemoError("the local cluster does not run", ["make cluster"])
+                raise DemoError("the local cluster does not run: start it", ["make cluster"])
             option = f"--kubeconfig={kubeconfig}"
             return cls(
                 [str(program("kubectl")), option],
@@ -71,15 +71,23 @@ class Access:
         )
 
     def kubectl_command(self, *arguments: str) -> list[str]:
-        """The command line of one kubectl call."""
+        """Command line of one kubectl call."""
         return [*self._kubectl, *arguments]
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        """Its output; DemoError with its message where it fails."""
+        """Run kubectl with `text` as its input, and return its output.
+
+        Raises:
+            DemoError: it failed; the message contains kubectl's message.
+        """
         return _run(self.kubectl_command(*arguments), "kubectl", arguments, text)
 
     def helm(self, *arguments: str, text: str | None = None) -> str:
-        """Its output; DemoError with its message where it fails."""
+        """Run helm with `text` as its input, and return its output.
+
+        Raises:
+            DemoError: it failed; the message contains Helm's message.
+        """
         return _run([*self._helm, *arguments], "helm", arguments, text)
 
     def objects(self, kind: str, namespace: str) -> list[Object]:
@@ -89,7 +97,7 @@ class Access:
         return cast("list[Object]", answer["items"])
 
     def object(self, kind: str, namespace: str, name: str) -> Object | None:
-        """One object of our kinds, or None where there is none."""
+        """One object of our kinds; None if it does not exist."""
         try:
             plural = KINDS_BY_NAME[kind].plural
             return cast(
@@ -101,16 +109,16 @@ class Access:
             raise
 
     def events(self, namespace: str) -> list[Object]:
-        """Events of a namespace, as they come."""
+        """All Events of a namespace, not sorted."""
         return _items(self._core.list_namespaced_event(namespace, _preload_content=False))
 
     def pods(self, namespace: str, selector: str) -> list[Object]:
-        """Pods with these labels, those that are going included."""
+        """Pods with these labels, including terminating pods."""
         core = self._core
         return _items(core.list_namespaced_pod(namespace, label_selector=selector, _preload_content=False))
 
     def service_address(self, namespace: str, name: str) -> tuple[str, int]:
-        """ClusterIP and port of a Service."""
+        """ClusterIP and first port of a Service."""
         response: Any = self._core.read_namespaced_service(name, namespace, _preload_content=False)
         service = json.loads(response.data)
         return service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
@@ -123,13 +131,13 @@ def _items(response: Any) -> list[Object]:
 def _installed(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise DemoError(f"KUBE_CONTEXT is set and {name} is not on PATH: install it")
+        raise DemoError(f"KUBE_CONTEXT is set, but {name} is not on PATH: install it")
     return path
 
 
 def _run(command: list[str], name: str, arguments: tuple[str, ...], text: str | None) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shown = shlex.join([name, *arguments])
-        raise DemoError(f"{shown} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if result.returncode:
+        line = shlex.join([name, *arguments])
+        raise DemoError(f"{line} failed: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout

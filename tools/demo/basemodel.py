@@ -1,4 +1,4 @@
-"""The base model on a claim in the demo's namespace, copied once."""
+"""Copy the base model to a claim in the demo's namespace, once."""
 
 import contextlib
 import shlex
@@ -21,7 +21,7 @@ from tools.demo.namespace import NAMESPACE
 FOLDER: Final = "gemma-3-270m"
 CLAIM: Final = "models"
 COPIED: Final = "demo.finetune.dev/copied"
-"""Annotation of the claim: which version of the model it holds, complete."""
+"""Annotation of the claim: the version of the model that was copied completely."""
 POD: Final = "copy-base-model"
 CHUNK_BYTES: Final = 1 << 20
 
@@ -32,10 +32,10 @@ RECEIVE: Final = (
 
 
 def copy(access: Access, image: str, console: Console) -> bool:
-    """Have the model in the claim; whether it had to be copied.
+    """Copy the model to the claim unless it is there; returns whether it was copied.
 
     Raises:
-        DemoError: the pod does not start, or the copy broke.
+        DemoError: the pod did not start, or the copy failed.
     """
     source = _folder()
     scope = f"--namespace={NAMESPACE}"
@@ -51,7 +51,7 @@ def copy(access: Access, image: str, console: Console) -> bool:
         access.kubectl("annotate", "--overwrite", f"pvc/{CLAIM}", scope, f"{COPIED}={source.name}")
     except DemoError as error:
         raise DemoError(
-            f"the base model was not copied: {error}",
+            f"the copy of the base model failed: {error}",
             [f"kubectl describe pod/{POD} pvc/{CLAIM} -n {NAMESPACE}"],
         ) from error
     finally:
@@ -60,27 +60,27 @@ def copy(access: Access, image: str, console: Console) -> bool:
 
 
 def _folder() -> Path:
-    """The model on this machine; made in a process of its own, whose gigabytes of memory go with it."""
+    """Folder of the model on this machine; built in a process of its own, which takes gigabytes of memory."""
     command = [sys.executable, "-m", "tools.models", "gemma"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise DemoError("the base model could not be made", [shlex.join(["python", *command[1:]])])
-    return Path(done.stdout.strip())
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        raise DemoError("the base model could not be built", [shlex.join(["python", *command[1:]])])
+    return Path(result.stdout.strip())
 
 
 def _send(access: Access, source: Path, console: Console) -> None:
-    """Stream the folder as a tar archive into the pod, which has it under its name only when all has come."""
+    """Stream the folder as a tar archive into the pod, which renames it when it is complete."""
     files = sorted(path for path in source.iterdir() if path.is_file())
     total = sum(path.stat().st_size for path in files)
     command = access.kubectl_command("exec", "-i", POD, f"--namespace={NAMESPACE}", "--", "sh", "-c", RECEIVE)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=complaints) as process,
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors) as process,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(f"   copying {FOLDER}", total=total)
-        # Where the pod stops reading, the reason is on its side.
+        # If the pod stops reading, its error output has the reason.
         with (
             contextlib.suppress(BrokenPipeError),
             cast("IO[bytes]", process.stdin) as stream,
@@ -92,8 +92,8 @@ def _send(access: Access, source: Path, console: Console) -> None:
                 with path.open("rb") as content:
                     archive.addfile(member, progress.wrap_file(content, task_id=task))
         if process.wait():
-            complaints.seek(0)
-            raise DemoError(complaints.read().decode().strip() or "kubectl exec ended early")
+            errors.seek(0)
+            raise DemoError(errors.read().decode().strip() or "kubectl exec ended early")
 
 
 def _pod(image: str) -> Object:
@@ -118,7 +118,7 @@ def _pod(image: str) -> Object:
                     "command": ["sleep", "3600"],
                     "resources": {
                         "requests": {"cpu": "50m", "memory": "64Mi"},
-                        # The page cache of what is written counts too, and is given back under pressure.
+                        # The page cache of written files counts too; the kernel frees it under pressure.
                         "limits": {"memory": "512Mi"},
                     },
                     "securityContext": {

@@ -1,4 +1,4 @@
-"""A way from this machine to the endpoint: its ClusterIP, or else the API server's proxy."""
+"""Reach an endpoint from this machine: by its ClusterIP, or through the API server's proxy."""
 
 import re
 import socket
@@ -23,9 +23,9 @@ class Endpoint:
     """An OpenAI-compatible server.
 
     Attributes:
-        url: what clients take as their base URL.
-        how: how it is reached, in words.
-        proxied: whether requests pass the API server, which takes no API key of others.
+        url: base URL for clients.
+        how: description of the route to it.
+        proxied: whether requests pass the API server, which accepts no foreign API key.
     """
 
     url: str
@@ -33,14 +33,14 @@ class Endpoint:
     proxied: bool = False
 
     def client(self) -> OpenAI:
-        """A client that never tries a failed request again, so that a failure is seen."""
+        """A client without retries, so that a failed request is visible."""
         hooks: dict[str, Any] = {"request": [_without_key]} if self.proxied else {}
         return OpenAI(
             base_url=self.url,
             api_key="none",
             max_retries=0,
             timeout=REQUEST_SECONDS,
-            # The cluster's addresses are behind no proxy of this machine's network.
+            # Requests to addresses of the cluster must not use this machine's HTTP proxy.
             http_client=DefaultHttpxClient(trust_env=False, timeout=REQUEST_SECONDS, event_hooks=hooks),
         )
 
@@ -51,25 +51,29 @@ def _without_key(request: Any) -> None:
 
 @contextmanager
 def open_endpoint(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
-    """The endpoint behind a Service."""
+    """The endpoint behind a Service, reachable during the block.
+
+    Raises:
+        DemoError: kubectl proxy did not start.
+    """
     address, port = access.service_address(namespace, service)
-    if _answers(address, port):
+    if _accepts_connections(address, port):
         yield Endpoint(f"http://{address}:{port}/v1", f"the Service's address {address}")
         return
     command = access.kubectl_command("proxy", "--port=0")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
         try:
-            said = proxy.stdout.readline() if proxy.stdout is not None else ""
-            match = re.search(r"127\.0\.0\.1:\d+", said)
+            line = proxy.stdout.readline() if proxy.stdout is not None else ""
+            match = re.search(r"127\.0\.0\.1:\d+", line)
             if match is None:
-                raise DemoError(f"kubectl proxy did not start: {said.strip()}")
+                raise DemoError(f"kubectl proxy did not start: {line.strip()}")
             path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
             yield Endpoint(f"http://{match.group()}/{path}", "the API server's proxy", proxied=True)
         finally:
             proxy.terminate()
 
 
-def _answers(address: str, port: int) -> bool:
+def _accepts_connections(address: str, port: int) -> bool:
     try:
         with socket.create_connection((address, port), REACH_SECONDS):
             return True

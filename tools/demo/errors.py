@@ -1,4 +1,4 @@
-"""How a step of the demo ends that did not succeed."""
+"""Errors of the demo."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ class DemoError(Exception):
     """A step failed.
 
     Attributes:
-        look_at: commands that show more.
-        details: lines of what was seen, such as the end of a pod's log.
+        commands: commands for details or a remedy.
+        details: lines of output, such as the end of a pod's log.
     """
 
-    def __init__(self, message: str, look_at: Sequence[str] = (), details: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, commands: Sequence[str] = (), details: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.look_at = tuple(look_at)
+        self.commands = tuple(commands)
         self.details = tuple(details)

@@ -1,4 +1,4 @@
-"""Looks at a run again and again until it is where it should be, or cannot get there."""
+"""Poll a run until it reaches a state, and show its progress."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from tools.demo.access import Access
 from tools.demo.errors import DemoError
 from tools.demo.namespace import NAMESPACE
 from tools.demo.stages import DemoStatus, now, true_condition
-from tools.demo.view import view
+from tools.demo.view import create_view
 
 POLL_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 900.0
-"""Without any change of the run or the endpoint, it is stuck."""
+"""A run and its endpoint without any change for so long count as stuck."""
 LOG_LINES: Final = 5
-"""Of each container of a failed run."""
+"""Number of log lines per container of a failed run."""
 
 
 class Follower:
@@ -28,58 +28,63 @@ class Follower:
         self._job = job
         self._endpoint = endpoint
         self._extra: Callable[[], str] = lambda: ""
-        self._view = view(console, self._extra_line)
+        self._view = create_view(console, self._extra_line)
 
     def _extra_line(self) -> str:
         return self._extra()
 
-    def look(self) -> DemoStatus:
-        """The run as it is now.
+    def status(self) -> DemoStatus:
+        """The present state of the run and its endpoint.
 
         Raises:
-            DemoError: somebody deleted it.
+            DemoError: the run was deleted.
         """
         job = self._access.object("FineTuneJob", NAMESPACE, self._job)
         if job is None:
-            raise DemoError(f"FineTuneJob {self._job} is gone")
+            raise DemoError(f"FineTuneJob {self._job} was deleted")
         endpoint = self._access.object("InferenceDeployment", NAMESPACE, self._endpoint)
         return DemoStatus.of(job, endpoint, self._access.events(NAMESPACE), now())
 
     def until(self, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: "") -> DemoStatus:
-        """Show the run until `done`, and the snapshot that was.
+        """Show the run until `done` is true, and return that state.
+
+        Args:
+            done: condition to wait for.
+            extra: an additional line to show.
 
         Raises:
-            DemoError: the run or the endpoint failed, or nothing changed for a quarter of an hour.
+            DemoError: the run or the endpoint is stalled, or nothing changed for PATIENCE_SECONDS.
         """
         changed_at, before = time.monotonic(), ""
         self._extra = extra
-        with self._view as shown:
+        with self._view as view:
             while True:
-                snapshot = self.look()
-                shown.show(snapshot)
-                if done(snapshot):
-                    return snapshot
-                self._complain(snapshot)
-                state = f"{snapshot.job.status!r} {snapshot.endpoint!r}"
+                status = self.status()
+                view.show(status)
+                if done(status):
+                    return status
+                self._raise_if_stalled(status)
+                state = f"{status.job.status!r} {status.endpoint!r}"
                 if state != before:
                     changed_at, before = time.monotonic(), state
                 elif time.monotonic() - changed_at > PATIENCE_SECONDS:
-                    raise self._failure(snapshot, f"nothing has changed for a while: {snapshot.doing}")
+                    minutes = PATIENCE_SECONDS / 60
+                    raise self._failure(status, f"no change for {minutes:.0f} min: {status.activity}")
                 time.sleep(POLL_SECONDS)
 
-    def _complain(self, snapshot: DemoStatus) -> None:
-        stalled = snapshot.condition("Stalled")
+    def _raise_if_stalled(self, status: DemoStatus) -> None:
+        stalled = status.condition("Stalled")
         if stalled is not None:
-            raise self._failure(snapshot, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
-        if snapshot.endpoint is not None:
-            stalled = true_condition(snapshot.endpoint.status.conditions, "Stalled")
+            raise self._failure(status, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
+        if status.endpoint is not None:
+            stalled = true_condition(status.endpoint.status.conditions, "Stalled")
             if stalled is not None:
                 raise self._failure(
-                    snapshot, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
+                    status, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
                 )
 
-    def _failure(self, snapshot: DemoStatus, message: str) -> DemoError:
-        uids = [snapshot.job.uid] + ([snapshot.endpoint.uid] if snapshot.endpoint else [])
+    def _failure(self, status: DemoStatus, message: str) -> DemoError:
+        uids = [status.job.uid] + ([status.endpoint.uid] if status.endpoint else [])
         selector = f"{RUN} in ({','.join(uids)})"
         logs = self._access.kubectl(
             "logs", f"--namespace={NAMESPACE}", f"--selector={selector}", f"--tail={LOG_LINES}",

@@ -1,4 +1,4 @@
-"""The operator on the cluster, by its Helm chart and nothing else."""
+"""Install the operator with its Helm chart."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ CRD: Final = f"finetunejobs.{GROUP}"
 CHART: Final = ROOT / "charts" / "finetune-operator"
 
 PROFILE: Final[dict[str, Any]] = {
-    # No accelerator: a device is a CPU core, and requests are small enough for a machine with two of them.
+    # Without an accelerator a device is a CPU core; the requests fit a machine with two cores.
     "devices": {"resource": "cpu", "max": 2},
     "engine": "Transformers",
     "store": {"uri": "pvc://artifacts"},
@@ -26,7 +26,7 @@ PROFILE: Final[dict[str, Any]] = {
     "resources": {
         "prepare": {"cpu": "50m", "memory": "256Mi"},
         "preflight": {"cpu": "200m", "memory": "3Gi"},
-        # More than one core is two threads; the rest of a machine of two cores is the endpoint's.
+        # More than one core gives two threads; the endpoint gets the rest of a machine with two cores.
         "train": {"cpu": "1100m", "memory": "6Gi"},
         "evaluate": {"cpu": "1100m", "memory": "4Gi"},
         "serve": {"cpu": "200m", "memory": "3Gi"},
@@ -35,12 +35,12 @@ PROFILE: Final[dict[str, Any]] = {
 
 
 def images() -> References:
-    """The images of these sources; nothing is built that `make images` has built."""
+    """Build the images of the present sources unless `make images` has built them."""
     return build(Variant.CPU).names
 
 
 def values(refs: References) -> str:
-    """The chart's values, as YAML."""
+    """The chart's values as YAML."""
     return yaml.safe_dump(
         {
             "image": _image(refs.operator),
@@ -54,10 +54,10 @@ def install(access: Access, refs: References, chart: Path = CHART) -> None:
     """Install or upgrade the release and wait until it is ready.
 
     Raises:
-        DemoError: with Helm's message.
+        DemoError: Helm failed; the message contains Helm's message.
     """
     if access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name"):
-        # Helm leaves CRDs as it finds them: those of an earlier demo may be of an older checkout.
+        # Helm does not update CRDs, and those of an earlier demo may come from an older checkout.
         access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart / 'crds'}")
     try:
         access.helm(

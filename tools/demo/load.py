@@ -1,4 +1,4 @@
-"""A steady load on the endpoint, with every request counted."""
+"""Send requests to the endpoint at a fixed rate, and count every one."""
 
 import threading
 import time
@@ -14,17 +14,17 @@ from tools.demo.questions import ask
 
 REQUESTS_PER_SECOND: Final = 2.0
 WORKERS: Final = 64
-"""Enough that slow answers do not hold up the next question."""
+"""Maximum number of requests in flight: enough that slow answers do not delay the next request."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """One request that has ended.
+    """One completed request.
 
     Attributes:
-        at: when it was sent, by the monotonic clock.
-        seconds: until the answer, or until it failed.
-        failure: what went wrong; empty for an answer.
+        at: time of the monotonic clock when it was sent.
+        seconds: time until the answer or the failure.
+        failure: reason of the failure; empty for an answer.
     """
 
     at: float
@@ -33,12 +33,13 @@ class LoadRequest:
 
 
 class SteadyLoad:
-    """Asks the prompts in turn, at a fixed rate, whatever becomes of the answers.
+    """Sends the prompts in turn at a fixed rate, independent of the answers.
 
     Attributes:
-        sent, answered, failed: requests so far.
-        failures: what went wrong, each kind once.
-        ended: all that have ended.
+        sent, answered, failed: numbers of requests.
+        failures: number of failed requests by reason.
+        ended: all completed requests.
+        slowest: seconds until the slowest answer.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class SteadyLoad:
         self.stop()
 
     def stop(self) -> None:
-        """Send no more, and wait for the answers that are due."""
+        """Send no more requests, and wait for the open ones."""
         self._stop.set()
         self._thread.join()
 
     def line(self) -> str:
-        """The counts in words."""
+        """The counts as text."""
         return f"load: {self.sent} requests sent, {self.answered} answered, {self.failed} failed"
 
     def _run(self) -> None:
@@ -87,7 +88,7 @@ class SteadyLoad:
         try:
             ask(self._client, self._model, prompt)
         except OpenAIError as error:
-            # Of a connection that was not made only the cause says more.
+            # Only the cause tells why a connection failed.
             failure = f"{type(error).__name__}: {error}" + (
                 f" ({error.__cause__})" if error.__cause__ else ""
             )

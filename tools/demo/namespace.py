@@ -1,4 +1,4 @@
-"""The demo's namespace, without what an earlier demo left in it."""
+"""Create the demo's namespace, and remove the objects of an earlier demo from it."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ kind: Namespace
 metadata:
   name: {NAMESPACE}
   labels:
-    # Every pod of a run passes the strictest of the standard policies.
+    # Every pod of a run passes the strictest of the Pod Security Standards.
     pod-security.kubernetes.io/enforce: restricted
 ---
 apiVersion: v1
@@ -31,15 +31,15 @@ OURS: Final = "inferencedeployments,finetunejobs,datasets,checkpoints,datasetver
 
 
 def prepare(access: Access) -> list[str]:
-    """Make the namespace and the claim for the base model; names of what was removed of an earlier demo.
+    """Create the namespace and the claim for the base model; returns the names of removed objects.
 
-    The base model stays where it is: to copy it again costs more than all the rest.
+    The base model is kept, because copying it takes longer than everything else here.
     """
     access.kubectl("apply", "--server-side", "--filename=-", text=MANIFEST)
     scope = f"--namespace={NAMESPACE}"
     found = access.kubectl("get", OURS, scope, "--output=name", "--ignore-not-found").split()
     if found:
-        # In the foreground: the objects are gone when their pods are.
+        # In the foreground, so that their pods are deleted first.
         access.kubectl("delete", scope, "--cascade=foreground", "--timeout=180s", *found)
     access.kubectl("delete", "persistentvolumeclaim/artifacts", scope, "--ignore-not-found", "--timeout=120s")
     return found

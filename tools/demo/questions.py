@@ -1,4 +1,4 @@
-"""Questions that training has never seen, asked of the base model and of the tuned one."""
+"""Compare the answers of base and tuned model to held-out questions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from finetune_trainer.rows import Row, load_rows
 
 NUM_QUESTIONS: Final = 3
 MAX_QUESTION_LENGTH: Final = 160
-"""Characters of a question that fits into a table."""
+"""Maximum characters of a question, so that it fits into a table."""
 ANSWER_TOKENS: Final = 16
 
 
 @dataclass(frozen=True)
 class ComparedAnswers:
-    """One question with what was expected and what came."""
+    """One question with the expected answer and those of both models."""
 
     prompt: str
     expected: str
@@ -28,9 +28,9 @@ class ComparedAnswers:
 
 
 def held_out(rows: Path, split: Split) -> list[Row]:
-    """Three short rows of the test split with three different answers, always the same.
+    """NUM_QUESTIONS short rows of the test split with different answers; always the same rows.
 
-    The rule that puts them there is the one by which `prepare` did.
+    `prepare` uses the same rule for the split.
     """
     chosen: dict[str, Row] = {}
     for row in load_rows(rows):
@@ -41,7 +41,7 @@ def held_out(rows: Path, split: Split) -> list[Row]:
 
 
 def ask(client: OpenAI, model: str, prompt: str) -> str:
-    """The answer without any randomness, on one line."""
+    """The model's answer at temperature 0, on one line."""
     completion = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": prompt}],
@@ -52,7 +52,7 @@ def ask(client: OpenAI, model: str, prompt: str) -> str:
 
 
 def compare(client: OpenAI, tuned: str, rows: list[Row]) -> list[ComparedAnswers]:
-    """Each question answered by `base` and by the tuned model, under the same conditions."""
+    """Send each question to the base model and to the tuned model with the same parameters."""
     return [
         ComparedAnswers(
             prompt=row.input[0].content,

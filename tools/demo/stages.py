@@ -1,4 +1,4 @@
-"""What one look at the cluster shows of a run, from the objects alone."""
+"""The state of a run and its endpoint, from their objects and events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,14 @@ STAGE_CONDITIONS: Final[tuple[tuple[str, str], ...]] = (
     ("train", "Trained"),
     ("evaluate", "Evaluated"),
 )
-"""Stages with the condition that says that they are done."""
-
-
+"""Stages with the condition that is True when the stage is done."""
 APPLY_TOLERANCE: Final = timedelta(seconds=5)
-"""How much earlier than the run an object may come that was applied together with it."""
+"""Objects that were applied together with the run may be older than it by at most this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One line of the list of stages."""
+    """One line in the list of stages."""
 
     name: str
     state: State
@@ -48,7 +46,7 @@ class DemoEvent:
 
 @dataclass(frozen=True, slots=True)
 class DemoStatus:
-    """A run and the endpoint that follows its line, as they were at one moment."""
+    """A run and the endpoint that follows its model line, at one moment."""
 
     job: FineTuneJob
     endpoint: InferenceDeployment | None
@@ -59,7 +57,7 @@ class DemoStatus:
     def of(
         cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime
     ) -> "DemoStatus":
-        """From the objects as the API server has them; events from before the run are an earlier demo's."""
+        """Create the status from the objects of the API server, without events of an earlier demo."""
         run = FineTuneJob.model_validate(job)
         since = (run.metadata.creation_timestamp or now) - APPLY_TOLERANCE
         return cls(
@@ -70,24 +68,24 @@ class DemoStatus:
         )
 
     def condition(self, type_: str) -> Condition | None:
-        """The job's condition of this type while it is True."""
+        """The run's condition of this type if it is True."""
         return true_condition(self.job.status.conditions, type_)
 
     @property
     def served_checkpoint(self) -> str | None:
-        """The Checkpoint that the endpoint answers with."""
+        """The Checkpoint that the endpoint serves."""
         served = self.endpoint.status.models if self.endpoint is not None else ()
         return served[0].checkpoint if served else None
 
     @property
     def own_checkpoint(self) -> str | None:
-        """The Checkpoint of this run that was judged."""
+        """The Checkpoint of this run that was evaluated."""
         evaluation = self.job.status.evaluation
         return evaluation.checkpoint if evaluation is not None else None
 
     @property
     def serves_own(self) -> bool:
-        """Whether the endpoint answers with this run's checkpoint, and with nothing else any more."""
+        """Whether the endpoint is Ready and serves only this run's Checkpoint."""
         return (
             self.endpoint is not None
             and self.own_checkpoint is not None
@@ -97,7 +95,7 @@ class DemoStatus:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The whole way in its order; what has begun is known from what is done."""
+        """All stages in order; the first stage that is not done counts as running."""
         measured: dict[str, float] = {stage.name: stage.seconds for stage in self.job.status.stages}
         lines = []
         before = True
@@ -113,13 +111,13 @@ class DemoStatus:
         return tuple(lines)
 
     @property
-    def doing(self) -> str:
-        """What the run waits for or works at, in the operator's words."""
+    def activity(self) -> str:
+        """Reason and message of the run's present condition."""
         for type_ in ("Stalled", "Suspended", "Reconciling", "Ready"):
             condition = self.condition(type_)
             if condition is not None:
                 return f"{condition.reason}: {condition.message}" if condition.message else condition.reason
-        return "not looked at yet"
+        return "not reconciled yet"
 
     def _detail(self, name: str) -> str:
         progress = self.job.status.progress
@@ -180,5 +178,5 @@ def _demo_events(events: Sequence[Object], since: datetime) -> tuple[DemoEvent, 
 
 
 def now() -> datetime:
-    """The present moment, with its zone."""
+    """The present time in UTC."""
     return datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The demo from beginning to end."""
+"""The steps of the demo."""
 
 import time
 from collections.abc import Iterator
@@ -30,96 +30,100 @@ from tools.demo.stages import DemoStatus, duration
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
 SECOND_RUN: Final = EXAMPLE / "v2"
 NAME: Final = "ticket-routing"
-"""Of the first run, its model line, its endpoint and the model that clients ask for."""
+"""Name of the first run, its model line, its endpoint and the served model."""
 
 TERMINATING_SECONDS: Final = 180.0
 
 LIMITATIONS: Final = (
     "No GPU: training and serving run on the CPU, and a device is a CPU core.",
-    "One node: nothing is moved or preempted. The store is a local volume.",
-    "Nobody tells the base model the teams' names: how far a good prompt alone would get is not measured.",
-    "One seed and a few dozen test rows: the scores show that the chain works, not how good the method is.",
+    "One node: no pod is moved or preempted. The store is a local volume.",
+    "The prompt does not name the teams to the base model: a better prompt alone is not measured.",
+    "One seed and a few dozen test rows: the scores show that the chain works, not how good a method is.",
 )
 
 
 class Story:
-    """Tells what it does and how long it took."""
+    """Runs the steps, and prints the duration of each."""
 
     def __init__(self, access: Access, console: Console) -> None:
         self._access = access
         self._console = console
-        self._step = 0
+        self._number = 0
 
-    def tell(self) -> None:
-        """The whole demo.
+    def run(self) -> None:
+        """Run the demo.
 
         Raises:
-            DemoError: a step did not succeed.
+            DemoError: a step failed.
         """
-        self._say(f"[bold]From rows to a served model[/] on {self._access.where}, namespace {NAMESPACE}.")
-        with self._titled("The operator, by its Helm chart"):
+        self._print(f"[bold]From rows to a served model[/] on {self._access.where}, namespace {NAMESPACE}.")
+        with self._step("Install the operator with its Helm chart"):
             refs = images()
             install(self._access, refs)
-            self._say(f"helm release finetune-operator in {SYSTEM}; image {refs.operator}")
-        with self._titled("A namespace of its own, and the base model on a claim in it"):
+            self._print(f"Helm release finetune-operator in {SYSTEM}; image {refs.operator}")
+        with self._step("Create a namespace, and copy the base model to a claim"):
             removed = namespace.prepare(self._access)
             if removed:
-                self._say(f"removed what an earlier demo left: {len(removed)} objects and the store")
+                self._print(f"Removed {len(removed)} objects and the store of an earlier demo")
             copied = basemodel.copy(self._access, refs.operator, self._console)
-            self._say("Gemma 3 270M " + ("copied" if copied else "is there already"))
-        with self._titled(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
+            self._print("Gemma 3 270M " + ("copied" if copied else "is already on the claim"))
+        with self._step(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
             self._apply(EXAMPLE)
-            first = Follower(self._access, self._console, NAME, NAME).until(_served)
+            first = Follower(self._access, self._console, NAME, NAME).until(_is_served)
         with open_endpoint(self._access, NAME) as endpoint:
             self._show_first(first, endpoint)
-            self._roll(first, endpoint)
-        self._say_goodbye()
+            self._roll_out_second(first, endpoint)
+        self._print_next_steps()
 
     def _show_first(self, first: DemoStatus, endpoint: Endpoint) -> None:
-        with self._titled("What came of it"):
+        with self._step("Results"):
             if first.job.status.evaluation is not None:
                 self._console.print(tables.evaluation(first.job.status.evaluation))
             self._console.print(self._records())
-            self._say(f"asking through {endpoint.how}, with the openai SDK: {endpoint.url}")
+            self._print(f"Requests go through {endpoint.how}, with the openai SDK: {endpoint.url}")
             self._show_answers(endpoint)
 
-    def _roll(self, first: DemoStatus, endpoint: Endpoint) -> None:
+    def _roll_out_second(self, first: DemoStatus, endpoint: Endpoint) -> None:
         before = first.endpoint.status.revision if first.endpoint is not None else ""
         rows = [row.input[0].content for row in held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))]
         follower = Follower(self._access, self._console, f"{NAME}-v2", NAME)
-        with self._titled(f"kubectl apply -k {SECOND_RUN.relative_to(ROOT)}: more rows, a second run"):
+        with self._step(f"kubectl apply -k {SECOND_RUN.relative_to(ROOT)}: a second run with more rows"):
             self._apply(SECOND_RUN)
-            self._say("two requests a second start when training is done, and end with the last old pod")
-            follower.until(lambda snapshot: snapshot.condition("Trained") is not None)
+            self._print(
+                "The demo sends two requests per second from the end of training to that of the last old pod"
+            )
+            follower.until(lambda status: status.condition("Trained") is not None)
             load = SteadyLoad(endpoint.client(), NAME, rows)
             with load:
-                second = follower.until(_served, load.line)
-                self._wait_until_gone(before, load)
+                second = follower.until(_is_served, load.line)
+                self._wait_until_deleted(before, load)
             if second.job.status.evaluation is not None:
                 self._console.print(tables.evaluation(second.job.status.evaluation))
             self._console.print(self._records())
             after = second.endpoint.status.revision if second.endpoint is not None else ""
-            self._say(f"revision {before} → {after}")
-            self._say(f"{load.line()}; slowest answer {load.slowest:.1f} s")
+            self._print(f"revision {before} → {after}")
+            self._print(f"{load.line()}; slowest answer {load.slowest:.1f} s")
             for failure, count in load.failures.items():
-                self._say(f"[red]{count} times[/] {failure}")
+                self._print(f"[red]{count} times[/] {failure}")
             self._show_answers(endpoint)
         if load.failed:
             raise DemoError(
-                f"{load.failed} of {load.sent} requests failed during the rollout; none should",
+                f"{load.failed} of {load.sent} requests failed during the rollout; none is expected to fail",
                 [f"kubectl -n {NAMESPACE} describe inferencedeployment {NAME}"],
             )
 
-    def _wait_until_gone(self, revision: str, load: SteadyLoad) -> None:
+    def _wait_until_deleted(self, revision: str, load: SteadyLoad) -> None:
+        """Wait until the pods of the old revision no longer exist."""
         deadline = time.monotonic() + TERMINATING_SECONDS
-        with self._console.status("   the old pods finish what they have begun") as shown:
+        text = "   The old pods finish their requests"
+        with self._console.status(text) as shown:
             while self._access.pods(NAMESPACE, f"{REVISION}={revision}"):
                 if time.monotonic() > deadline:
                     raise DemoError(
-                        f"pods of revision {revision} are still there",
+                        f"pods of revision {revision} still exist after {TERMINATING_SECONDS:.0f} s",
                         [f"kubectl -n {NAMESPACE} describe pods -l {REVISION}={revision}"],
                     )
-                shown.update(f"   the old pods finish what they have begun; {load.line()}")
+                shown.update(f"{text}; {load.line()}")
                 time.sleep(1)
 
     def _apply(self, folder: Path) -> None:
@@ -141,11 +145,11 @@ class Story:
         ]
         return tables.records(versions, checkpoints)
 
-    def _say_goodbye(self) -> None:
-        self._console.print("\n[bold]What this demo leaves out[/]")
+    def _print_next_steps(self) -> None:
+        self._console.print("\n[bold]Limitations of this demo[/]")
         for line in LIMITATIONS:
-            self._say(f"- {line}")
-        self._console.print("\n[bold]What to try next[/]")
+            self._print(f"- {line}")
+        self._console.print("\n[bold]Next steps[/]")
         commands = [
             *([self._access.hint] if self._access.hint else []),
             f"kubectl -n {NAMESPACE} get finetune",
@@ -157,25 +161,26 @@ class Story:
         ]
         for command in commands:
             self._console.print(f"   {command}", soft_wrap=True, markup=False)
-        self._say("The cluster keeps running; `make cluster-down` stops it.")
+        self._print("The cluster keeps running; `make cluster-down` stops it.")
 
-    def _say(self, markup: str) -> None:
+    def _print(self, markup: str) -> None:
         self._console.print(f"   {markup}")
 
     @contextmanager
-    def _titled(self, title: str) -> Iterator[None]:
-        self._step += 1
+    def _step(self, title: str) -> Iterator[None]:
+        """Print the title of a step before the block, and its duration after it."""
+        self._number += 1
         began = time.monotonic()
-        self._console.print(f"\n[bold]{self._step}. {title}[/]")
+        self._console.print(f"\n[bold]{self._number}. {title}[/]")
         yield
-        self._say(f"[dim]{duration(time.monotonic() - began)}[/]")
+        self._print(f"[dim]{duration(time.monotonic() - began)}[/]")
 
 
-def _served(snapshot: DemoStatus) -> bool:
-    return snapshot.condition("Ready") is not None and snapshot.serves_own
+def _is_served(status: DemoStatus) -> bool:
+    return status.condition("Ready") is not None and status.serves_own
 
 
 def _split(folder: Path) -> Split:
-    """The split that the example's Dataset asks for."""
+    """The split in the spec of the example's Dataset."""
     spec = DatasetSpec.model_validate(yaml.safe_load((folder / "dataset.yaml").read_text())["spec"])
     return Split(validation=spec.split.validation, test=spec.split.test, seed=spec.split.seed)

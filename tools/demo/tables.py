@@ -1,4 +1,4 @@
-"""What a run has left: scores, records, answers, as tables."""
+"""Tables of a run's scores, records and answers."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -14,16 +14,16 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from tools.demo.questions import ComparedAnswers
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
-"""Columns whose words are copied from the terminal."""
+"""Columns without line breaks, so that their values can be copied from the terminal."""
 DIGEST_LENGTH: Final = len("sha256:") + 12
 PLAIN_WIDTH: Final = 110
-"""Columns where the output is no terminal and so has no width."""
+"""Width in characters when output is not a terminal."""
 
 
 def console() -> Console:
     """The console of the demo."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def evaluation(status: EvaluationStatus) -> Table:
@@ -42,7 +42,7 @@ def evaluation(status: EvaluationStatus) -> Table:
 
 
 def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint]) -> Table:
-    """The immutable records, with what identifies their content."""
+    """DatasetVersions and Checkpoints with their digests."""
     table = _table("Records", "kind", "name", "content", "digest")
     for version in versions:
         splits = " + ".join(str(split.rows) for split in version.spec.splits)
@@ -56,8 +56,8 @@ def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint
 
 
 def answers(answered: Sequence[ComparedAnswers]) -> Table:
-    """Questions with both answers side by side."""
-    table = _table("Held-out questions, never trained on", "question", "base", "tuned", "expected")
+    """Questions with the answers of both models side by side."""
+    table = _table("Held-out questions (not in the training rows)", "question", "base", "tuned", "expected")
     table.show_lines = True
     for each in answered:
         good = each.tuned == each.expected
@@ -78,7 +78,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _short(digest: str) -> str:
-    """Enough of a digest to tell it from others; `kubectl get -o yaml` has all of it."""
+    """The first characters of a digest; `kubectl get -o yaml` shows all."""
     return f"{digest[:DIGEST_LENGTH]}…"
 
 

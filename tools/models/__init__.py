@@ -1,4 +1,4 @@
-"""Base models for the demo and the tests, as folders that transformers loads, made once and cached."""
+"""Base models for the demo and the tests: folders that transformers can load, built once and cached."""
 
 from tools.models.gemma import gemma
 from tools.models.tiny import tiny

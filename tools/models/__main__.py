@@ -13,12 +13,12 @@ class DemoModel(StrEnum):
     TINY = "tiny"
 
 
-MAKERS = {DemoModel.GEMMA: gemma, DemoModel.TINY: tiny}
+BUILDERS = {DemoModel.GEMMA: gemma, DemoModel.TINY: tiny}
 
 
 def main(model: DemoModel) -> None:
-    """Make MODEL unless the cache has it, and print the path of its folder."""
-    print(MAKERS[model]())
+    """Build MODEL unless the cache has it, and print the path of its folder."""
+    print(BUILDERS[model]())
 
 
 if __name__ == "__main__":

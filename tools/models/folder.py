@@ -1,4 +1,4 @@
-"""Model folders in the cache, complete or absent."""
+"""Model folders in the cache; each is complete or absent."""
 
 import fcntl
 import hashlib
@@ -10,9 +10,9 @@ from tools.bootstrap.cache import cache_directory
 
 
 def cached(name: str, ingredients: bytes, make: Callable[[Path], None]) -> Path:
-    """The folder `name` that `make` fills, made anew only when `ingredients` have changed.
+    """The cached folder `name`; `make` fills it when it is missing or `ingredients` have changed.
 
-    Two processes that ask at the same time get the same folder, made once.
+    Concurrent processes get the same folder, which is made once.
     """
     parent = cache_directory() / "models"
     parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +26,8 @@ def cached(name: str, ingredients: bytes, make: Callable[[Path], None]) -> Path:
             part.mkdir()
             make(part)
             for file in part.iterdir():
-                file.chmod(0o644)  # weights are written for their owner alone, and pods run as another user
+                file.chmod(
+                    0o644
+                )  # weights are written readable by their owner only; pods run as another user
             part.rename(folder)
     return folder

@@ -1,1 +1,1 @@
-"""The test suites, one after another or in lanes side by side, and how long each takes."""
+"""Run the test suites, with several sessions in parallel, and measure their duration."""

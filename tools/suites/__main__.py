@@ -20,52 +20,52 @@ PYTEST: Final = (
     *(sys.executable, "-m", "pytest", "-m", "not full"),
     *("--no-header", "--durations=15", "--durations-min=2"),
 )
-FINE: Final = frozenset({pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})
+PASSED: Final = frozenset({pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def run_suites(
-    arguments: Annotated[list[str] | None, typer.Argument(help="For pytest, such as -k resume.")] = None,
-    suite: Annotated[str | None, typer.Option(help="Only this one.")] = None,
-    page: Annotated[
-        bool, typer.Option("--page", help="The times take the place of those in docs/testing.md.")
-    ] = False,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Arguments for pytest, such as -k resume.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Run only this suite.")] = None,
+    page: Annotated[bool, typer.Option("--page", help="Replace the times in docs/testing.md.")] = False,
 ) -> None:
-    """Run the test suites up to the first that fails, and print how long each took."""
+    """Run the test suites up to the first that fails, and print the duration of each."""
     results: list[Result] = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        chosen = [each for each in suites(folder) if suite in (None, each.name)]
-        good = all(_passes(each, folder, arguments or (), results) for each in chosen)
+        selected = [each for each in suites(folder) if suite in (None, each.name)]
+        passed = all(_passes(each, folder, arguments or (), results) for each in selected)
     Console(highlight=False).print(sheet(results).to_terminal())
-    if not good:
+    if not passed:
         raise typer.Exit(1)
     if page:
         write(results)
 
 
 def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[Result]) -> bool:
-    """Run one suite, and add its result to the others."""
+    """Run one suite and append its result to `results`; returns whether it passed."""
     result = Result(suite.title)
     results.append(result)
     started = time.monotonic()
     statuses = []
     for number, sessions in enumerate(suite.steps):
         reports = [folder / f"{suite.name}-{number}-{each}.xml" for each in range(len(sessions))]
-        ended = run_concurrently(
+        finished = run_concurrently(
             {
                 session.name: _command(session, report, arguments)
                 for session, report in zip(sessions, reports, strict=True)
             }
         )
-        statuses += [each.status for each in ended.values()]
+        statuses += [each.status for each in finished.values()]
         result.count(report for report in reports if report.exists())
         if len(sessions) > 1:
-            result.sessions |= {name: each.seconds for name, each in ended.items()}
+            result.sessions |= {name: each.seconds for name, each in finished.items()}
     result.seconds = time.monotonic() - started
-    return result.tests.total() > 0 and FINE.issuperset(statuses)
+    return result.tests.total() > 0 and PASSED.issuperset(statuses)
 
 
 def _command(session: TestSession, report: Path, arguments: Sequence[str]) -> list[str]:

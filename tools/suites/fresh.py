@@ -1,4 +1,4 @@
-"""python -m tools.suites.fresh [--caches FOLDER]: how long .ci/run takes from nothing."""
+"""python -m tools.suites.fresh [--caches FOLDER]: measure .ci/run in a fresh clone with empty caches."""
 
 import os
 import subprocess
@@ -16,10 +16,11 @@ from tools.suites.report import PAGE, write_fresh
 
 def measure(
     caches: Annotated[
-        Path | None, typer.Option(help="An empty folder for the caches. It is kept; a temporary one is not.")
+        Path | None,
+        typer.Option(help="Empty folder for the caches, which is kept. Default: a temporary one."),
     ] = None,
 ) -> None:
-    """Time .ci/run in a fresh clone of HEAD with empty caches, and write its times into docs/testing.md."""
+    """Run .ci/run in a fresh clone of HEAD with empty caches, and write its times into docs/testing.md."""
     kept = caches and nullcontext(caches.absolute())
     with TemporaryDirectory() as clones, kept or TemporaryDirectory() as folder:
         cache = Path(folder)
@@ -29,16 +30,16 @@ def measure(
         clone = Path(clones) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         started = time.monotonic()
-        ended = subprocess.run([".ci/run"], cwd=clone, env=_environment(cache), check=False)
+        result = subprocess.run([".ci/run"], cwd=clone, env=_environment(cache), check=False)
         seconds = time.monotonic() - started
-        if ended.returncode:
-            raise typer.Exit(ended.returncode)
+        if result.returncode:
+            raise typer.Exit(result.returncode)
         PAGE.write_text((clone / PAGE.relative_to(ROOT)).read_text())
         write_fresh(seconds)
 
 
 def _environment(cache: Path) -> dict[str, str]:
-    """Downloads and builds go below `cache`; the suites write their times into the page."""
+    """Environment in which downloads and builds go below `cache`, and the suites write their times."""
     return os.environ | {
         "XDG_CACHE_HOME": str(cache),
         "GOPATH": str(cache / "go"),

@@ -1,4 +1,4 @@
-"""Commands side by side."""
+"""Run commands in parallel."""
 
 import subprocess
 import sys
@@ -16,16 +16,17 @@ MAX_CONCURRENT: Final = 3
 
 @dataclass(frozen=True)
 class LaneResult:
-    """One command: its exit status, and how many seconds it ran."""
+    """Exit status and duration of one command."""
 
     status: int
     seconds: float
 
 
 def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneResult]:
-    """Run named commands three at a time, in their order; of several, each line begins with the name.
+    """Run named commands in order, MAX_CONCURRENT at a time.
 
-    At Ctrl-C, which reaches the commands too, those that run are waited for and no other begins.
+    If there are several, each output line begins with the name of its command. After Ctrl-C, which the
+    commands receive too, the function waits for the running commands and starts no other.
     """
     with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
         named = len(commands) > 1

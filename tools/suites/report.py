@@ -1,4 +1,4 @@
-"""How many tests each suite had and how long they took, as a table for the terminal and docs/testing.md."""
+"""Number of tests and duration of each suite, as a table for the terminal and docs/testing.md."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,14 @@ BEGIN_FRESH: Final = "<!-- Written by make ci-times from here -->"
 
 @dataclass
 class Result:
-    """One suite that has run.
+    """Result of one suite.
 
     Attributes:
-        title: of the suite.
-        seconds: from its first command to the end of its last.
-        sessions: seconds of each session that ran beside another, by name.
-        tests: how many there were, by folder below `tests`.
-        skipped: how many of them did not run.
+        title: title of the suite.
+        seconds: time from the start of its first command to the end of its last.
+        sessions: seconds of each parallel session, by name.
+        tests: number of tests, by folder below `tests`.
+        skipped: number of skipped tests.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Result:
     skipped: int = 0
 
     def count(self, reports: Iterable[Path]) -> None:
-        """Add what these JUnit files of pytest say."""
+        """Add the tests of these JUnit files of pytest."""
         for report in reports:
             for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
                 self.tests[case.attrib["classname"].split(".")[1]] += 1
@@ -43,7 +43,7 @@ class Result:
 
 
 def sheet(results: Sequence[Result]) -> Sheet:
-    """One line a suite, and one for all."""
+    """One row per suite, and one for the total."""
     lines = [
         (
             each.title,
@@ -56,11 +56,11 @@ def sheet(results: Sequence[Result]) -> Sheet:
     ]
     tests, skipped = sum(each.tests.total() for each in results), sum(each.skipped for each in results)
     total = ("all", f"{tests:,}", f"{skipped:,}", "", _minutes(sum(each.seconds for each in results)))
-    return Sheet("min:s", ("suite", "tests", "of them skipped", "side by side", "in all"), (*lines, total))
+    return Sheet("min:s", ("suite", "tests", "skipped", "parallel sessions", "total"), (*lines, total))
 
 
 def write(results: Sequence[Result]) -> None:
-    """Put the table in place of what stands between the markers of docs/testing.md.
+    """Replace the text between the markers of docs/testing.md with the table.
 
     Raises:
         BenchError: the page has no markers.
@@ -69,13 +69,13 @@ def write(results: Sequence[Result]) -> None:
 
 
 def write_fresh(seconds: float) -> None:
-    """Write how long .ci/run took from nothing.
+    """Write the duration of .ci/run in a fresh clone.
 
     Raises:
         BenchError: the page has no markers.
     """
-    lines = Sheet("min:s", ("command", "in all"), ((".ci/run", _minutes(seconds)),))
-    put(PAGE, BEGIN_FRESH, [lines], "`.ci/run` in a fresh clone with empty caches")
+    table = Sheet("min:s", ("command", "total"), ((".ci/run", _minutes(seconds)),))
+    put(PAGE, BEGIN_FRESH, [table], "`.ci/run` in a fresh clone with empty caches")
 
 
 def _minutes(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What `make test` runs, and what of it side by side: a session waits for part of its time."""
+"""The suites of `make test` and their pytest sessions, which run in parallel because each waits at times."""
 
 import os
 from collections.abc import Iterable
@@ -14,22 +14,22 @@ SEPARATE_SESSIONS: Final = {
         f"tests/integration/{path.name}" for path in sorted(TESTS.glob("integration/test_rules_*.py"))
     ),
 }
-"""Parts of the trainer's and the API server's tests in sessions of their own, so that all take as long."""
+"""Tests of trainer and API server in sessions of their own, so that all sessions take equally long."""
 E2E: Final = "tests/e2e"
 E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_queueing.py")
-"""What runs on the second cluster, in this order, so that both lanes take as long."""
+"""Modules that run on the second cluster, in this order, so that both lanes take equally long."""
 E2E_LAST: Final = f"{E2E}/test_rights.py"
-"""Looks at what all lanes have asked of their clusters."""
+"""Module that checks the requests of all lanes."""
 
 
 @dataclass(frozen=True)
 class TestSession:
-    """One session of pytest.
+    """One pytest session.
 
     Attributes:
-        name: what its lines begin with while another one runs.
-        arguments: for pytest.
-        isolated: whether in namespaces of its own, with a cluster of its own.
+        name: prefix of its output lines while other sessions run.
+        arguments: arguments of pytest.
+        isolated: whether it runs in its own namespaces with its own cluster.
     """
 
     __test__: ClassVar = False  # pytest collects no class of this name
@@ -41,12 +41,12 @@ class TestSession:
 
 @dataclass(frozen=True)
 class Suite:
-    """Steps one after another; the sessions of a step run three at a time, in their order.
+    """Steps that run one after another; the sessions of a step run in parallel.
 
     Attributes:
-        name: for the command line.
-        title: for people.
-        steps: all of it.
+        name: name on the command line.
+        title: name in tables.
+        steps: sessions of each step, in order.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Suite:
 
 
 def suites(records: Path) -> tuple[Suite, ...]:
-    """All that `make test` runs, in order.
+    """All suites of `make test`, in order.
 
     Args:
-        records: an empty folder in which the lanes of one suite leave something for its last step.
+        records: an empty folder in which the lanes of a suite leave records for its last step.
     """
-    apart = [path for paths in SEPARATE_SESSIONS.values() for path in paths]
+    separate = [path for paths in SEPARATE_SESSIONS.values() for path in paths]
     return (
         Suite("unit", "unit", ((_session("tests/unit"),),)),
         Suite(
@@ -68,8 +68,8 @@ def suites(records: Path) -> tuple[Suite, ...]:
             "trainer, API server, faults",
             (
                 (
-                    _session("tests/integration", *_ignored(apart)),
-                    _session("tests/trainer", *_ignored(apart)),
+                    _session("tests/integration", *_ignored(separate)),
+                    _session("tests/trainer", *_ignored(separate)),
                     *(TestSession(name, paths) for name, paths in SEPARATE_SESSIONS.items()),
                     _session("tests/faults"),
                 ),
