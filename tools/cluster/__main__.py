@@ -1,4 +1,4 @@
-"""python -m tools.cluster: start, stop and look at local clusters."""
+"""python -m tools.cluster: start, stop and inspect local clusters."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from tools.cluster.toolchain import TOOLS, VERSITYGW
 app: Final = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-Name = Annotated[str, typer.Option(help="Which cluster.")]
+Name = Annotated[str, typer.Option(help="Name of the cluster.")]
 
 
 @app.command()
@@ -29,10 +29,12 @@ def up(
     name: Name = DEFAULT_NAME,
     control_plane_only: Annotated[
         bool,
-        typer.Option("--control-plane-only", help="No node; needs no root, and runs beside a full cluster."),
+        typer.Option(
+            "--control-plane-only", help="Start no node. Needs no root, and can run next to a full cluster."
+        ),
     ] = False,
 ) -> None:
-    """Start a cluster, or leave it as it is if it runs."""
+    """Start a cluster unless it runs."""
     cluster = ControlPlane(name) if control_plane_only else TestCluster(name)
     cluster.up()
     print(f"KUBECONFIG={cluster.kubeconfig}")
@@ -40,13 +42,13 @@ def up(
 
 @app.command()
 def down(name: Name = DEFAULT_NAME) -> None:
-    """Stop a cluster; its image store and its logs stay."""
+    """Stop a cluster, and keep its image store and logs."""
     TestCluster(name).down()
 
 
 @app.command()
 def purge(name: Name = DEFAULT_NAME) -> None:
-    """Stop a cluster and remove everything that it wrote."""
+    """Stop a cluster, and remove all its files."""
     TestCluster(name).purge()
 
 
@@ -69,27 +71,27 @@ def env(name: Name = DEFAULT_NAME) -> None:
 
 @app.command()
 def client(user: str, name: Name = DEFAULT_NAME) -> None:
-    """Write a kubeconfig for a user of this name, who may do everything, and print its path."""
+    """Write a kubeconfig for an administrator with this user name, and print its path."""
     print(TestCluster(name).client(user))
 
 
 @app.command()
 def load(archives: list[Path], name: Name = DEFAULT_NAME) -> None:
-    """Import docker or OCI image archives into the node's image store."""
+    """Import Docker or OCI image archives into the node's image store."""
     for archive in archives:
         TestCluster(name).load_archive(archive)
 
 
 @app.command(name="isolated")
 def run_isolated(command: list[str], name: Name = SECOND) -> None:
-    """Run a command in namespaces where this cluster can run beside others: isolated -- COMMAND…"""
+    """Run a command in namespaces where this cluster can run next to others: isolated -- COMMAND…"""
     line = isolated(command, name)
     os.execv(line[0], line)  # noqa: S606 - a shell would end before its command
 
 
 @app.command(name="binaries")
 def build_binaries() -> None:
-    """Build what clusters and tests need and the cache lacks, without starting anything."""
+    """Build the programs for clusters and tests that the cache does not have."""
     binaries.ensure((*TOOLS, VERSITYGW))
 
 

@@ -1,4 +1,4 @@
-"""An OCI image archive with one program in it, written without a container tool."""
+"""Write an OCI image archive with one program, without a container tool."""
 
 import hashlib
 import io
@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Final
 
 _OCI: Final = "application/vnd.oci.image"
-# Go's names, which OCI uses, for those of the kernel.
+# The kernel's names of architectures and those of Go, which OCI uses.
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def write_program_image(archive: Path, image: str, program: Path, user: int) -> None:
-    """Write an image whose only file and entry point is `program`, run as the numeric `user`.
+    """Write an image whose only file and entry point is `program`.
 
-    `image` is the full name with a tag. The layer is not compressed: it never leaves this machine.
+    The layer is not compressed, because it never leaves this machine.
+
+    Args:
+        archive: file to write.
+        image: full name of the image with its tag.
+        program: file to include.
+        user: numeric user that runs the program.
     """
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -55,7 +61,7 @@ class _Blobs:
         self.contents: dict[str, bytes] = {}
 
     def add(self, media_type: str, content: bytes) -> dict[str, object]:
-        """Keep a blob and return its descriptor."""
+        """Add a blob, and return its descriptor."""
         digest = hashlib.sha256(content).hexdigest()
         self.contents[digest] = content
         return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}

@@ -1,4 +1,4 @@
-"""Build the programs of a cluster once and keep them in the cache, by content."""
+"""Build the programs of a cluster once, and keep them in the cache by content."""
 
 import fcntl
 import logging
@@ -19,10 +19,10 @@ _FAILURE_LINES: Final = 30
 
 
 def ensure(tools: Sequence[Tool] = TOOLS) -> None:
-    """Build those of `tools` that are not in the cache, reporting as it goes.
+    """Build the tools that are not in the cache, and log the progress.
 
     Raises:
-        ClusterError: there is no Go, or a build failed; the message holds the compiler's last lines.
+        ClusterError: there is no Go compiler, or a build failed; the message has the compiler's last lines.
     """
     missing = [tool for tool in tools if not tool.folder.exists()]
     if not missing:
@@ -33,7 +33,7 @@ def ensure(tools: Sequence[Tool] = TOOLS) -> None:
     with (parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         missing = [tool for tool in missing if not tool.folder.exists()]
-        LOG.info("building from Go modules, once: %s", ", ".join(tool.name for tool in missing))
+        LOG.info("Building from Go modules (once): %s", ", ".join(tool.name for tool in missing))
         for tool in missing:
             _build(go, tool)
 
@@ -45,10 +45,10 @@ def _build(go: str, tool: Tool) -> None:
         shutil.rmtree(unfinished)
     unfinished.mkdir()
     output = unfinished / "output"
-    # A module of one program may call it otherwise than we do. -v names each package as it is compiled.
+    # A module with one program may have another name for it. -v prints each package that is compiled.
     target = unfinished / tool.programs[0] if len(tool.programs) == 1 else f"{unfinished}/"
     command = [go, "build", "-v", "-o", target, *tool.build_arguments]
-    # The compiler collects garbage less often: a tenth of the time for memory that a build machine has.
+    # Less garbage collection saves a tenth of the time and costs memory that a build machine has.
     environment = {"GOGC": "400", **os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": ""}
     with (
         output.open("w") as log,
@@ -67,14 +67,14 @@ def _build(go: str, tool: Tool) -> None:
             except subprocess.TimeoutExpired:
                 seconds = time.monotonic() - started
                 LOG.info("  %s: %d packages compiled, %.0f s", tool.name, len(_lines(output)), seconds)
-    lacking = [name for name in tool.programs if not (unfinished / name).exists()]
-    if process.returncode or lacking:
-        reason = f"it made no {', '.join(lacking)}" if lacking else f"status {process.returncode}"
+    missing = [name for name in tool.programs if not (unfinished / name).exists()]
+    if process.returncode or missing:
+        reason = f"missing: {', '.join(missing)}" if missing else f"exit status {process.returncode}"
         last = "\n".join(_lines(output)[-_FAILURE_LINES:])
-        raise ClusterError(f"building {tool.name} in {tool.source} failed ({reason}):\n{last}")
+        raise ClusterError(f"the build of {tool.name} in {tool.source} failed ({reason}):\n{last}")
     output.unlink()
     unfinished.rename(tool.folder)
-    LOG.info("  %s %s: built in %.0f s", tool.name, tool.version, time.monotonic() - started)
+    LOG.info("  %s %s built in %.0f s", tool.name, tool.version, time.monotonic() - started)
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""The cgroup of a cluster, in every hierarchy of version 1 and in version 2, alone or beside it.
+"""The cgroup of a cluster in every hierarchy of cgroup version 1 and in version 2.
 
-The kubelet puts pods below it. The cluster's own processes enter it too, in one hierarchy: whatever they
-start is found there later, even if nothing else is left that knows of it.
+The kubelet puts pods below it. The cluster's own processes enter it in one hierarchy, so that all their
+descendants can be found there later, even if all other records are lost.
 """
 
 import errno
@@ -19,16 +19,16 @@ _GONE: Final = (errno.ENOENT, errno.ENODEV)
 
 
 def create(name: str) -> None:
-    """Make the cgroup `name`, such as /finetune, with every controller that its parent has.
+    """Create the cgroup `name`, such as /finetune, with all controllers of its parent.
 
     Raises:
-        ClusterError: the hierarchy cannot be written.
+        ClusterError: a hierarchy is not writable.
     """
     for hierarchy in _hierarchies():
         try:
             _create_in(hierarchy, hierarchy / name.lstrip("/"))
         except OSError as error:
-            raise ClusterError(f"cannot make the cgroup {name} in {hierarchy}: {error.strerror}") from error
+            raise ClusterError(f"cannot create the cgroup {name} in {hierarchy}: {error.strerror}") from error
 
 
 def _create_in(hierarchy: Path, group: Path) -> None:
@@ -38,7 +38,7 @@ def _create_in(hierarchy: Path, group: Path) -> None:
         _delegate(group)
         return
     group.mkdir(exist_ok=True)
-    # A new cpuset of version 1 is empty, and no process could enter it.
+    # In version 1 a new cpuset is empty, and no process can enter it.
     for setting in ("cpuset.cpus", "cpuset.mems"):
         if (hierarchy / setting).exists():
             (group / setting).write_text((hierarchy / setting).read_text())
@@ -50,16 +50,16 @@ def _delegate(group: Path) -> None:
 
 
 def enter(name: str, pid: int) -> None:
-    """Move a process, with all that it will start, below the cgroup `name`."""
+    """Move a process below the cgroup `name`; its later descendants start there."""
     hierarchy = next((path for path in _hierarchies() if _is_version_2(path)), _ROOT / "pids")
-    # In version 2 only a group without children that are limited may hold processes.
+    # In version 2 a group whose children have controllers may not contain processes.
     group = hierarchy / name.lstrip("/") / "system"
     group.mkdir(exist_ok=True)
     (group / "cgroup.procs").write_text(str(pid))
 
 
 def processes(name: str) -> set[int]:
-    """The pids in the cgroup and below it."""
+    """Pids in the cgroup and below it."""
     pids: set[int] = set()
     for group in _existing(name):
         for folder in [group, *_below(group)]:
@@ -72,27 +72,27 @@ def processes(name: str) -> set[int]:
 
 
 def remove(name: str) -> None:
-    """Remove the cgroup and all below it once its last process is reaped.
+    """Wait until the last process is reaped, and remove the cgroup and all below it.
 
     Raises:
-        ClusterError: processes remain in it.
+        ClusterError: it still contains processes.
     """
     if not becomes_true(lambda: _try_to_remove(name), _REAPED_WITHIN_SECONDS):
         raise ClusterError(
-            f"processes remain in the cgroup {name}: {sorted(processes(name))}; end them and run this again"
+            f"the cgroup {name} still contains the processes {sorted(processes(name))}: end them and retry"
         )
 
 
 def _try_to_remove(name: str) -> bool:
-    gone = True
+    removed = True
     for group in _existing(name):
         for folder in [*reversed(_below(group)), group]:
-            gone &= _rmdir(folder)
-    return gone
+            removed &= _rmdir(folder)
+    return removed
 
 
 def _below(group: Path) -> list[Path]:
-    """All cgroups below one, parents first."""
+    """All cgroups below `group`, parents first."""
     return [Path(folder) for folder, _, _ in os.walk(group)][1:]
 
 

@@ -1,4 +1,4 @@
-"""Which volume a claim of the StorageClass `local` gets, and when its data goes."""
+"""Volumes for claims of the StorageClass `local`, and when their data is deleted."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -9,19 +9,19 @@ _PROVISIONED_BY: Final = "pv.kubernetes.io/provisioned-by"
 
 
 def volume_for(claim: dict[str, Any], parent: Path) -> dict[str, Any] | None:
-    """The PersistentVolume for `claim`, its data below `parent`; None if it waits for none of ours.
+    """The PersistentVolume for `claim` with its data below `parent`; None if the claim needs none of ours.
 
-    Any access mode is granted, ReadWriteMany included, since all pods run on the one node.
+    Every access mode is granted, including ReadWriteMany, because all pods run on one node.
     """
     metadata, spec = claim["metadata"], claim["spec"]
-    waits = not spec.get("volumeName") and "deletionTimestamp" not in metadata
-    ours = spec.get("storageClassName") == STORAGE_CLASS and spec.get("volumeMode") != "Block"
-    if not waits or not ours:
+    is_pending = not spec.get("volumeName") and "deletionTimestamp" not in metadata
+    is_ours = spec.get("storageClassName") == STORAGE_CLASS and spec.get("volumeMode") != "Block"
+    if not is_pending or not is_ours:
         return None
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        # The annotation keeps the controller manager from deleting the volume itself.
+        # The annotation prevents the controller manager from deleting the volume itself.
         "metadata": {"name": f"pvc-{metadata['uid']}", "annotations": {_PROVISIONED_BY: PROVISIONER}},
         "spec": {
             "capacity": {"storage": spec["resources"]["requests"]["storage"]},
@@ -41,7 +41,7 @@ def volume_for(claim: dict[str, Any], parent: Path) -> dict[str, Any] | None:
 
 
 def folder_to_remove(volume: dict[str, Any], parent: Path) -> Path | None:
-    """The data of a volume whose claim is gone; None if the volume is in use or not ours."""
+    """Data folder of a volume whose claim was deleted; None if the volume is in use or not ours."""
     annotations = volume["metadata"].get("annotations") or {}
     if annotations.get(_PROVISIONED_BY) != PROVISIONER or volume["status"].get("phase") != "Released":
         return None

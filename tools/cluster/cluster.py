@@ -1,4 +1,4 @@
-"""A Kubernetes with one real node: containers, network, services, DNS, volumes and pretended GPUs."""
+"""A Kubernetes with one real node: containers, network, Services, DNS, volumes and simulated GPUs."""
 
 import logging
 import sys
@@ -18,14 +18,14 @@ from tools.cluster.toolchain import TOOLS
 LOG: Final = logging.getLogger(__name__)
 PROVISIONER_PROCESS: Final = "provisioner"
 _WITH_MOUNTS: Final = frozenset({"containerd", "kubelet"})
-"""Processes that find their folders in the mount namespace."""
+"""Processes that run in the mount namespace with the bound folders."""
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 class TestCluster(ControlPlane):
-    """A control plane on the node's address, and the node. Needs root; one a network namespace."""
+    """A control plane and a node. Needs root; a network namespace can have one."""
 
-    __test__ = False  # pytest collects no class of this name
+    __test__ = False  # pytest must not collect it
 
     tools = TOOLS
     address = NODE_ADDRESS
@@ -35,15 +35,19 @@ class TestCluster(ControlPlane):
     agents = ("kubelet", "kube-proxy")
 
     def __init__(self, name: str = DEFAULT_NAME) -> None:
-        """Raises ClusterError if the name is not usable."""
+        """Use the files of the cluster `name`.
+
+        Raises:
+            ClusterError: the name is not valid.
+        """
         super().__init__(name)
         self.containerd = Containerd(self.layout)
 
     def load_archive(self, archive: Path) -> None:
-        """Import a docker or OCI image archive, for pods with imagePullPolicy IfNotPresent or Never.
+        """Import a Docker or OCI image archive for pods with imagePullPolicy IfNotPresent or Never.
 
         Raises:
-            ClusterError: the cluster does not run, or the file is no image archive.
+            ClusterError: the cluster does not run, or the file is not an image archive.
         """
         if not self.containerd.is_ready():
             raise ClusterError(f"the cluster {self.layout.name} does not run: start it with `up`")
@@ -58,7 +62,7 @@ class TestCluster(ControlPlane):
             "kube-proxy": node.kube_proxy(self.layout),
         }
 
-    def _kept_separately(self) -> set[str]:
+    def _restartable(self) -> set[str]:
         return {PROVISIONER_PROCESS}
 
     def _keep_running(self) -> None:
@@ -77,16 +81,16 @@ class TestCluster(ControlPlane):
         node.write_config(layout)
         inside = namespace.create(self._processes, binds)
         cgroups.enter(layout.cgroup, inside)
-        LOG.info("network, cgroups and mount namespace made")
+        LOG.info("Network, cgroups and mount namespace created")
 
         commands = self._commands(chosen)
         for name in ("etcd", "kube-apiserver", "containerd"):
             self._start_process(name, commands)
         self._wait("containerd", self.containerd.is_ready, seconds=60)
-        # Whatever a cluster that was killed has left in the store.
+        # A killed cluster may have left containers in the store.
         self.containerd.remove_containers()
         self.containerd.load_own_images()
-        LOG.info("containerd ready")
+        LOG.info("containerd is ready")
         self._wait_for_api_server()
         for name in (*self.controllers, *self.agents):
             self._start_process(name, commands)
@@ -98,9 +102,9 @@ class TestCluster(ControlPlane):
         node.add_gpus(self.kubectl, layout)
 
     def restore(self) -> None:
-        """As for a control plane; the kubelet ends containers whose pods are no more, and others run on."""
+        """Restore the control plane; the kubelet ends containers without a pod and keeps the others."""
         super().restore()
-        # It serves names from what it watched.
+        # CoreDNS serves names from objects that it watched before.
         coredns = ("deployment/coredns", "--namespace=kube-system")
         self.kubectl.run("rollout", "restart", *coredns)
         self.kubectl.run("rollout", "status", *coredns, "--timeout=90s")
@@ -126,7 +130,7 @@ class TestCluster(ControlPlane):
     def _wait_until_ready(self) -> None:
         super()._wait_until_ready()
         self._wait("the node to be Ready", lambda: node.is_ready(self.kubectl, self.layout), seconds=60)
-        LOG.info("node ready, with %d pretended GPUs", node.GPUS)
+        LOG.info("Node is ready, with %d simulated GPUs", node.GPUS)
         self._wait("an answer of the cluster's DNS", self._dns_answers, seconds=90)
         LOG.info("DNS answers")
 

@@ -1,4 +1,4 @@
-"""Run a short command of the system and turn its failure into a message."""
+"""Run a short system command, and turn its failure into an error with a message."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ from tools.cluster.errors import ClusterError
 def run(
     command: Sequence[str | Path], *, text: str | None = None, environment: Mapping[str, str] | None = None
 ) -> str:
-    """The standard output of `command`, which is given `text` on standard input.
+    """Run `command` with `text` as its input, and return its output.
 
     Raises:
-        ClusterError: it exited with another status than 0; the message holds what it wrote to stderr.
+        ClusterError: its exit status is not 0; the message contains its error output.
     """
     result = subprocess.run(
         command,
@@ -26,10 +26,10 @@ def run(
     )
     if result.returncode:
         line = " ".join(str(part) for part in command)
-        raise ClusterError(f"`{line}` failed with status {result.returncode}:\n{result.stderr.strip()}")
+        raise ClusterError(f"`{line}` failed with exit status {result.returncode}:\n{result.stderr.strip()}")
     return result.stdout
 
 
 def succeeds(command: Sequence[str | Path]) -> bool:
-    """Whether `command` exits with status 0."""
+    """Run `command`; returns whether its exit status is 0."""
     return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode == 0

@@ -24,14 +24,14 @@ _REMOVED_WITHIN_SECONDS: Final = 60
 
 
 class Containerd:
-    """containerd with all of its files below the cluster's state."""
+    """containerd with all its files below the cluster's state."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes `ctr` speak to this containerd."""
+        """Environment in which `ctr` uses this containerd."""
         return {
             "CONTAINERD_ADDRESS": str(self._layout.containerd_socket),
             "CONTAINERD_NAMESPACE": _NAMESPACE,
@@ -42,7 +42,11 @@ class Containerd:
         return [str(program("containerd")), "--config", str(self._layout.config / "containerd.toml")]
 
     def write_config(self) -> None:
-        """Raises ClusterError if a package of the distribution is missing."""
+        """Write containerd's configuration.
+
+        Raises:
+            ClusterError: a distribution package is missing.
+        """
         config = render(
             "containerd.toml",
             root=self._layout.containerd_root,
@@ -57,12 +61,12 @@ class Containerd:
         (self._layout.config / "containerd.toml").write_text(config)
 
     def ctr_command(self) -> list[str]:
-        """`ctr` for this containerd and the namespace of Kubernetes' images, to be continued."""
+        """Beginning of a `ctr` command for this containerd and the namespace of Kubernetes' images."""
         socket = str(self._layout.containerd_socket)
         return [str(program("ctr")), "--address", socket, "--namespace", _NAMESPACE]
 
     def ctr(self, *arguments: str | Path) -> str:
-        """The output of one `ctr` command."""
+        """Run a `ctr` command, and return its output."""
         return run([*self.ctr_command(), *arguments], environment=self.environment)
 
     def is_ready(self) -> bool:
@@ -73,17 +77,17 @@ class Containerd:
         return set(self.ctr("images", "ls", "-q").split())
 
     def load_archive(self, archive: Path) -> None:
-        """Import the images of a docker or OCI archive.
+        """Import the images of a Docker or OCI archive.
 
         Raises:
-            ClusterError: the file is missing, or is no image archive.
+            ClusterError: the file is missing, or is not an image archive.
         """
         if not archive.is_file():
-            raise ClusterError(f"{archive}: no such file; give a docker or OCI image archive (tar)")
+            raise ClusterError(f"{archive} does not exist: give a Docker or OCI image archive (tar)")
         self.ctr("images", "import", "--local", archive.absolute())
 
     def load_own_images(self) -> None:
-        """The two images that the cluster itself needs, unless they are in the store."""
+        """Import the two images that the cluster itself needs, unless the store has them."""
         present = self.images()
         own: list[tuple[str, Tool, str, int]] = [
             (PAUSE_IMAGE, PAUSE, "pause", _PAUSE_USER),
@@ -97,9 +101,9 @@ class Containerd:
                     self.load_archive(archive)
 
     def remove_containers(self) -> None:
-        """End all containers and forget them and their sandboxes; images stay.
+        """Kill and remove all containers and sandboxes; images stay.
 
-        Leases go too: each sandbox has one, which would pin its image for ever.
+        Leases are removed too: each sandbox has one, which would keep its image forever.
         """
         for listing, removal in (
             (["tasks", "ls", "-q"], ["tasks", "rm", "--force"]),
@@ -108,7 +112,7 @@ class Containerd:
             (["leases", "ls", "-q"], ["leases", "rm"]),
         ):
             until(
-                f"containerd to forget its {listing[0]}",
+                f"containerd to remove its {listing[0]}",
                 partial(self._none_left, listing, removal),
                 seconds=_REMOVED_WITHIN_SECONDS,
             )
@@ -116,7 +120,7 @@ class Containerd:
     def _none_left(self, listing: list[str], removal: list[str]) -> bool:
         lines = [line for line in self.ctr(*listing).splitlines() if line and not line.startswith("ID ")]
         for line in lines:
-            # One that has just ended may be forgotten by containerd itself: the next listing decides.
+            # containerd may have removed an entry itself; the next listing decides.
             succeeds([*self.ctr_command(), *removal, line.split()[0]])
         return not lines
 
@@ -126,6 +130,6 @@ def _cni_plugins() -> str:
         if os.access(Path(folder) / "bridge", os.X_OK):
             return folder
     raise ClusterError(
-        f"no CNI plugins in {' or '.join(_CNI_PLUGINS)}: "
+        f"there are no CNI plugins in {' or '.join(_CNI_PLUGINS)}: "
         "install the distribution package containernetworking-plugins"
     )

@@ -1,4 +1,4 @@
-"""A Kubernetes without a node: API server, etcd and controllers on ports of their own."""
+"""A Kubernetes without a node: API server, etcd and controllers on their own ports."""
 
 import json
 import logging
@@ -29,10 +29,10 @@ _STOP_SECONDS: Final = 30
 
 
 class ControlPlane:
-    """etcd, API server and controller manager on loopback: everything but pods that run.
+    """etcd, API server and controller manager on loopback; no pod runs.
 
-    As a context manager it starts anew, empty, and ends with the block, or with the process that started it.
-    Between `up` and `down` it outlives the process.
+    As a context manager it starts empty and ends with the block, or with the process that started it. Started
+    with `up`, it outlives the process until `down`.
     """
 
     tools: tuple[Tool, ...] = (KUBERNETES, ETCD)
@@ -40,12 +40,16 @@ class ControlPlane:
     fixed_ports: ClassVar[dict[str, int]] = {}
     has_node: bool = False
     controllers: ClassVar[tuple[str, ...]] = ("kube-controller-manager",)
-    """Processes of which one at a time works in production, by a Lease."""
+    """Processes that elect a leader with a Lease in production."""
     agents: ClassVar[tuple[str, ...]] = ()
     """Processes of the node that follow the API server."""
 
     def __init__(self, name: str = "integration") -> None:
-        """Raises ClusterError if the name is not usable."""
+        """Use the files of the cluster `name`.
+
+        Raises:
+            ClusterError: the name is not valid.
+        """
         self.layout = Layout.of(name)
         self._processes = Processes(self.layout.run, self.layout.log)
         self._block = ExitStack()
@@ -54,7 +58,7 @@ class ControlPlane:
         self._processes = Processes(self.layout.run, self.layout.log, die_with_parent=True)
         binaries.ensure(self.tools)
         with ExitStack() as stack:
-            # Held to the end of the block: another one of this name waits instead of taking ours away.
+            # Held to the end of the block: another process with this name waits and does not remove ours.
             stack.enter_context(exclusive(self.layout))
             stack.callback(tear_down, self.layout, self._processes)
             tear_down(self.layout, self._processes)
@@ -73,12 +77,12 @@ class ControlPlane:
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's kubeconfig."""
+        """Kubeconfig of the administrator."""
         return self.layout.kubeconfig
 
     @property
     def audit_log(self) -> Path:
-        """Where the API server writes one JSON event for each request, before it answers."""
+        """File to which the API server writes one JSON event per request before it answers."""
         return self.layout.audit_log
 
     @property
@@ -86,51 +90,51 @@ class ControlPlane:
         return Kubectl(self.kubeconfig)
 
     def client(self, name: str, *, administrator: bool = True) -> Path:
-        """The kubeconfig of a user called `name`, so that audit events tell.
+        """Kubeconfig of the user `name`, who appears under this name in audit events.
 
-        An administrator may do everything; anybody else what roles are bound to that name.
+        An administrator has all rights; any other user has the rights of the roles bound to the name.
 
         Raises:
-            ClusterError: the name is not usable.
+            ClusterError: the name is not valid, or the cluster does not run.
         """
         return create_client(self.layout, name, administrator=administrator)
 
     def up(self) -> None:
-        """Make it run; one that runs from the same programs is kept, with all that is in it.
+        """Start the cluster, or keep it with its objects if it runs with the same programs and options.
 
         Raises:
-            ClusterError: it does not become ready; the message holds the log of what failed.
+            ClusterError: it did not become ready; the message contains the log of the failed program.
         """
         binaries.ensure(self.tools)
         with exclusive(self.layout):
-            trouble = self._trouble()
-            if trouble is None:
+            problem = self._problem()
+            if problem is None:
                 self._keep_running()
             else:
                 if self._processes.names():
-                    LOG.info("starting anew, empty: %s", trouble)
+                    LOG.info("Starting a new, empty cluster: %s", problem)
                 tear_down(self.layout, self._processes)
                 self._start()
             self._wait_until_ready()
 
     def down(self) -> None:
-        """Stop it and remove all but its logs and image store."""
+        """Stop the cluster, and remove all its files except logs and image store."""
         if self._is_present():
             with exclusive(self.layout):
                 tear_down(self.layout, self._processes)
 
     def purge(self) -> None:
-        """Stop it and remove all that it ever wrote, images included."""
+        """Stop the cluster, and remove all its files."""
         if self._is_present():
             with exclusive(self.layout):
                 tear_down(self.layout, self._processes)
                 shutil.rmtree(self.layout.state)
 
     def save(self) -> None:
-        """Take a snapshot of etcd, for `restore`; etcd is away meanwhile.
+        """Take a snapshot of etcd for `restore`; etcd is stopped meanwhile.
 
         Raises:
-            ClusterError: the API server does not become ready again.
+            ClusterError: the API server did not become ready again.
         """
         commands = self._running_commands()
         self._processes.stop(["etcd"], signal.SIGTERM, _STOP_SECONDS)
@@ -140,13 +144,13 @@ class ControlPlane:
         self._wait_for_api_server()
 
     def restore(self) -> None:
-        """Throw everything back to the snapshot, as after a loss of etcd's disk.
+        """Restore the snapshot, as after a loss of etcd's disk.
 
-        What follows the API server is started again, as Kubernetes' documentation asks for: what it has seen
-        is no more.
+        The clients of the API server are restarted, as Kubernetes' documentation requires, because the state
+        in their caches no longer exists.
 
         Raises:
-            ClusterError: the API server does not become ready again.
+            ClusterError: the API server did not become ready again.
         """
         commands = self._running_commands()
         for name in (*self.agents, *self.controllers, "kube-apiserver", "etcd"):
@@ -157,13 +161,14 @@ class ControlPlane:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """For the time of the block the API server takes connections and answers nothing.
+        """Freeze the API server during the block: it accepts connections and does not answer.
 
-        Controllers end before it and are started again after it, as they do where they elect a leader: there
-        they end when they cannot renew their Lease. One that went on would take the node for lost.
+        The controllers are stopped before and started after the block. With leader election they end by
+        themselves when they cannot renew their Lease. A controller that continued would consider the node
+        lost.
 
         Raises:
-            ClusterError: the API server does not become ready again.
+            ClusterError: the API server did not become ready again.
         """
         commands = self._running_commands()
         api_server = self._processes.pid("kube-apiserver")
@@ -183,11 +188,11 @@ class ControlPlane:
         return self._commands(json.loads(self._ports_record.read_text()))
 
     def _is_present(self) -> bool:
-        """Whether there is anything to remove; a node is found even if somebody removed its files."""
+        """Whether there is anything to remove; detects a node even if its files were deleted."""
         return self.layout.state.exists() or self.layout.host_record.exists() or network.exists(self.layout)
 
     def _commands(self, chosen: dict[str, int]) -> dict[str, list[str]]:
-        """Every process with its command line; one that differs means another cluster."""
+        """Command line of every process; a cluster with other command lines is not kept."""
         return {
             "etcd": control_plane_commands.etcd(self.layout, chosen),
             "kube-apiserver": control_plane_commands.api_server(
@@ -203,28 +208,28 @@ class ControlPlane:
     def _ports_record(self) -> Path:
         return self.layout.run / "ports.json"
 
-    def _trouble(self) -> str | None:
-        """Why the cluster as it runs cannot be kept."""
+    def _problem(self) -> str | None:
+        """Reason why the running cluster cannot be kept; None if it can."""
         if not self._ports_record.exists():
-            return "nothing runs"
+            return "no process runs"
         expected = self._commands(json.loads(self._ports_record.read_text()))
         for name, command in expected.items():
             if self._processes.pid(name) is None:
                 return f"{name} has ended (see {self._processes.log_file(name)})"
             if not self._processes.runs(name, command):
                 return f"{name} runs with other options or another version"
-        surplus = set(self._processes.names()) - set(expected) - self._kept_separately()
-        return f"{', '.join(sorted(surplus))} should not run" if surplus else None
+        unexpected = set(self._processes.names()) - set(expected) - self._restartable()
+        return f"{', '.join(sorted(unexpected))} should not run" if unexpected else None
 
-    def _kept_separately(self) -> set[str]:
-        """Processes that may be started again without losing the cluster."""
+    def _restartable(self) -> set[str]:
+        """Processes that can be restarted in a cluster that is kept."""
         return set()
 
     def _keep_running(self) -> None:
-        """Start again what may be started again in a cluster that is kept."""
+        """Restart the restartable processes that have ended."""
 
     def _prepare(self) -> dict[str, int]:
-        """Make folders, certificates and configuration of the control plane; returns the ports."""
+        """Create folders, certificates and configuration of the control plane; returns the ports."""
         layout = self.layout
         if layout.log.exists():
             previous = layout.state / "log.previous"
@@ -254,7 +259,7 @@ class ControlPlane:
 
     def _wait_for_api_server(self) -> None:
         self._wait("the API server", lambda: self.kubectl.succeeds("get", "--raw", "/readyz"), seconds=90)
-        LOG.info("API server ready")
+        LOG.info("API server is ready")
 
     def _wait_until_ready(self) -> None:
         self._wait(
@@ -262,16 +267,16 @@ class ControlPlane:
             lambda: self.kubectl.succeeds("--namespace=default", "get", "serviceaccount", "default"),
             seconds=60,
         )
-        LOG.info("controllers ready")
+        LOG.info("Controllers are ready")
 
     def _wait(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait for `condition`, and fail at once with its log when a process ends meanwhile."""
+        """Wait for `condition`; fail at once with the process's log if a process ends meanwhile."""
 
         def holds() -> bool:
             for name in self._processes.names():
                 if self._processes.pid(name) is None:
                     raise ClusterError(
-                        f"{name} ended while waiting for {what}; {self._processes.log_tail(name)}"
+                        f"{name} ended during the wait for {what}; {self._processes.log_tail(name)}"
                     )
             return condition()
 

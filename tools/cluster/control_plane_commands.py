@@ -1,4 +1,4 @@
-"""The command lines of etcd, API server, controller manager and scheduler."""
+"""Command lines of etcd, API server, controller manager and scheduler."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -8,16 +8,16 @@ from tools.cluster.layout import LOOPBACK, SERVICE_NETWORK, Layout
 from tools.cluster.toolchain import program
 
 PORTS: Final = ("etcd", "etcd-peer", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
-# With a user for each controller and the default limit of 20 requests a second, start-up takes 5 s longer.
+# With one user per controller and the default limit of 20 requests per second, the start takes 5 s longer.
 _CLIENT_LIMITS: Final = ("--kube-api-qps=500", "--kube-api-burst=1000")
 _AUDIT_LOG_MEGABYTES: Final = 1000
-# Some distributions have it on: an owner reference that blocks deletion then takes a right over the owner.
+# Some distributions enable it: an owner reference that blocks deletion then needs a right on the owner.
 _STRICT_OWNERS: Final = "OwnerReferencesPermissionEnforcement"
 
 
 @dataclass(frozen=True)
 class ApiEndpoint:
-    """Where the API server listens."""
+    """Address and port of the API server."""
 
     address: IPv4Address
     port: int
@@ -33,7 +33,7 @@ def etcd(layout: Layout, ports: dict[str, int]) -> list[str]:
         str(program("etcd")),
         "--name=etcd",
         f"--data-dir={layout.etcd}",
-        # The data does not outlive the processes, so a crash of the machine may lose them.
+        # The data is not needed after a crash of the machine.
         "--unsafe-no-fsync",
         "--quota-backend-bytes=4294967296",
         "--log-level=warn",
@@ -50,7 +50,7 @@ def etcd(layout: Layout, ports: dict[str, int]) -> list[str]:
 
 
 def api_server(layout: Layout, ports: dict[str, int], endpoint: ApiEndpoint, *, node: bool) -> list[str]:
-    """Flags for a cluster with a `node`, or for one that serves loopback only."""
+    """Command line for a cluster with a `node`, or for one that serves loopback only."""
     pki = layout.pki
     command = [
         str(program("kube-apiserver")),
@@ -83,7 +83,7 @@ def api_server(layout: Layout, ports: dict[str, int], endpoint: ApiEndpoint, *, 
         "--audit-log-maxbackup=1",
     ]
     if not node:
-        # The Service `kubernetes` may not point at a loopback address.
+        # The Service `kubernetes` must not point to a loopback address.
         return [
             *command,
             "--authorization-mode=RBAC",
@@ -106,7 +106,7 @@ def controller_manager(layout: Layout, ports: dict[str, int]) -> list[str]:
     return [
         *_controller(layout, ports, name),
         "--use-service-account-credentials",
-        # The default is a folder of the system, and would be made.
+        # The default is a system folder, which would be created.
         f"--flex-volume-plugin-dir={layout.config}/volume-plugins",
         f"--service-account-private-key-file={layout.pki}/sa.key",
         f"--root-ca-file={layout.pki}/ca.crt",

@@ -1,4 +1,4 @@
-"""Who may speak to whom in one cluster: certificates and kubeconfigs of all its parts."""
+"""Certificates and kubeconfigs of all parts of a cluster."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ _CLIENT_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62})")
 
 
 def create_credentials(layout: Layout, endpoint: ApiEndpoint) -> None:
-    """Make a new authority, and with it what every part of the cluster needs."""
+    """Create a certificate authority, and the certificates and kubeconfigs of all parts of the cluster."""
     authority = Authority.create(layout.pki, f"{layout.name}-ca")
     addresses = (str(endpoint.address), str(LOOPBACK), str(KUBERNETES_ADDRESS))
     authority.write("etcd", authority.issue("etcd", hosts=("localhost", str(LOOPBACK))))
@@ -51,10 +51,10 @@ def create_credentials(layout: Layout, endpoint: ApiEndpoint) -> None:
 
 
 def create_client(layout: Layout, name: str, *, administrator: bool = True) -> Path:
-    """The kubeconfig of a user `name`, so that the audit log tells users apart.
+    """Write the kubeconfig of a user `name`, and return its path.
 
     Raises:
-        ClusterError: the name is not one that can be a file, or the cluster does not run.
+        ClusterError: the name is not valid as a file name, or the cluster does not run.
     """
     if not _CLIENT_NAME.fullmatch(name):
         raise ClusterError(f"client name {name!r}: use up to 63 lower-case letters, digits, dots and hyphens")

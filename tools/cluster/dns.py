@@ -1,4 +1,4 @@
-"""Ask a name server one question: the only proof that the cluster's services answer."""
+"""Send one query to a name server, to check that the cluster's DNS and Services work."""
 
 import secrets
 import socket
@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS: Final = 1.0
 
 
 def resolve(server: IPv4Address, name: str) -> IPv4Address | None:
-    """The first address that `server` has for `name` (RFC 1035); None without such an answer within 1 s."""
+    """First address of `name` from `server` (RFC 1035); None if there is no such answer within 1 s."""
     query = secrets.token_bytes(2) + struct.pack(">5H", _RECURSION_DESIRED, 1, 0, 0, 0)
     for label in name.rstrip(".").split("."):
         query += bytes([len(label)]) + label.encode("ascii")
@@ -32,11 +32,11 @@ def resolve(server: IPv4Address, name: str) -> IPv4Address | None:
 
 
 def _first_address(query: bytes, answer: bytes) -> IPv4Address | None:
-    """The address of the first record of `answer`, if it answers `query` and is of type A."""
+    """Address of the first record of `answer`; None if it does not answer `query` or is not of type A."""
     answers = struct.unpack_from(">H", answer, 6)[0] if len(answer) > len(query) else 0
     if answer[:2] != query[:2] or not answers:
         return None
-    # The record follows header and question, and starts with its name.
+    # The record follows the header and the question, and begins with its name.
     position = _after_name(answer, len(query))
     kind, _, _, length = struct.unpack_from(">HHIH", answer, position)
     if kind != _ADDRESS_RECORD or length != 4:
@@ -45,7 +45,7 @@ def _first_address(query: bytes, answer: bytes) -> IPv4Address | None:
 
 
 def _after_name(message: bytes, position: int) -> int:
-    """Where the name at `position` ends: after an empty label, or after a pointer of two bytes."""
+    """Position after the name at `position`, which ends with an empty label or a pointer of two bytes."""
     while message[position]:
         if message[position] >= _POINTER:
             return position + 2

@@ -1,5 +1,5 @@
-"""What a command of this package fails with when the cause is outside its code."""
+"""Errors of this package."""
 
 
 class ClusterError(Exception):
-    """The message is one for the user: what is wrong and what to do next."""
+    """An error whose cause is outside the code; the message says what is wrong and what to do next."""

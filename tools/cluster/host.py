@@ -1,4 +1,4 @@
-"""What a node needs on the host outside its own folder: settings and folders that are put back afterwards."""
+"""Change the host's settings and folders for a node, and restore them afterwards."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tools.cluster.errors import ClusterError
 from tools.cluster.toolchain import system_program
 
 _SYSCTL: Final = Path("/proc/sys")
-# The kubelet and the CNI plugins set these, and so do we.
+# The kubelet, the CNI plugins and this module set these.
 _SETTINGS: Final = (
     "net/ipv4/ip_forward",
     "net/ipv4/conf/all/route_localnet",
@@ -24,14 +24,20 @@ _SETTINGS: Final = (
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
 )
-# Services answer pods on their own bridge only if bridged packets pass the address translation too.
+# A pod reaches Services with pods on its own bridge only if bridged packets pass the address translation.
 _BRIDGE_FILTER: Final = "net/bridge/bridge-nf-call-iptables"
 _REQUIRED: Final = {"net/ipv4/ip_forward": "1", _BRIDGE_FILTER: "1"}
 
 
 @dataclass(frozen=True)
 class Host:
-    """Settings as they were, folders that were made, and the network namespace that the settings are of."""
+    """The host's original state.
+
+    Attributes:
+        settings: original values of the changed kernel settings.
+        folders: created folders.
+        network: network namespace of the settings; None in records of older versions.
+    """
 
     settings: dict[str, str]
     folders: list[str]
@@ -39,25 +45,25 @@ class Host:
 
     @property
     def is_here(self) -> bool:
-        """Whether this process is in that namespace; None is what versions recorded that knew only one."""
+        """Whether this process is in the network namespace of the settings."""
         return self.network in {None, _own_network()}
 
     @classmethod
     def prepare(cls, folders: list[Path], record: Path) -> "Host":
-        """Record the host's settings, then set those that a node needs and make the missing `folders`.
+        """Record the host's settings, set those that a node needs, and create the missing `folders`.
 
         Raises:
-            ClusterError: not root, or the kernel lacks a module.
+            ClusterError: the user is not root, or the kernel lacks a module.
         """
         if os.geteuid() != 0:
             raise ClusterError(
-                "a node needs root, for containers and their network: run this as root, "
+                "a node needs root for containers and their network: run this as root, "
                 "or without a node (--control-plane-only)"
             )
         if not (_SYSCTL / _BRIDGE_FILTER).exists() and not succeeds(
             [system_program("modprobe", "kmod"), "br_netfilter"]
         ):
-            raise ClusterError("this kernel has no br_netfilter: the node's services cannot work without it")
+            raise ClusterError("this kernel has no module br_netfilter, which Services on the node need")
         host = cls(
             settings={
                 name: (_SYSCTL / name).read_text().strip() for name in _SETTINGS if (_SYSCTL / name).exists()
@@ -65,7 +71,7 @@ class Host:
             folders=[str(folder) for folder in folders if not folder.exists()],
             network=_own_network(),
         )
-        # Renamed into place: half a record would leave nothing to restore from.
+        # Written atomically: an incomplete record could not be used to restore.
         unfinished = record.with_suffix(".part")
         unfinished.write_text(json.dumps(asdict(host)))
         unfinished.rename(record)
@@ -80,7 +86,10 @@ class Host:
         return cls(**json.loads(record.read_text()))
 
     def restore(self) -> None:
-        """Undo `prepare`, and what kubelet and CNI plugins set; another namespace's settings went with it."""
+        """Undo the changes of `prepare`, the kubelet and the CNI plugins.
+
+        Network settings of another namespace are skipped: they disappeared with it.
+        """
         for name, value in self.settings.items():
             if name.startswith("net/") and not self.is_here:
                 continue

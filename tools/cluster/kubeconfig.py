@@ -1,4 +1,4 @@
-"""Kubeconfig files that hold their certificates themselves, so that a copy works anywhere on this machine."""
+"""Kubeconfig files with embedded certificates, so that a copy works anywhere on this machine."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -11,7 +11,7 @@ from tools.cluster.pki import Authority, ClientIdentity
 def write_kubeconfig(
     path: Path, context: str, server: str, authority: Authority, identity: ClientIdentity
 ) -> None:
-    """Write the kubeconfig of one user, readable by its owner only; `server` is a URL."""
+    """Write the kubeconfig of one user, readable only by its owner; `server` is a URL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cluster = {"server": server, "certificate-authority-data": b64encode(authority.certificate).decode()}
     user = {
@@ -31,6 +31,6 @@ def write_kubeconfig(
 
 
 def server_of(path: Path) -> str:
-    """The URL of the API server in a kubeconfig that `write_kubeconfig` wrote."""
+    """URL of the API server in a kubeconfig of `write_kubeconfig`."""
     url: str = yaml.safe_load(path.read_text())["clusters"][0]["cluster"]["server"]
     return url

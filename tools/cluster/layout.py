@@ -1,4 +1,4 @@
-"""Where a cluster keeps its files, and the names and addresses that it takes on this machine."""
+"""Files, names and addresses of a cluster on this machine."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from tools.bootstrap.cache import cache_directory
 from tools.cluster.errors import ClusterError
 
 ISOLATED: Final = "ISOLATED_CLUSTER"
-"""Environment variable of what runs in namespaces of its own (isolation.py): name of the cluster there."""
+"""Environment variable in the namespaces of isolation.py: name of the cluster there."""
 SECOND: Final = "second"
-"""Name of the cluster that runs there if no other is given."""
+"""Default name of the cluster there."""
 DEFAULT_NAME: Final = os.environ.get(ISOLATED, "finetune")
 POD_NETWORK: Final = IPv4Network("10.244.0.0/24")
 SERVICE_NETWORK: Final = IPv4Network("10.96.0.0/16")
@@ -22,7 +22,7 @@ NODE_ADDRESS: Final = POD_NETWORK[1]
 KUBERNETES_ADDRESS: Final = SERVICE_NETWORK[1]
 DNS_ADDRESS: Final = SERVICE_NETWORK[10]
 
-# The bridge is called <name>0, and the kernel allows 15 characters.
+# The bridge has the name <name>0, and the kernel allows 15 characters.
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,12}[a-z0-9])?")
 # The kernel allows 107 characters in the path of a socket.
 _SOCKET_PATH_LIMIT: Final = 107
@@ -30,7 +30,7 @@ _SOCKET_PATH_LIMIT: Final = 107
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one cluster: all below `state`, but for the record of what was changed outside."""
+    """The files of one cluster, all below `state` except the record of changes to the host."""
 
     name: str
     state: Path
@@ -40,7 +40,7 @@ class Layout:
         """The layout of the cluster `name` in the user's cache.
 
         Raises:
-            ClusterError: the name is not usable, or the path of the cache is too long for a socket.
+            ClusterError: the name is not valid, or the path of the cache is too long for a socket.
         """
         if not _NAME.fullmatch(name):
             raise ClusterError(
@@ -55,7 +55,7 @@ class Layout:
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's; the path stays the same over `down` and `up`."""
+        """Kubeconfig of the administrator; `down` and `up` do not change its path."""
         return self.state / "kubeconfig"
 
     @property
@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def audit_log(self) -> Path:
-        """One JSON event a line for each request that the API server finished, at level Metadata."""
+        """Audit log of the API server at level Metadata: one JSON event per line."""
         return self.log / "audit.log"
 
     @property
@@ -81,7 +81,7 @@ class Layout:
 
     @property
     def clients(self) -> Path:
-        """One kubeconfig for each named user."""
+        """Folder with one kubeconfig per named user."""
         return self.state / "clients"
 
     @property
@@ -90,7 +90,7 @@ class Layout:
 
     @property
     def etcd_snapshot(self) -> Path:
-        """A copy of etcd's data, once one was taken."""
+        """Copy of etcd's data; exists after `save`."""
         return self.state / "etcd.snapshot"
 
     @property
@@ -100,12 +100,12 @@ class Layout:
 
     @property
     def kubelet(self) -> Path:
-        """Pods' own volumes, seen by the kubelet at its usual place."""
+        """The kubelet's folder with pod volumes, bound to its usual path."""
         return self.state / "kubelet"
 
     @property
     def containerd_root(self) -> Path:
-        """The image store; the only part that `down` keeps beside logs."""
+        """The image store, which `down` keeps, like the logs."""
         return self.state / "containerd"
 
     @property
@@ -114,7 +114,7 @@ class Layout:
 
     @property
     def host_record(self) -> Path:
-        """What `up` changed on the host, for `down` to undo even if `state` is lost. Only with a node."""
+        """Record of a node's changes to the host, so that `down` can undo them even if `state` is lost."""
         return Path(f"/run/finetune-operator-{self.name}.json")
 
     @property
@@ -132,5 +132,5 @@ class Layout:
 
     @property
     def pods_cgroup(self) -> str:
-        """Where the kubelet puts pods."""
+        """Cgroup in which the kubelet creates those of pods."""
         return f"{self.cgroup}/kubepods"

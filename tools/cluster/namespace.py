@@ -1,6 +1,6 @@
-"""A private mount namespace, where containerd and the kubelet find their hard-coded paths in our own folder.
+"""A private mount namespace in which the hard-coded paths of containerd and the kubelet are our own folders.
 
-All overlay, tmpfs and network namespace mounts are made in it, and vanish with its last process.
+It contains all overlay, tmpfs and network namespace mounts, which disappear with its last process.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,14 @@ COMMAND: Final = (
 
 
 def create(processes: Processes, binds: Mapping[Path, Path]) -> int:
-    """Start the process that holds the namespace, and bind folders (existing path: our folder) in it.
+    """Start the process that holds the namespace, and bind folders in it.
 
-    Returns its pid.
+    Args:
+        processes: the cluster's processes.
+        binds: our folder by the existing path on which it is mounted.
+
+    Returns:
+        Pid of the process.
     """
     pid = processes.start(HOLDER, COMMAND)
     until("the mount namespace", lambda: _command_name(pid) == _READY, seconds=10)

@@ -1,4 +1,4 @@
-"""The pods' network: a bridge whose address is also the node's, and masquerading to the outside."""
+"""The pod network: a bridge with the node's address, and masquerading to the outside."""
 
 import json
 import socket
@@ -15,10 +15,10 @@ _DEFAULT_MTU: Final = 1500
 
 
 def check_free(layout: Layout) -> None:
-    """Make sure that nothing else on this machine uses the cluster's addresses.
+    """Check that nothing else on this machine uses the cluster's addresses.
 
     Raises:
-        ClusterError: a route of another interface overlaps; with the name of that interface.
+        ClusterError: a route of another interface overlaps; the message names the interface.
     """
     for network, interface in routes():
         for ours in (POD_NETWORK, SERVICE_NETWORK):
@@ -31,7 +31,7 @@ def check_free(layout: Layout) -> None:
 
 
 def routes() -> list[tuple[IPv4Network, str]]:
-    """Destination and interface of each route of the machine; the default route is 0.0.0.0/0."""
+    """Destination and interface of each route of this machine; the default route is 0.0.0.0/0."""
     found = json.loads(run([_ip(), "-json", "route"]))
     return [
         (IPv4Network(route["dst"].replace("default", "0.0.0.0/0")), route["dev"])
@@ -41,12 +41,12 @@ def routes() -> list[tuple[IPv4Network, str]]:
 
 
 def create(layout: Layout) -> None:
-    """Make the bridge, the masquerading table and the CNI configuration."""
+    """Create the bridge, the masquerading table and the CNI configuration."""
     ip = _ip()
     run([ip, "link", "add", layout.bridge, "type", "bridge"])
     run([ip, "address", "add", f"{NODE_ADDRESS}/{POD_NETWORK.prefixlen}", "dev", layout.bridge])
     run([ip, "link", "set", layout.bridge, "up"])
-    # Without it the host, and so the API server, would reach Services only where there is a default route.
+    # Without this route the host, and so the API server, would reach Services only through a default route.
     run([ip, "route", "add", str(SERVICE_NETWORK), "dev", layout.bridge])
     run([_nft(), "-f", "-"], text=render("masquerade.nft", table=layout.name, pod_network=POD_NETWORK))
     folder = layout.config / "cni"
@@ -63,12 +63,12 @@ def create(layout: Layout) -> None:
 
 
 def exists(layout: Layout) -> bool:
-    """Whether the cluster's bridge is there."""
+    """Whether the cluster's bridge exists."""
     return layout.bridge in (name for _, name in socket.if_nameindex())
 
 
 def remove(layout: Layout) -> None:
-    """Remove the bridge and all tables, those of kube-proxy included."""
+    """Remove the bridge and all tables, including those of kube-proxy."""
     nft = _nft()
     for family, table in (("ip", layout.name), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
         if succeeds([nft, "list", "table", family, table]):

@@ -1,4 +1,4 @@
-"""The kubelet and kube-proxy of the only node, and the devices that the node claims to have."""
+"""The kubelet and kube-proxy of the node, and its simulated devices."""
 
 import json
 import resource
@@ -16,7 +16,7 @@ DEVICE_LABEL: Final = "finetune.dev/device=fake-gpu"
 
 
 def bound_folders(layout: Layout) -> dict[Path, Path]:
-    """Paths that containerd, CNI plugins and the kubelet have built in, with our folders to bind there."""
+    """Our folders by the hard-coded path of containerd, the CNI plugins or the kubelet that they replace."""
     return {
         Path("/run/containerd"): layout.run / "shims",
         Path("/var/lib/cni"): layout.run / "cni-cache",
@@ -26,7 +26,7 @@ def bound_folders(layout: Layout) -> dict[Path, Path]:
 
 
 def write_config(layout: Layout) -> None:
-    """The configuration files of kubelet and kube-proxy."""
+    """Write the configuration files of kubelet and kube-proxy."""
     (layout.config / "resolv.conf").touch()
     _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     kubelet = render(
@@ -48,7 +48,7 @@ def write_config(layout: Layout) -> None:
         node=layout.node_name,
         address=NODE_ADDRESS,
     )
-    # kube-proxy ends when this file is written again, even with the same text.
+    # kube-proxy ends when this file is rewritten, even with the same text.
     (layout.config / "kube-proxy.yaml").write_text(proxy)
 
 
@@ -69,7 +69,7 @@ def kube_proxy(layout: Layout) -> list[str]:
 
 
 def add_gpus(kubectl: Kubectl, layout: Layout) -> None:
-    """Give the node GPUs that exist for the scheduler only; the kubelet keeps them in its own updates."""
+    """Add GPUs to the node's status that exist only for the scheduler; the kubelet's updates keep them."""
     path = GPU_RESOURCE.replace("/", "~1")
     patch = [
         {"op": "add", "path": f"/status/{field}/{path}", "value": str(GPUS)}

@@ -1,4 +1,4 @@
-"""The certificates of one cluster: an authority, and identities that it signs."""
+"""The certificate authority of a cluster, and the certificates that it signs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,28 +25,28 @@ _LIFETIME: Final = timedelta(days=3650)
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """A certificate and its private key, PEM."""
+    """A certificate and its private key in PEM format."""
 
     certificate: bytes
     key: bytes
 
 
 class Authority:
-    """The certificate authority whose files are `directory`/ca.crt and ca.key."""
+    """A certificate authority with the files ca.crt and ca.key in `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the authority that `create` made."""
+        """Open an authority that `create` made."""
         self.directory = directory
         self.certificate = (directory / "ca.crt").read_bytes()
         self._issuer = x509.load_pem_x509_certificate(self.certificate)
         key = load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise TypeError(f"{directory / 'ca.key'} holds no elliptic curve key")
+            raise TypeError(f"{directory / 'ca.key'} does not contain an elliptic curve key")
         self._key = key
 
     @classmethod
     def create(cls, directory: Path, common_name: str) -> "Authority":
-        """Make a new authority in `directory`, with a key pair for service account tokens: sa.key, sa.pub."""
+        """Create an authority in `directory`, and a key pair for service account tokens (sa.key, sa.pub)."""
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -60,7 +60,7 @@ class Authority:
         )
         _write(directory / "ca.crt", certificate.public_bytes(Encoding.PEM))
         _write(directory / "ca.key", _pem(key))
-        # Every client understands RS256, the algorithm of tokens signed with an RSA key.
+        # RSA, because every client supports RS256 tokens.
         tokens = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         _write(directory / "sa.key", _pem(tokens))
         _write(
@@ -72,7 +72,7 @@ class Authority:
     def issue(
         self, common_name: str, organizations: Iterable[str] = (), hosts: Iterable[str] = ()
     ) -> ClientIdentity:
-        """Sign a certificate for client and server use; `hosts` are DNS names or IP addresses."""
+        """Issue a certificate for client and server use; `hosts` are DNS names or IP addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, name) for name in organizations]
         subject = x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -93,7 +93,7 @@ class Authority:
         return ClientIdentity(certificate.public_bytes(Encoding.PEM), _pem(key))
 
     def write(self, file_name: str, identity: ClientIdentity) -> None:
-        """Keep `identity` as <file_name>.crt and <file_name>.key beside the authority."""
+        """Write `identity` as <file_name>.crt and <file_name>.key to the authority's folder."""
         _write(self.directory / f"{file_name}.crt", identity.certificate)
         _write(self.directory / f"{file_name}.key", identity.key)
 

@@ -1,4 +1,4 @@
-"""Ports on loopback: for a cluster, chosen once so that several can run side by side, or for one process."""
+"""Choose free ports on loopback, for a cluster or for one process."""
 
 import json
 import random
@@ -10,16 +10,15 @@ from typing import Final
 from tools.cluster.errors import ClusterError
 from tools.cluster.layout import LOOPBACK
 
-# Below the range from which kernels give ports to outgoing connections, which might take one before its
-# server listens.
+# Below the kernel's range for outgoing connections, which might take a port before its server listens.
 _CANDIDATES: Final = range(20000, 32000)
 
 
 def choose(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict[str, int]:
-    """The `fixed` ports, and free ones for the other `names`; written to `record`.
+    """Choose free ports for `names` that have no `fixed` one; write all ports to `record` and return them.
 
     Raises:
-        ClusterError: fewer are free than needed.
+        ClusterError: there are too few free ports.
     """
     names = [name for name in names if name not in fixed]
     free: list[int] = []
@@ -29,7 +28,9 @@ def choose(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict
         if _is_free(port):
             free.append(port)
     if len(free) < len(names):
-        raise ClusterError(f"fewer than {len(names)} ports are free on {LOOPBACK}: stop what listens there")
+        raise ClusterError(
+            f"fewer than {len(names)} ports are free on {LOOPBACK}: stop programs that listen there"
+        )
     ports = dict(zip(names, free, strict=True)) | dict(fixed)
     record.write_text(json.dumps(ports))
     return ports

@@ -1,4 +1,4 @@
-"""The long-running processes of a cluster, found again by later commands through records in files."""
+"""The long-running processes of a cluster, with record files by which later commands find them."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Final
 from tools.cluster.waiting import becomes_true
 
 WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
-"""Before a command: the kernel kills it when the thread that started it ends, however that ends."""
+"""Prefix of a command that the kernel kills when the thread that started it ends for any reason."""
 _KILLED_WITHIN_SECONDS: Final = 10
 _LOG_LINES: Final = 15
 _SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -20,7 +20,13 @@ _SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """`started` is in clock ticks since boot: a pid that was given to another process does not match."""
+    """Record of a process.
+
+    Attributes:
+        pid: its pid.
+        started: its start in clock ticks since boot, to detect that another process has the pid now.
+        command: its command line.
+    """
 
     pid: int
     started: int
@@ -30,7 +36,7 @@ class ProcessRecord:
 class Processes:
     """Starts processes detached from the terminal, each with a record in `run` and a log in `log`.
 
-    With `die_with_parent` the kernel kills them when the thread that started them ends, however it ends.
+    With `die_with_parent` the kernel kills them when the thread that started them ends for any reason.
     """
 
     def __init__(self, run: Path, log: Path, *, die_with_parent: bool = False) -> None:
@@ -47,7 +53,14 @@ class Processes:
         mount_namespace_of: int | None = None,
         folder: Path | None = None,
     ) -> int:
-        """Start `command` with a bare environment, in another process's mount namespace if given; the pid."""
+        """Start `command` with a minimal environment, and return its pid.
+
+        Args:
+            name: name for record and log.
+            command: the command line.
+            mount_namespace_of: pid of a process whose mount namespace the command enters.
+            folder: working directory; default: /.
+        """
         enter = [] if mount_namespace_of is None else ["nsenter", "-t", str(mount_namespace_of), "-m", "--"]
         with self.log_file(name).open("ab") as log:
             child = subprocess.Popen(
@@ -65,23 +78,23 @@ class Processes:
         return child.pid
 
     def names(self) -> list[str]:
-        """Every process that was started and not stopped, dead ones included."""
+        """Names of all processes that were started and not stopped, including those that have ended."""
         return sorted(path.name.removesuffix(".process") for path in self._run.glob("*.process"))
 
     def pid(self, name: str) -> int | None:
-        """The pid of a process that runs."""
+        """Pid of the process; None if it does not run."""
         record = self._record(name)
         if record is None or start_time(record.pid) != record.started:
             return None
         return record.pid
 
     def runs(self, name: str, command: Sequence[str]) -> bool:
-        """Whether the process runs, and was started by exactly this command."""
+        """Whether the process runs with exactly this command line."""
         record = self._record(name)
         return record is not None and record.command == list(command) and self.pid(name) is not None
 
     def stop(self, names: Sequence[str], number: signal.Signals, seconds: float) -> None:
-        """Send a signal to all of `names`, and SIGKILL to those that still run after `seconds`."""
+        """Send a signal to the processes, and SIGKILL to those that still run after `seconds`."""
         self._signal(names, number)
         if not becomes_true(lambda: not self._any_alive(names), seconds):
             self._signal(names, signal.SIGKILL)
@@ -96,7 +109,7 @@ class Processes:
         return self._log / f"{name}.log"
 
     def log_tail(self, name: str) -> str:
-        """The last lines that the process wrote."""
+        """The last lines of the process's log."""
         log = self.log_file(name)
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         return "\n".join([f"last lines of {log}:", *(f"  {line[:300]}" for line in lines[-_LOG_LINES:])])
@@ -121,7 +134,7 @@ class Processes:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Signal a process; one that has just ended is no error."""
+    """Send a signal to a process; no error if it has ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -129,7 +142,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if it has ended, zombies included."""
+    """Start of a process in clock ticks since boot; None if it has ended or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -140,7 +153,7 @@ def start_time(pid: int) -> int | None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process; 0 if it has ended."""
+    """Resident memory of a process; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Provide volumes of the StorageClass `local`: a folder on the node for each claim, removed with the claim.
+"""Provision volumes of the StorageClass `local`: one folder on the node per claim, removed with the claim.
 
 python -m tools.cluster.provisioner KUBECONFIG FOLDER
 """
@@ -26,14 +26,14 @@ _NOT_FOUND: Final = 404
 
 
 class Provisioner:
-    """Follows claims and volumes; a pass over an object is harmless when repeated."""
+    """Watches claims and volumes; handling an object twice is harmless."""
 
     def __init__(self, api: client.CoreV1Api, parent: Path) -> None:
         self._api = api
         self._parent = parent
 
     def provide(self, claim: dict[str, Any]) -> None:
-        """Make the folder and the volume of a claim."""
+        """Create the folder and the volume of a claim."""
         volume = volume_for(claim, self._parent)
         if volume is None:
             return
@@ -42,13 +42,13 @@ class Provisioner:
         # The kubelet applies no fsGroup to host paths, and pods are not root.
         folder.chmod(0o777)
         try:
-            # The client sends a plain dict as it is, whatever its annotation says.
+            # Despite its annotation the client accepts a plain dict.
             self._api.create_persistent_volume(volume)  # type: ignore[arg-type]
         except client.ApiException as error:
             if error.status != _CONFLICT:
                 raise
         else:
-            LOG.info("made %s for %s", volume["metadata"]["name"], volume["spec"]["claimRef"]["name"])
+            LOG.info("Created %s for %s", volume["metadata"]["name"], volume["spec"]["claimRef"]["name"])
 
     def reclaim(self, volume: dict[str, Any]) -> None:
         """Remove a released volume and its data."""
@@ -63,21 +63,21 @@ class Provisioner:
             if error.status != _NOT_FOUND:
                 raise
         else:
-            LOG.info("removed %s", volume["metadata"]["name"])
+            LOG.info("Removed %s", volume["metadata"]["name"])
 
     def follow(self, listing: Callable[..., Any], handle: Callable[[dict[str, Any]], None]) -> None:
-        """Call `handle` with every object, and again whenever it changes; never returns."""
+        """Call `handle` with every object and after each change; never returns."""
         while True:
             try:
                 for event in watch.Watch().stream(listing, timeout_seconds=_WATCH_SECONDS):
                     if event["type"] != "DELETED":
                         handle(event["raw_object"])
             except (client.ApiException, HTTPError) as error:
-                LOG.warning("looking again in %s s: %s", _RETRY_SECONDS, error)
+                LOG.warning("Watching again in %s s: %s", _RETRY_SECONDS, error)
                 time.sleep(_RETRY_SECONDS)
 
     def run(self) -> None:
-        """Follow claims and volumes until either fails for a reason other than the API."""
+        """Watch claims and volumes until an error that is not one of the API."""
         claims = self._api.list_persistent_volume_claim_for_all_namespaces
         with ThreadPoolExecutor() as pool:
             followers = [
@@ -85,9 +85,9 @@ class Provisioner:
                 pool.submit(self.follow, self._api.list_persistent_volume, self.reclaim),
             ]
             done, _ = wait(followers, return_when=FIRST_COMPLETED)
-            LOG.critical("stopping", exc_info=done.pop().exception())
+            LOG.critical("Stopping after an error", exc_info=done.pop().exception())
             logging.shutdown()
-            # The other thread never ends by itself; `up` starts this process again.
+            # The other thread never ends by itself; `up` restarts this process.
             os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""One command at a time on a cluster's state."""
+"""A lock for the state of a cluster."""
 
 import fcntl
 import logging
@@ -14,7 +14,7 @@ LOG: Final = logging.getLogger(__name__)
 
 @contextmanager
 def exclusive(layout: Layout) -> Iterator[None]:
-    """Hold the cluster's state, waiting for another command that holds it."""
+    """Hold the lock of the cluster's state; waits for a command that holds it."""
     while True:
         layout.state.mkdir(parents=True, exist_ok=True)
         path = layout.state / "lock"
@@ -22,9 +22,9 @@ def exclusive(layout: Layout) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                LOG.info("waiting for another command that works on the cluster %s", layout.name)
+                LOG.info("Waiting for another command on the cluster %s", layout.name)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            # A purge may have removed the file, and with it the lock, while we waited.
+            # A purge may have removed the lock file during the wait.
             if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 yield
                 return

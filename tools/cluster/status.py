@@ -1,4 +1,4 @@
-"""What `status` shows."""
+"""Output of the command `status`."""
 
 from tools.cluster.control_plane import ControlPlane
 from tools.cluster.processes import Processes, resident_bytes
@@ -7,7 +7,7 @@ _MEBIBYTE = 1 << 20
 
 
 def report(cluster: ControlPlane) -> None:
-    """Print every process with its memory, then nodes and pods as the API server has them."""
+    """Print every process with its memory, then the nodes and pods."""
     processes = Processes(cluster.layout.run, cluster.layout.log)
     names = processes.names()
     if not names:
@@ -16,7 +16,7 @@ def report(cluster: ControlPlane) -> None:
     for name in names:
         pid = processes.pid(name)
         if pid is None:
-            print(f"{name:<24} ended; see {processes.log_file(name)}")
+            print(f"{name:<24} has ended; see {processes.log_file(name)}")
         else:
             print(f"{name:<24} pid {pid:<8} {resident_bytes(pid) // _MEBIBYTE:>5} MiB")
     if processes.pid("kube-apiserver") is not None:

@@ -1,4 +1,4 @@
-"""The configuration files of this package, with this cluster's values filled in."""
+"""Fill the configuration templates of this package with a cluster's values."""
 
 from pathlib import Path
 from string import Template
@@ -11,6 +11,6 @@ def render(template: str, **values: object) -> str:
     """The text of templates/<template> with every `${name}` replaced.
 
     Raises:
-        KeyError: the template names a value that was not given.
+        KeyError: a value of the template is missing.
     """
     return Template((_FOLDER / template).read_text()).substitute(values)

@@ -1,4 +1,4 @@
-"""The programs that a cluster is made of: one pinned Go module under programs/ for each."""
+"""The programs of a cluster: one pinned Go module in programs/ for each tool."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from tools.cluster.commands import run
 from tools.cluster.errors import ClusterError
 
 _MODULES: Final = Path(__file__).parent / "programs"
-# What go.mod of every module asks for.
+# The version that go.mod of every module requires.
 _MIN_GO_VERSION: Final = (1, 26)
 
 
@@ -21,8 +21,13 @@ _MIN_GO_VERSION: Final = (1, 26)
 class Tool:
     """A Go module whose `tool` directives name the programs to build.
 
-    `version_variables` are Go variables that hold the program's own version, `{version}`, `{major}` and
-    `{minor}` being those of `module` in go.mod.
+    Attributes:
+        name: folder in programs/.
+        programs: names of the built programs.
+        module: Go module of the programs; None for a program of this repository.
+        version_variables: assignments of Go variables with the program's own version, where `{version}`,
+            `{major}` and `{minor}` are those of `module` in go.mod.
+        tags: Go build tags.
     """
 
     name: str
@@ -37,13 +42,13 @@ class Tool:
 
     @property
     def version(self) -> str:
-        """The pinned version, such as v1.37.2; empty for a program of this repository."""
+        """Pinned version, such as v1.37.2; empty for a program of this repository."""
         if self.module is None:
             return ""
         pin = re.search(rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", self._go_mod, re.MULTILINE)
         if pin is None:
             raise ClusterError(
-                f"{self.source / 'go.mod'} pins no version of {self.module}: run `go get -tool` there"
+                f"{self.source / 'go.mod'} does not pin a version of {self.module}: run `go get -tool` there"
             )
         return pin.group(1)
 
@@ -53,7 +58,7 @@ class Tool:
 
     @property
     def build_arguments(self) -> list[str]:
-        """What `go build` is given, beside where to write."""
+        """Arguments of `go build` without the output path."""
         flags = ["-s", "-w"]
         if self.version_variables:
             major, minor, _ = self.version.removeprefix("v").split(".", 2)
@@ -66,7 +71,7 @@ class Tool:
 
     @property
     def key(self) -> str:
-        """Changes whenever the programs would."""
+        """Hash of everything that determines the programs."""
         digest = hashlib.sha256("\0".join(self.build_arguments).encode())
         for path in sorted(self.source.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -74,7 +79,7 @@ class Tool:
 
     @property
     def folder(self) -> Path:
-        """Where the built programs are."""
+        """Folder of the built programs."""
         return cache_directory().absolute() / "bin" / f"{self.name}-{self.key}"
 
 
@@ -98,7 +103,7 @@ CONTAINERD: Final = Tool(
     tags=("no_btrfs",),
 )
 COREDNS: Final = Tool("coredns", ("coredns",), module="github.com/coredns/coredns")
-"""Of its plugins those that the cluster's Corefile names: the rest are most of what there is to compile."""
+"""Built only with the plugins of the cluster's Corefile, because the others take most of the build time."""
 HELM: Final = Tool(
     "helm",
     ("helm",),
@@ -107,17 +112,21 @@ HELM: Final = Tool(
 )
 PAUSE: Final = Tool("pause", ("pause",))
 VERSITYGW: Final = Tool("versitygw", ("versitygw",), module="github.com/versity/versitygw")
-"""A real S3 server over a folder; no part of a cluster, and built by the tests that use it."""
+"""A real S3 server for a folder; not part of a cluster, and built by the tests that use it."""
 KUBEFLOW_TRAINER: Final = Tool(
     "kubeflow-trainer", ("trainer-controller-manager", "jobset"), module="github.com/kubeflow/trainer/v2"
 )
-"""The peer of `make bench-operator`, with JobSet, which it is built on; no part of a cluster either."""
+"""The peer of `make bench-operator`, with JobSet, on which it builds; not part of a cluster either."""
 
 TOOLS: Final = (KUBERNETES, ETCD, CONTAINERD, COREDNS, HELM, PAUSE)
 
 
 def program(name: str) -> Path:
-    """The full path of a program that was built, such as `kubectl` or `helm`."""
+    """Full path of a built program, such as `kubectl` or `helm`.
+
+    Raises:
+        ValueError: no tool builds the program.
+    """
     for tool in (*TOOLS, VERSITYGW, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
@@ -125,10 +134,10 @@ def program(name: str) -> Path:
 
 
 def system_program(name: str, package: str) -> str:
-    """The full path of a program of the distribution; root's usual folders count even if PATH lacks them.
+    """Full path of a program of the distribution, found in PATH and in root's usual folders.
 
     Raises:
-        ClusterError: it is not installed.
+        ClusterError: the program is not installed.
     """
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
     if found is None:
@@ -137,23 +146,23 @@ def system_program(name: str, package: str) -> str:
 
 
 def go_compiler() -> str:
-    """The `go` of PATH if it is new enough, or else the one of this Python environment.
+    """Path of `go` in PATH if it is new enough, otherwise in this Python environment.
 
     Raises:
-        ClusterError: there is neither.
+        ClusterError: neither has a suitable version.
     """
     for folder in (None, str(Path(sys.executable).parent)):
         found = shutil.which("go", path=folder)
         if found is not None and _go_version(found) >= _MIN_GO_VERSION:
             return found
-    oldest = ".".join(str(part) for part in _MIN_GO_VERSION)
+    version = ".".join(str(part) for part in _MIN_GO_VERSION)
     raise ClusterError(
-        f"Go {oldest} or newer is needed to build Kubernetes: "
-        "run this in the environment that `make .venv` makes, which has one"
+        f"the build of Kubernetes needs Go {version} or newer: "
+        "run this in the environment of `make .venv`, which has it"
     )
 
 
 def _go_version(go: str) -> tuple[int, ...]:
-    """Major and minor version; of a development build (0, 0)."""
+    """Major and minor version; (0, 0) for a development build."""
     release = re.match(r"go(\d+)\.(\d+)", run([go, "env", "GOVERSION"]))
     return (0, 0) if release is None else (int(release[1]), int(release[2]))

@@ -1,4 +1,4 @@
-"""Wait for a condition with a deadline."""
+"""Waits for a condition with a deadline."""
 
 import time
 from collections.abc import Callable
@@ -10,17 +10,22 @@ _INTERVAL_SECONDS: Final = 0.05
 
 
 def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
-    """Return as soon as `condition` is true.
+    """Wait until `condition` is true.
+
+    Args:
+        what: description for the error message, such as `the API server`.
+        condition: called every _INTERVAL_SECONDS.
+        seconds: maximum wait.
 
     Raises:
-        ClusterError: it was still false after `seconds`.
+        ClusterError: the condition was still false after `seconds`.
     """
     if not becomes_true(condition, seconds):
-        raise ClusterError(f"gave up after {seconds:.0f} s: {what}")
+        raise ClusterError(f"the wait for {what} took more than {seconds:.0f} s")
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether `condition` is true within `seconds`."""
+    """Wait until `condition` is true; returns whether it became true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
