@@ -1,1 +1,1 @@
-"""What generates files of the repository and checks them."""
+"""Generate and check files of the repository."""

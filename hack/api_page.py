@@ -1,4 +1,4 @@
-"""docs/api.md and docs/api/KIND.md from the models: every field with its type, default, bounds and rules."""
+"""Generate docs/api.md and docs/api/KIND.md from the models: fields with type, default, bounds and rules."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -35,7 +35,7 @@ OMITTED_BOUNDS: Final = {("minLength", 1), ("minItems", 0)}
 
 
 def api_pages() -> dict[str, str]:
-    """The pages as Markdown, by their path below docs: an index, and one page per kind."""
+    """The index and one page per kind as Markdown, by path below docs."""
     index = "".join(_index_row(kind) for kind in KINDS)
     return {
         "api.md": GENERATED + INDEX + index,
@@ -88,12 +88,12 @@ def _kind_page(kind: Kind) -> str:
 
 
 def _fields(node: Schema, path: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """Every field below a node: its path, its schema, and whether it must be given."""
+    """Every field below a node: its path, its schema, and whether it is required."""
     for name, child in node.get("properties", {}).items():
         here = f"{path}.{name}" if path else name
         yield here, child, name in node.get("required", ())
         below = child.get("items", child)
-        # Conditions are those of every Kubernetes object.
+        # The fields of conditions are the same in every Kubernetes object.
         if name != "conditions":
             yield from _fields(below, here + ("[]" if "items" in child else ""))
 
@@ -129,13 +129,13 @@ def _type(node: Schema) -> str:
 
 
 def _strict(node: Schema, bound: str) -> str:
-    """The sign of a bound."""
+    """Comparison sign of a bound."""
     exclusive = node.get(f"exclusive{bound.capitalize()}", False)
     return {"min": ">" if exclusive else "≥", "max": "<" if exclusive else "≤"}[bound[:3]]
 
 
 def _rules(node: Schema) -> Iterator[str]:
-    """Messages of the rules about objects; those of single values only say a pattern in words."""
+    """Messages of the rules of objects; rules of single values only explain a pattern."""
     if node["type"] == "object":
         for rule in node.get("x-kubernetes-validations", ()):
             yield rule["message"]

@@ -1,4 +1,4 @@
-"""The schema of the chart's values: closed everywhere, so that Helm refuses a misspelt name."""
+"""Generate the schema of the chart's values. It allows no other fields, so Helm rejects a misspelt name."""
 
 import json
 from typing import Any, Final
@@ -29,7 +29,7 @@ def closed(**properties: Schema) -> Schema:
 
 
 def values_schema() -> str:
-    """Text of values.schema.json; what a ComputeProfile holds comes from its model."""
+    """Text of values.schema.json; the schema of the default ComputeProfile comes from its model."""
     digest = {"type": "string", "pattern": r"^(sha256:[0-9a-f]{64})?$"}
     image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT, digest=digest)
     image["required"] = ["repository"]
@@ -93,14 +93,14 @@ def values_schema() -> str:
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},
             spec=_plain(spec_schema(ComputeProfileSpec)),
         ),
-        # What a parent chart gives to all its parts.
+        # Values of a parent chart for all its subcharts.
         **{"global": {"type": "object"}},
     )
     return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **schema}, indent=2) + "\n"
 
 
 def _setting(name: str) -> Schema:
-    """Bounds of a setting of the process, from where it is read."""
+    """Type and bounds of a setting of the operator process."""
     schema: Schema = Settings.model_json_schema()["properties"][name]
     return {
         key: value
@@ -110,7 +110,7 @@ def _setting(name: str) -> Schema:
 
 
 def _plain(node: Schema) -> Schema:
-    """A structural schema as plain JSON Schema: closed, without defaults and Kubernetes' extensions."""
+    """A structural schema as closed JSON Schema without defaults and Kubernetes extensions."""
     out = {key: value for key, value in node.items() if key != "default" and not key.startswith("x-")}
     for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if out.pop(exclusive, False):

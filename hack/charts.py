@@ -1,4 +1,4 @@
-"""Lint the Helm charts, with the Helm that the test cluster uses.
+"""Lint the Helm charts with the Helm of the test cluster.
 
 python -m hack.charts
 """

@@ -1,4 +1,4 @@
-"""docs/metrics.md from the code: every metric with its type, labels and meaning, the queries, the alerts."""
+"""Generate docs/metrics.md: every metric with type, labels and meaning, the queries and the alerts."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ TEMPLATE: Final = Path(__file__).parent / "metrics_page.md"
 
 
 class Family(NamedTuple):
-    """A metric with its series."""
+    """A metric family."""
 
     name: str
     type: str
@@ -30,7 +30,7 @@ class Family(NamedTuple):
 
 
 def families() -> dict[str, tuple[Family, ...]]:
-    """All metrics of our own, by where they come from: operator, serving, training."""
+    """All metrics of the project, by process: operator, serving, training."""
     return {
         "operator": (*_wrapped(OperatorMetrics()), *_computed()),
         "serving": tuple(_wrapped(ServingMetrics())),
@@ -55,7 +55,7 @@ def metrics_page() -> str:
 
 
 def _wrapped(metrics: object) -> Iterator[Family]:
-    """What an object has as attributes."""
+    """Families of the metrics that are attributes of an object."""
     for value in vars(metrics).values():
         for metric in value.values() if isinstance(value, dict) else (value,):
             if isinstance(metric, MetricWrapperBase):
@@ -70,7 +70,7 @@ def _computed() -> Iterator[Family]:
         depth=lambda: 0, ages=dict, active=lambda: True, lease_transitions=lambda: 0, report_up=lambda: True
     )
     for family in (*objects.collect(), *process.collect()):
-        labels = family._labelnames  # type: ignore[attr-defined]  # the library keeps them to itself
+        labels = family._labelnames  # type: ignore[attr-defined]  # private in the library
         yield Family(family.name, family.type, labels, family.documentation)
 
 

@@ -1,1 +1,1 @@
-"""What must run before the virtual environment exists: the standard library only."""
+"""Commands that run before the virtual environment exists, with the standard library only."""

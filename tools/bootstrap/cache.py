@@ -1,10 +1,10 @@
-"""Where downloads and builds are kept, so that a second checkout need not repeat them."""
+"""The cache of downloads and builds, shared by all checkouts."""
 
 import os
 from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """The project's folder in the user's cache; it may not exist yet."""
+    """The project's folder in the user's cache; may not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "finetune-operator"

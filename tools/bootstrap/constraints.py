@@ -1,4 +1,4 @@
-"""Write constraints/*.txt: every dependency with its version and hashes, and no index address.
+"""Write constraints/*.txt: every dependency with its version and hashes, without the address of an index.
 
 python3 -m tools.bootstrap.constraints [--upgrade]
 """
@@ -8,7 +8,7 @@ import sys
 from tools.bootstrap.uv import PINS, ROOT, Uv
 
 FOLDER = PINS.parent
-# The oldest Python that we support decides the versions; hashes cover the wheels of all.
+# Versions are those for the oldest supported Python; the hashes cover the wheels of all.
 COMPILE = (
     *("pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
     *("--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"),
@@ -26,7 +26,7 @@ def main(options: list[str]) -> None:
     uv.run(*COMPILE, *options, "--extra", "dev", "--output-file", everything, *project)
     for extra in ("operator", "trainer"):
         target = FOLDER / f"{extra}.txt"
-        # Starting empty, the versions come from the full set alone: tests run what images hold.
+        # Start empty, so that all versions come from the full set: tests and images have equal packages.
         target.unlink(missing_ok=True)
         uv.run(*COMPILE, "--constraint", everything, "--extra", extra, "--output-file", target, *project)
 

@@ -1,8 +1,9 @@
-"""Make build/docs/venv hold exactly what constraints/docs.txt says: the generator of the site and its theme.
+"""Make build/docs/venv match constraints/docs.txt: the generator of the site and its theme.
 
 python3 -m tools.bootstrap.docs
 
-It is apart from .venv, which no test needs it in. Does nothing when the pins have not changed.
+The environment is separate from .venv, because no test needs these packages. The command does nothing when
+the pins are unchanged.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ def main() -> int:
         uv.run("venv", "--quiet", "--clear", "--python", sys.executable, VENV)
         uv.run("pip", "sync", "--quiet", "--require-hashes", DEPENDENCIES, VIRTUAL_ENV=str(VENV))
     except subprocess.CalledProcessError as error:
-        print(f"The environment of the site is not complete: {error}", file=sys.stderr)
+        print(f"The environment build/docs/venv is incomplete: {error}", file=sys.stderr)
         return 1
     STAMP.write_text(key)
     return 0

@@ -1,8 +1,8 @@
-"""Install the distribution packages that the given groups of targets need, after naming them.
+"""List and install the distribution packages that groups of make targets need.
 
 python3 -m tools.bootstrap.packages GROUP…
 
-On a terminal it asks once; without one, or with CI=true, it goes ahead.
+On a terminal it asks for confirmation once; without a terminal, or with CI=true, it installs at once.
 """
 
 import os
@@ -19,27 +19,27 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "images": {
         "buildah": "builds container images without a daemon",
         "debian-archive-keyring": "keys of the packages in the base image",
-        "gcc": "links the stand-ins for CUDA libraries in the CPU image",
-        "libc6-dev": "what gcc links against",
-        "mmdebstrap": "makes the base image where no image registry can be reached",
+        "gcc": "links the stubs of CUDA libraries in the CPU image",
+        "libc6-dev": "libraries for gcc",
+        "mmdebstrap": "builds the base image if no image registry is reachable",
     },
     "cluster": {
         "containernetworking-plugins": "pod network",
         "iproute2": "bridges and addresses",
-        "kmod": "the kernel module that shows bridged traffic to services",
-        "nftables": "services and masquerading",
+        "kmod": "loads the kernel module that Services on a bridge need",
+        "nftables": "Services and masquerading",
         "runc": "runs containers",
     },
 }
 
 
 def missing(packages: list[str]) -> list[str]:
-    """Those of `packages` that are not installed."""
+    """The `packages` that are not installed."""
     query = subprocess.run(
         ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n", *packages],
         capture_output=True,
         text=True,
-        check=False,  # it exits 1 when it knows none of a name, which is an answer
+        check=False,  # exit status 1 means that a package is unknown
     )
     installed = {
         name for name, status in (line.split() for line in query.stdout.splitlines()) if status == "installed"
@@ -48,17 +48,17 @@ def missing(packages: list[str]) -> list[str]:
 
 
 def agreed() -> bool:
-    """Whether the user lets us install, asked only where somebody can answer."""
+    """Whether the user agrees to the installation; asks only on a terminal."""
     if os.environ.get("CI") == "true" or not sys.stdin.isatty():
         return True
     return input("Install them now with apt-get? [Y/n] ").strip().lower() in {"", "y", "yes"}
 
 
 def install(packages: list[str]) -> None:
-    """Install `packages` from the machine's own configured sources.
+    """Install `packages` from the machine's configured sources.
 
     Raises:
-        subprocess.CalledProcessError: apt-get failed; its own message is on the terminal.
+        subprocess.CalledProcessError: apt-get failed; its message is on the terminal.
     """
     prefix = [] if os.geteuid() == 0 else ["sudo"]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
@@ -70,24 +70,27 @@ def install(packages: list[str]) -> None:
 
 
 def main(groups: list[str]) -> int:
-    wanted = {name: why for group in groups for name, why in GROUPS[group].items()}
+    required = {name: purpose for group in groups for name, purpose in GROUPS[group].items()}
     if shutil.which("dpkg-query") is None:
-        print(f"This machine has no dpkg. Make sure that it has: {', '.join(wanted)}.", file=sys.stderr)
+        print(
+            f"This machine has no dpkg. Make sure that these are installed: {', '.join(required)}.",
+            file=sys.stderr,
+        )
         return 0
-    lacking = missing(list(wanted))
-    if not lacking:
+    to_install = missing(list(required))
+    if not to_install:
         return 0
-    print("Distribution packages that are needed and not installed:")
-    for name in lacking:
-        print(f"  {name:<28} {wanted[name]}")
-    by_hand = f"apt-get install --no-install-recommends {' '.join(lacking)}"
+    print("Required distribution packages that are not installed:")
+    for name in to_install:
+        print(f"  {name:<28} {required[name]}")
+    command = f"apt-get install --no-install-recommends {' '.join(to_install)}"
     if not agreed():
-        print(f"Then install them yourself and run make again:\n  {by_hand}", file=sys.stderr)
+        print(f"Install them yourself and run make again:\n  {command}", file=sys.stderr)
         return 1
     try:
-        install(lacking)
+        install(to_install)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"{error}\nInstall them yourself and run make again:\n  {by_hand}", file=sys.stderr)
+        print(f"{error}\nInstall them yourself and run make again:\n  {command}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""How this machine's pip reaches its index, so that uv and image builds reach it the same way."""
+"""This machine's pip settings for index and network, which uv and image builds use too."""
 
 import re
 import subprocess
@@ -10,10 +10,10 @@ _SETTING: Final = re.compile(r"(?:global|install|:env:)\.(?:default-)?([a-z-]+)=
 
 
 def pip_settings(python: Path) -> dict[str, str]:
-    """The settings about the index and the network of the pip of `python`, environment included.
+    """Index and network settings of the pip of `python`, including those of the environment.
 
     Raises:
-        subprocess.CalledProcessError: that Python has no pip.
+        subprocess.CalledProcessError: this Python has no pip.
     """
     listing = subprocess.run(
         [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
@@ -23,6 +23,6 @@ def pip_settings(python: Path) -> dict[str, str]:
 
 
 def uv_environment(settings: dict[str, str]) -> dict[str, str]:
-    """The same settings as the environment variables of uv, which does not read pip's files."""
+    """The settings as environment variables of uv, which does not read pip's files."""
     names = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "cert": "SSL_CERT_FILE"}
     return {variable: settings[name] for name, variable in names.items() if name in settings}

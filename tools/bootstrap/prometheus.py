@@ -1,8 +1,8 @@
-"""Unpack the distribution's Prometheus and promtool into the cache, where none is on PATH.
+"""Unpack the distribution's Prometheus and promtool into the cache if they are not on PATH.
 
 python3 -m tools.bootstrap.prometheus
 
-It is not installed: the package's scripts would start a server on this machine.
+The package is not installed, because its scripts would start a server on this machine.
 """
 
 import os
@@ -20,7 +20,7 @@ PROGRAMS: Final = ("prometheus", "promtool")
 
 
 def program(name: str) -> Path | None:
-    """The full path of `prometheus` or `promtool`, or None where it is neither on PATH nor unpacked."""
+    """Full path of `prometheus` or `promtool`; None if it is neither on PATH nor unpacked."""
     on_path = shutil.which(name)
     if on_path is not None:
         return Path(on_path)
@@ -29,7 +29,7 @@ def program(name: str) -> Path | None:
 
 
 def unpack() -> None:
-    """Download the package from the machine's own configured sources and keep its programs.
+    """Download the package from the machine's configured sources, and keep its programs.
 
     Raises:
         OSError, subprocess.CalledProcessError: a tool is missing or failed; its message is on the terminal.
@@ -49,7 +49,7 @@ def _folder() -> Path:
 
 
 def _download(folder: str) -> None:
-    # As root apt would download as a user who may not write here.
+    # Otherwise apt downloads as a user who may not write to this folder.
     command = ["apt-get", "download", "--quiet=2", "--option=APT::Sandbox::User=root", PACKAGE]
     if subprocess.run(command, cwd=folder, check=False).returncode == 0:
         return
@@ -61,11 +61,11 @@ def _download(folder: str) -> None:
 def main() -> int:
     if all(program(name) for name in PROGRAMS):
         return 0
-    print(f"Unpacking the distribution's package {PACKAGE} for the tests; nothing is installed …", flush=True)
+    print(f"Unpacking the distribution package {PACKAGE} for the tests; nothing is installed …", flush=True)
     try:
         unpack()
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"{error}\nPut {' and '.join(PROGRAMS)} on PATH yourself and run make again.", file=sys.stderr)
+        print(f"{error}\nPut {' and '.join(PROGRAMS)} on PATH and run make again.", file=sys.stderr)
         return 1
     return 0
 

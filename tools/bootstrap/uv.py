@@ -1,4 +1,4 @@
-"""uv, installed by pip from a pinned and hashed constraints file into the cache."""
+"""uv, installed by pip into the cache from a constraints file with version and hashes."""
 
 import hashlib
 import os
@@ -41,6 +41,6 @@ class Uv:
         """Run uv in the repository's root.
 
         Raises:
-            subprocess.CalledProcessError: uv failed; its own message is on the terminal.
+            subprocess.CalledProcessError: uv failed; its message is on the terminal.
         """
         subprocess.run([self._binary, *arguments], cwd=ROOT, env=self._environment | environment, check=True)

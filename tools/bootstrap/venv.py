@@ -1,8 +1,8 @@
-"""Make .venv hold exactly what constraints/dev.txt says, and the project itself, editable.
+"""Make .venv match constraints/dev.txt, with the project itself as an editable package.
 
 python3 -m tools.bootstrap.venv
 
-Does nothing when the pins and the project's metadata have not changed since the last time.
+The command does nothing when the pins and the project's metadata are unchanged.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ DEPENDENCIES: Final = ROOT / "constraints" / "dev.txt"
 
 
 def content_key() -> str:
-    """Changes whenever the environment would."""
+    """Hash of everything that determines the environment."""
     digest = hashlib.sha256()
     for path in (PINS, DEPENDENCIES, ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
@@ -28,17 +28,17 @@ def content_key() -> str:
 
 
 def is_current() -> bool:
-    """Whether .venv was made from the present pins and its interpreter is still there."""
+    """Whether .venv was made from the present pins and its interpreter exists."""
     return STAMP.exists() and STAMP.read_text() == content_key() and (VENV / "bin" / "python").exists()
 
 
 def make() -> None:
-    """Create or correct .venv.
+    """Create or update .venv.
 
     Raises:
-        subprocess.CalledProcessError: a tool failed; its own message is on the terminal.
+        subprocess.CalledProcessError: a tool failed; its message is on the terminal.
     """
-    print("Preparing .venv (the first time downloads about 3 GB; later only what changed) …", flush=True)
+    print("Preparing .venv (downloads about 3 GB the first time, later only changes) …", flush=True)
     uv = Uv()
     target = {"VIRTUAL_ENV": str(VENV)}
     STAMP.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def main() -> int:
         try:
             make()
         except subprocess.CalledProcessError as error:
-            print(f"The environment is not complete: {error}", file=sys.stderr)
+            print(f"The environment .venv is incomplete: {error}", file=sys.stderr)
             return 1
     return 0
 

@@ -1,7 +1,7 @@
 """python -m tools.docs
 
-Build the site into build/docs/html. A warning of Sphinx, such as a link that leads nowhere, is an error.
-Runs in the environment that `tools.bootstrap.docs` makes, which has no other dependency of the project.
+Build the site into build/docs/html. A warning of Sphinx, such as a broken link, is an error. Runs in the
+environment of `tools.bootstrap.docs`, which has no other dependency of the project.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Settings of Sphinx. Nothing is loaded from the network when a page is viewed: fonts are the system's."""
+"""Settings of Sphinx. A page loads nothing from the network; it uses the system's fonts."""
 
 project = "finetune-operator"
 author = "the finetune-operator authors"
@@ -11,7 +11,7 @@ root_doc = "index"
 
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
-# Output of commands has signs that no lexer knows.
+# Output of commands contains characters that no lexer knows.
 suppress_warnings = ["misc.highlighting_failure"]
 highlight_language = "none"
 
@@ -19,5 +19,5 @@ html_theme = "furo"
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
-# The prompt and lines of output are not copied.
+# Copies commands without the prompt and without output.
 copybutton_prompt_text = "$ "

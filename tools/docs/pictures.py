@@ -1,6 +1,6 @@
 """python -m tools.docs.pictures [--check]
 
-Draw docs/pictures/*.dot as SVG with Graphviz, or with --check say which drawings are not what their text is.
+Draw docs/pictures/*.dot as SVG with Graphviz, or with --check list the drawings that are stale.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ PROGRAM: Final = Path(sys.executable).parent / "graphviz-pure"
 
 
 def draw(source: Path) -> str:
-    """The SVG of a picture in the language DOT."""
+    """SVG of a picture in the DOT language."""
     drawn = subprocess.run([PROGRAM, "-Tsvg", source], capture_output=True, text=True, check=True).stdout
     return drawn.rstrip() + "\n"
 

@@ -1,7 +1,7 @@
-"""Copies the pages to where Sphinx reads them.
+"""Copy the pages to the folder that Sphinx reads.
 
-README becomes the first page and CONTRIBUTING one of the others. A link to something that is not a page, such
-as a source file, becomes its path, because the site does not hold it.
+README becomes the first page, and CONTRIBUTING a page of its own. A link to a file that is not a page, such
+as a source file, becomes its path, because the site does not contain the file.
 """
 
 import os
@@ -34,11 +34,11 @@ NESTED: Final = {
     "decisions/README.md": "decisions/*",
     "runbooks/README.md": "runbooks/*",
 }
-"""Pages that list others: their children in the navigation."""
+"""Children in the navigation, by the page that lists them."""
 
 
 def stage(root: Path, target: Path) -> None:
-    """Write the sources of the site for the repository `root` into the folder `target`."""
+    """Write the sources of the site of the repository `root` to the folder `target`."""
     docs = root / "docs"
     pages = {path: path.relative_to(docs) for path in sorted(docs.rglob("*.md"))}
     pages |= {root / "README.md": Path("index.md"), root / "CONTRIBUTING.md": Path("contributing.md")}
@@ -72,7 +72,7 @@ def _relinked(path: Path, name: Path, pages: dict[Path, Path], root: Path) -> st
 
 
 def _lines(text: str) -> Iterator[tuple[str, bool]]:
-    """Each line, and whether it is part of a code block."""
+    """Each line, and whether it belongs to a code block."""
     code = False
     for line in text.splitlines(keepends=True):
         fence = FENCE.match(line) is not None

@@ -1,1 +1,1 @@
-"""Container images of the operator and the trainer, built from the Dockerfiles that ship."""
+"""Build the container images of the operator and the trainer from the repository's Dockerfiles."""

@@ -15,13 +15,15 @@ from tools.images.errors import ImageError
 from tools.images.references import Variant
 
 app = typer.Typer(
-    help="Container images of the operator and the trainer.", no_args_is_help=True, add_completion=False
+    help="Build the container images of the operator and the trainer.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
 @contextmanager
 def report_failures() -> Iterator[None]:
-    """Turn what a user can mend into a message and exit code 1."""
+    """Turn an error that a user can fix into a message and exit code 1."""
     try:
         yield
     except (ImageError, ClusterError, subprocess.CalledProcessError) as error:
@@ -32,14 +34,12 @@ def report_failures() -> Iterator[None]:
 @app.command(name="build")
 def build_command(
     variant: Variant = Variant.CPU,
-    release: Annotated[
-        bool, typer.Option("--release", help="Refuse a base image that is not named by its digest.")
-    ] = False,
+    release: Annotated[bool, typer.Option("--release", help="Reject a base image without a digest.")] = False,
 ) -> None:
-    """Build both images and hand them to the local cluster, or push them to the registry IMAGE_REGISTRY.
+    """Build both images, and load them into the local cluster or push them to the registry IMAGE_REGISTRY.
 
-    Prints their names as JSON, and how large they are beside their budgets; writes their bills of materials
-    into build/sbom. Builds nothing that is there already.
+    Prints the image names as JSON, and the size and budget of each image. Writes the bills of materials to
+    build/sbom. Images that exist are not built again.
     """
     with report_failures():
         built = build(variant, release=release)
@@ -49,7 +49,7 @@ def build_command(
 
 @app.command()
 def refs(variant: Variant = Variant.CPU) -> None:
-    """Print the names that the images of the present sources have, as JSON: {"operator": …, "trainer": …}."""
+    """Print the names of the images of the present sources as JSON: {"operator": …, "trainer": …}."""
     with report_failures():
         print(json.dumps(references(variant)._asdict()))
 

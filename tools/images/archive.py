@@ -1,4 +1,4 @@
-"""OCI image archives that leave out the layers which the receiver has already."""
+"""OCI image archives without the layers that the receiver already has."""
 
 import hashlib
 import io
@@ -14,7 +14,13 @@ OCI: Final = "application/vnd.oci.image"
 
 @dataclass(frozen=True)
 class Layer:
-    """An uncompressed layer: the digest of its tar file, and where that is."""
+    """An uncompressed layer.
+
+    Attributes:
+        digest: digest of its tar file.
+        archive: archive that contains the tar file.
+        member: name of the tar file in the archive.
+    """
 
     digest: str
     archive: Path
@@ -23,7 +29,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Image:
-    """An image's configuration, less the list of its layers, and the layers, lowest first."""
+    """An image's configuration without the list of layers, and its layers, lowest first."""
 
     configuration: dict[str, Any]
     layers: tuple[Layer, ...]
@@ -33,17 +39,17 @@ class Image:
         return [layer.digest for layer in self.layers]
 
     def with_layer(self, index: int, layer: Layer) -> "Image":
-        """The same image with one more layer, above the lowest `index` ones."""
+        """The same image with an additional layer above the lowest `index` layers."""
         return Image(self.configuration, (*self.layers[:index], layer, *self.layers[index:]))
 
 
 def read_docker_archive(archive: Path) -> Image:
-    """The one image in an archive that `buildah push docker-archive:` wrote, which compresses nothing."""
+    """Read the image in an uncompressed archive of `buildah push docker-archive:`."""
     with tarfile.open(archive) as tar:
         manifest = json.load(_member(tar, "manifest.json"))[0]
         configuration = json.load(_member(tar, manifest["Config"]))
     digests = configuration.pop("rootfs")["diff_ids"]
-    # It describes layers one by one, which holds no longer once another one is put between.
+    # The history describes every layer, so it would not match after a layer is inserted.
     configuration.pop("history", None)
     layers = (
         Layer(digest, archive, member) for digest, member in zip(digests, manifest["Layers"], strict=True)
@@ -52,7 +58,7 @@ def read_docker_archive(archive: Path) -> Image:
 
 
 def marker_layer(archive: Path, name: str) -> Layer:
-    """Write to `archive` a layer that holds nothing but an empty file `name`; the same each time."""
+    """Write to `archive` a layer that contains only an empty file `name`; equal each time."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.addfile(tarfile.TarInfo(name))
@@ -63,7 +69,7 @@ def marker_layer(archive: Path, name: str) -> Layer:
 
 
 def write_oci_archive(target: Path, name: str, image: Image, present: Collection[str]) -> None:
-    """Write `image` to `target` under the full `name`, without the layers whose digests are in `present`."""
+    """Write `image` to `target` with the full `name`, without the layers whose digests are in `present`."""
     with tarfile.open(target, "w") as tar:
         layers = []
         for layer in image.layers:
@@ -93,7 +99,7 @@ def write_oci_archive(target: Path, name: str, image: Image, present: Collection
 
 
 def chain_id(digests: list[str]) -> str:
-    """Name of the snapshot in which these layers lie one upon the other (OCI image specification)."""
+    """Name of the snapshot of these stacked layers (ChainID of the OCI image specification)."""
     chain = digests[0]
     for digest in digests[1:]:
         chain = "sha256:" + hashlib.sha256(f"{chain} {digest}".encode()).hexdigest()
@@ -103,12 +109,12 @@ def chain_id(digests: list[str]) -> str:
 def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     content = tar.extractfile(name)
     if content is None:
-        raise ValueError(f"{name} is no file in {tar.name!r}: this is no image archive")
+        raise ValueError(f"{tar.name!r} is not an image archive: {name} is not a file in it")
     return content
 
 
 def _put(tar: tarfile.TarFile, media_type: str, document: object) -> dict[str, object]:
-    """Add a JSON blob and return its descriptor."""
+    """Add a JSON blob, and return its descriptor."""
     content = json.dumps(document).encode()
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     _add(tar, _blob(digest), content)

@@ -1,4 +1,4 @@
-"""The base image: the one that the Dockerfiles name, or one of our own where no registry is reached."""
+"""The base image: that of the Dockerfiles, or one that is built here if no registry is reachable."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from tools.images.buildah import Buildah
 from tools.images.errors import ImageError
 
 PINNED: Final = re.compile(r"(?P<name>[^@]+?)(?::[\w.-]+)?@(?P<digest>sha256:[0-9a-f]{64})")
-"""A name with a digest; a tag between them is for people."""
+"""An image name with a digest; a tag between them is ignored."""
 DEFAULT: Final = re.compile(r"^ARG BASE_IMAGE=(\S+)$", re.MULTILINE)
 SUITE: Final = "bookworm"
 BOOTSTRAP: Final = (
@@ -27,10 +27,10 @@ SUBSTITUTE: Final = f"localhost/finetune-base:{hashlib.sha256(repr(BOOTSTRAP).en
 
 
 def base_image(buildah: Buildah) -> str:
-    """Name of the base image; it may have to be made yet (`ensure`).
+    """Name of the base image, which may not exist yet (see `ensure`).
 
-    BASE_IMAGE of the environment decides. Without it, whether a registry was reached the first time that
-    this machine was asked: the answer is kept, so that tags do not change with the network.
+    The environment variable BASE_IMAGE takes precedence. Otherwise the first call on this machine tries the
+    registry and records the choice, so that tags do not change with the network.
 
     Raises:
         ImageError: the Dockerfile names no base image.
@@ -49,8 +49,8 @@ def base_image(buildah: Buildah) -> str:
     except ImageError as error:
         reason = str(error).splitlines()[-1]
         print(
-            f"{chosen} cannot be pulled ({reason}).\n"
-            f"A base image is made here instead; to try again later, remove {record}.",
+            f"The base image {chosen} cannot be pulled ({reason}).\n"
+            f"A substitute is built here. To try the registry again later, remove {record}.",
             file=sys.stderr,
         )
         chosen = SUBSTITUTE
@@ -60,52 +60,52 @@ def base_image(buildah: Buildah) -> str:
 
 
 def require_pinned(image: str) -> None:
-    """Refuse a base image that may be another one tomorrow.
+    """Reject a base image whose name has no digest.
 
     Raises:
-        ImageError: `image` is not named by its digest.
+        ImageError: `image` has no digest.
     """
     if not PINNED.fullmatch(image):
         raise ImageError(
-            f"a release is built on a base image that is named by its digest, and {image} is not: set"
-            " BASE_IMAGE=NAME:TAG@sha256:DIGEST, or put that after ARG BASE_IMAGE= in both Dockerfiles"
+            f"a release needs a base image with a digest, and {image} has none: set"
+            " BASE_IMAGE=NAME:TAG@sha256:DIGEST, or write that after ARG BASE_IMAGE= in both Dockerfiles"
         )
 
 
 def pull(buildah: Buildah, image: str) -> str:
-    """Pull `image` and return the id that it has in buildah's store.
+    """Pull `image`, and return its id in buildah's store.
 
     Raises:
-        ImageError: no registry was reached, or it has no such image.
+        ImageError: the registry is not reachable or does not have the image.
     """
     pinned = PINNED.fullmatch(image)
-    # buildah takes a tag or a digest; the digest decides.
+    # buildah accepts either a tag or a digest.
     source = f"{pinned['name']}@{pinned['digest']}" if pinned else image
     return buildah.run("pull", "--quiet", *plain_http(image), f"docker://{source}")
 
 
 def plain_http(image: str) -> tuple[str, ...]:
-    """The option for a registry on this machine, which, as for Docker, has no certificate."""
+    """Option for a registry on this machine, which has no certificate; the same rule as in Docker."""
     host = image.partition("/")[0].partition(":")[0]
     return ("--tls-verify=false",) if host in {"localhost", "127.0.0.1"} else ()
 
 
 def ensure(buildah: Buildah, image: str) -> str:
-    """Have the base `image` in buildah's store, and return the name or id by which it is found there.
+    """Pull or build the base `image` unless buildah's store has it; returns its name or id there.
 
     Raises:
-        ImageError: it can neither be pulled nor made.
+        ImageError: it can neither be pulled nor built.
     """
     if image != SUBSTITUTE:
         return pull(buildah, image)
     if not buildah.has(image):
-        print("Making the base image with mmdebstrap (about a minute) …", file=sys.stderr, flush=True)
+        print("Building the base image with mmdebstrap (about a minute) …", file=sys.stderr, flush=True)
         archive = cache_directory() / "images" / "base.tar"
         try:
             subprocess.run([*BOOTSTRAP, archive, *_mirrors()], stdin=subprocess.DEVNULL, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise ImageError(
-                f"{error}: mmdebstrap needs a mirror of Debian {SUITE}; or set BASE_IMAGE"
+                f"{error}: mmdebstrap needs a mirror of Debian {SUITE}. Configure one, or set BASE_IMAGE"
             ) from error
         container = buildah.run("from", "scratch")
         buildah.run("add", "--quiet", container, archive, "/")
@@ -115,7 +115,7 @@ def ensure(buildah: Buildah, image: str) -> str:
 
 
 def _mirrors() -> list[Path]:
-    """This machine's own package sources where it is of the same suite; mmdebstrap's default otherwise."""
+    """Package sources of this machine if it has the same suite; empty for mmdebstrap's default."""
     if f"VERSION_CODENAME={SUITE}" not in Path("/etc/os-release").read_text():
         return []
     folder = Path("/etc/apt")

@@ -1,4 +1,4 @@
-"""Bills of materials of the images, as CycloneDX JSON: what is in them, which version, which license."""
+"""Bills of materials of the images as CycloneDX JSON: packages with versions and licenses."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from packageurl import PackageURL
 from tools.images.errors import ImageError
 
 Inventory = dict[str, Any]
-"""What inventory.py prints."""
+"""Output of inventory.py."""
 
 BASE: Final = "finetune.dev:base-image"
 BYTES: Final = "finetune.dev:bytes"
@@ -35,23 +35,23 @@ VALIDATOR: Final = JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def bill_of_materials(image: str, base: str, inventory: Inventory, constraints: Path) -> str:
-    """The bill of `image` as a document.
+    """The bill of materials of `image` as JSON.
 
     Args:
-        image: full name with its tag.
-        base: name of the image that it was built upon.
-        inventory: what was found in it.
-        constraints: the file that pins its Python packages.
+        image: full name with tag.
+        base: name of its base image.
+        inventory: content of the image.
+        constraints: file that pins its Python packages.
 
     Raises:
-        ImageError: what was found makes no valid document.
+        ImageError: the result is not valid CycloneDX.
     """
     name, _, tag = image.rpartition(":")
     subject = Component(
         name=name.rpartition("/")[2], version=tag, type=ComponentType.CONTAINER, bom_ref=image
     )
     bom = Bom(
-        # The same image has the same bill.
+        # Equal images have equal bills.
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, image),
         metadata=BomMetaData(
             component=subject,
@@ -75,7 +75,7 @@ def bill_of_materials(image: str, base: str, inventory: Inventory, constraints: 
 
 
 def size(bill: Path, image: str) -> int | None:
-    """Bytes of this image, as the file `bill` has them; None if that is not this image's bill."""
+    """Size of the image in bytes according to the file `bill`; None if that belongs to another image."""
     if not bill.exists():
         return None
     metadata = json.loads(bill.read_text())["metadata"]
@@ -86,7 +86,7 @@ def size(bill: Path, image: str) -> int | None:
 
 
 def pinned_hashes(constraints: Path) -> dict[str, tuple[str, ...]]:
-    """By normalised name of a package, the SHA-256 of each file that may be installed for it."""
+    """SHA-256 of each installable file, by normalised package name."""
     return {
         _normalised(pin[1]): tuple(re.findall(r"sha256:([0-9a-f]{64})", pin[3]))
         for pin in PIN.finditer(constraints.read_text())
@@ -109,7 +109,7 @@ def _python(inventory: Inventory, hashes: dict[str, tuple[str, ...]]) -> Iterato
     for package in inventory["python"]:
         name, version = _normalised(package["name"]), package["version"]
         purl = PackageURL("pypi", name=name, version=version)
-        # The installer has checked that the file was one of these; it does not note which.
+        # The installer verified that the file was one of these, but does not record which one.
         files = ExternalReference(
             type=ExternalReferenceType.DISTRIBUTION,
             url=XsUri(purl.to_string()),

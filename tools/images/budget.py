@@ -1,4 +1,4 @@
-"""How large each image may be; an image that grows beyond it is not handed out."""
+"""Size budgets of the images; an image that exceeds its budget is not delivered."""
 
 from typing import Final
 
@@ -7,25 +7,29 @@ from tools.images.errors import ImageError
 MEBIBYTE: Final = 1 << 20
 BUDGETS: Final = {
     "finetune-operator": 360 * MEBIBYTE,
-    # 100 MiB of it are SciPy, which datasketch takes for the hashes that tell near duplicates.
+    # SciPy takes 100 MiB; datasketch needs it for the hashes of near duplicates.
     "finetune-trainer-cpu": 2200 * MEBIBYTE,
-    # 200 MiB of it are the C compiler that Triton needs.
+    # The C compiler that Triton needs takes 200 MiB.
     "finetune-trainer-cuda": 7700 * MEBIBYTE,
 }
-"""Bytes of all files, uncompressed, base included."""
+"""Maximum bytes of all files, uncompressed, including the base image."""
 
 
-def spent(image: str, used: int) -> str:
-    """How much of its budget the image, a key of `BUDGETS`, uses, in words.
+def check_budget(image: str, size: int) -> str:
+    """Size and budget of the image as text.
+
+    Args:
+        image: a key of `BUDGETS`.
+        size: its size in bytes.
 
     Raises:
         ImageError: it is too large.
     """
     budget = BUDGETS[image]
-    said = f"{image}: {used / MEBIBYTE:,.0f} MiB of {budget / MEBIBYTE:,.0f} MiB"
-    if used > budget:
+    text = f"{image}: {size / MEBIBYTE:,.0f} MiB of {budget / MEBIBYTE:,.0f} MiB"
+    if size > budget:
         raise ImageError(
-            f"{said}: the image is too large. See what was added to its constraints, or raise its budget in"
-            " tools/images/budget.py and say why"
+            f"{text}: the image is too large. Check the packages that were added to its constraints, or raise"
+            " its budget in tools/images/budget.py and give the reason there"
         )
-    return said
+    return text

@@ -1,4 +1,4 @@
-"""From the sources to images that the cluster can run, doing only what has not been done."""
+"""Build the images from the sources and deliver them, with only the missing steps."""
 
 import fcntl
 import json
@@ -25,36 +25,40 @@ BILLS: Final = ROOT / "build" / "sbom"
 
 
 class Built(NamedTuple):
-    """What the present sources have become."""
+    """The images of the present sources.
+
+    Attributes:
+        names: their names.
+        sizes: size and budget of each image as text.
+    """
 
     names: References
     sizes: tuple[str, ...]
-    """How much of its budget each image uses, in words."""
 
 
 def references(variant: Variant) -> References:
-    """Names of the images of the present sources, whether they are built or not."""
+    """Names of the images of the present sources, built or not."""
     return image_references(base.base_image(Buildah()), variant)
 
 
 def build(variant: Variant, *, release: bool = False) -> Built:
-    """Build both images and hand them to the registry of IMAGE_REGISTRY, or to the local cluster's node.
+    """Build both images, and push them to IMAGE_REGISTRY or load them into the local cluster's node.
 
-    One process at a time; another waits and then finds the work done.
+    A second process waits for the first one and then finds the images.
 
     Args:
-        variant: of the trainer image.
-        release: whether to refuse a base image that is not named by its digest.
+        variant: variant of the trainer image.
+        release: whether to reject a base image without a digest.
 
     Raises:
-        ImageError: a build failed, an image is too large, or there is nobody to hand the result to.
-        ClusterError: the node did not take an image.
-        subprocess.CalledProcessError: a tool failed; its own message is on the terminal.
+        ImageError: a build failed, an image is too large, or the cluster does not run.
+        ClusterError: the node did not accept an image.
+        subprocess.CalledProcessError: a tool failed; its message is on the terminal.
     """
     if os.environ.get("KUBE_CONTEXT") and not os.environ.get("IMAGE_REGISTRY"):
         raise ImageError(
-            "KUBE_CONTEXT names a cluster that does not see this machine's images: "
-            "set IMAGE_REGISTRY to a registry that it pulls from"
+            "KUBE_CONTEXT selects a cluster that cannot use images of this machine: "
+            "set IMAGE_REGISTRY to a registry from which it can pull"
         )
     buildah = Buildah()
     if release:
@@ -72,13 +76,13 @@ def build(variant: Variant, *, release: bool = False) -> Built:
                 else:
                     builder.load(Node())
             except SourcesChangedError as error:
-                _say(f"{error} Again …")
+                _log(f"{error} Building again …")
             else:
                 return Built(builder.names, sizes)
 
 
 class Builder:
-    """Builds the images of the present sources, each at most once."""
+    """Builds the images of the present sources, each once."""
 
     def __init__(self, buildah: Buildah, variant: Variant) -> None:
         self._buildah = buildah
@@ -87,10 +91,10 @@ class Builder:
         self.names = image_references(self._base, variant)
 
     def describe(self) -> tuple[str, ...]:
-        """Write the bill of materials of each image that has none.
+        """Write the missing bills of materials.
 
         Returns:
-            How much of its budget each image uses, in words.
+            Size and budget of each image as text.
 
         Raises:
             ImageError: an image is too large.
@@ -103,15 +107,15 @@ class Builder:
 
     def _described(self, title: str, image: str, pins: str) -> str:
         file, constraints = BILLS / f"{title}.cdx.json", ROOT / "constraints" / pins
-        used = bill.size(file, image)
-        if used is None:
+        size = bill.size(file, image)
+        if size is None:
             found = self._inventory(image)
             file.write_text(bill.bill_of_materials(image, self._base, found, constraints))
-            used = found["bytes"]
-        return budget.spent(title, used)
+            size = found["bytes"]
+        return budget.check_budget(title, size)
 
     def push(self) -> None:
-        """Push what the Dockerfiles make; the packages of the CPU variant are copied into a layer."""
+        """Push the images; the packages of the CPU variant are copied into a layer."""
         parent = base.ensure(self._buildah, self._base)
         self._build(OPERATOR, self.names.operator, parent)
         if self._variant is Variant.CPU:
@@ -123,11 +127,11 @@ class Builder:
         else:
             self._build(TRAINER, self.names.trainer, parent)
         for name in self.names:
-            _say(f"Pushing {name} …")
+            _log(f"Pushing {name} …")
             self._buildah.run("push", *base.plain_http(name), name, f"docker://{name}")
 
     def load(self, node: Node) -> None:
-        """Hand to `node` what it does not have."""
+        """Load the images that `node` does not have."""
         missing = {name for name in self.names if not node.has(name)}
         if not missing:
             return
@@ -153,13 +157,13 @@ class Builder:
                 node.add(self.names.trainer, image)
 
     def _inventory(self, image: str) -> bill.Inventory:
-        """What is in the image, which is built for that if need be."""
+        """Content of the image, which is built if it does not exist."""
         parent = base.ensure(self._buildah, self._base)
         packages = None
         if image == self.names.operator:
             self._build(OPERATOR, image, parent)
         elif self._variant is Variant.CPU:
-            # Its packages join it when it is handed out.
+            # Its packages are added when it is delivered.
             python, packages = self._cpu_packages(parent)
             image += CODE
             self._build(TRAINER, image, parent, dependencies=python)
@@ -173,7 +177,7 @@ class Builder:
         return found
 
     def _cpu_packages(self, parent: str) -> tuple[str, Dependencies]:
-        """The image of the trainer's stage `python`, and the packages that belong upon it."""
+        """The image of the Dockerfile stage `python`, and the packages for the layer above it."""
         python = f"localhost/finetune-trainer-python:{content_key(('trainer_image/Dockerfile',), self._base)}"
         if not self._buildah.has(python):
             self._buildah.build(TRAINER, python, base=parent, target="python")
@@ -181,12 +185,12 @@ class Builder:
 
     def _build(self, dockerfile: Path, name: str, parent: str, dependencies: str | None = None) -> None:
         if not self._buildah.has(name):
-            _say(f"Building {name} …")
+            _log(f"Building {name} …")
             self._buildah.build(dockerfile, name, base=parent, dependencies=dependencies)
             if name.removesuffix(CODE) not in image_references(self._base, self._variant):
                 self._buildah.run("rmi", name)
-                raise SourcesChangedError("The sources changed while they were built.")
+                raise SourcesChangedError("The sources changed during the build.")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""buildah with a store of its own, so that no other tool's images are seen or changed."""
+"""buildah with its own store, separate from the images of other tools."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CERTIFICATES: Final = Path("/etc/ssl/certs")
 
 
 class Buildah:
-    """Builds images; a build's output is shown only if it fails."""
+    """Builds images; the output of a build is shown only if it fails."""
 
     def __init__(self) -> None:
         if shutil.which("buildah") is None:
@@ -32,30 +32,30 @@ class Buildah:
         )
 
     def run(self, *arguments: str | Path) -> str:
-        """The output of one buildah command.
+        """Run a buildah command, and return its output.
 
         Raises:
-            ImageError: it failed; the message ends with what it wrote.
+            ImageError: it failed; the message ends with its output.
         """
-        done = subprocess.run(
+        result = subprocess.run(
             ["buildah", *self._store, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode:
-            written = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-            raise ImageError(f"buildah {arguments[0]} failed:\n{written}")
-        return done.stdout.strip()
+        if result.returncode:
+            output = "\n".join((result.stdout + result.stderr).splitlines()[-40:])
+            raise ImageError(f"buildah {arguments[0]} failed:\n{output}")
+        return result.stdout.strip()
 
     def has(self, image: str) -> bool:
-        """Whether the store holds `image`."""
+        """Whether the store has `image`."""
         names = json.loads(self.run("images", "--json") or "[]")
         return any(image in (entry.get("names") or ()) for entry in names)
 
     def layers(self, image: str) -> list[str]:
-        """Digests of the layers of `image`, lowest first, each of its uncompressed tar file."""
+        """Digests of the uncompressed layers of `image`, lowest first."""
         description = json.loads(self.run("inspect", "--type", "image", image))
         digests: list[str] = description["OCIv1"]["rootfs"]["diff_ids"]
         return digests
@@ -74,11 +74,11 @@ class Buildah:
 
         Args:
             dockerfile: path of the Dockerfile.
-            image: name to give to the result.
+            image: name of the result.
             base: value of the build argument BASE_IMAGE.
-            target: stage to stop at.
-            dependencies: image that takes the place of the stage `dependencies`.
-            context: what is built: the repository, or another checkout of it.
+            target: last stage to build.
+            dependencies: image that replaces the stage `dependencies`.
+            context: build context: the repository, or another checkout of it.
 
         Raises:
             ImageError: the build failed; the message ends with its output.
@@ -110,7 +110,7 @@ class Buildah:
             )
 
     def add_layer(self, parent: str, folder: Path, destination: str, image: str) -> None:
-        """Make `image` from `parent` and a layer with the content of `folder` at `destination`."""
+        """Create `image` from `parent` and a layer with the content of `folder` at `destination`."""
         container = self.run("from", "--pull-never", parent)
         try:
             self.run("copy", container, folder, destination)
@@ -120,14 +120,14 @@ class Buildah:
 
     @contextmanager
     def exported(self, image: str) -> Iterator[Image]:
-        """The image with its layers, which are on this machine for the time of the block."""
+        """The image with its layers in a temporary archive during the block."""
         with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
             archive = Path(folder) / "image.tar"
             self.run("push", image, f"docker-archive:{archive}")
             yield read_docker_archive(archive)
 
     def output(self, image: str, *command: str, volume: tuple[Path, str] | None = None) -> str:
-        """What `command` prints in a container of `image`, with the folder `volume` mounted at a path."""
+        """Output of `command` in a container of `image`; `volume` is a folder and its mount path."""
         container = self.run("from", "--pull-never", image)
         mount = ("--volume", f"{volume[0]}:{volume[1]}") if volume else ()
         try:

@@ -1,4 +1,4 @@
-"""The trainer's packages for machines without a GPU, as a folder in the cache."""
+"""The trainer's Python packages for machines without a GPU, as a folder in the cache."""
 
 import shutil
 import sys
@@ -20,26 +20,30 @@ COMPILE: Final = (
 
 @dataclass(frozen=True)
 class Dependencies:
-    """Packages that belong into an image: the `folder` here goes to `destination` there."""
+    """Packages for an image: `folder` on this machine, `destination` in the image."""
 
     folder: Path
     destination: PurePosixPath
 
 
 def cpu_dependencies(buildah: Buildah, python_stage: str, key: str) -> Dependencies:
-    """All of constraints/trainer.txt that a CPU runs, compiled for the Python of the image `python_stage`.
+    """The packages of constraints/trainer.txt without GPU code, compiled for the Python of `python_stage`.
 
-    The files are shared with uv's cache: nobody may edit them in place. `key` names the content: a folder
-    that is there already is taken as it is.
+    The files are hard links into uv's cache: do not edit them in place.
+
+    Args:
+        buildah: runs the image's Python.
+        python_stage: image whose Python uses the packages.
+        key: name of the content; a folder with this key is reused.
 
     Raises:
         subprocess.CalledProcessError: uv or the linker failed; its message is on the terminal.
         ImageError: the packages could not be compiled.
     """
-    where = buildah.output(
+    destination = buildah.output(
         python_stage, "python3", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
     )
-    dependencies = Dependencies(cache_directory() / "images" / f"cpu-{key}", PurePosixPath(where))
+    dependencies = Dependencies(cache_directory() / "images" / f"cpu-{key}", PurePosixPath(destination))
     if dependencies.folder.exists():
         return dependencies
     print("Preparing the trainer's packages without CUDA (about a minute) …", file=sys.stderr, flush=True)
@@ -51,7 +55,7 @@ def cpu_dependencies(buildah: Buildah, python_stage: str, key: str) -> Dependenc
     Uv().run(*install, "--target", full, "--python-version", version)
     trim(full, part)
     shutil.rmtree(full)
-    # Compiled where they will be, so that tracebacks name the right files.
-    buildah.output(python_stage, *COMPILE, where, volume=(part, where))
+    # Compiled at their destination, so that tracebacks have the right paths.
+    buildah.output(python_stage, *COMPILE, destination, volume=(part, destination))
     part.rename(dependencies.folder)
     return dependencies

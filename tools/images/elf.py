@@ -1,4 +1,4 @@
-"""What the loader sees of a shared library: the names it needs, and the symbols it offers."""
+"""Read the dependencies and symbols of shared libraries, as the dynamic loader does."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from elftools.elf.sections import SymbolTableSection
 
 @dataclass(frozen=True)
 class Symbol:
-    """A dynamic symbol that a library defines; `version` is empty where it has none."""
+    """A dynamic symbol that a library defines; `version` is empty if it has none."""
 
     name: str
     version: str
@@ -21,43 +21,43 @@ class Symbol:
 
 
 def needed(library: Path) -> list[str]:
-    """File names of the libraries that `library` cannot be loaded without (DT_NEEDED)."""
+    """File names of the libraries that `library` requires (DT_NEEDED)."""
     return _dynamic(library, "DT_NEEDED", "needed")
 
 
 def soname(library: Path) -> str:
-    """The name by which others need it (DT_SONAME); its file name where it declares none."""
+    """Name by which other libraries require it (DT_SONAME); its file name if it declares none."""
     return next(iter(_dynamic(library, "DT_SONAME", "soname")), library.name)
 
 
 def closure(roots: list[Path], available: list[Path]) -> set[Path]:
-    """Those of `available` that the loader maps when it loads `roots`."""
+    """The `available` libraries that the loader maps when it loads `roots`."""
     by_name = {path.name: path for path in available}
     found: set[Path] = set()
-    waiting = list(roots)
-    while waiting:
-        wanted = {by_name[name] for name in needed(waiting.pop()) if name in by_name}
-        waiting.extend(wanted - found)
-        found |= wanted
+    pending = list(roots)
+    while pending:
+        required = {by_name[name] for name in needed(pending.pop()) if name in by_name}
+        pending.extend(required - found)
+        found |= required
     return found
 
 
 def defined_symbols(library: Path) -> Iterator[Symbol]:
-    """The functions and objects that `library` offers to others, each name once.
+    """The functions and objects that `library` exports, each name once.
 
     Raises:
-        TypeError: it is no shared library.
+        TypeError: it is not a shared library.
     """
     with library.open("rb") as stream:
         elf = ELFFile(stream)
         table = elf.get_section_by_name(".dynsym")
         if not isinstance(table, SymbolTableSection):
-            raise TypeError(f"{library} has no dynamic symbols: it is no shared library")
+            raise TypeError(f"{library} is not a shared library: it has no dynamic symbols")
         versions = _versions(elf)
         numbers = elf.get_section_by_name(".gnu.version")
         seen = set()
         for index, entry in enumerate(table.iter_symbols()):
-            # SHN_ABS marks the names of versions themselves.
+            # SHN_ABS marks names of versions.
             if entry["st_shndx"] in {"SHN_UNDEF", "SHN_ABS"} or not entry.name or entry.name in seen:
                 continue
             seen.add(entry.name)
@@ -81,5 +81,5 @@ def _versions(elf: ELFFile) -> dict[int, str]:
     return {
         definition["vd_ndx"]: next(iter(names)).name
         for definition, names in section.iter_versions()
-        if not definition["vd_flags"] & 1  # the library's own name, which versions nothing
+        if not definition["vd_flags"] & 1  # the library's own name, which is not a version
     }

@@ -1,9 +1,9 @@
-"""Errors of image builds, with messages for the user."""
+"""Errors of image builds."""
 
 
 class ImageError(Exception):
-    """Says what failed and what to do next."""
+    """A build failed; the message says what failed and what to do next."""
 
 
 class SourcesChangedError(ImageError):
-    """What was built may not be what its tag says, and was dropped."""
+    """The sources changed during the build; the image, which may not match its tag, was removed."""

@@ -1,4 +1,4 @@
-"""What is in an image: run by the image's own Python, in the image, so it imports nothing but that.
+"""List the content of an image. Runs in the image with its Python, so it imports only the standard library.
 
 python3 -c "$(cat inventory.py)"
 """
@@ -13,13 +13,13 @@ from typing import Final
 
 LICENSE: Final = "License :: "
 MOUNTED_FOLDERS: Final = frozenset({"/dev", "/proc", "/run", "/sys"})
-"""Not of the image: mounted while it runs."""
+"""Folders that are mounted at run time and do not belong to the image."""
 MAX_LICENSE_NAME_LENGTH: Final = 80
-"""Characters; in a longer field stands the text of a license, not its name."""
+"""Maximum characters of a license name; longer fields contain the text of the license."""
 
 
 def python_packages() -> Iterator[dict[str, str]]:
-    """Name, version and license of every package that can be imported."""
+    """Name, version and license of every importable package."""
     for package in distributions():
         yield {
             "name": package.metadata["Name"],
@@ -42,7 +42,7 @@ def debian_packages(status: Path) -> Iterator[dict[str, str]]:
 
 
 def total_bytes(root: str) -> int:
-    """Size of all files below `root`, each inode once."""
+    """Size in bytes of all files below `root`, each inode once."""
     sizes = {}
     for name, folders, files in os.walk(root):
         folder = Path(name)
@@ -54,7 +54,7 @@ def total_bytes(root: str) -> int:
 
 
 def _license(package: Distribution) -> str:
-    """An SPDX expression where the package has one, else the name that it gives, which may be empty."""
+    """The package's SPDX expression, or else the license name in its metadata, which may be empty."""
     metadata = package.metadata
     classifiers = metadata.get_all("Classifier", [])
     classified = [name.rpartition(" :: ")[2] for name in classifiers if name.startswith(LICENSE)]

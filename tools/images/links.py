@@ -1,4 +1,4 @@
-"""Trees that share their files."""
+"""Copy folders as hard links."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def link(source: str | Path, target: str | Path) -> None:
-    """Make `target` the same file as `source`; a copy where they are on different file systems."""
+    """Hard-link `target` to `source`; copy it if they are on different file systems."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -17,5 +17,5 @@ def link(source: str | Path, target: str | Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Make the folder `target`, which may exist, hold every file of the folder `source`."""
+    """Link every file of the folder `source` into the folder `target`, which may exist."""
     shutil.copytree(source, target, symlinks=True, copy_function=link, dirs_exist_ok=True)

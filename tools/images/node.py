@@ -21,19 +21,19 @@ _UPPER: Final = "upperdir="
 
 
 class Node:
-    """Takes images layer by layer: what it has is never sent again."""
+    """Imports images without the layers that the node already has."""
 
     def __init__(self) -> None:
         self._containerd = Containerd(Layout.of(DEFAULT_NAME))
         if not self._containerd.is_ready():
-            raise ImageError("the local cluster is not running: start it with `make cluster`")
+            raise ImageError("the local cluster does not run: start it with `make cluster`")
 
     def has(self, name: str) -> bool:
-        """Whether an image of that full name can be run."""
+        """Whether the store has an image with this full name."""
         return name in self._containerd.images()
 
     def add(self, name: str, image: Image) -> None:
-        """Have `image` under the full `name`, unpacked."""
+        """Import and unpack `image` with the full `name`."""
         present = set(self._containerd.ctr("content", "ls", "--quiet").split())
         with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
             archive = Path(folder) / "image.tar"
@@ -41,23 +41,23 @@ class Node:
             self._containerd.load_archive(archive)
 
     def link(self, dependencies: Dependencies, parents: list[str], marker: Layer, supply: Supply) -> None:
-        """Have the node find `marker`, as a layer above the layers `parents`, unpacked with other content.
+        """Create the snapshot of the layer `marker` above `parents`, with the dependencies as its content.
 
-        That content is the dependencies', without a copy: its files are the very ones of the folder, which
-        stays in use. An image with that layer runs, but cannot be exported.
+        The snapshot's files are hard links to the folder of the dependencies, which stays in use. An image
+        with this layer can run, but cannot be exported.
 
         Args:
-            dependencies: what pods are to see.
+            dependencies: content of the snapshot.
             parents: digests of the layers below.
-            marker: the layer that images name in place of the dependencies.
-            supply: yields an image of just the parents, if the node has to be given them.
+            marker: layer that images name instead of the dependencies.
+            supply: yields an image with only the parents, if the node does not have them.
         """
         snapshot = chain_id([*parents, marker.digest])
         if self._has_snapshot(snapshot):
             return
         parent = chain_id(parents)
         with supply() as image:
-            # Its name keeps the node from collecting the parents.
+            # An image with a name protects the parents from garbage collection.
             self.add(f"localhost/finetune-parents:{parent.rpartition(':')[2][:12]}", image)
         self._commit(parent, snapshot, dependencies)
 
@@ -66,7 +66,7 @@ class Node:
         return name in {line.split()[0] for line in listing}
 
     def _commit(self, parent: str, snapshot: str, dependencies: Dependencies) -> None:
-        """Commit a snapshot upon `parent` that holds the dependencies."""
+        """Commit a snapshot above `parent` with the dependencies."""
         draft = f"draft-{uuid.uuid4()}"
         self._containerd.ctr("snapshots", "prepare", draft, parent)
         try:

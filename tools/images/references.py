@@ -1,4 +1,4 @@
-"""Names of the images: what is in them decides their tags, so that equal content is never built twice."""
+"""Names of the images. A tag is a hash of the content, so that equal content is built once."""
 
 import hashlib
 import os
@@ -30,10 +30,10 @@ TRIMMING_FILES: Final = (
 
 
 class Variant(StrEnum):
-    """For which machines the trainer image is built."""
+    """Variant of the trainer image."""
 
     CPU = "cpu"
-    """Without what only a GPU runs: a third of the size. Not for machines with a GPU."""
+    """Without GPU code: a third of the size. Not for machines with a GPU."""
     CUDA = "cuda"
 
 
@@ -45,10 +45,7 @@ class References(NamedTuple):
 
 
 def image_references(base: str, variant: Variant) -> References:
-    """The names that the present sources have, built on `base`.
-
-    They are in the registry that IMAGE_REGISTRY names, or in `localhost`.
-    """
+    """Names of the images of the present sources, built on `base`, in IMAGE_REGISTRY or `localhost`."""
     registry = os.environ.get("IMAGE_REGISTRY", "").rstrip("/") or "localhost"
     trainer_files = TRAINER_FILES + (TRIMMING_FILES if variant is Variant.CPU else ())
     return References(
@@ -58,9 +55,11 @@ def image_references(base: str, variant: Variant) -> References:
 
 
 def content_key(names: tuple[str, ...], *also: str) -> str:
-    """12 hexadecimal digits that change with the files of the repository and the strings given.
+    """First 12 hexadecimal digits of a hash of files of the repository and of strings.
 
-    A folder stands for all files below it, except what Python caches there.
+    Args:
+        names: files; a folder includes all files below it except Python's caches.
+        also: strings.
     """
     digest = hashlib.sha256()
     for text in also:

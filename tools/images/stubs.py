@@ -1,7 +1,7 @@
-"""Small stand-ins for CUDA libraries: they satisfy the loader, and any call into them aborts.
+"""Small stubs of CUDA libraries: they satisfy the loader, and any call into them aborts.
 
-PyPI's torch for Linux is linked against CUDA, so that the loader asks for gigabytes which a machine
-without a GPU never runs.
+PyPI's torch for Linux is linked against CUDA, so the loader requires gigabytes of libraries that a machine
+without a GPU never uses.
 """
 
 import platform
@@ -20,7 +20,7 @@ def write_stub(library: Path, target: Path) -> None:
     """Write to `target` a library with the name, symbols and symbol versions of `library`.
 
     Raises:
-        subprocess.CalledProcessError: the linker refused it; its message is on the terminal.
+        subprocess.CalledProcessError: the linker failed; its message is on the terminal.
     """
     symbols = sorted(defined_symbols(library), key=lambda symbol: symbol.name)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A CPU-only tree of the trainer's packages: hard links to the full one, less what a CPU never runs."""
+"""Create a tree of the trainer's packages without GPU code, as hard links to the full tree."""
 
 import re
 from pathlib import Path
@@ -10,19 +10,19 @@ from tools.images.stubs import write_stub
 
 # Smaller libraries stay real: torch calls into libcudart, libcupti and libcufile while it loads.
 STUB_FROM_BYTES: Final = 10 << 20
-# Whole directories go, since an empty one would still import, as a namespace package.
+# Whole directories are removed, because an empty one could still be imported as a namespace package.
 NOT_NEEDED: Final = re.compile(
     r"(triton|cuda)/|(triton|cuda_bindings|cuda_pathfinder)-[^/]*\.dist-info/|torch/include/"
     r"|bitsandbytes/libbitsandbytes_(cuda|rocm|xpu)[^/]*\.so$|.*\.(a|pyi)$"
 )
-TESTS: Final = re.compile(r"(?!torch/|numpy/).*\btests?/")  # torch and numpy import theirs
+TESTS: Final = re.compile(r"(?!torch/|numpy/).*\btests?/")  # torch and numpy import their tests
 CUDA: Final = "nvidia/"
 
 
 def trim(full: Path, target: Path) -> None:
-    """Link into `target` what of the site-packages folder `full` a machine without a GPU needs.
+    """Link the part of the site-packages folder `full` that a machine without a GPU needs into `target`.
 
-    `full` is not changed; both must stay unedited afterwards, since they share their files.
+    `full` is not changed. Do not edit files of either folder afterwards, because they share them.
     """
     libraries = list(full.glob(f"{CUDA}**/*.so*"))
     mapped = closure(list(full.glob("torch/lib/*.so*")), libraries)

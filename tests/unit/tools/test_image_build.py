@@ -104,7 +104,7 @@ def test_a_release_is_refused_before_anything_is_built(
     done = CliRunner().invoke(app, ["build", "--release"])
 
     assert done.exit_code == 1
-    assert "named by its digest" in done.stderr
+    assert "base image with a digest" in done.stderr
     assert not (tmp_path / "sbom").exists()
 
 

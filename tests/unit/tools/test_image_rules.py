@@ -10,7 +10,7 @@ import pytest
 
 from tools.bootstrap.uv import ROOT
 from tools.images.base import DEFAULT, PINNED, require_pinned
-from tools.images.budget import BUDGETS, spent
+from tools.images.budget import BUDGETS, check_budget
 from tools.images.errors import ImageError
 
 DIGEST = "sha256:" + "0a" * 32
@@ -29,7 +29,7 @@ def test_an_image_runs_as_a_user_that_kubernetes_can_tell_from_root(file: Path) 
 
 @pytest.mark.parametrize("image", ["python:3.11-slim-bookworm", "localhost/base:1", f"python@{DIGEST[:-1]}"])
 def test_a_release_refuses_a_base_image_that_may_be_another_one_tomorrow(image: str) -> None:
-    with pytest.raises(ImageError, match="named by its digest"):
+    with pytest.raises(ImageError, match="base image with a digest"):
         require_pinned(image)
 
 
@@ -50,13 +50,13 @@ def test_a_base_image_may_be_named_by_its_digest(image: str, name: str) -> None:
 
 
 def test_an_image_within_its_budget_says_how_much_of_it_is_used() -> None:
-    assert spent("finetune-operator", 100 << 20).startswith("finetune-operator: 100 MiB of ")
+    assert check_budget("finetune-operator", 100 << 20).startswith("finetune-operator: 100 MiB of ")
 
 
 @pytest.mark.parametrize("image", BUDGETS)
 def test_an_image_beyond_its_budget_is_an_error_that_says_what_to_do(image: str) -> None:
     with pytest.raises(ImageError, match="or raise its budget in"):
-        spent(image, BUDGETS[image] + 1)
+        check_budget(image, BUDGETS[image] + 1)
 
 
 COMPILER_CHECK = ROOT / "trainer_image" / "compiler_check.py"

@@ -116,5 +116,5 @@ def test_a_file_that_is_no_shared_library_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "object.o"
     subprocess.run(["gcc", "-c", "-x", "c", "-", "-o", source], input="int x;", text=True, check=True)
 
-    with pytest.raises(TypeError, match="no shared library"):
+    with pytest.raises(TypeError, match="not a shared library"):
         list(defined_symbols(source))
