@@ -26,7 +26,7 @@ def digest(character: str) -> str:
 
 
 def checkpoint(name: str, character: str, *, promoted: int | None = 0, **spec: Any) -> Checkpoint:
-    """A Checkpoint of line `tickets`, promoted so many seconds after NOW."""
+    """A Checkpoint of line `tickets`, promoted this many seconds after NOW."""
     status: Manifest = {}
     if promoted is not None:
         status["promotedAt"] = (NOW + timedelta(seconds=promoted)).isoformat()
@@ -96,7 +96,7 @@ def profile(**spec: Any) -> ComputeProfile:
 
 
 class EndpointCluster:
-    """Just enough of an API server to see where passes over one endpoint end."""
+    """A minimal API server for passes over one endpoint."""
 
     def __init__(self, *checkpoints: Checkpoint, **spec: Any) -> None:
         self.endpoint = endpoint(**spec)
@@ -111,7 +111,7 @@ class EndpointCluster:
         self.log: list[str] = []
 
     def reconcile(self) -> Plan:
-        """One pass, carried out."""
+        """Carry out one pass."""
         snapshot = Snapshot(
             now=NOW,
             facts=FACTS,
@@ -143,7 +143,7 @@ class EndpointCluster:
         return plan
 
     def settle(self) -> None:
-        """Passes until nothing changes any more."""
+        """Carry out passes until nothing changes."""
         for _ in range(10):
             before = self._state()
             self.reconcile()
@@ -156,14 +156,14 @@ class EndpointCluster:
         return self.endpoint, [dict(each) for each in children]
 
     def edit(self, **spec: Any) -> None:
-        """What a user's `kubectl apply` does."""
+        """Edit the spec as `kubectl apply` does."""
         raw = self.endpoint.to_dict()
         raw["spec"].update(spec)
         raw["metadata"]["generation"] += 1
         self.endpoint = InferenceDeployment.model_validate(raw)
 
     def make_ready(self, name: str) -> None:
-        """What kubelet and deployment controller do once the pods answer."""
+        """Make the pods ready, as the kubelet and deployment controller do."""
         deployment = self.deployments[name]
         replicas = deployment["spec"]["replicas"]
         self.deployments[name] = {
@@ -177,13 +177,13 @@ class EndpointCluster:
         }
 
     def miss_deadline(self, name: str) -> None:
-        """What the deployment controller says when a rollout does not come up in time."""
+        """Let the rollout exceed its deadline, as the deployment controller reports it."""
         condition = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
         self.deployments[name] = {**self.deployments[name], "status": {"conditions": [condition]}}
 
     @property
     def points_at(self) -> str:
-        """The revision behind the Service."""
+        """The revision that the Service selects."""
         revision: str = self.services["desk"]["spec"]["selector"]["finetune.dev/revision"]
         return revision
 
@@ -210,7 +210,7 @@ class EndpointCluster:
             store[name] = {**manifest, "metadata": metadata}
 
     def _merge(self, manifest: Manifest) -> None:
-        """Apply as the executor does: without a uid to what is there, and nothing where it is so already."""
+        """Apply as the executor does: create a missing object, and write nothing if nothing changes."""
         name, store = manifest["metadata"]["name"], self._store(manifest)
         if name not in store:
             self._put(manifest, "apply")

@@ -1,4 +1,4 @@
-"""What others change in the Deployment of a revision: it is put back, once where that does not hold."""
+"""Changes by others in the Deployment of a revision: the operator restores it, once per change."""
 
 from copy import deepcopy
 from typing import Any
@@ -18,7 +18,7 @@ def pod(cluster: EndpointCluster, revision: str) -> Any:
 
 
 def edit(cluster: EndpointCluster, revision: str, image: str = "registry.example/other:9") -> None:
-    """Somebody edits the engine's image."""
+    """Edit the engine's image."""
     edited = deepcopy(cluster.deployments[revision])
     edited["spec"]["template"]["spec"]["containers"][0]["image"] = image
     edited["metadata"]["generation"] += 1
@@ -26,7 +26,7 @@ def edit(cluster: EndpointCluster, revision: str, image: str = "registry.example
 
 
 def as_stored(deployment: Manifest) -> Manifest:
-    """With what the API server adds and leaves out, and its spelling of quantities."""
+    """The Deployment with defaults, omitted empty fields and quantities as the API server writes them."""
     stored = deepcopy(deployment)
     template = stored["spec"]["template"]["spec"]
     template["dnsPolicy"] = "ClusterFirst"

@@ -1,4 +1,4 @@
-"""Whether an endpoint can answer, and whether what it serves with is recent enough."""
+"""Conditions Available and ImageCurrent of an endpoint."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The list of an endpoint's revisions: which edits try a failed one again, and what an entry keeps."""
+"""The list of an endpoint's revisions: which edits retry a failed one, and what an entry keeps."""
 
 from datetime import timedelta
 
@@ -13,20 +13,20 @@ from tests.unit.operator.endpoints import NOW, endpoint
 
 
 class LaterStrategy(Strategy):
-    """With a field of a later release."""
+    """Strategy with a field of a later release."""
 
     steps: int | None = None
 
 
 class LaterSpec(InferenceDeploymentSpec):
-    """With fields of a later release."""
+    """Spec with fields of a later release."""
 
     strategy: LaterStrategy = LaterStrategy()
     region: str | None = None
 
 
 class LaterEndpoint(InferenceDeployment):
-    """As a later release reads it."""
+    """The endpoint as a later release parses it."""
 
     spec: LaterSpec
 

@@ -1,4 +1,4 @@
-"""Endpoints: what is brought up, when the Service moves, what happens when a revision cannot start."""
+"""Rollouts: which revision starts, when the Service switches, and what happens if a revision cannot start."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def serving_cluster() -> tuple[EndpointCluster, str]:
 
 
 def promote_second(cluster: EndpointCluster, old: str, **spec: Any) -> str:
-    """A second checkpoint becomes the champion; the name of its revision."""
+    """Make a second checkpoint the champion. Returns the name of its revision."""
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10, **spec))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}

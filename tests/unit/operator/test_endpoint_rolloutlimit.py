@@ -1,4 +1,4 @@
-"""A profile's `maxConcurrentRollouts`: endpoints that replace what they serve take turns."""
+"""`maxConcurrentRollouts` of a profile limits how many endpoints replace their revision at once."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
@@ -30,7 +30,7 @@ def limited(**images: str) -> ComputeProfile:
 
 
 def serving_cluster() -> tuple[EndpointCluster, str]:
-    """An endpoint that serves, on a profile that lets one endpoint roll at a time."""
+    """An endpoint that serves, on a profile that allows one rollout at a time."""
     cluster = EndpointCluster(checkpoint("first", "1"))
     cluster.profiles = {"standard": limited()}
     cluster.settle()

@@ -1,10 +1,10 @@
-"""What serves is kept: when the Service goes, and when there are no replicas to prove a new revision."""
+"""The serving revision stays if the Service is deleted, and if no replicas can prove a new revision."""
 
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 
 
 def rolling() -> tuple[EndpointCluster, str, str]:
-    """One that rolls to a new champion, with the old and the new revision."""
+    """An endpoint that rolls out a new champion, with its old and new revision."""
     cluster, old = serving()
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
     cluster.settle()

@@ -1,4 +1,4 @@
-"""What an endpoint serves: champions that are withdrawn, pins by uri, several models."""
+"""Weights that an endpoint serves: withdrawn champions, pins by uri, several models."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def pin(character: str, store: str = "pvc://golden", **fields: Any) -> dict[str,
 
 
 def serve(cluster: EndpointCluster) -> str:
-    """Let the newest revision come up; its name."""
+    """Make the newest revision ready. Returns its name."""
     cluster.settle()
     name = list(cluster.deployments)[-1]
     cluster.make_ready(name)
@@ -26,12 +26,12 @@ def serve(cluster: EndpointCluster) -> str:
 
 
 def served(cluster: EndpointCluster) -> dict[str, tuple[str | None, str | None]]:
-    """Checkpoint and digest behind each name."""
+    """Checkpoint and digest of each model name."""
     return {model.name: (model.checkpoint, model.digest) for model in cluster.endpoint.status.models}
 
 
 def configs(cluster: EndpointCluster) -> tuple[FetchConfig, ServeConfig]:
-    """What the only revision's pods are told."""
+    """Config of the only revision's pods."""
     (deployment,) = cluster.deployments.values()
     pod = deployment["spec"]["template"]["spec"]
     texts = [

@@ -1,4 +1,4 @@
-"""Who gets an endpoint's requests: what the Service routes, and the weights that the status shows."""
+"""Routing of an endpoint's requests by the Service, and the weights in the status."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +131,7 @@ def test_a_status_of_an_earlier_release_gets_its_weights_with_one_write(*, has_p
 
 @dataclass(frozen=True)
 class SplitTraffic:
-    """Routes as it is told, as a weighted route will."""
+    """A `Traffic` that splits requests by weight, as a later release may."""
 
     split: dict[str, int]
 

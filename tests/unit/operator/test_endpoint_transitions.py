@@ -82,7 +82,7 @@ def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
 
 
 def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]:
-    """An endpoint whose wanted revision is in this state and is seen so; that revision, and what serves."""
+    """An endpoint whose wanted revision has this state and observation; that revision and the serving one."""
     cluster, old = serving()
     cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
@@ -110,7 +110,7 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
 
 
 def record(cluster: EndpointCluster, name: str, state: State) -> None:
-    """Write the revision's state into the status, as earlier passes would have."""
+    """Write the revision's state to the status, as earlier passes do."""
     raw = cluster.endpoint.to_dict()
     entries = [entry for entry in raw["status"]["revisions"] if entry["name"] != name]
     if state != "Pending":
@@ -121,7 +121,7 @@ def record(cluster: EndpointCluster, name: str, state: State) -> None:
 
 
 def condition_of(plan: Plan) -> tuple[str, str]:
-    """Type and reason of what the pass says."""
+    """Type and reason of the condition that the pass writes."""
     assert plan.status is not None
     states = {"Ready", "Reconciling", "Stalled"}
     true = [each for each in plan.status["conditions"] if each["type"] in states and each["status"] == "True"]
@@ -142,7 +142,7 @@ SAYS: Final = {
 
 
 def view(recorded: str, tried: str, routed: str) -> EndpointView:
-    """What a pass sees of an endpoint whose Service selects `routed`: wanted, or another revision."""
+    """The view of an endpoint whose Service selects `routed`, the wanted or another revision."""
     checkpoints = CheckpointIndex([checkpoint("first", "1")])
     snapshot = Snapshot(now=NOW, facts=FACTS, checkpoints=checkpoints, profiles={"standard": profile()})
     targets = resolve(endpoint(), checkpoints)

@@ -1,4 +1,4 @@
-"""Another type of object that passes read is one entry: all else follows from it."""
+"""A new type of secondary resource is one entry of the table; everything else follows from it."""
 
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -45,7 +45,7 @@ def obj(type_: ResourceType, name: str, owner: Manifest, labels: dict[str, str])
 
 
 class Process:
-    """The parts of a process that know of types, with three more of them."""
+    """The parts of a process that use the table, with three more types."""
 
     def __init__(self) -> None:
         self.caches = Caches(TYPES)

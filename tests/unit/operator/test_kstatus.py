@@ -1,4 +1,4 @@
-"""The one writer of states: every kind, every end of a pass, and when a state is announced."""
+"""States of every kind after every end of a pass, and the events that announce them."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""The promotion rule, branch by branch: what the run says, and what a person's word makes of it."""
+"""Each branch of the promotion rule: the verdict of the run, and approval or rejection by a person."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What /metrics says, read as Prometheus reads it."""
+"""The output of /metrics, parsed as Prometheus parses it."""
 
 import tomllib
 from collections.abc import Iterable

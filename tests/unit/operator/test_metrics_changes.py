@@ -1,4 +1,4 @@
-"""What the counters make of two states of an object."""
+"""What counters count between two states of an object."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Series of what is gone end, and not before they were scraped."""
+"""Series of deleted namespaces and profiles end, but not before Prometheus can scrape them."""
 
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.seriesretention import SeriesRetention

@@ -1,4 +1,4 @@
-"""Each way in which a pod can fail to start or end badly, and what is said of it.
+"""Each way in which a pod can fail or not start, and the message about it.
 
 The statuses are those of kubelet, scheduler and controllers of Kubernetes 1.37, shortened.
 """

@@ -1,4 +1,4 @@
-"""What happens to the content in the store when a record with `deletionPolicy: Delete` is deleted."""
+"""Deletion of a record with `deletionPolicy: Delete`, and of its content in the store."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -36,7 +36,7 @@ def finalizers(cluster: MemoryCluster, kind: str, name: str) -> list[str]:
 
 
 def deleted(kind: str, name: str) -> MemoryCluster:
-    """A finished run of which one record was given the policy Delete and then deleted."""
+    """A finished run, one of whose records has the policy Delete and is being deleted."""
     cluster = ended()
     cluster.change(kind, name, deletionPolicy="Delete")
     cluster.settle()

@@ -1,4 +1,4 @@
-"""History limits: which records go, and which stay whatever the limit is."""
+"""History limits: which records are deleted, and which stay regardless of the limit."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,7 +18,7 @@ OLD = "old"
 
 
 def history(kind: str, *, limit: int | None = 1, **old: Any) -> MemoryCluster:
-    """A finished run and its records, and beside them an older one; fields of its spec may be given."""
+    """A finished run with its records and one older record; `old` sets fields of its spec."""
     cluster = ended()
     name = CHECKPOINT if kind == "Checkpoint" else VERSION
     if kind == "Checkpoint":
@@ -183,7 +183,7 @@ def test_a_version_that_an_unfinished_run_names_stays() -> None:
 
 
 def test_the_latest_version_of_a_dataset_stays_although_others_were_made_later() -> None:
-    """Rows that were there before are the same version again."""
+    """New rows that equal those of an earlier version make that version the latest again."""
     cluster = history("DatasetVersion")
     cluster.objects["Dataset", DATASET]["status"]["latestVersion"] = OLD
     assert not deleted(cluster, "DatasetVersion")

@@ -1,4 +1,4 @@
-"""What goes with a run or a Dataset that has `deletionPolicy: Delete`, and what stays."""
+"""Records that are deleted with a run or Dataset that has `deletionPolicy: Delete`, and those that stay."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def is_going(cluster: MemoryCluster, kind: str, name: str) -> bool:
 
 
 def without_run(**spec: Any) -> MemoryCluster:
-    """A run that has ended and was deleted; nothing else was looked at since."""
+    """A finished run that is being deleted; no other object has been reconciled since."""
     cluster = ended(deletionPolicy="Delete", **spec)
     delete_run(cluster)
     return cluster

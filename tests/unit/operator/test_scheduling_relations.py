@@ -1,4 +1,4 @@
-"""Which objects are looked at again when another one changes."""
+"""Which objects are reconciled when another one changes."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_a_dataset_leads_to_the_runs_that_wait_for_it_and_to_its_version(cluster
 
 
 def rival_of(cluster: MemoryCluster, name: str, **spec: object) -> Manifest:
-    """A Checkpoint of the same line, of a run that does not exist."""
+    """A Checkpoint of the same line whose run does not exist."""
     original = cluster.objects["Checkpoint", CHECKPOINT]
     lineage = {**original["spec"]["lineage"], "job": {"name": f"{name}-run", "uid": name}}
     made = {**original, "metadata": {"name": name}, "spec": {**original["spec"], "lineage": lineage, **spec}}

@@ -1,4 +1,4 @@
-"""Conditions: kstatus reads exactly one state, and transition times move only when a status flips."""
+"""Conditions: an object is in exactly one kstatus state, and transition times change only with the status."""
 
 from datetime import UTC, datetime, timedelta
 

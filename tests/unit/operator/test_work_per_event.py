@@ -1,4 +1,4 @@
-"""One event costs what it touches, however long a model line is and however many runs have ended."""
+"""The cost of an event depends on the objects it concerns, not on the size of a line or past runs."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -60,7 +60,7 @@ class Line:
         self.keys |= related(kind, old, new, self.reader)
 
     def change(self, manifest: Manifest) -> set[tuple[str, str]]:
-        """What is looked at because of this change."""
+        """Keys that are reconciled because of this change."""
         self.keys = set()
         self.caches.kinds[manifest["kind"]].put(manifest)
         return {(key.kind, key.name) for key in self.keys}

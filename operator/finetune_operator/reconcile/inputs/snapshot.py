@@ -34,7 +34,7 @@ class OperatorFacts:
     nonce_key: str = ""
     """Random text of this process, from which each Job's nonce is derived; empty: Jobs have no nonce."""
     unlisted: tuple[str, ...] = ()
-    """Watched namespaces that the operator must not list, so their objects are unknown."""
+    """Watched namespaces that the operator is not allowed to list, so their objects are unknown."""
 
 
 @dataclass(frozen=True, slots=True)

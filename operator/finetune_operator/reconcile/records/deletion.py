@@ -1,7 +1,7 @@
 """The end of a record that is being deleted. With `deletionPolicy: Delete` its content is removed first.
 
-The finalizer is removed when the content is gone or stays for good. It stays if another record has the same
-content, the policy is now Retain, the namespace is being deleted, or a day has passed.
+The finalizer is removed when the content is gone or will stay. The content stays if another record has the
+same content, the policy is now Retain, the namespace is being deleted, or a day has passed.
 """
 
 from datetime import datetime, timedelta
@@ -56,7 +56,7 @@ def finalize(record: Record, snapshot: Snapshot) -> Plan:
         message = (
             f"{_folders(record, stores)} is removed when the operator can list every namespace that it"
             " watches, because records there may have the same content; its log names the namespaces that it"
-            " must not list"
+            " is not allowed to list"
         )
         return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, RECHECK_SECONDS))
     draft = Draft(snapshot)
@@ -150,7 +150,7 @@ def _sharers(store: str, record: Record, snapshot: Snapshot) -> list[str]:
 
 
 def _is_partly_unseen(stores: tuple[str, ...], snapshot: Snapshot) -> bool:
-    """Whether records of namespaces that the operator must not list may be in one of these stores too."""
+    """Whether namespaces that the operator cannot list may have records in one of these stores too."""
     return bool(snapshot.facts.unlisted) and not all(map(storage.is_claim, stores))
 
 
