@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_operator.reconcile.promotion import decide
-
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_operator.reconcile.lines import CheckpointIndex
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.lines.promotion import decide
 
 SERVER_FIELDS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 
