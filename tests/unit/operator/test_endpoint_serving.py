@@ -101,7 +101,7 @@ def test_a_replica_proves_the_new_revision_and_a_broken_one_is_rolled_back() -> 
     assert list(cluster.deployments) == [old]
 
 
-def test_a_rollout_that_is_scaled_to_zero_is_put_off_and_holds_up_no_other() -> None:
+def test_a_rollout_that_is_scaled_to_zero_is_postponed_and_delays_no_other() -> None:
     cluster, old, new = rolling()
     cluster.edit(replicas=0)
     cluster.settle()

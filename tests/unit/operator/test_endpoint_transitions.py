@@ -36,7 +36,7 @@ IMPOSSIBLE: Final = {
 }
 TABLE: Final = """
             Pending             RollingOut          Live                Failed
-UNPROVABLE  Pending/PUT_OFF     RollingOut/PUT_OFF  -                   Failed/ROLL_BACK
+UNPROVABLE  Pending/POSTPONE    RollingOut/POSTPONE -                   Failed/ROLL_BACK
 NO_SLOT     Pending/QUEUE       RollingOut/QUEUE    -                   Failed/ROLL_BACK
 ABSENT      RollingOut/START    RollingOut/START    RollingOut/START    Failed/ROLL_BACK
 NOT_READY   RollingOut/WAIT     RollingOut/WAIT     Live/REPORT         Failed/ROLL_BACK
@@ -130,7 +130,7 @@ def condition_of(plan: Plan) -> tuple[str, str]:
 
 
 SAYS: Final = {
-    Action.PUT_OFF: ("Ready", "ScaledToZero"),
+    Action.POSTPONE: ("Ready", "ScaledToZero"),
     Action.QUEUE: ("Reconciling", "Queued"),
     Action.START: ("Reconciling", "RollingOut"),
     Action.WAIT: ("Reconciling", "RollingOut"),
@@ -208,7 +208,7 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
 
 
 @pytest.mark.parametrize("state", ["Pending", "RollingOut"])
-def test_a_revision_that_is_put_off_loses_its_deployment(state: State) -> None:
+def test_a_postponed_revision_loses_its_deployment(state: State) -> None:
     cluster, wanted, serves = wanting(state, Observation.NOT_READY)
     cluster.edit(replicas=0)
     plan = cluster.reconcile()

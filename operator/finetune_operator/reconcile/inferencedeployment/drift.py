@@ -31,7 +31,7 @@ MERGE_KEYS: Final = ("mountPath", "containerPort", "name")
 """Fields by which the API server identifies items of a list, in the order in which they are tried."""
 
 
-def changed(deployment: Manifest) -> tuple[str, ...]:
+def changed_fields(deployment: Manifest) -> tuple[str, ...]:
     """Paths of the fields whose value differs from the created one."""
     created = deployment["metadata"].get("annotations", {}).get(CREATED_SPEC)
     return () if created is None else tuple(_changed(json.loads(created), deployment["spec"], "spec"))
@@ -48,7 +48,7 @@ def correction(deployment: Manifest) -> Apply | None:
     return Apply(build_correction(deployment, json.loads(annotations[CREATED_SPEC])), part=REVISION_PART)
 
 
-def described(deployment: Manifest, paths: tuple[str, ...]) -> str:
+def describe_fields(deployment: Manifest, paths: tuple[str, ...]) -> str:
     """The Deployment and the changed fields, for messages."""
     more = f" and {len(paths) - MAX_NAMES_IN_MESSAGE} more" if len(paths) > MAX_NAMES_IN_MESSAGE else ""
     return f"Deployment {deployment['metadata']['name']}: {', '.join(paths[:MAX_NAMES_IN_MESSAGE])}{more}"

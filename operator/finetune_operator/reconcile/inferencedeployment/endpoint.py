@@ -34,7 +34,7 @@ FAILURES: Final[Mapping[str, EventReason]] = {Reason.ROLLOUT_FAILED: EventReason
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedEndpoint:
     """The observed state of an endpoint."""
 
     endpoint: InferenceDeployment
@@ -49,7 +49,7 @@ class Observed:
         """The revision that gets most of the requests; empty if there is none."""
         return main_revision(self.traffic.weights())
 
-    def scaling(self, replicas: Mapping[str, int]) -> tuple[Apply, ...]:
+    def replica_applies(self, replicas: Mapping[str, int]) -> tuple[Apply, ...]:
         """Applies that set the replicas of these revisions' Deployments."""
         return tuple(
             Apply(build_replicas(deployment, replicas[name]))
@@ -57,14 +57,14 @@ class Observed:
             if name in replicas and deployment["spec"].get("replicas", 1) != replicas[name]
         )
 
-    def restoring(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
+    def corrections(self, *revisions: str) -> tuple[tuple[Apply, ...], tuple[Event, ...]]:
         """Applies that undo changes by others in these revisions' Deployments, and events about them."""
         applies, events = [], []
         for name, deployment in self.snapshot.children[DEPLOYMENT].items():
-            paths = drift.changed(deployment) if name in revisions else ()
+            paths = drift.changed_fields(deployment) if name in revisions else ()
             apply = drift.correction(deployment) if paths else None
             if apply is not None:
-                message = f"{drift.described(deployment, paths)} was changed; the operator restores it"
+                message = f"{drift.describe_fields(deployment, paths)} was changed; the operator restores it"
                 applies.append(apply)
                 events.append(Event("Warning", EventReason.DRIFT_CORRECTED, message))
         return tuple(applies), tuple(events)
@@ -144,13 +144,13 @@ class Observed:
 
 def _sync(deployment: Manifest) -> EndpointHealth | None:
     """A changed Deployment that the operator could not restore; None if there is none."""
-    paths = drift.changed(deployment)
+    paths = drift.changed_fields(deployment)
     if not paths or drift.correction(deployment) is not None:
         return None
     return EndpointHealth(
         "False",
         Reason.OVERRIDDEN,
-        f"{drift.described(deployment, paths)} differs from what the operator set, and was changed again"
-        " after a correction: find the admission webhook or policy that changes this Deployment, and exclude"
-        " the Deployment from it",
+        f"{drift.describe_fields(deployment, paths)} differs from what the operator set, and was changed"
+        " again after a correction: find the admission webhook or policy that changes this Deployment, and"
+        " exclude the Deployment from it",
     )

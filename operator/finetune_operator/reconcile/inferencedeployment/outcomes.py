@@ -34,7 +34,7 @@ class RolloutOutcome:
     """Fields of the revision's entry in the status, besides name, state and specHash."""
 
 
-def put_off(view: EndpointView) -> RolloutOutcome:
+def postpone(view: EndpointView) -> RolloutOutcome:
     """Wait for the first replica, because only a replica shows whether the revision can serve."""
     until = f"; {view.serving} serves until then" if view.serving else ""
     message = (
@@ -124,7 +124,7 @@ def roll_back(view: EndpointView) -> RolloutOutcome:
 
 
 OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
-    Action.PUT_OFF: put_off,
+    Action.POSTPONE: postpone,
     Action.QUEUE: queue,
     Action.START: start,
     Action.WAIT: wait,

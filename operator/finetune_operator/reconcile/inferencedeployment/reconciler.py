@@ -3,7 +3,7 @@
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
@@ -29,12 +29,12 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     wanted = wanted_revision(endpoint, targets, snapshot)
     if isinstance(wanted, Revision):
         return roll_out(EndpointView(endpoint, snapshot, targets, wanted))
-    return _keep(Observed(endpoint, snapshot), wanted)
+    return _keep(ObservedEndpoint(endpoint, snapshot), wanted)
 
 
-def _keep(observed: Observed, halt: Halt) -> Plan:
+def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:
     """Keep the revisions that serve while no revision can be rolled out."""
     weights = observed.traffic.weights()
-    restored, events = observed.restoring(*weights)
-    scaled = observed.scaling(dict.fromkeys(weights, observed.endpoint.spec.replicas))
+    restored, events = observed.corrections(*weights)
+    scaled = observed.replica_applies(dict.fromkeys(weights, observed.endpoint.spec.replicas))
     return observed.plan(halt, apply=(*scaled, *restored), events=events)

@@ -28,8 +28,8 @@ def roll_out(view: EndpointView) -> Plan:
     revisions = _with_wanted(view, state, outcome)
     for name in (*replaced, *removed):
         revisions = _with_unwanted(view, name, revisions)
-    scaled = view.observed.scaling({name: view.replicas[name] for name in kept})
-    restored, events = view.observed.restoring(*kept)
+    scaled = view.observed.replica_applies({name: view.replicas[name] for name in kept})
+    restored, events = view.observed.corrections(*kept)
     return view.observed.plan(
         outcome.halt,
         create=outcome.create,

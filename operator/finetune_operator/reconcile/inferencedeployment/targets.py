@@ -47,7 +47,7 @@ def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targ
     serving = {model.name: model for model in endpoint.status.models}
     targets: list[ModelTarget] = []
     for model in endpoint.spec.models:
-        target = _wanted(model, checkpoints)
+        target = _resolve_model(model, checkpoints)
         if target.weights is not None:
             target = _of_same_base(endpoint, target, target.weights, base)
         if target.weights is not None:
@@ -117,7 +117,7 @@ def _as_served(target: ModelTarget, served: ServedModelStatus, checkpoints: Chec
     )
 
 
-def _wanted(model: ServedModel, checkpoints: CheckpointIndex) -> ModelTarget:
+def _resolve_model(model: ServedModel, checkpoints: CheckpointIndex) -> ModelTarget:
     if model.follow is not None:
         return _followed(model.name, model.follow, checkpoints)
     return _pinned(model.name, model.pin or Pin(), checkpoints)

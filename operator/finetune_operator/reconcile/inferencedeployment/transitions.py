@@ -32,7 +32,7 @@ class Observation(Enum):
 class Action(Enum):
     """What a pass does. `outcomes.py` has a function for each action except REMOVE."""
 
-    PUT_OFF = "wait for the first replica"
+    POSTPONE = "wait for the first replica"
     QUEUE = "wait for a slot"
     START = "create its Deployment"
     WAIT = "wait for its pods"
@@ -67,7 +67,7 @@ OF_WANTED: Final = (
 )
 
 ROWS: Final[tuple[Row, ...]] = (
-    (UNPROVEN, [Observation.UNPROVABLE], None, Action.PUT_OFF),
+    (UNPROVEN, [Observation.UNPROVABLE], None, Action.POSTPONE),
     (UNPROVEN, [Observation.NO_SLOT], None, Action.QUEUE),
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
     (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),

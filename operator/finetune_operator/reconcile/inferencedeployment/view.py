@@ -10,7 +10,7 @@ from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe.deployments import failure_of, is_ready, trouble_of
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.endpoint import Observed
+from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, spec_hash
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
@@ -29,8 +29,8 @@ class EndpointView:
     wanted: Revision
 
     @cached_property
-    def observed(self) -> Observed:
-        return Observed(self.endpoint, self.snapshot)
+    def observed(self) -> ObservedEndpoint:
+        return ObservedEndpoint(self.endpoint, self.snapshot)
 
     @cached_property
     def weights(self) -> dict[str, int]:
