@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.remote import files
+from finetune_trainer.remote import remotefiles
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.runtime.failure import StageFailure
@@ -95,7 +95,7 @@ def test_a_folder_of_too_many_files_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(files, "MAX_FILES", 2)
+    monkeypatch.setattr(remotefiles, "MAX_FILES", 2)
     with kind() as server:
         server.files = {f"rows/2030/{name}.jsonl": ROWS for name in "abc"}
 

@@ -22,8 +22,8 @@ from finetune_trainer.prepare.finding import (
     nothing_matches,
     unreadable,
 )
-from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import MAX_SOURCE_BYTES
+from finetune_trainer.remote.remotefolder import RemoteFile
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder

@@ -30,7 +30,7 @@ from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.page import page
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.runtime.progress import ProgressMeter
+from finetune_trainer.runtime.progressmeter import ProgressMeter
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import RunFolder
 

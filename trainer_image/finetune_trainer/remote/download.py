@@ -9,8 +9,8 @@ from typing import IO
 
 from finetune_trainer.beneath import unlinked
 from finetune_trainer.manifest import OnBytes, hash_file, ignore_bytes
-from finetune_trainer.remote.files import open_stream, version_of
-from finetune_trainer.remote.folder import RemoteFile, RemoteFolder
+from finetune_trainer.remote.remotefiles import open_stream, version_of
+from finetune_trainer.remote.remotefolder import RemoteFile, RemoteFolder
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
 from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import Preempted

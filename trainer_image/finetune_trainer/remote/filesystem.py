@@ -7,7 +7,7 @@ from fsspec import AbstractFileSystem
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials
-from finetune_trainer.remote.folder import RemoteFolder
+from finetune_trainer.remote.remotefolder import RemoteFolder
 from finetune_trainer.runtime.failure import StageFailure
 
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")

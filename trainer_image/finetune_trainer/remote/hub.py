@@ -13,9 +13,9 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.remote.credentials import Credentials
-from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import origin_of, require_https
+from finetune_trainer.remote.remotefolder import RemoteFolder
 from finetune_trainer.runtime.failure import StageFailure
 
 ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from finetune_trainer.remote.folder import RemoteFolder
 from finetune_trainer.remote.limits import MAX_ATTEMPTS, MAX_PAUSE_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
+from finetune_trainer.remote.remotefolder import RemoteFolder
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
 from finetune_trainer.runtime.failure import Preempted
 

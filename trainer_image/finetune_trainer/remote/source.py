@@ -13,10 +13,10 @@ from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.manifest import OnBytes, digest_of, ignore_bytes
 from finetune_trainer.remote.credentials import KEYS, load_credentials
 from finetune_trainer.remote.download import Download
-from finetune_trainer.remote.files import list_files
 from finetune_trainer.remote.filesystem import open_filesystem
-from finetune_trainer.remote.folder import RemoteFile
 from finetune_trainer.remote.limits import MAX_DOWNLOAD_SECONDS, MAX_FILES
+from finetune_trainer.remote.remotefiles import list_files
+from finetune_trainer.remote.remotefolder import RemoteFile
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
 from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import StageFailure

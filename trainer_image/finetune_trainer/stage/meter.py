@@ -5,7 +5,7 @@ import logging
 from typing_extensions import override
 
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.runtime.progress import ProgressMeter
+from finetune_trainer.runtime.progressmeter import ProgressMeter
 from finetune_trainer.stage.context import StageContext
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry
-from finetune_trainer.runtime.progress import ProgressMeter
+from finetune_trainer.runtime.progressmeter import ProgressMeter
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.failures import corrupt, writable
 

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.model.device import peak_memory
-from finetune_trainer.runtime.progress import Interval
+from finetune_trainer.runtime.progressmeter import Interval
 from finetune_trainer.train.callbacks.state import Callback, RunState
 from finetune_trainer.train.preference.rewards import describe_rewards
 from finetune_trainer.train.throughput import Throughput

@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from finetune_trainer.remote.folder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.limits import CHUNK_BYTES, MAX_FILES, REQUESTS_AHEAD
+from finetune_trainer.remote.remotefolder import RemoteFile, RemoteFolder, Stream
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
 from finetune_trainer.remote.retries import Unreachable
 
