@@ -39,7 +39,7 @@ def until_settled(audit: AuditLog, user: str) -> None:
     )
 
 
-def until_all_looked_at(api: Api, namespace: str, operator: Operator) -> None:
+def until_all_reconciled(api: Api, namespace: str, operator: Operator) -> None:
     """Wait until this process has reconciled every object at least once and its queue is empty."""
 
     def done() -> bool:

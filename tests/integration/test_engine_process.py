@@ -8,7 +8,7 @@ from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.chain import (
     jobs_of_stage,
-    until_all_looked_at,
+    until_all_reconciled,
     until_all_watched,
     until_condition,
     until_settled,
@@ -64,7 +64,7 @@ def test_a_restart_with_everything_in_place_writes_nothing(
     assert operator.terminate() == 0
     mark = audit.mark()
     again = operators.start("operator-1").wait_active()
-    until_all_looked_at(api, namespace, again)
+    until_all_reconciled(api, namespace, again)
     assert audit.writes(mark, operators.user) == []
 
 
@@ -221,7 +221,7 @@ def test_finished_is_sticky(
     eventually("all children are gone", lambda: not api.list("Job", namespace))
     operator.kill()
     again = operators.start("operator-1").wait_active()
-    until_all_looked_at(api, namespace, again)
+    until_all_reconciled(api, namespace, again)
     until_settled(audit, operators.user)
     assert created_jobs(audit, mark, namespace) == []
     assert kubelet.started == started

@@ -9,7 +9,7 @@ from tests.fakekubelet import FakeKubelet
 from tests.faults.results import Results
 from tests.integration import manifests
 from tests.integration.api import Api, Object
-from tests.integration.chain import jobs_of_stage, until_all_looked_at, until_condition
+from tests.integration.chain import jobs_of_stage, until_all_reconciled, until_condition
 from tests.integration.operators import Operator, Operators
 from tests.olderrelease import older_release, python_path
 from tests.waiting import eventually
@@ -46,7 +46,7 @@ class Releases:
         environment = self._older if older else {}
         self.now = self._operators.start(f"operator-{self._started}", **environment)
         eventually("the operator is active", self.now.is_active, START_SECONDS, self.log)
-        until_all_looked_at(self._api, self._namespace, self.now)
+        until_all_reconciled(self._api, self._namespace, self.now)
         return self.now
 
     def log(self) -> str:

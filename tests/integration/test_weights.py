@@ -2,7 +2,7 @@
 
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api
-from tests.integration.chain import until_all_looked_at
+from tests.integration.chain import until_all_reconciled
 from tests.integration.operators import Operators
 from tests.integration.team import Team
 from tools.cluster.audit import AuditLog
@@ -26,7 +26,7 @@ def test_an_endpoint_of_an_earlier_release_gets_its_weights_with_one_write(
         """What a new process writes before it has looked at everything."""
         mark = audit.mark()
         following = operators.start(name).wait_active()
-        until_all_looked_at(api, namespace, following)
+        until_all_reconciled(api, namespace, following)
         writes = audit.writes(mark, operators.user)
         following.terminate()
         return [each.resource for each in writes if each.name == "support"]

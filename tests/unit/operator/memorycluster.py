@@ -142,7 +142,7 @@ class MemoryCluster:
         """What a pass over this object would do."""
         return RECONCILERS[kind].reconcile(*self.snapshot(kind, name))
 
-    def look(self, kind: str, name: str) -> Plan:
+    def reconcile(self, kind: str, name: str) -> Plan:
         """One pass: decide and carry out."""
         plan = self.plan(kind, name)
         self.carry_out(kind, name, plan)
@@ -189,7 +189,7 @@ class MemoryCluster:
             before = self.writes
             for kind, name in list(self.objects):
                 if kind in RECONCILERS and (kind, name) in self.objects:
-                    self.look(kind, name)
+                    self.reconcile(kind, name)
             if self.writes == before:
                 return
         raise AssertionError("the reconcilers do not settle")

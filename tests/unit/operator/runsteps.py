@@ -60,6 +60,6 @@ def delete_run(cluster: MemoryCluster) -> None:
     cluster.delete("FineTuneJob", JOB)
     for _ in range(3):
         if ("FineTuneJob", JOB) in cluster.objects:
-            cluster.look("FineTuneJob", JOB)
+            cluster.reconcile("FineTuneJob", JOB)
         if cluster.has_stage_job("cleanup") and ("FineTuneJob", JOB) in cluster.objects:
             cluster.end("cleanup", "")

@@ -165,7 +165,7 @@ def test_a_run_says_what_is_missing_and_goes_on_when_it_is_there(
 def test_a_blocked_run_sends_one_event_for_one_reason() -> None:
     cluster = cluster_of(profile(), claim("models"))
     for _ in range(3):
-        cluster.look("FineTuneJob", JOB)
+        cluster.reconcile("FineTuneJob", JOB)
     sent = [event for event in cluster.events if event.reason == "Blocked" and "artifacts" in event.message]
     assert len({event.message for event in sent}) == 1
     assert cluster.plan("FineTuneJob", JOB).events == ()

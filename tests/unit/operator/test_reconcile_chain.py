@@ -129,11 +129,11 @@ def test_finished_jobs_go_after_their_time_and_records_stay() -> None:
     cluster.succeed("evaluate", evaluated(), after=10)
     cluster.settle()
     cluster.change("FineTuneJob", JOB, childrenTTLSeconds=600)
-    plan = cluster.look("FineTuneJob", JOB)
+    plan = cluster.reconcile("FineTuneJob", JOB)
     assert plan.delete == ()
     assert plan.requeue_after == 600
     cluster.now += timedelta(seconds=600)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert [job for job in cluster.of("Job") if job.startswith(JOB)] == []
     assert set(cluster.of("Checkpoint")) == {CHECKPOINT}
     assert cluster.job(JOB).status.observed_generation == 2

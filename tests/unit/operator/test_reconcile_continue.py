@@ -267,7 +267,7 @@ def test_the_weights_stay_until_the_run_that_continues_from_them_has_ended() -> 
     cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
     cluster.settle()
     cluster.delete("Checkpoint", CHECKPOINT)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "InUse"
     assert not cluster.has_stage_job("cleanup")
     told = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
@@ -277,7 +277,7 @@ def test_the_weights_stay_until_the_run_that_continues_from_them_has_ended() -> 
     run = cluster.objects["FineTuneJob", NEXT]
     assert Key("Checkpoint", NAMESPACE, CHECKPOINT) in related("FineTuneJob", run, None, cluster.reader())
     cluster.delete("FineTuneJob", NEXT)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.has_stage_job("cleanup")
 
 
@@ -319,7 +319,7 @@ def test_a_restored_run_says_again_what_it_continued_from() -> None:
         cluster.succeed(stage, result)
         cluster.settle()
     cluster.objects["FineTuneJob", NEXT]["status"] = {"observedGeneration": -1}
-    cluster.look("FineTuneJob", NEXT)
+    cluster.reconcile("FineTuneJob", NEXT)
 
     run = FineTuneJob.model_validate(cluster.objects["FineTuneJob", NEXT])
     assert run.status.resolved.parent_checkpoint == CHECKPOINT

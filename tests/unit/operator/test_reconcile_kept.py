@@ -125,7 +125,7 @@ def test_the_best_one_is_judged_and_promoted() -> None:
 def test_the_promoted_one_outlives_its_run_and_the_others_go() -> None:
     cluster = judged_run()
     cluster.delete("FineTuneJob", JOB)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
 
     assert going(cluster) == {name_of(step) for step in STEPS if step != BEST_STEP}
 
@@ -135,7 +135,7 @@ def test_one_that_an_endpoint_pins_or_serves_outlives_its_run() -> None:
         cluster = judged_run()
         cluster.add(user)
         cluster.delete("FineTuneJob", JOB)
-        cluster.look("FineTuneJob", JOB)
+        cluster.reconcile("FineTuneJob", JOB)
 
         assert going(cluster) == {name_of(step) for step in STEPS if step not in (14, BEST_STEP)}
 
@@ -145,7 +145,7 @@ def test_the_weights_of_one_go_only_when_its_own_record_does() -> None:
     assert not cluster.has_stage_job("cleanup")
 
     cluster.delete("Checkpoint", name_of(14))
-    cluster.look("Checkpoint", name_of(14))
+    cluster.reconcile("Checkpoint", name_of(14))
 
     assert cluster.config("cleanup").artifact.digest == checkpoint(14).digest
     assert going(cluster) == {name_of(14)}
@@ -155,7 +155,7 @@ def test_weights_that_an_endpoint_pins_stay_although_their_record_was_deleted() 
     cluster = judged_run()
     cluster.add(pinned(name_of(14)))
     cluster.delete("Checkpoint", name_of(14))
-    cluster.look("Checkpoint", name_of(14))
+    cluster.reconcile("Checkpoint", name_of(14))
 
     assert cluster.states("Checkpoint", name_of(14))["Reconciling"] == "InUse"
     assert not cluster.has_stage_job("cleanup")

@@ -181,7 +181,7 @@ def test_a_verdict_reached_against_another_champion_is_renewed_before_promotion(
     job["spec"]["promotion"] = {"mode": "Automatic"}
     job["status"]["conditions"] = [c for c in job["status"]["conditions"] if c["type"] != "Ready"]
     cluster.add(record("rival", "9", "2030-01-02T03:00:10Z"))
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert ends_promoted(cluster) == ("False", "Promoting")
     cluster.settle()
     evaluation = cluster.job(JOB).status.evaluation
@@ -357,7 +357,7 @@ def test_a_checkpoint_names_the_endpoints_that_serve_it() -> None:
                 "status": {"models": [{"name": "router", "checkpoint": CHECKPOINT}]},
             }
         )
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     status = Checkpoint.model_validate(cluster.objects["Checkpoint", CHECKPOINT]).status
     assert status.in_use_by == ("chat", "desk", "mail")
     assert status.display is not None

@@ -147,7 +147,7 @@ def test_looks_that_fell_due_while_no_operator_ran_do_not_all_begin_at_once() ->
         assert refresh.next_check_at is not None
         back = cluster.now = refresh.next_check_at + timedelta(hours=5)
         for _ in range(3):
-            plan = cluster.look("Dataset", DATASET)
+            plan = cluster.reconcile("Dataset", DATASET)
             if plan.create:
                 break
             assert plan.requeue_after is not None

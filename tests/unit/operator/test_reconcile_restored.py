@@ -128,5 +128,5 @@ def test_a_restored_run_takes_the_adopted_records_along_when_it_is_deleted() -> 
     cluster.add(run)
     cluster.settle()
     cluster.delete("FineTuneJob", JOB)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert "deletionTimestamp" in cluster.objects["Checkpoint", CHECKPOINT]["metadata"]

@@ -11,7 +11,7 @@ FOLDER = f"pvc://artifacts/runs/{JOB_UID}"
 
 def deleted(cluster: MemoryCluster) -> MemoryCluster:
     cluster.delete("FineTuneJob", JOB)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     return cluster
 
 
@@ -26,7 +26,7 @@ def test_the_folder_goes_before_the_run_and_the_records_do_not_wait_for_it() -> 
     assert "deletionTimestamp" in cluster.objects["Checkpoint", CHECKPOINT]["metadata"]
     assert is_there(cluster)
     cluster.end("cleanup", "")
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert not is_there(cluster)
 
 
@@ -37,13 +37,13 @@ def test_nothing_is_removed_while_a_pod_of_the_run_may_write() -> None:
     plan = cluster.plan("FineTuneJob", JOB)
     assert [delete.propagation for delete in plan.delete] == ["Foreground"]
     cluster.stage_job("train")["metadata"]["deletionTimestamp"] = at(cluster.now)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert not cluster.has_stage_job("cleanup")
     reconciling = cluster.condition("FineTuneJob", JOB, "Reconciling")
     assert reconciling is not None
     assert "waiting for the run's pods to end" in reconciling["message"]
     cluster.remove("Job", cluster.stage_job("train")["metadata"]["name"])
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert cluster.config("cleanup").run == JOB_UID
 
 
@@ -73,14 +73,14 @@ def test_a_folder_that_cannot_be_removed_holds_the_run_for_a_day_and_no_longer()
     cluster = deleted(ended(deletionPolicy="Delete"))
     first = cluster.stage_job("cleanup")["metadata"]["uid"]
     cluster.end("cleanup", "StoreUnavailable: read-only", exit_code=12)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert "StoreUnavailable: read-only" in cluster.events[-2].message + cluster.events[-1].message
     cluster.now += timedelta(seconds=300)
-    cluster.look("FineTuneJob", JOB)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert cluster.stage_job("cleanup")["metadata"]["uid"] != first
     cluster.now += timedelta(hours=24)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert not is_there(cluster)
     assert any(f"{FOLDER} stays: it could not be removed" in event.message for event in cluster.events)
 

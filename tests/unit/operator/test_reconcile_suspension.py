@@ -46,13 +46,13 @@ def test_the_time_of_saving_is_counted_once_the_pod_has_ended() -> None:
     ended = {"exitCode": 20, "startedAt": started, "finishedAt": at(cluster.now)}
     cluster.pod("train", {"terminated": ended})
     cluster.now += timedelta(seconds=20)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     usage = cluster.job(JOB).status.usage
     assert usage is not None
     assert usage.seconds == 80
     before = cluster.writes
     cluster.now += timedelta(seconds=20)
-    cluster.look("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
     assert cluster.writes == before
 
 
@@ -76,7 +76,7 @@ def test_suspending_deletes_the_running_job_in_the_foreground_and_resuming_creat
     cluster.start("train", after=3)
     cluster.now += timedelta(seconds=60)
     cluster.change("FineTuneJob", JOB, suspend=True)
-    plan = cluster.look("FineTuneJob", JOB)
+    plan = cluster.reconcile("FineTuneJob", JOB)
     assert [delete.propagation for delete in plan.delete] == ["Foreground"]
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "Suspending"
     cluster.settle()
@@ -124,7 +124,7 @@ def test_a_job_that_is_terminating_under_suspension_is_waited_for() -> None:
     cluster = reached("train")
     cluster.change("FineTuneJob", JOB, suspend=True)
     cluster.stage_job("train")["metadata"]["deletionTimestamp"] = "2030-01-02T03:01:00Z"
-    plan = cluster.look("FineTuneJob", JOB)
+    plan = cluster.reconcile("FineTuneJob", JOB)
     assert plan.delete == ()
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "Suspending"
 

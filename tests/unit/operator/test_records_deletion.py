@@ -41,7 +41,7 @@ def deleted(kind: str, name: str) -> MemoryCluster:
     cluster.change(kind, name, deletionPolicy="Delete")
     cluster.settle()
     cluster.delete(kind, name)
-    cluster.look(kind, name)
+    cluster.reconcile(kind, name)
     return cluster
 
 
@@ -52,7 +52,7 @@ def deleted_checkpoint(*others: Manifest) -> MemoryCluster:
     for other in others:
         cluster.add(other)
     cluster.delete("Checkpoint", CHECKPOINT)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     return cluster
 
 
@@ -103,7 +103,7 @@ def test_the_content_is_removed_by_a_job_and_then_the_record_goes(
     cluster.start("cleanup", after=1)
     cluster.settle()
     cluster.end("cleanup", "", after=1)
-    cluster.look(kind, name)
+    cluster.reconcile(kind, name)
     assert (kind, name) not in cluster.objects
     assert cluster.of("Job").keys().isdisjoint({f"{name}-cleanup"})
     assert says(cluster) == (
@@ -192,7 +192,7 @@ def test_weights_of_an_endpoint_wait_until_it_lets_them_go(user: Manifest) -> No
     assert "when InferenceDeployment desk no longer needs it" in said["message"]
     assert not cluster.has_stage_job("cleanup")
     cluster.remove("InferenceDeployment", "desk")
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.has_stage_job("cleanup")
 
 
@@ -201,11 +201,11 @@ def test_rows_of_a_run_that_has_not_ended_wait_for_its_end() -> None:
     cluster.change("DatasetVersion", VERSION, deletionPolicy="Delete")
     cluster.settle()
     cluster.delete("DatasetVersion", VERSION)
-    plan = cluster.look("DatasetVersion", VERSION)
+    plan = cluster.reconcile("DatasetVersion", VERSION)
     assert cluster.states("DatasetVersion", VERSION)["Reconciling"] == "InUse"
     assert plan.requeue_after == 60
     cluster.remove("FineTuneJob", JOB)
-    cluster.look("DatasetVersion", VERSION)
+    cluster.reconcile("DatasetVersion", VERSION)
     assert cluster.has_stage_job("cleanup")
 
 
@@ -214,7 +214,7 @@ def test_a_cleanup_that_fails_says_why_and_is_tried_again() -> None:
     first = cluster.stage_job("cleanup")["metadata"]["uid"]
     cluster.start("cleanup", after=1)
     cluster.end("cleanup", "StoreUnavailable: store: read-only file system", exit_code=12)
-    plan = cluster.look("Checkpoint", CHECKPOINT)
+    plan = cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "CleanupFailed"
     said = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
     assert said is not None
@@ -223,13 +223,13 @@ def test_a_cleanup_that_fails_says_why_and_is_tried_again() -> None:
     assert says(cluster).startswith("Warning Blocked")
     assert plan.requeue_after == 300
     cluster.now += timedelta(seconds=300)
-    cluster.look("Checkpoint", CHECKPOINT)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.stage_job("cleanup")["metadata"]["uid"] != first
 
 
 def cleaning(cluster: MemoryCluster) -> tuple[str, str]:
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     condition = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
     assert condition is not None
     return condition["reason"], condition["message"]
@@ -280,7 +280,7 @@ def test_a_missing_claim_is_named() -> None:
     cluster.settle()
     cluster.remove("PersistentVolumeClaim", "artifacts")
     cluster.delete("Checkpoint", CHECKPOINT)
-    plan = cluster.look("Checkpoint", CHECKPOINT)
+    plan = cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "StoreNotFound"
     assert "PersistentVolumeClaim artifacts does not exist" in says(cluster)
     assert plan.requeue_after == 300
@@ -290,10 +290,10 @@ def test_a_missing_claim_is_named() -> None:
 def test_after_a_day_the_record_goes_and_an_event_names_the_folder_that_stays(obstacle: str) -> None:
     cluster = deleted_checkpoint(*[endpoint({"pin": {"checkpoint": CHECKPOINT}})] * (obstacle == "a user"))
     cluster.now += timedelta(hours=23, minutes=59, seconds=30)
-    plan = cluster.look("Checkpoint", CHECKPOINT)
+    plan = cluster.reconcile("Checkpoint", CHECKPOINT)
     assert plan.requeue_after == 30
     cluster.now += timedelta(seconds=30)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert ("Checkpoint", CHECKPOINT) not in cluster.objects
     assert says(cluster) == (
         f"Warning ContentKept: {WEIGHTS_FOLDER} stays: it could not be removed within 24 hours;"
@@ -304,7 +304,7 @@ def test_after_a_day_the_record_goes_and_an_event_names_the_folder_that_stays(ob
 def test_retain_lets_a_record_go_that_waits() -> None:
     cluster = deleted_checkpoint(endpoint({"pin": {"checkpoint": CHECKPOINT}}))
     cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Retain")
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert ("Checkpoint", CHECKPOINT) not in cluster.objects
 
 
@@ -313,7 +313,7 @@ def test_a_namespace_that_goes_is_not_held_up(kind: str, name: str, folder: str,
     cluster = deleted(kind, name)
     cluster.is_terminating = True
     cluster.remove("Job", cluster.stage_job("cleanup")["metadata"]["name"])
-    plan = cluster.look(kind, name)
+    plan = cluster.reconcile(kind, name)
     assert plan.create == ()
     assert (kind, name) not in cluster.objects
 
@@ -333,7 +333,7 @@ def test_a_record_of_which_no_store_is_known_goes_at_once(store: str) -> None:
     record["metadata"]["annotations"] = {STORE: store}
     record["status"]["locations"] = []
     cluster.delete("DatasetVersion", VERSION)
-    cluster.look("DatasetVersion", VERSION)
+    cluster.reconcile("DatasetVersion", VERSION)
     assert ("DatasetVersion", VERSION) not in cluster.objects
     assert says(cluster) == "Normal ContentKept: its content stays: no store is known"
 
@@ -345,7 +345,7 @@ def test_a_bucket_is_the_same_one_in_every_namespace() -> None:
     cluster.settle()
     cluster.add(other("twin", namespace="neighbours", uri=uri))
     cluster.delete("Checkpoint", CHECKPOINT)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert says(cluster) == f"Normal ContentKept: {uri} stays: a record in another namespace needs it too"
 
 
@@ -359,7 +359,7 @@ def test_a_bucket_keeps_its_content_while_a_namespace_that_may_share_it_is_not_l
     cluster.settle()
     cluster.facts = replace(cluster.facts, unlisted=("neighbours",))
     cluster.delete("Checkpoint", CHECKPOINT)
-    cluster.look("Checkpoint", CHECKPOINT)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
     assert cluster.has_stage_job("cleanup") is not waits
     if waits:
         reconciling = cluster.condition("Checkpoint", CHECKPOINT, "Reconciling")
@@ -367,7 +367,7 @@ def test_a_bucket_keeps_its_content_while_a_namespace_that_may_share_it_is_not_l
         assert reconciling["reason"] == "Forbidden"
         assert "can list every namespace that it watches" in reconciling["message"]
         cluster.facts = replace(cluster.facts, unlisted=())
-        cluster.look("Checkpoint", CHECKPOINT)
+        cluster.reconcile("Checkpoint", CHECKPOINT)
         assert cluster.has_stage_job("cleanup")
 
 
@@ -377,7 +377,7 @@ def test_rows_stay_for_a_dataset_that_may_come_to_them_again() -> None:
     cluster.settle()
     cluster.change("Dataset", DATASET, onInvalidRows="Drop")
     cluster.delete("DatasetVersion", VERSION)
-    cluster.look("DatasetVersion", VERSION)
+    cluster.reconcile("DatasetVersion", VERSION)
     assert ("DatasetVersion", VERSION) not in cluster.objects
     assert not cluster.has_stage_job("cleanup")
     assert "Dataset tickets is being prepared" in says(cluster)
@@ -390,7 +390,7 @@ def test_rows_stay_for_a_dataset_whose_source_is_looked_at_again() -> None:
     cluster.annotate("Dataset", DATASET, refresh_requested="now")
     cluster.settle()
     cluster.delete("DatasetVersion", VERSION)
-    cluster.look("DatasetVersion", VERSION)
+    cluster.reconcile("DatasetVersion", VERSION)
     assert not cluster.has_stage_job("cleanup")
     assert "Dataset tickets is being prepared" in says(cluster)
 
@@ -406,6 +406,6 @@ def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() ->
     again["metadata"]["uid"] = "22222222-0000-4000-8000-000000000001"
     cluster.add(again)
     version = f"{JOB}-data-{'d' * 12}"
-    cluster.look("DatasetVersion", version)
+    cluster.reconcile("DatasetVersion", version)
     assert ("DatasetVersion", version) not in cluster.objects
     assert f"FineTuneJob {JOB} is being prepared" in says(cluster)

@@ -70,8 +70,8 @@ def test_a_record_with_the_policy_delete_is_cleaned_up_before_it_goes() -> None:
     cluster = history("Checkpoint", deletionPolicy="Delete")
     cluster.objects["Checkpoint", OLD]["metadata"]["finalizers"] = [FINALIZER]
     assert cluster.plan("Checkpoint", OLD).events[0].message.endswith("its content is removed")
-    cluster.look("Checkpoint", OLD)
-    cluster.look("Checkpoint", OLD)
+    cluster.reconcile("Checkpoint", OLD)
+    cluster.reconcile("Checkpoint", OLD)
     assert "cleanup" in next(job for job in cluster.of("Job") if job.startswith(OLD))
 
 

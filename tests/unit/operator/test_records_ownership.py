@@ -116,7 +116,7 @@ def test_versions_go_with_their_dataset_unless_a_run_uses_them(in_use: bool) -> 
         cluster.add(later)
         cluster.settle()
     cluster.delete("Dataset", DATASET)
-    cluster.look("Dataset", DATASET)
+    cluster.reconcile("Dataset", DATASET)
     assert ("Dataset", DATASET) not in cluster.objects
     assert is_going(cluster, "DatasetVersion", VERSION) is not in_use
 
@@ -125,7 +125,7 @@ def test_in_a_namespace_that_goes_a_run_deletes_nothing_and_is_let_go() -> None:
     cluster = ended(deletionPolicy="Delete", **MANUAL)
     cluster.is_terminating = True
     cluster.delete("FineTuneJob", JOB)
-    plan = cluster.look("FineTuneJob", JOB)
+    plan = cluster.reconcile("FineTuneJob", JOB)
     assert plan.delete == ()
     assert ("FineTuneJob", JOB) not in cluster.objects
 

@@ -199,7 +199,7 @@ def test_a_job_that_was_there_before_the_operator_looked_is_hand_made(kind: str)
     (made,) = set(cluster.of("Job")) - before
     stage = cluster.objects["Job", made]["metadata"]["labels"]["finetune.dev/stage"]
     without_marks(cluster, stage)
-    cluster.look(kind, name)
+    cluster.reconcile(kind, name)
     state = cluster.condition(kind, name, "Reconciling")
     assert state is not None
     assert state["reason"] == "NameConflict"
