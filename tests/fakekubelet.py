@@ -1,7 +1,7 @@
-"""Stands for the kubelet where there is no node: patches the status of pods as it would.
+"""A fake kubelet for control planes without nodes: it patches the status of pods.
 
-A stage's pod runs, and then ends with a result that fits its config, unless it is held or told to fail.
-A serving pod becomes ready.
+The pod of a stage runs, and then ends with a result for its config, unless its stage is held. A serving pod
+becomes ready.
 """
 
 import threading
@@ -18,7 +18,7 @@ Object = dict[str, Any]
 
 
 class PodApi(Protocol):
-    """What the fake kubelet needs of the API server."""
+    """The requests of the fake kubelet to the API server."""
 
     def list(self, kind: str, namespace: str) -> list[Object]: ...
 
@@ -26,15 +26,17 @@ class PodApi(Protocol):
 
 
 class FakeKubelet:
-    """Looks at the namespace's pods again and again until it is closed.
+    """Polls the pods of a namespace until it is closed.
 
     Args:
-        outcome: result of a stage with this config; None for a pod that ends well without a word.
-        pause: seconds between two looks.
+        api: access to the API server.
+        namespace: namespace of the pods.
+        outcome: result of a stage with this config; None for a pod that succeeds without a message.
+        pause: seconds between two polls.
 
     Attributes:
         held: stages whose pods keep running.
-        started: name of each stage whose pod runs or has run, in order of their starts.
+        started: stages whose pods run or have run, in the order of their starts.
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class FakeKubelet:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop.
+        """Stop polling.
 
         Raises:
-            AssertionError: it could not do its work.
+            AssertionError: a request failed.
         """
         self._stop.set()
         self._thread.join()
@@ -91,7 +93,7 @@ class FakeKubelet:
             self._patch(pod, ended(pod, None))
 
     def _patch(self, pod: Object, status: Object) -> bool:
-        """Whether the pod was still there."""
+        """Patch the status; returns whether the pod still existed."""
         metadata = pod["metadata"]
         try:
             self._api.patch("Pod", metadata["namespace"], metadata["name"], {"status": status}, "status")

@@ -1,11 +1,11 @@
-"""Processes that are forked from a server which has imported already what they need.
+"""Processes that are forked from a server that has already imported their modules.
 
-Python and the imports of an operator or of PyTorch take seconds of processor time; a fork takes milliseconds.
-There is one server for all tests of a session. It starts with the first process, so that whatever is to be
-imported by it is named when tests are collected.
+Starting Python and importing the operator or PyTorch takes seconds of processor time; a fork takes
+milliseconds. A session has one server for all tests. It starts with the first process, so the modules that it
+imports must be named when tests are collected.
 
-Each process ends with the session that started it, even if SIGKILL ends the session. The server is nobody's
-child then, and would live as long as one of its processes.
+Each process ends with the session that started it, even if SIGKILL ends the session. Otherwise the server
+would live as long as one of its processes.
 """
 
 import gc
@@ -21,18 +21,18 @@ from typing import Final
 _SERVER: Final = multiprocessing.get_context("forkserver")
 _MODULES: Final[list[str]] = []
 _LOCK: Final = threading.Lock()
-"""multiprocessing looks at all its processes when it starts one; two looks at once lose an exit code."""
+"""multiprocessing polls all its processes when it starts one; two concurrent polls lose an exit code."""
 
 
 def preload(*modules: str) -> None:
-    """Have the server import these."""
+    """Have the server import these modules."""
     _MODULES.extend(module for module in modules if module not in _MODULES)
     _SERVER.set_forkserver_preload(_MODULES)
 
 
 def _call(function: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=_end_with_the_session, daemon=True, name="session").start()
-    gc.freeze()  # or a collection copies the server's memory, page by page
+    gc.freeze()  # otherwise a garbage collection copies the server's memory
     function(*arguments)
 
 
@@ -44,10 +44,10 @@ def _end_with_the_session() -> None:
 
 
 class Forked:
-    """A process that calls a function and ends, with what `subprocess.Popen` offers.
+    """A process that calls a function and ends, with methods of `subprocess.Popen`.
 
-    The function and its arguments are pickled. It has the working folder of this process, and the standard
-    streams and the environment of the server.
+    The function and its arguments are pickled. The process has the working folder of this process, and the
+    standard streams and the environment of the server.
     """
 
     def __init__(self, function: Callable[..., None], *arguments: object) -> None:
@@ -61,12 +61,16 @@ class Forked:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """The exit code, or minus the number of the signal that ended it; None while it runs."""
+        """The exit code, or the negative number of the signal that ended the process; None while it runs."""
         with _LOCK:
             return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it ends. Raises subprocess.TimeoutExpired: it still runs then."""
+        """Wait for the end of the process, and return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs after `timeout` seconds.
+        """
         wait_for_one([self._process.sentinel], timeout)
         code = self.poll()
         if code is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """`target` with `patch` applied: null removes, lists are replaced; neither is changed."""
+    """`target` with `patch` applied: null removes a field, a list replaces a list. Does not change either."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}

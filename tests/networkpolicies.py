@@ -1,4 +1,4 @@
-"""What NetworkPolicies mean, by the documentation of Kubernetes, where no network plugin enforces them."""
+"""Evaluate NetworkPolicies by the documentation of Kubernetes; no network plugin enforces them in tests."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod as policies see it."""
+    """The properties of a pod that policies select by."""
 
     namespace: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -18,15 +18,15 @@ class Pod:
 
     @property
     def namespace_labels(self) -> dict[str, str]:
-        """Those that every namespace has."""
+        """Labels that every namespace has."""
         return {"kubernetes.io/metadata.name": self.namespace}
 
 
 def admits(policies: Iterable[Object], target: Pod, source: Pod, port: int) -> bool:
     """Whether the source may open a TCP connection to this port of the target."""
-    concerned = [policy for policy in policies if _protects(policy, target)]
-    rules = [rule for policy in concerned for rule in policy["spec"].get("ingress", ())]
-    return not concerned or any(_has_port(rule, port) and _has_peer(rule, target, source) for rule in rules)
+    applicable = [policy for policy in policies if _protects(policy, target)]
+    rules = [rule for policy in applicable for rule in policy["spec"].get("ingress", ())]
+    return not applicable or any(_has_port(rule, port) and _has_peer(rule, target, source) for rule in rules)
 
 
 def _protects(policy: Object, target: Pod) -> bool:
@@ -39,7 +39,7 @@ def _protects(policy: Object, target: Pod) -> bool:
 
 
 def _has_port(rule: Object, port: int) -> bool:
-    # An absent list means all ports, an empty one too.
+    # A missing or empty list means all ports.
     return not rule.get("ports") or any(
         each["port"] == port and each.get("protocol", "TCP") == "TCP" for each in rule["ports"]
     )
@@ -61,7 +61,7 @@ def _is_peer(peer: Object, target: Pod, source: Pod) -> bool:
 
 def _selects(selector: Object, labels: dict[str, str]) -> bool:
     expressions = selector.get("matchExpressions", ())
-    assert all(each["operator"] == "In" for each in expressions), "teach this other operators"
+    assert all(each["operator"] == "In" for each in expressions), "only the operator In is implemented"
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
         labels.get(each["key"]) in each["values"] for each in expressions
     )

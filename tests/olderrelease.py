@@ -1,4 +1,4 @@
-"""The release before this one, from the repository's own history."""
+"""The previous release, from the repository's history."""
 
 import subprocess
 from pathlib import Path
@@ -24,11 +24,11 @@ COPY trainer_image/finetune_trainer/contract.py /app/finetune_trainer/
 USER 65532:65532
 ENTRYPOINT ["python3", "-m", "finetune_operator"]
 """
-"""The release's operator, started as it was, in place of that of another image."""
+"""Replaces the operator in the image of this release by that of the previous one."""
 
 
 def older_release(folder: Path) -> Path:
-    """What it is made of, in `folder`. Skips where the history does not have it."""
+    """Unpack the sources of the previous release into `folder`; skips the test if the history lacks them."""
     git = ["git", "-C", str(ROOT)]
     known = subprocess.run([*git, "cat-file", "-e", f"{COMMIT}^{{commit}}"], capture_output=True, check=False)
     if known.returncode != 0:
@@ -43,17 +43,17 @@ def older_release(folder: Path) -> Path:
 
 
 def python_path(release: Path) -> str:
-    """With it Python imports the release's packages, and not those of this one."""
+    """PYTHONPATH with which Python imports the packages of the release in the folder `release`."""
     return f"{release / 'operator'}:{release / 'trainer_image'}"
 
 
 def operator_image(release: Path, present: str) -> str:
-    """Name of the image of its operator, which the local cluster's node has then.
+    """Build the operator image of the previous release, load it into the local node, and return its name.
 
     Args:
-        release: what it is made of.
-        present: the image of this release. Both have the same pinned packages, so that nothing is installed,
-            which would take a network.
+        release: folder with the sources.
+        present: operator image of this release. Both have the same pinned packages, so the build installs
+            nothing and needs no network.
     """
     pins = "constraints/operator.txt"
     assert (release / pins).read_text() == (ROOT / pins).read_text(), "the older release has other packages"

@@ -1,4 +1,4 @@
-"""What the chart grants the operator, and what the API server's audit log says that it used."""
+"""The rights that the chart grants to the operator, and those that it used according to the audit log."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from tools.cluster.toolchain import HELM
 CHART = Path(__file__).parents[1] / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"
 NAMESPACES, CLUSTER, OWN = RELEASE, f"{RELEASE}-cluster", f"{RELEASE}-own"
-"""The chart's roles: in each watched namespace, outside of namespaces, and in the operator's own."""
+"""The chart's roles: in each watched namespace, in the cluster, and in the operator's own namespace."""
 
 UNOBSERVABLE: Final = frozenset(
     {
@@ -27,16 +27,16 @@ UNOBSERVABLE: Final = frozenset(
         "create poddisruptionbudgets",
     }
 )
-"""Rights that the API server looks for while it answers another request, so that no line names them."""
+"""Rights that the API server checks during another request, so that the audit log does not show them."""
 
 RARELY_USED: Final = frozenset(
     {
-        # A name that is taken, a write that came too late, a pod that is newer than the cache.
+        # For a name that exists, a conflicting write, or a pod that the cache does not have yet.
         "get computeprofiles",
         "get deployments",
         "get pods",
         "get services",
-        # Endpoints with several replicas, or with a NetworkPolicy of their own.
+        # For endpoints with several replicas or with their own NetworkPolicy.
         "get networkpolicies",
         "patch networkpolicies",
         "delete networkpolicies",
@@ -45,10 +45,10 @@ RARELY_USED: Final = frozenset(
         "delete poddisruptionbudgets",
     }
 )
-"""Rights that a suite may do without; tests/integration/test_rights.py shows what each is there for."""
+"""Rights that a suite may not use; tests/integration/test_rights.py shows the purpose of each."""
 
 SHADOWED: Final = {OWN: frozenset({"create secrets"})}
-"""Rights that NAMESPACES grants as well where the operator watches all namespaces, as it does here."""
+"""Rights that NAMESPACES also grants when the operator watches all namespaces, as in these tests."""
 
 ROLE = re.compile(r'of (?:Cluster)?Role "([^"]+)"')
 
@@ -57,7 +57,15 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, order=True)
 class Right:
-    """One verb on one resource by one of the chart's roles; `names`: of the only objects it holds for."""
+    """One verb on one resource, granted by one of the chart's roles.
+
+    Attributes:
+        role: name of the role.
+        group: API group of the resource.
+        resource: plural name of the resource.
+        verb: the verb.
+        names: names of the objects to which the right is restricted; empty for all objects.
+    """
 
     role: str
     group: str
@@ -69,7 +77,7 @@ class Right:
         return f"{self.verb} {self.resource}"
 
     def rule(self) -> Object:
-        """As a rule of its own."""
+        """The right as a single rule of a role."""
         rule: Object = {"apiGroups": [self.group], "resources": [self.resource], "verbs": [self.verb]}
         return rule | ({"resourceNames": list(self.names)} if self.names else {})
 
@@ -104,7 +112,7 @@ def granted(manifests: Iterable[Object]) -> frozenset[Right]:
 
 @dataclass(frozen=True)
 class RightsUsage:
-    """What one user asked of the API server: by which right, and what was refused."""
+    """The rights that one user used, and the refused requests."""
 
     used: frozenset[Right]
     refused: frozenset[str]
@@ -114,21 +122,21 @@ class RightsUsage:
 
 
 def usage(audit_log: Path, mark: int, user: str) -> RightsUsage:
-    """Requests of the user after the mark that one of the chart's roles allowed, or that none did.
+    """Rights of the chart's roles that the user used after the mark, and refused requests.
 
-    What the roles of every user allow, such as discovery, is left out.
+    Requests that the roles of every user allow, such as discovery, are not included.
     """
     used, refused = set(), set()
     for event, _ in AuditLog(audit_log).events(mark):
-        about = event.get("objectRef")
-        if event["user"]["username"] != user or about is None:
+        target = event.get("objectRef")
+        if event["user"]["username"] != user or target is None:
             continue
-        resource = "/".join(about[key] for key in ("resource", "subresource") if key in about)
+        resource = "/".join(target[key] for key in ("resource", "subresource") if key in target)
         annotations = event.get("annotations", {})
         if annotations.get("authorization.k8s.io/decision") == "forbid":
-            refused.add(f"{event['verb']} {resource} in {about.get('namespace', 'the cluster')}")
+            refused.add(f"{event['verb']} {resource} in {target.get('namespace', 'the cluster')}")
             continue
         role = ROLE.search(annotations.get("authorization.k8s.io/reason", ""))
         if role and role[1] in {NAMESPACES, CLUSTER, OWN}:
-            used.add(Right(role[1], about.get("apiGroup", ""), resource, event["verb"]))
+            used.add(Right(role[1], target.get("apiGroup", ""), resource, event["verb"]))
     return RightsUsage(frozenset(used), frozenset(refused))

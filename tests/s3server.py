@@ -1,4 +1,4 @@
-"""A real S3 server (versitygw) over a folder."""
+"""A real S3 server (versitygw) for a folder."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ SECRET_KEY: Final = "test-secret-key"
 
 @dataclass
 class S3Server:
-    """Buckets are the folders below `root`, objects are files in them."""
+    """A server whose buckets are the folders in `root`, and whose objects are the files in them."""
 
     root: Path
     host: str = "127.0.0.1"
@@ -52,13 +52,13 @@ class S3Server:
             self._process = None
 
     def bucket(self, name: str) -> Path:
-        """Make a bucket; returns the folder that its objects are in."""
+        """Create a bucket, and return the folder of its objects."""
         folder = self.root / name
         folder.mkdir(exist_ok=True)
         return folder
 
     def secret(self, folder: Path, **changes: str) -> SecretMount:
-        """A credentials Secret as a pod has it, in a new folder."""
+        """A credentials Secret as mounted in a pod, in a new folder."""
         values = {
             "endpoint": self.endpoint,
             "accessKeyId": ACCESS_KEY,
@@ -71,7 +71,7 @@ class S3Server:
         return SecretMount(name="artifacts-s3", path=str(folder))
 
     def store(self, scratch: Path, uri: str = "s3://artifacts/team", **changes: str) -> StoreConfig:
-        """A store in this server, for a pod whose own volume is `scratch`."""
+        """A store on this server for a pod with the local volume `scratch`."""
         secret = self.secret(scratch.with_name(f"{scratch.name}-secret"), **changes)
         return StoreConfig(uri=uri, path=str(scratch), credentials=secret)
 

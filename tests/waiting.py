@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline, instead of for a time."""
+"""Wait for a condition with a deadline instead of a fixed time."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,17 @@ def eventually(
     describe: Callable[[], object] = str,
     pause: float = 0.05,
 ) -> T:
-    """The first true value of `condition`, which is asked every `pause` seconds.
+    """Call `condition` every `pause` seconds, and return its first true value.
+
+    Args:
+        what: description of the condition for the error message.
+        condition: the condition.
+        seconds: maximum wait.
+        describe: called on failure; its result ends the error message.
+        pause: seconds between two calls.
 
     Raises:
-        AssertionError: there was none in time; ends with what `describe` says then.
+        AssertionError: there was no true value within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while True:

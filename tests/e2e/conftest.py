@@ -1,8 +1,8 @@
-"""The operator installed by its chart on a cluster with a node, and a namespace with a base model in it.
+"""Fixtures: the operator, installed with its chart on a cluster with a node, and a team's namespace.
 
-The cluster is the local one, or that of the context KUBE_CONTEXT; in namespaces of its own
-(tools/cluster/isolation.py) it begins and ends with the session. Everything is shared by all tests, because
-each pod that imports torch costs the two cores seconds.
+The cluster is the local one, or that of the context KUBE_CONTEXT. In isolated namespaces
+(tools/cluster/isolation.py) the session starts and stops its own cluster. All tests share the objects,
+because each pod that imports torch takes seconds of processor time.
 """
 
 import json
@@ -28,19 +28,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--requests",
         type=Path,
         metavar="FOLDER",
-        help="where the lanes of one run leave what test_rights.py looks at after them",
+        help="folder in which the lanes leave records for test_rights.py",
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is said of the whole session is tested at its end; all other tests stay in their order."""
+    """Move the tests of the whole session to its end."""
     last = Path(__file__).with_name("test_rights.py")
     items.sort(key=lambda item: item.path == last)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[TestCluster]:
-    """The local cluster: one that runs and stays, or the session's own."""
+    """The local cluster, which keeps running, or the session's own."""
     if ISOLATED in os.environ:
         with TestCluster() as cluster:
             yield cluster
@@ -50,9 +50,9 @@ def cluster() -> Iterator[TestCluster]:
 
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest, cluster: TestCluster) -> Iterator[LaneSession]:
-    """What is asked of the local cluster from here on; left for test_rights.py at the end of a lane.
+    """Record of the requests to the local cluster from now on, for test_rights.py.
 
-    The disasters come before it: while a cluster is damaged, requests may be refused that were allowed.
+    The disasters run before it: while a cluster is damaged, it may refuse requests that are allowed.
     """
     session = LaneSession.begins(request, cluster.audit_log)
     yield session
@@ -63,13 +63,13 @@ def session(request: pytest.FixtureRequest, cluster: TestCluster) -> Iterator[La
 
 @pytest.fixture(scope="session")
 def access(cluster: TestCluster) -> Access:
-    """The cluster, with all rights."""
+    """Access to the cluster with all rights."""
     return Access.from_environment()
 
 
 @pytest.fixture(scope="session")
 def refs(access: Access, session: LaneSession) -> References:
-    """The images of these sources, with the operator installed from them."""
+    """The images of the present sources; the operator is installed from them."""
     refs = images()
     install(access, refs)
     return refs
@@ -77,9 +77,9 @@ def refs(access: Access, session: LaneSession) -> References:
 
 @pytest.fixture(scope="session")
 def profiles(refs: References, access: Access) -> Iterator[None]:
-    """What the platform team offers."""
-    made = [manifests.profile(manifests.CPU), manifests.profile(manifests.GPU, "nvidia.com/gpu")]
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
+    """The platform team's ComputeProfiles."""
+    created = [manifests.profile(manifests.CPU), manifests.profile(manifests.GPU, "nvidia.com/gpu")]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": created})
     access.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", text=text)
     yield
     access.kubectl("delete", "computeprofiles", manifests.CPU, manifests.GPU)
@@ -87,7 +87,7 @@ def profiles(refs: References, access: Access) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def team(access: Access, profiles: None) -> Iterator[Team]:
-    """A namespace that takes restricted pods only, with the claims that a team makes."""
+    """A namespace that accepts only restricted pods, with the team's claims."""
     with new_namespace(access, "team", "restricted") as team:
         team.apply(manifests.claim("artifacts"), manifests.claim("models"))
         yield team
@@ -101,9 +101,9 @@ def keeper(team: Team, refs: References) -> Keeper:
 
 @pytest.fixture(scope="session")
 def begun(request: pytest.FixtureRequest, team: Team, keeper: Keeper) -> None:
-    """What the chosen tests wait for, applied at once: pods come one after another of themselves.
+    """Apply the objects of all selected tests at once, so that their pods run without pauses.
 
-    First what most tests need, then what the function `begin` of each module applies.
+    First the objects that most tests need, then those of the function `begin` of each module.
     """
     items = request.session.items
     team.apply(
@@ -123,17 +123,17 @@ def begun(request: pytest.FixtureRequest, team: Team, keeper: Keeper) -> None:
 
 @pytest.fixture(scope="session")
 def tickets(team: Team, begun: None) -> Object:
-    """The Dataset that most runs train on, prepared; every answer in it is `billing`."""
+    """The prepared Dataset that most runs train on; every answer in it is `billing`."""
     return team.until("Dataset", "tickets", "Ready")
 
 
 @pytest.fixture(scope="session")
 def routing(team: Team, begun: None) -> Object:
-    """A run on a GPU that has cleared its bar, at its end; an endpoint has waited for it."""
+    """A completed run on a GPU that passed its gates; an endpoint waits for it."""
     return team.until("FineTuneJob", "routing", "Ready")
 
 
 @pytest.fixture(scope="session")
 def support(team: Team, routing: Object) -> Object:
-    """The endpoint that follows the line of `routing`, serving it."""
+    """The endpoint that follows the model line of `routing` and serves it."""
     return team.until("InferenceDeployment", "support", "Ready")

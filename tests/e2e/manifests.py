@@ -1,4 +1,4 @@
-"""What the tests apply: rows, and the kinds that a team and its platform team write."""
+"""Manifests of a team and of the platform team for the end-to-end tests."""
 
 import json
 import uuid
@@ -14,16 +14,16 @@ PROMPTS: Final = tuple(
     for what in ("late", "lost", "paid")
     for subject in ("order", "invoice", "card", "box", "ticket", "password", "parcel", "refund")
 )
-"""With the split of `dataset`: 18 to train on, 3 to validate, 3 to test. Three steps of 8 rows an epoch."""
+"""Split by `dataset`: 18 training, 3 validation and 3 test rows. Three steps of 8 rows per epoch."""
 
 SHORT: Final = {"epochs": 15, "learningRate": 0.01}
-"""45 steps: enough to give every prompt of one answer that answer, also prompts that were held out."""
+"""45 steps: enough to learn the one answer for all prompts, including held-out ones."""
 LONG: Final = {"epochs": 80, "learningRate": 0.01}
-"""240 steps: seconds of training, so that something can happen in the middle of it."""
+"""240 steps: seconds of training, so that a test can interrupt it."""
 SAVED: Final = {"everySteps": 5}
 
 OWN: Final = uuid.uuid4().hex[:5]
-"""In the names of what is outside a team's namespace, so that two suites on one cluster do not meet."""
+"""Part of the names of cluster-scoped objects, so that two suites can share a cluster."""
 CPU: Final = f"e2e-cpu-{OWN}"
 """Profile whose devices are CPU cores."""
 GPU: Final = f"e2e-gpu-{OWN}"
@@ -36,7 +36,7 @@ SMALL: Final = {
     "evaluate": {"cpu": "200m", "memory": "2Gi"},
     "serve": {"cpu": "150m", "memory": "2Gi"},
 }
-"""Requests with which many pods share two cores."""
+"""Small requests, so that many pods fit on two cores."""
 
 
 def of(kind: str, name: str, spec: Object) -> Object:
@@ -44,12 +44,12 @@ def of(kind: str, name: str, spec: Object) -> Object:
 
 
 def jsonl(answer: str, prompts: Iterable[str] = PROMPTS) -> str:
-    """One row a prompt, all with the same answer, which is all that the tiny model has to learn."""
+    """One row per prompt, all with the same answer, which the tiny model can learn."""
     return "".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt in prompts)
 
 
 def configmap(name: str, rows: str) -> Object:
-    """Rows under the key `rows.jsonl`."""
+    """A ConfigMap with rows under the key `rows.jsonl`."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -59,7 +59,7 @@ def configmap(name: str, rows: str) -> Object:
 
 
 def claim(name: str) -> Object:
-    """One that any cluster of one node can give; the profiles say `singleNode`."""
+    """A claim that any cluster with one node can bind; the profiles have `singleNode`."""
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
@@ -88,7 +88,7 @@ def profile(name: str, resource: str = "cpu") -> Object:
 
 
 def source(configmap_name: str) -> Object:
-    """A source with a split in which every part gets some of PROMPTS."""
+    """A source with a split in which every part gets rows of PROMPTS."""
     return {
         "source": {"uri": f"configmap://{configmap_name}/rows.jsonl"},
         "split": {"validation": 0.1, "test": 0.2},
@@ -100,7 +100,7 @@ def dataset(name: str, configmap_name: str, **spec: Any) -> Object:
 
 
 def finetunejob(name: str, **spec: Any) -> Object:
-    """A short LoRA run on the Dataset `tickets`, promoted without an evaluation in a line of its own."""
+    """A short LoRA run on the Dataset `tickets` with its own model line, promoted without an evaluation."""
     return of(
         "FineTuneJob",
         name,
@@ -118,7 +118,7 @@ def finetunejob(name: str, **spec: Any) -> Object:
 
 
 def judged(*gates: Object) -> Object:
-    """The part of a FineTuneJob's spec that has it promoted only if it passes these gates."""
+    """Fields of a FineTuneJob's spec for a promotion only if it passes these gates."""
     return {"evaluation": {"gates": list(gates)}, "promotion": {"mode": "Automatic"}}
 
 
@@ -126,11 +126,11 @@ BAR: Final = (
     {"metric": "exact_match", "min": 0.8},
     {"metric": "exact_match", "minGain": 0.3, "over": "Base"},
 )
-"""Gates that a model passes which has learned the one answer."""
+"""Gates that a model passes after it has learned the one answer."""
 
 
 def endpoint(name: str, line: str) -> Object:
-    """Serves the champion of a line under the model name `tuned`."""
+    """An endpoint that serves the champion of a line under the model name `tuned`."""
     return of(
         "InferenceDeployment",
         name,

@@ -1,4 +1,4 @@
-"""Clients that have just started: each request looks its host up in the cluster's DNS and connects anew."""
+"""A client that resolves the host in the cluster's DNS and opens a new connection for every request."""
 
 from typing import Final
 
@@ -10,11 +10,11 @@ from tools.cluster.layout import DNS_ADDRESS
 from tools.demo.endpoint import REQUEST_SECONDS
 
 LOOKUPS: Final = 2
-"""How often a name server is asked before a name has no address: that often a resolver does by default."""
+"""Number of attempts to resolve a name; the default of resolvers."""
 
 
 def client_of(service: str, namespace: str) -> OpenAI:
-    """A client of an endpoint by its name; a failed request is not sent again, so that it is seen."""
+    """A client of an endpoint by its name, without retries, so that failed requests are visible."""
     transport = _NewConnections(limits=httpx2.Limits(max_keepalive_connections=0))
     return OpenAI(
         base_url=f"http://{service}.{namespace}.svc.cluster.local/v1",

@@ -1,4 +1,4 @@
-"""The installed operator's pods, as they answer at their own addresses."""
+"""The pods of the installed operator, and their answers at their own addresses."""
 
 from typing import Final, cast
 
@@ -16,35 +16,35 @@ ANSWER_SECONDS: Final = 5.0
 
 
 def pods_of_operator(access: Access) -> list[Object]:
-    """Those that are not going."""
+    """The operator's pods that are not terminating."""
     found = access.pods(SYSTEM, f"app.kubernetes.io/instance={RELEASE}")
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
 def readiness(pod: Object) -> Object:
-    """What /readyz says; nothing while it does not answer."""
+    """The answer of /readyz; empty while the pod does not answer."""
     answer = _answer(pod, "readyz")
     return {} if answer is None else cast("Object", answer.json())
 
 
 def metrics(pod: Object) -> dict[str, float]:
-    """Value of each sample by how it is written in the text format; none while it does not answer."""
+    """Value of each sample, by sample in the text format; empty while the pod does not answer."""
     answer = _answer(pod, "metrics")
     rows = () if answer is None else (row.rpartition(" ") for row in answer.text.splitlines())
     return {name: float(value) for name, _, value in rows if not name.startswith("#")}
 
 
 def active(access: Access, other_than: tuple[str, ...] = ()) -> Object:
-    """The pod that holds the Lease, once it has looked at every object and none waits for it.
+    """Wait for the pod that holds the Lease, has reconciled every object and has an empty queue; returns it.
 
     Args:
-        access: the cluster.
-        other_than: uids of pods that are not meant.
+        access: access to the cluster.
+        other_than: uids of pods to ignore.
     """
 
     def found() -> Object | None:
         for pod in pods_of_operator(access):
-            if uid_of(pod) not in other_than and _is_at_rest(access, metrics(pod)):
+            if uid_of(pod) not in other_than and _is_idle(access, metrics(pod)):
                 return pod
         return None
 
@@ -59,13 +59,13 @@ def active(access: Access, other_than: tuple[str, ...] = ()) -> Object:
     )
 
 
-def _is_at_rest(access: Access, metrics: dict[str, float]) -> bool:
+def _is_idle(access: Access, metrics: dict[str, float]) -> bool:
     if not metrics.get("finetune_active") or metrics["finetune_queue_depth"]:
         return False
     for kind in (kind for kind in KINDS if kind.namespaced):
         listed = access.kubectl("get", f"{kind.plural}.{GROUP}", "--all-namespaces", "--output=name")
-        looked = metrics.get(f'finetune_reconcile_seconds_count{{kind="{kind.name}",result="ok"}}', 0)
-        if looked < len(listed.split()):
+        passes = metrics.get(f'finetune_reconcile_seconds_count{{kind="{kind.name}",result="ok"}}', 0)
+        if passes < len(listed.split()):
             return False
     return True
 

@@ -1,4 +1,4 @@
-"""Pods of the tests' own: one that keeps the claims' files, one that holds GPUs, one that kills processes."""
+"""Pods of the tests: one with access to the claims, one that holds GPUs, one that kills processes."""
 
 import subprocess
 import tarfile
@@ -34,7 +34,7 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
 
 @dataclass(frozen=True)
 class Keeper:
-    """A pod with the store at /store and the base models at /models."""
+    """A pod that mounts the store at /store and the base models at /models."""
 
     team: Team
     name: str = "keeper"
@@ -44,7 +44,7 @@ class Keeper:
         return self.team.kubectl("exec", self.name, "--", "sh", "-euc", command)
 
     def copy(self, source: Path, target: str) -> None:
-        """Copy a folder of this machine's into a folder of the pod's."""
+        """Copy a folder of this machine into a folder of the pod."""
         command = self.team.access.kubectl_command(
             "exec", "-i", self.name, f"--namespace={self.team.namespace}", "--",
             "sh", "-euc", f"mkdir -p {target} && tar -x -C {target}",
@@ -59,7 +59,7 @@ class Keeper:
 
 
 def keep_model(team: Team, image: str) -> Keeper:
-    """A keeper in a namespace that has both claims, with the tiny model in `models`."""
+    """Start a keeper in a namespace with both claims, and copy the tiny model to `models`."""
     team.apply(keeper(image))
     team.kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=120s")
     found = Keeper(team)
@@ -90,7 +90,7 @@ def holder_of(resource: str, count: int, image: str) -> Object:
 
 
 def killer(image: str) -> Object:
-    """A pod that sees the node's processes; no namespace of a team would let it in."""
+    """A pod that can kill the node's processes; a team's namespace does not admit it."""
     pod = _sleeping("killer", image, {"securityContext": {"runAsUser": 0}})
     pod["spec"]["hostPID"] = True
     pod["spec"]["securityContext"] = {"runAsUser": 0}

@@ -1,4 +1,4 @@
-"""What a session of these tests asked of its cluster, for a later session that looks at all lanes' rights."""
+"""Records of the sessions' requests, for a later session that checks the rights of all lanes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ from tests.rights import RightsUsage
 
 @dataclass
 class LaneSession:
-    """One session of pytest on one cluster.
+    """One pytest session on one cluster.
 
     Attributes:
-        audit_log: of the cluster's API server.
-        begin: where in it the session began.
-        modules: names of the files whose tests were chosen.
-        partial: whether tests were chosen by name.
+        audit_log: path of the API server's audit log.
+        begin: position in the log at which the session began.
+        modules: names of the files with selected tests.
+        partial: whether tests were selected by name.
     """
 
     audit_log: str
@@ -36,32 +36,32 @@ class LaneSession:
         return cls(str(audit_log), size, modules, bool(request.config.option.keyword))
 
     def usage(self, user: str) -> RightsUsage:
-        """Which rights `user` used in it."""
+        """The rights that `user` used in the session."""
         return rights.usage(Path(self.audit_log), self.begin, user)
 
     def leave(self, folder: Path, name: str) -> None:
-        """Write it down for `left_in`, under a name that no other lane uses."""
+        """Write the record for `left_in`, under a name that no other lane uses."""
         (folder / f"{name}.json").write_text(json.dumps(asdict(self)))
 
 
 def left_in(folder: Path) -> list[LaneSession]:
-    """The sessions that other lanes have left."""
+    """The records that other lanes have left."""
     return [LaneSession(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
 
 
 def usage_of_all(sessions: Sequence[LaneSession], modules: Iterable[str], user: str) -> RightsUsage | None:
-    """Which rights `user` used in all sessions; None where they are only a part of the suite.
+    """The rights that `user` used in all sessions; None if they are only a part of the suite.
 
     Args:
-        sessions: this one, and then those that lanes have left.
-        modules: what the whole suite is.
-        user: of the API servers.
+        sessions: this session, and those of the lanes.
+        modules: all modules of the suite.
+        user: user name at the API servers.
 
     Raises:
-        AssertionError: there were lanes, and one has left nothing.
+        AssertionError: a lane has left no record.
     """
     missing = sorted(set(modules).difference(*(each.modules for each in sessions)))
     if any(each.partial for each in sessions) or (missing and len(sessions) == 1):
         return None
-    assert missing == [], "no lane has left what these tests asked for"
+    assert missing == [], "no lane has left a record of these modules"
     return reduce(or_, (each.usage(user) for each in sessions))

@@ -1,4 +1,4 @@
-"""A namespace as a team works in it: applies, looks, waits."""
+"""A team that applies objects in its namespace and waits for their states."""
 
 import json
 import subprocess
@@ -16,12 +16,12 @@ from tools.demo.install import RELEASE, SYSTEM
 
 PAUSE_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 600.0
-"""Seconds that anything may take before a test gives up; a run takes a minute on two idle cores."""
+"""Maximum duration of any wait; a run takes one minute on two idle cores."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """One namespace."""
+    """A team in one namespace."""
 
     access: Access
     namespace: str
@@ -34,7 +34,11 @@ class Team:
         return self.access.kubectl(f"--namespace={self.namespace}", *arguments, text=text)
 
     def get(self, kind: str, name: str) -> Object:
-        """One of our kinds; AssertionError where there is none."""
+        """One object of our kinds.
+
+        Raises:
+            AssertionError: it does not exist.
+        """
         found = self.access.object(kind, self.namespace, name)
         assert found is not None, f"{kind} {name} does not exist"
         return found
@@ -43,14 +47,14 @@ class Team:
         self.kubectl("patch", kind, name, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
 
     def evict(self, pod: Object) -> None:
-        """As a drain of its node does, with the pod's own grace period."""
+        """Evict a pod with its own grace period, as a drain of its node does."""
         metadata = {"name": name_of(pod), "namespace": self.namespace}
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
         path = f"/api/v1/namespaces/{self.namespace}/pods/{name_of(pod)}/eviction"
         self.kubectl("create", f"--raw={path}", "--filename=-", text=json.dumps(eviction))
 
     def children(self, kind: str, uid: str, stage: str | None = None) -> list[Object]:
-        """Objects of a built-in kind that carry the label of this run or endpoint."""
+        """Objects of a built-in kind with the label of this run or endpoint."""
         selector = f"{RUN}={uid}" + (f",{STAGE}={stage}" if stage else "")
         return cast(
             "list[Object]",
@@ -58,7 +62,7 @@ class Team:
         )
 
     def serving(self, endpoint: Object) -> list[tuple[str, object]]:
-        """uid of each pod of an endpoint with its restarts, and of each Deployment with its generation."""
+        """The uid of each pod of an endpoint and its restarts, and of each Deployment and its generation."""
         pods = [
             (uid_of(pod), [each["restartCount"] for each in pod["status"]["containerStatuses"]])
             for pod in self.children("pods", uid_of(endpoint))
@@ -67,13 +71,13 @@ class Team:
         return sorted(pods + [(uid_of(each), each["metadata"]["generation"]) for each in deployments])
 
     def until(self, kind: str, name: str, type_: str, reason: str | None = None) -> Object:
-        """The object, once its condition is True, and for this reason if one is given.
+        """Wait until the condition is True, with this reason if one is given; returns the object.
 
         Raises:
-            AssertionError: not in time, or the object has stalled and nobody waits for that.
+            AssertionError: this did not happen in time, or the object is stalled.
         """
 
-        def reached() -> Object | None:
+        def get() -> Object | None:
             found = self.get(kind, name)
             condition = condition_of(found, type_)
             if condition.get("status") == "True" and reason in (None, condition.get("reason")):
@@ -82,23 +86,23 @@ class Team:
             assert type_ == "Stalled" or not stalled, f"{kind} {name} stalled\n{self.describe(kind, name)}"
             return None
 
-        wanted = f"{type_} with reason {reason}" if reason else type_
+        expected = f"{type_} with reason {reason}" if reason else type_
         return eventually(
-            f"{kind} {name} is {wanted}",
-            reached,
+            f"{kind} {name} is {expected}",
+            get,
             PATIENCE_SECONDS,
             describe=lambda: self.describe(kind, name),
             pause=PAUSE_SECONDS,
         )
 
     def checkpoint_of(self, run: Object) -> Object:
-        """The Checkpoint that stands for a run that was judged."""
+        """The evaluated Checkpoint of a run."""
         return self.get("Checkpoint", run["status"]["evaluation"]["checkpoint"])
 
     def until_gone(self, kind: str, uid: str) -> None:
-        """Wait until no object of a built-in kind carries the label of this run or endpoint."""
+        """Wait until no object of a built-in kind has the label of this run or endpoint."""
         eventually(
-            f"no {kind} of {uid} is left",
+            f"no {kind} of {uid} remains",
             lambda: not self.children(kind, uid),
             PATIENCE_SECONDS,
             describe=lambda: self.kubectl("describe", kind, f"--selector={RUN}={uid}"),
@@ -106,7 +110,7 @@ class Team:
         )
 
     def pod(self, uid: str, stage: str, other_than: tuple[str, ...] = ()) -> Object:
-        """The pod of a run's stage, once its container runs."""
+        """Wait until a pod of the run's stage runs, and return it."""
 
         def running() -> Object | None:
             pods = self.access.pods(self.namespace, f"{RUN}={uid},{STAGE}={stage}")
@@ -121,10 +125,10 @@ class Team:
         )
 
     def until_logged(self, pod: Object, text: str) -> str:
-        """The first line of a pod's log with this text in it.
+        """Wait for a line with this text in the pod's log, and return it.
 
         Raises:
-            AssertionError: the pod ended, or the time did, without one.
+            AssertionError: the pod ended without one, or it did not come in time.
         """
         name = name_of(pod)
         command = self.access.kubectl_command(
@@ -142,13 +146,13 @@ class Team:
             finally:
                 timer.cancel()
                 logs.terminate()
-        raise AssertionError(f"pod {name} never logged {text!r}:\n{''.join(seen[-25:])}")
+        raise AssertionError(f"pod {name} did not log {text!r}:\n{''.join(seen[-25:])}")
 
     def log(self, pod: Object) -> str:
         return self.kubectl("logs", f"pod/{name_of(pod)}", "--all-containers")
 
     def describe(self, kind: str, name: str) -> str:
-        """Everything that tells why an object is where it is."""
+        """Conditions, status, children, logs and events of an object, for error messages."""
         found = self.access.object(kind, self.namespace, name)
         if found is None:
             return f"{kind} {name} does not exist"
@@ -171,7 +175,7 @@ class Team:
 
 @contextmanager
 def new_namespace(access: Access, purpose: str, level: str) -> Iterator[Team]:
-    """A namespace under a Pod Security level; goes at the end with everything in it."""
+    """A namespace with a Pod Security level; deleted at the end of the block."""
     name = f"e2e-{purpose}-{OWN}"
     labels = {"pod-security.kubernetes.io/enforce": level}
     manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
@@ -199,7 +203,7 @@ def uid_of(obj: Object) -> str:
 
 
 def condition_of(obj: Object, type_: str) -> Object:
-    """The condition, or an empty object."""
+    """The condition; empty if it does not exist."""
     conditions = obj.get("status", {}).get("conditions", ())
     found: dict[str, Any] = next((each for each in conditions if each["type"] == type_), {})
     return found
@@ -211,6 +215,6 @@ def is_running(pod: Object) -> bool:
 
 
 def exit_code(pod: Object) -> int | None:
-    """How the pod's one container ended, or None while it has not."""
+    """Exit code of the pod's only container; None while it has not ended."""
     statuses = pod.get("status", {}).get("containerStatuses", ())
     return next((each["state"].get("terminated", {}).get("exitCode") for each in statuses), None)

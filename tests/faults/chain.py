@@ -1,4 +1,4 @@
-"""What users do in a whole chain, step by step: each waits for what the step before it comes to."""
+"""A chain of user actions from rows to an endpoint; each step waits for the result of the previous one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,33 +13,43 @@ from tests.integration.manifests import condition, is_true
 from tests.waiting import eventually
 
 PAUSE_SECONDS: Final = 1.0
-"""Between two looks at the API server, whoever looks: so many chains would keep it busy with that."""
+"""Time between two polls of the API server, which many concurrent chains would otherwise keep busy."""
 
 SILENT: Final = "letters"
-"""A Dataset whose result is collected, because its pod ends without a word; no run waits for it."""
+"""A Dataset whose pod ends without a message, so that its result is collected; no run waits for it."""
 
 KEPT: Final = frozenset({"Checkpoint routing-40", "DatasetVersion tickets"})
-"""What is left when everything is deleted: the records with `deletionPolicy: Retain`."""
+"""Records with `deletionPolicy: Retain`, which remain after everything is deleted."""
 KINDS: Final = ("FineTuneJob", "Dataset", "InferenceDeployment", "Checkpoint", "DatasetVersion")
 CHILDREN: Final = ("Job", "Pod", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for a step, and what to show of the operator when it takes longer."""
+    """Waits for a step.
+
+    Attributes:
+        seconds: maximum wait.
+        log: the operator's log for error messages.
+    """
 
     seconds: float
     log: Callable[[], str]
 
     def until(self, what: str, condition: Callable[[], bool], describe: Callable[[], str] = str) -> None:
-        """Raises AssertionError when `what` is not so in time."""
+        """Wait until `condition` is true.
+
+        Raises:
+            AssertionError: it was false after `seconds`; the message contains `what`, `describe` and the log.
+        """
         eventually(what, condition, self.seconds, lambda: f"{describe()}\n{self.log()}", PAUSE_SECONDS)
 
 
 class Chain:
-    """Rows to a served checkpoint, and a second run that is suspended on the way and takes its place.
+    """From rows to a served Checkpoint, and a second run that is suspended, resumed and replaces it.
 
-    The second run trains in two pods. It and the Dataset that nobody uses have `deletionPolicy: Delete`.
+    The second run trains in two pods. The second run and the Dataset without a run have
+    `deletionPolicy: Delete`.
     """
 
     def __init__(self, api: Api, namespace: str, kubelet: FakeKubelet, wait: Patience) -> None:
@@ -49,10 +59,10 @@ class Chain:
         self._wait = wait
 
     def run(self) -> None:
-        """Until the endpoint serves the second checkpoint.
+        """Run the steps until the endpoint serves the second Checkpoint.
 
         Raises:
-            AssertionError: a step did not come to what it should.
+            AssertionError: a step did not reach its expected state.
         """
         self._api.create(manifests.dataset(self._namespace))
         self._api.create(manifests.finetunejob(self._namespace, "routing"))
@@ -63,26 +73,26 @@ class Chain:
         self._until_served_from("routing")
         self._kubelet.held.add("train")
         self._api.create(self._second_run())
-        self._wait.until("the second run is seen training", self._trains)
+        self._wait.until("the second run is training", self._trains)
         self._suspend(suspended=True)
         self._until_true("FineTuneJob", "routing-v2", "Suspended")
         self._wait.until("the second run has no train Job", lambda: len(self._train_jobs()) == 1)
         self._kubelet.held.clear()
         self._suspend(suspended=False)
         self._until_true("FineTuneJob", "routing-v2", "Ready")
-        self._judge("Approved")
+        self._set_approval("Approved")
         self._until_served_from("routing-v2")
-        self._wait.until("one revision is left", self._has_one_revision)
+        self._wait.until("one revision remains", self._has_one_revision)
         self._until_true("Dataset", SILENT, "Ready")
 
     def clean_up(self) -> None:
-        """Delete all that was applied and all that was made of it, and wait until it is gone.
+        """Delete all applied objects, and wait until they and their children no longer exist.
 
-        A run takes only those Checkpoints along that are not promoted and not in use.
+        With a run only those of its Checkpoints are deleted that are neither promoted nor in use.
         """
         self._api.delete("InferenceDeployment", self._namespace, "support")
         self._wait.until("no Checkpoint is in use", self._no_checkpoint_is_in_use)
-        self._judge("Rejected")
+        self._set_approval("Rejected")
         self._wait.until("the second run's Checkpoint is rejected", self._is_rejected)
         for kind, name in (
             ("FineTuneJob", "routing"),
@@ -92,9 +102,11 @@ class Chain:
         ):
             self._api.delete(kind, self._namespace, name)
         self._wait.until(
-            "no child is left", lambda: not any(self._api.list(kind, self._namespace) for kind in CHILDREN)
+            "no child remains", lambda: not any(self._api.list(kind, self._namespace) for kind in CHILDREN)
         )
-        self._wait.until("only the kept records are left", lambda: self._left() == KEPT, self._describe_left)
+        self._wait.until(
+            "only the kept records remain", lambda: self._remaining() == KEPT, self._describe_remaining
+        )
 
     def _second_run(self) -> Object:
         compute = {"profile": manifests.profile_name(self._namespace), "nodes": 2}
@@ -111,7 +123,7 @@ class Chain:
     def _suspend(self, *, suspended: bool) -> None:
         self._api.patch("FineTuneJob", self._namespace, "routing-v2", {"spec": {"suspend": suspended}})
 
-    def _judge(self, state: str) -> None:
+    def _set_approval(self, state: str) -> None:
         """Approve or reject the second run's Checkpoint."""
         approval = {"approval": {"state": state}}
         self._api.patch("Checkpoint", self._namespace, self._second_checkpoint(), {"spec": approval})
@@ -121,8 +133,8 @@ class Chain:
         return name
 
     def _checkpoints_of(self, run: str) -> set[str]:
-        made = self._api.get("FineTuneJob", self._namespace, run) or {}
-        return {each["name"] for each in made["status"].get("checkpoints", ())}
+        found = self._api.get("FineTuneJob", self._namespace, run) or {}
+        return {each["name"] for each in found["status"].get("checkpoints", ())}
 
     def _until_true(self, kind: str, name: str, type_: str) -> None:
         self._wait.until(
@@ -155,16 +167,16 @@ class Chain:
         found = self._api.get("Checkpoint", self._namespace, self._second_checkpoint())
         return condition(found, "Promoted").get("reason") == "Rejected"
 
-    def _left(self) -> set[str]:
-        """Kind and name of all objects of ours that there are."""
+    def _remaining(self) -> set[str]:
+        """Kind and name of all existing objects of our kinds."""
         return {
             f"{kind} {plain(each['metadata']['name'])}"
             for kind in KINDS
             for each in self._api.list(kind, self._namespace)
         }
 
-    def _describe_left(self) -> str:
-        return ", ".join(sorted(self._left()))
+    def _describe_remaining(self) -> str:
+        return ", ".join(sorted(self._remaining()))
 
 
 def _to_be_deleted(manifest: Object) -> Object:

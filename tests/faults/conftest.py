@@ -1,4 +1,4 @@
-"""A control plane for all chains, what an undisturbed one comes to, and the disturbed ones side by side."""
+"""A control plane for all chains, the outcome of an undisturbed one, and the disturbed ones in parallel."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +15,7 @@ from tools.cluster import ControlPlane
 __all__ = ["api", "control_plane"]
 
 MAX_CONCURRENT_CHAINS: Final = 16
-"""More than there are cores: a chain waits most of its time for controllers, or for nothing to happen."""
+"""More than the number of cores, because a chain waits most of the time."""
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +42,11 @@ def verdicts(
     pool: ThreadPoolExecutor,
     undisturbed: Future[Outcome],
 ) -> Verdicts:
-    """Runs the trials of all tests that were selected, some at a time, in the order of the tests."""
-    judged = (
+    """Run the trials of all selected tests, MAX_CONCURRENT_CHAINS at a time, in the order of the tests."""
+    parameters = (
         item.callspec.params["trial"]
         for item in request.session.items
         if isinstance(item, pytest.Function) and {"trial", "verdicts"} <= set(item.fixturenames)
     )
-    selected = [trial for trial in judged if isinstance(trial, Trial)]
+    selected = [trial for trial in parameters if isinstance(trial, Trial)]
     return {trial: pool.submit(laboratory.compare, trial, undisturbed) for trial in selected}

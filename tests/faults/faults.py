@@ -1,11 +1,11 @@
-"""What can happen between the operator and the API server, once in a chain."""
+"""Disturbances between the operator and the API server; a chain has at most one."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """What happens to one write; where it is carried out, the operator is not told."""
+    """A fault of one write. `carried-out`: the API server executes it, but the operator gets no success."""
 
     KILLED_BEFORE = "killed-before"
     KILLED_AFTER = "killed-after"
@@ -15,16 +15,16 @@ class Fault(StrEnum):
     TIMEOUT = "504-carried-out"
     RESET = "reset-carried-out"
     EXPIRED = "watches-expire"
-    """All open watches end with 410 before it."""
+    """All open watches end with 410 before the write."""
     STALE_CHILDREN = "killed-stale-children"
-    """The operator is killed after it, and its first lists of children are from the beginning of time."""
+    """The operator is killed after the write, and its next lists of children are those of its first start."""
     STALE_KINDS = "killed-stale-kinds"
-    """The same with the lists of everything else."""
+    """The same with the lists of all other types."""
 
 
 @dataclass(frozen=True, slots=True)
 class DisturbedWrite:
-    """A fault happens to the write of this identity."""
+    """A fault of the write with this identity."""
 
     request: str
     fault: Fault
@@ -35,7 +35,7 @@ class DisturbedWrite:
 
 @dataclass(frozen=True, slots=True)
 class LostEvent:
-    """No watch ever tells what these events tell."""
+    """No watch delivers the events with this identity."""
 
     event: str
 
@@ -47,12 +47,12 @@ Disturbance = DisturbedWrite | LostEvent
 
 
 def is_stale(fault: Fault) -> bool:
-    """Whether it has taken place only when an old list was handed out."""
+    """Whether the fault is complete only when the operator has received an old list."""
     return fault in {Fault.STALE_CHILDREN, Fault.STALE_KINDS}
 
 
 def kills(disturbance: Disturbance | None) -> bool:
-    """Whether the operator is killed, once."""
+    """Whether the disturbance kills the operator."""
     if not isinstance(disturbance, DisturbedWrite):
         return False
     return is_stale(disturbance.fault) or disturbance.fault in {Fault.KILLED_BEFORE, Fault.KILLED_AFTER}

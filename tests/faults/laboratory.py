@@ -1,4 +1,4 @@
-"""Runs chains with disturbances, each in a namespace and with an operator of its own."""
+"""Run chains with disturbances, each in its own namespace with its own operator."""
 
 import itertools
 import threading
@@ -30,48 +30,48 @@ from tests.waiting import eventually
 from tools.cluster import ControlPlane
 
 QUIET_SECONDS: Final = 2.0
-"""Longer than any chain of events that one write sets off."""
+"""Longer than any sequence of reactions to one write."""
 ATTEMPTS: Final = 3
-"""A pod may end before it was seen running, and then the write that says so does not come."""
+"""A pod may end before the operator has seen it running; then the write about it does not happen."""
 LOG_CHARACTERS: Final = 4000
 NOWHERE: Final = "192.0.2.1"
-"""An address that leads nowhere: no pod reports in these chains."""
+"""An unreachable address: no pod reports in these chains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a chain came to.
+    """The outcome of a chain.
 
     Attributes:
-        objects: that there are in the end, see `snapshot`.
+        objects: the final objects, see `snapshot`.
         started: stages whose pods ran, sorted.
-        made: how often the operator created each object, and deleted each.
-        writes: identities of all its writes in their order.
-        events: identities of the watch events that it was told, in the order of their first times.
+        changes: number of times that the operator created and deleted each object.
+        writes: identities of all its writes, in order.
+        events: identities of the watch events, in the order of their first occurrence.
     """
 
     objects: str
     started: tuple[str, ...]
-    made: Counter[str]
+    changes: Counter[str]
     writes: tuple[str, ...]
     events: tuple[str, ...]
 
 
 Verdicts: TypeAlias = Mapping[Trial, Future[None]]
-"""Chains that run or have run; one that did not end as it should has an AssertionError."""
+"""Chains that run or have run; a chain with another outcome than expected has an AssertionError."""
 
 
 class NothingHappened(AssertionError):
-    """What should have been disturbed did not come."""
+    """The write or event to disturb did not occur."""
 
 
 class Laboratory:
-    """Any number of chains at a time on one control plane.
+    """Runs any number of chains concurrently on one control plane.
 
     Args:
-        control_plane: with our CRDs.
-        api: as a user with all rights.
-        folder: for logs and kubeconfigs.
+        control_plane: a control plane with our CRDs.
+        api: access as a user with all rights.
+        folder: folder for logs and kubeconfigs.
     """
 
     def __init__(self, control_plane: ControlPlane, api: Api, folder: Path) -> None:
@@ -83,15 +83,15 @@ class Laboratory:
         self._releases: dict[tuple[Edit, ...], Mapping[str, str]] = {}
 
     def compare(self, trial: Trial, reference: Future[Outcome]) -> None:
-        """Run a chain that should come to the same as the reference.
+        """Run a chain, and compare its outcome with the reference.
 
         Raises:
-            AssertionError: it does not; the message says in what they differ.
+            AssertionError: they differ; the message shows the difference.
         """
         outcome = self._run_until_disturbed(trial, reference)
         expected = reference.result()
         assert outcome.started == expected.started, "not the same stages ran"
-        assert outcome.made == expected.made, "not the same objects were made and deleted"
+        assert outcome.changes == expected.changes, "not the same objects were created and deleted"
 
     def _run_until_disturbed(self, trial: Trial, reference: Future[Outcome]) -> Outcome:
         for _ in range(ATTEMPTS - 1):
@@ -100,11 +100,11 @@ class Laboratory:
         return self.run(trial, reference)
 
     def run(self, trial: Trial, reference: Future[Outcome] | None = None) -> Outcome:
-        """Run a chain to its end, which is reached when its objects are those of the reference, if any.
+        """Run a chain until its objects equal those of the reference, if there is one.
 
         Raises:
-            AssertionError: it does not come to its end.
-            NothingHappened: it does, without the disturbance.
+            AssertionError: a step or the final state was not reached.
+            NothingHappened: the chain ended without the disturbance.
         """
         namespace = f"chain-{next(self._numbers)}"
         kubeconfig = self._folder / f"{namespace}.kubeconfig"
@@ -132,17 +132,17 @@ class Laboratory:
             chain.run()
             objects = self._settled(namespace, proxy, reference, wait)
             chain.clean_up()
-            wait.until("the operator is at rest", lambda: _rests(proxy))
+            wait.until("the operator does not write any more", lambda: _is_idle(proxy))
             if trial.disturbance is not None and not proxy.happened.is_set():
-                raise NothingHappened(f"{trial}: no such write or event in this chain")
+                raise NothingHappened(f"{trial}: this chain has no such write or event")
             restarts = 1 if kills(trial.disturbance) else 0
             assert operator.restarts == restarts, f"{operator.restarts} restarts\n{operator.log}"
             return Outcome(
                 objects=objects,
                 started=tuple(sorted(kubelet.started)),
-                made=proxy.made,
-                writes=tuple(proxy.asked),
-                events=tuple(dict.fromkeys(proxy.told)),
+                changes=proxy.changes,
+                writes=tuple(proxy.writes),
+                events=tuple(dict.fromkeys(proxy.events)),
             )
 
     def _release(self, edits: tuple[Edit, ...]) -> Mapping[str, str]:
@@ -164,13 +164,13 @@ class Laboratory:
     def _settled(
         self, namespace: str, proxy: Proxy, reference: Future[Outcome] | None, wait: Patience
     ) -> str:
-        """The objects once the operator is at rest and they are those of the reference."""
+        """Wait until the operator is idle and the objects equal those of the reference; returns them."""
         expected = reference.result().objects if reference is not None else None
         found = ""
 
         def as_expected() -> bool:
             nonlocal found
-            if not _rests(proxy):
+            if not _is_idle(proxy):
                 return False
             found = snapshot(self._api, namespace)
             return expected is None or found == expected
@@ -179,12 +179,12 @@ class Laboratory:
             before, after = (expected or "").splitlines(), found.splitlines()
             return "\n".join(unified_diff(before, after, "undisturbed", "disturbed", n=8, lineterm=""))
 
-        wait.until("the objects are those of an undisturbed chain", as_expected, difference)
+        wait.until("the objects equal those of an undisturbed chain", as_expected, difference)
         return found
 
 
-def _rests(proxy: Proxy) -> bool:
-    return not proxy.away and time.monotonic() - proxy.last_write > QUIET_SECONDS
+def _is_idle(proxy: Proxy) -> bool:
+    return not proxy.is_killed and time.monotonic() - proxy.last_write > QUIET_SECONDS
 
 
 def _kubeconfig(server: str) -> str:

@@ -1,7 +1,7 @@
-"""The disturbances that are tried: all that is recorded in two files, times all that can happen to it.
+"""The matrix of disturbances: every write and event in two files, with every fault.
 
-Both are written from an undisturbed chain (`UPDATE_GOLDEN=1 pytest tests/faults -k undisturbed`, which runs
-that one chain): tests have stable names, and a review shows when a chain writes more, or less.
+Both files are recorded from an undisturbed chain (`UPDATE_GOLDEN=1 pytest tests/faults -k undisturbed`). So
+tests have stable names, and a review shows when a chain writes more or less.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ WRITES: Final = Path(__file__).with_name("writes.txt")
 EVENTS: Final = Path(__file__).with_name("events.txt")
 
 IMPATIENT_SECONDS: Final = 3
-"""The lists that make up for lost events come every ten minutes, for which no test waits."""
+"""Interval of the lists that compensate for lost events; the default, ten minutes, is too long for a test."""
 
 SAMPLE: Final = frozenset(
     {
@@ -37,7 +37,7 @@ SAMPLE: Final = frozenset(
         "checkpoints routing-v2-40 to be approved lost",
     }
 )
-"""Those of `make test`: one of each kind, at the writes that matter most."""
+"""The trials of `make test`: one of each kind, at the most important writes."""
 
 
 def recorded(path: Path) -> list[str]:
@@ -49,9 +49,9 @@ def record(path: Path, identities: Iterable[str]) -> None:
 
 
 def writes_of(outcome: Outcome) -> list[str]:
-    """The writes of a chain, without those that hang on chance: how often a status is written while it says
-    the same, how often the Lease is renewed, how often a delete is refused because the object has changed,
-    and which of several operators writes a profile's status."""
+    """The writes of a chain, without those that depend on timing: repeated writes of an equal status,
+    renewals of the Lease, deletes that are refused because the object has changed, and writes of a profile's
+    status, which any of the operators may do."""
     return [
         write
         for write in outcome.writes
@@ -61,8 +61,8 @@ def writes_of(outcome: Outcome) -> list[str]:
 
 
 def events_of(outcome: Outcome) -> list[str]:
-    """What a chain is told of what others do, but for the profiles, which are those of all chains. Of its own
-    status writes the operator knows by the answers."""
+    """The events of a chain, without those of profiles, which all chains share, and without those of the
+    operator's own status writes."""
     return [
         event
         for event in outcome.events
@@ -71,12 +71,12 @@ def events_of(outcome: Outcome) -> list[str]:
 
 
 def differences(found: Iterable[str], expected: Iterable[str]) -> list[str]:
-    """In what the writes or events of a chain differ from the recorded ones, but for what hangs on chance:
-    how often a refused write is tried, and whether a pod ended before it was seen on its way."""
-    there, recorded_ = set(map(_unnumbered, found)), set(map(_unnumbered, expected))
+    """Differences between the writes or events of a chain and the recorded ones, except those that depend on
+    timing: retries of a refused write, and intermediate states of a pod that ended quickly."""
+    actual, recorded_ = set(map(_unnumbered, found)), set(map(_unnumbered, expected))
     return [
-        *(f"new: {each}" for each in sorted(there - recorded_)),
-        *(f"missing: {each}" for each in sorted(recorded_ - there) if not _is_passing(each)),
+        *(f"new: {each}" for each in sorted(actual - recorded_)),
+        *(f"missing: {each}" for each in sorted(recorded_ - actual) if not _is_intermediate(each)),
     ]
 
 
@@ -84,15 +84,15 @@ def _unnumbered(identity: str) -> str:
     return identity.partition(" #")[0]
 
 
-def _is_passing(identity: str) -> bool:
-    """Whether it says how far something is on its way."""
+def _is_intermediate(identity: str) -> bool:
+    """Whether the write or event is about an intermediate state."""
     if identity.startswith("pods "):
         return not identity.endswith(" deleted")
     return "/status " in identity and " Reconciling=True/" in identity
 
 
 def trials() -> list[Trial]:
-    """All of them, write by write."""
+    """All trials, write by write."""
     return [
         *(Trial(DisturbedWrite(write, fault)) for write in recorded(WRITES) for fault in Fault),
         *(Trial(LostEvent(event), relist_seconds=IMPATIENT_SECONDS) for event in recorded(EVENTS)),

@@ -1,6 +1,6 @@
-"""Stands between one operator and the API server, knows every request by name, and disturbs one of them.
+"""A proxy between one operator and the API server that names every request and disturbs one of them.
 
-It speaks plain HTTP on loopback to the operator and HTTPS with a client certificate to the API server.
+It uses plain HTTP on loopback to the operator, and HTTPS with a client certificate to the API server.
 """
 
 import asyncio
@@ -25,10 +25,12 @@ from tests.faults.faults import Disturbance, Fault, LostEvent, is_stale
 from tests.faults.requests import CHILDREN, Request, event_identity
 from tests.integration.api import Object
 
-PASSED_ON: Final = ("Accept", "Content-Type", "User-Agent")
-HANDED_BACK: Final = ("Content-Type", "Retry-After")
+REQUEST_HEADERS: Final = ("Accept", "Content-Type", "User-Agent")
+"""Headers that are forwarded to the API server."""
+RESPONSE_HEADERS: Final = ("Content-Type", "Retry-After")
+"""Headers that are forwarded to the operator."""
 RST: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER of a socket that is closed by a reset."""
+"""SO_LINGER of a socket that closes with a reset."""
 RETRY_AFTER_SECONDS: Final = 1
 
 
@@ -43,29 +45,29 @@ class Answer:
 
 
 class Proxy:
-    """The API server as one operator sees it.
+    """The API server for one operator.
 
     Args:
-        kubeconfig: of the user that requests are passed on as.
-        disturbance: what to do, once; None to pass everything on.
+        kubeconfig: kubeconfig of the user for forwarded requests.
+        disturbance: the disturbance, which happens once; None to forward everything.
         kill: kills the operator at once.
 
     Attributes:
-        asked: identities of mutating requests in the order of their arrival; the second of the same name
-            ends in ` #2`.
-        made: how often the API server created each object, and deleted each, whoever was told.
-        last_write: when the last write came, in monotonic seconds; renewals of the Lease do not count.
-        away: whether the operator was killed and has not taken the Lease again.
-        told: identities of watch events, in the order in which they were passed on or withheld.
-        happened: whether the disturbance has taken place.
+        writes: identities of mutating requests in the order of their arrival; the second with the same
+            identity ends with ` #2`.
+        changes: number of times that the API server created and deleted each object.
+        last_write: monotonic time of the last write, without renewals of the Lease.
+        is_killed: whether the operator was killed and has not acquired the Lease again.
+        events: identities of watch events in the order in which they were forwarded or withheld.
+        happened: set when the disturbance has happened.
     """
 
     def __init__(self, kubeconfig: Path, disturbance: Disturbance | None, kill: Callable[[], None]) -> None:
-        self.asked: list[str] = []
-        self.made: Counter[str] = Counter()
+        self.writes: list[str] = []
+        self.changes: Counter[str] = Counter()
         self.last_write = time.monotonic()
-        self.away = False
-        self.told: list[str] = []
+        self.is_killed = False
+        self.events: list[str] = []
         self.happened = threading.Event()
         self._configuration = client.Configuration()
         config.load_kube_config(str(kubeconfig), client_configuration=self._configuration)
@@ -115,7 +117,7 @@ class Proxy:
 
     async def _handle(self, incoming: web.Request) -> web.StreamResponse:
         request = Request.of(incoming.method, incoming.raw_path, await incoming.read())
-        headers = {name: incoming.headers[name] for name in PASSED_ON if name in incoming.headers}
+        headers = {name: incoming.headers[name] for name in REQUEST_HEADERS if name in incoming.headers}
         if request.watches:
             return await self._watch(incoming, request, headers)
         if request.lists:
@@ -132,14 +134,14 @@ class Proxy:
         return answer.response()
 
     def _fault_for(self, request: Request) -> Fault | None:
-        if request.resource != "leases" or self.away:
+        if request.resource != "leases" or self.is_killed:
             self.last_write = time.monotonic()
         if request.resource == "leases":
-            self.away = False
+            self.is_killed = False
         self._seen[request.identity] += 1
         number = self._seen[request.identity]
         name = request.identity if number == 1 else f"{request.identity} #{number}"
-        self.asked.append(name)
+        self.writes.append(name)
         disturbance = self._disturbance
         if isinstance(disturbance, LostEvent) or disturbance is None or disturbance.request != name:
             return None
@@ -148,7 +150,7 @@ class Proxy:
         return disturbance.fault
 
     async def _disturb(self, fault: Fault, request: Request, headers: dict[str, str]) -> Answer | None:
-        """The answer that the operator gets, or None for a connection that breaks."""
+        """The answer for the operator; None for a broken connection."""
         match fault:
             case Fault.CONFLICT:
                 return _refusal(HTTPStatus.CONFLICT, "Conflict")
@@ -178,10 +180,10 @@ class Proxy:
 
     def _kill_operator(self) -> None:
         self._kill()
-        self.away = True
+        self.is_killed = True
 
     async def _forward(self, request: Request, headers: dict[str, str]) -> Answer:
-        """Pass the request on; once begun this is finished, whatever becomes of the operator."""
+        """Forward the request, and complete it even if the operator ends meanwhile."""
         sending = asyncio.create_task(self._send(request, headers))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
@@ -191,10 +193,10 @@ class Proxy:
         async with self._upstream.request(
             request.method, request.path, data=request.sent or None, headers=headers
         ) as answer:
-            kept = {name: answer.headers[name] for name in HANDED_BACK if name in answer.headers}
+            kept = {name: answer.headers[name] for name in RESPONSE_HEADERS if name in answer.headers}
             read = Answer(answer.status, await answer.read(), kept)
         if answer.ok and request.method in {"POST", "DELETE"} and request.resource != "events":
-            self.made[request.identity] += 1
+            self.changes[request.identity] += 1
         return read
 
     async def _list(self, request: Request, headers: dict[str, str]) -> Answer:
@@ -228,23 +230,23 @@ class Proxy:
         self, request: Request, stream: aiohttp.ClientResponse, response: web.StreamResponse
     ) -> None:
         async for line in _lines(stream):
-            if self._withheld(request, line):
+            if self._withholds(request, line):
                 continue
             await response.write(line)
 
-    def _withheld(self, request: Request, line: bytes) -> bool:
+    def _withholds(self, request: Request, line: bytes) -> bool:
         event: Object = json.loads(line)
         if event["type"] in {"BOOKMARK", "ERROR"}:
             return False
         identity = event_identity(request.resource, event)
-        self.told.append(identity)
+        self.events.append(identity)
         lost = isinstance(self._disturbance, LostEvent) and self._disturbance.event == identity
         if lost:
             self.happened.set()
         return lost
 
     async def _expire(self) -> None:
-        """What the API server does when the history that a watch needs has been compacted away."""
+        """End all watches as the API server does after their history was compacted."""
         gone = {"type": "ERROR", "object": json.loads(_refusal(HTTPStatus.GONE, "Expired").body)}
         for pump, response in list(self._watches.items()):
             pump.cancel()

@@ -1,4 +1,4 @@
-"""Copies of the operator in which something is different, run in place of it."""
+"""Copies of the operator with edits in their sources."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "operator" / "finetune_operator"
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replaces a text that is found once in a file of the package."""
+    """Replaces a text that occurs once in a file of the package."""
 
     file: str
     old: str
@@ -18,10 +18,13 @@ class Edit:
 
 
 def release(folder: Path, edits: Iterable[Edit]) -> Mapping[str, str]:
-    """Make a copy in `folder`; the environment in which `python -m finetune_operator` is that copy.
+    """Create an edited copy in `folder`.
+
+    Returns:
+        Environment in which `python -m finetune_operator` runs the copy.
 
     Raises:
-        ValueError: a text is not there, or not once: the code has changed, and the edit must follow it.
+        ValueError: a text does not occur exactly once. Adapt the edit to the changed code.
     """
     copy = folder / PACKAGE.name
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -29,6 +32,6 @@ def release(folder: Path, edits: Iterable[Edit]) -> Mapping[str, str]:
         path = copy / edit.file
         text = path.read_text()
         if text.count(edit.old) != 1:
-            raise ValueError(f"{edit.file} has {text.count(edit.old)} times, not once: {edit.old}")
+            raise ValueError(f"{edit.file} contains {text.count(edit.old)} times instead of once: {edit.old}")
         path.write_text(text.replace(edit.old, edit.new))
     return {"PYTHONPATH": str(folder)}

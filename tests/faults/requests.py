@@ -1,8 +1,8 @@
-"""What the operator asks, under names that are the same in every run of the same chain.
+"""Identities of the operator's requests that are equal in every run of the same chain.
 
-Which request comes as the how-manieth hangs on chance; what it is about does not. So a request is named by
-verb, resource and object, without the digits that are different in each namespace, a write of a status
-also by the condition that it sets, and one of finalizers by whether ours is among them.
+The order of requests depends on timing, but not their subjects. The identity of a request consists of verb,
+resource and object name, without the digits that differ between namespaces. A write of a status also has the
+condition that it sets, and a write of finalizers whether ours is among them.
 """
 
 import json
@@ -16,11 +16,11 @@ from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 CHILDREN: Final = frozenset(each.type.plural for each in children_of(SECONDARIES))
-"""Resources of the objects that the operator makes and watches."""
+"""Resources of the objects that the operator creates and watches."""
 
 UID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 TOKEN: Final = re.compile(
-    # uids, digests, nonces, the hashes that we put into names, and the letters that Kubernetes puts there
+    # uids, digests, nonces, the operator's hashes in names, and Kubernetes' random letters in names
     rf"{UID}|[0-9a-f]{{64}}|[0-9a-f]{{32}}"
     r"|(?<=[-. \"])(?:[0-9a-f]{5,16}|[bcdfghjklmnpqrstvwxz2456789]{5,10})(?![a-z0-9])"
 )
@@ -35,7 +35,7 @@ STATES: Final = (
     "Complete",
     "Failed",
 )
-"""The condition that says most about an object, in this order."""
+"""Condition types by relevance; the first one that an object has is its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,12 @@ class Request:
     """One request to the API server.
 
     Attributes:
-        path: with the query.
-        resource: plural, or nothing where the path is none of an object or collection.
-        subresource: or nothing.
-        name: of the object, or nothing for a collection.
-        sent: the body as it came.
+        method: HTTP method.
+        path: path with the query.
+        resource: plural name; empty if the path is not that of an object or collection.
+        subresource: name of the subresource, or empty.
+        name: name of the object; empty for a collection.
+        sent: the unchanged body.
     """
 
     method: str
@@ -80,47 +81,47 @@ class Request:
 
     @property
     def identity(self) -> str:
-        """Verb, resource, object, and what is said of it."""
+        """Verb, resource, object name and state."""
         body: Object = json.loads(self.sent) if self.sent else {}
-        what = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+        resource = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
         if self.resource == "events":
-            about = f"{plain(body['involvedObject']['name'])} {body['reason']}"
+            target = f"{plain(body['involvedObject']['name'])} {body['reason']}"
         else:
-            about = plain(self.name or body.get("metadata", {}).get("name", ""))
+            target = plain(self.name or body.get("metadata", {}).get("name", ""))
         state = ""
         if self.subresource == "status":
             state = f" {state_of(self.resource, body)}"
         elif self.method == "PATCH" and "finalizers" in body["metadata"]:
             state = " held" if FINALIZER in body["metadata"]["finalizers"] else " released"
-        return f"{self.method} {what} {about}{state}"
+        return f"{self.method} {resource} {target}{state}"
 
 
 def plain(name: str) -> str:
-    """A name without the parts that are different in each namespace."""
+    """A name without the parts that differ between namespaces."""
     return TOKEN.sub("", name).strip("-.").replace("--", "-")
 
 
 def event_identity(resource: str, event: Object) -> str:
-    """The name of a watch event: what it tells of which object."""
+    """Identity of a watch event: resource, object name and state."""
     obj = event["object"]
-    told = "deleted" if event["type"] == "DELETED" else _asked(resource, obj) or state_of(resource, obj)
-    return f"{resource} {plain(obj['metadata']['name'])} {told}".strip()
+    state = "deleted" if event["type"] == "DELETED" else _requested(resource, obj) or state_of(resource, obj)
+    return f"{resource} {plain(obj['metadata']['name'])} {state}".strip()
 
 
-def _asked(resource: str, obj: Object) -> str:
-    """What a user asks of one of our objects, until its status says that it is so."""
+def _requested(resource: str, obj: Object) -> str:
+    """A user's request in the spec of one of our objects that its status does not confirm yet."""
     state, spec = state_of(resource, obj), obj.get("spec") or {}
     if resource not in CHILDREN and "deletionTimestamp" in obj["metadata"]:
         return "to be deleted"
     if resource == "finetunejobs" and spec.get("suspend", False) != state.startswith("Suspended="):
         return "to be suspended" if spec.get("suspend", False) else "to be resumed"
-    asked = (spec.get("approval") or {}).get("state") if resource == "checkpoints" else None
-    is_so = {"Approved": "Promoted=True", "Rejected": "Promoted=False/Rejected"}
-    return f"to be {asked.lower()}" if asked and not state.startswith(is_so[asked]) else ""
+    approval = (spec.get("approval") or {}).get("state") if resource == "checkpoints" else None
+    confirmed = {"Approved": "Promoted=True", "Rejected": "Promoted=False/Rejected"}
+    return f"to be {approval.lower()}" if approval and not state.startswith(confirmed[approval]) else ""
 
 
 def state_of(resource: str, obj: Object) -> str:
-    """What matters of an object's status, in a word or two."""
+    """A short text for an object's status."""
     status = obj.get("status") or {}
     if resource == "pods":
         return str(status["phase"])

@@ -1,4 +1,4 @@
-"""What the stages' pods of a chain say when they end."""
+"""Results of the stages of a chain."""
 
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
@@ -8,18 +8,14 @@ from tools.fakepods import succeeded
 
 
 class Results:
-    """All stages succeed; the pod that prepares one Dataset says nothing, and its result is collected.
-
-    Args:
-        silent: name of that Dataset.
-    """
+    """All stages succeed; the pod that prepares the Dataset `silent` has no message, only a stored result."""
 
     def __init__(self, silent: str) -> None:
         self._silent = silent
         self._store: dict[tuple[str, str], StageResult] = {}
 
     def __call__(self, config: StageConfig) -> StageResult | None:
-        """The termination message of a pod with this config, or None for none."""
+        """The result in the termination message of a pod with this config; None for no message."""
         if isinstance(config, CollectConfig):
             return config.bind(self._store[config.run, config.of])
         result = succeeded(config)

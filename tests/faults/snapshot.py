@@ -1,4 +1,4 @@
-"""All objects of a namespace in a form in which two namespaces with the same history are equal."""
+"""All objects of a namespace in a normalised form, equal for two namespaces with the same history."""
 
 import json
 from collections.abc import Iterator
@@ -28,18 +28,18 @@ INCIDENTAL: Final = frozenset(
     {"clusterIP", "clusterIPs", "generation", "managedFields", "resourceVersion", "since"}
 )
 INCIDENTAL_ENDINGS: Final = ("At", "-at", "Seconds", "Time", "seconds")
-"""Fields that say when something happened, how long it took, or how often it was tried."""
+"""Ends of the names of fields with times, durations and numbers of attempts."""
 
 
 def snapshot(api: Api, namespace: str) -> str:
     """The objects as JSON.
 
-    Names and uids are numbered in the order in which they are met, so that what refers to what is kept.
+    Names and uids are numbered in the order of their occurrence, so that references are preserved.
     """
-    found = [_kept(kind, obj) for kind in RECORDED for obj in api.list(kind, namespace)]
-    found.sort(key=lambda each: (each["kind"], plain(each["metadata"]["name"]), each["made"]))
+    found = [_normalised(kind, obj) for kind in RECORDED for obj in api.list(kind, namespace)]
+    found.sort(key=lambda each: (each["kind"], plain(each["metadata"]["name"]), each["created"]))
     for each in found:
-        del each["made"]
+        del each["created"]
     text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
     numbers: dict[str, str] = {}
     return TOKEN.sub(
@@ -48,10 +48,11 @@ def snapshot(api: Api, namespace: str) -> str:
     )
 
 
-def _kept(kind: str, obj: Object) -> Object:
+def _normalised(kind: str, obj: Object) -> Object:
     metadata = dict(obj["metadata"])
-    made = metadata.pop("creationTimestamp")
-    kept = {"kind": kind, "made": made, "metadata": _plain(metadata), "spec": _plain(obj.get("spec", {}))}
+    created = metadata.pop("creationTimestamp")
+    spec = _plain(obj.get("spec", {}))
+    kept = {"kind": kind, "created": created, "metadata": _plain(metadata), "spec": spec}
     if kind in OURS:
         kept["status"] = _plain(obj.get("status", {}))
     elif kind == "Pod":
@@ -60,7 +61,7 @@ def _kept(kind: str, obj: Object) -> Object:
 
 
 def _plain(node: Any) -> Any:
-    """Without what is incidental. So is whether a Job reports: the endpoint must have been up before it."""
+    """The node without incidental fields, and without the report endpoint, which may not have been up yet."""
     if isinstance(node, dict) and node.get("name") == CONFIG_ENV:
         return {"config": {key: value for key, value in json.loads(node["value"]).items() if key != "report"}}
     if isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""An operator that is started again whenever it ends, as the kubelet does with its container."""
+"""An operator process that is restarted whenever it ends, as the kubelet restarts its container."""
 
 import threading
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Process(Protocol):
-    """An operator that runs, or has run."""
+    """An operator process that runs or has run."""
 
     @property
     def log(self) -> str: ...
@@ -17,13 +17,13 @@ class Process(Protocol):
 
 
 class Supervised:
-    """Runs from `start` until `close`.
+    """Keeps a process running from `start` to `close`.
 
     Args:
         launch: starts a process.
 
     Attributes:
-        restarts: how often it was started again.
+        restarts: number of restarts.
     """
 
     def __init__(self, launch: Callable[[], Process]) -> None:
@@ -39,7 +39,7 @@ class Supervised:
 
     @property
     def log(self) -> str:
-        """Of all its processes."""
+        """The log of all its processes."""
         return self._current.log if self._current is not None else ""
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""The matrix finds what it is there for: an operator that breaks one of its rules does not pass."""
+"""The matrix detects an operator that breaks one of its rules."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +52,14 @@ LEAVES_ITS_RECORDS = Edit(
 
 @dataclass(frozen=True, slots=True)
 class BrokenRule:
-    """How the matrix finds that a rule is broken.
+    """A rule that an edited operator breaks, and how the matrix detects it.
 
     Attributes:
-        means: what the operator does wrong.
-        breaks: makes it do so.
-        disturbance: under which it shows.
-        shows: pattern of what the trial then says.
-        relist_seconds: between the operator's lists.
+        means: the fault of the operator.
+        breaks: the edit that causes it.
+        disturbance: the disturbance that reveals it.
+        shows: pattern of the failure message.
+        relist_seconds: interval of the operator's lists.
     """
 
     means: str
@@ -74,48 +74,48 @@ class BrokenRule:
 
     @property
     def control(self) -> Trial:
-        """The same with the rule as it is."""
+        """The same trial with the unedited operator."""
         return Trial(self.disturbance, (), PATIENCE_SECONDS, self.relist_seconds)
 
 
 BROKEN_RULES = [
     BrokenRule(
-        "each process draws the names of its Jobs anew",
+        "each process chooses new names for its Jobs",
         DRAWS_NAMES,
         DisturbedWrite("POST jobs routing-train", Fault.KILLED_AFTER),
-        "the second run has no train Job|the objects are those|not the same",
+        "the second run has no train Job|the objects equal those|not the same",
     ),
     BrokenRule(
-        "nobody asks whether what a thing is created for still exists",
+        "the operator creates objects for an owner that no longer exists",
         CREATES_FOR_WHAT_IS_GONE,
         LostEvent("inferencedeployments support deleted"),
-        "no child is left|not the same",
+        "no child remains|not the same",
         IMPATIENT_SECONDS,
     ),
     BrokenRule(
-        "a create that failed is passed over",
+        "the operator ignores a failed create",
         PASSES_OVER_A_FAILED_CREATE,
         DisturbedWrite("POST checkpoints routing-40", Fault.INTERNAL),
         "FineTuneJob routing is Ready|not the same",
     ),
     BrokenRule(
-        "after a conflict nobody looks again",
+        "the operator does not reconcile again after a conflict",
         DOES_NOT_LOOK_AGAIN,
         DisturbedWrite("POST jobs routing-preflight", Fault.CONFLICT),
         "FineTuneJob routing is Ready",
     ),
     BrokenRule(
-        "what no watch has told is never found",
+        "the operator never lists again after a lost event",
         NEVER_LISTS_AGAIN,
         LostEvent("jobs routing-train Complete=True/CompletionsReached"),
         "FineTuneJob routing is Ready",
         IMPATIENT_SECONDS,
     ),
     BrokenRule(
-        "a run that is deleted leaves its records",
+        "a deleted run leaves its records",
         LEAVES_ITS_RECORDS,
         DisturbedWrite("PATCH finetunejobs routing-v2 released", Fault.KILLED_AFTER),
-        "only the kept records are left",
+        "only the kept records remain",
     ),
 ]
 BROKEN = [pytest.param(each.trial, each.shows, id=each.means) for each in BROKEN_RULES]
@@ -132,11 +132,11 @@ def test_a_broken_rule_is_found(trial: Trial, shows: str, verdicts: Verdicts) ->
 @pytest.mark.full
 @pytest.mark.parametrize("trial", CONTROLS)
 def test_without_the_edit_the_same_trial_passes(trial: Trial, verdicts: Verdicts) -> None:
-    """At the same patience: the broken rule is what the other test finds, and not a slow machine."""
+    """With the same time limit, so that the other test detects the broken rule and not a slow machine."""
     verdicts[trial].result()
 
 
 @pytest.mark.parametrize(("trial", "shows"), BROKEN)
 def test_the_rules_are_where_they_are_broken(trial: Trial, shows: str, tmp_path: Path) -> None:
-    """Fails at once where code has changed, and not only in `make test-full`."""
+    """Fails in `make test`, not only in `make test-full`, when an edit does not match the code any more."""
     assert release(tmp_path, trial.edits)

@@ -1,4 +1,4 @@
-"""Whatever happens to any one write of a chain, and whatever it is not told, the end is the same."""
+"""A chain has the same outcome whatever fault one of its writes has, and whichever event is lost."""
 
 import os
 from concurrent.futures import Future
@@ -29,7 +29,7 @@ def test_an_undisturbed_chain_makes_the_writes_that_are_disturbed(
         record(EVENTS, events_of(outcome))
     found = differences(writes_of(outcome), recorded(WRITES))
     found += differences(events_of(outcome), recorded(EVENTS))
-    assert not found, "if it is meant to be so: UPDATE_GOLDEN=1 pytest tests/faults -k undisturbed"
+    assert not found, "if this is intended: UPDATE_GOLDEN=1 pytest tests/faults -k undisturbed"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_an_undisturbed_chain_makes_the_writes_that_are_disturbed(
         ),
         (["PATCH datasets/status rows Ready=True/Succeeded", "jobs rows deleted #2"], []),
     ],
-    ids=["what is certain is missing", "a status with a new reason", "what hangs on chance"],
+    ids=["a certain write is missing", "a status with a new reason", "only differences by timing"],
 )
 def test_what_differs_from_the_recorded_chain_is_named(found: list[str], shows: list[str]) -> None:
     expected = [
@@ -59,7 +59,7 @@ def test_what_differs_from_the_recorded_chain_is_named(found: list[str], shows: 
 
 
 def test_the_sample_is_part_of_the_matrix() -> None:
-    """A trial that was renamed would drop out of `make test` unnoticed."""
+    """Otherwise a renamed trial would silently disappear from `make test`."""
     assert not SAMPLE - {str(each) for each in trials()}
 
 

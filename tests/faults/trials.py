@@ -1,4 +1,4 @@
-"""A chain to be run: what happens in it, and to which operator."""
+"""Chains to run, with their disturbance and their operator."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from tests.faults.faults import Disturbance
 from tests.faults.releases import Edit
 
 PATIENCE_SECONDS = 120.0
-"""Within which a chain comes from one step to the next, even on a busy machine."""
+"""Maximum duration of a step of a chain, even on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +15,10 @@ class Trial:
     """One chain.
 
     Attributes:
-        disturbance: what happens; None for nothing.
-        edits: in what the operator differs from the one in this repository.
-        relist_seconds: between the operator's lists, which make up for lost events.
-        patience_seconds: after which a step that is not done counts as never done.
+        disturbance: its disturbance; None for none.
+        edits: edits of the operator's sources.
+        patience_seconds: maximum duration of a step.
+        relist_seconds: interval of the operator's lists, which compensate for lost events.
     """
 
     disturbance: Disturbance | None = None

@@ -1,4 +1,4 @@
-"""The API server as a user sees it, by path, over one HTTPS connection."""
+"""Requests of a user to the API server."""
 
 import json
 import ssl
@@ -22,7 +22,7 @@ PLURALS = {
 
 
 def path_of(kind: str, namespace: str, name: str = "") -> str:
-    """Path of an object or collection of the kinds that the tests deal with; no namespace: of all."""
+    """Path of an object or collection; without a namespace, the collection of all namespaces."""
     built_in = {
         "Job": "/apis/batch/v1/namespaces/{}/jobs",
         "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
@@ -44,11 +44,11 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
 
 
 class NotFound(AssertionError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class Api:
-    """Requests as the user of a kubeconfig; one that is refused is an AssertionError."""
+    """Requests of a kubeconfig's user. A refused request raises AssertionError."""
 
     def __init__(self, kubeconfig: Path) -> None:
         configuration = client.Configuration()
@@ -66,7 +66,7 @@ class Api:
         return self._http.request(method, path, content=content, headers=sent)
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """The object, or None where there is none."""
+        """The object; None if it does not exist."""
         answer = self.request("GET", path_of(kind, namespace, name))
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None

@@ -1,4 +1,4 @@
-"""A control plane with our CRDs, a namespace for each test, and operator processes."""
+"""Fixtures: a control plane with our CRDs, a namespace per test, and operator processes."""
 
 import itertools
 import os
@@ -21,8 +21,8 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """etcd, API server and controllers, without a node; anew for every run, with our CRDs."""
-    # A name of its own, so that two runs on one machine do not meet.
+    """A new control plane without a node, with our CRDs."""
+    # Its own name, so that concurrent sessions on one machine do not share it.
     plane = ControlPlane(f"it-{os.getpid()}")
     with plane:
         plane.kubectl.define(ROOT / "crds")
@@ -32,7 +32,7 @@ def control_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def api(control_plane: ControlPlane) -> Iterator[Api]:
-    """The API server as a user with all rights."""
+    """Access to the API server as a user with all rights."""
     opened = Api(control_plane.client("user"))
     yield opened
     opened.close()
@@ -40,7 +40,7 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
 
 @pytest.fixture
 def namespace(api: Api) -> str:
-    """A new namespace; it goes with the control plane."""
+    """A new namespace."""
     name = f"test-{next(NUMBERS)}"
     api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}}).raise_for_status()
     eventually(f"the default service account of {name}", lambda: api.get("ServiceAccount", name, "default"))
@@ -49,13 +49,13 @@ def namespace(api: Api) -> str:
 
 @pytest.fixture(scope="session")
 def audit(control_plane: ControlPlane) -> AuditLog:
-    """What was asked of the API server, and by whom."""
+    """The audit log of the API server."""
     return AuditLog(control_plane.audit_log)
 
 
 @pytest.fixture
 def operators(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Operators]:
-    """Starts operator processes that see the test's namespace only; they end with the test."""
+    """Starts operator processes that watch only the test's namespace and end with the test."""
     started = Operators(control_plane, namespace, tmp_path)
     yield started
     started.stop_all()
@@ -63,7 +63,7 @@ def operators(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> It
 
 @pytest.fixture
 def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    """Runs the pods of the test's namespace, which has what runs need."""
+    """A fake kubelet for the test's namespace, which has the prerequisites of runs."""
     manifests.prepare_namespace(api, namespace)
     started = FakeKubelet(api, namespace)
     yield started

@@ -1,4 +1,4 @@
-"""What a user and a platform team apply in the engine's tests."""
+"""Manifests of users and of the platform team for the integration tests."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ HYPERPARAMETERS = {
     "totalSteps": 1,
     "saveEverySteps": 1,
 }
-"""As the lineage of a Checkpoint has them."""
+"""Hyperparameters in the lineage of a Checkpoint."""
 
 
 def of(kind: str, namespace: str, name: str, spec: Object) -> Object:
@@ -41,7 +41,7 @@ def dataset(namespace: str, name: str = "tickets") -> Object:
 
 
 def finetunejob(namespace: str, name: str = "routing", **spec: Any) -> Object:
-    """A run that trains, is judged and is promoted."""
+    """A run that trains, is evaluated and promoted."""
     return of(
         "FineTuneJob",
         namespace,
@@ -72,19 +72,19 @@ def inferencedeployment(namespace: str, name: str = "support") -> Object:
 
 
 def profile_name(namespace: str) -> str:
-    """Profiles are cluster-scoped: each test has its own."""
+    """Name of the test's ComputeProfile, which is cluster-scoped."""
     return f"cpu-{namespace}"
 
 
 def prepare_namespace(api: Api, namespace: str) -> None:
-    """What a platform team makes before anybody trains."""
+    """Create the prerequisites of runs: a ComputeProfile and two claims."""
     api.create(profile(profile_name(namespace)))
     for name in ("artifacts", "models"):
         api.create(claim(namespace, name))
 
 
 def condition(obj: Object | None, type_: str) -> Object:
-    """The condition, or an empty object."""
+    """The condition; empty if it does not exist."""
     conditions = ((obj or {}).get("status") or {}).get("conditions", [])
     found: Object = next((each for each in conditions if each["type"] == type_), {})
     return found

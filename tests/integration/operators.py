@@ -1,7 +1,7 @@
-"""Operator processes as they run in a cluster: `python -m finetune_operator` with an environment.
+"""Operator processes as in a cluster: `python -m finetune_operator` with an environment.
 
-They are forked, but for those of another release and where a test says so. What only a process has that the
-interpreter starts, a handler of signals before it imports, is tested in tests/trainer/test_signals.py.
+They are forked, except processes of another release and those of `start_fresh`. tests/trainer/test_signals.py
+tests signal handlers before the imports, which only a process that the interpreter starts has.
 """
 
 import os
@@ -19,16 +19,16 @@ from tools.cluster import ControlPlane
 from tools.cluster.ports import free_port
 
 LEASE_SECONDS = 3
-"""Short, so that a takeover does not take a test's whole time."""
+"""Short, so that a takeover is fast."""
 IMAGE = "registry.example/trainer:1"
 RELEASE_ENV = "PYTHONPATH"
-"""Set where the operator is not one to be forked."""
+"""Environment variable of an operator that must not be forked."""
 
 preload(__name__)
 
 
 def process_environment(name: str, kubeconfig: Path, http_port: int, report_port: int) -> dict[str, str]:
-    """What every operator process of the tests is given, beside its settings."""
+    """Environment of every operator process of the tests, without its settings."""
     return {
         "PATH": os.environ["PATH"],
         "KUBECONFIG": str(kubeconfig),
@@ -40,33 +40,35 @@ def process_environment(name: str, kubeconfig: Path, http_port: int, report_port
 
 
 class Operator:
-    """One process."""
+    """One operator process."""
 
     def __init__(self, name: str, kubeconfig: Path, log: Path, environment: dict[str, str]) -> None:
         self.name = name
         self.http_port = free_port()
         self.report_port = free_port()
         self._log = log
-        given = process_environment(name, kubeconfig, self.http_port, self.report_port) | environment
-        self.process = _start(given, log) if RELEASE_ENV in given else Forked(_operate, given, log)
+        variables = process_environment(name, kubeconfig, self.http_port, self.report_port) | environment
+        self.process = (
+            _start(variables, log) if RELEASE_ENV in variables else Forked(_operate, variables, log)
+        )
 
     @property
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
 
     def status_of(self, probe: str) -> int:
-        """HTTP status of /healthz or /readyz; 0 while nothing listens."""
+        """HTTP status of /healthz or /readyz; 0 while the process does not listen."""
         try:
             return httpx.get(f"http://127.0.0.1:{self.http_port}/{probe}", trust_env=False).status_code
         except httpx.TransportError:
             return 0
 
     def metric(self, line: str) -> float | None:
-        """Value of the sample that is written as `line` in the text format."""
+        """Value of a sample, given as in the text format; None if there is none."""
         return self.samples(line.partition("{")[0]).get(line)
 
     def samples(self, name: str) -> dict[str, float]:
-        """Values of all samples of this name, each by how it is written in the text format."""
+        """Values of all samples of this metric, by sample in the text format."""
         text = httpx.get(f"http://127.0.0.1:{self.http_port}/metrics", trust_env=False).text
         rows = (row.rpartition(" ") for row in text.splitlines())
         return {line: float(value) for line, _, value in rows if line.partition("{")[0] == name}
@@ -85,12 +87,12 @@ class Operator:
         return self
 
     def terminate(self) -> int:
-        """Ask it to stop, as the kubelet does; its exit status."""
+        """Send SIGTERM, as the kubelet does, and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until the process has ended."""
         self.process.wait()
 
     def kill(self) -> None:
@@ -119,7 +121,7 @@ def _operate(environment: dict[str, str], log: Path) -> None:
 
 
 class Operators:
-    """Starts processes of one release: one user, one Lease, one namespace."""
+    """Starts operator processes with one user, one Lease and one namespace."""
 
     def __init__(self, control_plane: ControlPlane, namespace: str, folder: Path) -> None:
         self.user = f"operator-{namespace}"
@@ -129,20 +131,20 @@ class Operators:
         self._started: list[Operator] = []
 
     def start(self, name: str = "operator-0", **environment: str) -> Operator:
-        """A new process; a name that was used before is a pod that was started again."""
-        given = {
+        """Start a process; the name of an earlier process means a restarted pod."""
+        settings = {
             "POD_NAMESPACE": self._namespace,
             "WATCH_NAMESPACES": self._namespace,
             "TRAINER_IMAGE": IMAGE,
             "LEASE_DURATION_SECONDS": str(LEASE_SECONDS),
             **environment,
         }
-        operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", given)
+        operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", settings)
         self._started.append(operator)
         return operator
 
     def start_fresh(self) -> Operator:
-        """A new process that the interpreter starts."""
+        """Start a process with the interpreter instead of a fork."""
         return self.start(**{RELEASE_ENV: ""})
 
     def stop_all(self) -> None:

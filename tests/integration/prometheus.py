@@ -1,8 +1,8 @@
-"""A real Prometheus that scrapes servers on this machine once a second.
+"""A real Prometheus that scrapes servers on this machine once per second.
 
-Its targets are static, with the labels that service discovery would give them. So nothing here tests how
-Prometheus finds pods in a cluster, the chart's monitors or docs/prometheus.yaml: tests/unit/test_monitors.py
-compares what those select, and how they label it, with the pods that are built.
+Its targets are static, with the labels that service discovery would add. So these tests cover neither service
+discovery nor the chart's monitors and docs/prometheus.yaml: tests/unit/test_monitors.py compares their
+selectors and labels with the pods of the operator.
 """
 
 import math
@@ -27,23 +27,23 @@ Series = dict[str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """What is scraped, with the labels that service discovery would give it."""
+    """A scrape target with the labels that service discovery would add."""
 
     port: int
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Prometheus:
-    """One process with our alert rules loaded.
+    """One Prometheus process with our alert rules.
 
     Args:
-        folder: for its configuration and data.
-        targets: by scrape job.
+        folder: folder for its configuration and data.
+        targets: targets by scrape job.
     """
 
     def __init__(self, folder: Path, targets: Mapping[str, Target]) -> None:
         binary = program("prometheus")
-        assert binary is not None, "there is no Prometheus: run `make prometheus`"
+        assert binary is not None, "Prometheus is not installed: run `make prometheus`"
         configuration = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(RULES)],
@@ -83,20 +83,20 @@ class Prometheus:
         self._process.wait()
 
     def query(self, expression: str) -> list[tuple[Series, float]]:
-        """Labels and value of each series of the answer.
+        """Labels and value of each series of the result.
 
         Raises:
-            AssertionError: it is no PromQL.
+            AssertionError: the expression is not valid PromQL.
         """
         data = self._get("query", query=expression)
         return [(series["metric"], float(series["value"][1])) for series in data["result"]]
 
     def has_data(self, expression: str) -> bool:
-        """Whether the answer has a series whose value is a number."""
+        """Whether the result has a series whose value is a number."""
         return any(not math.isnan(value) for _, value in self.query(expression))
 
     def label_values(self, metric: str, label: str) -> list[str]:
-        """What Grafana gets for `label_values(metric, label)`."""
+        """Result of Grafana's `label_values(metric, label)`."""
         values: list[str] = self._get(f"label/{label}/values", **{"match[]": metric})
         return values
 

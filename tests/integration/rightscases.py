@@ -1,4 +1,4 @@
-"""What a user sees where the operator lacks one right: which object says so, and what brings it about."""
+"""Cases of missing rights of the operator: the situation that needs the right, and where it is reported."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from tests.waiting import eventually
 from tools.fakepods import digest
 
 LOG: Final = ""
-"""In place of a kind: nobody but the operator's log can say it."""
+"""Instead of a kind: only the operator's log reports the missing right."""
 PROFILE: Final = "rights"
 ROWS: Final = "tickets-1a2b3c4d5e6f"
 CHECKPOINTS: Final = ("first", "second")
 PATIENCE_SECONDS: Final = 60.0
 
 Begin = Callable[[Api, str], None]
-GoOn = Callable[[Api, str, Operator], None]
+Action = Callable[[Api, str, Operator], None]
 
 
 def nothing(_api: Api, _namespace: str) -> None:
-    """Nothing is needed."""
+    """No object is needed."""
 
 
 def nothing_more(_api: Api, _namespace: str, _operator: Operator) -> None:
-    """What is there from the start is enough."""
+    """No action is needed."""
 
 
 @dataclass(frozen=True)
@@ -39,42 +39,42 @@ class Case:
     """One right that is missing in a namespace.
 
     Attributes:
-        told: kind of the object whose condition says it; LOG: the operator's log does.
-        begin: what is there from the start.
-        go_on: what somebody does later.
-        again: whether that is done until the right is asked for, since it needs a coincidence.
-        says: the words to be found, where they are not the API server's usual ones.
+        reported_on: kind of the object whose condition reports it; LOG: the operator's log.
+        begin: creates the objects.
+        action: a later action of a user.
+        repeat: whether to repeat the action until the right is needed, because that depends on timing.
+        message: expected text if it is not the API server's usual one.
     """
 
-    told: str
+    reported_on: str
     begin: Begin = nothing
-    go_on: GoOn = nothing_more
-    again: bool = False
-    says: str = ""
+    action: Action = nothing_more
+    repeat: bool = False
+    message: str = ""
 
 
 def a_run(api: Api, namespace: str) -> None:
-    """Rows and a run on them, which is promoted at its end."""
+    """A Dataset, and a run on it that is promoted."""
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace, compute={"profile": PROFILE}))
 
 
 def a_run_in_two_pods(api: Api, namespace: str) -> None:
-    """A run whose pods find each other by a Service, which goes at its end."""
+    """A run whose pods find each other by a Service, which is deleted at the end of the run."""
     api.create(manifests.dataset(namespace))
     compute = {"profile": PROFILE, "nodes": 2}
     api.create(manifests.finetunejob(namespace, compute=compute, childrenTTLSeconds=0))
 
 
 def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
-    """A run whose first stage prepares rows that are nobody else's."""
+    """A run with inline rows, which its first stage prepares."""
     inline = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
     compute = {"profile": PROFILE}
     api.create(manifests.finetunejob(namespace, dataset={"inline": inline}, compute=compute))
 
 
 def an_endpoint(api: Api, namespace: str) -> None:
-    """One that is pinned to the first of two Checkpoints."""
+    """An endpoint that is pinned to the first of two Checkpoints."""
     for name in CHECKPOINTS:
         api.create(_checkpoint(namespace, name))
     endpoint = manifests.inferencedeployment(namespace)
@@ -83,14 +83,14 @@ def an_endpoint(api: Api, namespace: str) -> None:
 
 
 def a_protected_endpoint(api: Api, namespace: str) -> None:
-    """One with a NetworkPolicy and a PodDisruptionBudget."""
+    """An endpoint with a NetworkPolicy and a PodDisruptionBudget."""
     an_endpoint(api, namespace)
     spec = {"networkPolicy": {"allowFrom": [{"podSelector": {}}]}, "availability": {"maxUnavailable": 1}}
     api.patch("InferenceDeployment", namespace, "support", {"spec": spec})
 
 
 def a_record_of_rows(api: Api, namespace: str) -> None:
-    """One whose content goes with it."""
+    """A DatasetVersion whose content is deleted with it."""
     api.create(_version(namespace, ROWS))
 
 
@@ -109,25 +109,25 @@ def _version(namespace: str, name: str) -> Object:
     return manifests.of("DatasetVersion", namespace, name, spec)
 
 
-def a_record_that_is_going(api: Api, namespace: str) -> None:
-    record = _version(namespace, "going-1a2b3c4d5e6f")
+def a_terminating_record(api: Api, namespace: str) -> None:
+    record = _version(namespace, "terminating-1a2b3c4d5e6f")
     record["metadata"]["finalizers"] = [FINALIZER]
     api.create(record)
-    api.delete("DatasetVersion", namespace, "going-1a2b3c4d5e6f")
+    api.delete("DatasetVersion", namespace, "terminating-1a2b3c4d5e6f")
 
 
 def a_checkpoint(api: Api, namespace: str) -> None:
-    """One whose content goes with it."""
+    """A Checkpoint whose content is deleted with it."""
     api.create(_with_delete(_checkpoint(namespace, CHECKPOINTS[0])))
 
 
 def rows_with_delete(api: Api, namespace: str) -> None:
-    """Rows whose records go with them."""
+    """A Dataset whose records are deleted with it."""
     api.create(_with_delete(manifests.dataset(namespace)))
 
 
 def a_run_with_delete(api: Api, namespace: str) -> None:
-    """A run whose records go with it: none is promoted, because that would stay."""
+    """A run whose Checkpoints are deleted with it; none is promoted, because promoted ones are kept."""
     api.create(manifests.dataset(namespace))
     run = manifests.finetunejob(namespace, compute={"profile": PROFILE}, promotion={"mode": "Manual"})
     api.create(_with_delete(run))
@@ -137,10 +137,10 @@ def _with_delete(manifest: Object) -> Object:
     return {**manifest, "spec": {**manifest["spec"], "deletionPolicy": "Delete"}}
 
 
-def deleted(kind: str, name: str) -> GoOn:
-    """Somebody deletes it when it has ended."""
+def deleted(kind: str, name: str) -> Action:
+    """A user deletes the object when it is Ready."""
 
-    def go_on(api: Api, namespace: str, _operator: Operator) -> None:
+    def action(api: Api, namespace: str, _operator: Operator) -> None:
         eventually(
             f"{kind} {name} is Ready",
             lambda: is_true(api.get(kind, namespace, name), "Ready"),
@@ -148,11 +148,11 @@ def deleted(kind: str, name: str) -> GoOn:
         )
         api.delete(kind, namespace, name)
 
-    return go_on
+    return action
 
 
 def suspended(api: Api, namespace: str, _operator: Operator) -> None:
-    """A run that is suspended while its first stage is under way."""
+    """A user suspends the run while its first stage runs."""
     eventually("the first stage has a Job", lambda: api.list("Job", namespace), PATIENCE_SECONDS)
     api.patch("FineTuneJob", namespace, "routing", {"spec": {"suspend": True}})
 
@@ -163,40 +163,40 @@ def scaled(api: Api, namespace: str, _operator: Operator) -> None:
 
 
 def moved(api: Api, namespace: str, _operator: Operator) -> None:
-    """Another Checkpoint: a new revision comes, the Service moves to it, and the old one goes."""
+    """A user selects another Checkpoint: the Service switches to a new revision; the old one is deleted."""
     _until_serving(api, namespace)
     models = _pinned_to(CHECKPOINTS[1])
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"models": models}})
 
 
 def unprotected(api: Api, namespace: str, _operator: Operator) -> None:
-    """Neither the NetworkPolicy nor the budget is wanted any more."""
+    """A user removes the NetworkPolicy and the PodDisruptionBudget from the spec."""
     _until_serving(api, namespace)
     availability = {"maxUnavailable": None, "disruptionBudget": "None"}
     spec = {"networkPolicy": None, "availability": availability}
     api.patch("InferenceDeployment", namespace, "support", {"spec": spec})
 
 
-def stripped(kind: str) -> GoOn:
-    """Somebody takes the labels off a child, so that the operator's cache loses sight of it."""
+def stripped(kind: str) -> Action:
+    """A user removes the labels of a child, so that the operator's cache loses it."""
 
-    def go_on(api: Api, namespace: str, _operator: Operator) -> None:
+    def action(api: Api, namespace: str, _operator: Operator) -> None:
         _until_serving(api, namespace)
         (child,) = api.list(kind, namespace)
         labels = dict.fromkeys(child["metadata"].get("labels", ()))
         api.patch(kind, namespace, child["metadata"]["name"], {"metadata": {"labels": labels}})
 
-    return go_on
+    return action
 
 
-def edited(kind: str, name: str) -> GoOn:
-    """Several edits at once: one of them overtakes the operator between its look and its word."""
+def edited(kind: str, name: str) -> Action:
+    """A user makes many edits: one of them happens between the operator's pass and its write."""
 
-    def go_on(api: Api, namespace: str, _operator: Operator) -> None:
+    def action(api: Api, namespace: str, _operator: Operator) -> None:
         for policy in ("Delete", "Retain") * 5:
             api.patch(kind, namespace, name, {"spec": {"deletionPolicy": policy}})
 
-    return go_on
+    return action
 
 
 def _until_serving(api: Api, namespace: str) -> Object:
@@ -236,7 +236,7 @@ def _checkpoint(namespace: str, name: str) -> Object:
 
 
 def reported_by_an_unknown_pod(api: Api, namespace: str, operator: Operator) -> None:
-    """A report whose token is bound to a pod that carries none of the operator's labels."""
+    """A pod without the operator's labels reports with its token."""
     container = {"name": "c", "image": "registry.example/none:1"}
     metadata = {"name": "unknown", "namespace": namespace}
     pod = api.create(
@@ -250,19 +250,19 @@ def reported_by_an_unknown_pod(api: Api, namespace: str, operator: Operator) -> 
 
 
 def reported(_api: Api, _namespace: str, operator: Operator) -> None:
-    """A report with a token that nobody knows."""
+    """A client reports with an invalid token."""
     operator.wait_active()
     _report(operator, "token")
 
 
 def _report(operator: Operator, token: str) -> None:
-    with httpx.Client(verify=False, trust_env=False, timeout=30) as client:  # noqa: S501 - what is said matters
+    with httpx.Client(verify=False, trust_env=False, timeout=30) as client:  # noqa: S501 - only the request matters
         url = f"https://127.0.0.1:{operator.report_port}{REPORT_PATH}"
         client.post(url, content="{}", headers={"Authorization": f"Bearer {token}"})
 
 
 def repriced(api: Api, _namespace: str, operator: Operator) -> None:
-    """The profile changes again and again, and every operator notes that it has seen it."""
+    """The platform team edits the profile ten times, and every operator writes its status."""
     operator.wait_active()
     for price in range(1, 11):
         api.patch("ComputeProfile", "", PROFILE, {"spec": {"pricePerDeviceHour": price}})
@@ -279,8 +279,8 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get finetunejobs": Case("FineTuneJob", a_run),
     "get datasets": Case("Dataset", a_run),
     "get inferencedeployments": Case("InferenceDeployment", an_endpoint),
-    "get datasetversions": Case(LOG, a_record_of_rows, edited("DatasetVersion", ROWS), again=True),
-    "get checkpoints": Case(LOG, an_endpoint, edited("Checkpoint", CHECKPOINTS[1]), again=True),
+    "get datasetversions": Case(LOG, a_record_of_rows, edited("DatasetVersion", ROWS), repeat=True),
+    "get checkpoints": Case(LOG, an_endpoint, edited("Checkpoint", CHECKPOINTS[1]), repeat=True),
     "patch finetunejobs/status": Case(LOG, a_run),
     "patch datasets/status": Case(LOG, a_run),
     "patch inferencedeployments/status": Case(LOG, an_endpoint),
@@ -289,11 +289,11 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "create datasetversions": Case("Dataset", a_run),
     "create checkpoints": Case("FineTuneJob", a_run),
     "delete datasetversions": Case("Dataset", rows_with_delete, deleted("Dataset", "tickets")),
-    # A run that has ended keeps its verdict.
+    # The conditions of a run that has ended do not change.
     "delete checkpoints": Case(LOG, a_run_with_delete, deleted("FineTuneJob", "routing")),
-    "update finetunejobs/finalizers": Case("FineTuneJob", a_run, says=OWNER),
-    "update datasets/finalizers": Case("Dataset", a_run, says=OWNER),
-    "update inferencedeployments/finalizers": Case("InferenceDeployment", an_endpoint, says=OWNER),
+    "update finetunejobs/finalizers": Case("FineTuneJob", a_run, message=OWNER),
+    "update datasets/finalizers": Case("Dataset", a_run, message=OWNER),
+    "update inferencedeployments/finalizers": Case("InferenceDeployment", an_endpoint, message=OWNER),
     "get jobs": Case("FineTuneJob", a_run),
     "create jobs": Case("Dataset", a_run),
     "delete jobs": Case("FineTuneJob", a_run_of_its_own_rows, suspended),
@@ -304,7 +304,7 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get services": Case("InferenceDeployment", an_endpoint, stripped("Service")),
     "create services": Case("InferenceDeployment", an_endpoint),
     "patch services": Case("InferenceDeployment", an_endpoint, moved),
-    # A run that has ended keeps its verdict.
+    # The conditions of a run that has ended do not change.
     "delete services": Case(LOG, a_run_in_two_pods),
     "create secrets": Case("FineTuneJob", a_run_in_two_pods),
     "get networkpolicies": Case("InferenceDeployment", a_protected_endpoint),
@@ -319,29 +319,29 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "create serviceaccounts": Case("Dataset", a_run),
     "get persistentvolumeclaims": Case("Dataset", a_run),
     "create events": Case(LOG, a_run),
-    "get pods": Case(LOG, go_on=reported_by_an_unknown_pod),
+    "get pods": Case(LOG, action=reported_by_an_unknown_pod),
     **{f"watch {resource}": Case(LOG) for resource in WATCHED},
 }
-"""Rights that are needed object by object: one process watches all these namespaces, and each lacks one."""
+"""Rights in a namespace: one process watches one namespace per right, in which this right is missing."""
 
 FINALIZERS: Final[dict[str, Case]] = {
     "patch checkpoints": Case(LOG, a_checkpoint),
     "patch datasets": Case(LOG, rows_with_delete),
     "patch datasetversions": Case(LOG, a_record_of_rows),
     "patch finetunejobs": Case(LOG, a_run_with_delete),
-    "get namespaces": Case(LOG, a_record_that_is_going),
+    "get namespaces": Case(LOG, a_terminating_record),
 }
-"""Rights on what has a finalizer: one process lacks them all."""
+"""Rights on objects with a finalizer: one process lacks all of them."""
 
 UNATTENDED: Final = frozenset({"delete jobs", "get pods"})
-"""Where no kubelet is, so that a pod never starts."""
+"""Rights in whose namespaces no pod starts, because there is no fake kubelet."""
 
 IN_A_PROCESS: Final[dict[str, Case]] = {
     "list computeprofiles": Case(LOG),
     "watch computeprofiles": Case(LOG),
-    "get computeprofiles": Case(LOG, go_on=repriced, again=True),
-    "patch computeprofiles/status": Case(LOG, go_on=repriced, again=True),
-    "create tokenreviews": Case(LOG, go_on=reported),
+    "get computeprofiles": Case(LOG, action=repriced, repeat=True),
+    "patch computeprofiles/status": Case(LOG, action=repriced, repeat=True),
+    "create tokenreviews": Case(LOG, action=reported),
     "get leases": Case(LOG),
     "create leases": Case(LOG),
     "list leases": Case(LOG),
@@ -353,4 +353,4 @@ IN_A_PROCESS: Final[dict[str, Case]] = {
     "create endpointslices": Case(LOG),
     "patch endpointslices": Case(LOG),
 }
-"""Rights of a process as a whole: for each there is one that lacks it."""
+"""Rights of a process as a whole: one process per right lacks it."""

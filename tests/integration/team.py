@@ -1,4 +1,4 @@
-"""A team's namespace: the Checkpoints and endpoints that people make there, and what they see of them."""
+"""Actions and views of a team in its namespace, with Checkpoints and endpoints."""
 
 from tests.integration import manifests
 from tests.integration.api import Api, Object
@@ -13,7 +13,7 @@ SETTLES_SECONDS = 60
 
 
 class Team:
-    """What people do and see in one namespace."""
+    """A team in one namespace."""
 
     def __init__(self, api: Api, namespace: str, operator: Operator) -> None:
         self.api = api
@@ -21,7 +21,7 @@ class Team:
         self.operator = operator
 
     def record(self, name: str) -> None:
-        """A Checkpoint whose run is gone, as after a restore or a pruning."""
+        """Create a Checkpoint without its run, as after a restore or a cleanup."""
         hyperparameters = {
             "epochs": 2,
             "learningRate": 2e-4,
@@ -50,7 +50,7 @@ class Team:
         self.api.create(manifests.of("Checkpoint", self.namespace, name, spec))
 
     def judge(self, checkpoint: str, state: str | None, reason: str = "") -> None:
-        """A person's word, or that it is taken back."""
+        """Approve or reject a Checkpoint; without a state, withdraw that."""
         approval = {"state": state, "reason": reason} if state else None
         self.api.patch("Checkpoint", self.namespace, checkpoint, {"spec": {"approval": approval}})
 
@@ -66,7 +66,7 @@ class Team:
         return found
 
     def served(self, name: str = "support") -> Object:
-        """What stands behind each model name: a Checkpoint, or weights by their digest."""
+        """By model name: the Checkpoint that it serves, or the digest of pinned weights."""
         models = self.endpoint(name)["status"].get("models", [])
         return {model["name"]: model.get("checkpoint") or model["digest"] for model in models}
 
@@ -79,12 +79,12 @@ class Team:
         )
 
     def until_reason(self, kind: str, name: str, type_: str, reason: str) -> str:
-        """The condition's message, once it has this reason."""
+        """Wait until the condition has this reason, and return its message."""
         found = eventually(
             f"{type_} of {kind} {name} is {reason}",
             lambda: (
-                seen
-                if (seen := condition(self.api.get(kind, self.namespace, name), type_)).get("reason")
+                present
+                if (present := condition(self.api.get(kind, self.namespace, name), type_)).get("reason")
                 == reason
                 else None
             ),

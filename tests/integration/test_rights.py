@@ -234,25 +234,28 @@ def conditions(api: Api, kind: str, namespace: str) -> list[str]:
 
 
 def assert_named(api: Api, operator: Operator, right: str, case: Case, namespace: str) -> None:
-    """Wait until the right is said to be missing, where the case says."""
+    """Wait until the condition or log that the case names reports the missing right."""
     verb, resource = right.split()
-    said = case.says or f'cannot {verb} resource "{resource}" in API group'
+    expected = case.message or f'cannot {verb} resource "{resource}" in API group'
 
-    def told() -> bool:
-        if case.again:
-            case.go_on(api, namespace, operator)
-        if case.told == LOG:
-            return any(said in line and namespace in line for line in operator.log.splitlines())
-        texts = conditions(api, case.told, namespace)
-        return any(text.startswith("Forbidden: ") and said in text for text in texts)
+    def is_reported() -> bool:
+        if case.repeat:
+            case.action(api, namespace, operator)
+        if case.reported_on == LOG:
+            return any(expected in line and namespace in line for line in operator.log.splitlines())
+        texts = conditions(api, case.reported_on, namespace)
+        return any(text.startswith("Forbidden: ") and expected in text for text in texts)
 
     def describe() -> str:
         lines = [line for line in operator.log.splitlines() if namespace in line]
-        return "\n".join([*(conditions(api, case.told, namespace) if case.told else ()), *lines[-20:]])
+        return "\n".join(
+            [*(conditions(api, case.reported_on, namespace) if case.reported_on else ()), *lines[-20:]]
+        )
 
-    if not case.again:
-        case.go_on(api, namespace, operator)
-    eventually(f"{case.told or 'the log'} says that {right} is missing", told, PATIENCE_SECONDS, describe)
+    if not case.repeat:
+        case.action(api, namespace, operator)
+    where = case.reported_on or "the log"
+    eventually(f"{where} reports that {right} is missing", is_reported, PATIENCE_SECONDS, describe)
 
 
 @pytest.mark.parametrize("right", IN_A_NAMESPACE)

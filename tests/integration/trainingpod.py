@@ -1,4 +1,4 @@
-"""A training pod as the report endpoint meets it."""
+"""A training pod that reports its progress."""
 
 import ssl
 import time
@@ -16,7 +16,7 @@ from tests.waiting import eventually
 
 
 class TrainingPod:
-    """A pod whose train stage is under way, with what the operator told it."""
+    """A running pod of the train stage, with its config."""
 
     def __init__(self, api: Api, namespace: str, operator: Operator) -> None:
         self._api = api
@@ -26,7 +26,7 @@ class TrainingPod:
         variables = {each["name"]: each.get("value") for each in self.pod["spec"]["containers"][0]["env"]}
         config = CONFIG_ADAPTER.validate_json(variables[CONFIG_ENV])
         assert isinstance(config, StageConfig)
-        assert config.report is not None, "the pod was not told where to report"
+        assert config.report is not None, "the pod's config has no report target"
         self.config = config
         self.target = config.report
         self.token = self.make_token()
@@ -37,7 +37,7 @@ class TrainingPod:
         return next((pod for pod in training if pod["status"]["phase"] == "Running"), None)
 
     def make_token(self, audience: str = REPORT_AUDIENCE, *, bound: bool = True) -> str:
-        """A token as the kubelet projects it."""
+        """A token like the one that the kubelet projects into the pod."""
         metadata = self.pod["metadata"]
         reference = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
         spec: Object = {"audiences": [audience], "expirationSeconds": 600}
@@ -60,7 +60,7 @@ class TrainingPod:
         return Report(**fields)
 
     def post(self, body: str, token: str | None = None) -> httpx.Response:
-        """POST as the pod does; only the Service's address is played by this machine's."""
+        """POST as the pod does, but to this machine's address instead of the Service's."""
         context = ssl.create_default_context(cadata=self.target.ca_pem)
         url = f"https://127.0.0.1:{self._operator.report_port}{REPORT_PATH}"
         with httpx.Client(verify=context, trust_env=False, timeout=30) as client:

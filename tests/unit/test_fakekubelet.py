@@ -1,4 +1,4 @@
-"""The kubelet of tests says that a stage has started when the pod's status does."""
+"""The tests' fake kubelet records a stage as started when its pod's status says so."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def pod(phase: str = "Pending") -> Object:
 
 
 class Pods:
-    """An API server with one pod, which keeps what was known as started at each write."""
+    """An API server with one pod, which records the started stages at each write."""
 
     def __init__(self) -> None:
         self.pod = pod()
@@ -46,7 +46,7 @@ class Pods:
 
 
 class Gone(Pods):
-    """Its pod is deleted between a look and the write."""
+    """An API server whose pod is deleted between a poll and the write."""
 
     def patch(self, *arguments: Any) -> Object:
         super().patch(*arguments)

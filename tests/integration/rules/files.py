@@ -1,4 +1,4 @@
-"""The examples beside this file: of each kind a minimal object, objects with every field, and refusals."""
+"""Read the examples in this folder: per kind a minimal object, objects with every field, and refusals."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Refusal:
-    """A mistake, what the API server must say to it, and what to write instead.
+    """A mistake, the message of the API server, and the correction.
 
     `given` and `corrected` are merged into the kind's minimal object.
     """
@@ -46,7 +46,7 @@ def minimal(kind: Kind) -> Object:
 
 
 def complete(kind: Kind) -> list[Object]:
-    """Valid objects that have every field of `spec` among them."""
+    """Valid objects that together have every field of `spec`."""
     documents = yaml.safe_load_all((_folder(kind) / "complete.yaml").read_text())
     return [_placed(kind, document) for document in documents]
 

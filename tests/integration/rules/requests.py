@@ -1,4 +1,4 @@
-"""Asking the API server whether it would take an object, and reading why not."""
+"""Test with dry runs whether the API server accepts an object, and read the reasons of a refusal."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 from tests.integration.api import Api, Object, path_of
 
 NAMESPACE = "default"
-"""Nothing is stored by a dry run, so that every question can be asked in one namespace."""
+"""A dry run stores nothing, so one namespace is enough."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the API server said."""
+    """The API server's answer."""
 
     status: int
     message: str
@@ -32,12 +32,12 @@ class Verdict:
         return self.status < 300
 
     def messages_of(self, named: str) -> list[str]:
-        """Why it was refused, as far as the field `named` is to blame."""
+        """Reasons of the refusal for the field `named`."""
         return [cause.message for cause in self.causes if cause.field == named]
 
 
 def try_create(api: Api, manifest: Object) -> Verdict:
-    """Create by dry run, unknown fields refused, as kubectl asks for it."""
+    """Create with a dry run and strict field validation, as kubectl does."""
     namespace = manifest["metadata"].get("namespace", "")
     path = path_of(manifest["kind"], namespace) + "?dryRun=All&fieldValidation=Strict"
     return _verdict(api.request("POST", path, manifest))
@@ -46,7 +46,7 @@ def try_create(api: Api, manifest: Object) -> Verdict:
 def try_patch(
     api: Api, stored: Object, patch: Object, *, subresource: str = "", store: bool = True
 ) -> Verdict:
-    """Merge `patch` into a stored object; without `store` by dry run."""
+    """Merge `patch` into a stored object; without `store` as a dry run."""
     metadata = stored["metadata"]
     path = path_of(stored["kind"], metadata.get("namespace", ""), metadata["name"])
     path += (f"/{subresource}" if subresource else "") + ("" if store else "?dryRun=All")

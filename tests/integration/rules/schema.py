@@ -1,4 +1,4 @@
-"""What a CRD's schema demands of each field, and values on both sides of each demand."""
+"""The constraints of a CRD's schema, with values that satisfy and that violate each."""
 
 import copy
 import re
@@ -23,14 +23,19 @@ FOREIGN_TYPES: dict[str, Any] = {
     "array": "a-name",
 }
 STEP = 0.0001
-"""Beside a bound of a fraction."""
+"""Distance of a test value from the bound of a fraction."""
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A value that breaks one keyword of a schema, values that just keep it, and the advice on it.
+    """Values for one keyword of a schema.
 
-    Rules of the objects around the field may refuse the latter, with what these say in `around`.
+    Attributes:
+        keyword: the keyword.
+        refused: a value that violates it.
+        accepted: values that just satisfy it. Rules of enclosing objects may refuse them.
+        advice: messages of the field's own rules.
+        around: messages of the rules of enclosing objects.
     """
 
     keyword: str
@@ -59,7 +64,7 @@ class Demand:
         return "".join(steps).removeprefix(".")
 
     def example_with(self, value: Any) -> Object:
-        """The example with another value in this field; None removes it."""
+        """The example with another value in this field; None removes the field."""
         changed = copy.deepcopy(self.example)
         parent: Any = changed
         for step in self.path[:-1]:
@@ -95,7 +100,7 @@ def fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
 
 
 def demands(kind: Kind, examples: list[Object]) -> list[Demand]:
-    """Every demand of the schema of `spec` once, at the first example that has the field."""
+    """Every constraint of the schema of `spec` once, with the first example that has the field."""
     found: dict[str, Demand] = {}
     schema = spec_schema(kind)
     for example in examples:
@@ -106,7 +111,7 @@ def demands(kind: Kind, examples: list[Object]) -> list[Demand]:
 
 
 def occurring(schema: Schema, value: Any, path: str) -> Iterator[str]:
-    """Which of `fields` the value has."""
+    """Paths of `fields` that the value has."""
     yield path
     if isinstance(value, dict):
         for name, child in value.items():
@@ -136,7 +141,7 @@ def _at(
 
 
 def _keywords(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    """Keyword, a value that breaks it, values that just keep it."""
+    """Each keyword with a value that violates it and values that just satisfy it."""
     yield "type", FOREIGN_TYPES[schema["type"]], (value,)
     if "enum" in schema:
         yield "enum", "Nonsense", tuple(schema["enum"])
@@ -168,8 +173,8 @@ def _sizes(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ..
     if schema.get("minItems"):
         yield "minItems", value[: schema["minItems"] - 1], ()
     if "maxItems" in schema:
-        most = _repeated(value[0], schema["maxItems"] + 1)
-        yield "maxItems", most, (most[:-1],)
+        items = _repeated(value[0], schema["maxItems"] + 1)
+        yield "maxItems", items, (items[:-1],)
     if "maxProperties" in schema:
         entries = {f"key-{number}": "x" for number in range(schema["maxProperties"] + 1)}
         fewer = dict(list(entries.items())[:-1])
@@ -177,7 +182,7 @@ def _sizes(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ..
 
 
 def _repeated(item: Any, count: int) -> list[Any]:
-    """Copies of one item, with names of their own where they have names."""
+    """Copies of one item; items with a name get different names."""
     if isinstance(item, dict) and "name" in item:
         return [{**item, "name": f"item-{number}"} for number in range(count)]
     return [item] * count
