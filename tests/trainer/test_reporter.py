@@ -190,7 +190,7 @@ def test_an_endpoint_that_cannot_be_reached_stops_nobody(
     with caplog.at_level(logging.WARNING):
         for step in range(100):
             reporter.progress(Progress(step=step))
-        reporter.close(timeout=1.5)
+        reporter.close(timeout_seconds=1.5)
 
     complaints = [record for record in caplog.records if "does not reach the operator" in record.getMessage()]
     assert len(complaints) == 1
@@ -203,7 +203,7 @@ def test_an_endpoint_with_another_certificate_gets_nothing(
     _, other = certificate(tmp_path / "other")
     reporter = Reporter(ReportTarget(url=endpoint.target.url, ca_pem=other), OWNER, "train", token)
     reporter.progress(Progress(step=1))
-    reporter.close(timeout=1)
+    reporter.close(timeout_seconds=1)
 
     assert endpoint.received == []
 

@@ -181,10 +181,10 @@ class OperatorMetrics:
         """Start the counters of a namespace at 0."""
         self.namespaces.add(namespace)
         self.checkpoints_recorded.labels(namespace)
-        for result in PromotionResult:
-            self.promotions.labels(namespace, result)
-        for result in RolloutResult:
-            self.rollouts.labels(namespace, result)
+        for promotion in PromotionResult:
+            self.promotions.labels(namespace, promotion)
+        for rollout in RolloutResult:
+            self.rollouts.labels(namespace, rollout)
 
     def begin_profile(self, namespace: str, profile: str) -> None:
         """Start the counters of a ComputeProfile at 0."""

@@ -231,7 +231,7 @@ def test_near_rows_are_told_of() -> None:
         skipped=0,
         index=RowIndex(),
         files=[None],
-        alike=(),
+        pairs=(),
     )
 
     def told(recipe: Recipe) -> list[str]:
