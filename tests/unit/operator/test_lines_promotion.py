@@ -164,7 +164,7 @@ MANUAL = run(evaluation(), mode="Manual")
 CHECKPOINT: list[tuple[str, Checkpoint, FineTuneJob | None, Checkpoint | None, Reason, str]] = [
     ("the run promotes", record(), run(evaluation()), None, Reason.PROMOTED, "exact_match 0.95"),
     ("the run does not", record(), run(evaluation("Failed")), None, Reason.GATE_FAILED, "exact_match 0.95"),
-    ("the run is gone", record(), None, None, Reason.NOT_PROMOTED, "FineTuneJob tickets-v1 is gone"),
+    ("the run is gone", record(), None, None, Reason.NOT_PROMOTED, "FineTuneJob tickets-v1 does not exist"),
     (
         "the run has a better one",
         record(),

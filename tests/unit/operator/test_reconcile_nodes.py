@@ -223,7 +223,7 @@ def test_a_lost_node_under_any_of_the_pods_is_told(lost: int) -> None:
     pod["spec"] = {**pod["spec"], "nodeName": "worker-7"}
     reason, message = state(cluster)
     assert reason == "NodeLost"
-    assert f"on which train pod {lost} " in message
+    assert f"of train pod {lost} " in message
 
 
 def test_a_job_that_kueue_holds_back_is_queued_with_all_its_pods() -> None:

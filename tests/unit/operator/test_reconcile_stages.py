@@ -110,7 +110,7 @@ def test_a_job_without_a_pod_for_a_minute_points_to_quota_and_admission() -> Non
     cluster.now += timedelta(seconds=61)
     reason, message = state(cluster)
     assert reason == "PodNotStarting"
-    assert "Pod Security or another admission policy may refuse it" in message
+    assert "Pod Security or another admission policy may reject it" in message
 
 
 def test_a_job_that_kueue_holds_back_is_queued_however_long_it_takes() -> None:
