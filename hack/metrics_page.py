@@ -11,8 +11,8 @@ from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
-from finetune_trainer.serve.metrics import ServingMetrics
-from finetune_trainer.train.metrics import TrainingMetrics
+from finetune_trainer.serve.servingmetrics import ServingMetrics
+from finetune_trainer.train.trainingmetrics import TrainingMetrics
 from tools.bootstrap.uv import ROOT
 
 QUERIES: Final = ROOT / "docs" / "queries.yaml"

@@ -8,8 +8,8 @@ import pytest
 
 from tools.images.base import base_image
 from tools.images.buildah import Buildah
-from tools.images.node import Node
-from tools.images.references import content_key
+from tools.images.nodeimages import Node
+from tools.images.tags import content_key
 
 COMMIT: Final = "ec8a5a2"
 ROOT: Final = Path(__file__).parents[1]

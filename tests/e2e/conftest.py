@@ -20,7 +20,7 @@ from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
 from tools.demo.install import images, install
-from tools.images.references import References
+from tools.images.tags import References
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

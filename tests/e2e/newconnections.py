@@ -7,7 +7,7 @@ from openai import DefaultHttpxClient, OpenAI
 
 from tools.cluster.dns import resolve
 from tools.cluster.layout import DNS_ADDRESS
-from tools.demo.endpoint import REQUEST_SECONDS
+from tools.demo.connection import REQUEST_SECONDS
 
 LOOKUPS: Final = 2
 """Number of attempts to resolve a name; the default of resolvers."""

@@ -37,9 +37,9 @@ from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
 from tools.demo.install import CHART, CRD, RELEASE, SYSTEM, images, install, values
-from tools.demo.load import LoadRequest, SteadyLoad
+from tools.demo.loadgenerator import LoadRequest, SteadyLoad
 from tools.demo.questions import ask
-from tools.images.references import References
+from tools.images.tags import References
 
 REQUESTS_PER_SECOND: Final = 4.0
 NEIGHBOURS: Final = 2000

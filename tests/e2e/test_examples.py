@@ -12,7 +12,7 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
 from tools.bootstrap.uv import ROOT
 from tools.demo.access import Object
-from tools.demo.endpoint import open_endpoint
+from tools.demo.connection import open_endpoint
 from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"

@@ -24,7 +24,7 @@ from tests.e2e.team import (
 )
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
-from tools.images.references import References
+from tools.images.tags import References
 
 RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"

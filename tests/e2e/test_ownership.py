@@ -5,10 +5,10 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team
 from tests.waiting import eventually
 from tools.demo.access import Access, Object
-from tools.demo.endpoint import open_endpoint
+from tools.demo.connection import open_endpoint
 from tools.demo.install import RELEASE, SYSTEM, install
 from tools.demo.questions import ask
-from tools.images.references import References
+from tools.images.tags import References
 
 
 def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_where_it_stopped(

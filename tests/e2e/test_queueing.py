@@ -10,7 +10,7 @@ from tests.e2e.manifests import GPU
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, is_running, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
-from tools.images.references import References
+from tools.images.tags import References
 
 RESOURCE = "nvidia.com/gpu"
 RUNS = ("eager", "patient")

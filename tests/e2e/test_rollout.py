@@ -12,8 +12,8 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
-from tools.demo.endpoint import Endpoint, open_endpoint
-from tools.demo.load import SteadyLoad
+from tools.demo.connection import Endpoint, open_endpoint
+from tools.demo.loadgenerator import SteadyLoad
 from tools.demo.questions import ask
 
 

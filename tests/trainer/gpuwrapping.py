@@ -17,7 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from finetune_trainer.model import load
-from finetune_trainer.train import method
+from finetune_trainer.train import modelsetup
 from tools.models import tiny
 
 VARIABLE: Final = "ACCELERATE_MIXED_PRECISION"
@@ -29,7 +29,7 @@ def as_a_gpu_trains() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "bf16")
-        for module in (load, method):
+        for module in (load, modelsetup):
             patch.setattr(module, "multiplies_bfloat16", lambda _: True)
         yield
     AcceleratorState._reset_state(reset_partial_state=True)

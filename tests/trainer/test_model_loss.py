@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from finetune_trainer.model import head as head_module
+from finetune_trainer.model.completionloss import completion_loss, mean_completion_loss, row_losses
 from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import load_base
-from finetune_trainer.model.loss import completion_loss, mean_completion_loss, row_losses
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import Padding, pack, pad_left
 from finetune_trainer.tokens.encode import RowEncoder

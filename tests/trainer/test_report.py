@@ -26,7 +26,7 @@ from finetune_trainer.data.rowproblems import Code, Issue, RowPosition, Severity
 from finetune_trainer.report.document import MAX_LISTED_PROBLEMS, Document, document, encode
 from finetune_trainer.report.headlines import HEADLINES
 from finetune_trainer.report.histogram import compact, histogram, nice_ceiling
-from finetune_trainer.report.page import page, token_page
+from finetune_trainer.report.htmlpage import page, token_page
 from finetune_trainer.report.verdict import verdict
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -19,8 +19,8 @@ from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
-from finetune_trainer.train import method, session, stage, trainer
-from finetune_trainer.train.method import Trainable
+from finetune_trainer.train import modelsetup, session, stage, trainer
+from finetune_trainer.train.modelsetup import Trainable
 from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh
 from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
@@ -62,7 +62,7 @@ def have_room_for_one_row() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     def load(*arguments: Any) -> Trainable:
-        model = method.trainable_model(*arguments)
+        model = modelsetup.trainable_model(*arguments)
         model.register_forward_pre_hook(before, with_kwargs=True)
         return model
 
@@ -182,7 +182,7 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, accumulation: int
 ) -> None:
     monkeypatch.setattr(trainer, "MAX_GRADIENT_NORM", 1e9)
-    settings: dict[str, Any] = {"dropout": 0, "method": method, "accumulation": accumulation}
+    settings: dict[str, Any] = {"dropout": 0, "method": modelsetup, "accumulation": accumulation}
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())
     with pods(tmp_path, **settings) as two:

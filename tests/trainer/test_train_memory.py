@@ -16,7 +16,7 @@ from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train import session
 from finetune_trainer.train.guards.memory import FILE
-from finetune_trainer.train.method import trainable_model
+from finetune_trainer.train.modelsetup import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere, weights
 
 LORA = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))

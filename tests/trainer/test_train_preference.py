@@ -23,7 +23,7 @@ from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.tokens.chattemplate import render, stop_token_ids
 from finetune_trainer.train.guards.memory import BatchSplit
-from finetune_trainer.train.method import trainable_model
+from finetune_trainer.train.modelsetup import trainable_model
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.preference.trainers import preference_trainer
 from tests.trainer.processes import run_fresh, start, wait_for_state

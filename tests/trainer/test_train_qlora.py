@@ -10,7 +10,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.model.load import load_base
 from finetune_trainer.model.modules import linear_layers
-from finetune_trainer.train.method import trainable_model
+from finetune_trainer.train.modelsetup import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Workbench, weights
 from tools.models import tiny
 

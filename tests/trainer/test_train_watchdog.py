@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.train import method, session
+from finetune_trainer.train import modelsetup, session
 from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
-from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.modelsetup import Trainable
 from tests.trainer.processes import run
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
@@ -34,7 +34,7 @@ class Blocks:
     def load(self, *arguments: Any) -> Trainable:
         if self.where == "loading":
             blocked_here()
-        model = method.trainable_model(*arguments)
+        model = modelsetup.trainable_model(*arguments)
         model.register_forward_pre_hook(blocked_here)
         return model
 

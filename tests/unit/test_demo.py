@@ -16,11 +16,11 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from tests.waiting import eventually
-from tools.demo.endpoint import Endpoint
-from tools.demo.load import SteadyLoad
+from tools.demo.connection import Endpoint
+from tools.demo.display import LineView, render
+from tools.demo.loadgenerator import SteadyLoad
 from tools.demo.questions import compare, held_out
-from tools.demo.stages import DemoStatus
-from tools.demo.view import LineView, render
+from tools.demo.runstate import DemoStatus
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ROWS = Path(__file__).parents[2] / "examples" / "ticket-routing" / "data" / "tickets.jsonl"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Final
 
-from tools.cluster import cgroups, containerd, control_plane_commands, dns, namespace, network, node
+from tools.cluster import cgroups, containerd, control_plane_commands, dns, mountnamespace, network, node
 from tools.cluster.claims import PROVISIONER
 from tools.cluster.containerd import Containerd
 from tools.cluster.control_plane import ControlPlane
@@ -56,7 +56,7 @@ class TestCluster(ControlPlane):
     def _commands(self, chosen: dict[str, int]) -> dict[str, list[str]]:
         return super()._commands(chosen) | {
             "kube-scheduler": control_plane_commands.scheduler(self.layout, chosen),
-            namespace.HOLDER: list(namespace.COMMAND),
+            mountnamespace.HOLDER: list(mountnamespace.COMMAND),
             "containerd": self.containerd.command(),
             "kubelet": node.kubelet(self.layout),
             "kube-proxy": node.kube_proxy(self.layout),
@@ -79,7 +79,7 @@ class TestCluster(ControlPlane):
         cgroups.create(layout.cgroup)
         self.containerd.write_config()
         node.write_config(layout)
-        inside = namespace.create(self._processes, binds)
+        inside = mountnamespace.create(self._processes, binds)
         cgroups.enter(layout.cgroup, inside)
         LOG.info("Network, cgroups and mount namespace created")
 
@@ -111,7 +111,7 @@ class TestCluster(ControlPlane):
         self._wait_until_ready()
 
     def _start_process(self, name: str, commands: dict[str, list[str]]) -> None:
-        inside = self._processes.pid(namespace.HOLDER) if name in _WITH_MOUNTS else None
+        inside = self._processes.pid(mountnamespace.HOLDER) if name in _WITH_MOUNTS else None
         pid = self._processes.start(name, commands[name], mount_namespace_of=inside)
         cgroups.enter(self.layout.cgroup, pid)
 

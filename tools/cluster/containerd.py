@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.archive import write_program_image
 from tools.cluster.commands import run, succeeds
 from tools.cluster.errors import ClusterError
+from tools.cluster.imagearchive import write_program_image
 from tools.cluster.layout import Layout
 from tools.cluster.templates import render
 from tools.cluster.toolchain import COREDNS, PAUSE, Tool, program, system_program

@@ -13,12 +13,12 @@ from typing import ClassVar, Final, Self
 
 from tools.cluster import binaries, control_plane_commands, network, ports
 from tools.cluster.control_plane_commands import PORTS, ApiEndpoint
-from tools.cluster.credentials import create_client, create_credentials
 from tools.cluster.errors import ClusterError
+from tools.cluster.kubeconfigs import create_client, create_credentials
 from tools.cluster.kubectl import Kubectl
 from tools.cluster.layout import LOOPBACK, Layout
 from tools.cluster.processes import Processes, send
-from tools.cluster.state import exclusive
+from tools.cluster.statelock import exclusive
 from tools.cluster.teardown import tear_down
 from tools.cluster.templates import render
 from tools.cluster.toolchain import ETCD, KUBERNETES, Tool

@@ -5,7 +5,7 @@ import shutil
 import signal
 from typing import Final
 
-from tools.cluster import cgroups, namespace, network
+from tools.cluster import cgroups, mountnamespace, network
 from tools.cluster.containerd import Containerd
 from tools.cluster.errors import ClusterError
 from tools.cluster.host import Host
@@ -17,7 +17,7 @@ LOG: Final = logging.getLogger(__name__)
 # Stopped first with SIGTERM, so that they do not react to the following steps.
 _AGENTS: Final = ("kubelet", "kube-proxy", "provisioner")
 _KILLED_WITHIN_SECONDS: Final = 10
-_NODE: Final = ("containerd", namespace.HOLDER)
+_NODE: Final = ("containerd", mountnamespace.HOLDER)
 
 
 def tear_down(layout: Layout, processes: Processes) -> None:
@@ -60,7 +60,7 @@ def _remove_node(layout: Layout, processes: Processes) -> None:
     processes.stop(["containerd"], signal.SIGTERM, seconds=2)
     # Remaining processes, recorded or not: shims, and the holder of the mount namespace.
     becomes_true(lambda: not _kill(cgroups.processes(layout.cgroup)), _KILLED_WITHIN_SECONDS)
-    processes.stop([namespace.HOLDER], signal.SIGKILL, seconds=1)
+    processes.stop([mountnamespace.HOLDER], signal.SIGKILL, seconds=1)
     host = Host.read(layout.host_record) if layout.host_record.exists() else None
     if host is None or host.is_here:
         # Links of another namespace disappeared with it; kube-proxy's tables here belong to another cluster.

@@ -8,7 +8,7 @@ from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
 from tools.cluster.errors import ClusterError
-from tools.demo import tables
+from tools.demo import runtables
 from tools.demo.access import Access
 from tools.demo.errors import DemoError
 from tools.demo.story import Story
@@ -16,7 +16,7 @@ from tools.images.errors import ImageError
 
 
 def main() -> int:
-    console = tables.console()
+    console = runtables.console()
     try:
         Story(Access.from_environment(), console).run()
     except KeyboardInterrupt:

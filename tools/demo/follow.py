@@ -8,10 +8,10 @@ from rich.console import Console
 
 from finetune_operator.manifests.labels import RUN
 from tools.demo.access import Access
+from tools.demo.display import create_view
 from tools.demo.errors import DemoError
 from tools.demo.namespace import NAMESPACE
-from tools.demo.stages import DemoStatus, now, true_condition
-from tools.demo.view import create_view
+from tools.demo.runstate import DemoStatus, now, true_condition
 
 POLL_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 900.0

@@ -10,7 +10,7 @@ from tools.bootstrap.uv import ROOT
 from tools.demo.access import Access
 from tools.demo.errors import DemoError
 from tools.images.build import build
-from tools.images.references import References, Variant
+from tools.images.tags import References, Variant
 
 RELEASE: Final = "finetune-operator"
 SYSTEM: Final = "finetune-system"

@@ -16,16 +16,16 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
-from tools.demo import basemodel, namespace, tables
+from tools.demo import modelclaim, namespace, runtables
 from tools.demo.access import Access
-from tools.demo.endpoint import Endpoint, open_endpoint
+from tools.demo.connection import Endpoint, open_endpoint
 from tools.demo.errors import DemoError
 from tools.demo.follow import Follower
 from tools.demo.install import SYSTEM, images, install
-from tools.demo.load import SteadyLoad
+from tools.demo.loadgenerator import SteadyLoad
 from tools.demo.namespace import NAMESPACE
 from tools.demo.questions import compare, held_out
-from tools.demo.stages import DemoStatus, duration
+from tools.demo.runstate import DemoStatus, duration
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
 SECOND_RUN: Final = EXAMPLE / "v2"
@@ -65,7 +65,7 @@ class Story:
             removed = namespace.prepare(self._access)
             if removed:
                 self._print(f"Removed {len(removed)} objects and the store of an earlier demo")
-            copied = basemodel.copy(self._access, refs.operator, self._console)
+            copied = modelclaim.copy(self._access, refs.operator, self._console)
             self._print("Gemma 3 270M " + ("copied" if copied else "is already on the claim"))
         with self._step(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
             self._apply(EXAMPLE)
@@ -78,7 +78,7 @@ class Story:
     def _show_first(self, first: DemoStatus, endpoint: Endpoint) -> None:
         with self._step("Results"):
             if first.job.status.evaluation is not None:
-                self._console.print(tables.evaluation(first.job.status.evaluation))
+                self._console.print(runtables.evaluation(first.job.status.evaluation))
             self._console.print(self._records())
             self._print(f"Requests go through {endpoint.how}, with the openai SDK: {endpoint.url}")
             self._show_answers(endpoint)
@@ -98,7 +98,7 @@ class Story:
                 second = follower.until(_is_served, load.line)
                 self._wait_until_deleted(before, load)
             if second.job.status.evaluation is not None:
-                self._console.print(tables.evaluation(second.job.status.evaluation))
+                self._console.print(runtables.evaluation(second.job.status.evaluation))
             self._console.print(self._records())
             after = second.endpoint.status.revision if second.endpoint is not None else ""
             self._print(f"revision {before} → {after}")
@@ -134,7 +134,7 @@ class Story:
     def _show_answers(self, endpoint: Endpoint) -> None:
         rows = held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))
         with endpoint.client() as client:
-            self._console.print(tables.answers(compare(client, NAME, rows)))
+            self._console.print(runtables.answers(compare(client, NAME, rows)))
 
     def _records(self) -> Table:
         versions = [
@@ -143,7 +143,7 @@ class Story:
         checkpoints = [
             Checkpoint.model_validate(each) for each in self._access.objects("Checkpoint", NAMESPACE)
         ]
-        return tables.records(versions, checkpoints)
+        return runtables.records(versions, checkpoints)
 
     def _print_next_steps(self) -> None:
         self._console.print("\n[bold]Limitations of this demo[/]")

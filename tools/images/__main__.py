@@ -12,7 +12,7 @@ import typer
 from tools.cluster.errors import ClusterError
 from tools.images.build import build, references
 from tools.images.errors import ImageError
-from tools.images.references import Variant
+from tools.images.tags import Variant
 
 app = typer.Typer(
     help="Build the container images of the operator and the trainer.",

@@ -15,8 +15,8 @@ from tools.images.archive import marker_layer
 from tools.images.buildah import Buildah
 from tools.images.dependencies import Dependencies, cpu_dependencies
 from tools.images.errors import ImageError, SourcesChangedError
-from tools.images.node import Node
-from tools.images.references import TRIMMING_FILES, References, Variant, content_key, image_references
+from tools.images.nodeimages import Node
+from tools.images.tags import TRIMMING_FILES, References, Variant, content_key, image_references
 
 OPERATOR: Final = ROOT / "operator" / "Dockerfile"
 TRAINER: Final = ROOT / "trainer_image" / "Dockerfile"

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from tools.cluster.isolation import isolated
+from tools.suites.durations import Result, sheet, write
 from tools.suites.lanes import run_concurrently
-from tools.suites.report import Result, sheet, write
 from tools.suites.sessions import Suite, TestSession, suites
 
 PYTEST: Final = (

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tools.bootstrap.uv import ROOT
-from tools.suites.report import PAGE, write_fresh
+from tools.suites.durations import PAGE, write_fresh
 
 
 def measure(

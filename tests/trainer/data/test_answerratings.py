@@ -9,7 +9,7 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read
 

@@ -11,7 +11,7 @@ import pytest
 
 from finetune_trainer.data.files import FileChanged, SourceFile
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.result import Prepared
 from finetune_trainer.data.rowproblems import Code
 from finetune_trainer.data.unpacking import Budget, TooLarge

@@ -22,7 +22,7 @@ from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data import reading, rowworkers
 from finetune_trainer.data.files import FileChanged, SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.reading import RowBatch
 from finetune_trainer.data.result import DuplicatePair, Prepared, RowProblem
 from finetune_trainer.data.rowworkers import RowWorkers, prepare_batches

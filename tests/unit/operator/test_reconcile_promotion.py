@@ -10,7 +10,7 @@ from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.gates import decide
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpoints import is_older
+from finetune_operator.reconcile.lines.checkpointrules import is_older
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

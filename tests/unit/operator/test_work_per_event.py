@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpoints import is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader

@@ -8,8 +8,8 @@ import pytest
 
 from tools.bench.errors import BenchError
 from tools.bench.operator import operatorprocess
+from tools.bench.operator.deadlines import patience
 from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.waiting import patience
 
 
 def test_an_operator_with_more_to_read_may_take_longer() -> None:

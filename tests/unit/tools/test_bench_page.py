@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from tools.bench import page as page_module
 from tools.bench.errors import BenchError
 from tools.bench.operator import __main__ as command
-from tools.bench.operator.comparison import Comparison
 from tools.bench.operator.floor import Floor
 from tools.bench.operator.kubeflow import Peer
+from tools.bench.operator.measure import Comparison
 from tools.bench.operator.measurement import Measured, ProcessCost
 from tools.bench.operator.page import BEGIN, write
 from tools.bench.operator.requestledger import Requests, Spread

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench.errors import BenchError
+from tools.bench.operator.deadlines import background, until
 from tools.bench.operator.requestledger import RequestLedger
-from tools.bench.operator.waiting import background, until
 from tools.cluster.audit import AuditLog
 
 

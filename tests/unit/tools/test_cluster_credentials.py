@@ -11,8 +11,8 @@ from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from tools.cluster.control_plane_commands import ApiEndpoint
-from tools.cluster.credentials import create_client, create_credentials
 from tools.cluster.errors import ClusterError
+from tools.cluster.kubeconfigs import create_client, create_credentials
 from tools.cluster.layout import LOOPBACK, Layout
 
 ENDPOINT = ApiEndpoint(LOOPBACK, 20000)

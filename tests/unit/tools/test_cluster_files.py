@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tools.cluster import node
-from tools.cluster.archive import write_program_image
 from tools.cluster.errors import ClusterError
+from tools.cluster.imagearchive import write_program_image
 from tools.cluster.layout import Layout
 from tools.cluster.templates import render
 from tools.cluster.toolchain import TOOLS, Tool, program, system_program

@@ -13,7 +13,7 @@ from tools.images import build as building
 from tools.images.__main__ import app
 from tools.images.dependencies import Dependencies
 from tools.images.errors import ImageError
-from tools.images.references import Variant
+from tools.images.tags import Variant
 
 BASE = f"python:3.11@sha256:{'0a' * 32}"
 MEBIBYTE = 1 << 20

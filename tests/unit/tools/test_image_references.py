@@ -3,7 +3,7 @@ import compileall
 import pytest
 
 from tools.bootstrap.uv import ROOT
-from tools.images.references import OPERATOR_FILES, TRAINER_FILES, Variant, content_key, image_references
+from tools.images.tags import OPERATOR_FILES, TRAINER_FILES, Variant, content_key, image_references
 
 
 def test_every_file_that_decides_a_tag_exists() -> None:

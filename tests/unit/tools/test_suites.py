@@ -13,8 +13,8 @@ from tests.waiting import eventually
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
+from tools.suites.durations import BEGIN, PAGE, Result, sheet
 from tools.suites.lanes import run_concurrently
-from tools.suites.report import BEGIN, PAGE, Result, sheet
 from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, suites
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from tools.bench.data.generate import rows_file
 from tools.bench.data.page import sheet, write
+from tools.bench.data.synthetic import rows_file
 from tools.bench.errors import BenchError
 from tools.bench.page import PAGE
 from tools.bench.program import ProgramResult, run

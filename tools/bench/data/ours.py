@@ -8,7 +8,7 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.pipeline import prepare
 
 if __name__ == "__main__":
     recipe = Recipe(division=Split(rule_version=RULE_VERSION))

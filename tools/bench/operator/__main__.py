@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tools.bench.errors import BenchError
-from tools.bench.operator.comparison import Comparison, compare
+from tools.bench.operator.measure import Comparison, compare
 from tools.bench.operator.page import write
 from tools.bench.operator.tables import comparison, overview, requests
 from tools.bench.page import PAGE

@@ -25,10 +25,10 @@ from tools.bench.operator import alone, workload
 from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, for_each_concurrently
 from tools.bench.operator.copies import Copies, checkpoint_name
+from tools.bench.operator.deadlines import background, patience, until_done
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
-from tools.bench.operator.waiting import background, patience, until_done
 from tools.bench.sheet import Sheet
 from tools.bench.usage import peak_bytes
 from tools.cluster import ControlPlane

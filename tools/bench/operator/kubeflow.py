@@ -22,8 +22,8 @@ from finetune_operator.engine.resources import ResourceType
 from tools.bench.errors import BenchError
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.deadlines import until
 from tools.bench.operator.requestledger import JOBSET, TRAINER, USER, RequestLedger, Requests, Spread
-from tools.bench.operator.waiting import until
 from tools.bench.usage import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane, binaries
 from tools.cluster.audit import AuditLog

@@ -14,6 +14,7 @@ from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.operator import workload
 from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.deadlines import background, patience, until
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import (
     KUBELET,
@@ -24,7 +25,6 @@ from tools.bench.operator.requestledger import (
     Requests,
     Spread,
 )
-from tools.bench.operator.waiting import background, patience, until
 from tools.bench.usage import ProcessUsage, measure_usage, peak_bytes
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane

@@ -25,9 +25,9 @@ from tools.bench.errors import BenchError
 from tools.bench.operator import alone, workload
 from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, create
+from tools.bench.operator.deadlines import background, patience, until_done
 from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, USER
-from tools.bench.operator.waiting import background, patience, until_done
 from tools.bench.sheet import Sheet
 from tools.cluster import ControlPlane
 

@@ -14,7 +14,7 @@ from typing import Final, Self
 import httpx
 
 from tools.bench.errors import BenchError
-from tools.bench.operator.waiting import until
+from tools.bench.operator.deadlines import until
 from tools.cluster.ports import free_port
 
 ANSWER_SECONDS: Final = 30

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tools.bench.operator.comparison import Comparison
+from tools.bench.operator.measure import Comparison
 from tools.bench.operator.tables import comparison, overview, requests
 from tools.bench.page import put
 from tools.cluster.toolchain import KUBERNETES

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from tools.bench.errors import BenchError
-from tools.bench.operator.waiting import STUCK_SECONDS
+from tools.bench.operator.deadlines import STUCK_SECONDS
 from tools.bench.operator.workload import LAST_STAGE, NAMESPACE
 from tools.cluster.audit import IGNORED_RESOURCES, AuditLog
 

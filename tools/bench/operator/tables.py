@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from tools.bench.operator.comparison import Comparison
+from tools.bench.operator.measure import Comparison
 from tools.bench.operator.measurement import Measured
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, USER, Requests
 from tools.bench.sheet import Sheet

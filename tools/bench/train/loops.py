@@ -22,12 +22,12 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.model.completionloss import completion_loss
 from finetune_trainer.model.device import choose_device
-from finetune_trainer.model.loss import completion_loss
 from finetune_trainer.tokens.batching import pack, token_count
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
-from finetune_trainer.train.method import Trainable, trainable_model
+from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.parallel.sharding import ShardedBatches
 from finetune_trainer.train.trainer import (
     MAX_GRADIENT_NORM,

@@ -9,7 +9,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import LoRA
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.rows import SPLIT_FILES, Row, load_rows
 from tools.bootstrap.uv import ROOT
 

@@ -232,7 +232,7 @@ def main() -> None:
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
     """The report; the rows are in `output` then. Raises FileUnreadable, OSError."""
     from finetune_trainer.check.progressbar import progress
-    from finetune_trainer.data.preparation import prepare
+    from finetune_trainer.data.pipeline import prepare
     from finetune_trainer.report.document import document
 
     if output is not None:

@@ -11,7 +11,7 @@ from finetune_trainer.data.result import DuplicatePair, RowProblem
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from finetune_trainer.data.preparation import Listener
+    from finetune_trainer.data.pipeline import Listener
 
 MIN_BYTES_FOR_BAR: Final = 4 << 20
 """Smaller sources are read before anybody could read a bar."""

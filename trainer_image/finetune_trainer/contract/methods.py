@@ -1,7 +1,7 @@
 """The training methods, and what each of them is: a row of `METHODS` each, which everything else reads.
 
 A new method is a row here, a member of `MethodType`, and the module that trains it
-(`finetune_trainer.train.method`, or one in `finetune_trainer.train.preference`).
+(`finetune_trainer.train.modelsetup`, or one in `finetune_trainer.train.preference`).
 """
 
 from collections.abc import Callable, Mapping

@@ -13,13 +13,13 @@ from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
-from finetune_trainer.preflight.basemodel import check_digest, store_model
+from finetune_trainer.preflight.basemodelfetch import check_digest, store_model
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.lengths import check_answers, measure
 from finetune_trainer.preflight.methoddata import check_form, check_processes, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
-from finetune_trainer.preflight.parent import continued_lora
+from finetune_trainer.preflight.parentcheckpoint import continued_lora
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure

@@ -9,7 +9,7 @@ from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.statistics import lengths as spread
 from finetune_trainer.preflight.lengths import TokenLengths
 from finetune_trainer.report.document import encode
-from finetune_trainer.report.page import token_page
+from finetune_trainer.report.htmlpage import token_page
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "tokens.json"

@@ -16,7 +16,7 @@ from finetune_trainer.contract.results import DataStatistics, Difference, Prepar
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.files import FileUnreadable, SourceFile
 from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.preparation import prepare
+from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.result import Prepared, RowProblem
 from finetune_trainer.data.rowproblems import QUOTED, RowPosition
 from finetune_trainer.data.textchecks import field_names
@@ -27,7 +27,7 @@ from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.prepare.rowsource import open_source, without_query
 from finetune_trainer.report.document import document, encode
-from finetune_trainer.report.page import page
+from finetune_trainer.report.htmlpage import page
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.progressmeter import ProgressMeter

@@ -14,7 +14,7 @@ from finetune_trainer.serve.generation import (
     Sampling,
     Token,
 )
-from finetune_trainer.serve.metrics import Measurement
+from finetune_trainer.serve.servingmetrics import Measurement
 
 if TYPE_CHECKING:
     from finetune_trainer.serve.engine import Engine

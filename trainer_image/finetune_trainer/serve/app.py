@@ -14,9 +14,9 @@ from finetune_trainer.serve import errors
 from finetune_trainer.serve.apikeys import RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.httpserver import DrainingServer, listen
-from finetune_trainer.serve.metrics import MeasureRequests
 from finetune_trainer.serve.routes import routes
 from finetune_trainer.serve.service import Service
+from finetune_trainer.serve.servingmetrics import MeasureRequests
 
 
 def serve(config: ServeConfig) -> None:

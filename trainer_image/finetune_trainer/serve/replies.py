@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 from finetune_trainer.serve.answer import Answer
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.generation import GenerationFinished
-from finetune_trainer.serve.metrics import CLIENT_CLOSED_REQUEST
 from finetune_trainer.serve.responseformats import ResponseFormat
 from finetune_trainer.serve.responses import TokenUsage
+from finetune_trainer.serve.servingmetrics import CLIENT_CLOSED_REQUEST
 
 
 async def whole(request: Request, answer: Answer, form: ResponseFormat) -> Response:

@@ -13,12 +13,12 @@ from finetune_trainer.serve import replies
 from finetune_trainer.serve.answer import Answer
 from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError
 from finetune_trainer.serve.generation import Sampling
-from finetune_trainer.serve.metrics import Measurement
 from finetune_trainer.serve.names import BASE_NAME
 from finetune_trainer.serve.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from finetune_trainer.serve.responseformats import ChatFormat, CompletionFormat, ResponseFormat
 from finetune_trainer.serve.responses import ModelCard, ModelList
 from finetune_trainer.serve.service import Loaded, Service
+from finetune_trainer.serve.servingmetrics import Measurement
 
 _MAX_BODY_BYTES: Final = 1024 * 1024
 

@@ -13,10 +13,10 @@ from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, RequestError
-from finetune_trainer.serve.metrics import ServingMetrics
 from finetune_trainer.serve.modelidentity import identities
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.passwatchdog import PassWatchdog
+from finetune_trainer.serve.servingmetrics import ServingMetrics
 
 if TYPE_CHECKING:
     # They import torch, which takes seconds: the server answers probes and takes signals before.

@@ -8,7 +8,7 @@ import torch
 
 from finetune_trainer.tokens.batching import Collate, Padding, pack
 from finetune_trainer.tokens.encode import EncodedRow
-from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.modelsetup import Trainable
 
 MAX_PACKED_TOKENS: Final = 1024
 """Attention costs the square of a packed sequence's length; above this limit padding costs less."""

@@ -13,7 +13,7 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_collation
-from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
 from finetune_trainer.train.trainer import CompletionTrainer
 

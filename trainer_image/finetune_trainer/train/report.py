@@ -6,7 +6,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.report.document import encode
-from finetune_trainer.report.page import training_page
+from finetune_trainer.report.htmlpage import training_page
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.states.losses import LossCurve
 

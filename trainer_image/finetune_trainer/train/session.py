@@ -15,22 +15,22 @@ from finetune_trainer.model.device import choose_device
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.callbacks.divergence import Divergence
-from finetune_trainer.train.callbacks.events import Events
 from finetune_trainer.train.callbacks.heartbeat import Heartbeat
 from finetune_trainer.train.callbacks.reporting import Reporting
 from finetune_trainer.train.callbacks.saving import Keeping, Saving
 from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
+from finetune_trainer.train.callbacks.trainerevents import Events
 from finetune_trainer.train.callbacks.validation import Validating
-from finetune_trainer.train.data import TrainingData
 from finetune_trainer.train.factory import is_sharded, make_trainer
 from finetune_trainer.train.guards.memory import catch_out_of_memory
 from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
-from finetune_trainer.train.method import Trainable, trainable_model
-from finetune_trainer.train.metrics import TrainingMetrics
+from finetune_trainer.train.inputs import TrainingData
+from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import CollectedWeights, TrainingWeights
+from finetune_trainer.train.trainingmetrics import TrainingMetrics
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
-from finetune_trainer.train.data import TrainingData
 from finetune_trainer.train.guards.memory import OutOfMemory, out_of_memory_failure, release_memory
+from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.report import training_report, write_training_report
 from finetune_trainer.train.session import TrainingOutcome, TrainingSession
 from finetune_trainer.train.states.checkpoints import publish_checkpoints

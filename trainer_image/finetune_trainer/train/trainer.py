@@ -16,11 +16,11 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import ALONE, Group
+from finetune_trainer.model.completionloss import completion_loss, total_completion_loss
 from finetune_trainer.model.head import ChunkedHead, chunked_head
-from finetune_trainer.model.loss import completion_loss, total_completion_loss
 from finetune_trainer.tokens.batching import Collate, pack, token_count
 from finetune_trainer.tokens.encode import EncodedRow
-from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.sharding import ShardedBatches, blank_row
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation

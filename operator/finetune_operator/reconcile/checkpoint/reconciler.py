@@ -9,7 +9,7 @@ from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.promotion import decide
-from finetune_operator.reconcile.records import deletion, history
+from finetune_operator.reconcile.records import deletion, historylimits
 from finetune_operator.reconcile.records.finalizer import finalizer_update
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
@@ -22,7 +22,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     """Plan one pass over a Checkpoint."""
     if checkpoint.metadata.deletion_timestamp is not None:
         return deletion.finalize(checkpoint, snapshot)
-    deletions = history.enforce_limit(checkpoint, snapshot)
+    deletions = historylimits.enforce_limit(checkpoint, snapshot)
     if deletions is not None:
         return deletions
     job = _job(checkpoint, snapshot)

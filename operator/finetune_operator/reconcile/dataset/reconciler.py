@@ -12,7 +12,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.clearing import clear_away
-from finetune_operator.reconcile.dataset.preparation import prepare
+from finetune_operator.reconcile.dataset.prepare import prepare
 from finetune_operator.reconcile.dataset.refresh import refresh
 from finetune_operator.reconcile.dataset.sourcecheck import profile_of
 from finetune_operator.reconcile.draft import Draft

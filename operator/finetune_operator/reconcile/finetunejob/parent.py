@@ -5,7 +5,7 @@ from finetune_operator.manifests.configs import checkpoint_type
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.lines.checkpoints import is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
 

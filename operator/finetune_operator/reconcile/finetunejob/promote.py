@@ -4,7 +4,7 @@ from typing import Final
 
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.lines.checkpoints import is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.lines.promotion import verdict
 from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
 from finetune_operator.status.reasons import Reason

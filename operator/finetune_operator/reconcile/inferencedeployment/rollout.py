@@ -7,7 +7,7 @@ it is ready, the requests move to it, and then the old one is deleted. `transiti
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
-from finetune_operator.reconcile.inferencedeployment.outcomes import OUTCOMES, RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES, RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     find_revision,
     with_entry,

@@ -8,7 +8,7 @@ from finetune_operator.api.inferencedeployment import Follow, InferenceDeploymen
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weightsreference import WeightsReference, short_digest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpoints import is_approved, is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_rejected
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 

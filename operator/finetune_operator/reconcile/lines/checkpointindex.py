@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.reconcile.lines.checkpoints import (
+from finetune_operator.reconcile.lines.checkpointrules import (
     is_approved,
     is_rejected,
     is_terminating,

@@ -10,7 +10,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpoints import is_approved, is_older, is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_older, is_rejected
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, Reason

@@ -9,7 +9,7 @@ from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.indexes import version_owner
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.lines.checkpoints import is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.records.finalizer import Owner, Record, has_finalizer, without_finalizer
 from finetune_operator.reconcile.records.users import needed_by
 from finetune_operator.status.reasons import EventReason

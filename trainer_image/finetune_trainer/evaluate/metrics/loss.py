@@ -1,7 +1,7 @@
 """Mean loss of the correct answers."""
 
 from finetune_trainer.evaluate.measured import MeasuredModel
-from finetune_trainer.model.loss import mean_completion_loss
+from finetune_trainer.model.completionloss import mean_completion_loss
 
 
 def measure(measured: MeasuredModel) -> float:

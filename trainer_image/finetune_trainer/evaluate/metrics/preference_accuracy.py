@@ -3,7 +3,7 @@
 from torch import inference_mode
 
 from finetune_trainer.evaluate.measured import MeasuredModel
-from finetune_trainer.model.loss import row_losses
+from finetune_trainer.model.completionloss import row_losses
 
 
 def measure(measured: MeasuredModel) -> float:

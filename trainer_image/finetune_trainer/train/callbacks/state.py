@@ -9,7 +9,6 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
-from finetune_trainer.train.metrics import TrainingMetrics
 from finetune_trainer.train.protocol import TrainerProtocol
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.restarts import WastedTime
@@ -17,6 +16,7 @@ from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import TrainingWeights
 from finetune_trainer.train.throughput import StepFigures
+from finetune_trainer.train.trainingmetrics import TrainingMetrics
 
 
 class StoppedEarly(Exception):

@@ -15,7 +15,7 @@ from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
 from finetune_trainer.tokens.chattemplate import stop_token_ids
-from finetune_trainer.train.method import Trainable
+from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.fsdp import gather_weights, is_fully_sharded
 
 TOKENIZER_FILES: Final = (

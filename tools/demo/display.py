@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tools.demo.stages import DemoEvent, DemoStatus, Stage, duration
+from tools.demo.runstate import DemoEvent, DemoStatus, Stage, duration
 
 MARKS: Final = {"done": "[green]✔[/]", "running": "[yellow]▶[/]", "waiting": "[dim]·[/]"}
 MAX_EVENTS: Final = 5
