@@ -15,9 +15,9 @@ MUTABLE = {
     "Checkpoint": {"approval", "deletionPolicy"},
 }
 ADVICE = {
-    "FineTuneJob": "a run is a record: make a new FineTuneJob (…-v2)",
-    "DatasetVersion": "a DatasetVersion is a record of content: change the Dataset and a new version is made",
-    "Checkpoint": "a Checkpoint is a record of weights: train again and a new one is made",
+    "FineTuneJob": "a run is a record: create a new FineTuneJob (…-v2)",
+    "DatasetVersion": "a DatasetVersion is a record of content: change the Dataset to create a new version",
+    "Checkpoint": "a Checkpoint is a record of weights: train again to create a new one",
 }
 FIELDS = [
     (KINDS_BY_NAME[name], field, field in mutable)

@@ -30,7 +30,7 @@ def test_a_name_of_40_characters_is_accepted_and_one_of_41_refused(api: Api, kin
 def test_a_name_with_a_dot_is_refused(api: Api, kind: Kind) -> None:
     refused = _named(api, kind, "tickets.v2")
     assert refused.status == 422
-    assert f"metadata.name of kind {kind.name} may not have dots" in refused.message
+    assert f"metadata.name of kind {kind.name} must not have dots" in refused.message
     assert _named(api, kind, "tickets-v2").accepted
 
 
@@ -38,7 +38,7 @@ def test_an_endpoint_is_named_as_a_service_may_be(api: Api) -> None:
     kind = KINDS_BY_NAME["InferenceDeployment"]
     refused = _named(api, kind, "2-desks")
     assert not refused.accepted
-    assert "begins with a letter, because its Service has the same name" in refused.message
+    assert "must begin with a letter, because its Service has the same name" in refused.message
     assert _named(api, kind, "desks-2").accepted
 
 

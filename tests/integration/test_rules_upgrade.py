@@ -15,7 +15,7 @@ DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejo
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.yaml"
 NEW_RULES = (
     "DPO, KTO and ORPO train in one process",
-    "no value is at least min and at most max",
+    "min is greater than max, so that no value passes the gate",
     "uri must not contain a user name or password",
 )
 

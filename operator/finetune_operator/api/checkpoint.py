@@ -116,7 +116,7 @@ class CheckpointSpec(_CheckpointFields):
     rules: ClassVar[tuple[CELRule, ...]] = immutable_rules(
         _CheckpointFields,
         mutable=frozenset({"approval", "deletionPolicy"}),
-        advice="a Checkpoint is a record of weights: train again and a new one is made",
+        advice="a Checkpoint is a record of weights: train again to create a new one",
     )
 
 

@@ -32,7 +32,8 @@ LabelValue = Annotated[
         max_length=63,
         pattern=LABEL_VALUE,
         json_schema_extra=pattern_advice(
-            LABEL_VALUE, "a label value has letters, digits, '-', '_' and '.' only, for example NVIDIA-A100"
+            LABEL_VALUE,
+            "a label value may only have letters, digits, '-', '_' and '.', for example NVIDIA-A100",
         ),
     ),
 ]
@@ -45,7 +46,8 @@ class Devices(Model):
         CELRule(
             "self.resource == 'cpu'"
             " || self.resource.matches(r'^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$')",
-            "devices.resource is cpu or an extended resource with its domain, for example nvidia.com/gpu",
+            "devices.resource must be cpu or an extended resource with its domain, for example"
+            " nvidia.com/gpu",
             "resource",
         ),
     )
@@ -69,11 +71,12 @@ class Toleration(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "has(self.key) || self.operator == 'Exists'",
-            "a toleration without a key needs operator: Exists; with Equal give the key",
+            "a toleration without a key needs operator: Exists; for operator: Equal add the key",
         ),
         CELRule(
             "!has(self.value) || self.operator == 'Equal'",
-            "a toleration with operator: Exists has no value: remove value or choose operator: Equal",
+            "a toleration with operator: Exists must not have a value: remove value or choose operator:"
+            " Equal",
             "value",
         ),
         CELRule(
@@ -138,7 +141,7 @@ class ComputeProfileSpec(Model):
         CELRule(
             "self.nodeSelector.all(key,"
             " key.matches(r'^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$'))",
-            "a key of nodeSelector is a label's name, for example nvidia.com/gpu.product:"
+            "a key of nodeSelector must be a label name, for example nvidia.com/gpu.product:"
             " see kubectl get nodes --show-labels",
             "nodeSelector",
         ),

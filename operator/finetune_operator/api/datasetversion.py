@@ -129,7 +129,7 @@ class DatasetVersionSpec(_DatasetVersionFields):
     rules: ClassVar[tuple[CELRule, ...]] = immutable_rules(
         _DatasetVersionFields,
         mutable=frozenset({"deletionPolicy"}),
-        advice="a DatasetVersion is a record of content: change the Dataset and a new version is made",
+        advice="a DatasetVersion is a record of content: change the Dataset to create a new version",
     )
 
 

@@ -17,7 +17,7 @@ class LabelSelector(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             f"self.matchLabels.all(key, key.matches(r'{LABEL_KEY}'))",
-            "a key of matchLabels is a label's name, for example app.kubernetes.io/name",
+            "a key of matchLabels must be a label name, for example app.kubernetes.io/name",
             "matchLabels",
         ),
     )
@@ -49,8 +49,8 @@ class NetworkPeer(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "has(self.ipBlock) != (has(self.namespaceSelector) || has(self.podSelector))",
-            "a peer has either ipBlock or selectors: give namespaceSelector, podSelector or both, or ipBlock"
-            " alone",
+            "a peer needs either ipBlock or selectors: give namespaceSelector, podSelector or both, or"
+            " ipBlock alone",
         ),
     )
 
@@ -89,7 +89,7 @@ class TopologySpread(Model):
             max_length=253,
             pattern=LABEL_KEY,
             json_schema_extra=pattern_advice(
-                LABEL_KEY, "topologyKey is a label's name, for example topology.kubernetes.io/zone"
+                LABEL_KEY, "topologyKey must be a label name, for example topology.kubernetes.io/zone"
             ),
             description="Node label whose values are the groups, such as kubernetes.io/hostname.",
         ),
@@ -110,7 +110,8 @@ class Availability(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "!has(self.maxUnavailable) || !has(self.disruptionBudget) || self.disruptionBudget != 'None'",
-            "maxUnavailable is of the PodDisruptionBudget that disruptionBudget: None refuses: leave one out",
+            "maxUnavailable has no effect with disruptionBudget: None, which creates no PodDisruptionBudget:"
+            " remove one of them",
             "maxUnavailable",
         ),
     )

@@ -26,7 +26,7 @@ class Gate(Model):
         ),
         CELRule(
             "!has(self.min) || !has(self.max) || self.min <= self.max",
-            "no value is at least min and at most max: make min the smaller one, or leave one of them out",
+            "min is greater than max, so that no value passes the gate: lower min, raise max, or remove one",
             "min",
         ),
         CELRule(

@@ -29,7 +29,7 @@ from finetune_operator.api.storereference import StoreReference
 from finetune_trainer.contract.methods import METHODS, PAIRS, methods_where
 from finetune_trainer.contract.vocabulary import listed
 
-ADVICE: Final = "a run is a record: make a new FineTuneJob (…-v2)"
+ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
 SINGLE_PROCESS_METHODS: Final = methods_where(lambda info: not info.distributed)
 DISTRIBUTED_METHODS: Final = methods_where(lambda info: info.distributed)
@@ -125,8 +125,8 @@ class Checkpoints(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "(has(self.keep) ? self.keep : 0) + (has(self.keepSteps) ? size(self.keepSteps) : 0) <= 8",
-            "a run leaves at most 10 Checkpoints, the best and the final one among them: lower keep, or name"
-            " fewer keepSteps, so that both together make at most 8",
+            "checkpoints.keep plus the number of checkpoints.keepSteps must be at most 8, because a run"
+            " creates at most 10 Checkpoints including best and final: lower keep, or name fewer keepSteps",
         ),
         CELRule(
             "!has(self.keepSteps) || self.keepSteps.all(one, self.keepSteps.exists_one(other, other == one))",
@@ -239,8 +239,8 @@ class FineTuneJobSpec(_FineTuneJobFields):
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         CELRule(
             f"{is_none_of('self.method.type', SINGLE_PROCESS_METHODS)} || self.compute.nodes == 1",
-            f"{listed(SINGLE_PROCESS_METHODS)} train in one process in this release: leave compute.nodes out,"
-            f" or choose {listed(DISTRIBUTED_METHODS, 'or')}",
+            f"{listed(SINGLE_PROCESS_METHODS)} train in one process in this release: remove compute.nodes, or"
+            f" choose method.type {listed(DISTRIBUTED_METHODS, 'or')}",
             "compute.nodes",
             on_create=True,
         ),
@@ -253,8 +253,8 @@ class FineTuneJobSpec(_FineTuneJobFields):
             CELRule(
                 f"self.method.type != '{method}' || !has(self.hyperparameters.perDeviceBatchSize)"
                 f" || self.hyperparameters.perDeviceBatchSize >= {METHODS[method].min_batch_rows}",
-                f"{method} compares the rows of a batch: make hyperparameters.perDeviceBatchSize at least"
-                f" {METHODS[method].min_batch_rows}, or leave it out",
+                f"{method} compares the rows of a batch: set hyperparameters.perDeviceBatchSize to at least"
+                f" {METHODS[method].min_batch_rows}, or remove it",
                 "hyperparameters",
             )
             for method in METHODS_COMPARING_ROWS
@@ -263,8 +263,8 @@ class FineTuneJobSpec(_FineTuneJobFields):
             f"{is_one_of('self.method.type', PAIRED_METHODS)} || !has(self.evaluation)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
-            f"{listed(PAIR_METRICS)} needs pairs of answers, as {listed(PAIRED_METHODS)} learn from;"
-            " leave it out of evaluation.metrics and evaluation.gates, or choose one of these methods",
+            f"{listed(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
+            f" evaluation.metrics and evaluation.gates, or choose method.type {listed(PAIRED_METHODS, 'or')}",
             "evaluation",
         ),
     )

@@ -70,8 +70,8 @@ class MinScore(Model):
         ),
         CELRule(
             is_none_of("self.metric", LOWER_IS_BETTER),
-            f"{listed(LOWER_IS_BETTER)} is the better the lower it is, so that at least so much of it keeps"
-            f" good models out: use {HIGHER_IS_BETTER[0]} here, and max in a gate of the run",
+            f"minScores.metric cannot be {listed(LOWER_IS_BETTER, 'or')}, because a lower value is better and"
+            f" min would refuse good models: use {HIGHER_IS_BETTER[0]} here, and max in a gate of the run",
             "metric",
         ),
     )
@@ -119,7 +119,7 @@ class Pin(Model):
         ),
         CELRule(
             "!has(self.checkpoint) || !has(self.type)",
-            "pin.type goes with pin.uri: a Checkpoint says itself what it holds",
+            "pin.type needs pin.uri: remove it, because a Checkpoint records its own type",
             "type",
         ),
     )
@@ -157,7 +157,7 @@ class ServedModel(Model):
             "a model needs exactly one of follow and pin: follow a model line, or pin one Checkpoint",
         ),
         CELRule(
-            "self.name != 'base'", "the name base is taken by the base model itself: choose another", "name"
+            "self.name != 'base'", "name cannot be base, which is the base model: choose another name", "name"
         ),
     )
 
@@ -225,7 +225,7 @@ class InferenceDeploymentSpec(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "has(self.baseModel.digest) || self.models.all(m, !has(m.pin) || !has(m.pin.uri))",
-            "baseModel.digest is needed where a model is pinned by uri: copy it from"
+            "baseModel.digest is required if a model is pinned by uri: copy it from"
             " spec.lineage.baseModel.digest of the Checkpoint",
             "baseModel",
         ),
@@ -269,8 +269,8 @@ class InferenceDeployment(Resource):
         *name_rules("InferenceDeployment"),
         CELRule(
             "!self.metadata.name.matches('^[0-9]')",
-            "metadata.name of kind InferenceDeployment begins with a letter, because its Service has the same"
-            " name: put a letter in front",
+            "metadata.name of kind InferenceDeployment must begin with a letter, because its Service has the"
+            " same name: put a letter in front",
         ),
     )
 

@@ -102,7 +102,7 @@ Digest = Annotated[
     ),
 ]
 URI_ADVICE: Final = pattern_advice(
-    URI, "write SCHEME://PLACE without blanks, for example pvc://models/gemma-3-270m"
+    URI, "write SCHEME://PATH without blanks, for example pvc://models/gemma-3-270m"
 )
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
 StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
@@ -149,7 +149,8 @@ class SecretReference(Model):
             description="Name of the Secret.",
             json_schema_extra=pattern_advice(
                 DNS_SUBDOMAIN,
-                "a Secret's name has lower-case letters, digits, '-' and '.' only: see kubectl get secrets",
+                "a Secret's name may only have lower-case letters, digits, '-' and '.': see kubectl get"
+                " secrets",
             ),
         ),
     ]
@@ -218,12 +219,12 @@ def name_rules(kind: str) -> tuple[CELRule, ...]:
     return (
         CELRule(
             f"size(self.metadata.name) <= {NAME_LIMIT}",
-            f"metadata.name of kind {kind} has at most {NAME_LIMIT} characters, so that its children's names"
-            " stay valid: shorten it",
+            f"metadata.name of kind {kind} may have at most {NAME_LIMIT} characters, so that its children's"
+            " names stay valid: shorten it",
         ),
         CELRule(
             "!self.metadata.name.contains('.')",
-            f"metadata.name of kind {kind} may not have dots, so that other fields can refer to it: use '-'",
+            f"metadata.name of kind {kind} must not have dots, so that other fields can refer to it: use '-'",
         ),
     )
 

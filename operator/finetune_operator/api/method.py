@@ -36,7 +36,7 @@ class Method(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             f"!has(self.lora) || {is_none_of('self.type', METHODS_WITHOUT_ADAPTER)}",
-            f"method.lora has no meaning with type: {listed(METHODS_WITHOUT_ADAPTER, 'or')}; remove it or"
+            f"method.lora has no effect with type: {listed(METHODS_WITHOUT_ADAPTER, 'or')}; remove it or"
             f" choose type: {DEFAULT_METHOD}",
             "lora",
         ),
@@ -49,8 +49,8 @@ class Method(Model):
         CELRule(
             f"!has(self.preference) || {is_one_of('self.type', LABEL_METHODS)}"
             " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
-            f"desirableWeight and undesirableWeight are of {listed(LABEL_METHODS)}, whose rows are good or"
-            f" bad; remove them or choose type: {listed(LABEL_METHODS, 'or')}",
+            "preference.desirableWeight and preference.undesirableWeight weight rows with a label; remove"
+            f" them or choose type: {listed(LABEL_METHODS, 'or')}",
             "preference",
         ),
     )

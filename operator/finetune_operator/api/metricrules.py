@@ -12,5 +12,5 @@ HIGHER_IS_BETTER: Final = metrics_where(lambda info: not info.lower_is_better)
 PAIR_METRICS: Final = metrics_where(lambda info: info.needs_pairs)
 
 
-FRACTION_ADVICE: Final = f"{listed(FRACTIONS)} are fractions between 0 and 1: write 0.8 for 80 %"
+FRACTION_ADVICE: Final = f"bounds on {listed(FRACTIONS)} are fractions between 0 and 1: write 0.8 for 80 %"
 DESCRIPTION: Final = "; ".join(f"{metric}: {info.summary}" for metric, info in METRICS.items()) + "."

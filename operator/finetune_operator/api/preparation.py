@@ -151,8 +151,8 @@ class Split(Model):
         ),
         CELRule(
             "(has(self.column) ? 1 : 0) + (has(self.groupBy) ? 1 : 0) + (self.fromFiles ? 1 : 0) <= 1",
-            "split.column, split.fromFiles and split.groupBy exclude each other: keep one. The first two take"
-            " the division as it is, groupBy keeps rows together where it is made here",
+            "split.column, split.fromFiles and split.groupBy exclude each other: keep one. column and"
+            " fromFiles take an existing split, groupBy keeps rows together in a new one",
         ),
     )
 
@@ -203,12 +203,12 @@ class DataPreparation(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "!has(self.maxInvalidFraction) || self.onInvalidRows == 'Drop'",
-            "maxInvalidFraction needs onInvalidRows: Drop; with Fail the first invalid row already stops",
+            "maxInvalidFraction needs onInvalidRows: Drop; with Fail, one invalid row fails the preparation",
             "maxInvalidFraction",
         ),
         CELRule(
             "!has(self.template) || !has(self.columns) || !has(self.columns.prompt)",
-            "template and columns.prompt exclude each other: both say what the prompt is; remove one",
+            "template and columns.prompt exclude each other: both define the prompt; remove one",
             "template",
         ),
     )
