@@ -1,26 +1,27 @@
-"""Start of the operator; handles signals before it imports what takes time."""
+"""Entry point of the operator. It handles signals before the imports, which take a second."""
 
 import os
 import signal
 from types import FrameType
 from typing import Final, NoReturn
 
-ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> None:
-    """Entry point; exits 1, with a word on why, where the process cannot start or go on."""
-    # As process 1 of a container, a signal without a handler is ignored; the image starts with it blocked.
-    for ending in ENDING:
-        signal.signal(ending, _end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    """Run the operator. If the process cannot start or continue, it logs why and exits with code 1."""
+    # The kernel ignores a signal without a handler for process 1. The image starts with these signals
+    # blocked.
+    for number in STOP_SIGNALS:
+        signal.signal(number, _exit)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     from finetune_operator.runtime import cli  # noqa: PLC0415 - takes a second
 
     cli.main()
 
 
-def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    """End the process, which has not done anything yet."""
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    """End the process at once: it has not started any work."""
     os._exit(128 + number)
 
 

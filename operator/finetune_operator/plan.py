@@ -1,17 +1,17 @@
-"""What a reconciler wants done: the vocabulary between the pure core and the engine."""
+"""The plan of a pass: creates, applies, deletes, status and events, from the pure core to the engine."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 NEVER_OBSERVED: Final = -1
-"""`status.observedGeneration` of an object that no pass has ended for."""
+"""`status.observedGeneration` of an object without a finished pass."""
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON."""
 
 
 class Key(NamedTuple):
-    """One object of one of our kinds; the namespace is empty for cluster-scoped kinds."""
+    """Key of an object of one of the operator's kinds; the namespace is empty for cluster-scoped kinds."""
 
     kind: str
     namespace: str
@@ -20,11 +20,11 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """POST, never apply: applying would take over a foreign object or resurrect a deleted one.
+    """POST, never apply: an apply would take over a foreign object or re-create a deleted one.
 
-    When the name exists already, `same` says what makes the existing object ours: its controller's uid,
-    its `spec.digest`, or anything. An object that is not ours is a name conflict. `Unread`: whatever has the
-    name is taken for it, since the operator may not read it.
+    If the name exists, `same` decides whether the existing object is the operator's: its controller has the
+    same uid, it has the same `spec.digest`, or always. Otherwise it is a name conflict. `Unread`: always, and
+    without reading it, because the operator has no right to.
     """
 
     manifest: Manifest
@@ -37,13 +37,13 @@ class Apply:
 
     manifest: Manifest
     part: str = ""
-    """Of an object of which parts are applied apart: a field manager of its own, so that applying another
-    part, also by another release, takes nothing of this one away."""
+    """Part of an object whose parts are applied separately, each with its own field manager. An apply of one
+    part then removes no fields of another, even if a different release applied it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete exactly the object that was seen; its uid and resourceVersion are sent as preconditions."""
+    """Delete exactly this object: its uid and resourceVersion are sent as preconditions."""
 
     manifest: Manifest
     propagation: Literal["Foreground", "Background"] = "Foreground"
@@ -60,11 +60,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What should be done now, in this order: create, apply, delete, metadata, status, events.
+    """Desired changes, made in this order: create, apply, delete, metadata, status, events.
 
-    Carrying it out twice is harmless. `status` is the whole new status, or None to leave it;
-    it is written at most once a pass and not at all when nothing changed. Of an object that is being deleted
-    the `metadata` comes last, because it is gone with its last finalizer.
+    A plan is idempotent. `status` is the whole new status, or None for no change. It is written at most once
+    per pass, and not at all if it is equal. For an object that is being deleted `metadata` comes last,
+    because the object is gone with its last finalizer.
     """
 
     create: tuple[Create, ...] = ()
@@ -73,7 +73,7 @@ class Plan:
     status: Manifest | None = None
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
-    """Seconds until another look is due although nothing may change."""
+    """Seconds until the next pass, even without a change."""
     metadata: Manifest | None = None
-    """`finalizers` (all of them) and `annotations` (those to set) of the reconciled object as they should be.
-    Nothing else is ever written to an object that belongs to somebody else."""
+    """Desired `finalizers` (all of them) and `annotations` (those to set) of the reconciled object. The
+    operator writes nothing else to an object that a user owns."""

@@ -37,8 +37,8 @@ PASSES_OVER_A_FAILED_CREATE = Edit(
 )
 DOES_NOT_LOOK_AGAIN = Edit(
     "engine/worker.py",
-    'looking again", _name(key), error)\n            self._queue.retry(key)\n',
-    'looking again", _name(key), error)\n',
+    'reconciling again", _name(key), error)\n            self._queue.retry(key)\n',
+    'reconciling again", _name(key), error)\n',
 )
 NEVER_LISTS_AGAIN = Edit(
     "engine/reflector.py",

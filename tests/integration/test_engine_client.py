@@ -258,7 +258,7 @@ async def test_a_delete_of_what_is_gone_means_to_look_again(
 
 
 async def test_a_delete_without_what_was_seen_is_refused(cluster: KubernetesClient, owner: Manifest) -> None:
-    with pytest.raises(ValueError, match="give the uid and resourceVersion"):
+    with pytest.raises(ValueError, match="needs its uid and resourceVersion"):
         await cluster.delete(job(owner), "Foreground")
 
 
@@ -445,7 +445,7 @@ async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
     async def break_after_long(*_: Any, **__: Any) -> AsyncGenerator[Manifest]:
         yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "1"}}}
         await asyncio.sleep(0.3)
-        raise Unavailable("the stream broke")
+        raise Unavailable("the watch broke")
 
     monkeypatch.setattr(cluster, "watch", break_after_long)
     task = asyncio.create_task(Reflector(cluster, JOB, ObjectStore(), Watches(), namespace=namespace).run())

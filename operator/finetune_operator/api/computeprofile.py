@@ -67,7 +67,7 @@ class Devices(Model):
 class Toleration(Model):
     """Toleration of pods that use devices, in the form of v1.Toleration."""
 
-    # What these rules refuse, the API server would refuse in every pod.
+    # Otherwise the API server would refuse every pod with such a toleration.
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "has(self.key) || self.operator == 'Exists'",

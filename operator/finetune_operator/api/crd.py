@@ -28,7 +28,7 @@ LIMITS: Final = {"string": ("maxLength", 1024), "array": ("maxItems", 64)}
 
 
 class _WithRules(GenerateJsonSchema):
-    """Adds each model's CEL rules, and says in the description what this release does not act on."""
+    """Add each model's CEL rules, and note in the description what this release does not implement."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         result = super().model_schema(schema)
@@ -100,7 +100,7 @@ def _scalar_keywords(node: Schema) -> Schema:
     if "description" in out:
         out["description"] = _paragraph(out["description"])
     if isinstance(out.get("default"), dict):
-        # In a structural default an absent field is left out: null is of no type.
+        # A structural default leaves absent fields out, because null has no type.
         out["default"] = {k: v for k, v in out["default"].items() if v is not None}
     if "const" in node:
         out["enum"] = [node["const"]]
@@ -115,7 +115,7 @@ def _scalar_keywords(node: Schema) -> Schema:
 
 
 def _paragraph(text: str) -> str:
-    """A docstring of several lines as one, as `kubectl explain` wraps it anew."""
+    """Join the lines of a docstring; `kubectl explain` wraps them again."""
     return " ".join(text.split())
 
 
@@ -205,8 +205,8 @@ def build_crd(kind: Kind) -> Schema:
                 "plural": kind.plural,
                 "singular": kind.name.lower(),
                 "shortNames": [kind.short_name],
-                # With a kind that has no namespace, `kubectl get finetune` ends in Forbidden for whoever has
-                # rights in namespaces only.
+                # With a cluster-scoped kind in the category, `kubectl get finetune` fails with Forbidden for
+                # users who have rights in namespaces only.
                 **({"categories": ["finetune"]} if kind.namespaced else {}),
             },
             "versions": [

@@ -42,16 +42,16 @@ class Model(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the wire form: camelCase, JSON types, without absent fields."""
-        # A value that only a newer release knows is no reason for a warning.
+        # pydantic would warn about values that only a newer release knows.
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
 
 
 @dataclass(frozen=True, slots=True)
 class CELRule:
-    """A CEL rule with the message a user reads when it refuses; `message` says what to do.
+    """A CEL rule. `message` is the error that users see: it names the field and says what to do.
 
-    `field` is the field of the type that the refusal names; empty: the type as a whole. A rule `on_create`
-    leaves objects alone that exist already.
+    `field` is the field of the type that the error refers to; empty: the whole type. A rule with `on_create`
+    does not apply to existing objects.
     """
 
     rule: str
@@ -62,12 +62,12 @@ class CELRule:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Marks a field that this release validates but does not act on; using it stalls the object."""
+    """Marker of a field that this release validates but does not implement; setting it stalls the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReservedValues:
-    """Marks values of an enum (or of its list items) that this release does not act on."""
+    """Marker of values of an enum, or of a list of it, that this release does not implement."""
 
     values: frozenset[str]
 
@@ -77,7 +77,7 @@ class ReservedValues:
 
 
 def pattern_advice(pattern: str, message: str) -> dict[str, JsonValue]:
-    """Schema extra of a string with a pattern; the API server's own message shows only the expression."""
+    """Schema extra of a string with a pattern: a message, because the API server's shows only the pattern."""
     return {"x-kubernetes-validations": [{"rule": f"self.matches(r'{pattern}')", "message": message}]}
 
 
@@ -106,7 +106,7 @@ URI_ADVICE: Final = pattern_advice(
 )
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
 StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
-"""Shorter than Uri, so that the uri of an artifact in the store is a Uri."""
+"""Shorter than Uri, so that the URI of an artifact in the store fits into a Uri."""
 MAX_PROBLEMS: Final = 10
 """Max number of problems, and of warnings, in a status."""
 Message = Annotated[str, Field(max_length=1024)]
@@ -134,7 +134,7 @@ class ObjectMeta(Model):
     annotations: dict[str, str] = Field(default_factory=dict)
     finalizers: list[str] = Field(default_factory=list)
     managed_fields: tuple[FieldManager, ...] = ()
-    """Read for records only."""
+    """Kept for records only."""
 
 
 class SecretReference(Model):
@@ -215,7 +215,7 @@ class Resource(Model):
 
 
 def name_rules(kind: str) -> tuple[CELRule, ...]:
-    """Rules for the names of user-made objects, which are part of the names of children and of references."""
+    """Rules for names of user-made objects, which are part of the names of children and of references."""
     return (
         CELRule(
             f"size(self.metadata.name) <= {NAME_LIMIT}",
@@ -230,9 +230,9 @@ def name_rules(kind: str) -> tuple[CELRule, ...]:
 
 
 def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> tuple[CELRule, ...]:
-    """One rule per field, which must not be changed, removed or added later.
+    """One rule per field: it must not be changed, removed or added later.
 
-    The obvious `self == oldSelf` on an optional field is a hole: remove it, then add another value.
+    `self == oldSelf` is not enough for an optional field: a user could remove it, then add another value.
     """
     rules = []
     for name, field in spec.model_fields.items():

@@ -19,8 +19,8 @@ SOURCE_RULE = CELRule(
 )
 
 
-# Whoever may read the object, its Jobs or an audit log would read them. An object that has them already can
-# still be changed: the API server does not judge a value again that stays the same.
+# Everyone who may read the object, its Jobs or an audit log could read the password. Existing objects that
+# have one can still be changed: the API server does not validate an unchanged value again.
 NO_USER_RULE = CELRule(
     "!self.uri.matches('^https://[^/?#]*@')",
     "uri must not contain a user name or password: put them as keys username and password into a Secret of"

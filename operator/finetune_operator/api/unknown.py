@@ -1,4 +1,4 @@
-"""What a newer release has written that this one does not know: it stays where it is."""
+"""Keep the fields and values that a newer release has written and this one does not know."""
 
 import types
 from collections.abc import Iterable, Mapping
@@ -7,13 +7,13 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from finetune_operator.api.meta import Model
 
 IDENTITIES: Final = ("name", "type", "digest", "stage", "step")
-"""Fields by which an item of a list is known again, in the order in which they are tried."""
+"""Fields that identify an item of a list, in the order in which they are tried."""
 
 
 def keep_unknown(model: type[Model], live: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`new`, an object of the model's wire form, with what `live` has in fields that the model does not know.
+    """Return `new`, in the wire form of the model, with the fields of `live` that the model does not know.
 
-    A part that `new` leaves out, or an item of a list that it has no more, does not come back.
+    A part or a list item that `new` leaves out is not restored.
     """
     aliases = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     kept = {key: value for key, value in live.items() if key not in aliases}
@@ -22,7 +22,7 @@ def keep_unknown(model: type[Model], live: Mapping[str, Any], new: Mapping[str, 
         if key in new:
             kept[key] = new[key] if part is None else _keep(part, live.get(key), new[key])
         elif part is annotation and part is not None:
-            # Always there; left out, because nothing that is known is in it.
+            # A part that is always present; `new` leaves it out because all its known fields are absent.
             left = keep_unknown(part, live.get(key) or {}, {})
             kept |= {key: left} if left else {}
     return kept
@@ -37,7 +37,7 @@ def _keep(model: type[Model], live: Any, new: Any) -> Any:
 
 
 def _same(item: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The item of the same identity, or one that has nothing."""
+    """The item of the same identity, or an empty one."""
     key = next((name for name in IDENTITIES if name in item), None)
     return next((each for each in among if key is not None and each.get(key) == item[key]), {})
 

@@ -1,4 +1,4 @@
-"""Tells whether an object in the cluster already carries what would be applied, without asking."""
+"""Detect from the cache whether an apply would change nothing."""
 
 import hashlib
 import json
@@ -8,20 +8,20 @@ from finetune_operator.plan import Manifest
 
 
 class Stamp:
-    """Marks applied objects with a hash of what was applied.
+    """Annotation of applied objects: a hash of the applied manifest.
 
-    That an object has all applied fields says nothing of fields that an older version applied and this one
-    does not; the hash does.
+    An object can have all applied fields and still have fields that only an older release applied. The hash
+    detects this.
 
     Args:
-        annotation: its key.
+        annotation: key of the annotation.
     """
 
     def __init__(self, annotation: str) -> None:
         self._annotation = annotation
 
     def on(self, manifest: Manifest) -> Manifest:
-        """A copy with the annotation, and without what names one state of the object."""
+        """A copy with the annotation and without the resourceVersion."""
         metadata = {key: value for key, value in manifest["metadata"].items() if key != "resourceVersion"}
         stable = {**manifest, "metadata": {key: value for key, value in metadata.items() if key != "uid"}}
         digest = hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:16]
@@ -29,12 +29,12 @@ class Stamp:
         return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
     def matches(self, existing: Manifest, manifest: Manifest) -> bool:
-        """Whether applying the (stamped) manifest would change nothing."""
+        """Whether an apply of the (stamped) manifest would change nothing."""
         return _contains(existing, manifest)
 
 
 def _contains(existing: Any, wanted: Any) -> bool:
-    """Whether `existing` has everything that `wanted` has; the API server adds defaults of its own."""
+    """Whether `existing` has everything that `wanted` has. It may have more: the API server adds defaults."""
     if isinstance(wanted, dict):
         return isinstance(existing, dict) and all(
             key in existing and _contains(existing[key], value) for key, value in wanted.items()

@@ -1,4 +1,4 @@
-"""The API server's verbs on plain dicts; every failure is one of three errors."""
+"""Client of the API server: its verbs, on plain dicts. Each failure is one of three errors."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -14,9 +14,9 @@ from finetune_operator.engine.transport import REQUEST_TIMEOUT_SECONDS, Fence, O
 from finetune_operator.plan import Manifest
 
 PAGE_SIZE: Final = 100
-"""Objects a page of a list; at a restart a page of every type is in memory at the same time."""
+"""Objects per page of a list. At a restart, one page of each type is in memory at the same time."""
 MAX_SILENCE_SECONDS: Final = 130.0
-"""Seconds after which a silent watch is given up: bookmarks come about once a minute."""
+"""Seconds after which a silent watch is closed. The API server sends a bookmark about once per minute."""
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
 
@@ -24,14 +24,14 @@ Propagation = Literal["Foreground", "Background"]
 
 
 class KubernetesClient:
-    """The API server, by type, namespace and name.
+    """Client of the API server. Objects are addressed by type, namespace and name.
 
     Args:
-        configuration: of the client, from `load_configuration`.
-        types: what may be addressed.
-        field_manager: owner of the fields that are applied; also the user agent.
-        on_request: told of every request.
-        fence: asked before every write.
+        configuration: result of `load_configuration`.
+        types: types that the client may address.
+        field_manager: owner of applied fields; also the user agent.
+        on_request: called after every request.
+        fence: called before every write; raises NotActive to prevent it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class KubernetesClient:
         await self._transport.close()
 
     async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
-        """The object as it is now, or None where there is none."""
+        """The current object, or None if it does not exist."""
         try:
             return await self._transport.call(Request("get", "GET", type_.path(namespace, name)))
         except Rejected as error:
@@ -61,11 +61,11 @@ class KubernetesClient:
     async def pages(
         self, type_: ResourceType, namespace: str = "", selector: str = ""
     ) -> AsyncGenerator[tuple[list[Manifest], str]]:
-        """All objects, page by page, each with the resource version that the whole list is true for.
+        """All objects, page by page, each page with the resource version of the whole list.
 
         Raises:
-            Rejected: 404 where the type is not installed; 410 where reading took so long that the
-                snapshot is gone: start again.
+            Rejected: 404 if the type is not installed; 410 if reading took so long that the API server has
+                dropped the snapshot of the list: start again.
         """
         query = {"limit": str(PAGE_SIZE)} | ({"labelSelector": selector} if selector else {})
         while True:
@@ -79,16 +79,17 @@ class KubernetesClient:
             query = {**query, "continue": token}
 
     async def newest(self, type_: ResourceType, namespace: str = "") -> int:
-        """The resource version that a list would have now, for the price of one object."""
+        """The resource version that a list would have now, at the cost of one object."""
         page = await self._transport.call(Request("list", "GET", type_.path(namespace), {"limit": "1"}))
         return int(page["metadata"]["resourceVersion"])
 
     async def watch(
         self, type_: ResourceType, namespace: str, selector: str, resource_version: str, *, seconds: int
     ) -> AsyncGenerator[Manifest]:
-        """Watch events after a resource version, bookmarks included, until the server ends the stream.
+        """Watch events after a resource version, including bookmarks, until the server ends the stream.
 
-        A stream that falls silent is given up with Unavailable: it is dead, whatever TCP says.
+        Raises:
+            Unavailable: the stream broke, or was silent for MAX_SILENCE_SECONDS.
         """
         query = {
             "watch": "true",
@@ -108,7 +109,7 @@ class KubernetesClient:
             finally:
                 response.close()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unavailable(f"the stream broke: {type(error).__name__} {error}") from error
+            raise Unavailable(f"the watch broke: {type(error).__name__} {error}") from error
 
     async def create(self, manifest: Manifest) -> Manifest:
         """POST.
@@ -121,17 +122,17 @@ class KubernetesClient:
         return await self._transport.call(Request("create", "POST", path, self._manager, manifest))
 
     async def replace(self, manifest: Manifest) -> Manifest:
-        """PUT; the manifest carries the resourceVersion that it replaces."""
+        """PUT. The manifest has the resourceVersion that it replaces."""
         path = self._path(manifest)
         return await self._transport.call(Request("update", "PUT", path, self._manager, manifest))
 
     async def apply(
         self, manifest: Manifest, subresource: str = "", *, force: bool = True, part: str = ""
     ) -> Manifest:
-        """Server-side apply; a `part` has a field manager of its own.
+        """Server-side apply. A `part` has its own field manager.
 
-        With `metadata.uid` it changes exactly that object: where it is missing or another one has its
-        name, this is a Conflict.
+        Raises:
+            Conflict: the manifest has a uid, and the object is gone or was replaced by another one.
         """
         manager = "-".join(filter(None, (self._manager["fieldManager"], part)))
         query = {"fieldManager": manager, "force": str(force).lower()}
@@ -139,17 +140,17 @@ class KubernetesClient:
         try:
             return await self._transport.call(Request("apply", "PATCH", path, query, manifest, APPLY))
         except Rejected as error:
-            # 404: the status of an object that is gone. 422 on the uid: another object has the name.
+            # 404: status of an object that is gone. 422 on the uid: another object has the name.
             if error.code == HTTPStatus.NOT_FOUND or "metadata.uid" in error.causes:
                 raise Conflict(str(error)) from error
             raise
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        """Server-side apply of the status; the manifest holds identity and status only."""
+        """Server-side apply of the status. The manifest has only identity and status."""
         return await self.apply(manifest, "status")
 
     async def patch_metadata(self, manifest: Manifest, metadata: Manifest) -> Manifest:
-        """Merge fields into the metadata of exactly the object that was seen.
+        """Merge fields into the metadata of exactly this object.
 
         Raises:
             Conflict: the object changed, was replaced, or is gone.
@@ -164,10 +165,10 @@ class KubernetesClient:
             raise
 
     async def delete(self, manifest: Manifest, propagation: Propagation) -> Manifest | None:
-        """Delete exactly the object that was seen.
+        """Delete exactly this object.
 
         Returns:
-            The object as it is being deleted, or None when it is gone already.
+            The terminating object, or None if it is gone already.
 
         Raises:
             ValueError: the manifest has no uid or resourceVersion.
@@ -176,7 +177,7 @@ class KubernetesClient:
         metadata = manifest["metadata"]
         if not metadata.get("uid") or not metadata.get("resourceVersion"):
             raise ValueError(
-                f"delete of {manifest['kind']} {metadata['name']}: give the uid and resourceVersion seen"
+                f"delete of {manifest['kind']} {metadata['name']} needs its uid and resourceVersion"
             )
         options = {
             "apiVersion": "v1",

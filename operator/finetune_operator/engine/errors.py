@@ -1,27 +1,27 @@
-"""What can go wrong with the API server. There are three answers: look again, tell the user, wait."""
+"""Errors of requests to the API server. Callers reconcile again, report to the user, or wait."""
 
 from finetune_operator.plan import Manifest
 
 
 class ApiError(Exception):
-    """A request that was not carried out; `str()` is the API server's own message."""
+    """A failed request; `str()` is the API server's message."""
 
 
 class Conflict(ApiError):
-    """The cluster is not as it was seen: look again."""
+    """The object differs from the one that was read: reconcile again."""
 
 
 class AlreadyExists(Conflict):
-    """The name is taken; by whom is for the caller to find out."""
+    """An object of that name exists. It may be the wanted one: the caller has to check."""
 
 
 class Rejected(ApiError):
-    """The API server refuses; only a change by somebody helps.
+    """The API server refuses the request, and would refuse it again until a user or administrator acts.
 
     Attributes:
         code: HTTP status, 4xx.
-        reason: the API server's, such as `Forbidden` or `Invalid`.
-        message: the API server's, for the user to read.
+        reason: reason that the API server gives, such as `Forbidden` or `Invalid`.
+        message: message of the API server, for users.
         causes: reasons of the causes, such as `NamespaceTerminating` or `FieldValueInvalid`.
     """
 
@@ -34,49 +34,49 @@ class Rejected(ApiError):
 
     @property
     def is_for_terminating_namespace(self) -> bool:
-        """Whether it was refused only because the whole namespace is being deleted."""
+        """Whether the request was refused only because its namespace is being deleted."""
         return "NamespaceTerminating" in self.causes
 
 
 class Undeclared(Rejected):
-    """The installed definition of the object's kind lacks a field that was written.
+    """The installed CustomResourceDefinition lacks a field that was written.
 
-    The API server answers an apply with such a field by 500 (kubernetes#139253).
+    The API server answers an apply of such a field with 500 (kubernetes#139253).
     """
 
 
 class Unavailable(ApiError):
-    """The API server cannot answer now, or could not be reached: wait and try again.
+    """The API server is overloaded or not reachable: wait and try again.
 
     Attributes:
-        retry_after: seconds that the server asked to wait, if it did.
+        retry_after_seconds: time to wait, if the server sent one.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NotActive(Unavailable):
-    """A write that was not sent: this process cannot be sure to hold the Lease."""
+    """A write that was not sent, because this process may not hold the Lease any more."""
 
 
 class NameConflict(Exception):
-    """An object that should be created exists and is somebody else's.
+    """An object to create exists already and has another owner.
 
     Attributes:
-        existing: the foreign object.
+        existing: object of the other owner.
     """
 
     def __init__(self, existing: Manifest) -> None:
         metadata = existing["metadata"]
         self.existing = existing
         super().__init__(
-            f"{existing['kind']} {metadata['name']} exists and belongs to somebody else:"
+            f"{existing['kind']} {metadata['name']} exists and has another owner:"
             f" delete or rename it (kubectl get {existing['kind'].lower()} {metadata['name']}"
-            f" -n {metadata.get('namespace', '')} -o yaml shows whose it is)"
+            f" -n {metadata.get('namespace', '')} -o yaml shows the owner)"
         )
 
 
 class Gone(Exception):
-    """The object that a pass was about does not exist any more, or is another one of the same name."""
+    """The reconciled object does not exist any more, or another object has its name."""

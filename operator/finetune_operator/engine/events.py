@@ -1,4 +1,4 @@
-"""Kubernetes events, each posted once an hour at most."""
+"""Kubernetes events, each posted at most once per hour."""
 
 import hashlib
 import logging
@@ -16,18 +16,18 @@ from finetune_operator.plan import Event, Manifest
 logger = logging.getLogger(__name__)
 
 REPEAT_SECONDS: Final = 3600.0
-"""Seconds in which the same words about the same object are not posted again."""
+"""Seconds within which an equal event about the same object is not posted again."""
 MAX_REMEMBERED_EVENTS: Final = 10_000
 MESSAGE_LIMIT: Final = 1024
 CLUSTER_EVENTS: Final = "default"
-"""Namespace of events about objects that have none."""
+"""Namespace of events about cluster-scoped objects."""
 
 
 class EventRecorder:
     """Posts events about objects.
 
-    The name of an event is a hash of what it says, so that not even a restarted process repeats one while
-    the API server keeps the first (an hour by default).
+    The name of an event is a hash of its content. So a restarted process does not repeat an event while the
+    API server keeps the first one, one hour by default.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class EventRecorder:
         self._posted: OrderedDict[str, float] = OrderedDict()
 
     async def record(self, about: Manifest, event: Event) -> None:
-        """Post the event; one that cannot be posted is logged and given up, since nothing hangs on it."""
+        """Post the event. A failure is only logged, because nothing depends on events."""
         metadata = about["metadata"]
-        words = "\0".join((metadata["uid"], event.reason, event.message))
-        name = f"{metadata['name']}.{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+        content = "\0".join((metadata["uid"], event.reason, event.message))
+        name = f"{metadata['name']}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         if not self._is_new(name):
             return
         try:
@@ -56,14 +56,14 @@ class EventRecorder:
             return
         except ApiError as error:
             del self._posted[name]
-            going = isinstance(error, Rejected) and error.is_for_terminating_namespace
-            level = logging.DEBUG if going else logging.WARNING
-            logger.log(level, "event %s of %s was not posted: %s", event.reason, metadata["name"], error)
+            is_expected = isinstance(error, Rejected) and error.is_for_terminating_namespace
+            level = logging.DEBUG if is_expected else logging.WARNING
+            logger.log(level, "cannot post event %s of %s: %s", event.reason, metadata["name"], error)
 
     def _is_new(self, name: str) -> bool:
         now = self._clock()
-        posted = self._posted.get(name)
-        if posted is not None and now - posted < REPEAT_SECONDS:
+        posted_at = self._posted.get(name)
+        if posted_at is not None and now - posted_at < REPEAT_SECONDS:
             return False
         self._posted[name] = now
         self._posted.move_to_end(name)

@@ -1,4 +1,4 @@
-"""Carries out a plan, in its order, so that a stale view or a crash at any line does no harm."""
+"""Execute plans in an order in which neither a stale cache nor a crash at any line does harm."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -23,19 +23,23 @@ SAME: Final[Mapping[str, Callable[[Manifest], object]]] = {
     "Any": lambda _obj: True,
     "Unread": lambda _obj: True,
 }
-"""What two objects have in common when the existing one is what should have been created."""
+"""Property by which an existing object counts as the one to create: it must be equal in both."""
 
 
 class Executor:
-    """The only place that changes the cluster.
+    """Makes all changes that passes decide on.
+
+    Other parts of the process write only what belongs to the process itself: the Lease, events (by the
+    EventRecorder), token reviews, and the certificate Secret and EndpointSlice of the report endpoint.
 
     Args:
-        cluster: where to.
-        stores: caches of the types that have one; answers to writes go there at once, so that the next
-            pass sees them whatever the watch does.
-        events: where events go.
-        stamp: marks what was applied.
-        confirm_absent_before_create: whether an object's absence is confirmed by a GET before it is created.
+        cluster: client of the API server.
+        stores: caches by type, for types that have one. Responses to writes are put there at once, so that
+            the next pass sees them before the watch does.
+        events: recorder of the plan's events.
+        stamp: annotation of applied objects.
+        confirm_absent_before_create: whether to confirm by a GET that an object does not exist before it is
+            created.
     """
 
     def __init__(
@@ -54,34 +58,34 @@ class Executor:
         self._begun: dict[ResourceType, int] = {}
 
     async def begin_term(self, types: Iterable[ResourceType], namespace: str = "") -> None:
-        """Note what is newest, so that what is written from now on is known to be of this term.
+        """Record the newest resource versions, to recognize objects that are created in this term.
 
         Args:
-            types: whose objects are reconciled.
-            namespace: one that may be listed; empty for all.
+            types: types of reconciled objects.
+            namespace: a namespace that may be listed; empty: all namespaces.
 
         Raises:
-            ApiError: they cannot be listed; then nothing counts as of this term.
+            ApiError: a type cannot be listed. Its objects then do not count as created in this term.
         """
         self._begun.clear()
         for type_ in types:
             self._begun[type_] = await self._cluster.newest(type_, namespace)
 
     async def carry_out(self, primary: Manifest, plan: Plan) -> Manifest:
-        """Do what the plan says.
+        """Execute the plan.
 
         Args:
-            primary: the object that was reconciled, in the very state that the plan was made from.
-            plan: what to do.
+            primary: the reconciled object, in the state that the plan was made from.
+            plan: changes to make.
 
         Returns:
-            The primary as it is afterwards.
+            The primary after the changes.
 
         Raises:
             Gone: the primary does not exist any more.
-            Conflict: something is not as it was seen; look again.
-            NameConflict: something that should be created is somebody else's.
-            Rejected, Unavailable: from the API server.
+            Conflict: an object differs from the one that was read; reconcile again.
+            NameConflict: an object to create exists and has another owner.
+            Rejected, Unavailable: errors of the API server.
         """
         creates = tuple(each for each in plan.create if not self._exists(each))
         applies = tuple(each for each in plan.apply if not self._satisfied(each, primary))
@@ -106,9 +110,12 @@ class Executor:
         return primary
 
     async def write_status(self, primary: Manifest, status: Manifest) -> Manifest:
-        """Write the whole status unless it is what the primary has; the primary as it is afterwards.
+        """Write the whole status unless it is equal, and return the primary after the write.
 
-        It depends on what was read, so it carries the resource version: a Conflict means to look again.
+        The request has the resource version of the primary, because the status was computed from it.
+
+        Raises:
+            Conflict: the primary changed in the meantime; reconcile again.
         """
         if primary.get("status") == status:
             return primary
@@ -138,31 +145,31 @@ class Executor:
         return self._remember(written)
 
     async def confirm(self, primary: Manifest) -> None:
-        """Make sure that the primary is what was reconciled.
+        """Confirm by a GET that the primary is the object that was reconciled.
 
         Raises:
-            Gone: it is not there, or is another object of the same name.
-            Conflict: it changed meanwhile.
+            Gone: it does not exist any more, or another object has its name.
+            Conflict: it changed in the meantime.
         """
         metadata = primary["metadata"]
         live = await self._live(primary)
         if live is None or live["metadata"]["uid"] != metadata["uid"]:
             raise Gone(f"{primary['kind']} {metadata['name']}")
         if live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
-            raise Conflict(f"{primary['kind']} {metadata['name']} changed since it was looked at")
+            raise Conflict(f"{primary['kind']} {metadata['name']} changed since it was read")
 
     def _is_new(self, primary: Manifest) -> bool:
-        """Whether nobody can have done anything for the object yet.
+        """Whether no process can have acted on the object before.
 
-        It was created in this term, and no pass has written its status. Should it be gone already, that write
-        says so, and what was created goes with its owner.
+        It was created in this term, and no pass has written its status. If it is already deleted, the write
+        of its status fails, and Kubernetes deletes the new children with their owner.
         """
         begun = self._begun.get(self._cluster.types.of(primary))
         observed = primary.get("status", {}).get("observedGeneration", NEVER_OBSERVED)
         return begun is not None and version(primary) > begun and observed == NEVER_OBSERVED
 
     def _exists(self, create: Create) -> bool:
-        """The cache has what should be created: nothing to ask."""
+        """Whether the cache has the object to create, so that no request is needed."""
         cached = self._cached(create.manifest)
         return cached is not None and _same(create, cached) and not _is_terminating(cached)
 
@@ -207,13 +214,13 @@ class Executor:
             raise Conflict(f"{existing['kind']} {existing['metadata']['name']} is still being deleted")
 
     async def _apply(self, apply: Apply, primary: Manifest) -> None:
-        """Apply to the very object that exists, or to nothing at all: never to one that is not ours."""
+        """Apply to exactly the existing object, or create it; never change an object of another owner."""
         manifest = self._stamp.on(apply.manifest)
         uid = manifest["metadata"].get("uid")
         if uid is None:
             existing = self._cached(manifest) or await self._live(manifest)
             if existing is None:
-                # Without force: should somebody else be quicker, their fields are not taken over.
+                # Without force: if another client creates it first, its fields are not taken over.
                 self._remember(await self._cluster.apply(manifest, force=False, part=apply.part))
                 _log("created", manifest)
                 return
@@ -230,25 +237,25 @@ class Executor:
 
     async def _delete(self, delete: Delete) -> None:
         try:
-            left = await self._cluster.delete(delete.manifest, delete.propagation)
+            terminating = await self._cluster.delete(delete.manifest, delete.propagation)
             _log("deleted", delete.manifest)
         except Conflict:
             await self._live(delete.manifest)
             raise
-        if left is not None:
-            self._remember(left)
+        if terminating is not None:
+            self._remember(terminating)
         else:
             self._forget(delete.manifest)
 
     async def _live(self, manifest: Manifest) -> Manifest | None:
-        """The object as it is now; the cache learns of it."""
+        """The current object by a GET, which also updates the cache."""
         metadata = manifest["metadata"]
         type_ = self._cluster.types.of(manifest)
         before = self._cached(manifest)
         live = await self._cluster.get(type_, metadata.get("namespace", ""), metadata["name"])
         if live is not None:
             if before is not None and version(live) < version(before):
-                # Nothing that is read is older than what was known before, unless etcd was restored.
+                # A GET returns an older version than the cache only after a restore of etcd.
                 self._stores[type_].begin_epoch()
             return self._remember(live)
         cached = self._cached(manifest)

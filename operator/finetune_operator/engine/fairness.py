@@ -1,4 +1,4 @@
-"""Keys in order, shared fairly: each share (a namespace) is served in rotation, whatever others queue."""
+"""Fair queues of keys and locks for them. Shares, such as namespaces, are served in rotation."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -8,9 +8,9 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Lane(Generic[K]):
-    """A first-in-first-out queue per share; `pop` takes from one share after the other.
+    """A first-in-first-out queue per share. `pop` takes from one share after the other.
 
-    Every operation is O(1), however many keys or shares there are.
+    Every operation is O(1) in the number of keys and shares.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Lane(Generic[K]):
         return self._length
 
     def push(self, share: Hashable, key: K, *, first: bool = False) -> None:
-        """Add a key that is not in the lane; `first` puts it before the other keys of its share."""
+        """Add a key that is not in the lane. `first` puts it before the other keys of its share."""
         keys = self._shares.setdefault(share, OrderedDict())
         keys[key] = None
         if first:
@@ -29,7 +29,7 @@ class Lane(Generic[K]):
         self._length += 1
 
     def pop(self) -> K | None:
-        """The first key of the share whose turn it is, or None where the lane is empty."""
+        """Remove and return the first key of the next share, or None if the lane is empty."""
         if not self._shares:
             return None
         share, keys = next(iter(self._shares.items()))
@@ -42,7 +42,7 @@ class Lane(Generic[K]):
         return key
 
     def discard(self, share: Hashable, key: K) -> bool:
-        """Remove a key; False where the lane does not hold it."""
+        """Remove a key; False if the lane does not contain it."""
         keys = self._shares.get(share)
         if keys is None or key not in keys:
             return False
@@ -58,10 +58,10 @@ class Lane(Generic[K]):
 
 
 class LockTable(Generic[K]):
-    """Mutexes, called locks, for keys that must not be worked on at the same time.
+    """Locks for keys that must not be worked on at the same time.
 
-    First come, first served, urgent keys before the others; nothing here waits, so a key that waits for its
-    lock holds no worker. Every operation is O(1).
+    Keys get a lock in the order in which they asked for it, urgent keys first. No method blocks: a key that
+    waits for its lock occupies no worker. Every operation is O(1).
     """
 
     def __init__(self) -> None:
@@ -71,9 +71,10 @@ class LockTable(Generic[K]):
         self._urgent: dict[Hashable, OrderedDict[K, None]] = {}
         self._others: dict[Hashable, OrderedDict[K, None]] = {}
         self._called: dict[K, Hashable] = {}
+        """Keys that were returned as the next holder and have not yet taken the lock."""
 
-    def enter(self, key: K, lock: Hashable | None, *, urgent: bool = True) -> bool:
-        """Whether the key may be worked on now; else it waits until `leave` or `skipped` returns it."""
+    def acquire(self, key: K, lock: Hashable | None, *, urgent: bool = True) -> bool:
+        """Take the lock. If it is held, return False; the key waits until `release` or `skip` returns it."""
         if lock is None:
             return True
         if lock in self._holders:
@@ -81,7 +82,7 @@ class LockTable(Generic[K]):
             waiting[key] = None
             self._parked[key] = lock
             if self._called.pop(key, None) == lock:
-                # It was called, and another key was quicker: it keeps its place.
+                # It was next, but another key took the lock first: it stays first in line.
                 waiting.move_to_end(key, last=False)
             return False
         self._holders[lock] = key
@@ -89,21 +90,21 @@ class LockTable(Generic[K]):
         return True
 
     def hurry(self, key: K) -> None:
-        """A key that waits is urgent now."""
+        """Make a waiting key urgent."""
         lock = self._parked.get(key)
         if lock is not None and self._take(self._others, lock, key):
             self._urgent.setdefault(lock, OrderedDict())[key] = None
 
-    def skipped(self, key: K, lock: Hashable | None) -> K | None:
-        """The next key of the lock that this one was called for and no longer needs, if there is one."""
+    def skip(self, key: K, lock: Hashable | None) -> K | None:
+        """Return the next key for the lock that this key was returned for, if this key now needs another."""
         called = self._called.get(key)
         if called is None or called == lock:
             return None
         del self._called[key]
         return self._next(called)
 
-    def leave(self, key: K) -> K | None:
-        """The key is done; the next one that waited for the same lock, if there is one."""
+    def release(self, key: K) -> K | None:
+        """Release the lock of a finished key, and return the next key that waits for it, if any."""
         self._called.pop(key, None)
         lock = self._locks.pop(key, None)
         if lock is None:
@@ -112,7 +113,7 @@ class LockTable(Generic[K]):
         return self._next(lock)
 
     def clear(self) -> None:
-        """Forget the keys that wait; locks that are held stay so."""
+        """Forget the waiting keys. Held locks stay held."""
         self._urgent.clear()
         self._others.clear()
         self._parked.clear()
@@ -132,7 +133,7 @@ class LockTable(Generic[K]):
 
     @staticmethod
     def _take(waiting: dict[Hashable, OrderedDict[K, None]], lock: Hashable, key: K) -> bool:
-        """Remove a key from those that wait for the lock; False where it is not among them."""
+        """Remove a key from the waiting keys of a lock; False if it does not wait for it."""
         keys = waiting.get(lock)
         if keys is None or key not in keys:
             return False

@@ -1,8 +1,8 @@
-"""Other installations of this operator that are at work on the same namespaces.
+"""Other active installations of this operator that watch the same namespaces.
 
-The Lease of each installation says which namespaces it watches. Whoever is at work keeps working: an
-installation that starts beside it takes no Lease until the other one is gone. Where two begin at the same
-time, the one whose Lease was acquired first stays, which both read alike.
+The Lease of each installation records the namespaces that it watches. An active installation stays active: a
+new one does not acquire its Lease until the other is gone. If two start at the same time, the one that
+acquired its Lease first stays active. Both read the same Leases, so they come to the same result.
 """
 
 import asyncio
@@ -21,49 +21,49 @@ logger = logging.getLogger(__name__)
 
 EVERYWHERE: Final = "*"
 RECHECK_SECONDS: Final = 30.0
-"""Between two looks of an installation that is at work."""
+"""Seconds between two checks by an active installation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How a Lease tells that it is an installation's, and what that watches."""
+    """Label and annotation that mark the Lease of an installation and record its namespaces."""
 
     label: str
     annotation: str
 
     def metadata(self, namespaces: Collection[str]) -> Manifest:
-        """Labels and annotations of the Lease of an installation that watches these namespaces, or all."""
+        """Labels and annotations of the Lease of an installation. Without namespaces it watches all."""
         watched = ",".join(sorted(namespaces)) or EVERYWHERE
         return {"labels": {self.label: "true"}, "annotations": {self.annotation: watched}}
 
     def watched(self, lease: Manifest) -> frozenset[str]:
-        """What the Lease says; EVERYWHERE alone where it says nothing."""
+        """Namespaces that the Lease records; only EVERYWHERE if it records none."""
         text = (lease["metadata"].get("annotations") or {}).get(self.annotation) or EVERYWHERE
         return frozenset(text.split(","))
 
 
-class _Seen(NamedTuple):
+class _Renewal(NamedTuple):
     version: str
-    at: float
+    seen_at: float
 
 
 class Installations:
-    """What the Leases of all installations say.
+    """The Leases of all installations.
 
-    As for the own Lease, clocks of others are never compared with ours: another installation is at work as
-    long as its Lease is held and changes.
+    Clocks of different nodes are never compared: another installation is active as long as its Lease is held
+    and changes.
 
     Args:
-        cluster: where they are.
-        namespace, name: of the own Lease.
-        mark: of every Lease of an installation.
-        namespaces: what this one watches; empty for all.
-        patience_seconds: after its last renewal, for which another installation counts as being at work.
+        cluster: client of the API server.
+        namespace, name: namespace and name of the own Lease.
+        mark: label and annotation of the Leases.
+        namespaces: namespaces that this installation watches; empty: all.
+        patience_seconds: seconds after its last renewal during which another installation counts as active.
         clock: monotonic seconds.
 
     Attributes:
-        other: the Lease, as `namespace/name`, that this installation waits for or gives way to, or several
-            with commas between them; empty: none.
+        other: Leases, as `namespace/name` and separated by commas, that this installation waits for or gives
+            way to; empty: none.
     """
 
     def __init__(
@@ -83,59 +83,59 @@ class Installations:
         self._watched = frozenset(namespaces) or frozenset({EVERYWHERE})
         self._patience_seconds = patience_seconds
         self._clock = clock
-        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._renewals: dict[tuple[str, str], _Renewal] = {}
         self._is_refused = False
         self.other = ""
 
     async def wait_until_alone(self) -> None:
-        """Return once no other installation is at work on the same namespaces."""
+        """Return once no other installation is active in the same namespaces."""
         while True:
-            if not await self._finds(is_at_work=False):
+            if not await self._finds_other(is_active=False):
                 return
             await asyncio.sleep(self._patience_seconds / 4)
 
     async def is_preceded(self) -> bool:
-        """Whether, beside this installation, another one is at work that acquired its Lease earlier."""
-        return await self._finds(is_at_work=True)
+        """Whether another installation is active that acquired its Lease earlier than this active one."""
+        return await self._finds_other(is_active=True)
 
     async def wait_until_preceded(self) -> None:
-        """Return when this installation, which is at work, has to give way to another one.
+        """Return when this active installation has to give way to another one.
 
-        A term begins with `is_preceded`, so the first list here comes RECHECK_SECONDS later.
+        A term begins with `is_preceded`, so the first check here comes RECHECK_SECONDS later.
         """
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
-            if await self._finds(is_at_work=True):
+            if await self._finds_other(is_active=True):
                 return
 
-    async def _finds(self, *, is_at_work: bool) -> bool:
+    async def _finds_other(self, *, is_active: bool) -> bool:
         try:
-            others = await self._others(is_at_work=is_at_work)
+            others = await self._others(is_active=is_active)
         except ApiError as error:
-            self._complain(error)
+            self._log_failure(error)
             return False
         self._is_refused = False
         other = ", ".join(map("/".join, others))
         if other and other != self.other:
             logger.error(
-                "another installation of this operator is at work on the same namespaces (lease %s)."
-                " This one does nothing until that one is gone: uninstall one of them, or give them"
+                "another installation of this operator is active in the same namespaces (lease %s)."
+                " This one stays inactive until that one is gone: uninstall one of them, or set"
                 " watchNamespaces that do not overlap",
                 other,
             )
         elif self.other and not other:
-            logger.info("the other installation, with the lease %s, is not at work any more", self.other)
+            logger.info("the other installation (lease %s) is not active any more", self.other)
         self.other = other
         return bool(other)
 
-    def _complain(self, error: ApiError) -> None:
+    def _log_failure(self, error: ApiError) -> None:
         if isinstance(error, Rejected) and self._is_refused:
             return
         self._is_refused = isinstance(error, Rejected)
-        logger.warning("other installations of this operator would not be noticed: %s", error)
+        logger.warning("other installations of this operator cannot be detected: %s", error)
 
-    async def _others(self, *, is_at_work: bool) -> list[tuple[str, str]]:
-        """Who is at work besides: all, or of an installation that is at work itself those before it."""
+    async def _others(self, *, is_active: bool) -> list[tuple[str, str]]:
+        """Leases of other active installations; if this one is active, only of those that were earlier."""
         leases: list[Manifest] = []
         async for page, _ in self._cluster.pages(LEASE, "", self._mark.label):
             leases += page
@@ -144,18 +144,18 @@ class Installations:
         overlapping = [
             key for key in map(_key, filter(self._overlaps, leases)) if key != self._own and key in live
         ]
-        if is_at_work:
+        if is_active:
             overlapping = [key for key in overlapping if (live[key], key) < (own, self._own)]
         return sorted(overlapping)
 
     def _is_live(self, lease: Manifest) -> bool:
         key, version = _key(lease), lease["metadata"]["resourceVersion"]
-        seen = self._seen.get(key)
-        is_news = seen is None or seen.version != version
-        if lease["spec"].get("holderIdentity") and is_news:
-            seen = self._seen[key] = _Seen(version, self._clock())
-        # One that was released is waited for a while: its next process takes it at once in a rolling update.
-        return seen is not None and self._clock() - seen.at < self._patience_seconds
+        last = self._renewals.get(key)
+        is_renewed = last is None or last.version != version
+        if lease["spec"].get("holderIdentity") and is_renewed:
+            last = self._renewals[key] = _Renewal(version, self._clock())
+        # A released Lease still counts for a while: in a rolling update the next process acquires it at once.
+        return last is not None and self._clock() - last.seen_at < self._patience_seconds
 
     def _overlaps(self, lease: Manifest) -> bool:
         watched = self._mark.watched(lease)
@@ -167,5 +167,5 @@ def _key(lease: Manifest) -> tuple[str, str]:
 
 
 def _acquired(lease: Manifest) -> str:
-    """A `MicroTime`: earlier ones sort before later ones."""
+    """Time of the acquisition, as a `MicroTime`. Earlier times sort before later ones."""
     return str(lease["spec"].get("acquireTime") or "")

@@ -1,4 +1,4 @@
-"""One active process: a `coordination.k8s.io` Lease, held as client-go's leader election holds it."""
+"""Leader election by a `coordination.k8s.io` Lease, with the protocol of client-go."""
 
 import asyncio
 import logging
@@ -19,37 +19,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
-    """Seconds; the holder gives up well before another may take over."""
+    """Times of the election. The holder gives up well before another process may take over."""
 
     duration_seconds: float = 15.0
-    """How long others wait after the holder's last renewal."""
+    """Time that other processes wait after the holder's last renewal."""
     deadline_seconds: float = 10.0
-    """How long the holder goes on without a successful renewal."""
+    """Time that the holder continues without a successful renewal."""
     retry_seconds: float = 2.0
-    """Between two attempts, of the holder and of the others."""
+    """Time between two attempts, of the holder and of the other processes."""
     stall_seconds: float = 60.0
-    """How long the holder's work may stand still before the Lease is left to expire."""
+    """Time that the holder's event loop may be blocked before the holder lets the Lease expire."""
 
     @classmethod
-    def of(cls, duration: float) -> "LeaseTimes":
-        """The usual proportions for another duration."""
+    def of(cls, duration_seconds: float) -> "LeaseTimes":
+        """The default proportions for another duration."""
+        duration = duration_seconds
         return cls(duration, duration * 2 / 3, duration * 2 / 15, duration * 4)
 
 
 class Lease:
-    """The right to be the active process.
+    """The Lease that makes this process the active one.
 
-    Other holders' clocks are never compared with ours: what counts is how long their renewal has not
-    changed by our own monotonic clock.
+    Clocks of different nodes are never compared. What counts is how long the renewal time of another holder
+    has not changed, by this process's monotonic clock.
 
     Args:
-        cluster: where the Lease is; of its own, because it must not ask this Lease whether it may write.
-        namespace, name: of the Lease.
-        identity: of this process.
-        times: when to renew and when to give up.
-        metadata: labels and annotations of the Lease; others stay.
+        cluster: client of the API server, without this Lease as its fence.
+        namespace, name: namespace and name of the Lease.
+        identity: identity of this process.
+        times: times of the election.
+        metadata: labels and annotations of the Lease; other ones are kept.
         clock: monotonic seconds.
-        stalled: seconds for which the work that the Lease is held for has stood still.
+        stalled: seconds since the process's main event loop last ran.
     """
 
     def __init__(
@@ -79,18 +80,18 @@ class Lease:
 
     @property
     def transitions(self) -> int:
-        """How often the Lease has changed hands, as it was last seen."""
+        """How often the Lease has changed its holder, by its last known state."""
         return int(self._seen["spec"].get("leaseTransitions") or 0) if self._seen else 0
 
     def check(self) -> None:
-        """Make sure that nobody else may have taken over: to be called right before a write.
+        """Check right before a write that no other process can hold the Lease.
 
         Raises:
-            NotActive: the Lease is not held, or was renewed so long ago that another may hold it soon. After
-                a freeze that is known before anything else has noticed.
+            NotActive: this process does not hold the Lease, or renewed it so long ago that another process
+                may take over soon. After a freeze of the process, this is detected here first.
         """
         if not self.held or self._clock() - self._renewed >= self._times.deadline_seconds:
-            raise NotActive(f"nothing is written: the lease {self._name} is not held, or not renewed in time")
+            raise NotActive(f"write not sent: the lease {self._name} is not held, or was not renewed in time")
 
     async def acquire(self) -> None:
         """Return once this process holds the Lease."""
@@ -101,45 +102,45 @@ class Lease:
                     if await self._try():
                         self._renewed = started
                         self.held = True
-                        logger.info("this process is active now: it holds the lease %s", self._name)
+                        logger.info("this process is active: it holds the lease %s", self._name)
                         return
             except (ApiError, TimeoutError) as error:
-                logger.warning("trying for the lease %s: %s", self._name, error)
+                logger.warning("cannot acquire the lease %s: %s", self._name, error)
             await asyncio.sleep(self._times.retry_seconds)
 
     async def keep(self) -> None:
-        """Renew; return as soon as the Lease is lost, or the work has stood still for too long."""
+        """Renew the Lease. Return when it is lost, or when the main event loop was blocked for too long."""
         while await self._renew():
             pass
         self.held = False
 
     async def _renew(self) -> bool:
-        """One renewal after the usual pause; False when the Lease is lost or given up."""
+        """Renew once, after the usual pause; False if the Lease is lost or given up."""
         await asyncio.sleep(self._times.retry_seconds)
         stalled = self._stalled()
         if stalled > self._times.stall_seconds:
-            logger.error("the process stands still since %.0f s: the lease %s expires", stalled, self._name)
+            logger.error("event loop blocked for %.0f s: the lease %s is left to expire", stalled, self._name)
             return False
         started = self._clock()
         left = self._renewed + self._times.deadline_seconds - started
         try:
             async with asyncio.timeout(max(0.0, left)):
                 if not await self._try():
-                    logger.error("the lease %s is held by %s now", self._name, self._holder() or "nobody")
+                    logger.error("lost the lease %s to %s", self._name, self._holder() or "no holder")
                     return False
-            # From before the request: the server's clock may have started at any time since.
+            # The time before the request: the API server may have written at any time since.
             self._renewed = started
         except TimeoutError:
-            logger.error(  # noqa: TRY400 - the traceback of a time-out says nothing
-                "the lease %s could not be renewed for %.0f s", self._name, self._times.deadline_seconds
+            logger.error(  # noqa: TRY400 - the traceback of a time-out is of no use
+                "cannot renew the lease %s for %.0f s: giving it up", self._name, self._times.deadline_seconds
             )
             return False
         except ApiError as error:
-            logger.warning("renewing the lease %s: %s", self._name, error)
+            logger.warning("cannot renew the lease %s: %s", self._name, error)
         return True
 
     async def release(self) -> None:
-        """Let another process take over at once; called after the last write."""
+        """Let another process take over at once. Call it after the last write."""
         if not self.held or self._seen is None:
             return
         self.held = False
@@ -148,10 +149,10 @@ class Lease:
             async with asyncio.timeout(self._times.retry_seconds):
                 await self._cluster.replace({**self._seen, "spec": spec})
         except (ApiError, TimeoutError) as error:
-            logger.warning("the lease %s runs out by itself: it could not be released: %s", self._name, error)
+            logger.warning("cannot release the lease %s, so it expires by itself: %s", self._name, error)
 
     async def _try(self) -> bool:
-        """One attempt to take or renew; whether this process holds the Lease now."""
+        """Try once to acquire or renew; return whether this process holds the Lease."""
         current = self._seen if self.held else None
         if current is None:
             current = await self._cluster.get(LEASE, self._namespace, self._name)
@@ -164,7 +165,7 @@ class Lease:
                 return False
             self._see(await self._cluster.replace(self._taken(current)))
         except Conflict:
-            # Somebody wrote it meanwhile: what they wrote decides.
+            # Another process wrote it in the meantime, so its state decides.
             current = await self._cluster.get(LEASE, self._namespace, self._name)
             if current is None:
                 return False

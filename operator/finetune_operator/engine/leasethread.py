@@ -1,7 +1,7 @@
-"""The Lease on a thread and an event loop of its own: it is renewed whatever keeps the work's loop busy.
+"""The Lease in a thread and an event loop of its own, so that a busy main loop does not delay renewals.
 
-A loop that does not turn any more, though, must not hold the Lease for ever: the work's loop notes that it is
-alive, and the Lease is left to expire when it has not done so for `LeaseTimes.stall_seconds` seconds.
+A blocked main loop must not hold the Lease for ever. So the main loop records a heartbeat, and the Lease is
+left to expire after `LeaseTimes.stall_seconds` without one.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ from finetune_operator.engine.lease import Lease
 
 T = TypeVar("T")
 
-BEAT_SECONDS: Final = 0.5
+HEARTBEAT_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 5.0
 
 OpenCluster = Callable[[], KubernetesClient]
-"""Makes the connection that only the Lease uses; called in the Lease's loop."""
+"""Creates the client that only the Lease uses; called in the Lease's event loop."""
 MakeLease = Callable[[KubernetesClient, Callable[[], float]], Lease]
-"""Makes the Lease from that connection and from the seconds for which the work has stood still."""
+"""Creates the Lease from that client and a function for the seconds since the last heartbeat."""
 
 
 class LeaseThread:
-    """What `Lease` does, for callers in another event loop.
+    """A `Lease` for callers in another event loop.
 
     Args:
-        open_cluster: how to reach the API server.
-        make: the Lease.
+        open_cluster: creates the client.
+        make: creates the Lease.
         clock: monotonic seconds.
     """
 
@@ -39,7 +39,7 @@ class LeaseThread:
         self._open_cluster = open_cluster
         self._make = make
         self._clock = clock
-        self._beat = clock()
+        self._last_heartbeat = clock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="lease", daemon=True)
         self._thread.start()
@@ -54,7 +54,7 @@ class LeaseThread:
         return self._lease.transitions
 
     def check(self) -> None:
-        """As `Lease.check`; from any thread."""
+        """As `Lease.check`; may be called from any thread."""
         self._lease.check()
 
     async def acquire(self) -> None:
@@ -62,12 +62,12 @@ class LeaseThread:
         await self._call(self._lease.acquire())
 
     async def keep(self) -> None:
-        """As `Lease.keep`, and until the calling loop has stood still for too long."""
-        beating = asyncio.create_task(self._beats())
+        """As `Lease.keep`. The calling event loop records the heartbeats."""
+        heartbeats = asyncio.create_task(self._record_heartbeats())
         try:
             await self._call(self._lease.keep())
         finally:
-            beating.cancel()
+            heartbeats.cancel()
 
     async def release(self) -> None:
         """As `Lease.release`."""
@@ -88,10 +88,10 @@ class LeaseThread:
     async def _call(self, work: Coroutine[object, object, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    async def _beats(self) -> None:
+    async def _record_heartbeats(self) -> None:
         while True:
-            self._beat = self._clock()
-            await asyncio.sleep(BEAT_SECONDS)
+            self._last_heartbeat = self._clock()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     def _stalled(self) -> float:
-        return self._clock() - self._beat
+        return self._clock() - self._last_heartbeat

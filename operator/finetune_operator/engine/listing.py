@@ -1,4 +1,4 @@
-"""A complete list into a store, page by page: a page at most is in memory as the API server sends it."""
+"""Read a complete list into a store, page by page, so that at most one unprocessed page is in memory."""
 
 from typing import Final, NamedTuple
 
@@ -8,16 +8,16 @@ from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 
 RELIST_SECONDS: Final = 600
-"""Between two lists of a type, which make up for events that never came."""
+"""Seconds between two lists of a type, which find changes that the watch missed."""
 
 
 class Listed(NamedTuple):
-    """What a list said."""
+    """Result of a list."""
 
     resource_version: str
-    """What it is true for."""
+    """Resource version of the list."""
     missed: int
-    """How many changes the store had not known until now."""
+    """Number of changes that the store did not know before the list."""
 
 
 async def take_list(
@@ -27,19 +27,19 @@ async def take_list(
     namespace: str = "",
     selector: str = "",
 ) -> Listed:
-    """Have the store hold what exists, and nothing that does not any more.
+    """Make the store equal to the objects that exist.
 
     A list from a restored etcd begins a new epoch of the store.
 
     Args:
-        cluster: where to list.
-        store: of this type, with nothing in it that the selector leaves out.
-        type_: of the objects.
-        namespace: empty for all.
-        selector: by labels.
+        cluster: client of the API server.
+        store: store of this type; it has only objects that match the selector.
+        type_: type of the objects.
+        namespace: namespace to list; empty: all.
+        selector: label selector.
 
     Raises:
-        ApiError: there is no complete list; what was read of it is kept.
+        ApiError: the list is incomplete. The store keeps the pages that were read.
     """
     uids: set[str] = set()
     missed, resource_version, seen_before = 0, "", store.newest
@@ -58,7 +58,7 @@ async def take_list(
 def _is_of_another_epoch(store: ObjectStore, page: list[Manifest], listed_at: int, seen_before: int) -> bool:
     """Whether etcd was restored from a snapshot since `seen_before`, the newest version before the list.
 
-    A list is never older than what was seen before it. After a restore it is, until as much was written as
-    was lost; then single objects still are older than they were.
+    Without a restore, no list is older than what was seen before it. After a restore a list is older, until
+    as many versions have been written as were lost. From then on, single objects are older than before.
     """
     return listed_at < seen_before or any(store.contradicts(obj, listed_at) for obj in page)

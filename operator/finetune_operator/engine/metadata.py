@@ -1,4 +1,4 @@
-"""What is read of the metadata of objects of any type."""
+"""Accessors for the metadata of objects of any type."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from finetune_operator.plan import Manifest
 
 
 def version(obj: Manifest) -> int:
-    """The resource version as a number; within one type a greater one is newer."""
+    """The resource version as a number. Within a type, a greater one is newer."""
     return int(obj["metadata"]["resourceVersion"])
 
 

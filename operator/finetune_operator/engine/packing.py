@@ -1,4 +1,4 @@
-"""Objects that are seldom read, in a tenth of the memory: JSON, compressed by what another one is like."""
+"""Compress objects that are seldom read to a tenth of the memory: JSON with another object as dictionary."""
 
 import json
 import sys
@@ -10,17 +10,17 @@ from finetune_operator.plan import Manifest
 
 LEVEL: Final = 6
 WINDOW: Final = -15
-"""Raw deflate: neither header nor checksum."""
+"""Raw deflate, without header and checksum."""
 MAX_SHARED_LENGTH: Final = 80
-"""Characters; a longer text is seldom said twice."""
+"""Max characters of a string that is shared between objects. Longer strings seldom occur twice."""
 
 
 class PackingPolicy(NamedTuple):
-    """Which objects are held packed, because they are seldom read.
+    """Which objects are settled: they are seldom read, so they are stored packed.
 
     Attributes:
-        is_settled: whether this state of an object is.
-        note: what is known of any object without unpacking it; equal notes are one object.
+        is_settled: whether the object in this state is settled.
+        note: a text about an object that is readable without unpacking it. Equal notes share memory.
     """
 
     is_settled: Callable[[Manifest], bool] = lambda _: False
@@ -33,7 +33,8 @@ NEVER: Final = PackingPolicy()
 class Packer:
     """Packs objects of one type.
 
-    They are much alike, so the first is the dictionary of all: what is equal costs next to nothing.
+    Objects of a type are similar. The first one is the compression dictionary of all, so equal parts take
+    almost no memory.
     """
 
     def __init__(self) -> None:
@@ -47,14 +48,14 @@ class Packer:
         return packed.compress(text) + packed.flush()
 
     def unpack(self, packed: bytes) -> Manifest:
-        """The object, equal to what was packed."""
+        """The packed object."""
         unpacked = zlib.decompressobj(WINDOW, zdict=self._dictionary)
         obj: Manifest = json.loads(unpacked.decompress(packed) + unpacked.flush())
         return obj
 
 
 class StoredObject:
-    """One object as it is held: as it is, or packed."""
+    """An object in a store, packed or not."""
 
     __slots__ = ("note", "state", "uid", "version")
 
@@ -66,36 +67,36 @@ class StoredObject:
 
 
 class StoredObjects(Mapping[str, Manifest]):
-    """A live mapping whose values are unpacked when they are read."""
+    """A live view of stored objects that unpacks a value when it is read."""
 
-    def __init__(self, held: Mapping[str, StoredObject], read: Callable[[str], Manifest]) -> None:
-        self._held = held
+    def __init__(self, stored: Mapping[str, StoredObject], read: Callable[[str], Manifest]) -> None:
+        self._stored = stored
         self._read = read
 
     def __getitem__(self, key: str) -> Manifest:
         return self._read(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._stored)
 
 
 class Unsettled(Iterable[Manifest]):
-    """Those of the held objects that are not packed; may be read again and again."""
+    """The stored objects that are not packed. Can be iterated repeatedly."""
 
-    def __init__(self, held: Callable[[], Iterable[StoredObject]]) -> None:
-        self._held = held
+    def __init__(self, stored: Callable[[], Iterable[StoredObject]]) -> None:
+        self._stored = stored
 
     def __iter__(self) -> Iterator[Manifest]:
-        for each in self._held():
+        for each in self._stored():
             if not isinstance(each.state, bytes):
                 yield each.state
 
 
 def compact(value: Any) -> Any:
-    """A copy whose strings are shared with all other objects: names of fields, uids, times."""
+    """A copy that shares its strings with all other objects: field names, uids, times."""
     if isinstance(value, dict):
         return {sys.intern(key): compact(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""A queue of keys: each at most once, one worker per key and per lock, fair, delayed and backed off.
+"""Work queue: each key at most once, one worker per key and per lock, with fairness, delays and back-off.
 
-Everything happens in one event loop; nothing here is safe to call from another thread.
+It belongs to one event loop and is not thread-safe.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ K = TypeVar("K", bound=Hashable)
 FIRST_RETRY_SECONDS: Final = 0.1
 MAX_RETRY_SECONDS: Final = 60.0
 PARKED_BATCH_SIZE: Final = 500
-"""Keys whose lock is found to be taken before the rest of the process has its turn."""
+"""Number of keys with a taken lock after which `get` yields to the event loop."""
 
 
 class QueueClosed(Exception):
-    """Nothing is handed out any more."""
+    """The queue is closed."""
 
 
 class WorkQueue(Generic[K]):
     """Keys that wait for a worker.
 
-    A key that is added while a worker has it is handed out again when that worker is done, never to two
-    at once. Of several delays the earliest wins.
+    A key that is added while a worker has it is returned again after that worker is done with it, so that no
+    two workers have it at the same time. Of several delays, the earliest wins.
 
     Args:
-        share: what a key belongs to; shares are served in rotation, so that many keys of one delay the keys
-            of another by one pass each.
-        lock: what a key must be alone with while it is worked on, or None; asked when the key is about to be
-            handed out. A key whose lock is taken waits without a worker.
+        share: share of a key, such as its namespace. Shares are served in rotation, so that many keys of one
+            share delay those of another by one pass each.
+        lock: lock that a key needs while a worker has it, or None; called when the key is next. A key whose
+            lock is taken waits without a worker.
     """
 
     def __init__(
@@ -54,38 +54,41 @@ class WorkQueue(Generic[K]):
 
     @property
     def depth(self) -> int:
-        """Keys that wait for a worker or for their lock."""
+        """Number of keys that wait for a worker or for their lock."""
         return len(self._waiting)
 
     def add(self, key: K, delay: float = 0.0) -> None:
-        """Hand the key out in `delay` seconds, or earlier when it was to be earlier; not while closed."""
+        """Make the key available in `delay` seconds, or earlier if it was already due earlier.
+
+        A closed queue ignores it.
+        """
         if self._closed:
             return
         due = asyncio.get_running_loop().time() + delay
         if key in self._active:
-            asked = self._active[key]
-            self._active[key] = due if asked is None else min(asked, due)
+            already_due = self._active[key]
+            self._active[key] = due if already_due is None else min(already_due, due)
         else:
             self._schedule(key, due)
 
     def add_idle(self, key: K) -> None:
-        """Hand the key out when no other one is ready, unless it waits or is worked on already."""
+        """Make the key available when no other key is ready, unless it already waits or has a worker."""
         if not (self._closed or key in self._active or key in self._waiting):
             self._push(key, self._idle)
 
     async def get(self) -> K:
-        """The next key; call `done` with it afterwards.
+        """Wait for the next key and return it. Call `done` with it afterwards.
 
         Raises:
             QueueClosed: the queue was closed.
         """
         while not self._closed:
-            # Before the look: what becomes available during it is not to be missed.
+            # Before the search, so that a key that becomes available during it is not missed.
             self._available.clear()
             for lane in (self._ready, self._idle):
                 parked = 0
                 while (key := lane.pop()) is not None:
-                    if self._takes(key):
+                    if self._take(key):
                         return key
                     parked += 1
                     if parked % PARKED_BATCH_SIZE == 0:
@@ -94,9 +97,9 @@ class WorkQueue(Generic[K]):
         raise QueueClosed
 
     def done(self, key: K) -> None:
-        """The worker is through with the key."""
+        """Mark the key as done by its worker."""
         due = self._active.pop(key)
-        self._call(self._locks.leave(key))
+        self._call(self._locks.release(key))
         if due is not None and not self._closed:
             self._schedule(key, due)
 
@@ -104,29 +107,29 @@ class WorkQueue(Generic[K]):
         self,
         key: K,
         *,
-        first: float = FIRST_RETRY_SECONDS,
-        longest: float = MAX_RETRY_SECONDS,
-        at_least: float = 0.0,
+        first_seconds: float = FIRST_RETRY_SECONDS,
+        max_seconds: float = MAX_RETRY_SECONDS,
+        min_seconds: float = 0.0,
     ) -> float:
-        """Hand the key out again after twice the last wait, with jitter.
+        """Make the key available after twice the last delay, with jitter.
 
         Returns:
-            Seconds until then.
+            The delay in seconds.
         """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        full: float = min(longest, first * 2.0 ** min(failures, 30))
-        # Half of it at random, so that what failed together does not come back together.
-        delay = max(at_least, full * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        full: float = min(max_seconds, first_seconds * 2.0 ** min(failures, 30))
+        # Half of it at random, so that keys that failed together are not retried together.
+        delay = max(min_seconds, full * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
         self.add(key, delay)
         return delay
 
     def forget(self, key: K) -> None:
-        """The key succeeded: its next failure waits the shortest time again."""
+        """Reset the back-off of a key after a success."""
         self._failures.pop(key, None)
 
     def close(self) -> None:
-        """Hand out nothing more, hold nothing and take nothing; every waiting `get` raises."""
+        """Drop all keys and accept no more; every waiting `get` raises QueueClosed."""
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
@@ -139,14 +142,14 @@ class WorkQueue(Generic[K]):
         self._available.set()
 
     def reopen(self) -> None:
-        """Take and hand out keys again after `close`."""
+        """Accept keys again after `close`."""
         self._closed = False
 
-    def _takes(self, key: K) -> bool:
-        """Whether the key may be worked on now; else it waits for its lock."""
+    def _take(self, key: K) -> bool:
+        """Give the key to a worker. If its lock is taken, return False; the key then waits for the lock."""
         lock = self._lock(key)
-        self._call(self._locks.skipped(key, lock))
-        if not self._locks.enter(key, lock, urgent=self._waiting[key] is self._ready):
+        self._call(self._locks.skip(key, lock))
+        if not self._locks.acquire(key, lock, urgent=self._waiting[key] is self._ready):
             return False
         del self._waiting[key]
         self._active[key] = None
@@ -156,7 +159,7 @@ class WorkQueue(Generic[K]):
         return True
 
     def _call(self, key: K | None) -> None:
-        """Its lock has come: it goes before the other keys of its share."""
+        """Queue a key whose lock is free before the other keys of its share."""
         if key is not None:
             self._waiting[key].push(self._share(key), key, first=True)
             self._available.set()

@@ -1,4 +1,4 @@
-"""Keeps a store of one type current: list, then watch for a while, and list again."""
+"""Keep the store of one type current: list, watch for a while, list again."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ MAX_WAIT_SECONDS: Final = 30.0
 
 
 class Reflector:
-    """One type of object in one namespace (or all), restricted by a label selector."""
+    """Reflector of one type in one namespace (or all), restricted by a label selector."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class Reflector:
         self._selector = selector
         self._relist_seconds = relist_seconds
         self._resource_version = ""
-        """What was listed or watched last; empty: a list is needed."""
+        """Resource version of the last list or event; empty: a list is needed."""
         self._is_broken = False
-        """Whether a stream from this list has broken."""
+        """Whether a watch after this list has broken."""
         watches.expect(self.name)
 
     async def run(self) -> None:
-        """Never ends by itself; whatever the API server does is waited out."""
+        """Run until cancelled. After every error of the API server, wait and try again."""
         clock = asyncio.get_running_loop().time
         wait = RECONNECT_SECONDS
         while True:
@@ -57,17 +57,17 @@ class Reflector:
                 if not self._resource_version:
                     await self._list()
                 await self._watch()
-                # A list finds what no watch has told.
+                # A list finds changes that the watch missed.
                 self._resource_version = ""
                 wait = RECONNECT_SECONDS
             except ApiError as error:
                 if isinstance(error, Rejected):
-                    # Most often: the history from this version on is gone.
+                    # Usually 410: the API server has dropped the history since this version.
                     self._resource_version = ""
                     self._watches.refused(self.name, error)
                 if clock() - began > MAX_WAIT_SECONDS:
                     wait = RECONNECT_SECONDS
-                logger.warning("watching %s: %s; next try in %.1f s", self.name, error, wait)
+                logger.warning("cannot watch %s: %s; next try in %.1f s", self.name, error, wait)
                 await asyncio.sleep(wait)
                 wait = min(MAX_WAIT_SECONDS, wait * 2)
 
@@ -78,13 +78,13 @@ class Reflector:
         self._watches.synced(self.name)
 
     async def _watch(self) -> None:
-        """Watch from the newest version on, until the server ends the stream.
+        """Watch from the newest version until the server ends the stream.
 
         Raises:
             Rejected: a list is needed first.
         """
         if self._is_broken and await self._is_restored():
-            # From a version that is yet to come again, an API server tells nothing of what comes before it.
+            # An API server with a restored etcd sends no events before it reaches the requested version.
             return
         self._is_broken = True
         stream = self._cluster.watch(
@@ -102,7 +102,7 @@ class Reflector:
         await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _is_restored(self) -> bool:
-        """Whether the API server is behind what was watched, because its etcd was restored."""
+        """Whether the API server has only older versions, because its etcd was restored."""
         newest = await self._cluster.newest(self._type, self._namespace)
         return newest < int(self._resource_version)
 
@@ -110,5 +110,5 @@ class Reflector:
         if event in {"ADDED", "MODIFIED"}:
             self._store.put(obj)
         elif event == "DELETED":
-            # An object whose labels stopped matching comes as DELETED too, and is none of ours any more.
+            # Also sent for an object whose labels do not match the selector any more.
             self._store.remove(obj)

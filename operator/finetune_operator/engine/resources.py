@@ -1,4 +1,4 @@
-"""Where objects of a type live in the API: the paths that every request is built from."""
+"""Types of objects, and their URL paths in the API."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from finetune_operator.plan import Manifest
 
 @dataclass(frozen=True, slots=True)
 class ResourceType:
-    """One type of object as the API server names it."""
+    """Type of object, as the API server names it."""
 
     api_version: str
     kind: str
@@ -18,7 +18,7 @@ class ResourceType:
     namespaced: bool = True
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """URL path of the collection or, with a name, of one object; no namespace means all of them."""
+        """URL path of the collection or, with a name, of one object. No namespace: all namespaces."""
         root = "/apis" if "/" in self.api_version else "/api"
         scope = f"/namespaces/{quote(namespace)}" if self.namespaced and namespace else ""
         parts = [f"{root}/{self.api_version}{scope}/{self.plural}"]
@@ -53,7 +53,7 @@ BUILT_IN: Final = (
 
 
 class ResourceTypes(Mapping[tuple[str, str], ResourceType]):
-    """The types that this process deals with, by apiVersion and kind."""
+    """Types that this process uses, by apiVersion and kind."""
 
     def __init__(self, custom: Iterable[ResourceType] = ()) -> None:
         self._types = {(each.api_version, each.kind): each for each in (*BUILT_IN, *custom)}
@@ -71,9 +71,9 @@ class ResourceTypes(Mapping[tuple[str, str], ResourceType]):
         """The type of this object.
 
         Raises:
-            KeyError: nobody told this process about the type; the message names it.
+            KeyError: the type is not in the table; the message names it.
         """
         key = (manifest["apiVersion"], manifest["kind"])
         if key not in self._types:
-            raise KeyError(f"{key[1]} of {key[0]} is no type that this process was told about: add it here")
+            raise KeyError(f"{key[1]} of {key[0]} is not in the table of resource types: add it")
         return self._types[key]

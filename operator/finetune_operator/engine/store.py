@@ -1,4 +1,4 @@
-"""The newest known state of objects of one type: fed by a watch, repaired by lists, read by passes."""
+"""Cache of the newest known objects of one type. A watch feeds it, lists repair it, passes read it."""
 
 import sys
 from collections import Counter, OrderedDict
@@ -19,20 +19,20 @@ from finetune_operator.engine.packing import (
 from finetune_operator.plan import Manifest
 
 MAX_TOMBSTONES: Final = 10_000
-"""Deletions that are remembered, so that a list or event from before them cannot bring an object back."""
+"""Number of deletions to remember, so that an older list or event does not restore a deleted object."""
 
 Indexer = Callable[[Manifest], Iterable[str]]
 Transform = Callable[[Manifest], Manifest]
-"""An object less what nobody reads; what is given is not changed."""
+"""Returns a copy of an object without the fields that no pass reads."""
 Listener = Callable[[Manifest | None, Manifest | None], None]
-"""Told old and new state of every change."""
+"""Called with the old and the new state after every change."""
 
-MANAGER: Final = ("manager", "subresource")
-"""What may be kept of an entry of `managedFields`, most of which is the names of fields."""
+MANAGER_FIELDS: Final = ("manager", "subresource")
+"""Fields to keep of an entry of `managedFields`; the rest is mainly names of fields."""
 MAX_UNPACKED: Final = 100
-"""Settled objects that stay unpacked after they were read by name, because a pass reads several times."""
+"""Number of settled objects that stay unpacked after a read by name, because a pass reads several times."""
 
-NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 Address = tuple[str, str]
@@ -40,18 +40,18 @@ Address = tuple[str, str]
 
 
 class ObjectStore:
-    """Objects of one type by namespace and name, and by what the indexers say, as the transform leaves them.
+    """Transformed objects of one type, by namespace and name and by the indexers.
 
-    State only moves forward: what is older than what is known, or is of an object known to be deleted, is
-    ignored. So the answers to our own writes can be put here at once, and a pass reads what it wrote. Only a
-    new epoch, which begins when etcd is restored from a snapshot, brings older states back.
+    State only moves forward: an older state, or one of an object known to be deleted, is ignored. So
+    responses to the operator's own writes are put here at once, and a pass reads what it wrote. Only a new
+    epoch, which begins when etcd is restored from a snapshot, accepts older states.
 
-    Stored objects have no `managedFields`, or only names in it, and must not be changed by readers. Settled
-    ones are held packed and unpacked when they are read: what can do without reading all of them uses
-    `addresses`, `notes`, `uids` or `unsettled`.
+    Stored objects have no `managedFields`, or only the names of the managers. Readers must not change them.
+    Settled objects are stored packed and unpacked on every read. Prefer `addresses`, `notes`, `uids` or
+    `unsettled` over reading all objects.
 
     Attributes:
-        newest: the greatest resource version that was seen in this epoch.
+        newest: greatest resource version that was seen in this epoch.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ObjectStore:
         self._listeners: list[Listener] = []
         self._epoch_listeners: list[Callable[[], None]] = []
         self._former: set[str] = set()
-        """uids of objects whose state is of the epoch before: any other state is newer."""
+        """uids of objects whose state is from the previous epoch: any other state is newer."""
         self.newest = 0
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class ObjectStore:
         return Unsettled(self._all)
 
     def notes(self) -> Counter[tuple[str, str]]:
-        """How many settled objects there are of each namespace and note."""
+        """Number of settled objects per namespace and note."""
         return Counter(
             (namespace, held.note)
             for namespace, objects in self._objects.items()
@@ -105,36 +105,36 @@ class ObjectStore:
         )
 
     def noted(self, index: str, value: str) -> Iterator[tuple[str, str]]:
-        """Notes of the objects that `indexed` would find, with what they are keyed by."""
-        for key, held in self._indexes[index].get(value, NOTHING).items():
+        """Keys and notes of the objects that `indexed` would return."""
+        for key, held in self._indexes[index].get(value, EMPTY).items():
             yield key, held.note
 
     def is_settled(self, namespace: str, name: str) -> bool:
-        """Whether there is such an object, and it is settled."""
-        held = self._objects.get(namespace, NOTHING).get(name)
+        """Whether the object exists and is settled."""
+        held = self._objects.get(namespace, EMPTY).get(name)
         return held is not None and isinstance(held.state, bytes)
 
     def version_of(self, namespace: str, name: str) -> int:
-        """Resource version of the object; 0 where there is none."""
-        held = self._objects.get(namespace, NOTHING).get(name)
+        """Resource version of the object; 0 if it does not exist."""
+        held = self._objects.get(namespace, EMPTY).get(name)
         return 0 if held is None else held.version
 
     def uids(self) -> Iterator[str]:
-        """Those of all objects."""
+        """uids of all objects."""
         return (held.uid for held in self._all())
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
     def subscribe_epochs(self, listener: Callable[[], None]) -> None:
-        """Have the listener called when a new epoch begins."""
+        """Call the listener when a new epoch begins."""
         self._epoch_listeners.append(listener)
 
     def begin_epoch(self) -> None:
-        """Take everything for outdated: etcd was restored, so versions begin again at a smaller number.
+        """Mark all objects as outdated: etcd was restored, so versions continue at a smaller number.
 
-        What is held stays readable until the next state of it, or a complete list, says otherwise. An equal
-        version counts as another state: it may have been given again since.
+        Stored objects stay readable until their next state or a complete list replaces them. An equal version
+        counts as newer, because the restored API server may have assigned it again.
         """
         self._former = set(self.uids())
         self._deleted.clear()
@@ -143,35 +143,36 @@ class ObjectStore:
             listener()
 
     def see(self, resource_version: int) -> None:
-        """There was such a version: what is read from now on cannot be older, unless etcd is restored."""
+        """Record a version that the API server has sent. Without a restore of etcd, no later read is
+        older."""
         self.newest = max(self.newest, resource_version)
 
     def contradicts(self, obj: Manifest, listed_at: int) -> bool:
-        """Whether a list holds a state of this object that is older than one before the list.
+        """Whether a list has an older state of this object than was known before the list.
 
         Args:
-            obj: as it is listed.
-            listed_at: the resource version of the list.
+            obj: the object in the list.
+            listed_at: resource version of the list.
         """
         held = self._held(obj)
         return held is not None and version(obj) < self._known(held) <= listed_at
 
     def get(self, namespace: str, name: str) -> Manifest | None:
-        held = self._objects.get(namespace, NOTHING).get(name)
+        held = self._objects.get(namespace, EMPTY).get(name)
         return None if held is None else self._read(held, (namespace, name))
 
     def names(self, namespace: str) -> Mapping[str, Manifest]:
-        """The live mapping of one namespace's objects by name."""
-        held = self._objects.get(namespace, NOTHING)
+        """Live mapping of the objects of a namespace, by name."""
+        held = self._objects.get(namespace, EMPTY)
         return StoredObjects(held, lambda name: self._read(held[name], (namespace, name)))
 
     def indexed(self, index: str, value: str) -> Mapping[str, Manifest]:
-        """Objects that the indexer `index` files under `value`, keyed `namespace/name`."""
-        held = self._indexes[index].get(value, NOTHING)
+        """Objects with this value of the index, by `namespace/name`."""
+        held = self._indexes[index].get(value, EMPTY)
         return StoredObjects(held, lambda key: self._read(held[key]))
 
     def put(self, obj: Manifest) -> bool:
-        """Take over a newer state; False when it was no news."""
+        """Store the object if it is newer than the known state; return whether it was."""
         metadata: dict[str, Any] = obj["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         self.see(version(obj))
@@ -191,11 +192,11 @@ class ObjectStore:
         return True
 
     def remove(self, obj: Manifest, at: int | None = None) -> bool:
-        """This object, told by its uid, is gone; False when it was not known.
+        """Remove the object with this uid; return whether it was stored.
 
         Args:
-            obj: its last state.
-            at: the resource version at which it was gone; absent: that of `obj`.
+            obj: last state of the object.
+            at: resource version at which it was gone; absent: that of `obj`.
         """
         metadata = obj["metadata"]
         self._bury(metadata["uid"], version(obj) if at is None else at)
@@ -214,18 +215,18 @@ class ObjectStore:
         return True
 
     def prune(self, uids: Collection[str], resource_version: str, namespace: str = "") -> int:
-        """What a complete list does not hold, and is not newer than the list, is gone.
+        """Remove the objects that a complete list does not have, except those newer than the list.
 
         Args:
-            uids: of all objects in the list.
-            resource_version: of the list.
-            namespace: that was listed; empty for all.
+            uids: uids of all objects in the list.
+            resource_version: resource version of the list.
+            namespace: listed namespace; empty: all.
 
         Returns:
-            How many were gone.
+            The number of removed objects.
         """
         gone = 0
-        known = list(self._objects.get(namespace, NOTHING).values()) if namespace else list(self._all())
+        known = list(self._objects.get(namespace, EMPTY).values()) if namespace else list(self._all())
         listed_at = int(resource_version)
         for held in known:
             if held.uid not in uids and self._known(held) <= listed_at:
@@ -237,12 +238,12 @@ class ObjectStore:
             yield from list(objects.values())
 
     def _held(self, obj: Manifest) -> StoredObject | None:
-        """What is held under the object's name."""
+        """The stored object of this namespace and name."""
         metadata = obj["metadata"]
-        return self._objects.get(metadata.get("namespace", ""), NOTHING).get(metadata["name"])
+        return self._objects.get(metadata.get("namespace", ""), EMPTY).get(metadata["name"])
 
     def _read(self, held: StoredObject, keep_as: Address | None = None) -> Manifest:
-        """The object; one that was unpacked is kept for a while where its address is given."""
+        """The object, unpacked if necessary. With an address, it stays unpacked for a while."""
         if not isinstance(held.state, bytes):
             return held.state
         if keep_as is None:
@@ -255,17 +256,17 @@ class ObjectStore:
         return known[1]
 
     def _slim(self, obj: Manifest) -> Manifest:
-        """What is kept of the object; it is not changed."""
+        """A copy of the object without the fields that are not stored."""
         metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
         if self._keep_managers:
             managed = obj["metadata"].get("managedFields") or ()
             metadata["managedFields"] = [
-                {key: each[key] for key in MANAGER if key in each} for each in managed
+                {key: each[key] for key in MANAGER_FIELDS if key in each} for each in managed
             ]
         return self._transform({**obj, "metadata": metadata})
 
     def _known(self, held: StoredObject) -> int:
-        """The version that another state has to be newer than."""
+        """The version that a new state must exceed."""
         return 0 if held.uid in self._former else held.version
 
     def _bury(self, uid: str, at: int) -> None:

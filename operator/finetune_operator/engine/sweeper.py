@@ -1,8 +1,7 @@
-"""Full lists from time to time, for the types that somebody else watches for us.
+"""Periodic full lists of the types that Kopf watches.
 
-A watch library that lists again after a gap tells of no deletions in it, and a watch may freeze in silence.
-A list finds both: it removes what is gone, and only where it finds nothing that the watch had missed does the
-watch count as alive.
+Kopf lists again after a gap, but reports no deletions in it, and a watch may freeze without an error. A list
+finds both. It removes what is gone, and the watch counts as alive only if the list finds no missed change.
 """
 
 import asyncio
@@ -49,11 +48,11 @@ class Sweeper:
         watches.expect(self.name)
 
     def request(self) -> None:
-        """List as soon as possible: there is reason to believe that the watch missed something."""
+        """List as soon as possible, because the watch may have missed a change."""
         self._requested.set()
 
     async def run(self) -> None:
-        """Never ends by itself; until the type is installed and may be listed, it is tried again."""
+        """Run until cancelled. While the type is not installed or may not be listed, try again."""
         wait = FIRST_RETRY_SECONDS
         while True:
             try:
@@ -70,15 +69,15 @@ class Sweeper:
                     await asyncio.wait_for(self._requested.wait(), self._period_seconds)
 
     async def catch_up(self) -> None:
-        """Have the store hold what exists now, whatever the watch still has to tell.
+        """Make the store equal to the objects that exist now, without waiting for the watch.
 
-        Tried again until it succeeds; a type that may not be listed now is left as it is.
+        It retries until it succeeds, except if the type may not be listed.
         """
         while self._watches.is_known(self.name):
             try:
                 await take_list(self._cluster, self._store, self._type, self._namespace)
             except ApiError as error:
-                logger.warning("%s; needed before anything is decided", self._explained(error))
+                logger.warning("%s; the first pass waits for this list", self._explained(error))
                 if isinstance(error, Rejected) and error.code != HTTPStatus.GONE:
                     return
                 await asyncio.sleep(FIRST_RETRY_SECONDS)
@@ -91,11 +90,11 @@ class Sweeper:
         if listed.missed == 0 or not self._watches.is_known(self.name):
             self._watches.synced(self.name)
         else:
-            logger.info("a list of %s found %d changes before the watch did", self.name, listed.missed)
+            logger.info("a list of %s found %d changes before the watch", self.name, listed.missed)
             await self._try_watch(listed.resource_version)
 
     async def _try_watch(self, resource_version: str) -> None:
-        """A watch that misses changes because it is refused is not frozen."""
+        """Open a watch for a moment: if it is refused, the watch that missed changes is not frozen."""
         stream = self._cluster.watch(self._type, self._namespace, "", resource_version, seconds=TRY_SECONDS)
         try:
             async with contextlib.aclosing(stream):
@@ -103,10 +102,10 @@ class Sweeper:
                     return
         except Rejected as error:
             self._watches.refused(self.name, error)
-            logger.warning("watching %s: %s", self.name, error)
+            logger.warning("cannot watch %s: %s", self.name, error)
 
     def _explained(self, error: ApiError) -> str:
         if isinstance(error, Rejected) and error.code == HTTPStatus.NOT_FOUND:
             version = self._type.api_version
             return f"{self._type.plural} of {version} are not installed: apply the CRDs of this release"
-        return f"listing {self.name}: {error}"
+        return f"cannot list {self.name}: {error}"

@@ -1,4 +1,4 @@
-"""One HTTP request to the API server: address, authentication, count, and what a failure means."""
+"""HTTP requests to the API server: address, authentication, count, and the errors of failures."""
 
 import asyncio
 import json
@@ -30,20 +30,20 @@ REQUEST_TIMEOUT_SECONDS: Final = 30.0
 UNLIMITED: Final = 0
 JSON: Final = "application/json"
 DEFAULT_TIMEOUT: Final = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
-"""Of a request with a short answer."""
+"""Timeout of a request with a short response."""
 
 OnRequest = Callable[[str, str], None]
-"""Told verb and status code (`error` without an answer) of every request."""
+"""Called after every request with its verb and status code; the code is `error` without a response."""
 Fence = Callable[[], None]
-"""Asked before every write; raises NotActive where it must not be sent."""
+"""Called before every write; raises NotActive if it must not be sent."""
 
 
 async def load_configuration(kubeconfig: Path | None = None) -> Configuration:
-    """How to reach the API server.
+    """Load the configuration of the client.
 
     Args:
-        kubeconfig: the file to take; None for the one that KUBECONFIG names, else the pod's service account,
-            else `~/.kube/config`.
+        kubeconfig: path of a kubeconfig. None: the file in KUBECONFIG, else the pod's service account, else
+            `~/.kube/config`.
     """
     configuration = Configuration()
     in_pod = kubeconfig is None and "KUBECONFIG" not in os.environ
@@ -51,21 +51,21 @@ async def load_configuration(kubeconfig: Path | None = None) -> Configuration:
         load_incluster_config(client_configuration=configuration)
     else:
         await load_kube_config(
-            # The default was looked up when the library was imported.
+            # The library's default was read from the environment at its import.
             config_file=str(kubeconfig or os.environ.get("KUBECONFIG", KUBE_CONFIG_DEFAULT_LOCATION)),
             client_configuration=configuration,
             persist_config=False,
         )
-    # Every watch keeps a connection: with 25 namespaces, the default of 100 leaves none for requests.
+    # Every watch uses a connection: with 25 namespaces, the default of 100 leaves none for requests.
     configuration.connection_pool_maxsize = UNLIMITED
-    # aiohttp would look for proxies in the environment and read ~/.netrc for each request, in a thread.
+    # Otherwise aiohttp reads proxies from the environment and ~/.netrc for each request, in a thread.
     configuration.proxy = configuration.proxy or proxy_of(configuration.host)
     configuration.client_session_kwargs = {"trust_env": False}
     return configuration
 
 
 def proxy_of(server: str) -> str | None:
-    """The proxy on the way to a URL by `HTTPS_PROXY` and `NO_PROXY`, or None."""
+    """The proxy for a URL by `HTTPS_PROXY` and `NO_PROXY`, or None."""
     parts = urlsplit(server)
     if parts.hostname is None or proxy_bypass(parts.hostname):
         return None
@@ -74,7 +74,7 @@ def proxy_of(server: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; `verb` is the API server's word for it."""
+    """One request; `verb` is the Kubernetes verb, such as `list`."""
 
     verb: str
     method: str
@@ -86,7 +86,7 @@ class Request:
 
 
 class Transport:
-    """The connection to the API server; nothing is retried here."""
+    """The connection to the API server. It retries nothing."""
 
     def __init__(
         self, configuration: Configuration, user_agent: str, on_request: OnRequest, fence: Fence
@@ -100,22 +100,22 @@ class Transport:
         await self._client.close()
 
     async def call(self, request: Request) -> Manifest:
-        """Send, and read the answer as JSON.
+        """Send the request and return the response as JSON.
 
         Raises:
             Conflict, Rejected, Unavailable: see `error_of`.
-            NotActive: it is a write, and the fence does not let it pass.
+            NotActive: the fence refused a write.
         """
         try:
             response = await self.open(request)
             answer: Manifest = json.loads(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            # ValueError: a proxy in between answered with something that is no JSON.
+            # ValueError: a proxy sent a response that is not JSON.
             raise Unavailable(f"{request.method} {request.path}: {type(error).__name__} {error}") from error
         return answer
 
     async def open(self, request: Request) -> aiohttp.ClientResponse:
-        """Send; the answer's body is left to be read, and aiohttp's errors are not translated."""
+        """Send the request and return the unread response. Errors of aiohttp are not translated."""
         method, url, headers, body, _ = await self._client.param_serialize(
             request.method,
             request.path,
@@ -125,7 +125,7 @@ class Transport:
             auth_settings=["BearerToken"],
         )
         if request.method != "GET":
-            # As late as possible: the process may have been frozen at any moment until now.
+            # As late as possible, because the process may have been frozen at any time before.
             self._fence()
         code = "error"
         try:
@@ -142,16 +142,16 @@ class Transport:
 
 
 UNDECLARED: Final = "field not declared in schema"
-"""What the API server says to an apply with a field that the installed definition lacks."""
+"""Message of the API server for an apply of a field that the installed definition lacks."""
 
 
 def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
-    """The error that an answer stands for.
+    """The error for a response.
 
     Args:
-        code: HTTP status, 400 or more.
-        retry_after: the header of that name.
-        body: a `Status` as JSON; a proxy on the way may have sent something else.
+        code: HTTP status, at least 400.
+        retry_after: value of the Retry-After header.
+        body: a `Status` as JSON, or whatever a proxy sent.
     """
     status = _status(body)
     reason = status.get("reason") or f"HTTP{code}"
@@ -160,10 +160,10 @@ def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
         return AlreadyExists(message) if reason == "AlreadyExists" else Conflict(message)
     if UNDECLARED in message:
         return Undeclared(code, reason, message)
-    waits = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
-    if code in waits or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        wait = float(retry_after) if retry_after and retry_after.isdigit() else None
-        return Unavailable(message, retry_after=wait)
+    temporary = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+    if code in temporary or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+        return Unavailable(message, retry_after_seconds=seconds)
     causes = (status.get("details") or {}).get("causes") or []
     named = {cause.get("reason", "") for cause in causes} | {cause.get("field", "") for cause in causes}
     return Rejected(code, reason, message, frozenset(named - {""}))

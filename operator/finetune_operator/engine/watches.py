@@ -1,7 +1,7 @@
-"""What the watches say of themselves: their age, and where the first lists are complete.
+"""State of the watches: when each was last alive, and which namespaces have complete first lists.
 
-A watch that froze in silence is told by nothing but the time since it spoke. A watch that is refused is not
-silent: it answers, and only a right helps.
+A frozen watch shows no error: only the time since its last event reveals it. A watch that is refused is not
+frozen: it gets responses, and needs a right.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from finetune_operator.engine.errors import Rejected
 logger = logging.getLogger(__name__)
 
 EVERYWHERE: Final = ""
-"""In place of a namespace: what is listed for the whole cluster."""
+"""Used instead of a namespace for lists of the whole cluster."""
 
 
 def watch_name(plural: str, namespace: str) -> str:
@@ -29,11 +29,11 @@ def _namespace(name: str) -> str:
 
 
 class Watches:
-    """When each watch last proved to be alive, and what may be acted on.
+    """When each watch was last alive, and which namespaces may be reconciled.
 
-    A namespace is complete when the first list of each of its watches, and of those of the whole cluster, is
-    complete; from then on it stays so. Where the API server forbids a first list, the namespace is left out
-    until it no longer does, and the others are not held up.
+    A namespace is complete when the first lists of its watches, and of the watches of the whole cluster, are
+    complete. It then stays complete. If the API server forbids a first list, the namespace is left out until
+    the list is allowed; other namespaces do not wait for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,17 +47,17 @@ class Watches:
         self._listeners: list[Callable[[str], None]] = []
 
     def subscribe(self, listener: Callable[[str], None]) -> None:
-        """Have the listener told of every namespace that becomes complete."""
+        """Call the listener with every namespace that becomes complete."""
         self._listeners.append(listener)
 
     def expect(self, name: str) -> None:
-        """There is such a watch; until its first list is complete its namespace is not."""
+        """Register a watch. Its namespace is not complete before its first list is."""
         self._beats.setdefault(name, self._clock())
         self._unsynced.setdefault(_namespace(name), set()).add(name)
         self._left_out = None
 
     def synced(self, name: str) -> None:
-        """A list is complete."""
+        """Record a complete list."""
         self.beat(name)
         self._forbidden.discard(name)
         if self.is_known(name):
@@ -71,11 +71,12 @@ class Watches:
                 self._notify(each)
 
     def beat(self, name: str) -> None:
-        """The watch proved to be alive: by an event, a bookmark, or a list that agreed with it."""
+        """Record that the watch is alive: by an event, a bookmark, or a list that found no missed change."""
         self._beats[name] = self._answers[name] = self._clock()
 
     def refused(self, name: str, error: Rejected) -> None:
-        """The API server refuses the list or the watch: an answer, so nothing is frozen, but no news."""
+        """Record that the API server refused the list or the watch: it is not frozen, but also not
+        current."""
         self._answers[name] = self._clock()
         if error.code != HTTPStatus.FORBIDDEN or self.is_known(name) or name in self._forbidden:
             return
@@ -83,20 +84,20 @@ class Watches:
         self._changed.set()
         namespace = _namespace(name)
         logger.warning(
-            "%s may not be listed, so nothing is done in %s: helm upgrade puts the chart's rights back; a"
-            " namespace that is gone for good has to be taken out of watchNamespaces",
+            "the operator may not list %s, so it does nothing in %s: helm upgrade restores the chart's roles;"
+            " remove a deleted namespace from watchNamespaces",
             name,
             f"namespace {namespace}" if namespace else "any namespace",
         )
 
     async def all_settled(self) -> None:
-        """Wait until nothing is waited for."""
+        """Return when `waiting_for` is empty."""
         while self.waiting_for:
             self._changed.clear()
             await self._changed.wait()
 
     def complete(self, namespace: str) -> bool:
-        """Whether all lists that a look at an object of this namespace relies on are complete."""
+        """Whether all lists that a pass for an object of this namespace needs are complete."""
         return not self._unsynced.get(EVERYWHERE) and not self._unsynced.get(namespace)
 
     def is_known(self, name: str) -> bool:
@@ -105,28 +106,28 @@ class Watches:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Namespaces that are not complete; every pass asks."""
+        """Namespaces that are not complete. Cached, because every pass reads it."""
         if self._left_out is None:
             self._left_out = tuple(each for each in self._namespaces() if each and not self.complete(each))
         return self._left_out
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
-        """Watches whose first list has to be complete before there is anything to act on.
+        """Watches whose first list must be complete before any pass.
 
-        Forbidden ones are among them only where no namespace is complete.
+        Forbidden lists are included only if no namespace is complete.
         """
         unsynced = {name for names in self._unsynced.values() for name in names}
         served = any(each and self.complete(each) for each in self._namespaces())
         return tuple(sorted(unsynced - self._forbidden if served else unsynced))
 
     def ages(self) -> Mapping[str, float]:
-        """Seconds since each watch proved to be alive."""
+        """Seconds since each watch was last known to be alive."""
         now = self._clock()
         return {name: now - beat for name, beat in self._beats.items()}
 
     def silences(self) -> Mapping[str, float]:
-        """Seconds since anything, a refusal included, was heard of each watch that had a complete list."""
+        """Seconds since the last event, list or refusal of each watch that has had a complete list."""
         now = self._clock()
         return {name: now - answer for name, answer in self._answers.items() if self.is_known(name)}
 

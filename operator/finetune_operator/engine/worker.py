@@ -1,4 +1,4 @@
-"""Workers: take a key, look at it, and decide by the error when to look again."""
+"""Workers: take a key, reconcile it, and decide by the error when to retry."""
 
 import asyncio
 import logging
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 FIRST_REJECTED_RETRY_SECONDS: Final = 5.0
 MAX_REJECTED_RETRY_SECONDS: Final = 300.0
-"""What only a person can mend is tried rarely."""
+"""Longer back-off for errors that only a user or administrator can fix."""
 
 Reconcile = Callable[[Key], Awaitable[float | None]]
-"""One pass over one object: seconds until another is due, or None."""
+"""Executes one pass for one object; returns the seconds until the next one, or None."""
 Observe = Callable[[Key, float, str], None]
-"""Told key, seconds and result of every pass."""
+"""Called after every pass with its key, seconds and result."""
 
 
 class ReconcileWorkers:
-    """`count` workers on one queue."""
+    """`count` workers for one queue."""
 
     def __init__(self, queue: WorkQueue[Key], reconcile: Reconcile, count: int, observe: Observe) -> None:
         self._queue = queue
@@ -32,7 +32,7 @@ class ReconcileWorkers:
         self._observe = observe
 
     async def run(self) -> None:
-        """Work until the queue is closed, finishing the passes under way; cancel to stop in mid-pass."""
+        """Work until the queue is closed, and finish running passes. Cancel to stop within a pass."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._count):
                 group.create_task(self._work(), name=f"worker-{number}")
@@ -47,8 +47,8 @@ class ReconcileWorkers:
                 await self._pass(key)
             finally:
                 self._queue.done(key)
-            # A pass with nothing to do never waits for anything: without this, one worker would work off
-            # all of such passes in one go, and nothing else would run meanwhile.
+            # A pass without changes never awaits I/O. Without this, one worker would execute all such passes
+            # in a row, and nothing else would run in the meantime.
             await asyncio.sleep(0)
 
     async def _pass(self, key: Key) -> None:
@@ -61,21 +61,21 @@ class ReconcileWorkers:
             self._queue.forget(key)
         except Conflict as error:
             result = "conflict"
-            logger.debug("%s: %s; looking again", _name(key), error)
+            logger.debug("%s: %s; reconciling again", _name(key), error)
             self._queue.retry(key)
         except Unavailable as error:
             result = "unavailable"
-            delay = self._queue.retry(key, at_least=error.retry_after or 0.0)
+            delay = self._queue.retry(key, min_seconds=error.retry_after_seconds or 0.0)
             logger.warning("%s: %s; next try in %.1f s", _name(key), error, delay)
         except (Rejected, NameConflict) as error:
             result = "rejected"
             delay = self._retry_rarely(key)
             logger.warning("%s: %s; next try in %.0f s", _name(key), error, delay)
         except Exception:
-            # A bug shows itself on one object; the others go on.
+            # A bug affects one object; the other objects are still reconciled.
             result = "error"
             delay = self._retry_rarely(key)
-            logger.exception("%s: this pass failed by a bug; next try in %.0f s", _name(key), delay)
+            logger.exception("%s: the pass failed with a bug; next try in %.0f s", _name(key), delay)
         else:
             self._queue.forget(key)
             if again is not None:
@@ -83,7 +83,9 @@ class ReconcileWorkers:
         self._observe(key, time.perf_counter() - started, result)
 
     def _retry_rarely(self, key: Key) -> float:
-        return self._queue.retry(key, first=FIRST_REJECTED_RETRY_SECONDS, longest=MAX_REJECTED_RETRY_SECONDS)
+        return self._queue.retry(
+            key, first_seconds=FIRST_REJECTED_RETRY_SECONDS, max_seconds=MAX_REJECTED_RETRY_SECONDS
+        )
 
 
 def _name(key: Key) -> str:

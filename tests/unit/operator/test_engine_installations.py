@@ -157,7 +157,7 @@ async def test_without_the_right_to_list_it_works_and_says_so_once(caplog: pytes
     assert not await waits(installation)
     assert not await waits(installation)
     assert [message for message in caplog.messages if "cannot list" in message] == [
-        "other installations of this operator would not be noticed: cannot list resource leases"
+        "other installations of this operator cannot be detected: cannot list resource leases"
     ]
 
 

@@ -80,7 +80,7 @@ def test_a_delay_asked_for_during_work_counts_from_when_it_was_asked() -> None:
 
 def test_repeated_failures_wait_longer_up_to_the_limit_and_success_forgets_them() -> None:
     async def test(queue: WorkQueue[str]) -> None:
-        waits = [queue.retry("a", first=0.1, longest=60) for _ in range(14)]
+        waits = [queue.retry("a", first_seconds=0.1, max_seconds=60) for _ in range(14)]
         for failures, wait in enumerate(waits):
             full = min(60, 0.1 * 2**failures)
             assert full / 2 <= wait <= full
@@ -92,7 +92,7 @@ def test_repeated_failures_wait_longer_up_to_the_limit_and_success_forgets_them(
 
 def test_the_server_may_ask_for_a_longer_wait() -> None:
     async def test(queue: WorkQueue[str]) -> None:
-        assert queue.retry("a", at_least=7) == 7
+        assert queue.retry("a", min_seconds=7) == 7
         await queue.get()
         assert clock() == pytest.approx(7)
 

@@ -139,7 +139,7 @@ class Broken(Listed):
         if len(self.watched_from) == 1:
             yield {"type": "MODIFIED", "object": pod("a", 120)}
             yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "130"}}}
-            raise Unavailable("the stream broke")
+            raise Unavailable("the watch broke")
         await asyncio.sleep(seconds)
 
 

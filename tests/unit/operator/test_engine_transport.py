@@ -33,7 +33,7 @@ def test_a_field_that_the_installed_definition_lacks_is_no_passing_trouble() -> 
 def test_the_servers_wish_for_a_pause_is_kept() -> None:
     error = error_of(429, "7", status(message="slow down"))
     assert isinstance(error, Unavailable)
-    assert error.retry_after == 7
+    assert error.retry_after_seconds == 7
 
 
 @pytest.mark.parametrize("code", [400, 403, 404, 410, 413, 422])

@@ -56,7 +56,7 @@ async def test_a_forbidden_namespace_is_not_waited_for(caplog: pytest.LogCapture
     assert made.left_out == ("team-b",)
     assert not made.complete("team-b")
     (said,) = caplog.messages
-    assert said.startswith("pods/team-b may not be listed, so nothing is done in namespace team-b: ")
+    assert said.startswith("the operator may not list pods/team-b, so it does nothing in namespace team-b: ")
 
 
 def test_a_namespace_counts_as_soon_as_it_may_be_listed() -> None:
