@@ -1,4 +1,4 @@
-"""The caches of one process: our kinds and their children, and how they are indexed."""
+"""The caches of the process: the operator's kinds and their children, with indexes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -18,17 +18,17 @@ KIND_TYPES: Final = {
 RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
 
 BY_OWNER: Final = "owner"
-"""Children, by `Child.owners`."""
+"""Index of children, by `Child.owners`."""
 
 
 def key_of(manifest: Manifest) -> Key:
-    """The key of an object of one of our kinds."""
+    """The key of an object of one of the operator's kinds."""
     metadata = manifest["metadata"]
     return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
 class Caches:
-    """One store a type: of our kinds, and of the children that `secondaries` names."""
+    """One store per type: the operator's kinds, and the types of children in `secondaries`."""
 
     def __init__(self, secondaries: tuple[Secondary, ...] = SECONDARIES) -> None:
         self.kinds = {
@@ -48,14 +48,14 @@ class Caches:
         self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
 
     def keys(self) -> Iterator[Key]:
-        """Of all objects of our kinds."""
+        """Keys of all objects of the operator's kinds."""
         for kind, store in self.kinds.items():
             for namespace, name in store.addresses():
                 yield Key(kind, namespace, name)
 
 
 def _slim_checkpoint(checkpoint: Manifest) -> Manifest:
-    """Without the loss curve, most of a Checkpoint: it is for people."""
+    """Drop the loss curve. It is most of a Checkpoint, and only users read it."""
     spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
     return checkpoint | {"spec": spec}
 
@@ -65,26 +65,26 @@ def _whole(obj: Manifest) -> Manifest:
 
 
 TRANSFORMS: Final[Mapping[str, Transform]] = {"Checkpoint": _slim_checkpoint}
-"""What of an object of one of our kinds is kept, where that is not all."""
+"""Transforms of the kinds that are not cached whole."""
 
 
-def _is_over(job: Manifest) -> bool:
-    """A run that has ended is not worked on again."""
-    return _stays(job) and has_ended(job)
+def _is_finished_run(job: Manifest) -> bool:
+    """Whether the run has ended. Passes hardly ever read it again."""
+    return _is_live(job) and has_ended(job)
 
 
-def _is_judged(record: Manifest) -> bool:
-    """A record with its first condition hardly ever changes again."""
-    return _stays(record) and bool((record.get("status") or {}).get("conditions"))
+def _has_conditions(record: Manifest) -> bool:
+    """Whether the record has its first condition. It hardly ever changes again."""
+    return _is_live(record) and bool((record.get("status") or {}).get("conditions"))
 
 
-def _stays(obj: Manifest) -> bool:
+def _is_live(obj: Manifest) -> bool:
     return "deletionTimestamp" not in obj["metadata"]
 
 
 def _created(record: Manifest) -> str:
-    """When the record was made; empty, and so older than all others, while it is being deleted."""
-    created: str = record["metadata"].get("creationTimestamp", "") if _stays(record) else ""
+    """Creation time of the record; empty, and so older than all others, while it is being deleted."""
+    created: str = record["metadata"].get("creationTimestamp", "") if _is_live(record) else ""
     return created
 
 
@@ -94,8 +94,8 @@ def _phase(job: Manifest) -> str:
 
 
 SETTLED: Final[Mapping[str, PackingPolicy]] = {
-    "FineTuneJob": PackingPolicy(_is_over, _phase),
-    "Checkpoint": PackingPolicy(_is_judged),
-    "DatasetVersion": PackingPolicy(_is_judged, _created),
+    "FineTuneJob": PackingPolicy(_is_finished_run, _phase),
+    "Checkpoint": PackingPolicy(_has_conditions),
+    "DatasetVersion": PackingPolicy(_has_conditions, _created),
 }
-"""Which objects are history: they become ever more, and are seldom read."""
+"""Policies for history: objects whose number only grows, and that passes seldom read."""

@@ -1,4 +1,4 @@
-"""The operator's process: settings, logs, signals."""
+"""Start the operator: settings, logs, signals."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Run the operator; exits 1, with a word on why, where the process cannot start or go on."""
+    """Run the operator. If the process cannot start or continue, it logs why and exits with code 1."""
     try:
         settings = Settings.from_environment()
     except SettingsError as error:
@@ -33,5 +33,5 @@ def main() -> None:
     try:
         asyncio.run(run(settings))
     except Exception:
-        logger.exception("the operator cannot go on; it should be restarted")
+        logger.exception("the operator stops after an error and must be restarted")
         sys.exit(1)

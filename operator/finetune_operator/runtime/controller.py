@@ -1,4 +1,4 @@
-"""One pass over one object: see, decide, do, tell."""
+"""One pass for one object: read the snapshot, compute the plan, execute it, record metrics."""
 
 import logging
 import time
@@ -34,12 +34,12 @@ from finetune_operator.status.reasons import EventReason, Reason
 logger = logging.getLogger(__name__)
 
 KNOWN_SECONDS: Final = 5.0
-"""Seconds for which a service account that was seen counts as there: enough that a burst of runs does not ask
-for it again and again, and less than a namespace takes to go and come again."""
+"""Seconds for which a service account counts as existing after it was created. A burst of runs then does not
+request it repeatedly, and a namespace takes longer to be deleted and created again."""
 
 OLD_DEFINITIONS: Final = (
-    "the CustomResourceDefinitions in this cluster are older than this operator, so the status cannot be"
-    f" written: {APPLY}"
+    "the CustomResourceDefinitions in this cluster are older than this operator, so it cannot write the"
+    f" status: {APPLY}"
 )
 
 
@@ -47,7 +47,7 @@ MAX_NAMES_IN_MESSAGE: Final = 4
 
 
 class Controller:
-    """Looks at objects of all kinds; holds no state that a restart may not lose."""
+    """Reconciles objects of all kinds. A restart may lose its state."""
 
     def __init__(
         self,
@@ -74,12 +74,16 @@ class Controller:
         self._service_accounts: dict[str, dict[str, float]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
-        """Bring the cluster one step nearer to what the object asks for.
+        """Execute one pass for the object.
 
-        Passes with the same lock (`SnapshotReader.lock`) must not overlap: the queue sees to that.
+        Passes with the same lock (`SnapshotReader.lock`) must not overlap; the queue ensures this.
 
         Returns:
-            Seconds until another look is due although nothing may change, or None.
+            Seconds until the next pass, even without a change, or None.
+
+        Raises:
+            Gone: the object does not exist any more.
+            Conflict, NameConflict, Rejected, Unavailable: see `Executor.carry_out`.
         """
         primary = self._caches.kinds[key.kind].get(key.namespace, key.name)
         if primary is None:
@@ -87,7 +91,7 @@ class Controller:
             raise Gone(key.name)
         resource = self._reader.resource(key)
         if resource is None:
-            await self._let_go_unread(primary)
+            await self._release_unreadable(primary)
             return None
         now = datetime.now(UTC)
         try:
@@ -95,21 +99,22 @@ class Controller:
             plan = self._decide(key, primary, resource, snapshot)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
-            message = f"{error}; this continues when that object is gone or has another name"
+            message = f"{error}; the operator continues when that object is deleted or renamed"
             await self._block(primary, resource, Reason.NAME_CONFLICT, message, now)
             raise
         except Rejected as error:
             if error.is_for_terminating_namespace:
                 if resource.metadata.deletion_timestamp is not None:
-                    # What has our finalizer must not be dropped: the next look knows that the namespace goes.
+                    # An object with the finalizer must stay queued: the next pass sees the terminating
+                    # namespace.
                     raise Conflict(str(error)) from error
-                raise Gone(f"namespace {key.namespace} is going") from error
+                raise Gone(f"namespace {key.namespace} is being deleted") from error
             if isinstance(error, Undeclared):
-                # The status is what cannot be written, so an event has to do.
+                # The status cannot be written, so an event reports it.
                 logger.warning("%s (%s)", OLD_DEFINITIONS, error)
                 await self._events.record(primary, Event("Warning", EventReason.BLOCKED, OLD_DEFINITIONS))
                 raise
-            message = f"the API server refuses what this needs: {error.message}{_advice(error)}"
+            message = f"the API server refuses a request for this object: {error.message}{_advice(error)}"
             await self._block(primary, resource, _reason(error), message, now)
             raise
         self._note_service_accounts(plan)
@@ -117,7 +122,7 @@ class Controller:
         return plan.requeue_after
 
     def _decide(self, key: Key, primary: Manifest, resource: Resource, snapshot: Snapshot) -> Plan:
-        """What to do; what a newer release has written into the status stays there."""
+        """Compute the plan. Status fields and values of a newer release are kept."""
         unknown = [path for path in self._reader.unknown(key) if path.startswith("spec.")]
         if unknown and resource.metadata.deletion_timestamp is None:
             result = block(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now)
@@ -135,17 +140,17 @@ class Controller:
             return status
         return keep_unknown(model, primary.get("status", {}), status)
 
-    async def _let_go_unread(self, primary: Manifest) -> None:
-        """An object that this version cannot read must not hold up the deletion of its whole namespace.
+    async def _release_unreadable(self, primary: Manifest) -> None:
+        """Remove the finalizer of an unreadable object, so that its terminating namespace can be deleted.
 
         Raises:
-            Rejected: it does not.
+            Rejected: the object has no finalizer, is not being deleted, or its namespace is not.
         """
         metadata = primary["metadata"]
         finalizers = metadata.get("finalizers", [])
-        is_held = "deletionTimestamp" in metadata and FINALIZER in finalizers
-        if not is_held or not await self._is_terminating(metadata["namespace"]):
-            raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "it cannot be read by this version")
+        waits_for_operator = "deletionTimestamp" in metadata and FINALIZER in finalizers
+        if not waits_for_operator or not await self._is_terminating(metadata["namespace"]):
+            raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "this release cannot read the object")
         others = [each for each in finalizers if each != FINALIZER]
         await self._executor.carry_out(primary, Plan(metadata={"finalizers": others}))
 
@@ -165,7 +170,7 @@ class Controller:
             looked_up = await self._lookups.get_all("", {NAMESPACE: frozenset({namespace})})
             snapshot = replace(snapshot, looked_up=looked_up)
             if snapshot.is_namespace_terminating:
-                # Nothing can be created there any more, and the rights in it may be gone already.
+                # Nothing can be created in it, and the operator's rights in it may be gone already.
                 return snapshot
         needed = await self._lookups.get_all(namespace, RECONCILERS[resource.kind].needs(resource, snapshot))
         self._lookups.note(Key(resource.kind, namespace, resource.name), needed)
@@ -177,7 +182,7 @@ class Controller:
     async def _block(
         self, primary: Manifest, resource: Resource, reason: Reason, message: str, now: datetime
     ) -> None:
-        """Write to the object what stands in its way; a status that cannot be written must not hide that."""
+        """Report on the object what blocks it. If the status cannot be written, log the message instead."""
         result = block(resource, reason, message, now)
         status = self._with_unknown(primary, resource, result.manifest)
         try:
@@ -204,19 +209,20 @@ def _unknown(paths: list[str]) -> str:
     named = ", ".join(paths[:MAX_NAMES_IN_MESSAGE])
     return (
         f"this release of the operator does not know the value of {named}: upgrade the operator, or write a"
-        " value that kubectl explain lists for this release; until then nothing is done and what runs goes on"
+        " value that kubectl explain lists for this release. Until then the operator changes nothing, and"
+        " running pods continue"
     )
 
 
 def _advice(error: Rejected) -> str:
     lacks_a_right = error.code == HTTPStatus.FORBIDDEN and "cannot " in error.message
-    return ": the chart's roles grant that, and helm upgrade puts them back" if lacks_a_right else ""
+    return ": the chart's roles grant this right, and helm upgrade restores them" if lacks_a_right else ""
 
 
 def _reason(error: Rejected) -> Reason:
     if "exceeded quota" in error.message:
         return Reason.QUOTA_EXCEEDED
-    # A ValidatingAdmissionPolicy refuses with 422, as an invalid object is refused.
+    # A ValidatingAdmissionPolicy refuses with 422, as the API server does for an invalid object.
     if error.code == HTTPStatus.FORBIDDEN or "denied request" in error.message:
         return Reason.FORBIDDEN
     return Reason.INVALID_SPEC

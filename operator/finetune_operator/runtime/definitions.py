@@ -1,7 +1,8 @@
-"""Whether the CustomResourceDefinitions in the cluster know all fields of this release.
+"""Check that the CustomResourceDefinitions in the cluster have all fields of this release.
 
-`helm upgrade` leaves definitions as they are. With older ones the API server refuses every status that has a
-new field, so this process neither becomes ready nor takes the Lease: a rollout keeps the previous operator.
+`helm upgrade` does not update definitions. With older ones the API server refuses every status with a new
+field. So this process neither becomes ready nor acquires the Lease, and a rollout keeps the previous
+operator.
 """
 
 import asyncio
@@ -20,13 +21,13 @@ from finetune_operator.plan import Manifest
 
 RECHECK_SECONDS: Final = 5.0
 MAX_NAMES_IN_MESSAGE: Final = 3
-APPLY: Final = "kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade leaves them as they are)"
+APPLY: Final = "kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade does not update them)"
 
 logger = logging.getLogger(__name__)
 
 
 class Definitions:
-    """The definitions of our kinds as they are installed."""
+    """The installed definitions of the operator's kinds."""
 
     def __init__(self, cluster: KubernetesClient) -> None:
         self._cluster = cluster
@@ -34,7 +35,7 @@ class Definitions:
 
     @property
     def outdated(self) -> tuple[str, ...] | None:
-        """What is missing, a line for each outdated definition; None before the first look."""
+        """What is missing, one text per outdated definition; None before the first check."""
         return self._outdated
 
     async def wait_until_current(self) -> None:
@@ -43,11 +44,11 @@ class Definitions:
             try:
                 found = tuple([each async for each in self._outdated_definitions()])
             except Unavailable as error:
-                logger.warning("the CustomResourceDefinitions cannot be read: %s", error)
+                logger.warning("cannot read the CustomResourceDefinitions: %s", error)
             except Rejected as error:
                 logger.warning(
-                    "this operator may not read CustomResourceDefinitions, so it cannot see whether they are"
-                    " outdated; the chart's roles grant that: %s",
+                    "the operator may not read CustomResourceDefinitions, so it cannot check whether they are"
+                    " outdated; the chart's roles grant this right: %s",
                     error,
                 )
                 self._outdated = ()
@@ -82,7 +83,7 @@ class Definitions:
 
 
 def missing_in(installed: Manifest, wanted: Manifest, path: str = "") -> Iterator[str]:
-    """Fields and enum values of one schema that another does not have, by their paths."""
+    """Paths of fields and enum values that `wanted` has and `installed` lacks."""
     values: list[str] = wanted.get("enum", [])
     yield from (f"{path}={value}" for value in values if value not in installed.get("enum", values))
     known = installed.get("properties", {})
@@ -103,7 +104,7 @@ def _wanted(kind: Kind) -> Manifest:
 
 
 def _schema(definition: Manifest) -> Manifest:
-    """Of our version; empty where the definition does not have it."""
+    """Schema of this API version; empty if the definition does not have it."""
     versions = definition["spec"]["versions"]
     found: Manifest = next(
         (each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == VERSION), {}

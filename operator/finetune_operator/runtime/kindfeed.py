@@ -1,4 +1,4 @@
-"""What keeps the caches of our kinds true: Kopf's watches, and lists that repair what they miss."""
+"""Keep the caches of the operator's kinds current: Kopf's watches, and lists that repair what they miss."""
 
 import asyncio
 import logging
@@ -16,49 +16,52 @@ from finetune_operator.runtime.caches import KIND_TYPES, Caches, key_of
 logger = logging.getLogger(__name__)
 
 QUIET_SECONDS: Final = 5.0
-"""Without another object of a kind: Kopf has listed them all."""
+"""Time without another listed object of a kind after which Kopf's list counts as complete."""
 FIRST_RESTART_SECONDS: Final = 1.0
 MAX_RESTART_SECONDS: Final = 60.0
-"""Seconds before Kopf is started again, doubled each time that it ends soon."""
+"""Delays before Kopf is restarted, doubled each time that it ends early."""
 FIRST_LIST_SECONDS: Final = 10.0
 MAX_LIST_SECONDS: Final = 300.0
-"""Within these Kopf lists every kind, or is started again; doubled each time."""
+"""Times within which Kopf must list every kind, or it is restarted; doubled each time."""
 
 Sink = Callable[[str, Manifest], None]
-"""Takes kind of event (`LISTED`, or a watch's) and object; called in the watch's thread."""
+"""Called in the watch's thread with the type of an event (`LISTED`, or that of a watch) and the object."""
 
 
 class Watch(Protocol):
-    """A watch of all our kinds in a thread of its own."""
+    """A watch of all the operator's kinds, in a thread of its own."""
 
     def start(self) -> None: ...
 
     def stop(self) -> None:
-        """Wait a little for its end."""
+        """Stop the watch, and wait a short time for its end."""
 
 
 MakeWatch = Callable[[Sink, Callable[[str], None], Callable[[], None]], Watch]
-"""Makes a watch from a sink, and from what it calls in its thread: with a kind when it has listed objects of
-it, if there are any, and when it ended without being asked."""
+"""Creates a watch from a sink and two callbacks, which it calls in its thread: one with each kind that it has
+listed, and one when it ended without `stop`."""
 
 
 class KindFeed:
-    """Feeds the stores of our kinds.
+    """Feeds the stores of the operator's kinds.
 
-    A watch that has ended is started again, and so are all when etcd was restored: from a version that is yet
-    to come again, an API server tells nothing of what comes before it. So is one that does not list every
-    kind: Kopf asks once which resources exist, and an API server that has just started may not know ours yet.
-    A watch that lists anew had a gap, and a list tells of no deletions; where an object that is held was
-    not listed, a sweep finds them. A list without objects sends none to the sink, so that lists are noted
-    themselves.
+    Kopf's watch is restarted in three cases:
+
+    - It ended.
+    - etcd was restored: the API server sends no events before it reaches the requested version again.
+    - It did not list every kind: Kopf discovers the resources once, and an API server that has just started
+      may not have the operator's kinds yet.
+
+    After a gap Kopf lists again, and a list reports no deletions. If a stored object was not listed, a
+    sweeper finds the deletions. An empty list sends no object to the sink, so lists are reported separately.
 
     Args:
-        cluster: for the lists.
-        caches: to be filled.
-        watches: told what proved to be alive.
-        namespaces: what to watch; empty for all.
-        make_watch: makes Kopf's watch.
-        relist_seconds: between two lists of each kind.
+        cluster: client for the lists.
+        caches: caches to feed.
+        watches: records which watches are alive.
+        namespaces: namespaces to watch; empty: all.
+        make_watch: creates Kopf's watch.
+        relist_seconds: seconds between two lists of each kind.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class KindFeed:
             yield from sweepers
 
     def start(self) -> None:
-        """Begin to watch; the sweepers have to have filled the caches before."""
+        """Start the watch, after the sweepers have filled the caches."""
         self._restart = None
         self._started_at = self._loop.time()
         self._unlisted = set(KIND_TYPES)
@@ -114,7 +117,7 @@ class KindFeed:
         watch.start()
 
     async def stop(self) -> None:
-        """End the watch."""
+        """Stop the watch."""
         for timer in (*self._quiet.values(), self._restart, self._list_check):
             if timer is not None:
                 timer.cancel()
@@ -122,8 +125,8 @@ class KindFeed:
         if watch is not None:
             await asyncio.to_thread(watch.stop)
 
-    def restored(self) -> None:
-        """List and watch everything anew: etcd was restored."""
+    def restart_after_restore(self) -> None:
+        """List all kinds and restart the watch after a restore of etcd."""
         for sweeper in self:
             sweeper.request()
         if self._watch is not None:
@@ -137,7 +140,7 @@ class KindFeed:
             return
         if self._loop.time() - self._started_at > MAX_RESTART_SECONDS:
             self._restart_after = FIRST_RESTART_SECONDS
-        logger.error("kopf's watches ended; they are started again in %.0f s", self._restart_after)
+        logger.error("Kopf's watches ended; restarting them in %.0f s", self._restart_after)
         self._start_again(self._restart_after)
         self._restart_after = min(MAX_RESTART_SECONDS, 2 * self._restart_after)
 
@@ -146,7 +149,7 @@ class KindFeed:
             self._list_within = FIRST_LIST_SECONDS
             return
         kinds = ", ".join(sorted(self._unlisted))
-        logger.warning("kopf has not listed %s in %.0f s; it is started again", kinds, self._list_within)
+        logger.warning("Kopf has not listed %s in %.0f s; restarting it", kinds, self._list_within)
         self._list_within = min(MAX_LIST_SECONDS, 2 * self._list_within)
         self._start_again(0.0)
 
@@ -155,17 +158,17 @@ class KindFeed:
             self._list_check.cancel()
         old, self._watch = self._watch, None
         if old is not None:
-            # What it still tells is as good as what the next one tells.
+            # Events that it still sends are as valid as those of the next watch.
             self._loop.run_in_executor(None, old.stop)
         if self._restart is None:
             self._restart = self._loop.call_later(after, self.start)
 
     def _listed_kind(self, kind: str) -> None:
-        """In the watch's thread."""
+        """Runs in the watch's thread."""
         self._loop.call_soon_threadsafe(self._note_list, kind)
 
     def _sink(self, event: str, obj: Manifest) -> None:
-        """In the watch's thread: only what is news is kept for the event loop."""
+        """Runs in the watch's thread: pass only new states to the event loop."""
         metadata = obj["metadata"]
         if event == "LISTED":
             self._loop.call_soon_threadsafe(
@@ -197,7 +200,7 @@ class KindFeed:
         self._quiet[kind] = self._loop.call_later(QUIET_SECONDS, self._sweep_gap, kind)
 
     def _sweep_gap(self, kind: str) -> None:
-        """Have what was not listed looked for: it is new, or it was deleted while nothing was watched."""
+        """Request lists if a stored object was not listed: it is new, or was deleted during a gap."""
         listed = self._listed.pop(kind)
         del self._quiet[kind]
         if not listed.issuperset(self._caches.kinds[kind].uids()):

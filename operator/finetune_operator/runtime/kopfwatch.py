@@ -1,7 +1,7 @@
-"""Kopf, and nothing else: it watches our six kinds, and every event goes to a sink.
+"""Kopf's watch of the six kinds: it sends every event to a sink.
 
-Kopf runs in a thread and an event loop of its own: at its end it cancels every task of its loop that it does
-not know, and in a main thread it would take the signal handlers.
+Kopf runs in a thread with an event loop of its own. At its end it cancels every task of its loop that it does
+not know, and in the main thread it would replace the signal handlers.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_SIZE: Final = 100
 IDLE_SECONDS: Final = 0.01
-"""For which Kopf keeps a task for an object after its event; ours are handed over at once."""
+"""Time that Kopf keeps a task for an object after its event. The sink takes events at once."""
 STOP_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 5.0
 ROOT: Final = f"/apis/{GROUP}/{VERSION}"
@@ -33,7 +33,7 @@ KIND_OF: Final = {kind.plural: kind.name for kind in KINDS}
 
 
 class NoDifferences(kopf.DiffBaseStorage):
-    """Kopf compares each object with what it last was, at the cost of copies; nothing here asks for that."""
+    """Turns off Kopf's unused comparison of each object with its last state, which copies objects."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -47,22 +47,22 @@ class NoDifferences(kopf.DiffBaseStorage):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSession(kopf.AiohttpSession):
-    """A session of our own, equal to others with the same credentials: Kopf tries refused ones only once."""
+    """Session with equality by credentials, because Kopf does not try refused credentials again."""
 
     aiohttp_session: aiohttp.ClientSession = field(compare=False)
     credentials: kopf.ConnectionInfo
 
 
 class KopfWatch:
-    """Kopf's watch of our kinds.
+    """Kopf's watch of the operator's kinds.
 
     Args:
-        configuration: how to reach the API server.
-        namespaces: what to watch; empty for all.
-        sink: where events go.
-        listed: called in Kopf's thread with a kind of which Kopf has listed a page, even an empty one, of
-            which Kopf tells nothing itself.
-        ended: called in Kopf's thread when Kopf ended without being asked; maybe twice.
+        configuration: configuration of the client.
+        namespaces: namespaces to watch; empty: all.
+        sink: receives the events.
+        listed: called in Kopf's thread with the kind of every listed page. Kopf itself does not report empty
+            pages.
+        ended: called in Kopf's thread when Kopf ended without `stop`, possibly twice.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class KopfWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask Kopf to end, and wait a little; what it still does then harms nobody."""
+        """Stop Kopf, and wait a short time for its end. What it still does later is harmless."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
@@ -103,7 +103,7 @@ class KopfWatch:
                 )
             )
         except Exception:
-            logger.exception("kopf failed")
+            logger.exception("Kopf failed")
         if not self._stop.is_set():
             self._ended()
 
@@ -117,7 +117,7 @@ class KopfWatch:
             self._sink(event["type"] or "LISTED", dict(event["object"]))
 
         async def ending(**_: Any) -> None:
-            # At once: with a watch in trouble, what Kopf does from here on may never come to an end.
+            # At once, because after a failed watch Kopf's shutdown may never end.
             if not self._stop.is_set():
                 self._ended()
 
@@ -128,7 +128,7 @@ class KopfWatch:
         return registry
 
     def _session(self, credentials: kopf.ConnectionInfo) -> WatchSession:
-        """What Kopf would make of the credentials, and lists are noted."""
+        """The session that Kopf would create from the credentials, which also reports lists."""
         traced = aiohttp.TraceConfig()
         traced.on_request_end.append(self._note_list)
         session = aiohttp.ClientSession(
@@ -154,7 +154,7 @@ class KopfWatch:
 
 
 async def _connection(configuration: Configuration) -> kopf.ConnectionInfo:
-    """The same way to the API server that all other requests take; asked for again when it is refused."""
+    """Connection data from the client's configuration. Kopf requests it again after a refusal."""
     token = await configuration.get_api_key_with_prefix("BearerToken")
     return kopf.ConnectionInfo(
         server=configuration.host,
@@ -170,7 +170,7 @@ async def _connection(configuration: Configuration) -> kopf.ConnectionInfo:
 
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
-    # What is watched is known, and so is where.
+    # The watched resources and namespaces are known in advance.
     settings.scanning.disabled = True
     settings.posting.level = logging.WARNING
     settings.posting.enabled = False
@@ -179,7 +179,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = PAGE_SIZE
     settings.queueing.idle_timeout = IDLE_SECONDS
     settings.networking.request_timeout = 30
-    # By default Kopf gives up after a minute of errors, with one watch all others, and may not even end then.
+    # By default Kopf ends all watches after a minute of errors of one, and may then not terminate.
     settings.networking.error_backoffs = itertools.repeat(RETRY_SECONDS)
     settings.persistence.finalizer = f"{GROUP}/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")

@@ -1,7 +1,6 @@
-"""Terms of being the active process: work while the Lease is held, and not a moment longer.
+"""Terms as the active process: work only while this process holds the Lease.
 
-That a write is never sent later is the fence's business (`Lease.check`), since a process may be frozen at any
-moment.
+A process may be frozen at any time. The fence (`Lease.check`) ensures that it then sends no late write.
 """
 
 import asyncio
@@ -19,20 +18,20 @@ from finetune_operator.plan import Key
 logger = logging.getLogger(__name__)
 
 FINISH_SECONDS: Final = 15.0
-"""How long passes under way may take when the process stops; a pod has thirty seconds."""
+"""Time that running passes may take when the process stops. A pod has 30 seconds."""
 
 
 class Leadership:
-    """Works the queue while this process holds the Lease, and waits for the Lease otherwise.
+    """Runs the workers while this process holds the Lease, and waits for the Lease otherwise.
 
     Args:
-        lease: the right to work.
-        installations: while another one is at work on the same namespaces, the Lease is not taken.
-        queue: of keys; open during terms only.
-        workers: of the queue.
-        prepare: done at the beginning of each term, before the first pass.
-        upkeep: runs beside the passes of each term, and queues what needs a look when it begins; never ends
-            by itself.
+        lease: Lease of the active process.
+        installations: other installations. The Lease is not acquired while one is active in the same
+            namespaces.
+        queue: work queue; open during terms only.
+        workers: workers of the queue.
+        prepare: awaited at the beginning of each term, before the first pass.
+        upkeep: runs in parallel with the passes of each term, and queues the first keys. It never returns.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Leadership:
         self._upkeep = upkeep
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Until `stopping` is set; the passes under way are finished and the Lease is released then."""
+        """Run until `stopping` is set. Then finish the running passes and release the Lease."""
         stop = asyncio.create_task(stopping.wait())
         try:
             while not stopping.is_set():
@@ -89,7 +88,7 @@ class Leadership:
 
     async def _work(self) -> None:
         if await self._installations.is_preceded():
-            # Another one began at the same time: the term is over.
+            # Another installation started at the same time, so this term ends.
             return
         await self._prepare()
         async with asyncio.TaskGroup() as group:
@@ -99,7 +98,7 @@ class Leadership:
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    """End the task; what it failed with before is raised."""
+    """Cancel the task; if it failed before, raise its exception."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

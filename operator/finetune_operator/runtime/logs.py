@@ -1,4 +1,4 @@
-"""Logs on standard output: one JSON object a line, or text for people."""
+"""Logs on standard output: one JSON object per line, or text."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 
 def configure(level: str, format_: Literal["json", "text"]) -> None:
-    """Send all records of `level` and above to standard output."""
+    """Write all records of `level` and above to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         JsonFormatter(
@@ -23,7 +23,7 @@ def configure(level: str, format_: Literal["json", "text"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Kopf says at INFO what it does with each object, and warns of signals that are handled here.
+    # Kopf logs at INFO what it does with each object, and warns about signals that the operator handles.
     logging.getLogger("kopf").setLevel(max(logging.WARNING, root.level))
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""Objects that are requested when a pass needs them: they are the users' and are not watched.
+"""Users' objects that are not watched: the operator requests them when a pass needs them.
 
-An object that keeps others waiting is requested again from time to time, once for all of them, and they are
-looked at only when it has changed.
+If an object is missing or unusable, the operator polls it once for all objects that wait for it, and
+reconciles them only after it has changed.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, LookedUp
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 5.0
-"""Between two looks at which requests are due."""
-MIN_SECONDS: Final = 15.0
-MAX_SECONDS: Final = 300.0
-"""Bounds of the seconds between two requests for what is waited for; a quarter of the time waited."""
+"""Time between two checks of which polls are due."""
+MIN_POLL_SECONDS: Final = 15.0
+MAX_POLL_SECONDS: Final = 300.0
+"""Bounds of the time between two polls of an object, which is a quarter of the time waited so far."""
 
 
 class LookupTarget(NamedTuple):
-    """What is requested."""
+    """Object to request."""
 
     type: ResourceType
     namespace: str
@@ -36,20 +36,21 @@ class LookupTarget(NamedTuple):
 
 @dataclass
 class _Awaited:
-    """Something that objects wait for."""
+    """Object that other objects wait for."""
 
-    seen: str
+    uid: str
+    """uid at the last request; empty: the object did not exist."""
     since: float
     due: float
     keys: set[Key] = field(default_factory=set)
 
 
 class Lookups:
-    """Short-lived answers to requests by name, and word of what objects wait for.
+    """Short-lived cache of requests by name, and polls of objects that others wait for.
 
     Args:
-        cluster: where the objects are.
-        secondaries: says of each type how long an answer is fresh, and whether it keeps objects waiting.
+        cluster: client of the API server.
+        secondaries: table of types, with the time that a response is fresh and when an object is lacking.
         clock: monotonic seconds.
     """
 
@@ -67,7 +68,7 @@ class Lookups:
         self._waits_for: dict[Key, frozenset[LookupTarget]] = {}
 
     async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
-        """The object, or None where there is none.
+        """The object, or None if it does not exist.
 
         Raises:
             KeyError: the type is not in the table.
@@ -83,16 +84,16 @@ class Lookups:
         return found
 
     async def get_all(self, namespace: str, needs: Needs) -> LookedUp:
-        """Everything that a pass over an object of this namespace needs."""
+        """All objects that a pass for an object of this namespace needs."""
         return {
             type_: {name: await self.get(type_, namespace, name) for name in names}
             for type_, names in needs.items()
         }
 
     def note(self, key: Key, looked_up: LookedUp) -> None:
-        """What a pass over `key` was given: the object is woken when what it lacks has changed.
+        """Record the objects that a pass for `key` read, and wake `key` when one that it lacks has changed.
 
-        It waits for what the last pass lacked only; a pass that needed nothing ends the wait.
+        `key` waits only for objects that its last pass lacked. A pass that needed none ends the wait.
         """
         lacking = {
             LookupTarget(type_, key.namespace, name): found
@@ -109,14 +110,14 @@ class Lookups:
             self._waits_for[key] = frozenset(lacking)
         now = self._clock()
         for target, found in lacking.items():
-            new = _Awaited(_identity(found), now, now + MIN_SECONDS)
+            new = _Awaited(_uid(found), now, now + MIN_POLL_SECONDS)
             self._awaited.setdefault(target, new).keys.add(key)
 
     async def keep_polling(self, wake: Callable[[Key], None]) -> None:
-        """Request what is waited for; never ends by itself.
+        """Poll the objects that others wait for. Never returns.
 
         Args:
-            wake: called with each object that waits for something that has changed.
+            wake: called with each key whose awaited object has changed.
         """
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -129,7 +130,11 @@ class Lookups:
             found = await self._cluster.get(*target)
         except ApiError as error:
             logger.warning(
-                "%s %s of namespace %s: %s", target.type.kind, target.name, target.namespace, error
+                "cannot read %s %s of namespace %s: %s",
+                target.type.kind,
+                target.name,
+                target.namespace,
+                error,
             )
             found, unknown = None, True
         else:
@@ -137,11 +142,11 @@ class Lookups:
         awaited, now = self._awaited.get(target), self._clock()
         if awaited is None:
             return
-        awaited.due = now + min(MAX_SECONDS, max(MIN_SECONDS, (now - awaited.since) / 4))
-        if unknown or _identity(found) == awaited.seen:
+        awaited.due = now + min(MAX_POLL_SECONDS, max(MIN_POLL_SECONDS, (now - awaited.since) / 4))
+        if unknown or _uid(found) == awaited.uid:
             return
         self._answers[target] = (now, found)
-        awaited.seen, awaited.since = _identity(found), now
+        awaited.uid, awaited.since = _uid(found), now
         for key in tuple(awaited.keys):
             wake(key)
 
@@ -149,7 +154,7 @@ class Lookups:
         return now - self._answers[target][0] < self._types[target.type].fresh_seconds
 
 
-def _identity(found: Manifest | None) -> str:
-    """Another object of the name has another uid."""
+def _uid(found: Manifest | None) -> str:
+    """uid of the object, or an empty string. A re-created object has another uid."""
     uid: str = "" if found is None else found["metadata"].get("uid", "")
     return uid

@@ -1,6 +1,6 @@
-"""Typed views of a store: each object is parsed when it is first read, once for each of its states.
+"""Typed views of a store. Each state of an object is parsed once, when it is first read.
 
-Of settled objects, which are many and seldom read, only the models that were read last are kept.
+Settled objects are many and seldom read, so only the most recently read of their models are kept.
 """
 
 import logging
@@ -21,14 +21,15 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Resource)
 
 MAX_SETTLED_MODELS: Final = 200
-"""Models of settled objects that are kept."""
+"""Number of models of settled objects to keep."""
 
 
 class Models(Generic[R]):
     """The objects of one kind as models.
 
-    Values that only a newer release knows are data: such an object is read, and `unknown` names them. One
-    that cannot be read at all, which the CRDs of this version would have refused, is logged and left out.
+    An object with values that only a newer release knows is still parsed, and `unknown` returns their paths.
+    An object that cannot be parsed, which the CRDs of this release would have refused, is logged and left
+    out.
     """
 
     def __init__(self, store: ObjectStore, model: type[R]) -> None:
@@ -42,13 +43,13 @@ class Models(Generic[R]):
     def get(self, namespace: str, name: str) -> R | None:
         known = self._settled.get((namespace, name))
         if known is not None and known[0] == self._store.version_of(namespace, name):
-            # Without unpacking the object.
+            # This avoids unpacking the object.
             return known[1]
         obj = self._store.get(namespace, name)
         return None if obj is None else self.parse(obj)
 
     def parse(self, obj: Manifest) -> R | None:
-        """The model of this state of an object, or None where it cannot be read."""
+        """The model of this state of an object, or None if it cannot be parsed."""
         metadata = obj["metadata"]
         address = (metadata.get("namespace", ""), metadata["name"])
         state = version(obj)
@@ -84,8 +85,8 @@ class Models(Generic[R]):
         try:
             return cast("R", lenient_validator(self._model).validate_python(obj))
         except ValidationError as error:
-            logger.error(  # noqa: TRY400 - the traceback says nothing that the message does not
-                "%s %s/%s is left out, apply the CRDs of this release: %s",
+            logger.error(  # noqa: TRY400 - the traceback adds nothing to the message
+                "cannot read %s %s/%s and ignores it; apply the CRDs of this release: %s",
                 self._model.__name__,
                 *address,
                 error,
@@ -99,15 +100,15 @@ class Models(Generic[R]):
                 yield model
 
     def indexed(self, index: str, value: str) -> Iterable[R]:
-        """Objects by an index of the store; costs nothing until it is read, and may be read again."""
+        """Objects by an index of the store. Evaluated lazily, and can be iterated repeatedly."""
         return _Indexed(self, self._store, index, value)
 
     def named(self, namespace: str) -> Mapping[str, R]:
-        """One namespace's objects by name; costs nothing until it is read."""
+        """Objects of a namespace, by name. Evaluated lazily."""
         return _Named(self, namespace)
 
     def names(self, namespace: str) -> list[str]:
-        """Of one namespace's objects, readable or not."""
+        """Names of the objects of a namespace, including those that cannot be parsed."""
         return list(self._store.names(namespace))
 
     def _forget(self, old: Manifest | None, new: Manifest | None) -> None:

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics."""
+"""HTTP server of /healthz, /readyz and /metrics."""
 
 import logging
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from finetune_operator.engine.watches import Watches
 logger = logging.getLogger(__name__)
 
 MAX_WATCH_SILENCE_SECONDS: Final = 1500.0
-"""Seconds: bookmarks come every minute, and lists that stand in for them every ten."""
+"""Max age of the last sign of life of a watch. Bookmarks come every minute, and lists every ten minutes."""
 
 
 class ProbeServer:
     """The plain HTTP server of the process.
 
     Args:
-        watches: all that must be alive.
-        registry: what /metrics shows.
-        outdated: what the installed definitions lack; None while that is not known.
+        watches: watches that must be alive.
+        registry: metrics to serve.
+        outdated: returns what the installed definitions lack; None while that is not known.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ProbeServer:
             await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        """Alive while no watch is frozen, which shows by its silence alone.
+        """Healthy unless a watch is frozen, which only its silence reveals.
 
-        To start again helps against that, and neither against a right that is missing nor against an API
-        server that does not answer a first list.
+        A restart helps only in that case. It does not help if a right is missing, or if the API server does
+        not answer a first list.
         """
         ages = self._watches.ages()
         silences = self._watches.silences()
@@ -62,14 +62,14 @@ class ProbeServer:
         )
         answer = {"watchAgeSeconds": {resource: round(age, 1) for resource, age in sorted(ages.items())}}
         if frozen:
-            logger.error("the watches of %s are silent: this process should be restarted", ", ".join(frozen))
+            logger.error("the watches of %s are frozen: this process must be restarted", ", ".join(frozen))
         return web.json_response({**answer, "frozen": frozen}, status=503 if frozen else 200)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        """Ready when there are complete caches, active or not: a standby is ready to take over.
+        """Ready when the caches are complete, also on standby: such a process is ready to take over.
 
-        A namespace that may not be listed is named, and holds up neither the readiness nor the others. With
-        outdated definitions it is not: a rollout then keeps the operator that they belong to.
+        A namespace that may not be listed is reported, but does not affect readiness or other namespaces.
+        With outdated definitions the process is not ready, so that a rollout keeps the previous operator.
         """
         waiting, outdated = self._watches.waiting_for, self._outdated()
         answer = {"waitingFor": waiting, "leftOut": self._watches.left_out}

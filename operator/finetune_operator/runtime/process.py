@@ -1,4 +1,4 @@
-"""The running process: who feeds whom, what starts when, and how it ends."""
+"""The operator process: it connects the parts, and starts and stops them in order."""
 
 import asyncio
 import logging
@@ -44,11 +44,11 @@ logger = logging.getLogger(__name__)
 
 LEASE_MARK: Final = Mark(INSTALLATION, WATCHED)
 STAMP: Final = Stamp(f"{GROUP}/applied")
-"""Annotation of what is applied: a hash of it."""
+"""Annotation of applied objects, with a hash of what was applied."""
 
 
 class Process:
-    """One operator process; `run` is its whole life."""
+    """One operator process. `run` runs it from start to stop."""
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
@@ -81,7 +81,7 @@ class Process:
             relist_seconds=settings.relist_seconds,
         )
         self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._reader.lock)
-        # Until a term begins nobody takes keys.
+        # No worker takes keys before a term begins.
         self._queue.close()
         wakeups = Wakeups(self._caches, self._reader, self._watches, self._queue, lambda: self._lease.held)
         self._board = ProgressBoard(wakeups.add)
@@ -139,22 +139,22 @@ class Process:
             cached.subscribe_epochs(self._restored)
 
     def stop(self) -> None:
-        """Finish what is under way, give up the Lease, and let `run` return."""
+        """Finish running passes, release the Lease, and let `run` return."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Live until `stop`.
+        """Run until `stop`.
 
         Raises:
-            RuntimeError: something that never ends by itself ended; the process should be restarted.
+            RuntimeError: an endless task ended; the process must be restarted.
         """
         await self._probes.start(self._settings.http_port)
-        # All are made before the first runs: each says at once what is waited for.
+        # Create all before the first one runs, because each registers its watch at creation.
         listing: list[Sweeper | Reflector] = [*self._feed, *self._reflectors()]
-        logger.info("filling the caches")
+        logger.info("listing all objects for the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
         try:
-            if await self._finishes(self._definitions.wait_until_current()) and await self._finishes(
+            if await self._completes(self._definitions.wait_until_current()) and await self._completes(
                 self._watches.all_settled()
             ):
                 self._feed.start()
@@ -170,7 +170,7 @@ class Process:
             await self._lease.close()
             await self._cluster.close()
         if self._failure is not None:
-            raise RuntimeError("a part of the process ended by itself") from self._failure
+            raise RuntimeError("an endless task of the process ended") from self._failure
 
     def _reflectors(self) -> Iterator[Reflector]:
         for child in self._caches.child_types:
@@ -217,17 +217,18 @@ class Process:
             record_pod_end(self._metrics, old, new)
 
     def _restored(self) -> None:
-        """One type shows that etcd was restored from a snapshot: then that is true for all of them."""
+        """A store detected that etcd was restored from a snapshot: begin a new epoch of all stores."""
         if self._is_restoring:
             return
         self._is_restoring = True
         logger.warning(
-            "etcd was restored: the API server has older versions than before; all is listed and watched anew"
+            "etcd was restored: the API server has older versions than before. Listing and watching all types"
+            " again"
         )
         self._metrics.etcd_restores.inc()
         for cached in self._caches.by_type.values():
             cached.begin_epoch()
-        self._feed.restored()
+        self._feed.restart_after_restore()
         self._is_restoring = False
 
     def _fail(self, error: BaseException) -> None:
@@ -244,8 +245,8 @@ class Process:
         task.add_done_callback(ended)
         return task
 
-    async def _finishes(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Whether the work was finished before the process had to stop."""
+    async def _completes(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Await the work, and return whether it completed before the process had to stop."""
         task = asyncio.create_task(work)
         stop = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,7 @@
-"""Looks at all objects although nothing has changed: when a term begins, and again in each period.
+"""Resync: reconcile all objects without a change, at the beginning of a term and once per period.
 
-The first makes up for everything that happened before this process was the active one. The others make up for
-what a watch event of another object should have led to and did not, so that it need not wait for a restart.
-Neither writes anything where all is well.
+The first resync handles everything that happened before this process became active. Later ones repair what a
+watch event of a related object should have triggered and did not. A resync writes nothing if all is well.
 """
 
 import asyncio
@@ -15,20 +14,20 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.status.reasons import ConditionType
 
 BATCH_SIZE: Final = 500
-"""Objects that are queued before the rest of the process has its turn."""
+"""Number of keys after which the first resync yields to the event loop."""
 PORTIONS: Final = 600
-"""Portions in which all objects are queued in the course of a period."""
+"""Number of portions in which all keys are queued over a period."""
 RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
 
 
 class Resync:
-    """Queues all objects.
+    """Queues the keys of all objects.
 
     Args:
-        queue: where to; what is at rest comes after everything else.
-        keys: of all objects.
-        at_rest: whether nothing is likely to be due for the object.
-        period_seconds: seconds in which each is looked at once.
+        queue: work queue. Objects at rest come after all other keys.
+        keys: returns the keys of all objects.
+        at_rest: whether a pass for the object is unlikely to change anything.
+        period_seconds: seconds within which each object is reconciled once.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Resync:
         self._period_seconds = period_seconds
 
     async def run(self) -> None:
-        """Queue everything, and from then on a portion at a time; never ends by itself."""
+        """Queue all keys, then continue in portions. Never returns."""
         for number, key in enumerate(self._keys(), 1):
             if self._at_rest(key):
                 self._queue.add_idle(key)
@@ -66,7 +65,8 @@ class Resync:
 
 
 def is_at_rest(obj: Manifest) -> bool:
-    """Whether nothing is likely to be due: an ended run, a prepared Dataset, a record with a verdict."""
+    """Whether a pass is unlikely to change anything: a finished run, a prepared Dataset, or a record with
+    conditions."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     conditions = status.get("conditions") or ()
     if "deletionTimestamp" in metadata or not conditions:

@@ -1,4 +1,4 @@
-"""Settings of the process, each from one environment variable of the same name in capitals."""
+"""Settings of the process. Each is read from the environment variable of the same name in capitals."""
 
 import os
 import socket
@@ -11,15 +11,15 @@ from finetune_operator.api.meta import DNS_LABEL
 from finetune_operator.engine.listing import RELIST_SECONDS
 
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
-"""Label that Kubernetes gives to every namespace."""
+"""Label that Kubernetes sets on every namespace."""
 
 
 class SettingsError(Exception):
-    """An environment variable is missing or wrong; the message names it."""
+    """An environment variable is missing or invalid; the message names it."""
 
 
 class Settings(BaseModel):
-    """Everything that a deployment may decide."""
+    """All settings of a deployment."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -28,46 +28,46 @@ class Settings(BaseModel):
         Field(min_length=1, description="Namespace of the Lease, the report certificate and the Service."),
     ]
     pod_name: Annotated[
-        str, Field(min_length=1, description="This process's identity as a holder of the Lease.")
+        str, Field(min_length=1, description="Identity of this process as a holder of the Lease.")
     ] = f"{socket.gethostname()}-{os.getpid()}"
     pod_ip: Annotated[
-        str, Field(description="Address that the report Service leads to; empty: no report endpoint.")
+        str, Field(description="Address of this pod for the report Service; empty: no report endpoint.")
     ] = ""
     trainer_image: Annotated[
-        str, Field(min_length=1, description="Image of all stages, unless a ComputeProfile names another.")
+        str, Field(min_length=1, description="Image of all stages, unless a ComputeProfile sets another.")
     ]
     trainer_image_floor: Annotated[
         str,
         Field(
             max_length=32,
             pattern=r"^(v?[0-9]+(\.[0-9]+)+)?$",
-            description="Oldest version of the trainer image that has all security fixes: endpoints that"
-            " serve with an older one are reported. Empty: none is.",
+            description="Oldest version of the trainer image with all security fixes. Endpoints that"
+            " serve with an older one are reported. Empty: no version is reported.",
         ),
     ] = ""
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"], Field(description="Pull policy of the trainer image.")
     ] = "IfNotPresent"
     watch_namespaces: Annotated[
-        tuple[str, ...], Field(description="Comma-separated; empty: all namespaces.")
+        tuple[str, ...], Field(description="Comma-separated namespaces to watch; empty: all namespaces.")
     ] = ()
-    workers: Annotated[int, Field(ge=1, le=64, description="Objects looked at at the same time.")] = 16
+    workers: Annotated[int, Field(ge=1, le=64, description="Number of objects reconciled in parallel.")] = 16
     lease_name: Annotated[
-        str, Field(min_length=1, description="Of two processes with the same Lease one is active.")
+        str, Field(min_length=1, description="Name of the Lease. One process with this Lease is active.")
     ] = "finetune-operator"
     lease_duration_seconds: Annotated[
-        float, Field(ge=3, le=300, description="How long after its last sign of life a process is replaced.")
+        float, Field(ge=3, le=300, description="Seconds after its last renewal until a process is replaced.")
     ] = 15.0
     relist_seconds: Annotated[
         int,
         Field(
             ge=1,
-            description="Between two lists of each type, which make up for watch events that never came, and"
-            " between two passes over an object that nothing changes.",
+            description="Seconds between two lists of each type, which find missed watch events, and"
+            " between two passes for an object without changes.",
         ),
     ] = RELIST_SECONDS
     report_service: Annotated[
-        str, Field(min_length=1, description="Selector-less Service that pods report to.")
+        str, Field(min_length=1, description="Service without a selector that pods report to.")
     ] = "finetune-operator-report"
     report_port: Annotated[int, Field(ge=1, le=65535, description="HTTPS port of the report endpoint.")] = (
         8443
@@ -78,18 +78,18 @@ class Settings(BaseModel):
             min_length=1,
             max_length=63,
             pattern=rf"{DNS_LABEL}|^\*$",
-            description="Namespace whose pods may read the metrics of pods behind a NetworkPolicy of the"
-            " operator. *: pods of all namespaces.",
+            description="Namespace whose pods may read metrics of pods with a NetworkPolicy of the operator."
+            " *: pods of all namespaces.",
         ),
     ] = "monitoring"
     http_port: Annotated[
         int, Field(ge=1, le=65535, description="Port of /healthz, /readyz and /metrics.")
     ] = 8080
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severe record that is logged.")
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Min severity of logged records.")
     ] = "INFO"
     log_format: Annotated[
-        Literal["json", "text"], Field(description="json: one object a line; text: for people.")
+        Literal["json", "text"], Field(description="json: one object per line. text: for users.")
     ] = "json"
 
     @field_validator("watch_namespaces", mode="before")
@@ -101,7 +101,7 @@ class Settings(BaseModel):
 
     @property
     def monitoring_labels(self) -> Mapping[str, str]:
-        """Labels of the namespaces that `monitoring_namespace` stands for."""
+        """Labels of the namespaces that `monitoring_namespace` selects."""
         return {} if self.monitoring_namespace == "*" else {NAMESPACE_NAME: self.monitoring_namespace}
 
     @classmethod
@@ -109,7 +109,7 @@ class Settings(BaseModel):
         """Read the settings; empty variables count as absent.
 
         Raises:
-            SettingsError: names every variable that is missing or wrong.
+            SettingsError: variables are missing or invalid; the message names all of them.
         """
         given = {
             name: environment[name.upper()] for name in cls.model_fields if environment.get(name.upper())
@@ -121,4 +121,4 @@ class Settings(BaseModel):
                 f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
                 for problem in error.errors()
             )
-            raise SettingsError(f"set these environment variables right: {problems}") from error
+            raise SettingsError(f"correct these environment variables: {problems}") from error

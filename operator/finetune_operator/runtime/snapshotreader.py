@@ -1,4 +1,4 @@
-"""Reads the caches: the snapshot of a pass, at the cost of the children of its object, and lookups."""
+"""Read the caches: snapshots for passes, at the cost of reading the children of one object, and lookups."""
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -37,7 +37,7 @@ R = TypeVar("R", bound=Resource)
 
 
 class SnapshotReader:
-    """Reads the caches for passes; also what `relations.related` looks things up in."""
+    """Reads the caches for passes and for `relations.related`."""
 
     def __init__(self, caches: Caches) -> None:
         self._caches = caches
@@ -47,11 +47,11 @@ class SnapshotReader:
         caches.kinds["Checkpoint"].subscribe(self._index)
 
     def subscribe_champions(self, listener: Callable[[str, str], None]) -> None:
-        """Have the listener called with the namespace and name of each model line whose champion changed."""
+        """Call the listener with namespace and name of each model line whose champion changed."""
         self._champion_listeners.append(listener)
 
     def resource(self, key: Key) -> Resource | None:
-        """The object as a model; None where it does not exist or cannot be read."""
+        """The object as a model; None if it does not exist or cannot be parsed."""
         return self._models[key.kind].get(key.namespace, key.name)
 
     def unknown(self, key: Key) -> tuple[str, ...]:
@@ -60,9 +60,9 @@ class SnapshotReader:
         return () if obj is None else self._models[key.kind].unknown(obj)
 
     def lock(self, key: Key) -> tuple[str, ...] | None:
-        """What a pass over this object decides about together with others, which it must not overlap."""
+        """Lock of the pass for this object: passes with the same lock must not overlap."""
         if key.kind == "Checkpoint":
-            # Without reading it: a line may have thousands, of which all but one wait.
+            # Without reading the Checkpoint: a line may have thousands, of which all but one wait.
             index = self._lines.get(key.namespace)
             model = None if index is None else index.model_of(key.name)
             return None if model is None else line_lock(key.namespace, model)
@@ -81,14 +81,14 @@ class SnapshotReader:
         service_accounts: frozenset[str],
         progress: RunProgress | None,
     ) -> Snapshot:
-        """What the caches hold; what has to be looked up is added by whoever looks it up.
+        """The snapshot of a pass from the caches. The caller adds looked-up objects.
 
         Args:
-            resource: whose pass it is.
-            now: UTC.
-            facts: of this process.
-            entropy: random bytes of this pass alone, KEY_BYTES of them.
-            service_accounts: names that are known to exist in the object's namespace.
+            resource: the reconciled object.
+            now: time of the pass, in UTC.
+            facts: facts about this process.
+            entropy: KEY_BYTES random bytes for this pass only.
+            service_accounts: names of service accounts that exist in the object's namespace.
             progress: newest report of the run, if the object is one.
         """
         namespace = resource.namespace
@@ -125,7 +125,7 @@ class SnapshotReader:
         return self._lines.get(namespace, CheckpointIndex())
 
     def records_of(self, content: str) -> Iterable[Checkpoint | DatasetVersion]:
-        """Records of all namespaces by digest, or the one by `indexes.address`."""
+        """Records of all namespaces with a digest, or the record at an `indexes.address`."""
         namespace, _, name = content.partition("/")
         for records in (self._of(Checkpoint), self._of(DatasetVersion)):
             named: Any = records.get(namespace, name)
@@ -134,7 +134,7 @@ class SnapshotReader:
             yield from records.indexed(BY_DIGEST, content)
 
     def child(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """The object of a watched type."""
+        """The object of a watched type, or None."""
         store = self._caches.by_kind.get(kind)
         return None if store is None else store.get(namespace, name)
 
@@ -166,7 +166,7 @@ class SnapshotReader:
         return models.indexed(BY_CONTENT, content)
 
     def _newer(self, resource: Resource) -> int:
-        """Of a record: how many newer ones there are of its line, or of what made it."""
+        """Number of records newer than this one, of its model line or of its Dataset or run."""
         if isinstance(resource, Checkpoint):
             return self.checkpoints(resource.namespace).newer(resource.name)
         if not isinstance(resource, DatasetVersion):
@@ -185,7 +185,7 @@ class SnapshotReader:
         return tuple(record for record in same if record.uid != resource.uid)
 
     def _children(self, uid: str) -> tuple[Children, dict[str, tuple[Manifest, ...]]]:
-        """The children of the object, and pods that pretend to be of Jobs of it, by the Job's name."""
+        """The children of the object, and, by the Job's name, pods that only claim to belong to its Jobs."""
         children: dict[ResourceType, dict[str, Manifest]] = {}
         orphans: dict[str, tuple[Manifest, ...]] = {}
         owners = [uid]

@@ -1,4 +1,4 @@
-"""The work of a process that holds the Lease: passes over the queue's keys, and what runs beside them."""
+"""The work of the active process: passes for the keys of the queue, and the tasks that run in parallel."""
 
 import asyncio
 import contextlib
@@ -29,16 +29,16 @@ from finetune_operator.runtime.resync import Resync, is_at_rest
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 
-DECIDED_TOGETHER: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
-"""Kinds of which passes decide by what there is or is not: a new term lists them before its first pass,
-because the watch may not have told yet what the active process before this one wrote last."""
+LISTED_BEFORE_FIRST_PASS: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
+"""Kinds whose passes depend on which other objects exist. A new term lists them before its first pass,
+because the watch may not have delivered the last writes of the previous active process."""
 
 
 class Term:
-    """The work of every term of one process; holds no state of a term.
+    """The work of every term of a process. It has no state of a single term.
 
     Attributes:
-        workers: of the queue.
+        workers: workers of the queue.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Term:
         self._retention = SeriesRetention(metrics, caches.keys, settings.relist_seconds)
 
     async def prepare(self) -> None:
-        """Done at the beginning of a term, before its first pass."""
+        """Prepare a term, before its first pass."""
         with contextlib.suppress(ApiError):
             await self._executor.begin_term(
                 KIND_TYPES.values(), next(iter(self._settings.watch_namespaces), "")
             )
-        for kind in DECIDED_TOGETHER:
+        for kind in LISTED_BEFORE_FIRST_PASS:
             for sweeper in self._feed.sweepers[kind]:
                 await sweeper.catch_up()
         await self._endpoint.publish_soon()
 
     async def upkeep(self) -> None:
-        """Run beside the passes; never ends by itself."""
+        """Run the tasks in parallel with the passes. Never returns."""
         await asyncio.gather(
             self._endpoint.keep(),
             self._resync.run(),
@@ -131,5 +131,5 @@ class Term:
 
 
 def _holds_devices(manifest: Manifest) -> bool:
-    """Train Jobs: a second one by mistake would cost the most."""
+    """Whether the object is a train Job. A duplicate would waste the most device time."""
     return bool(manifest["metadata"].get("labels", {}).get(STAGE) == "train")

@@ -1,4 +1,4 @@
-"""What is looked at when something has changed in the caches: the object itself, and what depends on it."""
+"""Queue keys after changes in the caches: of the changed object, and of the objects that depend on it."""
 
 import logging
 from collections.abc import Callable
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class Wakeups:
-    """Queues keys as the caches change.
+    """Queues keys when the caches change.
 
     Args:
-        caches: whose changes matter.
-        reader: to look up what depends on what.
-        watches: a namespace whose first lists are not complete is left alone.
-        queue: where keys go.
-        active: whether this process is the active one. Another one looks at nothing, and a term begins with a
-            look at everything.
+        caches: caches to subscribe to.
+        reader: finds related objects.
+        watches: namespaces with incomplete first lists are skipped.
+        queue: work queue.
+        active: whether this process is active. An inactive process queues nothing, and a term begins with a
+            resync.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Wakeups:
         watches.subscribe(self._namespace_complete)
 
     def add(self, key: Key, delay: float = 0.0) -> None:
-        """Have the object looked at, unless a look would miss what is not listed yet."""
+        """Queue the object, unless its pass would miss objects that are not listed yet."""
         if self._watches.complete(key.namespace):
             self._queue.add(key, delay)
 
@@ -74,5 +74,5 @@ class Wakeups:
             for key in related(kind, old, new, self._reader):
                 self.add(key)
         except Exception:
-            # One strange object must not end the watch of all.
-            logger.exception("what a changed %s concerns could not be told", kind)
+            # One malformed object must not end the watch of all objects.
+            logger.exception("cannot find the objects that depend on a changed %s", kind)

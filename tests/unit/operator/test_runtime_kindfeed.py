@@ -116,16 +116,16 @@ async def test_a_watch_that_does_not_list_every_kind_is_started_again(
     monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_LIST_SECONDS", 0.05)
     monkeypatch.setattr(fed.feed, "_list_within", 0.05)
     fed.lists = [KIND_TYPES.keys() - {"Dataset"}, KIND_TYPES.keys()]
-    fed.feed.restored()
+    fed.feed.restart_after_restore()
     await until(lambda: len(fed.made) == 3 and fed.feed._list_within == 0.05)
     assert [watch.is_stopped for watch in fed.made] == [True, True, False]
-    assert "kopf has not listed Dataset in 0 s" in caplog.text
+    assert "Kopf has not listed Dataset in 0 s" in caplog.text
 
 
 async def test_after_a_restore_all_is_listed_and_watched_anew(fed: Fed) -> None:
     fed.server.datasets = [dataset("a")]
     fed.caches.kinds["Dataset"].begin_epoch()
-    fed.feed.restored()
+    fed.feed.restart_after_restore()
     await until(lambda: len(fed.made) == 2 and fed.names == {"a"})
 
 

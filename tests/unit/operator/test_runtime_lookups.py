@@ -6,7 +6,7 @@ from typing import Any, cast
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.runtime.lookups import MAX_SECONDS, MIN_SECONDS, Lookups
+from finetune_operator.runtime.lookups import MAX_POLL_SECONDS, MIN_POLL_SECONDS, Lookups
 from tests.unit.operator.skippingclock import clock, run
 
 NAMES = [Key("FineTuneJob", "team", f"run-{number}") for number in range(1000)]
@@ -53,7 +53,7 @@ def test_those_that_wait_for_a_claim_are_woken_when_it_is_there_and_not_before()
         # Once when it was needed, and then more and more rarely.
         assert len(scene.server.asked) < 40
         scene.server.claim = claim()
-        await asyncio.sleep(MAX_SECONDS + MIN_SECONDS)
+        await asyncio.sleep(MAX_POLL_SECONDS + MIN_POLL_SECONDS)
         assert sorted(scene.woken) == sorted(NAMES)
         await scene.passes(*NAMES)
         asked = len(scene.server.asked)
@@ -69,7 +69,7 @@ def test_a_claim_that_is_made_soon_is_seen_soon() -> None:
         scene = Scene()
         await scene.passes(NAMES[0])
         scene.server.claim = claim()
-        await asyncio.sleep(MIN_SECONDS + 5)
+        await asyncio.sleep(MIN_POLL_SECONDS + 5)
         assert scene.woken == [NAMES[0]]
         assert await scene.lookups.get(CLAIM, "team", "artifacts") == scene.server.claim
         scene.task.cancel()
@@ -85,7 +85,7 @@ def test_a_claim_that_not_all_nodes_can_mount_is_waited_for_until_it_is_another_
         await asyncio.sleep(600)
         assert scene.woken == []
         scene.server.claim = claim(uid="another")
-        await asyncio.sleep(MAX_SECONDS)
+        await asyncio.sleep(MAX_POLL_SECONDS)
         assert scene.woken == [NAMES[0]]
         scene.task.cancel()
 

@@ -84,7 +84,7 @@ async def test_it_does_not_hold_up_a_namespace_that_goes() -> None:
     ],
 )
 async def test_else_it_is_left_as_it_is(metadata: Manifest, terminating: bool) -> None:
-    with pytest.raises(Rejected, match="cannot be read"):
+    with pytest.raises(Rejected, match="cannot read the object"):
         await looked_at(unread(**metadata), terminating=terminating)
 
 
