@@ -96,7 +96,7 @@ def test_a_pod_of_nobodys_job_may_not_report(api: Api, namespace: str, pod: Trai
     pod.pod = api.create(loner)
     answer = pod.post(pod.report(99).to_json(), pod.make_token())
     assert answer.status_code == 401
-    assert "belongs to no Job" in answer.json()["error"]
+    assert "no Job controls pod" in answer.json()["error"]
 
 
 def test_a_job_that_only_claims_to_belong_to_a_run_may_not_report(
@@ -119,7 +119,7 @@ def test_a_job_that_only_claims_to_belong_to_a_run_may_not_report(
     pod.pod = eventually("the forged Job has a pod", made, 30)
     answer = pod.post(pod.report(99).to_json(), pod.make_token())
     assert answer.status_code == 401
-    assert "belongs to no run" in answer.json()["error"]
+    assert "no run controls Job" in answer.json()["error"]
 
 
 def test_the_service_leads_to_the_active_process_and_the_certificate_stays(

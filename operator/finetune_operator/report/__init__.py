@@ -1,1 +1,1 @@
-"""The HTTPS endpoint that pods report to."""
+"""The report endpoint: pods report their progress to it by HTTPS."""

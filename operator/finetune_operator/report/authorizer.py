@@ -1,4 +1,4 @@
-"""Who may report for which run: token, pod, Job, and the Job's controller."""
+"""Authorize reports: from the token to the pod, its Job, and the run that controls the Job."""
 
 import hashlib
 import time
@@ -22,22 +22,22 @@ POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset"})
 
 TRUSTED_SECONDS: Final = 300.0
-"""Seconds for which the answer about a token is not asked for again."""
+"""Seconds for which the result of a token review is cached, if the token is accepted or denied."""
 DISTRUSTED_SECONDS: Final = 60.0
 MAX_REMEMBERED_TOKENS: Final = 10_000
 
 REVIEWS_PER_SECOND: Final = 20
 REVIEW_BURST: Final = 100
-"""Requests to the API server that unknown tokens may cause."""
+"""Limit of token reviews for unknown tokens."""
 SOURCE_REVIEWS_PER_SECOND: Final = 1
 SOURCE_REVIEW_BURST: Final = 10
-"""Of those, the ones that come from one address: a pod with random tokens must not use up all of them."""
+"""Limit per address, so that a pod with random tokens does not use up the limit for all."""
 MAX_REMEMBERED_SOURCES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A pod, and the object that its run belongs to."""
+    """A pod, and the FineTuneJob or Dataset that it works for."""
 
     kind: str
     namespace: str
@@ -47,19 +47,19 @@ class Caller:
 
 
 class ReportDenied(Exception):
-    """The token gives no right to report; the message says why."""
+    """The token does not authorize reports; the message gives the reason."""
 
 
 class TooManyReviews(Exception):
-    """So many unknown tokens came that no more are looked into for a moment."""
+    """The limit of reviews of unknown tokens is reached."""
 
 
 class Authorizer:
-    """Answers are remembered by the token's hash; the token itself is kept nowhere.
+    """Authorizes reports. Results are cached by the token's hash; the token itself is not stored.
 
     Args:
-        cluster: reviews tokens, and has what the stores do not hold yet.
-        stores: of pods, Jobs and runs, by kind.
+        cluster: client for token reviews, and for objects that the stores do not have yet.
+        stores: stores of pods, Jobs and runs, by kind.
         clock: monotonic seconds.
     """
 
@@ -77,16 +77,16 @@ class Authorizer:
         self._sources = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED_SOURCES, clock)
 
     async def caller(self, token: str, source: str) -> Caller:
-        """The caller that the token stands for.
+        """The caller that the token identifies.
 
         Args:
-            token: as it was sent.
-            source: address that it came from.
+            token: token of the request.
+            source: address of the request.
 
         Raises:
-            ReportDenied: it stands for none.
-            TooManyReviews: ask again later.
-            ApiError: the API server did not say.
+            ReportDenied: the token identifies no pod of a run.
+            TooManyReviews: the limit of reviews is reached; try again later.
+            ApiError: the API server did not review the token.
         """
         digest = hashlib.sha256(token.encode()).digest()
         known = self._answers.get(digest)
@@ -94,8 +94,8 @@ class Authorizer:
             if not (self._sources.take(source) and self._reviews.take()):
                 raise TooManyReviews
             answer = await self._review(token)
-            keep = DISTRUSTED_SECONDS if isinstance(answer, ReportDenied) else TRUSTED_SECONDS
-            self._answers[digest] = (self._clock() + keep, answer)
+            seconds = DISTRUSTED_SECONDS if isinstance(answer, ReportDenied) else TRUSTED_SECONDS
+            self._answers[digest] = (self._clock() + seconds, answer)
             self._answers.move_to_end(digest)
             while len(self._answers) > MAX_REMEMBERED_TOKENS:
                 self._answers.popitem(last=False)
@@ -130,19 +130,19 @@ class Authorizer:
         if pod is None or pod["metadata"]["uid"] != uid:
             pod = await self._cluster.get(POD, namespace, name)
         if pod is None or pod["metadata"]["uid"] != uid:
-            return ReportDenied(f"pod {name} is gone")
+            return ReportDenied(f"pod {name} does not exist")
         reference = controller(pod)
         if reference.get("kind") != JOB.kind:
-            return ReportDenied(f"pod {name} belongs to no Job")
+            return ReportDenied(f"no Job controls pod {name}")
         job = self._stores[JOB.kind].get(namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
             job = await self._cluster.get(JOB, namespace, reference["name"])
         if job is None or job["metadata"]["uid"] != reference["uid"]:
-            return ReportDenied(f"Job {reference['name']} is gone")
+            return ReportDenied(f"Job {reference['name']} does not exist")
         owner = controller(job)
-        # Whoever may create Jobs may write any owner into one: only a run that exists counts.
+        # A user who may create Jobs may set any owner reference, so only an existing run counts.
         if owner.get("apiVersion") != API_VERSION or not self._is_run(namespace, owner):
-            return ReportDenied(f"Job {reference['name']} belongs to no run")
+            return ReportDenied(f"no run controls Job {reference['name']}")
         return Caller(owner["kind"], namespace, owner["name"], owner["uid"], uid)
 
     def _is_run(self, namespace: str, owner: Manifest) -> bool:

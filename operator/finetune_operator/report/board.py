@@ -1,4 +1,4 @@
-"""The newest report of each run, and how much of the news goes on to the status."""
+"""The newest report of each run, and limits on the status writes that reports cause."""
 
 import time
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from finetune_operator.report.authorizer import Caller
 from finetune_trainer.contract.progress import Progress, Report
 
 RUN_INTERVAL_SECONDS: Final = 10.0
-"""Seconds between two status writes that a run's progress causes."""
+"""Seconds between two status writes for the progress of a run."""
 MIN_PERCENT: Final = 1
 STAGES_PER_SECOND: Final = 10.0
 STEPS_PER_SECOND: Final = 10.0
-"""Status writes that all runs' progress together causes: first reports of a stage, and all others. They have
-slots of their own, because those of the others are taken up to ten seconds ahead."""
+"""Limits of status writes for the progress of all runs: for the first report of a stage, and for other
+reports. The limits are separate, because other reports are scheduled up to ten seconds ahead."""
 
 Announce = Callable[[Key, float], None]
-"""Have this object looked at in so many seconds."""
+"""Queues the object with a delay in seconds."""
 
 
 @dataclass(slots=True)
@@ -27,13 +27,13 @@ class _Run:
     newest: RunProgress
     sequence: int
     moved_at: float
-    """When the newest report was the first of its step."""
+    """Time of the first report of the newest step."""
     announced: RunProgress | None = None
     announced_at: float = float("-inf")
 
 
 class ProgressBoard:
-    """Holds one entry a run until the run's object is gone."""
+    """Newest reports, one entry per run until the run's object is deleted."""
 
     def __init__(self, announce: Announce, clock: Callable[[], float] = time.monotonic) -> None:
         self._announce = announce
@@ -42,20 +42,20 @@ class ProgressBoard:
         self._next_stage = self._next_step = float("-inf")
 
     def accept(self, caller: Caller, report: Report) -> None:
-        """Take a report from a pod that may give it; one with an older sequence number is no news."""
+        """Accept a report of an authorized pod. One with an older sequence number is ignored."""
         newest, now = RunProgress(report.stage, report.progress), self._clock()
         run = self._runs.get(caller.uid)
         if run is None:
             run = self._runs[caller.uid] = _Run(newest, report.sequence, moved_at=now)
         elif report.sequence <= run.sequence:
             return
-        if _is_further(run.newest, newest):
+        if _has_moved(run.newest, newest):
             run.moved_at = now
         run.newest, run.sequence = newest, report.sequence
         if not _is_news(run.announced, newest):
             return
         if run.announced_at > now:
-            # A look is due already; it will see this report.
+            # A pass is already scheduled; it will read this report.
             return
         if run.announced is None or run.announced.stage != newest.stage:
             due = max(now, self._next_stage)
@@ -72,7 +72,7 @@ class ProgressBoard:
         return None if run is None else run.newest
 
     def since_progress(self, uid: str) -> float | None:
-        """Seconds since the run with this uid reported a step for the first time."""
+        """Seconds since the first report of the newest step of the run with this uid."""
         run = self._runs.get(uid)
         return None if run is None else self._clock() - run.moved_at
 
@@ -81,12 +81,12 @@ class ProgressBoard:
 
 
 def percent(progress: Progress) -> int:
-    """Whole percent of the stage's steps; 0 while their number is not known."""
+    """Whole percent of the stage's steps; 0 if their number is unknown."""
     return 100 * progress.step // progress.total_steps if progress.total_steps else 0
 
 
-def _is_further(old: RunProgress, new: RunProgress) -> bool:
-    """Another stage, or another step: a pod that resumes from an earlier one does get further."""
+def _has_moved(old: RunProgress, new: RunProgress) -> bool:
+    """Whether stage or step differ. A pod that resumes from an earlier step also makes progress."""
     return (old.stage, old.progress.step) != (new.stage, new.progress.step)
 
 

@@ -1,4 +1,4 @@
-"""The report endpoint's certificate: made once by the active process, kept in a Secret of its namespace."""
+"""Certificate of the report endpoint. The active process creates it once, in a Secret of its namespace."""
 
 import base64
 import ssl
@@ -22,21 +22,21 @@ LIFETIME: Final = timedelta(days=3650)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """PEM texts; the CA's key is thrown away when the certificate is made."""
+    """Certificate, key and CA as PEM texts. The CA's key is not stored."""
 
     ca: str
     certificate: str
     key: str
 
     def context(self) -> ssl.SSLContext:
-        """A server's TLS context."""
+        """TLS context of a server with this certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.load_into(context)
         return context
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Have the context's connections from now on made with this certificate."""
-        # The standard library reads certificates from files only.
+        """Use this certificate for new connections of the context."""
+        # The standard library loads certificates only from files.
         with tempfile.TemporaryDirectory() as folder:
             certificate, key = Path(folder, "tls.crt"), Path(folder, "tls.key")
             certificate.write_text(self.certificate)
@@ -46,12 +46,12 @@ class Certificate:
 
 
 def host_of(service: str, namespace: str) -> str:
-    """The name that pods call the endpoint by."""
+    """Host name of the endpoint for pods."""
     return f"{service}.{namespace}.svc"
 
 
 def make(service: str, namespace: str, now: datetime) -> Certificate:
-    """A certificate of ten years for the Service's names, from a CA of its own."""
+    """Create a certificate for the Service's names, valid for ten years, from a new CA."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{service} CA")])
     start, end = now - timedelta(hours=1), now + LIFETIME
@@ -102,11 +102,11 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
 
 
 async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: datetime) -> Certificate:
-    """The certificate in the Secret `<service>-tls`, made if there is none; never overwritten.
+    """The certificate in the Secret `<service>-tls`. It is created if missing, and never overwritten.
 
     Raises:
-        Unavailable: the Secret went away between two requests; try again.
-        ValueError: the Secret exists and holds something else; the message says what to do.
+        Unavailable: the Secret was deleted between two requests; try again.
+        ValueError: the Secret lacks keys; the message says what to do.
     """
     name = f"{service}-tls"
     existing = await cluster.get(SECRET, namespace, name)
@@ -129,14 +129,15 @@ async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: d
         except AlreadyExists:
             existing = await cluster.get(SECRET, namespace, name)
             if existing is None:
-                raise Unavailable(f"Secret {name} came and went") from None
+                raise Unavailable(f"Secret {name} was deleted right after its creation") from None
         else:
             return made
     data = existing.get("data") or {}
     missing = [key for key in ("ca.crt", "tls.crt", "tls.key") if key not in data]
     if missing:
         raise ValueError(
-            f"Secret {namespace}/{name} has no {', '.join(missing)}: delete it and it is made anew"
+            f"Secret {namespace}/{name} has no {', '.join(missing)}: delete it, and the operator creates a"
+            " new one"
         )
     return Certificate(*(base64.b64decode(data[key]).decode() for key in ("ca.crt", "tls.crt", "tls.key")))
 

@@ -1,4 +1,4 @@
-"""Leads the selector-less report Service to the active process."""
+"""EndpointSlice that routes the report Service, which has no selector, to the active process."""
 
 import ipaddress
 from typing import Final
@@ -12,12 +12,12 @@ PORT_NAME: Final = "report"
 
 
 def target(service: str, namespace: str, port: int, certificate: Certificate) -> ReportTarget:
-    """What pods are told."""
+    """Address and CA of the endpoint, for the configs of pods."""
     return ReportTarget(url=f"https://{host_of(service, namespace)}:{port}", ca_pem=certificate.ca)
 
 
 def endpoint_slice(service: str, namespace: str, address: str, port: int) -> Manifest:
-    """The one EndpointSlice of the Service; each active process in turn applies it with its own address."""
+    """The EndpointSlice of the Service. The active process applies it with its own address."""
     version = ipaddress.ip_address(address).version
     return {
         "apiVersion": ENDPOINT_SLICE.api_version,

@@ -1,4 +1,4 @@
-"""The report endpoint's life in the active process: certificate, server, and the Service's way to it."""
+"""Publish the report endpoint from the active process: certificate, server and EndpointSlice."""
 
 import asyncio
 import logging
@@ -17,27 +17,27 @@ from finetune_trainer.contract.references import ReportTarget
 logger = logging.getLogger(__name__)
 
 FIRST_TRY_SECONDS: Final = 10.0
-"""Seconds that the first pass waits for the endpoint, so that its Jobs know of it."""
+"""Time that the first pass waits for the endpoint, so that new Jobs get its address."""
 REASSERT_SECONDS: Final = 300.0
 RETRY_SECONDS: Final = 10.0
-TROUBLE: Final = (ApiError, ValueError, OSError, TimeoutError)
+PUBLISH_ERRORS: Final = (ApiError, ValueError, OSError, TimeoutError)
 
 
 class ReportEndpoint:
-    """Makes the endpoint reachable, and keeps it so; that it cannot is logged and hinders nothing else.
+    """Publishes the endpoint and keeps it published. Failures are logged and affect nothing else.
 
     Args:
-        cluster: where certificate and EndpointSlice are kept.
-        server: what listens.
-        stamp: marks the EndpointSlice.
-        service: the selector-less Service, in `namespace`.
-        namespace: of the operator.
-        address: of this process; empty: there is no endpoint.
-        port: of this process and of the Service.
+        cluster: client for the certificate and the EndpointSlice.
+        server: HTTPS server.
+        stamp: annotation of the EndpointSlice.
+        service: Service without a selector, in `namespace`.
+        namespace: namespace of the operator.
+        address: IP address of this pod; empty: no endpoint.
+        port: port of the server and of the Service.
 
     Attributes:
-        target: what pods are told; None until the endpoint is reachable.
-        up: whether the last attempt to publish it succeeded; None where there is to be no endpoint.
+        target: address and CA for pods; None until the endpoint is published.
+        up: whether the last attempt to publish succeeded; None without an address.
     """
 
     def __init__(
@@ -64,28 +64,30 @@ class ReportEndpoint:
         self.up: bool | None = False if address else None
 
     async def publish_soon(self) -> None:
-        """Publish, or give up waiting for it after some seconds; `keep` goes on trying."""
+        """Try to publish for at most FIRST_TRY_SECONDS. `keep` tries again later."""
         if not self._address:
-            logger.info("this process has no address for pods (POD_IP): progress is not seen")
+            logger.info("POD_IP is not set: pods cannot report their progress")
             return
         try:
             async with asyncio.timeout(FIRST_TRY_SECONDS):
                 await self._publish()
-        except TROUBLE as error:
+        except PUBLISH_ERRORS as error:
             self.up = False
-            logger.warning("the report endpoint is not reachable yet, progress is not seen: %s", error)
+            logger.warning(
+                "cannot publish the report endpoint yet, so pods cannot report progress: %s", error
+            )
 
     async def keep(self) -> None:
-        """Publish again from time to time while this process is the active one; never ends by itself."""
+        """Publish again periodically while this process is active. Never returns."""
         while True:
             await asyncio.sleep(RETRY_SECONDS if self._address and self.target is None else REASSERT_SECONDS)
             if not self._address:
                 continue
             try:
                 await self._publish()
-            except TROUBLE as error:
+            except PUBLISH_ERRORS as error:
                 self.up = False
-                logger.warning("the report endpoint could not be published: %s", error)
+                logger.warning("cannot publish the report endpoint: %s", error)
 
     async def _publish(self) -> None:
         made = await certificate.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
@@ -96,12 +98,12 @@ class ReportEndpoint:
         existing = await self._cluster.get(ENDPOINT_SLICE, self._namespace, wanted["metadata"]["name"])
         if existing is None or not self._stamp.matches(existing, wanted):
             await self._cluster.apply(wanted)
-        # Pods are told of a CA only once the server has a certificate of it.
+        # Pods must get the CA only after the server has a certificate of it.
         self.target = endpointslice.target(self._service, self._namespace, self._port, made)
         self.up = True
 
     async def _serve(self, made: certificate.Certificate) -> None:
-        """Listen with this certificate, whatever it was before."""
+        """Serve with this certificate, and replace a previous one."""
         if made == self._served:
             return
         if self._context is None:
@@ -111,6 +113,6 @@ class ReportEndpoint:
         else:
             made.load_into(self._context)
             logger.info(
-                "the report endpoint has another certificate now: Secret %s-tls changed", self._service
+                "the report endpoint uses a new certificate, because Secret %s-tls changed", self._service
             )
         self._served = made

@@ -1,4 +1,4 @@
-"""Token buckets."""
+"""Rate limits by token buckets."""
 
 import time
 from collections import OrderedDict
@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 
 class TokenBucket:
-    """Lets `rate` things a second pass, and `burst` at once after a pause."""
+    """Admits `rate` events per second, and `burst` at once after a pause."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -16,7 +16,7 @@ class TokenBucket:
         self._at = clock()
 
     def take(self) -> bool:
-        """Whether one more may pass now."""
+        """Take a token; False if there is none."""
         now = self._clock()
         self._level = min(self._burst, self._level + (now - self._at) * self._rate)
         self._at = now
@@ -27,7 +27,7 @@ class TokenBucket:
 
 
 class Buckets:
-    """One bucket for each of the `remembered` last seen keys."""
+    """One bucket per key, for the `remembered` most recently used keys."""
 
     def __init__(
         self, rate: float, burst: float, remembered: int, clock: Callable[[], float] = time.monotonic
@@ -39,7 +39,7 @@ class Buckets:
         self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
 
     def take(self, key: Hashable) -> bool:
-        """Whether one more of this key may pass now."""
+        """Take a token from the key's bucket; False if there is none."""
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, self._clock)

@@ -1,6 +1,6 @@
-"""The HTTPS endpoint `POST /v1/reports`.
+"""HTTPS server of `POST /v1/reports`.
 
-Nothing depends on it: a chain whose reports are all lost ends the same, only less is seen on the way.
+Reports only show progress. A run whose reports are all lost has the same result.
 """
 
 import logging
@@ -28,13 +28,13 @@ MAX_REMEMBERED_PODS: Final = 10_000
 
 
 class ReportServer:
-    """Takes reports while `active` says so, and answers 503 otherwise.
+    """Accepts reports while this process is active, and responds with 503 otherwise.
 
     Args:
-        authorizer: who a token stands for.
-        board: where accepted reports go.
-        active: whether this process is the active one.
-        answered: told the HTTP status of every answer.
+        authorizer: identifies the caller by its token.
+        board: receives accepted reports.
+        active: whether this process is active.
+        answered: called with the HTTP status of every response.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ReportServer:
 
     async def _answer(self, request: web.Request) -> web.Response:
         if not self._active():
-            return _refusal(503, "another process is the active one", retry=True)
+            return _refusal(503, "this process is not the active one", retry=True)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             return _refusal(401, "send the projected token as Authorization: Bearer")
@@ -81,21 +81,21 @@ class ReportServer:
         except TooManyReviews:
             return _refusal(429, "too many unknown tokens", retry=True)
         except ApiError as error:
-            logger.warning("a report could not be checked: %s", error)
-            return _refusal(503, "the API server could not be asked about the token", retry=True)
+            logger.warning("cannot review the token of a report: %s", error)
+            return _refusal(503, "the API server did not review the token", retry=True)
         if not self._buckets.take(caller.pod_uid):
-            return _refusal(429, f"more than {REPORTS_PER_SECOND:.0f} reports a second", retry=True)
+            return _refusal(429, f"more than {REPORTS_PER_SECOND:.0f} reports per second", retry=True)
         return await self._accept(caller, request)
 
     async def _accept(self, caller: Caller, request: web.Request) -> web.Response:
         try:
             report = Report.parse(await request.read())
         except web.HTTPRequestEntityTooLarge:
-            return _refusal(413, f"a report has at most {MAX_BODY_BYTES} bytes")
+            return _refusal(413, f"a report may have at most {MAX_BODY_BYTES} bytes")
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
-            return _refusal(400, f"no report of contract {CONTRACT_VERSION}: {where}: {problem['msg']}")
+            return _refusal(400, f"not a report of contract {CONTRACT_VERSION}: {where}: {problem['msg']}")
         if report.owner.uid != caller.uid:
             return _refusal(
                 403, f"this pod works for {caller.kind} {caller.name}, not for {report.owner.name}"
