@@ -1,1 +1,1 @@
-"""Pure builders of manifests: `build_<thing>(...) -> dict`, one file for each family."""
+"""Pure functions that build manifests, one module per family of objects."""

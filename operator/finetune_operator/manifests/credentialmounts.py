@@ -1,4 +1,5 @@
-"""Secrets of type `finetune.dev/credentials` in a pod: each is a folder there, with one file a key."""
+"""Mounts of Secrets of type `finetune.dev/credentials`: each is a folder in the pod, with one file per
+key."""
 
 from typing import Literal
 
@@ -7,18 +8,18 @@ from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
 from finetune_trainer.contract.references import SecretMount
 
 Use = Literal["store", "source", "base-model"]
-"""What a pod needs a Secret for."""
+"""Purpose of a Secret in a pod."""
 
 
 def secret_mount(use: Use, secret: str | None) -> SecretMount | None:
-    """Where the process finds the Secret of this name."""
+    """Path of the Secret in the container; None without a Secret."""
     return None if secret is None else SecretMount(name=secret, path=f"{CREDENTIALS_MOUNT}/{use}")
 
 
 def secret_volume(mount: SecretMount) -> tuple[Manifest, Manifest]:
     """The volume, and its mount in a container.
 
-    Optional: the pod starts without the Secret, and reports in its own words that it is missing.
+    The volume is optional: the pod starts without the Secret, and its result reports that it is missing.
     """
     name = f"{mount.path.rpartition('/')[2]}-credentials"
     volume = {"name": name, "secret": {"secretName": mount.name, "optional": True}}

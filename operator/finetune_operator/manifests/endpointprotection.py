@@ -1,4 +1,4 @@
-"""Manifests of what protects an endpoint's pods: its NetworkPolicy and its PodDisruptionBudget."""
+"""NetworkPolicy and PodDisruptionBudget of an endpoint."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -15,13 +15,13 @@ DEFAULT_MAX_UNAVAILABLE: Final = 1
 
 
 def build_endpoint_policy(endpoint: InferenceDeployment, monitoring: Mapping[str, str]) -> Manifest:
-    """The NetworkPolicy of all revisions of an endpoint that has `spec.networkPolicy`.
+    """The NetworkPolicy of all revisions of an endpoint with `spec.networkPolicy`.
 
     Args:
-        endpoint: whose pods are protected.
-        monitoring: labels of the namespaces that may always connect, since metrics have the same port.
+        endpoint: owner of the pods.
+        monitoring: labels of the namespaces that may always connect, because metrics use the same port.
     """
-    assert endpoint.spec.network_policy is not None  # noqa: S101 - the caller looked
+    assert endpoint.spec.network_policy is not None  # noqa: S101 - the caller checks
     peers = [_peer(peer) for peer in endpoint.spec.network_policy.allow_from]
     return build_network_policy(
         endpoint,
@@ -43,13 +43,14 @@ def _peer(peer: NetworkPeer) -> Manifest:
 
 
 def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Manifest:
-    """The PodDisruptionBudget of the revision that serves.
+    """The PodDisruptionBudget of the serving revision.
 
-    Not of all revisions: while one comes up, its pods that are not ready yet would use up the budget, and no
-    node could be drained. Pods that are not ready may always be evicted, since nobody is served by them.
+    It does not cover other revisions: the pods of a starting revision, which are not ready, would use up the
+    budget, and no node could be drained. Pods that are not ready may always be evicted, because they serve no
+    requests.
     """
     availability = endpoint.spec.availability
-    chosen = availability.max_unavailable if availability is not None else None
+    max_unavailable = availability.max_unavailable if availability is not None else None
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -60,7 +61,7 @@ def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Man
             "ownerReferences": [owner_reference(endpoint)],
         },
         "spec": {
-            "maxUnavailable": DEFAULT_MAX_UNAVAILABLE if chosen is None else chosen,
+            "maxUnavailable": DEFAULT_MAX_UNAVAILABLE if max_unavailable is None else max_unavailable,
             "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision}},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },

@@ -9,55 +9,57 @@ from finetune_trainer.contract.vocabulary import Stage
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 OPERATOR: Final = "finetune-operator"
 SELECTOR: Final = f"{MANAGED_BY}={OPERATOR}"
-"""Selects every child; the informers watch nothing else."""
+"""Selector of all children. The watches of children use it."""
 
 OWNER_KIND: Final = f"{GROUP}/owner-kind"
 OWNER_NAME: Final = f"{GROUP}/owner-name"
 RUN: Final = f"{GROUP}/run"
-"""uid of the FineTuneJob or Dataset a pod or record belongs to."""
+"""Label of a child or record: uid of the object that created it."""
 STAGE: Final = f"{GROUP}/stage"
 MODEL: Final = f"{GROUP}/model"
 DATASET: Final = f"{GROUP}/dataset"
 REVISION: Final = f"{GROUP}/revision"
 PROFILE: Final = f"{GROUP}/profile"
 DEVICES: Final = f"{GROUP}/devices"
-"""Devices that a stage's pod was given; device time is counted from it, not from a profile edited since."""
+"""Number of devices of a stage's pod. Device time is computed from it, since the profile may have changed."""
 STORE: Final = f"{GROUP}/store"
-"""Annotation: the store that a Job works with, or that a DatasetVersion was first written to."""
+"""Annotation: the store that a Job uses, or that a DatasetVersion was first written to."""
 STORE_CREDENTIALS: Final = f"{GROUP}/store-credentials"
-"""Annotation of a Job or record: the Secret that opens its store. On a record a person may change it."""
+"""Annotation of a Job or record: Secret with the credentials of its store. Users may change it on a
+record."""
 RECORDED_RUN: Final = f"{GROUP}/recorded-run"
-"""Annotation of a FineTuneJob whose Checkpoints are recorded: which run it stands for, restored or not."""
+"""Annotation of a FineTuneJob with recorded Checkpoints: identity of the run, which survives a restore."""
 RECORDED_AT: Final = f"{GROUP}/recorded-at"
-"""Annotation of a Checkpoint: when it was first recorded; a restore makes the creation time anew."""
+"""Annotation of a Checkpoint: time of its first creation. A restore changes the creation timestamp."""
 REFRESH_REQUESTED: Final = f"{GROUP}/refresh-requested"
-"""Annotation of a Dataset: each new value asks for a look at its source. Of its Job: the value it answers."""
+"""Annotation of a Dataset: each new value requests a check of its source. On the Job: the value that it
+answers."""
 NONCE: Final = f"{GROUP}/nonce"
-"""Annotation of a Job: what a result of its pods must repeat. Jobs of contract 1 have none."""
+"""Annotation of a Job: nonce that a result of its pods must repeat. Jobs of contract 1 have none."""
 CONFIG_DIGEST: Final = f"{GROUP}/config-digest"
-"""Annotation of a Job: the digest of its config, which a result of its pods must repeat as well."""
+"""Annotation of a Job: digest of its config, which a result of its pods must repeat too."""
 CREATED_SPEC: Final = f"{GROUP}/created-spec"
-"""Annotation of a revision's Deployment: its spec as it was created, without the replicas, as JSON."""
+"""Annotation of a revision's Deployment: its spec at creation, without the replicas, as JSON."""
 CORRECTED: Final = f"{GROUP}/corrected-generation"
-"""Annotation of a Deployment: its generation when what others had changed was last put back."""
+"""Annotation of a Deployment: its generation when the operator last reverted changes by others."""
 INSTALLATION: Final = f"{GROUP}/installation"
 """Label of the Lease of each installation of the operator."""
 WATCHED: Final = f"{GROUP}/watched-namespaces"
-"""Annotation of such a Lease: namespaces with commas between them, or `*`."""
+"""Annotation of such a Lease: watched namespaces, separated by commas, or `*`."""
 FINALIZER: Final = f"{GROUP}/cleanup"
-"""On what has `deletionPolicy: Delete`: before it goes, what it stands for is removed."""
+"""Finalizer of objects with `deletionPolicy: Delete`: their content is deleted before they are."""
 
 RUNNER: Final = "finetune-runner"
 """Service account of all pods in the users' namespaces."""
 
 
 def short_hash(*parts: str, length: int = 5) -> str:
-    """Hexadecimal digits that tell equal inputs from different ones; for names, not for integrity."""
+    """Hexadecimal digits of a hash of the parts. For names, not for integrity."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:length]
 
 
 def child_labels(owner: Resource, **more: str) -> dict[str, str]:
-    """Labels that lead from a child back to its owner; `more` are full label keys with their values."""
+    """Labels that identify the owner of a child. `more` are further full label keys with their values."""
     return {
         MANAGED_BY: OPERATOR,
         OWNER_KIND: owner.kind,
@@ -68,13 +70,13 @@ def child_labels(owner: Resource, **more: str) -> dict[str, str]:
 
 
 def store_annotations(store: str | None, secret: str | None) -> dict[str, str]:
-    """Where something was made, and which Secret opens it there."""
+    """Annotations of the store that content is in, and of the Secret with its credentials."""
     marks = {STORE: store, STORE_CREDENTIALS: secret}
     return {key: value for key, value in marks.items() if value}
 
 
 def stage_job_name(owner: Resource, stage: Stage | str, *distinguish: str) -> str:
-    """`<owner>-<stage>-<5 hex>`: the same for the same object and stage, other for a re-created object."""
+    """`<owner>-<stage>-<5 hex>`: equal for the same object and stage, different for a re-created object."""
     return f"{owner.name}-{stage}-{short_hash(owner.uid, stage, *distinguish)}"
 
 
@@ -94,5 +96,5 @@ def checkpoint_name(job: str, uid: str, step: int, digest: str) -> str:
 
 
 def revision_name(endpoint: str, *inputs: str) -> str:
-    """`<endpoint>-<8 hex>`: named by what a user of the endpoint can tell apart."""
+    """`<endpoint>-<8 hex>`: by the inputs that users of the endpoint can distinguish."""
     return f"{endpoint}-{short_hash(*inputs, length=8)}"

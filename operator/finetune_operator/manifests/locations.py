@@ -1,4 +1,4 @@
-"""What a uri points at: a volume in the cluster, or a place that pods reach over the network."""
+"""Parse URIs of volumes in the cluster and of locations in the network."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Final
 
 NAME: Final = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 CONFIGMAP_KEY: Final = re.compile(r"^[-._a-zA-Z0-9*?\[\]!]{1,253}$")
-"""Or a pattern for several of them."""
+"""A key, or a pattern for several keys."""
 HUB: Final = re.compile(r"^hf://(datasets/)?[-.\w]+/[-.\w]+(@[-./\w]+?)?(/[^?#\s]*)?$")
 WEB: Final = re.compile(r"^https://[^/@?#\s]+/[^#\s]+$")
 BUCKET: Final = re.compile(r"^(s3|gs|abfs)://[A-Za-z0-9][-._A-Za-z0-9@]*(/[^?#\s]*)?$")
@@ -14,24 +14,24 @@ BUCKET: Final = re.compile(r"^(s3|gs|abfs)://[A-Za-z0-9][-._A-Za-z0-9@]*(/[^?#\s
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """An object in the pod's namespace, and a path in it."""
+    """A PersistentVolumeClaim or ConfigMap in the pod's namespace, and a path in it."""
 
     scheme: str
     name: str
-    """Of the PersistentVolumeClaim or ConfigMap."""
+    """Name of the PersistentVolumeClaim or ConfigMap."""
     path: str
-    """Relative, without `..`; empty for the whole volume. Its last part may be a pattern, as in a shell."""
+    """Relative path without `..`; empty: the whole volume. Its last part may be a shell pattern."""
 
     def under(self, mount: str) -> str:
-        """The path in a pod that has the volume at `mount`."""
+        """The path in a pod that mounts the volume at `mount`."""
         return f"{mount}/{self.path}" if self.path else mount
 
 
 def parse_location(uri: str) -> Location:
-    """The location behind a uri.
+    """The location of a pvc:// or configmap:// URI.
 
     Raises:
-        ValueError: with what is wrong and how it should look.
+        ValueError: the URI is invalid; the message says what is wrong and shows the form.
     """
     scheme, _, rest = uri.partition("://")
     name, _, path = rest.partition("/")
@@ -41,22 +41,22 @@ def parse_location(uri: str) -> Location:
     elif scheme == "configmap":
         shape = "configmap://NAME/KEY"
         if len(parts) != 1 or not CONFIGMAP_KEY.match(parts[0]) or parts[0] in {".", ".."}:
-            raise ValueError(f"{uri} names no key of a ConfigMap: write {shape}")
+            raise ValueError(f"{uri} has no valid key of a ConfigMap: write {shape}")
     else:
         raise ValueError(f"{uri} is not in this cluster: use pvc:// or configmap://")
     if not NAME.match(name):
-        raise ValueError(f"{uri}: {name!r} is no name of a Kubernetes object: write {shape}")
+        raise ValueError(f"{uri}: {name!r} is not a valid name of a Kubernetes object: write {shape}")
     if ".." in parts:
-        raise ValueError(f"{uri} leaves its volume with ..: write the path without it")
+        raise ValueError(f"{uri} has .. in its path: write the path without it")
     _check_pattern(uri, parts)
     return Location(scheme, name, "/".join(parts))
 
 
 def parse_source(uri: str) -> Location | None:
-    """The volume and path of a source of rows or of a base model; None for what is read over the network.
+    """The location of a source of rows or a base model; None if pods read it over the network.
 
     Raises:
-        ValueError: with what is wrong and how it should look.
+        ValueError: the URI is invalid; the message says what is wrong and shows the form.
     """
     scheme = uri.partition("://")[0]
     form, shape = {
@@ -69,10 +69,10 @@ def parse_source(uri: str) -> Location | None:
     if form is None:
         return parse_location(uri)
     folder, slash, last = uri.rpartition("/")
-    # A question mark begins the query of a web address; elsewhere it is a mark of a pattern, as * is.
-    place = uri if scheme == "https" else folder + slash + last.replace("?", "*")
-    if not form.match(place) or ".." in uri.split("/"):
-        raise ValueError(f"{uri} names no place: write {shape}")
+    # In a web address a question mark begins the query; elsewhere it is part of a pattern, like *.
+    normalized = uri if scheme == "https" else folder + slash + last.replace("?", "*")
+    if not form.match(normalized) or ".." in uri.split("/"):
+        raise ValueError(f"{uri} is not a valid location: write {shape}")
     if scheme != "https":
         _check_pattern(uri, uri.split("/"))
     return None
@@ -80,25 +80,25 @@ def parse_source(uri: str) -> Location | None:
 
 def _check_pattern(uri: str, parts: list[str]) -> None:
     if any("*" in part for part in parts[:-1]):
-        raise ValueError(f"{uri} has a * in a folder's name: only the last part of the path may be a pattern")
+        raise ValueError(f"{uri} has a * in a folder name: only the last part of the path may be a pattern")
 
 
 def parse_store(uri: str) -> Location | None:
-    """The claim and folder of a store; None for a bucket, which pods reach over the network.
+    """The claim and folder of a store; None for a bucket, which pods access over the network.
 
     Raises:
-        ValueError: with what is wrong and how it should look.
+        ValueError: the URI is invalid; the message says what is wrong and shows the form.
     """
     if uri.startswith("pvc://"):
         return parse_location(uri)
     if not BUCKET.match(uri) or ".." in uri.split("/"):
         raise ValueError(
-            f"{uri} is no store: write pvc://CLAIM/FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or"
+            f"{uri} is not a valid store: write pvc://CLAIM/FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or"
             " abfs://CONTAINER/FOLDER"
         )
     return None
 
 
 def store_folder(uri: str, kind: str, digest: str) -> str:
-    """Uri of an artifact in a store: `<store>/<kind>/<64 hex>`."""
+    """URI of an artifact in a store: `<store>/<kind>/<64 hex>`."""
     return f"{uri.rstrip('/')}/{kind}/{digest.removeprefix('sha256:')}"

@@ -1,7 +1,7 @@
-"""NetworkPolicies of pods that the operator makes: who may open a connection to them.
+"""NetworkPolicies of the operator's pods.
 
-Only ingress is restricted. What a pod may reach is the cluster administrator's business: sources, stores and
-hubs are outside of the namespace.
+They restrict only ingress. Administrators restrict egress, because sources, stores and hubs are outside of
+the namespace.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,13 +15,13 @@ from finetune_operator.plan import Manifest
 def build_network_policy(
     owner: Resource, name: str, pods: Mapping[str, str], ingress: Iterable[Manifest]
 ) -> Manifest:
-    """A NetworkPolicy that refuses every connection to these pods of the owner's namespace but `ingress`.
+    """A NetworkPolicy that refuses all connections to the pods except those in `ingress`.
 
     Args:
-        owner: controller of the policy.
-        name: of the policy.
-        pods: labels of the pods that it protects.
-        ingress: rules, each from `allow`; none: nobody may connect.
+        owner: controller of the policy. The pods are in its namespace.
+        name: name of the policy.
+        pods: labels of the protected pods.
+        ingress: rules from `allow`; empty: no connections are allowed.
     """
     rules = list(ingress)
     return {
@@ -36,21 +36,21 @@ def build_network_policy(
         "spec": {
             "podSelector": {"matchLabels": dict(pods)},
             "policyTypes": ["Ingress"],
-            # The API server drops an empty list, which would then look like an edit.
+            # The API server drops an empty list, and the difference would look like an edit.
             **({"ingress": rules} if rules else {}),
         },
     }
 
 
 def allow(peers: Iterable[Manifest], *ports: int) -> Manifest:
-    """An ingress rule: these `NetworkPolicyPeer`s may connect to these TCP ports; no ports: to all of them.
+    """An ingress rule: these `NetworkPolicyPeer`s may connect to these TCP ports; no ports: to all ports.
 
     Raises:
-        ValueError: there is no peer; Kubernetes reads an empty list as everybody.
+        ValueError: `peers` is empty, which Kubernetes interprets as all peers.
     """
     sources = list(peers)
     if not sources:
-        raise ValueError("an ingress rule without peers admits everybody")
+        raise ValueError("an ingress rule without peers allows all connections")
     rule: Manifest = {"from": sources}
     if ports:
         rule["ports"] = [{"port": port, "protocol": "TCP"} for port in ports]
@@ -58,10 +58,10 @@ def allow(peers: Iterable[Manifest], *ports: int) -> Manifest:
 
 
 def pods_with(labels: Mapping[str, str]) -> Manifest:
-    """The peer: pods of the policy's own namespace with these labels."""
+    """Peer: pods of the policy's namespace with these labels."""
     return {"podSelector": {"matchLabels": dict(labels)}}
 
 
 def namespaces_with(labels: Mapping[str, str]) -> Manifest:
-    """The peer: all pods of namespaces with these labels; no labels: of all namespaces."""
+    """Peer: all pods of namespaces with these labels; no labels: of all namespaces."""
     return {"namespaceSelector": {"matchLabels": dict(labels)} if labels else {}}

@@ -1,7 +1,7 @@
-"""What lets the pods of one run find each other, and keeps everybody else away.
+"""Objects by which the pods of a run find each other and refuse other connections.
 
-A headless Service gives each pod a name, a Secret has the key that each proves to have, and a NetworkPolicy
-refuses other pods' connections where the cluster enforces such policies.
+A headless Service gives each pod a name. A Secret has the key that each pod must prove to have. A
+NetworkPolicy refuses connections of other pods, if the cluster enforces such policies.
 """
 
 from base64 import b64encode
@@ -25,19 +25,20 @@ KEY_BYTES: Final = 32
 
 
 def peer_name(owner: Resource) -> str:
-    """`train-<owner>-<5 hex>`, of all three: a run's name may begin with a digit, a Service's not."""
+    """Name of all three objects: `train-<owner>-<5 hex>`. It begins with a letter, as a Service's name
+    must."""
     return f"{TRAIN}-{owner.name}-{short_hash(owner.uid, TRAIN)}"
 
 
 def coordinator_host(owner: Resource) -> str:
-    """The name of pod index 0 for the run's other pods, who look it up in their own namespace first."""
+    """Host name of the pod with index 0. The other pods resolve it in their own namespace first."""
     return f"{stage_job_name(owner, TRAIN)}-0.{peer_name(owner)}"
 
 
 def build_peer_service(owner: Resource) -> Manifest:
-    """The Service. It has no address of its own, and names pods that are not ready: none is before all are.
+    """The headless Service. It includes pods that are not ready, because none is ready before all are.
 
-    It never changes, so it is created and never applied, and it outlives the train Jobs of a run that is
+    It never changes, so it is created and never applied. It outlives the train Jobs of a run that is
     suspended and resumed.
     """
     return {
@@ -59,13 +60,13 @@ def build_peer_service(owner: Resource) -> Manifest:
 
 
 def build_peer_key(owner: Resource, entropy: bytes) -> Manifest:
-    """The Secret. A file in the pods and never a variable, so that no description of them shows it.
+    """The Secret. Pods mount it as a file, not a variable, so that no description of a pod shows it.
 
     Raises:
-        ValueError: `entropy` has not the 32 bytes of a key.
+        ValueError: `entropy` does not have the 32 bytes of a key.
     """
     if len(entropy) != KEY_BYTES:
-        raise ValueError(f"a key has {KEY_BYTES} random bytes, not {len(entropy)}")
+        raise ValueError(f"a key needs {KEY_BYTES} random bytes, not {len(entropy)}")
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -82,9 +83,11 @@ def build_peer_key(owner: Resource, entropy: bytes) -> Manifest:
 
 
 def build_peer_policy(owner: Resource, monitoring: Mapping[str, str]) -> Manifest:
-    """The NetworkPolicy: the run's own pods reach each other at every port; gloo and NCCL choose theirs.
+    """The NetworkPolicy. The run's pods may connect to each other at all ports: gloo and NCCL choose theirs.
 
-    `monitoring`: labels of the namespaces that may read the pods' metrics.
+    Args:
+        owner: the run.
+        monitoring: labels of the namespaces that may read the pods' metrics.
     """
     return build_network_policy(
         owner,

@@ -1,11 +1,11 @@
-"""Where a profile lets pods that use its devices run."""
+"""Node selection of pods with devices."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.plan import Manifest
 
 
 def device_placement(profile: ComputeProfile) -> Manifest:
-    """The part of a pod's spec that chooses among the nodes with devices."""
+    """The part of a pod's spec that selects nodes for pods with devices."""
     spec = profile.spec
     placement: Manifest = {}
     if spec.node_selector:

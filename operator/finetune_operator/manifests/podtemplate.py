@@ -1,4 +1,4 @@
-"""The pod of one stage: security, storage, resources and placement."""
+"""Pod template of a stage: security, storage, resources and placement."""
 
 import math
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
 
 CPU: Final = "cpu"
-"""As a profile's device resource it means that a device is a CPU core."""
+"""Device resource of a profile whose devices are CPU cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Storage:
     """Volumes of a stage. The store is writable, source and base model are read-only."""
 
     store: Location | None
-    """None for a bucket: then the pod has a folder of its own in the store's place."""
+    """None for a bucket: the pod then has an emptyDir at the store's path."""
     source: Location | None = None
     base_model: Location | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialsMount:
-    """Secrets that the pod has as files."""
+    """Secrets that the pod mounts."""
 
     store: SecretReference | None = None
     source: SecretReference | None = None
@@ -61,15 +61,15 @@ class CredentialsMount:
 def resources_of(stage: JobStage, profile: ComputeProfile | None, devices: int) -> dict[str, dict[str, str]]:
     """Requests and limits of the container.
 
-    The memory limit is the request, so that a stage is killed for its own use and not for a neighbour's.
-    There is no CPU limit. Where a device is a CPU core, the devices are the CPU request unless the profile
-    says otherwise.
+    The memory limit equals the request, so that a stage is killed for its own use and not for a neighbour's.
+    There is no CPU limit. If devices are CPU cores, the CPU request is the number of devices, unless the
+    profile sets the stage's resources.
     """
     row = STAGES[stage]
     given = getattr(profile.spec.resources, stage) if profile is not None and row.in_profile else None
-    wanted: PodResources = given or row.resources
-    requests = {"cpu": wanted.cpu, **wanted.limited}
-    limits = wanted.limited
+    resources: PodResources = given or row.resources
+    requests = {"cpu": resources.cpu, **resources.limited}
+    limits = resources.limited
     if devices and profile is not None:
         if profile.spec.devices.resource == CPU:
             requests["cpu"] = given.cpu if given else str(devices)
@@ -90,7 +90,7 @@ def build_stage_pod(
     credentials: CredentialsMount,
     peer_key: str | None = None,
 ) -> Manifest:
-    """The pod's spec. `devices` is 0 for stages that need none; those go on any node."""
+    """The pod's spec. `devices` is 0 for stages without devices; their pods may run on any node."""
     volumes, mounts = _volumes(stage, config, profile, storage)
     for mount in _secrets(credentials):
         volume, volume_mount = secret_volume(mount)
@@ -127,7 +127,7 @@ def build_stage_pod(
 
 
 def _peer_key_volume(secret: str) -> tuple[Manifest, Manifest]:
-    """The volume, and its mount. Not optional: a pod without the key would only fail."""
+    """The volume, and its mount. The volume is not optional, because a pod without the key would fail."""
     volume = {"name": "peer-key", "secret": {"secretName": secret}}
     return volume, {"name": "peer-key", "mountPath": PEER_KEY_MOUNT, "readOnly": True}
 
@@ -140,13 +140,13 @@ def _environment(
         {"name": "HOME", "value": SCRATCH_MOUNT},
     ]
     if devices and profile is not None and profile.spec.devices.resource == CPU:
-        # Without it OpenMP starts a thread for every core of the node and they take turns.
+        # Otherwise OpenMP starts a thread per core of the node, and the threads compete for the pod's cores.
         variables.append({"name": "OMP_NUM_THREADS", "value": str(max(devices, _cores(cpu)))})
     return variables
 
 
 def _cores(cpu: str) -> int:
-    """Whole cores in a CPU request, rounded up; 0 for one in units that nobody counts cores in."""
+    """Cores of a CPU request, rounded up; 0 for units other than cores and millicores."""
     number, milli = cpu.removesuffix("m"), cpu.endswith("m")
     return math.ceil(float(number) / (1000 if milli else 1)) if number[-1].isdigit() else 0
 
@@ -172,17 +172,17 @@ def _volumes(
         {"name": "store", "mountPath": STORE_MOUNT},
         {"name": "scratch", "mountPath": SCRATCH_MOUNT},
     ]
-    for name, place, mount in (
+    for name, location, mount in (
         ("source", storage.source, SOURCE_MOUNT),
         ("base-model", storage.base_model, BASE_MODEL_MOUNT),
     ):
-        if place is None:
+        if location is None:
             continue
-        if storage.store is not None and (place.scheme, place.name) == ("pvc", storage.store.name):
-            # One claim is one volume: some drivers refuse the same claim twice, writable and read-only.
+        if storage.store is not None and (location.scheme, location.name) == ("pvc", storage.store.name):
+            # One volume per claim: some drivers refuse the same claim twice, writable and read-only.
             mounts.append({"name": "store", "mountPath": mount, "readOnly": True})
             continue
-        volumes.append({"name": name, **_read_only_volume(place)})
+        volumes.append({"name": name, **_read_only_volume(location)})
         mounts.append({"name": name, "mountPath": mount, "readOnly": True})
     shared_memory = profile.spec.shared_memory if profile is not None else None
     if STAGES[stage].multi_node and shared_memory:
@@ -199,15 +199,15 @@ def _volumes(
 
 
 def _store_volume(claim: Location | None) -> dict[str, Any]:
-    """The claim, or room for what a stage reads from a bucket and has still to upload."""
+    """The claim. For a bucket, an emptyDir for files that a stage downloads or will upload."""
     return {"emptyDir": {}} if claim is None else {"persistentVolumeClaim": {"claimName": claim.name}}
 
 
-def _read_only_volume(place: Location) -> dict[str, Any]:
-    if place.scheme == "configmap":
-        # Optional: the pod starts without it and reports in its own words what is missing.
-        return {"configMap": {"name": place.name, "optional": True}}
-    return {"persistentVolumeClaim": {"claimName": place.name, "readOnly": True}}
+def _read_only_volume(location: Location) -> dict[str, Any]:
+    if location.scheme == "configmap":
+        # Optional: the pod starts without it, and its result reports what is missing.
+        return {"configMap": {"name": location.name, "optional": True}}
+    return {"persistentVolumeClaim": {"claimName": location.name, "readOnly": True}}
 
 
 def _placement(stage: JobStage, profile: ComputeProfile | None, devices: int) -> Manifest:

@@ -1,4 +1,4 @@
-"""DatasetVersion and Checkpoint: immutable records without an owner: pruning a run deletes no live model."""
+"""DatasetVersions and Checkpoints: immutable records without an owner, so they outlive a deleted run."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -43,16 +43,22 @@ def build_dataset_version(
     store_credentials: str | None,
     deletion_policy: DeletionPolicy,
 ) -> Manifest:
-    """The record of prepared rows; `owner` is the Dataset, or the FineTuneJob with inline data.
+    """The record of prepared rows.
 
-    `source` is the uri that the rows were read from, `store_credentials` the name of the Secret that opens
-    the store.
+    Args:
+        owner: the Dataset, or the FineTuneJob with inline data.
+        name: name of the record.
+        result: result of prepare.
+        source: URI that the rows were read from.
+        store: URI of the store.
+        store_credentials: name of the Secret with the credentials of the store.
+        deletion_policy: what happens to the rows when the record is deleted.
 
     Raises:
-        ValueError: where the result names no dataset.
+        ValueError: the result has no dataset.
     """
     if result.dataset is None or result.source is None or result.preparation is None:
-        raise ValueError("the result of prepare names no dataset")
+        raise ValueError("the result of prepare has no dataset")
     spec = DatasetVersionSpec(
         dataset=owner.name,
         digest=result.dataset,
@@ -85,7 +91,8 @@ def build_dataset_version(
 
 
 def _statistics(found: DataStatistics) -> DatasetStatistics:
-    """A statistic that came later is left out where it says nothing."""
+    """The statistics of a result. `untested_answers` is left out if it is 0, because older records lack
+    it."""
     fields = found.model_dump()
     return DatasetStatistics(**fields | {"untested_answers": found.untested_answers or None})
 
@@ -107,10 +114,7 @@ def build_checkpoint(
     loss_curve: Sequence[ContractLossPoint],
     recorded_at: datetime,
 ) -> Manifest:
-    """The record of published weights, with everything they came from.
-
-    `loss_curve` is that of the whole run.
-    """
+    """The record of published weights, with their lineage. `loss_curve` is the curve of the whole run."""
     metrics: tuple[Score, ...] = ()
     if result.validation_loss is not None:
         metrics = (
@@ -167,10 +171,10 @@ def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ..
 
 
 def _without_query(uri: str) -> str:
-    """The query of a web address may be a signature, which is a credential."""
+    """The URI without the query of a web address, which may be a signature and so a credential."""
     return uri.partition("?")[0] if uri.startswith("https://") else uri
 
 
 def _finalizers(policy: DeletionPolicy) -> Manifest:
-    """From the very first, so that no deletion is too early for it."""
+    """Finalizers at creation, so that no deletion can come before them."""
     return {"finalizers": [FINALIZER]} if policy == "Delete" else {}

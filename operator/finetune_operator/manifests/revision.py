@@ -1,4 +1,4 @@
-"""One revision of an endpoint, and its name: what a user of the endpoint chose, by digest."""
+"""A revision of an endpoint. Its name is a hash of what users of the endpoint chose."""
 
 import json
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What one Deployment serves, and on what."""
+    """Models of one Deployment, and the profile that it runs on."""
 
     name: str
     base_digest: str
     models: tuple[tuple[str, WeightsReference], ...]
     profile: ComputeProfile
     store: str
-    """uri of the store that holds the models."""
+    """URI of the store of the models."""
     store_credentials: str | None = None
-    """Name of the Secret that opens it."""
+    """Name of the Secret with the credentials of the store."""
 
     @property
     def is_full(self) -> bool:
-        """Whether the one model holds all weights and so takes the base model's place."""
+        """Whether the revision serves a full model instead of a base model with adapters."""
         return any(weights.type == FULL_MODEL for _, weights in self.models)
 
 
@@ -38,10 +38,10 @@ def build_revision(
     profile: ComputeProfile,
     store: str,
 ) -> Revision:
-    """The revision for these models, named by what a user of the endpoint chose.
+    """The revision for these models.
 
-    The operator's default image is not part of the name, so that its upgrade restarts no endpoint. A setting
-    that comes with a later release enters it only when set.
+    The operator's default image is not part of the name, so that an upgrade restarts no endpoint. A setting
+    that a later release adds is part of the name only if set.
     """
     spec = profile.spec
     inputs: dict[str, Any] = {
@@ -54,17 +54,17 @@ def build_revision(
         "placement": hashed_placement(spec),
     }
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
-    # Any of them opens the store.
+    # The credentials of any model work for the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)
     if any(weights.checkpoint is None for _, weights in models):
-        # Of a record the place never changes; a pin may name another one.
+        # The store of a Checkpoint never changes, but that of a pin may.
         inputs["store"] = [store, secret]
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
     return Revision(name, base_digest, models, profile, store, secret)
 
 
 def api_keys_secret(endpoint: InferenceDeployment) -> str | None:
-    """Name of the Secret with the keys that requests need, or None where they need none."""
+    """Name of the Secret with the API keys, or None if requests need no key."""
     serving = endpoint.spec.serving
     secret = serving.api_keys_secret_ref if serving is not None else None
     return secret.name if secret is not None else None

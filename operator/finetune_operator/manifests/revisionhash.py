@@ -1,4 +1,4 @@
-"""What of profiles and endpoints enters the name of a revision, so that no release rolls one by itself."""
+"""Fields of profiles and endpoints in the hash of a revision's name, chosen so that no upgrade starts one."""
 
 from datetime import UTC
 from typing import Any, Final
@@ -15,27 +15,28 @@ ALWAYS: Final[dict[type[Model], frozenset[str]]] = {
     Devices: frozenset({"resource", "max"}),
     Toleration: frozenset({"key", "operator", "value", "effect", "toleration_seconds"}),
 }
-"""Fields that are hashed at their default too: endpoints have names that were made with them."""
+"""Fields that are hashed even with their default value, because existing names include them."""
 
 LATER: Final = frozenset[str]()
-"""Fields of a profile's spec that decide how an endpoint's pods are placed; hashed only when set."""
+"""Later fields of a profile's spec for the placement of an endpoint's pods; hashed only if set."""
 
 
 def hashed_placement(spec: ComputeProfileSpec) -> dict[str, Any]:
-    """Where an endpoint's pods run, as JSON types."""
-    wanted = ALWAYS[ComputeProfileSpec] | LATER
-    return {name: value for name, value in hashed(spec).items() if name in wanted}
+    """Placement of an endpoint's pods, as JSON types."""
+    names = ALWAYS[ComputeProfileSpec] | LATER
+    return {name: value for name, value in hashed(spec).items() if name in names}
 
 
 def hashed_resources(resources: PodResources | None) -> dict[str, Any] | None:
-    """What the engine's container requests, by the names on the wire."""
+    """Resource requests of the server's container, by wire names."""
     if resources is None:
         return None
     return resources.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
 def hashed(part: Model) -> dict[str, Any]:
-    """The part as JSON types; a field that is not in `ALWAYS` is left out while it has its default."""
+    """The part as JSON types. Fields that are not in `ALWAYS` are left out if they have their default
+    value."""
     always = ALWAYS.get(type(part), frozenset())
     return {
         name: _value(getattr(part, name))
@@ -53,7 +54,7 @@ def _value(value: Any) -> Any:
 
 
 def hashed_choices(endpoint: InferenceDeployment, api_keys_secret: str | None) -> dict[str, Any]:
-    """What later releases let a user of an endpoint choose: part of the name only where it is set."""
+    """Choices of users that later releases added; part of the name only if set."""
     spec = endpoint.spec
     chosen: dict[str, Any] = {}
     if spec.restarted_at is not None:

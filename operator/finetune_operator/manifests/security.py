@@ -1,4 +1,4 @@
-"""What Pod Security `restricted` asks for, and a read-only root: the same for all pods of users."""
+"""Security settings of all pods in users' namespaces: Pod Security `restricted`, and a read-only root."""
 
 from typing import Final
 
@@ -6,11 +6,11 @@ from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.plan import Manifest
 
 USER: Final = 65532
-"""uid, gid and fsGroup of every pod."""
+"""uid, gid and fsGroup of all pods."""
 
 
 def pod_security() -> Manifest:
-    """Identity and rights of a pod: the fixed service account without a token, and no root."""
+    """Security settings of a pod: a fixed service account without a token, and no root."""
     return {
         "serviceAccountName": RUNNER,
         "automountServiceAccountToken": False,
@@ -27,7 +27,7 @@ def pod_security() -> Manifest:
 
 
 def container_security() -> Manifest:
-    """Rights of a container."""
+    """Security settings of a container."""
     return {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

@@ -1,4 +1,4 @@
-"""Volumes of an endpoint's pods: where its models come from, its API keys, its temporary files."""
+"""Volumes of an endpoint's pods: the store of its models, API keys and temporary files."""
 
 from typing import Final
 
@@ -9,16 +9,17 @@ from finetune_trainer.contract.environment import API_KEYS_MOUNT, STORE_MOUNT
 from finetune_trainer.contract.references import StoreConfig
 
 SCRATCH_LIMIT: Final = "1Gi"
-"""Models have a volume of their own, which `resources.serve.ephemeralStorage` of the profile limits."""
+"""Size limit of temporary files. Models have another volume, limited by
+`resources.serve.ephemeralStorage`."""
 
 
 def scratch_volume() -> Manifest:
-    """The volume of temporary files; without a limit it could fill its node's disk."""
+    """Volume of temporary files. Without a limit, it could fill the node's disk."""
     return {"name": "scratch", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}}
 
 
 def store_volume(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
-    """What the init container reads the store with: from a bucket it copies straight to the models."""
+    """Volumes and mounts of the store for the init container; a bucket needs only credentials."""
     volumes: list[Manifest] = []
     mounts: list[Manifest] = []
     claim = parse_store(store.uri)
@@ -35,7 +36,7 @@ def store_volume(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
 
 
 def key_volume(secret: str | None) -> tuple[list[Manifest], list[Manifest]]:
-    """The keys' folder. It is not optional: the pod starts once there is such a Secret."""
+    """Volume and mount of the API keys. The volume is not optional: the pod waits until the Secret exists."""
     if secret is None:
         return [], []
     return (

@@ -1,4 +1,4 @@
-"""Which trainer image a pod runs, and which version of the contract that image reads."""
+"""Trainer image of a pod, and the version of the contract that the image reads."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -7,22 +7,22 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_trainer.contract.base import CONTRACT_VERSION
 
 FIRST_CONTRACT: Final = 1
-"""What releases spoke that did not record the contract of the Jobs they made."""
+"""Contract of releases that did not record it on their Jobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerImage:
-    """A trainer image."""
+    """A trainer image and its contract."""
 
     image: str
     contract: int
 
 
 def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
-    """The profile's own trainer, or the operator's.
+    """The trainer image of the profile, or that of the operator.
 
-    `spec.trainerContract` describes `spec.images.trainer`. The operator's own image reads the operator's
-    version of the contract, whatever default is stored in the profile.
+    `spec.trainerContract` belongs to `spec.images.trainer`. The operator's image reads the operator's version
+    of the contract, regardless of the default in the profile.
     """
     own = profile.spec.images.trainer if profile is not None else None
     if profile is None or own is None:

@@ -1,4 +1,4 @@
-"""The weights behind one model name of an endpoint, recorded by a Checkpoint or named by a pin."""
+"""References to weights in a store, from a Checkpoint or from the pin of an endpoint."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,41 +8,41 @@ from finetune_operator.manifests.labels import STORE_CREDENTIALS
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 CHECKPOINTS: Final = "/checkpoints/"
-"""Between the store's uri and the 64 hexadecimal digits of the weights."""
+"""Part of a weights' URI between the store's URI and the 64 hexadecimal digits of the digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsReference:
-    """A folder in a store, known by its content."""
+    """Reference to a folder of weights in a store, with its digest."""
 
     uri: str
     digest: str
     type: CheckpointType
     checkpoint: str | None = None
-    """Name of the record; None where a pin names the folder itself."""
+    """Name of the Checkpoint; None if a pin references the folder by URI."""
     base_model: BaseModelRecord | None = None
-    """What they were trained from; None where there is no record: the pod that fetches them compares."""
+    """Base model of the weights; None without a Checkpoint: then the pod that fetches them checks it."""
     credentials: str | None = None
-    """Name of the Secret that opens their store."""
+    """Name of the Secret with the credentials of the store."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "WeightsReference":
-        """Those of a record."""
+        """The weights of a Checkpoint."""
         spec = checkpoint.spec
         secret = checkpoint.metadata.annotations.get(STORE_CREDENTIALS)
         return cls(spec.uri, spec.digest, spec.type, checkpoint.name, spec.lineage.base_model, secret)
 
     @property
     def store(self) -> str:
-        """uri of the store that they and their base model are in."""
+        """URI of the store of the weights and their base model."""
         return self.uri.rpartition(CHECKPOINTS)[0]
 
     @property
     def label(self) -> str:
-        """What messages call them."""
+        """Name of the weights in messages."""
         return self.checkpoint or short_digest(self.digest)
 
 
 def short_digest(digest: str) -> str:
-    """Enough of a digest to recognise it in a message."""
+    """Prefix of a digest for messages."""
     return digest[:19]

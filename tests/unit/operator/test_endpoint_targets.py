@@ -90,7 +90,7 @@ def test_a_pin_to_what_is_no_store_names_the_field() -> None:
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "InvalidSpec"
-    assert "spec.models[bought].pin.uri: ftp://golden is no store" in message
+    assert "spec.models[bought].pin.uri: ftp://golden is not a valid store" in message
 
 
 def test_weights_in_a_bucket_are_opened_with_the_secret_that_the_pin_names() -> None:

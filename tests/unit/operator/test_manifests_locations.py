@@ -26,13 +26,13 @@ def test_a_uri_is_an_object_and_a_path_in_it(uri: str, location: Location, path:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("pvc://", "is no name of a Kubernetes object: write pvc://CLAIM"),
-        ("pvc://Upper/x", "is no name of a Kubernetes object"),
-        ("pvc://claim/../etc", "leaves its volume with .."),
-        ("configmap://tickets", "names no key of a ConfigMap: write configmap://NAME/KEY"),
-        ("configmap://tickets/a/b", "names no key of a ConfigMap"),
-        ("configmap://tickets/..", "names no key of a ConfigMap"),
-        ("pvc://claim/*/rows.jsonl", "has a * in a folder's name: only the last part of the path may be"),
+        ("pvc://", "is not a valid name of a Kubernetes object: write pvc://CLAIM"),
+        ("pvc://Upper/x", "is not a valid name of a Kubernetes object"),
+        ("pvc://claim/../etc", "has .. in its path"),
+        ("configmap://tickets", "has no valid key of a ConfigMap: write configmap://NAME/KEY"),
+        ("configmap://tickets/a/b", "has no valid key of a ConfigMap"),
+        ("configmap://tickets/..", "has no valid key of a ConfigMap"),
+        ("pvc://claim/*/rows.jsonl", "has a * in a folder name: only the last part of the path may be"),
         ("s3://bucket/rows", "use pvc:// or configmap://"),
     ],
 )

@@ -101,7 +101,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile(store={"uri": "s3:///team"})),
         {},
         "ProfileInvalid",
-        "store: s3:///team is no store: write pvc://CLAIM/FOLDER, s3://BUCKET/FOLDER",
+        "store: s3:///team is not a valid store: write pvc://CLAIM/FOLDER, s3://BUCKET/FOLDER",
         lambda c: c.change("ComputeProfile", "cpu", store={"uri": "s3://bucket/team"}),
     ),
     (
@@ -199,10 +199,13 @@ def test_what_this_release_does_not_act_on_stalls_the_run_and_is_named(
     ("spec", "message"),
     [
         ({"store": {"uri": "pvc://Not_A_Name"}}, "spec.store.uri: pvc://Not_A_Name"),
-        ({"store": {"uri": "s3://bucket/../other"}}, "spec.store.uri: s3://bucket/../other is no store"),
-        ({"baseModel": {"uri": "pvc://models/../../etc"}}, "leaves its volume with .."),
-        ({"baseModel": {"uri": "hf://gemma"}}, "hf://gemma names no place: write hf://ORG/NAME"),
-        ({"dataset": {"inline": {"source": {"uri": "configmap://rows"}}}}, "names no key of a ConfigMap"),
+        (
+            {"store": {"uri": "s3://bucket/../other"}},
+            "spec.store.uri: s3://bucket/../other is not a valid store",
+        ),
+        ({"baseModel": {"uri": "pvc://models/../../etc"}}, "has .. in its path"),
+        ({"baseModel": {"uri": "hf://gemma"}}, "hf://gemma is not a valid location: write hf://ORG/NAME"),
+        ({"dataset": {"inline": {"source": {"uri": "configmap://rows"}}}}, "has no valid key of a ConfigMap"),
     ],
 )
 def test_a_uri_that_points_nowhere_is_an_invalid_spec(spec: dict[str, Any], message: str) -> None:
