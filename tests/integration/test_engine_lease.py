@@ -108,8 +108,8 @@ async def test_a_busy_event_loop_does_not_lose_the_lease(control_plane: ControlP
     def thread(identity: str) -> LeaseThread:
         return LeaseThread(
             lambda: KubernetesClient(configuration, ResourceTypes(), "lease-test"),
-            lambda opened, stalled: Lease(
-                opened, namespace, "active", identity=identity, times=TIMES, stalled=stalled
+            lambda opened, stalled_seconds: Lease(
+                opened, namespace, "active", identity=identity, times=TIMES, stalled_seconds=stalled_seconds
             ),
         )
 

@@ -60,7 +60,7 @@ class Lane(Generic[K]):
 class LockTable(Generic[K]):
     """Locks for keys that must not be worked on at the same time.
 
-    Keys get a lock in the order in which they asked for it, urgent keys first. No method blocks: a key that
+    Keys get a lock in order of their requests, urgent keys first. No method blocks: a key that
     waits for its lock occupies no worker. Every operation is O(1).
     """
 

@@ -50,7 +50,7 @@ class Lease:
         times: times of the election.
         metadata: labels and annotations of the Lease; other ones are kept.
         clock: monotonic seconds.
-        stalled: seconds since the process's main event loop last ran.
+        stalled_seconds: seconds since the process's main event loop last ran.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Lease:
         times: LeaseTimes = LeaseTimes(),
         metadata: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
-        stalled: Callable[[], float] = lambda: 0.0,
+        stalled_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
@@ -72,7 +72,7 @@ class Lease:
         self._times = times
         self._metadata = metadata
         self._clock = clock
-        self._stalled = stalled
+        self._stalled_seconds = stalled_seconds
         self._renewed = 0.0
         self._seen: Manifest | None = None
         self._seen_at = 0.0
@@ -117,14 +117,14 @@ class Lease:
     async def _renew(self) -> bool:
         """Renew once, after the usual pause; False if the Lease is lost or given up."""
         await asyncio.sleep(self._times.retry_seconds)
-        stalled = self._stalled()
+        stalled = self._stalled_seconds()
         if stalled > self._times.stall_seconds:
             logger.error("event loop blocked for %.0f s: the lease %s is left to expire", stalled, self._name)
             return False
         started = self._clock()
-        left = self._renewed + self._times.deadline_seconds - started
+        remaining = self._renewed + self._times.deadline_seconds - started
         try:
-            async with asyncio.timeout(max(0.0, left)):
+            async with asyncio.timeout(max(0.0, remaining)):
                 if not await self._try():
                     logger.error("lost the lease %s to %s", self._name, self._holder() or "no holder")
                     return False
@@ -158,21 +158,21 @@ class Lease:
             current = await self._cluster.get(LEASE, self._namespace, self._name)
         try:
             if current is None:
-                self._see(await self._cluster.create(self._manifest(transitions=0)))
+                self._observe(await self._cluster.create(self._manifest(transitions=0)))
                 return True
-            self._see(current)
+            self._observe(current)
             if not self._free(current):
                 return False
-            self._see(await self._cluster.replace(self._taken(current)))
+            self._observe(await self._cluster.replace(self._taken(current)))
         except Conflict:
             # Another process wrote it in the meantime, so its state decides.
             current = await self._cluster.get(LEASE, self._namespace, self._name)
             if current is None:
                 return False
-            self._see(current)
+            self._observe(current)
             if self._holder() != self._identity:
                 return False
-            self._see(await self._cluster.replace(self._taken(current)))
+            self._observe(await self._cluster.replace(self._taken(current)))
         return True
 
     def _free(self, lease: Manifest) -> bool:
@@ -182,7 +182,7 @@ class Lease:
         duration = float(lease["spec"].get("leaseDurationSeconds") or self._times.duration_seconds)
         return self._clock() - self._seen_at > duration
 
-    def _see(self, lease: Manifest) -> None:
+    def _observe(self, lease: Manifest) -> None:
         old = self._seen["metadata"]["resourceVersion"] if self._seen else ""
         if lease["metadata"]["resourceVersion"] != old:
             self._seen_at = self._clock()

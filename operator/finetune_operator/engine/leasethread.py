@@ -83,7 +83,7 @@ class LeaseThread:
 
     async def _open(self) -> tuple[KubernetesClient, Lease]:
         cluster = self._open_cluster()
-        return cluster, self._make(cluster, self._stalled)
+        return cluster, self._make(cluster, self._stalled_seconds)
 
     async def _call(self, work: Coroutine[object, object, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
@@ -93,5 +93,5 @@ class LeaseThread:
             self._last_heartbeat = self._clock()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    def _stalled(self) -> float:
+    def _stalled_seconds(self) -> float:
         return self._clock() - self._last_heartbeat

@@ -48,7 +48,7 @@ async def take_list(
         if _is_of_another_epoch(store, page, int(listed_at), seen_before):
             store.begin_epoch()
             seen_before = 0
-        store.see(int(listed_at))
+        store.note_version(int(listed_at))
         for obj in page:
             uids.add(obj["metadata"]["uid"])
             missed += store.put(obj)
@@ -61,4 +61,4 @@ def _is_of_another_epoch(store: ObjectStore, page: list[Manifest], listed_at: in
     Without a restore, no list is older than what was seen before it. After a restore a list is older, until
     as many versions have been written as were lost. From then on, single objects are older than before.
     """
-    return listed_at < seen_before or any(store.contradicts(obj, listed_at) for obj in page)
+    return listed_at < seen_before or any(store.is_older_than_known(obj, listed_at) for obj in page)

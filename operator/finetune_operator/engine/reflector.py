@@ -98,7 +98,7 @@ class Reflector:
                     raise Rejected(obj.get("code", 0), obj.get("reason", ""), obj.get("message", ""))
                 self._take(event["type"], obj)
                 self._resource_version = obj["metadata"]["resourceVersion"]
-                self._store.see(int(self._resource_version))
+                self._store.note_version(int(self._resource_version))
         await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _is_restored(self) -> bool:

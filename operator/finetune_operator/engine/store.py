@@ -142,12 +142,12 @@ class ObjectStore:
         for listener in self._epoch_listeners:
             listener()
 
-    def see(self, resource_version: int) -> None:
+    def note_version(self, resource_version: int) -> None:
         """Record a version that the API server has sent. Without a restore of etcd, no later read is
         older."""
         self.newest = max(self.newest, resource_version)
 
-    def contradicts(self, obj: Manifest, listed_at: int) -> bool:
+    def is_older_than_known(self, obj: Manifest, listed_at: int) -> bool:
         """Whether a list has an older state of this object than was known before the list.
 
         Args:
@@ -175,7 +175,7 @@ class ObjectStore:
         """Store the object if it is newer than the known state; return whether it was."""
         metadata: dict[str, Any] = obj["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
-        self.see(version(obj))
+        self.note_version(version(obj))
         held = self._held(obj)
         known = max(self._deleted.get(metadata["uid"], 0), self._known(held) if held is not None else 0)
         if version(obj) <= known:
@@ -270,7 +270,7 @@ class ObjectStore:
         return 0 if held.uid in self._former else held.version
 
     def _bury(self, uid: str, at: int) -> None:
-        self.see(at)
+        self.note_version(at)
         self._deleted[uid] = at
         while len(self._deleted) > MAX_TOMBSTONES:
             self._deleted.popitem(last=False)

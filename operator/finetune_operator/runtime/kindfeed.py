@@ -81,10 +81,10 @@ class KindFeed:
         self._loop = asyncio.get_running_loop()
         self._watch: Watch | None = None
         self._started_at = 0.0
-        self._restart_after = FIRST_RESTART_SECONDS
+        self._restart_seconds = FIRST_RESTART_SECONDS
         self._restart: asyncio.TimerHandle | None = None
         self._unlisted: set[str] = set()
-        self._list_within = FIRST_LIST_SECONDS
+        self._list_seconds = FIRST_LIST_SECONDS
         self._list_check: asyncio.TimerHandle | None = None
         self._listed: dict[str, set[str]] = {}
         self._quiet: dict[str, asyncio.TimerHandle] = {}
@@ -113,7 +113,7 @@ class KindFeed:
         self._started_at = self._loop.time()
         self._unlisted = set(KIND_TYPES)
         watch = self._watch = self._make_watch(self._sink, self._listed_kind, lambda: self._ended(watch))
-        self._list_check = self._loop.call_later(self._list_within, self._check_lists)
+        self._list_check = self._loop.call_later(self._list_seconds, self._check_lists)
         watch.start()
 
     async def stop(self) -> None:
@@ -139,18 +139,18 @@ class KindFeed:
         if watch is not self._watch:
             return
         if self._loop.time() - self._started_at > MAX_RESTART_SECONDS:
-            self._restart_after = FIRST_RESTART_SECONDS
-        logger.error("Kopf's watches ended; restarting them in %.0f s", self._restart_after)
-        self._start_again(self._restart_after)
-        self._restart_after = min(MAX_RESTART_SECONDS, 2 * self._restart_after)
+            self._restart_seconds = FIRST_RESTART_SECONDS
+        logger.error("Kopf's watches ended; restarting them in %.0f s", self._restart_seconds)
+        self._start_again(self._restart_seconds)
+        self._restart_seconds = min(MAX_RESTART_SECONDS, 2 * self._restart_seconds)
 
     def _check_lists(self) -> None:
         if not self._unlisted:
-            self._list_within = FIRST_LIST_SECONDS
+            self._list_seconds = FIRST_LIST_SECONDS
             return
         kinds = ", ".join(sorted(self._unlisted))
-        logger.warning("Kopf has not listed %s in %.0f s; restarting it", kinds, self._list_within)
-        self._list_within = min(MAX_LIST_SECONDS, 2 * self._list_within)
+        logger.warning("Kopf has not listed %s in %.0f s; restarting it", kinds, self._list_seconds)
+        self._list_seconds = min(MAX_LIST_SECONDS, 2 * self._list_seconds)
         self._start_again(0.0)
 
     def _start_again(self, after: float) -> None:

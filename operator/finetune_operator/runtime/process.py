@@ -259,7 +259,7 @@ class Process:
         return True
 
 
-def _lease(settings: Settings, cluster: KubernetesClient, stalled: Callable[[], float]) -> Lease:
+def _lease(settings: Settings, cluster: KubernetesClient, stalled_seconds: Callable[[], float]) -> Lease:
     return Lease(
         cluster,
         settings.pod_namespace,
@@ -267,5 +267,5 @@ def _lease(settings: Settings, cluster: KubernetesClient, stalled: Callable[[], 
         identity=settings.pod_name,
         times=LeaseTimes.of(settings.lease_duration_seconds),
         metadata=LEASE_MARK.metadata(settings.watch_namespaces),
-        stalled=stalled,
+        stalled_seconds=stalled_seconds,
     )

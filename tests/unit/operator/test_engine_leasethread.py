@@ -67,14 +67,14 @@ class Scene:
         self.clock = Clock()
         self.lease = LeaseThread(
             lambda: self.server,
-            lambda cluster, stalled: Lease(
+            lambda cluster, stalled_seconds: Lease(
                 cluster,
                 "ns",
                 "active",
                 identity="me",
                 times=TIMES,
                 clock=self.clock,
-                stalled=stalled,
+                stalled_seconds=stalled_seconds,
             ),
             self.clock,
         )

@@ -89,7 +89,7 @@ async def test_what_is_seen_while_a_list_is_read_is_no_sign_of_a_restore() -> No
 async def test_a_bookmark_counts_as_seen() -> None:
     store = ObjectStore()
     store.put(pod("a", 100))
-    store.see(400)
+    store.note_version(400)
     epochs: list[None] = []
     store.subscribe_epochs(lambda: epochs.append(None))
     await listed(Listed(300, pod("a", 100)), store)

@@ -114,10 +114,10 @@ async def test_a_watch_that_does_not_list_every_kind_is_started_again(
 ) -> None:
     """Kopf asks once what there is, and only warns where an API server does not know our kinds yet."""
     monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_LIST_SECONDS", 0.05)
-    monkeypatch.setattr(fed.feed, "_list_within", 0.05)
+    monkeypatch.setattr(fed.feed, "_list_seconds", 0.05)
     fed.lists = [KIND_TYPES.keys() - {"Dataset"}, KIND_TYPES.keys()]
     fed.feed.restart_after_restore()
-    await until(lambda: len(fed.made) == 3 and fed.feed._list_within == 0.05)
+    await until(lambda: len(fed.made) == 3 and fed.feed._list_seconds == 0.05)
     assert [watch.is_stopped for watch in fed.made] == [True, True, False]
     assert "Kopf has not listed Dataset in 0 s" in caplog.text
 
