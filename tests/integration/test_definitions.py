@@ -1,4 +1,4 @@
-"""An operator whose definitions are older than it: it says so, waits, and goes on once they are applied."""
+"""An operator with older definitions reports them, waits, and continues after they are applied."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ NAME = "finetunejobs.finetune.dev"
 
 @pytest.fixture
 def older(api: Api) -> Any:
-    """The definition of FineTuneJobs without a field that this release writes, for the time of the test."""
+    """Install a definition of FineTuneJobs without a field that this release writes, during the test."""
     before = api.request("GET", f"{DEFINITIONS}/{NAME}").json()
     crd = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text())
     status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]

@@ -1,4 +1,4 @@
-"""The engine's requests against a real API server: what they refuse to do matters most."""
+"""The engine's requests with a real API server, and what they refuse to do."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -26,7 +26,7 @@ from tools.cluster.audit import AuditLog
 
 RECORD = KIND_TYPES["DatasetVersion"]
 CONFIG_MAP = ResourceType("v1", "ConfigMap", "configmaps")
-"""Stands for one of our kinds: something with a status is not needed here."""
+"""Used instead of one of the operator's kinds, because the test needs no status."""
 USER = "engine-test"
 LABELS = {"app": "engine-test"}
 
@@ -41,7 +41,7 @@ async def cluster(control_plane: ControlPlane) -> AsyncIterator[KubernetesClient
 
 @pytest.fixture
 async def owner(cluster: KubernetesClient, namespace: str) -> Manifest:
-    """The object that plans are for."""
+    """The primary object of the plans."""
     return await cluster.create(config_map(namespace, "owner"))
 
 
@@ -140,7 +140,7 @@ async def test_an_object_of_a_predecessor_of_the_same_name_is_foreign(
 ) -> None:
     predecessor = {**owner, "metadata": {**owner["metadata"], "uid": str(uuid4())}}
     left_behind = job(predecessor)
-    # Otherwise the garbage collector is quicker than this test.
+    # Otherwise the garbage collector deletes it before the test ends.
     left_behind["metadata"]["finalizers"] = ["example.com/held"]
     await cluster.create(left_behind)
     with pytest.raises(NameConflict):
@@ -414,7 +414,7 @@ async def test_a_reflector_lists_again_when_the_history_it_would_need_is_gone(
     async def watch_once_too_late(*args: Any, **kwargs: Any) -> AsyncGenerator[Manifest]:
         watched_from.append(args[3])
         if len(watched_from) == 1:
-            # As the API server says it when its history was compacted.
+            # The API server's error after its history was compacted.
             status = {
                 "kind": "Status",
                 "code": 410,
@@ -488,7 +488,7 @@ async def test_a_sweep_removes_what_went_away_unseen_and_then_trusts_the_watch_l
     api.delete("ConfigMap", namespace, "gone")
     await until(lambda: "gone" not in store.names(namespace))
     assert watches.ages()[sweeper.name] == 100.0
-    # Nothing was missed any more: the watch counts as alive again.
+    # The list found no missed change: the watch counts as alive again.
     await until(lambda: watches.ages()[sweeper.name] == 0.0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -533,7 +533,7 @@ async def test_an_object_is_forgotten_when_its_last_finalizer_goes(
     held = await setup.do(owner, Plan(metadata={"finalizers": ["example.com/held"]}))
     going = await cluster.delete(held, "Background")
     assert going is not None
-    # What it works on until then may need children of its own.
+    # Its controller may create further children until then.
     await setup.do(going, Plan(create=(Create(job(going)),)))
     await setup.do(going, Plan(metadata={"finalizers": []}))
     assert setup.stores[CONFIG_MAP].get(namespace, "owner") is None

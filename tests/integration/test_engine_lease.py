@@ -1,4 +1,4 @@
-"""Who is active: the Lease on a real API server."""
+"""Leader election by the Lease on a real API server."""
 
 import asyncio
 import time
@@ -90,7 +90,7 @@ async def test_a_holder_that_cannot_renew_gives_up_before_another_may_take_over(
     unreachable = Configuration()
     unreachable.host = "https://127.0.0.1:1"
     first._cluster = KubernetesClient(unreachable, ResourceTypes(), "lease-test")
-    # Another may take over after `duration`; this holder must have given up before.
+    # Another process may take over after `duration_seconds`; this holder must have given up before.
     await asyncio.wait_for(first.keep(), TIMES.duration_seconds)
     assert not first.held
 
@@ -118,7 +118,7 @@ async def test_a_busy_event_loop_does_not_lose_the_lease(control_plane: ControlP
     keeping = asyncio.create_task(first.keep())
     waiting = asyncio.create_task(second.acquire())
     await asyncio.sleep(TIMES.retry_seconds)
-    # Nothing else runs in this loop meanwhile.
+    # This blocks the event loop.
     time.sleep(2 * TIMES.duration_seconds)  # noqa: ASYNC251 - the very thing that is tried
     first.check()
     assert not second.held

@@ -1,4 +1,4 @@
-"""Operator processes on a real API server: what survives restarts, rivals, strangers and repetition."""
+"""Operator processes on a real API server: restarts, other installations, foreign objects and retries."""
 
 import signal
 from datetime import datetime
@@ -146,7 +146,7 @@ def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     ours = eventually("the preflight Job exists", lambda: jobs_of_stage(api, namespace, "preflight"))[0]
-    # Somebody takes the name while the operator is away.
+    # Another client takes the name while the operator is stopped.
     assert operator.terminate() == 0
     name = ours["metadata"]["name"]
     api.delete("Job", namespace, name)
@@ -159,7 +159,7 @@ def test_a_foreign_job_of_the_name_is_left_alone_and_the_run_says_so(
     found = api.get("Job", namespace, name)
     assert found is not None
     assert "ownerReferences" not in found["metadata"]
-    # Once the name is free the run goes on by itself.
+    # After the name is free, the run continues by itself.
     kubelet.held.clear()
     api.delete("Job", namespace, name)
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", again)
@@ -275,7 +275,7 @@ def test_an_operator_that_was_frozen_writes_nothing_when_it_wakes_up_and_stands_
     second = operators.start("operator-1").wait_ready()
     mark = audit.mark()
     first.process.send_signal(signal.SIGSTOP)
-    # What it wakes up to: events of these, and a Lease that is another's.
+    # After it resumes, it gets these events, and another process holds the Lease.
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     eventually("the standby is active", second.is_active, 10 * LEASE_SECONDS, lambda: second.log)
@@ -295,7 +295,7 @@ def test_a_graceful_end_hands_over_at_once(
     first = operators.start("operator-0", LEASE_DURATION_SECONDS="300").wait_active()
     second = operators.start("operator-1", LEASE_DURATION_SECONDS="15").wait_ready()
     assert first.terminate() == 0
-    # Were the Lease not released, it would run out after five minutes.
+    # Without a release, the Lease would expire after five minutes.
     second.wait_active()
 
 
@@ -364,7 +364,7 @@ def test_a_second_installation_on_the_same_namespaces_waits_until_the_first_is_g
     eventually(
         noticed, lambda: second.metric("finetune_other_installation") == 1, describe=lambda: second.log
     )
-    # Those of tests before may be renewed no more, and are not known to be dead at first.
+    # Leases of earlier tests may not be renewed any more, but count as active at first.
     eventually("it names it", lambda: f"(lease {namespace}/finetune-operator)" in second.log)
     assert second.metric("finetune_active") == 0
     assert api.get("Lease", namespace, "other") is None
@@ -373,7 +373,7 @@ def test_a_second_installation_on_the_same_namespaces_waits_until_the_first_is_g
     assert first.terminate() == 0
     second.wait_active()
     assert second.metric("finetune_other_installation") == 0
-    # Installed again under the old name: who is at work stays so, however old the other Lease is.
+    # Installed again under the old name: the active one stays active, however old the other Lease is.
     again = operators.start("operator-1").wait_ready()
     eventually(noticed, lambda: again.metric("finetune_other_installation") == 1, describe=lambda: again.log)
     assert again.metric("finetune_active") == 0
@@ -441,7 +441,7 @@ POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
 
 
 def forbid_training(api: Api, namespace: str) -> Object:
-    """A policy of the platform's; returns a train Job that it refuses."""
+    """Create a policy of the platform team, and return a train Job that it refuses."""
     rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
     selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     allowed = (

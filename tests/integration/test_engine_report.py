@@ -1,4 +1,4 @@
-"""The report endpoint of a running operator, asked as a training pod asks it."""
+"""The report endpoint of a running operator, with requests like those of a train pod."""
 
 import base64
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def test_a_pod_of_nobodys_job_may_not_report(api: Api, namespace: str, pod: Trai
 def test_a_job_that_only_claims_to_belong_to_a_run_may_not_report(
     api: Api, namespace: str, pod: TrainingPod
 ) -> None:
-    """Whoever may create Jobs may name any owner in one."""
+    """A user who may create Jobs may set any owner reference."""
     endpoint = api.create(manifests.inferencedeployment(namespace))
     owner = {key: endpoint[key] for key in ("apiVersion", "kind")}
     owner |= {key: endpoint["metadata"][key] for key in ("name", "uid")}

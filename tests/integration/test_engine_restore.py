@@ -1,4 +1,4 @@
-"""etcd restored from a snapshot beneath a running operator: it starts over from what is there now."""
+"""etcd is restored while the operator runs: the operator continues from the restored objects."""
 
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
@@ -9,7 +9,7 @@ from tests.waiting import eventually
 from tools.cluster import ControlPlane
 
 WRITES = 100
-"""Versions that are lost: more than the control plane writes until the operator has listed again."""
+"""Number of lost versions: more than the control plane writes until the operator has listed again."""
 
 
 def test_after_a_restore_of_etcd_the_operator_works_on_with_what_was_restored(
@@ -44,7 +44,7 @@ def test_after_a_restore_of_etcd_the_operator_works_on_with_what_was_restored(
         60,
         lambda: operator.log,
     )
-    # Whatever it had seen before, the run that was deleted since the snapshot is there again, and trains.
+    # The run that was deleted after the snapshot exists again, and trains.
     kubelet = FakeKubelet(api, namespace)
     api.patch("FineTuneJob", namespace, "kept", {"spec": {"suspend": False}})
     until_condition(api, (namespace, "FineTuneJob", "kept"), "Ready", operator)

@@ -1,4 +1,4 @@
-"""Fields that the API and the contract share: bounded for users, and taken as they are on the way."""
+"""Fields that API and contract share: the API bounds them, and the contract accepts all values."""
 
 import pytest
 from pydantic import BaseModel, ValidationError

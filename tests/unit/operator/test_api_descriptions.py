@@ -14,7 +14,7 @@ from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
 
 def _models(annotation: Any) -> Iterator[type[Model]]:
-    """The API models that an annotation mentions, and those that they mention."""
+    """The API models of an annotation, and the models of their fields."""
     if isinstance(annotation, type) and issubclass(annotation, Model):
         yield annotation
         for field in annotation.model_fields.values():

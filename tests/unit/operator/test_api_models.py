@@ -1,4 +1,4 @@
-"""The models as code uses them: frozen, lenient towards newer versions, camelCase on the wire."""
+"""The models are frozen, lenient towards newer releases, and camelCase on the wire."""
 
 import pytest
 from pydantic import ValidationError

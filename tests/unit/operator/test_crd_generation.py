@@ -1,4 +1,4 @@
-"""The generated definitions: fresh, bounded everywhere, and without what the API server would refuse."""
+"""The generated definitions are current and bounded, and the API server accepts them."""
 
 from collections.abc import Iterator
 from pathlib import Path

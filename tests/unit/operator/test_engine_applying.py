@@ -1,4 +1,4 @@
-"""Whether an apply would change anything is known without asking."""
+"""Detecting from the cache whether an apply would change anything."""
 
 from finetune_operator.engine.applying import Stamp
 from finetune_operator.plan import Manifest
@@ -16,7 +16,7 @@ def service(**spec: object) -> Manifest:
 
 
 def stored(manifest: Manifest) -> Manifest:
-    """As the API server keeps it, with defaults and metadata of its own."""
+    """The object as the API server stores it, with defaults and metadata."""
     applied = STAMP.on(manifest)
     ports = [{"protocol": "TCP", "targetPort": port["port"], **port} for port in applied["spec"]["ports"]]
     return {

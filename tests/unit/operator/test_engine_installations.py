@@ -1,4 +1,4 @@
-"""Who gives way where two installations of the operator watch the same namespaces."""
+"""Which of two installations that watch the same namespaces gives way."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -30,7 +30,7 @@ class Leases:
     def renew(
         self, name: str, *watched: str, holder: str = "pod", acquired: str = "2030-01-01T00:00:00Z"
     ) -> None:
-        """Written by its holder now; without one it is released."""
+        """Renew the Lease; without a holder, release it."""
         self._versions += 1
         namespace, _, short = name.partition("/")
         marks = MARK.metadata(watched)

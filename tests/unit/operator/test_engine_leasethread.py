@@ -1,4 +1,4 @@
-"""The Lease outlives a busy event loop, does not outlive a frozen one, and guards every write."""
+"""The Lease survives a busy event loop, expires with a frozen one, and fences every write."""
 
 import asyncio
 import threading
@@ -20,11 +20,11 @@ from finetune_operator.plan import Manifest
 from tests.waiting import eventually
 
 TIMES = LeaseTimes(duration_seconds=1500, deadline_seconds=1000, retry_seconds=0.01, stall_seconds=60)
-"""Only the clock of the test, which a test moves itself, comes near the long ones."""
+"""Only the test's clock, which the tests advance, reaches the long times."""
 
 
 class OneLease:
-    """As much of an API server as a Lease needs."""
+    """A fake API server with the requests of a Lease."""
 
     def __init__(self) -> None:
         self.lease: Manifest | None = None
@@ -88,7 +88,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def keeping(scene: Scene) -> asyncio.Task[None]:
-    """The task that keeps the Lease, when it has begun."""
+    """The started task that renews the Lease."""
     await scene.lease.acquire()
     keep = asyncio.create_task(scene.lease.keep())
     await asyncio.to_thread(scene.server.renewed.acquire)
@@ -96,7 +96,7 @@ async def keeping(scene: Scene) -> asyncio.Task[None]:
 
 
 def renewals(scene: Scene, number: int) -> None:
-    """Let nothing else run in this event loop until the Lease has been renewed so many times."""
+    """Block this event loop until the Lease has been renewed this many times."""
     for _ in range(number):
         assert scene.server.renewed.acquire(timeout=30), "the Lease is not renewed while the loop is busy"
 
@@ -125,7 +125,7 @@ async def test_a_loop_that_turns_keeps_the_lease_for_any_time(scene: Scene) -> N
     keep = await keeping(scene)
     for _ in range(3):
         scene.clock.now += TIMES.stall_seconds - 1
-        await asyncio.sleep(0.6)  # longer than it takes to note that the loop is alive
+        await asyncio.sleep(0.6)  # longer than one heartbeat
     assert scene.lease.held
     keep.cancel()
 

@@ -1,4 +1,4 @@
-"""The work queue, under a clock of its own: time passes only when everybody waits."""
+"""The work queue with a fake clock, which advances only when all tasks wait."""
 
 import asyncio
 import random
@@ -140,7 +140,7 @@ def by_first_letter(key: str) -> str:
 
 
 def by_lock(key: str) -> str | None:
-    """What stands behind a colon."""
+    """The text after a colon."""
     return key.partition(":")[2] or None
 
 
@@ -153,7 +153,7 @@ def test_shares_are_served_in_rotation_however_many_keys_one_of_them_has() -> No
         queue.add("b1")
         queue.add("c0")
         assert [await queue.get() for _ in range(7)] == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
-        # One that comes later waits for one pass of the other share.
+        # A later key waits for one pass of the other share.
         queue.add("b2")
         assert [await queue.get() for _ in range(3)] == ["a4", "b2", "a5"]
 
@@ -247,7 +247,7 @@ def test_idle_keys_wait_until_nothing_else_is_ready() -> None:
         queue.add_idle("b")
         assert queue.depth == 4
         assert [await queue.get() for _ in range(2)] == ["a", "b"]
-        # What happens to an idle key makes it an ordinary one.
+        # A change makes an idle key an ordinary one.
         queue.add("also idle")
         assert [await queue.get() for _ in range(2)] == ["also idle", "idle"]
 
@@ -396,7 +396,7 @@ def test_random_work_never_loses_a_key_nor_lets_two_of_one_turn_overlap() -> Non
                 locks[key] = chance.choice([None, "x", "y"])
             if chance.random() < 0.5:
                 queue.add_idle(key)
-                # What is worked on is looked at already.
+                # A key with a worker is already being reconciled.
                 owed |= {key} - set(held)
             else:
                 queue.add(key, chance.choice([0, 0, 0.5]))

@@ -1,4 +1,4 @@
-"""Reflectors and sweepers that may not list: they go on trying, and say that they were answered."""
+"""Reflectors and sweepers that may not list: they keep trying, and record the refusals."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -23,7 +23,7 @@ Make = Callable[["Forbidding", ObjectStore, Watches], Coroutine[Any, Any, None]]
 
 
 class Forbidding:
-    """A cluster of one pod, which refuses lists until `allowed`, and watches if it is told to."""
+    """A fake cluster with one pod. It refuses lists until `allowed`, and watches on demand."""
 
     def __init__(self) -> None:
         self.allowed = asyncio.Event()

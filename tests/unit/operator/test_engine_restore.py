@@ -1,4 +1,4 @@
-"""A restored etcd has older versions of everything: what was seen before counts for nothing any more."""
+"""After a restore of etcd, older versions replace what the stores knew before."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -26,7 +26,7 @@ def pod(name: str, version: int) -> Manifest:
 
 
 class Listed:
-    """A cluster of pods whose lists are of one version, and take as long as `meanwhile` takes."""
+    """A fake cluster of pods. Its lists have one version and run `meanwhile` before they end."""
 
     types = ResourceTypes()
 
@@ -119,7 +119,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Broken(Listed):
-    """Its first watch tells of one change, and then of nothing: the stream breaks."""
+    """A fake cluster whose first watch sends one change, then nothing, then breaks."""
 
     def __init__(self, version: int, *pods: Manifest) -> None:
         super().__init__(version, *pods)
@@ -163,10 +163,10 @@ async def test_a_broken_watch_goes_on_from_its_last_event_or_bookmark() -> None:
 
 
 async def test_a_broken_watch_of_a_restored_etcd_lists_again_and_watches_from_there() -> None:
-    """From a version that is yet to come again, it would be told nothing of what comes before it."""
+    """Otherwise it gets no events before the API server reaches the requested version again."""
     cluster, store = Broken(110, pod("a", 100)), ObjectStore()
     async with reflecting(cluster, store):
-        # Watched up to 130, while etcd was thrown back to 105.
+        # The watch had reached 130, and the restored etcd is at 105.
         await until(lambda: store.newest == 130)
         cluster.version = 105
         await until(lambda: len(cluster.watched_from) == 2)

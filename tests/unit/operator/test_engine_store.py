@@ -1,4 +1,4 @@
-"""The store only moves forward, whatever order news comes in."""
+"""The store only moves forward, in whatever order changes arrive."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What was created in this term needs no second look before anything is made for it; all else does."""
+"""Objects created in this term need no GET before their children are created; all others do."""
 
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ BEGIN = 100
 
 
 class Empty:
-    """A cluster from which everything is gone, and that takes what is created."""
+    """A fake cluster without objects, which accepts creates."""
 
     types = ResourceTypes()
 

@@ -1,4 +1,4 @@
-"""What an answer of the API server means to the operator."""
+"""The errors for responses of the API server."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What may be acted on: where the first lists are complete, and which namespaces are left out."""
+"""Namespaces with complete first lists, and namespaces that are left out."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Workers share one event loop with all else that the process does."""
+"""Workers share the event loop with the rest of the process."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What of a run's spec reaches the trainer, and in which words."""
+"""Which parts of a run's spec reach the trainer, and by which names."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Stage Jobs: what a pod may do, mount and ask for."""
+"""Stage Jobs: rights, mounts and resources of their pods."""
 
 from typing import Any
 

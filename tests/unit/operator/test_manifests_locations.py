@@ -1,4 +1,4 @@
-"""Uris of claims and ConfigMaps."""
+"""URIs of claims and ConfigMaps."""
 
 import re
 

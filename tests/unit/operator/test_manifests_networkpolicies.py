@@ -1,4 +1,4 @@
-"""NetworkPolicies say who may connect, and never by accident everybody."""
+"""NetworkPolicies name their peers, and never allow all connections by accident."""
 
 import pytest
 

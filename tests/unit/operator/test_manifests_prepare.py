@@ -1,4 +1,4 @@
-"""What of a Dataset's spec reaches its prepare pod, and what of the result its DatasetVersion."""
+"""Which parts of a Dataset's spec reach its prepare pod, and which of the result its DatasetVersion."""
 
 from dataclasses import fields
 from typing import Any
@@ -55,7 +55,7 @@ EVERYTHING: dict[str, Any] = {
     "maxInvalidFraction": 0.25,
     "maxUnpackedBytes": 5 << 30,
 }
-"""More than a Dataset may have at once: each field is to be seen on its way."""
+"""More fields than a Dataset may set together, so that the test follows each of them."""
 
 
 def owner(**spec: Any) -> Dataset:
@@ -118,7 +118,7 @@ def test_a_trainer_of_the_contract_before_gets_no_rule_version() -> None:
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
     assert {"format", "columns", "template", "cleaning", "checks", "maxUnpackedBytes"}.isdisjoint(sent)
-    # What a Dataset began with is the operator's to say.
+    # The operator determines the rule version that a Dataset began with.
     assert sent["split"] == {"ruleVersion": RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
     assert part_of_it.cleaning == Cleaning(normalize_unicode=True)

@@ -1,4 +1,4 @@
-"""How much of the runs' progress becomes status writes."""
+"""How many status writes the progress of runs causes."""
 
 import itertools
 
@@ -19,7 +19,7 @@ class Clock:
 
 
 class Runs:
-    """A board, its clock, and when it had which run looked at."""
+    """A board, its clock, and which run it queued when."""
 
     def __init__(self) -> None:
         self.clock = Clock()

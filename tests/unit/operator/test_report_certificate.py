@@ -1,4 +1,4 @@
-"""The report endpoint's certificate does what TLS asks of it."""
+"""The report endpoint's certificate works for TLS."""
 
 import socket
 import ssl
@@ -19,7 +19,7 @@ def certificate() -> Certificate:
 
 
 def shake_hands(certificate: Certificate, ca: str, host: str) -> None:
-    """Connect as a pod does: the CA from the config, the Service's name."""
+    """Connect as a pod does: with the CA of the config and the Service's name."""
     ours, theirs = socket.socketpair()
 
     def serve() -> None:

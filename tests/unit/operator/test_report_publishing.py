@@ -1,5 +1,5 @@
-"""A report endpoint that cannot be published, and one whose certificate is replaced; the rest is tested in a
-cluster."""
+"""A report endpoint that cannot be published, or whose certificate is replaced; a real cluster tests the
+rest."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -59,7 +59,7 @@ async def test_where_there_is_to_be_none_it_is_neither_up_nor_down(unreachable: 
 
 
 class Objects:
-    """A cluster that keeps what it is given."""
+    """A fake cluster that stores objects."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], Manifest] = {}
@@ -75,7 +75,7 @@ class Objects:
 
 
 async def answers(made: ReportEndpoint, port: int) -> int:
-    """HTTP status of a report from a pod that was told of the endpoint now."""
+    """HTTP status of a report from a pod with the current address of the endpoint."""
     assert made.target is not None
     context = ssl.create_default_context(cadata=made.target.ca_pem)
     async with httpx.AsyncClient(verify=context, trust_env=False) as client:
@@ -108,7 +108,7 @@ async def test_a_replaced_certificate_is_served_without_a_restart() -> None:
         await made.publish_soon()
         before = made.target
         assert await answers(made, port) == 401
-        # Somebody deletes the Secret: the next time the endpoint is published, it is made anew.
+        # An administrator deletes the Secret: the next publication creates a new one.
         del cluster.kept[SECRET.kind, "report-tls"]
         await made.publish_soon()
         assert made.target != before

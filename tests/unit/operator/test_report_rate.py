@@ -1,4 +1,4 @@
-"""Token buckets."""
+"""Rate limits by token buckets."""
 
 from finetune_operator.report.rate import Buckets, TokenBucket
 

@@ -1,4 +1,4 @@
-"""What the report endpoint answers before it asks anybody; the rest is tested with a real API server."""
+"""Responses of the report endpoint without an API server; a real one tests the rest."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from tools.cluster.ports import free_port
 
 
 class Endpoint:
-    """A server on a port of its own, whose API server cannot be reached."""
+    """A server whose API server is not reachable."""
 
     def __init__(self) -> None:
         self.active = True
@@ -92,7 +92,7 @@ async def test_a_token_that_cannot_be_checked_now_may_come_again(endpoint: Endpo
 
 
 async def reviewed(authorizer: Authorizer, token: str, source: str) -> bool:
-    """Whether the API server was asked about the token; it cannot be reached."""
+    """Whether the server requested a review of the token from the unreachable API server."""
     try:
         with pytest.raises(Unavailable):
             await authorizer.caller(token, source)

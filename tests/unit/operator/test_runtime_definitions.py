@@ -1,4 +1,4 @@
-"""What an installed definition lacks of this release's."""
+"""Fields of this release that installed definitions lack."""
 
 from copy import deepcopy
 

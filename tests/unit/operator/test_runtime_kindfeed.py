@@ -1,4 +1,4 @@
-"""What keeps the caches of our kinds true although Kopf's watches end, have gaps, or are of another etcd."""
+"""The caches of the kinds stay current if Kopf's watches end or have gaps, or if etcd is restored."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def dataset(name: str, version: int = 1) -> Manifest:
 
 
 class Server:
-    """A cluster with some Datasets."""
+    """A fake cluster with some Datasets."""
 
     def __init__(self, *names: str) -> None:
         self.datasets = [dataset(name) for name in names]
@@ -37,7 +37,7 @@ class Server:
 
 
 class FakeWatch:
-    """A watch that does what the test says."""
+    """A fake watch that the test controls."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class FakeWatch:
 
 
 class Fed:
-    """A feed whose first sweeps are through."""
+    """A feed after its first sweeps."""
 
     def __init__(self, *names: str) -> None:
         self.server = Server(*names)
         self.caches, self.watches = Caches(), Watches()
         self.made: list[FakeWatch] = []
         self.lists: list[Collection[str]] = []
-        """What the next watches list at once."""
+        """Objects that the next watches list at their start."""
         self.feed = KindFeed(cast("KubernetesClient", self.server), self.caches, self.watches, (), self._make)
         self.tasks = [asyncio.create_task(sweeper.run()) for sweeper in self.feed]
 
@@ -112,7 +112,7 @@ async def test_a_watch_that_ended_is_started_again(fed: Fed) -> None:
 async def test_a_watch_that_does_not_list_every_kind_is_started_again(
     fed: Fed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Kopf asks once what there is, and only warns where an API server does not know our kinds yet."""
+    """Kopf discovers resources once, and only warns if an API server does not have the kinds yet."""
     monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_LIST_SECONDS", 0.05)
     monkeypatch.setattr(fed.feed, "_list_seconds", 0.05)
     fed.lists = [KIND_TYPES.keys() - {"Dataset"}, KIND_TYPES.keys()]
@@ -152,7 +152,7 @@ async def test_a_list_that_names_all_that_is_held_causes_no_sweep(fed: Fed) -> N
 async def test_what_is_listed_and_known_is_not_kept_for_the_event_loop(
     fed: Fed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the loop is busy, as at a start, a second copy of all objects would wait for it."""
+    """Otherwise a second copy of all objects would be in memory while the loop is busy, as at a start."""
     taken: list[str] = []
     monkeypatch.setattr(fed.feed, "_take", lambda _event, obj: taken.append(obj["metadata"]["name"]))
     fed.made[0].sink("LISTED", dataset("a"))
@@ -166,7 +166,7 @@ def resource(plural: str, kind: str) -> Manifest:
 
 
 class ApiServer:
-    """An API server without objects, whose watches answer the same each time."""
+    """A fake API server without objects, whose watches always respond the same."""
 
     def __init__(self, *events: Manifest) -> None:
         self.events = events
@@ -219,7 +219,7 @@ async def test_an_error_in_a_watch_ends_kopf_and_not_the_process() -> None:
 
 
 async def test_a_list_of_kopf_without_objects_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All were deleted in a gap: Kopf has nothing to tell, and the caches would keep them."""
+    """All objects were deleted in a gap: Kopf reports nothing, and the caches would keep them."""
     monkeypatch.setattr("finetune_operator.runtime.kindfeed.QUIET_SECONDS", 0.05)
     async with ApiServer() as server:
         caches = Caches()

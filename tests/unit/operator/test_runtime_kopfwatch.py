@@ -1,4 +1,4 @@
-"""How Kopf is told to behave."""
+"""Settings of Kopf."""
 
 import itertools
 
@@ -6,7 +6,7 @@ from finetune_operator.runtime.kopfwatch import _settings
 
 
 def test_kopf_never_gives_a_watch_up() -> None:
-    """With one watch it would stop all others, and the process would be deaf without knowing it."""
+    """Otherwise a failure of one watch would end all watches without an error."""
     delays = list(itertools.islice(_settings().networking.error_backoffs, 10_000))  # type: ignore[arg-type]
     assert len(delays) == 10_000
     assert max(delays) <= 10

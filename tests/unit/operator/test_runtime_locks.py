@@ -1,4 +1,4 @@
-"""Passes at the same time, against an API server that is slow to answer."""
+"""Parallel passes with a slow API server."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ CHECKPOINTS = "/apis/finetune.dev/v1alpha1/namespaces/team/checkpoints"
 
 
 class SlowApiServer:
-    """Answers writes of a status, the first of them only once it is told to."""
+    """A fake API server for writes of a status. It holds back its first response until released."""
 
     def __init__(self, checkpoints: dict[str, Manifest]) -> None:
         self.asked = asyncio.Event()
@@ -60,7 +60,7 @@ class SlowApiServer:
 
 
 class Scene:
-    """A controller in front of that API server."""
+    """A controller with that API server."""
 
     def __init__(self, url: str, caches: Caches) -> None:
         self.caches = caches
@@ -141,11 +141,11 @@ async def test_of_two_checkpoints_of_a_line_that_are_looked_at_together_the_seco
     await slow.asked.wait()
     scene.queue.add(key("older"))
     for _ in range(100):
-        await asyncio.sleep(0)  # the second pass goes as far as it can
+        await asyncio.sleep(0)  # the second pass runs until it waits
     slow.answers.set()
     async with asyncio.timeout(30):
         assert {await scene.passed.get(), await scene.passed.get()} == {"newer", "older"}
-    # An approval of what is older than the champion promotes nothing.
+    # Approval of a Checkpoint older than the champion does not promote it.
     assert scene.promoted() == {"newer": "Promoted", "older": "NotPromoted"}
 
 

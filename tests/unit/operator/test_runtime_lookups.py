@@ -1,4 +1,4 @@
-"""Thousands of objects that wait for a claim cost one request from time to time, and no passes."""
+"""Thousands of objects that wait for a claim cost one periodic request and no passes."""
 
 import asyncio
 from typing import Any, cast
@@ -17,7 +17,7 @@ def claim(uid: str = "u", mode: str = "ReadWriteMany") -> Manifest:
 
 
 class Server:
-    """As much of an API server as claims need."""
+    """A fake API server for claims."""
 
     def __init__(self) -> None:
         self.claim: Manifest | None = None
@@ -50,7 +50,7 @@ def test_those_that_wait_for_a_claim_are_woken_when_it_is_there_and_not_before()
         await scene.passes(*NAMES)
         await asyncio.sleep(3600)
         assert scene.woken == []
-        # Once when it was needed, and then more and more rarely.
+        # Once when it was needed, then at growing intervals.
         assert len(scene.server.asked) < 40
         scene.server.claim = claim()
         await asyncio.sleep(MAX_POLL_SECONDS + MIN_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What thousands of objects cost: caches keep what is read, and models share what is equal."""
+"""Memory for thousands of objects: caches keep only fields that are read, and models share equal parts."""
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.engine.resources import JOB, POD

@@ -1,4 +1,4 @@
-"""What the deletion of content in a bucket owes to users in other namespaces, seen through the caches."""
+"""Deletion of content in a bucket that objects in other namespaces use, with real caches."""
 
 from copy import deepcopy
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ GOING: Manifest = {**PINS, "deletionTimestamp": "2030-01-02T04:00:00Z"}
 
 
 class Scene:
-    """A run in namespace `team` that has ended, and its records, in the caches of a process."""
+    """A finished run in namespace `team`, and its records, in the caches of a process."""
 
     def __init__(self, uri: str = BUCKET) -> None:
         self.caches = Caches()
@@ -84,7 +84,7 @@ def endpoint(namespace: str, **fields: Any) -> Manifest:
 
 
 def another_run(namespace: str, resolved: Manifest, *made: str) -> Manifest:
-    """A run that has come so far, and whose records have names that say nothing here."""
+    """A run at this stage, whose records have arbitrary names."""
     run: Manifest = deepcopy(Scene().run)
     run["metadata"] |= {"name": "another", "namespace": namespace, "uid": "uid-of-another"}
     checkpoints = [{"name": "another-1", "step": 1, "digest": digest} for digest in made]

@@ -1,4 +1,4 @@
-"""What the kubelet is told."""
+"""Responses to the kubelet's probes."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -15,7 +15,7 @@ FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")
 
 
 class Probed:
-    """A probe server whose watches have a clock of the test's."""
+    """A probe server whose watches use the test's clock."""
 
     def __init__(self, outdated: Callable[[], tuple[str, ...] | None] = lambda: ()) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Which objects are looked at although nothing has changed, and when."""
+"""Which objects are reconciled without a change, and when."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Settings say which variable is wrong."""
+"""Settings name the invalid variables."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a pass sees of the caches."""
+"""Snapshots of the caches for passes."""
 
 from datetime import UTC, datetime
 from typing import Any

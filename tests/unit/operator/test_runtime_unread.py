@@ -1,4 +1,4 @@
-"""An object that this version cannot read, as after a rollback of the operator alone."""
+"""An object that this release cannot read, as after a rollback of the operator alone."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ DELETED = "2030-01-02T03:00:00Z"
 
 
 class ApiServer:
-    """Knows whether the namespace goes, and takes changes of metadata."""
+    """A fake API server with a namespace, live or terminating, that accepts changes of metadata."""
 
     def __init__(self, *, terminating: bool) -> None:
         self.patches: list[Manifest] = []
@@ -42,7 +42,7 @@ class ApiServer:
 
 
 def unread(**metadata: Any) -> Manifest:
-    """A Checkpoint of a newer version."""
+    """A Checkpoint of a newer release."""
     manifest = approved("newer", "7", "2030-01-01T00:00:00Z")
     manifest["spec"]["lineage"] = "another form"
     manifest["metadata"] |= metadata
@@ -50,10 +50,10 @@ def unread(**metadata: Any) -> Manifest:
 
 
 async def looked_at(manifest: Manifest, *, terminating: bool) -> list[Manifest]:
-    """What one look at it writes.
+    """What one pass for the object writes.
 
     Raises:
-        Rejected: as the look does.
+        Rejected: the error of the pass.
     """
     caches = Caches()
     caches.kinds["Checkpoint"].put(manifest)

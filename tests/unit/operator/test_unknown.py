@@ -1,4 +1,4 @@
-"""What a newer release has written is read, and stays where it is."""
+"""Fields and values of a newer release are read and kept."""
 
 from copy import deepcopy
 from typing import Any
@@ -16,14 +16,14 @@ from tests.unit.operator.runsteps import ended
 
 
 def finished() -> dict[str, Any]:
-    """A FineTuneJob with all that a status can hold."""
+    """A FineTuneJob with every field of a status."""
     manifest: dict[str, Any] = deepcopy(ended().objects["FineTuneJob", JOB])
     manifest["metadata"]["resourceVersion"] = "7"
     return manifest
 
 
 def newer() -> dict[str, Any]:
-    """The same, as a release after this one left it."""
+    """The same, as a later release wrote it."""
     manifest = finished()
     status = manifest["status"]
     status["news"] = {"a": [1]}
