@@ -1,8 +1,11 @@
 """Accessors for the metadata of objects of any type."""
 
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator.plan import Manifest
+
+MANAGER_FIELDS: Final = ("manager", "subresource")
+"""Fields to keep of an entry of `managedFields`; the rest is mainly names of fields."""
 
 
 def version(obj: Manifest) -> int:
@@ -20,3 +23,14 @@ def controller_uid(obj: Manifest) -> str:
     """The uid of the object's controller, or an empty string."""
     uid: str = controller(obj).get("uid", "")
     return uid
+
+
+def without_field_names(obj: Manifest, *, keep_managers: bool) -> Manifest:
+    """A copy of the object without `managedFields`, or with only the names of the managers."""
+    metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+    if keep_managers:
+        entries = obj["metadata"].get("managedFields") or ()
+        metadata["managedFields"] = [
+            {key: entry[key] for key in MANAGER_FIELDS if key in entry} for entry in entries
+        ]
+    return {**obj, "metadata": metadata}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from finetune_operator.engine.metadata import version
+from finetune_operator.engine.metadata import version, without_field_names
 from finetune_operator.engine.packing import (
     NEVER,
     Packer,
@@ -27,13 +27,10 @@ Transform = Callable[[Manifest], Manifest]
 Listener = Callable[[Manifest | None, Manifest | None], None]
 """Called with the old and the new state after every change."""
 
-MANAGER_FIELDS: Final = ("manager", "subresource")
-"""Fields to keep of an entry of `managedFields`; the rest is mainly names of fields."""
 MAX_UNPACKED: Final = 100
 """Number of settled objects that stay unpacked after a read by name, because a pass reads several times."""
 
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
-
 
 Address = tuple[str, str]
 """Namespace and name."""
@@ -186,7 +183,7 @@ class ObjectStore:
             if held.uid != metadata["uid"]:
                 self._bury(held.uid, held.version)
         self._unpacked.pop((namespace, name), None)
-        obj = compact(self._slim(obj))
+        obj = compact(self._transform(without_field_names(obj, keep_managers=self._keep_managers)))
         self._replace(namespace, name, obj, old)
         self._notify(old, obj)
         return True
@@ -254,16 +251,6 @@ class ObjectStore:
             while len(self._unpacked) > MAX_UNPACKED:
                 self._unpacked.popitem(last=False)
         return known[1]
-
-    def _slim(self, obj: Manifest) -> Manifest:
-        """A copy of the object without the fields that are not stored."""
-        metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
-        if self._keep_managers:
-            managed = obj["metadata"].get("managedFields") or ()
-            metadata["managedFields"] = [
-                {key: each[key] for key in MANAGER_FIELDS if key in each} for each in managed
-            ]
-        return self._transform({**obj, "metadata": metadata})
 
     def _known(self, held: StoredObject) -> int:
         """The version that a new state must exceed."""
