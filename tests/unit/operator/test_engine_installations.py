@@ -57,7 +57,7 @@ class Leases:
 
 
 async def waits(installation: Installations) -> bool:
-    return await installation._finds(is_at_work=False)
+    return await installation._finds_other(is_active=False)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_repeated_failures_wait_longer_up_to_the_limit_and_success_forgets_them(
             full = min(60, 0.1 * 2**failures)
             assert full / 2 <= wait <= full
         queue.forget("a")
-        assert queue.retry("a", first=0.1) <= 0.1
+        assert queue.retry("a", first_seconds=0.1) <= 0.1
 
     at_once(test)
 

@@ -38,5 +38,5 @@ def test_no_labels_of_namespaces_mean_all_of_them() -> None:
 
 
 def test_a_rule_without_peers_is_refused_because_kubernetes_reads_it_as_everybody() -> None:
-    with pytest.raises(ValueError, match="admits everybody"):
+    with pytest.raises(ValueError, match="allows all connections"):
         allow([])
