@@ -1,7 +1,7 @@
-"""What the operator knows of each stage, one row per stage; the configs of stages have builders of their own.
+"""What the operator knows about each stage, one row per stage; the config of a stage has its own builder.
 
-`Stage` of the contract stays the vocabulary. Fields of a ComputeProfile and of statuses that name stages are
-part of the API; a test holds them equal to this table.
+`Stage` of the contract is the vocabulary. Fields of a ComputeProfile and of statuses that name stages are
+part of the API; a test compares them with this table.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
 JobStage = Stage | Literal["collect", "cleanup"]
-"""Stages that have a Job: those of runs, and two small ones that work for them."""
+"""Stages that have a Job: the stages of runs and Datasets, and two small ones that work for them."""
 Queue = Literal["prepare", "train", "evaluate"]
 
 
@@ -22,30 +22,42 @@ class StageRow:
     """One stage."""
 
     resources: PodResources
-    """CPU and memory of its container where the profile says nothing."""
+    """CPU and memory of its container if the profile does not set them."""
     running: Reason | None = None
-    """Of `Reconciling` while its pod runs. None: a Job that works for another stage."""
+    """Reason of `Reconciling` while its pod runs. None: its Job works for another stage."""
     condition: ConditionType | None = None
-    """Of the run: True once the stage has succeeded."""
+    """Condition of the run that becomes True when the stage succeeds."""
     backoff_limit: int = 2
-    """Failures of pods after which its Job fails, not counting the first."""
+    """Number of pod failures, after the first, at which its Job fails."""
     queue: Queue = "prepare"
-    """Under which of a profile's per-stage names it queues and has its priority."""
+    """Name in a profile's `queues` and `priorityClasses` that applies to its Jobs."""
     devices: Literal["none", "one", "all"] = "none"
-    """Devices of each pod: all are those that the run asks for."""
+    """Devices per pod: `all` is the number that the run requests."""
     multi_node: bool = False
-    """Whether it has a pod on each of the run's nodes, and a report of its metrics."""
+    """Whether it has one pod on each of the run's nodes. Such a pod serves metrics."""
+    time_limit: bool = False
+    """Whether `maxRunSeconds` limits its running time."""
     grace_seconds: int | None = None
-    """From SIGTERM to SIGKILL. None: the cluster's default."""
+    """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
+    mounts: frozenset[Literal["source", "base_model"]] = frozenset()
+    """Inputs of the run, besides the store, that its pod mounts."""
+    profile: Literal["compute", "evaluation"] = "compute"
+    """Block of the run's spec that names its ComputeProfile."""
     in_profile: bool = True
     """Whether a profile has `spec.resources` for it."""
+    confirm_absent: bool = False
+    """Whether the operator confirms with a GET that its Job is absent before it creates the Job."""
+    binds_config: bool = True
+    """Whether its result repeats the digest of its config. Collect returns the result of another one."""
+    serves_deletion: bool = False
+    """Whether it works for an owner that is being deleted. Its Job does not delay that deletion."""
 
     @property
     def uses_devices(self) -> bool:
         return self.devices != "none"
 
     def devices_of(self, requested: int) -> int:
-        """Devices of each pod, of a run that asks for this many."""
+        """Devices per pod in a run that requests this many."""
         return {"none": 0, "one": 1, "all": requested}[self.devices]
 
 
@@ -55,11 +67,13 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         resources=PodResources(cpu="100m", memory="1536Mi"),
         running=Reason.PREPARING,
         condition=ConditionType.DATASET_READY,
+        mounts=frozenset({"source"}),
     ),
     "preflight": StageRow(
         resources=PodResources(cpu="500m", memory="3Gi"),
         running=Reason.PREFLIGHT,
         condition=ConditionType.PREFLIGHTED,
+        mounts=frozenset({"base_model"}),
     ),
     "train": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),
@@ -69,8 +83,11 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         queue="train",
         devices="all",
         multi_node=True,
+        time_limit=True,
         # Time to finish a step and save the resume state.
         grace_seconds=120,
+        # A second Job by mistake would hold all devices twice.
+        confirm_absent=True,
     ),
     "evaluate": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),
@@ -78,7 +95,20 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         devices="one",
+        profile="evaluation",
     ),
-    "collect": StageRow(resources=PodResources(cpu="50m", memory="256Mi"), in_profile=False),
-    "cleanup": StageRow(resources=PodResources(cpu="50m", memory="256Mi"), backoff_limit=0, in_profile=False),
+    "collect": StageRow(
+        resources=PodResources(cpu="50m", memory="256Mi"), in_profile=False, binds_config=False
+    ),
+    "cleanup": StageRow(
+        resources=PodResources(cpu="50m", memory="256Mi"),
+        backoff_limit=0,
+        in_profile=False,
+        serves_deletion=True,
+    ),
 }
+
+
+def find_row(stage: str | None) -> StageRow | None:
+    """The row of the stage that a label names; None for another text, such as an endpoint's."""
+    return next((row for name, row in STAGES.items() if name == stage), None)

@@ -120,7 +120,7 @@ def build_stage_job(
         nonce = short_hash(nonce_key, owner.uid, name, length=32)
         config = config.model_copy(update={"nonce": nonce})
         binding = {NONCE: nonce}
-        if stage != "collect":  # what it reads belongs to the stage's config, not to its own
+        if STAGES[stage].binds_config:
             binding[CONFIG_DIGEST] = config.digest
     profile, secret = placement.profile, placement.credentials.store
     marks: dict[str, str] = {STAGE: stage}
@@ -142,8 +142,7 @@ def build_stage_job(
                 **binding,
                 **(annotations or {}),
             },
-            # A cleanup works for an owner that is being deleted: that must not wait for it to go first.
-            "ownerReferences": [owner_reference(owner, blocks=stage != "cleanup")],
+            "ownerReferences": [owner_reference(owner, blocks=not STAGES[stage].serves_deletion)],
         },
         "spec": {
             "backoffLimit": STAGES[stage].backoff_limit,

@@ -19,7 +19,7 @@ from finetune_operator.metrics.counters import (
 from finetune_operator.observe.podstatus import has_condition, has_ended
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Stage
@@ -59,7 +59,8 @@ def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], 
     known = {stage["name"] for stage in old.get("stages", ())}
     for stage in new.get("stages", ()):
         if stage["name"] not in known:
-            succeeded = _condition(new, str(STAGES[stage["name"]].condition)).get("status") == "True"
+            row = find_row(stage["name"])
+            succeeded = row is not None and _condition(new, str(row.condition)).get("status") == "True"
             outcome = StageOutcome.SUCCEEDED if succeeded else StageOutcome.FAILED
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
             if "profile" in stage:

@@ -21,7 +21,7 @@ from finetune_operator.observe.podstatus import (
 )
 from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, StageRow
+from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import ExitCode
 
@@ -241,7 +241,7 @@ def _evicted(stage: str, pod: Manifest) -> Trouble:
 
 def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
     limit = trainer_container(pod).get("resources", {}).get("limits", {}).get("memory", "unknown")
-    row = _row(stage)
+    row = find_row(stage)
     smaller = (
         ", or lower hyperparameters.perDeviceBatchSize or maxSequenceLength in a new FineTuneJob"
         if row is not None and row.uses_devices
@@ -256,12 +256,7 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
 
 def _field(pod: Manifest, stage: str, name: str) -> str | None:
     """The field of a ComputeProfile that sets this resource of the stage; None if no profile sets it."""
-    profile, row = pod["metadata"].get("labels", {}).get(PROFILE), _row(stage)
+    profile, row = pod["metadata"].get("labels", {}).get(PROFILE), find_row(stage)
     if profile is None or (row is not None and not row.in_profile):
         return None
     return f"resources.{stage}.{name} of ComputeProfile {profile}"
-
-
-def _row(stage: str) -> StageRow | None:
-    """The table row of the stage that a pod's label names; None for pods of endpoints."""
-    return next((row for name, row in STAGES.items() if name == stage), None)

@@ -28,6 +28,7 @@ from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.resync import Resync, is_at_rest
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.stagetable import find_row
 
 LISTED_BEFORE_FIRST_PASS: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
 """Kinds whose passes depend on which other objects exist. A new term lists them before its first pass,
@@ -66,7 +67,7 @@ class Term:
         self._lookups = Lookups(cluster)
         events = EventRecorder(cluster, OPERATOR, settings.pod_name)
         self._executor = Executor(
-            cluster, caches.by_type, events, stamp, confirm_absent_before_create=_holds_devices
+            cluster, caches.by_type, events, stamp, confirm_absent_before_create=_must_be_confirmed_absent
         )
         controller = Controller(
             caches=caches,
@@ -130,6 +131,7 @@ class Term:
         )
 
 
-def _holds_devices(manifest: Manifest) -> bool:
-    """Whether the object is a train Job. A duplicate would waste the most device time."""
-    return bool(manifest["metadata"].get("labels", {}).get(STAGE) == "train")
+def _must_be_confirmed_absent(manifest: Manifest) -> bool:
+    """Whether the row of the manifest's stage requires a GET before the operator creates it."""
+    row = find_row(manifest["metadata"].get("labels", {}).get(STAGE))
+    return row is not None and row.confirm_absent
