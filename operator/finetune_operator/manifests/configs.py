@@ -1,7 +1,7 @@
 """The contract's config for each stage, from the API's types."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
@@ -12,7 +12,6 @@ from finetune_operator.api.method import LoRA, Method, Preference
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.peerservice import coordinator_host
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
@@ -44,20 +43,44 @@ from finetune_trainer.contract.references import (
 from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Stage
 
 
+class SharedFields(TypedDict):
+    """Fields that the configs of all stages have."""
+
+    contract: int
+    owner: Owner
+    run: str
+    store: StoreConfig
+    report: ReportTarget | None
+
+
 @dataclass(frozen=True, slots=True)
 class StageInputs:
-    """What the configs of all stages share."""
+    """What the builders of all configs get."""
 
     owner: Resource
     run: str
+    """Folder of the results in the store."""
     store_uri: str
     report: ReportTarget | None
+    """Where the pods report their progress."""
     store_credentials: str | None = None
     """Name of the Secret that opens the store."""
     accelerators: int = 1
-    """Of a train pod. CPU cores count as one: a single process uses them all."""
+    """Devices of a pod that trains. CPU cores count as one: a single process uses them all."""
     contract_version: int = CONTRACT_VERSION
-    """Version that the pod's trainer reads; newer fields are left out of its config."""
+    """Version of the contract that the pod's trainer reads. The config has no newer fields."""
+    coordinator: str | None = None
+    """Host name of the first pod of a stage with several pods."""
+
+    @property
+    def shared(self) -> SharedFields:
+        return {
+            "contract": self.contract_version,
+            "owner": self.contract_owner,
+            "run": self.run,
+            "store": self.store,
+            "report": self.report,
+        }
 
     @property
     def contract_owner(self) -> Owner:
@@ -91,11 +114,7 @@ def prepare_config(
     """
     source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
     return PrepareConfig(
-        contract=inputs.contract_version,
-        owner=inputs.contract_owner,
-        run=inputs.run,
-        store=inputs.store,
-        report=inputs.report,
+        **inputs.shared,
         source_uri=source,
         source_path=_mounted(source, SOURCE_MOUNT),
         source_credentials=secret_mount("source", secret.name if secret else None),
@@ -151,11 +170,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
     given, secret, wanted = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
     return PreflightConfig(
-        contract=inputs.contract_version,
-        owner=inputs.contract_owner,
-        run=inputs.run,
-        store=inputs.store,
-        report=inputs.report,
+        **inputs.shared,
         base_model_uri=given.uri or resolved.base_model_uri or "",
         base_model_path=_mounted(given.uri, BASE_MODEL_MOUNT) if given.uri else None,
         base_model_revision=given.revision if parent is None else resolved.base_model_revision,
@@ -180,13 +195,8 @@ def train_config(
     hyperparameters: ResolvedHyperparameters,
 ) -> TrainConfig:
     """Training with everything resolved."""
-    nodes = spec.compute.nodes
     return TrainConfig(
-        contract=inputs.contract_version,
-        owner=inputs.contract_owner,
-        run=inputs.run,
-        store=inputs.store,
-        report=inputs.report,
+        **inputs.shared,
         base_model=resolved.base_model_digest or "",
         parent=_parent(spec, resolved),
         dataset=resolved.dataset_digest or "",
@@ -196,10 +206,10 @@ def train_config(
         keep_steps=spec.checkpoints.keep_steps or (),
         adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
         step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
-        nodes=nodes,
+        nodes=spec.compute.nodes,
         devices=inputs.accelerators,
-        coordinator=coordinator_host(inputs.owner) if nodes > 1 else None,
-        peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if nodes > 1 else None,
+        coordinator=inputs.coordinator,
+        peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if inputs.coordinator else None,
     )
 
 
@@ -217,11 +227,7 @@ def evaluate_config(
     gated = {gate.metric for gate in evaluation.gates}
     beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return EvaluateConfig(
-        contract=inputs.contract_version,
-        owner=inputs.contract_owner,
-        run=inputs.run,
-        store=inputs.store,
-        report=inputs.report,
+        **inputs.shared,
         base_model=base_model,
         dataset=dataset,
         checkpoint=checkpoint,
@@ -260,11 +266,7 @@ def cleanup_config(
 def collect_config(inputs: StageInputs, stage: Stage, *, probe: bool = False) -> CollectConfig:
     """Read the stored result of a stage whose pod is gone; with `probe` see whether the store can be used."""
     return CollectConfig(
-        contract=inputs.contract_version,
-        owner=inputs.contract_owner,
-        run=inputs.run,
-        store=inputs.store,
-        report=inputs.report,
+        **inputs.shared,
         of=stage,
         probe=probe,
     )

@@ -18,24 +18,24 @@ from finetune_operator.manifests.networkpolicies import (
     pods_with,
 )
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import JobStage
 from finetune_trainer.contract.environment import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT
 
-TRAIN: Final = "train"
 KEY_BYTES: Final = 32
 
 
-def peer_name(owner: Resource) -> str:
-    """Name of all three objects: `train-<owner>-<5 hex>`. It begins with a letter, as a Service's name
+def peer_name(owner: Resource, stage: JobStage) -> str:
+    """Name of all three objects: `<stage>-<owner>-<5 hex>`. It begins with a letter, as a Service's name
     must."""
-    return f"{TRAIN}-{owner.name}-{short_hash(owner.uid, TRAIN)}"
+    return f"{stage}-{owner.name}-{short_hash(owner.uid, stage)}"
 
 
-def coordinator_host(owner: Resource) -> str:
+def coordinator_host(owner: Resource, stage: JobStage) -> str:
     """Host name of the pod with index 0. The other pods resolve it in their own namespace first."""
-    return f"{stage_job_name(owner, TRAIN)}-0.{peer_name(owner)}"
+    return f"{stage_job_name(owner, stage)}-0.{peer_name(owner, stage)}"
 
 
-def build_peer_service(owner: Resource) -> Manifest:
+def build_peer_service(owner: Resource, stage: JobStage) -> Manifest:
     """The headless Service. It includes pods that are not ready, because none is ready before all are.
 
     It never changes, so it is created and never applied. It outlives the train Jobs of a run that is
@@ -45,7 +45,7 @@ def build_peer_service(owner: Resource) -> Manifest:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": peer_name(owner),
+            "name": peer_name(owner, stage),
             "namespace": owner.namespace,
             "labels": child_labels(owner),
             "ownerReferences": [owner_reference(owner)],
@@ -53,13 +53,13 @@ def build_peer_service(owner: Resource) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": _labels(owner),
+            "selector": _labels(owner, stage),
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "protocol": "TCP"}],
         },
     }
 
 
-def build_peer_key(owner: Resource, entropy: bytes) -> Manifest:
+def build_peer_key(owner: Resource, stage: JobStage, entropy: bytes) -> Manifest:
     """The Secret. Pods mount it as a file, not a variable, so that no description of a pod shows it.
 
     Raises:
@@ -71,7 +71,7 @@ def build_peer_key(owner: Resource, entropy: bytes) -> Manifest:
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": peer_name(owner),
+            "name": peer_name(owner, stage),
             "namespace": owner.namespace,
             "labels": child_labels(owner),
             "ownerReferences": [owner_reference(owner)],
@@ -82,7 +82,7 @@ def build_peer_key(owner: Resource, entropy: bytes) -> Manifest:
     }
 
 
-def build_peer_policy(owner: Resource, monitoring: Mapping[str, str]) -> Manifest:
+def build_peer_policy(owner: Resource, stage: JobStage, monitoring: Mapping[str, str]) -> Manifest:
     """The NetworkPolicy. The run's pods may connect to each other at all ports: gloo and NCCL choose theirs.
 
     Args:
@@ -91,11 +91,11 @@ def build_peer_policy(owner: Resource, monitoring: Mapping[str, str]) -> Manifes
     """
     return build_network_policy(
         owner,
-        peer_name(owner),
-        _labels(owner),
-        [allow([pods_with(_labels(owner))]), allow([namespaces_with(monitoring)], METRICS_PORT)],
+        peer_name(owner, stage),
+        _labels(owner, stage),
+        [allow([pods_with(_labels(owner, stage))]), allow([namespaces_with(monitoring)], METRICS_PORT)],
     )
 
 
-def _labels(owner: Resource) -> dict[str, str]:
-    return {RUN: owner.uid, STAGE: TRAIN}
+def _labels(owner: Resource, stage: JobStage) -> dict[str, str]:
+    return {RUN: owner.uid, STAGE: stage}

@@ -5,6 +5,7 @@ from typing import Literal
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejobstatus import JobDisplay, ProgressStatus
 from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.vocabulary import Stage
 
 
@@ -57,6 +58,16 @@ def completed(progress: ProgressStatus | None, stage: Stage, steps: int = 0) -> 
             "tokens_per_second": None,
         }
     )
+
+
+def with_losses(progress: ProgressStatus | None, trained: TrainResult) -> ProgressStatus | None:
+    """Progress with the losses of a finished training; the loss of the last steps stays if it is known."""
+    if progress is None:
+        return None
+    known = {"loss": progress.loss if progress.loss is not None else trained.train_loss}
+    if trained.validation_loss is not None:
+        known["validation_loss"] = trained.validation_loss
+    return progress.model_copy(update=known)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -22,8 +22,8 @@ def clear_away(dataset: Dataset, draft: Draft) -> float | None:
     Returns: seconds until something more becomes due.
     """
     now, number = draft.snapshot.now, number_of(dataset)
-    current = job_names(dataset, number)
-    last = job_names(dataset, number - 1) if number else ()
+    current = _used_names(dataset, number)
+    last = _used_names(dataset, number - 1) if number else ()
     end = _ended_at(dataset)
     next_due: float | None = None
     for name, job in draft.snapshot.children[JOB].items():
@@ -38,6 +38,11 @@ def clear_away(dataset: Dataset, draft: Draft) -> float | None:
             else:
                 next_due = left.total_seconds()
     return next_due
+
+
+def _used_names(dataset: Dataset, number: int) -> tuple[str, str]:
+    names = job_names(dataset, number)
+    return names.stage, names.collect
 
 
 def _ended_at(dataset: Dataset) -> datetime | None:

@@ -6,13 +6,12 @@ from typing import Any
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
-from finetune_operator.reconcile.dataset.sourcecheck import ended, made_in, number_of, request_of, retry_of
+from finetune_operator.reconcile.dataset.sourcecheck import check_source, ended, made_in, number_of, retry_of
 from finetune_operator.reconcile.dataset.timing import earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.sourcechecks import check_request
-from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageFailed
 from finetune_operator.reconcile.steps import Done, Failed, Halt
@@ -27,7 +26,7 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     refused = _refused(dataset)
     if refused is not None:
         return _plan(dataset, draft, later, refused)
-    outcome = advance(draft, request_of(dataset, draft.snapshot))
+    outcome = check_source(dataset, draft)
     if isinstance(outcome, Retry):
         return _plan(dataset, draft, later, outcome.halt, retry=outcome.status)
     if isinstance(outcome, StageResult):

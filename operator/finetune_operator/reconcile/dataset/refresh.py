@@ -6,12 +6,11 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
-from finetune_operator.reconcile.dataset.sourcecheck import ended, job_names, made_in, number_of, request_of
+from finetune_operator.reconcile.dataset.sourcecheck import check_source, ended, job_names, made_in, number_of
 from finetune_operator.reconcile.dataset.timing import earliest, until_slot
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.records.sourcechecks import until_check
-from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageFailed
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Working
@@ -29,13 +28,13 @@ def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     """One pass over a Ready Dataset; `later` is when something else becomes due, in seconds."""
     snapshot = draft.snapshot
     wait = until_check(dataset, snapshot.now)
-    if job_names(dataset, number_of(dataset))[0] not in snapshot.children[JOB]:
+    if job_names(dataset, number_of(dataset)).stage not in snapshot.children[JOB]:
         if wait != 0:
             return draft.plan(_unrefused(dataset), earliest(later, wait))
         slot = until_slot(dataset, snapshot.now)
         if slot > 0:
             return draft.plan(None, earliest(later, slot))
-    outcome = advance(draft, request_of(dataset, snapshot))
+    outcome = check_source(dataset, draft)
     if isinstance(outcome, Working):
         return draft.plan(_begun(dataset, draft), earliest(later, outcome.requeue_after))
     if isinstance(outcome, Blocked):

@@ -1,6 +1,6 @@
 """One look at the source: the prepare Job that makes it, and what the status says once it has ended."""
 
-from typing import Literal
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, RefreshStatus
@@ -9,7 +9,7 @@ from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import StageInputs, collect_config, prepare_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
-from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS, stage_job_name
+from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.trainerimage import trainer_of
@@ -20,13 +20,23 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.reconcile.records.sourcechecks import check_request
+from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
-from finetune_operator.reconcile.stages.request import StageRequest
+from finetune_operator.reconcile.stages.request import (
+    JobNames,
+    JobPurpose,
+    Outcome,
+    StageRequest,
+    StartNeeded,
+)
+from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.finished import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.vocabulary import RULE_VERSION
+from finetune_trainer.contract.vocabulary import RULE_VERSION, Stage
+
+STAGE: Final[Stage] = "prepare"
 
 
 def number_of(dataset: Dataset) -> int:
@@ -38,29 +48,24 @@ def number_of(dataset: Dataset) -> int:
     return refresh.checks if refresh is not None else int(is_settled(dataset))
 
 
-def job_names(dataset: Dataset, number: int) -> tuple[str, str]:
-    """Of the prepare Job, and of the collect Job that reads its result where its pod is gone."""
-    generation = str(dataset.metadata.generation)
-    end = _ending(number)
-    return (
-        stage_job_name(dataset, "prepare", generation) + end,
-        stage_job_name(dataset, "collect", "prepare", generation) + end,
-    )
+def job_names(dataset: Dataset, number: int) -> JobNames:
+    """Names of the Jobs of the check with this number."""
+    return JobNames.of(dataset, STAGE, str(dataset.metadata.generation), suffix=_suffix(number))
 
 
-def request_of(dataset: Dataset, snapshot: Snapshot) -> StageRequest:
-    """The present or next look, as a stage."""
-    name, collect_name = job_names(dataset, number_of(dataset))
-    return StageRequest(
-        stage="prepare",
-        name=name,
+def check_source(dataset: Dataset, draft: Draft) -> Outcome:
+    """Advance the present check, or start the next one."""
+    request = StageRequest(
+        stage=STAGE,
         run=_run(dataset),
-        build=lambda: _build(dataset, snapshot, "prepare"),
-        collect_name=collect_name,
-        build_collect=lambda: _build(dataset, snapshot, "collect"),
-        contract=_known_contract(dataset, snapshot),
+        names=job_names(dataset, number_of(dataset)),
+        contract=_known_contract(dataset, draft.snapshot),
         retry=retry_of(dataset),
     )
+    answer = advance(draft, request)
+    if isinstance(answer, StartNeeded):
+        return start(draft, request, answer, _build(dataset, draft.snapshot, request, answer.purpose))
+    return answer
 
 
 def _known_contract(dataset: Dataset, snapshot: Snapshot) -> int:
@@ -81,7 +86,7 @@ def _current_contract(dataset: Dataset, snapshot: Snapshot) -> int:
 
 def made_in(dataset: Dataset, draft: Draft) -> int | None:
     """For the status: the contract of the prepare Job that this pass creates, else of the one before."""
-    name = job_names(dataset, number_of(dataset))[0]
+    name = job_names(dataset, number_of(dataset)).stage
     creates = any(each.manifest["metadata"]["name"] == name for each in draft.create)
     return _current_contract(dataset, draft.snapshot) if creates else dataset.status.trainer_contract
 
@@ -137,21 +142,23 @@ def profile_of(dataset: Dataset, snapshot: Snapshot) -> ComputeProfile | Blocked
     return profiles.check_trainer(profile) or profile
 
 
-def _ending(number: int) -> str:
+def _suffix(number: int) -> str:
     return f"-{number}" if number else ""
 
 
 def _run(dataset: Dataset) -> str:
-    return f"{dataset.uid}-{dataset.metadata.generation}{_ending(number_of(dataset))}"
+    return f"{dataset.uid}-{dataset.metadata.generation}{_suffix(number_of(dataset))}"
 
 
 def _annotations(dataset: Dataset, snapshot: Snapshot) -> dict[str, str]:
-    job = snapshot.children[JOB].get(job_names(dataset, number_of(dataset))[0])
+    job = snapshot.children[JOB].get(job_names(dataset, number_of(dataset)).stage)
     annotations: dict[str, str] = {} if job is None else job["metadata"].get("annotations", {})
     return annotations
 
 
-def _build(dataset: Dataset, snapshot: Snapshot, stage: Literal["prepare", "collect"]) -> Manifest | Blocked:
+def _build(
+    dataset: Dataset, snapshot: Snapshot, request: StageRequest, purpose: JobPurpose
+) -> Manifest | Blocked:
     profile = profile_of(dataset, snapshot)
     if isinstance(profile, Blocked):
         return profile
@@ -168,24 +175,23 @@ def _build(dataset: Dataset, snapshot: Snapshot, stage: Literal["prepare", "coll
     trainer = trainer_of(profile, snapshot.facts.trainer_image)
     inputs = StageInputs(
         owner=dataset,
-        run=_run(dataset),
+        run=request.run,
         store_uri=store.uri,
         store_credentials=secret.name if secret else None,
         report=snapshot.facts.report,
         contract_version=trainer.contract,
     )
-    prepares = stage == "prepare"
-    name, collect_name = job_names(dataset, number_of(dataset))
-    config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, "prepare")
+    prepares = purpose == "stage"
+    config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, STAGE)
     unsent = profiles.check_config(config, profile)
     if unsent is not None:
         return unsent
-    request = check_request(dataset)
+    requested = check_request(dataset)
     return build_stage_job(
         dataset,
-        name if prepares else collect_name,
+        request.names.of_purpose(purpose),
         config,
-        stage,
+        STAGE if prepares else "collect",
         Placement(
             image=trainer.image,
             image_pull_policy=snapshot.facts.image_pull_policy,
@@ -197,7 +203,7 @@ def _build(dataset: Dataset, snapshot: Snapshot, stage: Literal["prepare", "coll
                 store=store.credentials_secret_ref, source=source.credentials_secret_ref if prepares else None
             ),
         ),
-        annotations={REFRESH_REQUESTED: request} if prepares and request is not None else {},
+        annotations={REFRESH_REQUESTED: requested} if prepares and requested is not None else {},
         nonce_key=snapshot.facts.nonce_key,
     )
 

@@ -7,11 +7,9 @@ from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, inline_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
-from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.status import progress
 from finetune_operator.status.conditions import find, is_true
 from finetune_operator.status.problems import faults, shown_problems
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, EventReason, Reason
@@ -30,7 +28,7 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
     version = _named_version(run, ref) if ref.version is not None else _latest_version(run, ref.name)
     if not isinstance(version, DatasetVersion):
         return version
-    found = prerequisites(run)
+    found = run.prerequisites
     if isinstance(found, Blocked):
         return found
     if found.store.uri not in version.status.locations:
@@ -48,7 +46,7 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
     failed = _test_rows(run, rows.get("test", 0), f"DatasetVersion {version.name}")
     if failed is not None:
         return failed
-    keep(run, found)
+    run.keep(found)
     run.resolve(dataset_version=version.name, dataset_digest=version.spec.digest)
     run.condition(
         ConditionType.DATASET_READY,
@@ -148,14 +146,9 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
     fault = faults(name, prepared)
     if fault is not None:
         run.draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
-    run.update(
-        problems=shown_problems(prepared),
-        progress=progress.completed(run.status.progress, "prepare"),
-    )
+    run.update(problems=shown_problems(prepared))
     run.resolve(dataset_version=name, dataset_digest=prepared.dataset)
-    run.condition(
-        ConditionType.DATASET_READY, Reason.SUCCEEDED, f"DatasetVersion {name}, {sum(rows.values())} rows"
-    )
+    run.succeed("prepare", f"DatasetVersion {name}, {sum(rows.values())} rows")
     return _test_rows(run, rows.get("test", 0), "the inline dataset")
 
 

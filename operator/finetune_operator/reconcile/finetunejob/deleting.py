@@ -6,7 +6,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.podstatus import has_ended
-from finetune_operator.plan import Plan
+from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -18,6 +18,7 @@ from finetune_operator.reconcile.records.ownership import delete_records, delete
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import EventReason, Reason
 
 
@@ -59,12 +60,9 @@ def _time_left(job: FineTuneJob, snapshot: Snapshot) -> timedelta:
 def _stop(draft: Draft) -> Working | Blocked | None:
     """End the run's Jobs; nothing may write into a folder that is being removed."""
     snapshot = draft.snapshot
-    stages = [
-        job
-        for job in snapshot.children[JOB].values()
-        if job["metadata"].get("labels", {}).get(STAGE) != "cleanup"
+    running = [
+        job for job in snapshot.children[JOB].values() if is_unfinished(job) and not _serves_deletion(job)
     ]
-    running = [job for job in stages if is_unfinished(job)]
     for job in running:
         draft.remove(job)
     pods = [pod for job in running for pod in pods_of(job, snapshot)]
@@ -73,6 +71,11 @@ def _stop(draft: Draft) -> Working | Blocked | None:
         return None
     waits = "waiting for the run's pods to end, before its folder in the store is removed"
     return until_ended(pods, Reason.CLEANING_UP, waits, snapshot.now)
+
+
+def _serves_deletion(job: Manifest) -> bool:
+    row = find_row(job["metadata"].get("labels", {}).get(STAGE))
+    return row is not None and row.serves_deletion
 
 
 def _removal(job: FineTuneJob, store: str) -> Removal:

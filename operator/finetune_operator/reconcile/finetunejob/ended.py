@@ -1,7 +1,6 @@
 """Runs that have nothing to train: finished, restored from a backup, or suspended."""
 
 from datetime import timedelta
-from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
@@ -16,9 +15,9 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done, Suspended
+from finetune_operator.stagetable import STAGES
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_trainer.contract.vocabulary import Stage
 
 
 def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
@@ -90,7 +89,7 @@ def restored(run: Run) -> Plan:
 def suspend(run: Run) -> Plan:
     """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
     running = [child for child in run.snapshot.children[JOB].values() if is_unfinished(child)]
-    names = [stage_job_name(run.job, stage) for stage in get_args(Stage)]
+    names = [stage_job_name(run.job, stage) for stage, row in STAGES.items() if row.running is not None]
     left = [pod for name in names for pod in left_behind(run.snapshot, name)]
     if not running and not left:
         message = "suspended: no devices are held; set spec.suspend to false to go on"

@@ -6,11 +6,12 @@ from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import MAX_SCORES, EvaluationStatus, Score
 from finetune_operator.manifests.configs import evaluate_config
 from finetune_operator.reconcile.finetunejob.gates import decide
+from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.steps import Halt
-from finetune_operator.status import progress
-from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.reconcile.finetunejob.train import best_checkpoint
+from finetune_operator.reconcile.steps import Failed, Halt
+from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Subject
@@ -20,9 +21,9 @@ def evaluate(run: Run) -> Halt | None:
     """Record scores, gates and verdict; without an evaluation, which checkpoint stands for the run."""
     if run.status.evaluation is not None:
         return None
-    chosen = run.best_checkpoint()
-    if chosen is None:
-        return without_result("train")
+    chosen = best_checkpoint(run)
+    if isinstance(chosen, Failed):
+        return chosen
     champion = run.snapshot.checkpoints.champion_name(run.job.spec.model)
     spec = run.job.spec.evaluation
     if spec is None:
@@ -50,11 +51,10 @@ def evaluate(run: Run) -> Halt | None:
             verdict=verdict,
             champion=champion,
             untested_answers=untested,
-        ),
-        progress=progress.completed(run.status.progress, "evaluate"),
+        )
     )
     said = "; ".join(gate.message for gate in gates) or "no gates"
-    run.condition(ConditionType.EVALUATED, Reason.SUCCEEDED, f"{verdict}: {said}{_unsaid(untested)}")
+    run.succeed("evaluate", f"{verdict}: {said}{_unsaid(untested)}")
     if verdict in {"Failed", "Undecided"}:
         run.draft.event(EventReason.GATE_FAILED, said, "Warning")
     return None
@@ -81,10 +81,9 @@ def _unsaid(untested: int | None) -> str:
 
 
 def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | Halt:
-    resolved = run.status.resolved
-    hyperparameters = resolved.hyperparameters
-    if hyperparameters is None:
-        return without_result("preflight")
+    resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
+    if isinstance(hyperparameters, Failed):
+        return hyperparameters
     base_model, dataset = resolved.base_model_digest or "", resolved.dataset_digest or ""
     return run_stage(
         run,

@@ -3,7 +3,6 @@
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.manifests.configs import checkpoint_type
 from finetune_operator.manifests.weightsreference import WeightsReference
-from finetune_operator.reconcile.finetunejob.prerequisites import keep, prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
@@ -22,7 +21,7 @@ def parent(run: Run) -> Halt | None:
     refused = _refused(run, checkpoint)
     if refused is not None:
         return refused
-    found = prerequisites(run)
+    found = run.prerequisites
     if isinstance(found, Blocked):
         return found
     store = WeightsReference.of(checkpoint).store
@@ -33,7 +32,7 @@ def parent(run: Run) -> Halt | None:
             f" spec.store.uri: {store}",
         )
     base_model = checkpoint.spec.lineage.base_model
-    keep(run, found)
+    run.keep(found)
     run.resolve(
         parent_checkpoint=name,
         parent_digest=checkpoint.spec.digest,

@@ -5,9 +5,7 @@ from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.steps import Halt
-from finetune_operator.status import progress
-from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_trainer.contract.results import StageResult
 
 
@@ -31,14 +29,17 @@ def preflight(run: Run) -> Halt | None:
         lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
-    run.update(progress=progress.completed(run.status.progress, "preflight"))
     cut = f", {found.truncated_rows} rows cut to maxSequenceLength" if found.truncated_rows else ""
     parent = f"; continues from Checkpoint {resolved.parent_checkpoint}" if resolved.parent_checkpoint else ""
     lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
-    run.condition(
-        ConditionType.PREFLIGHTED,
-        Reason.SUCCEEDED,
+    run.succeed(
+        "preflight",
         f"{found.train_rows} training rows with {found.train_tokens} tokens{cut};"
         f" chat template: {found.chat_template}{parent}{lengths}",
     )
     return None
+
+
+def hyperparameters_of(run: Run) -> ResolvedHyperparameters | Failed:
+    """What preflight resolved for the stages after it."""
+    return run.status.resolved.hyperparameters or without_result("preflight")

@@ -4,7 +4,9 @@ Every pass walks the same chain from the start. A step whose result is in the st
 chain go on; the first step that is not through ends the pass. Nothing remembers where the last pass was.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Plan
@@ -15,15 +17,26 @@ from finetune_operator.reconcile.finetunejob.evaluate import evaluate
 from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata
 from finetune_operator.reconcile.finetunejob.parent import parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
-from finetune_operator.reconcile.finetunejob.prerequisites import begins, needs
+from finetune_operator.reconcile.finetunejob.prerequisites import needs
 from finetune_operator.reconcile.finetunejob.promote import promote
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.train import train
+from finetune_operator.reconcile.finetunejob.validation import validate
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status.finished import is_finished
 
 __all__ = ["needs", "reconcile"]
+
+STEPS: Final[tuple[Callable[[Run], Halt | None], ...]] = (
+    validate,
+    parent,
+    data,
+    preflight,
+    train,
+    evaluate,
+)
+"""The chain. A step returns None if its result is recorded, else how the pass ends."""
 
 
 def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
@@ -47,7 +60,7 @@ def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
 
 
 def _chain(run: Run) -> Halt:
-    for step in (begins, parent, data, preflight, train, evaluate):
+    for step in STEPS:
         halt = step(run)
         if halt is not None:
             return halt

@@ -1,17 +1,20 @@
 """One pass over a FineTuneJob: the status as it will be, beside what is to be done."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
+from finetune_operator.stagetable import STAGES
 from finetune_operator.status import conditions, progress
-from finetune_operator.status.reasons import ConditionType, EventReason
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.vocabulary import Stage
 
 SHOWN_AS: Final[Mapping[type, Literal["Running", "Resting", "Done"]]] = {
     Done: "Done",
@@ -29,6 +32,23 @@ class Run:
         self.snapshot = snapshot
         self.status = job.status
         self.draft = Draft(snapshot)
+
+    @cached_property
+    def prerequisites(self) -> Prerequisites | Blocked:
+        """The prerequisites of stages, or what is missing; resolved at most once in a pass."""
+        return resolve(self.job, self.snapshot)
+
+    def keep(self, found: Prerequisites) -> None:
+        """Record the profile, store and image that the run begins with; later stages use the same ones."""
+        secret = found.store.credentials_secret_ref
+        self.resolve(
+            profile=found.profile.name,
+            profile_generation=found.profile.metadata.generation,
+            store=found.store.uri,
+            store_credentials=secret.name if secret else None,
+            trainer_image=found.trainer.image,
+            trainer_contract=found.trainer.contract,
+        )
 
     def update(self, **fields: Any) -> None:
         """Set fields of the status."""
@@ -60,11 +80,12 @@ class Run:
             )
         )
 
-    def best_checkpoint(self) -> CheckpointSummary | None:
-        """The one to judge and promote: the best by validation loss, else the last."""
-        checkpoints = self.status.checkpoints
-        marked = [c for c in checkpoints if c.best] or [c for c in checkpoints if c.final] or checkpoints
-        return marked[-1] if marked else None
+    def succeed(self, stage: Stage, message: str, steps: int = 0) -> None:
+        """Complete the stage's progress, and set the condition that its row names."""
+        self.update(progress=progress.completed(self.status.progress, stage, steps))
+        type_ = STAGES[stage].condition
+        if type_ is not None:
+            self.condition(type_, Reason.SUCCEEDED, message)
 
     def plan(self, halt: Halt) -> Plan:
         """The plan of a pass that ended so."""

@@ -1,7 +1,6 @@
 """Stopping a run's pods so that their state is saved: because it is suspended, or has used its time."""
 
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE, stage_job_name
@@ -9,10 +8,10 @@ from finetune_operator.observe import stagetimes
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stage import count_usage
+from finetune_operator.reconcile.finetunejob.usage import count_usage
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import is_unfinished, left_behind, until_ended
+from finetune_operator.reconcile.stages.jobstate import has_result, is_unfinished, left_behind, until_ended
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -21,9 +20,8 @@ from finetune_trainer.contract.vocabulary import Stage
 
 def stop(run: Run, job: Manifest) -> None:
     """Delete a Job in the foreground: the grace period of its pods saves the state."""
-    stage = job["metadata"].get("labels", {}).get(STAGE)
-    if stage in get_args(Stage) and not _saves(job, run.snapshot):
-        count_usage(run, stage)
+    if has_result(job) and not _saves(job, run.snapshot):
+        count_usage(run, job["metadata"]["labels"][STAGE])
     run.draft.remove(job)
 
 
@@ -37,27 +35,31 @@ def _saves(job: Manifest, snapshot: Snapshot) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How long the train stage of a run may use devices."""
+    """How long a stage of a run may use devices."""
 
+    stage: Stage
     seconds: int
     advice: str
+    """How to raise it."""
 
 
-def limit_of(run: Run) -> Limit | None:
+def limit_of(run: Run, stage: Stage) -> Limit | None:
     """The smaller of the run's own limit and its profile's."""
     own = run.job.spec.compute.max_run_seconds
     profile = run.snapshot.profiles.get(run.status.resolved.profile or "")
     offered = profile.spec.max_run_seconds if profile is not None else None
     if own is not None and (offered is None or own <= offered):
-        return Limit(own, f"raise spec.compute.maxRunSeconds of FineTuneJob {run.job.name}")
+        return Limit(stage, own, f"raise spec.compute.maxRunSeconds of FineTuneJob {run.job.name}")
     if profile is None or offered is None:
         return None
-    return Limit(offered, f"have the platform team raise spec.maxRunSeconds of ComputeProfile {profile.name}")
+    return Limit(
+        stage, offered, f"have the platform team raise spec.maxRunSeconds of ComputeProfile {profile.name}"
+    )
 
 
 def at_limit(run: Run, limit: Limit) -> Halt | None:
-    """Stop training that has used its time; None while it has not, and where it has ended by itself."""
-    snapshot, name = run.snapshot, stage_job_name(run.job, "train")
+    """Stop a stage that has used its time; None before that, and if the stage has ended by itself."""
+    snapshot, name = run.snapshot, stage_job_name(run.job, limit.stage)
     job = snapshot.children[JOB].get(name)
     if _left(run, limit) > 0 or (job is not None and not is_unfinished(job)):
         return None
@@ -69,10 +71,10 @@ def at_limit(run: Run, limit: Limit) -> Halt | None:
         waits = "maxRunSeconds is reached; waiting for the pods to save their state and end"
         return until_ended(pods, Reason.SUSPENDING, waits, snapshot.now)
     step = run.status.progress
-    where = f" at step {step.step} of {step.total_steps}" if step and step.stage == "train" else ""
+    where = f" at step {step.step} of {step.total_steps}" if step and step.stage == limit.stage else ""
     message = (
-        f"train has used devices for {limit.seconds} seconds and was stopped{where} with its state saved; to"
-        f" continue from there, {limit.advice}"
+        f"{limit.stage} has used devices for {limit.seconds} seconds and was stopped{where} with its state"
+        f" saved; to continue from there, {limit.advice}"
     )
     before = find(run.job.status.conditions, ConditionType.STALLED)
     if before is None or before.reason != Reason.MAX_RUN_SECONDS_EXCEEDED:
@@ -81,7 +83,7 @@ def at_limit(run: Run, limit: Limit) -> Halt | None:
 
 
 def within(run: Run, limit: Limit, halt: Halt) -> Halt:
-    """The same, with another look when the time is used up."""
+    """The same, with another pass when the time is used up."""
     if not isinstance(halt, Working | Blocked):
         return halt
     left = max(1.0, _left(run, limit))
@@ -89,10 +91,10 @@ def within(run: Run, limit: Limit, halt: Halt) -> Halt:
 
 
 def _left(run: Run, limit: Limit) -> float:
-    """Seconds; what pods use now is counted, and not written."""
-    usage = run.status.usage
-    job = run.snapshot.children[JOB].get(stage_job_name(run.job, "train"))
+    """Seconds that the stage may still use. What its pods use now is counted, but not written."""
+    usage, stage = run.status.usage, limit.stage
+    job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
     if job is not None:
-        usage = stagetimes.stage_usage(usage, "train", job, pods_of(job, run.snapshot), run.snapshot.now)
-    used = usage.seconds if usage is not None and usage.name == "train" else 0
+        usage = stagetimes.stage_usage(usage, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
+    used = usage.seconds if usage is not None and usage.name == stage else 0
     return limit.seconds - used

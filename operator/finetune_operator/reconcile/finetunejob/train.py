@@ -10,13 +10,13 @@ from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
 from finetune_operator.observe.podstatus import image_by_digest
 from finetune_operator.plan import Create
+from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
-from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.steps import Failed, Halt
-from finetune_operator.status import progress
-from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.progress import with_losses
+from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract.results import StageResult, TrainResult
 from finetune_trainer.contract.vocabulary import CheckpointType
@@ -26,21 +26,16 @@ def train(run: Run) -> Halt | None:
     """Train and record the checkpoints."""
     if run.status.checkpoints:
         return None
-    resolved = run.status.resolved
-    hyperparameters = resolved.hyperparameters
-    if hyperparameters is None:
-        return without_result("preflight")
-    limit = limit_of(run)
-    stopped = at_limit(run, limit) if limit is not None else None
-    if stopped is not None:
-        return stopped
+    hyperparameters = hyperparameters_of(run)
+    if isinstance(hyperparameters, Failed):
+        return hyperparameters
     result = run_stage(
         run,
         "train",
         lambda inputs: train_config(inputs, run.job.spec, run.status.resolved, hyperparameters),
     )
     if not isinstance(result, StageResult):
-        return within(run, limit, result) if limit is not None else result
+        return result
     if result.train is None or not result.train.checkpoints:
         return without_result("train")
     unknown = sorted({each.type for each in result.train.checkpoints} - set(get_args(CheckpointType)))
@@ -52,6 +47,13 @@ def train(run: Run) -> Halt | None:
         )
     _record(run, result.train, hyperparameters)
     return None
+
+
+def best_checkpoint(run: Run) -> CheckpointSummary | Failed:
+    """The Checkpoint to evaluate and promote: the best by validation loss, else the last one."""
+    checkpoints = run.status.checkpoints
+    marked = [c for c in checkpoints if c.best] or [c for c in checkpoints if c.final] or checkpoints
+    return marked[-1] if marked else without_result("train")
 
 
 def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) -> None:
@@ -92,18 +94,13 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
                 final=checkpoint.final,
             )
         )
-    ended = progress.completed(run.status.progress, "train", trained.steps)
-    known = {"loss": ended.loss if ended.loss is not None else trained.train_loss}
-    if trained.validation_loss is not None:
-        known["validation_loss"] = trained.validation_loss
-    ended = ended.model_copy(update=known)
+    run.succeed("train", trained_message(trained, planned), trained.steps)
     run.update(
         checkpoints=tuple(summaries),
-        progress=ended,
+        progress=with_losses(run.status.progress, trained),
         training=training_status(trained).model_copy(update={"image": image}),
         resolved=resolved.model_copy(update={"hyperparameters": hyperparameters}),
     )
-    run.condition(ConditionType.TRAINED, Reason.SUCCEEDED, trained_message(trained, planned))
 
 
 def _image(run: Run) -> str | None:

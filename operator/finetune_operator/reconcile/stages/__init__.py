@@ -1,1 +1,5 @@
-"""The road of one stage, the same for runs and Datasets: start its Job, follow it, read its result."""
+"""The road of a stage, the same for runs and Datasets.
+
+`advance` follows the stage's Jobs and answers with the result, with how the pass ends, or with the Job that
+is needed next. The caller builds that Job, and `start` creates it. `STAGES` has what differs between stages.
+"""

@@ -1,6 +1,5 @@
 """The result of a stage whose pod is gone, from the store."""
 
-from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator.engine.resources import JOB
@@ -12,42 +11,39 @@ from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS, Retry
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import ended_at, foreign, has_ended, is_unfinished
-from finetune_operator.reconcile.stages.request import Outcome, StageFailed, StageRequest
+from finetune_operator.reconcile.stages.request import Answer, StageFailed, StageRequest, StartNeeded
 from finetune_operator.reconcile.stages.retry import retry_stage
 from finetune_operator.reconcile.stages.running import until_settled, waiting
-from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
 
 
-def collect(draft: Draft, request: StageRequest) -> Outcome:
-    """The result from the store, by a small Job, because the pod that had it is gone."""
-    job = draft.snapshot.children[JOB].get(request.collect_name)
-    reading = f"reading the result of {request.stage} from the store"
+def collect(draft: Draft, request: StageRequest) -> Answer:
+    """The result, which a small Job reads from the store."""
+    snapshot = draft.snapshot
+    job = snapshot.children[JOB].get(request.names.collect)
+    reading = Working(Reason.COLLECTING, f"reading the result of {request.stage} from the store")
     if job is None:
-        built = request.build_collect()
-        if isinstance(built, Blocked | Failed):
-            return built
-        draft.start_job(built)
-    elif is_foreign(job, request.expected, draft.snapshot):
+        return StartNeeded("collect", reading)
+    if is_foreign(job, request.expected, snapshot):
         return foreign(job)
-    elif is_unfinished(job):
-        return _collecting(job, pods_of(job, draft.snapshot), reading, draft.snapshot.now)
-    else:
-        how = "Complete" if has_ended(job, "Complete") else "Failed"
-        pods = pods_of(job, draft.snapshot)
-        result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
-        if result is None:
-            settling = until_settled(job, how, request, draft.snapshot.now)
-            if settling is not None:
-                return settling
-        elif result.outcome == "Succeeded":
-            return result
-        elif result.reason in RETRYABLE_REASONS:
-            return retry_stage(draft, job, result, replace(request, probe=None))
-        if result is not None or how == "Failed":
-            return _lost(request, result.message if result else "its Job failed too")
+    pods = pods_of(job, snapshot)
+    if is_unfinished(job):
+        return _collecting(job, pods, reading.message, snapshot.now)
+    how = "Complete" if has_ended(job, "Complete") else "Failed"
+    result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
+    if result is None:
+        settling = until_settled(job, how, request, snapshot.now)
+        if settling is not None:
+            return settling
+        if how == "Failed":
+            return _lost(request, "its Job failed too")
         return _unread(draft, job, pods, request)
-    return Working(Reason.COLLECTING, reading)
+    if result.outcome == "Succeeded":
+        return result
+    if result.reason in RETRYABLE_REASONS:
+        return retry_stage(draft, job, result, request, with_probe=False)
+    return _lost(request, result.message)
 
 
 def _lost(request: StageRequest, why: str) -> StageFailed:
@@ -59,7 +55,7 @@ def _lost(request: StageRequest, why: str) -> StageFailed:
     )
 
 
-def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Outcome:
+def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Retry | StageFailed:
     """A collect Job completed, and what it read did not arrive: try again later, a few times."""
     snapshot = draft.snapshot
     status = backoff.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)

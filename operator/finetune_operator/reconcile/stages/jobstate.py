@@ -1,6 +1,6 @@
 """What a stage's Jobs and their pods say: whether they run, have ended, or are in the way."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -14,13 +14,9 @@ from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import Reason
 
-RUNNING: Final[Mapping[str, Reason]] = {
-    name: row.running for name, row in STAGES.items() if row.running is not None
-}
-"""Reasons of the stages that have results."""
 SETTLING: Final = timedelta(seconds=10)
 """A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
 
@@ -40,10 +36,13 @@ def is_unfinished(job: Manifest) -> bool:
 
 def is_stage_running(snapshot: Snapshot) -> bool:
     """Whether a stage's Job is under way, so that nothing needs to be created."""
-    return any(
-        is_unfinished(job) and job["metadata"].get("labels", {}).get(STAGE) in RUNNING
-        for job in snapshot.children[JOB].values()
-    )
+    return any(is_unfinished(job) and has_result(job) for job in snapshot.children[JOB].values())
+
+
+def has_result(job: Manifest) -> bool:
+    """Whether the Job runs a stage with a result, and does not work for another stage."""
+    row = find_row(job["metadata"].get("labels", {}).get(STAGE))
+    return row is not None and row.running is not None
 
 
 def left_behind(snapshot: Snapshot, job: str) -> list[Manifest]:

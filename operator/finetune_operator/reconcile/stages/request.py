@@ -1,34 +1,55 @@
-"""What a stage needs, and how far it can be."""
+"""What a caller requests of a stage, and what `advance` can answer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from finetune_operator.api.meta import Resource
 from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import Expected
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.stagetable import STAGES, StageRow
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A small Job without devices that uses the run's store as the stage would."""
-
-    name: str
-    build: Callable[[], Manifest | Blocked | Failed]
+JobPurpose = Literal["stage", "collect", "probe"]
+"""What a Job of a stage is for: to run it, to read its result from the store, or to check the store."""
 
 
 @dataclass(frozen=True, slots=True)
-class Peers:
-    """What pods that work together find and trust each other by."""
+class JobNames:
+    """Names of the Jobs of one stage."""
+
+    stage: str
+    collect: str
+    """The Job that reads the stage's result from the store if the pod that had it is gone."""
+    probe: str
+    """The Job that checks the store without devices before a stage with devices is retried."""
+
+    @classmethod
+    def of(cls, owner: Resource, stage: Stage, *distinguish: str, suffix: str = "") -> "JobNames":
+        """Names that are equal for the same owner and stage; `distinguish` enters their hashes."""
+        return cls(
+            stage_job_name(owner, stage, *distinguish) + suffix,
+            stage_job_name(owner, "collect", stage, *distinguish) + suffix,
+            stage_job_name(owner, "collect", stage, *distinguish, "probe") + suffix,
+        )
+
+    def of_purpose(self, purpose: JobPurpose) -> str:
+        return {"stage": self.stage, "collect": self.collect, "probe": self.probe}[purpose]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerObjects:
+    """Objects with which the pods of one stage find and trust each other."""
 
     service: Manifest
     policy: Manifest
-    """Both there before the Job, and as long as it has pods."""
-    key: Callable[[], Manifest]
-    """Created with the Job: it cannot be seen whether it is there, and one that is stays as it is."""
+    """The Service and the NetworkPolicy exist before the Job, and as long as it has pods."""
+    key: Manifest
+    """The Secret is created with the Job. The operator cannot read it, and one that exists stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +57,29 @@ class StageRequest:
     """A stage that should have a result."""
 
     stage: Stage
-    name: str
-    """Of its Job."""
     run: str
-    build: Callable[[], Manifest | Blocked | Failed]
-    """Makes the Job; called only when there is none."""
-    collect_name: str
-    build_collect: Callable[[], Manifest | Blocked | Failed]
+    """Folder of its results in the store."""
+    names: JobNames
     contract: int
-    """Version of the contract that the stage's Jobs are made in: `contract_of_jobs`."""
-    peers: Peers | None = None
-    """Of a stage that has several pods."""
+    """Version of the contract in which the stage's Jobs are made: `contract_of_jobs`."""
+    peers: PeerObjects | None = None
+    """Set if the stage has several pods."""
     retry: RetryStatus | None = None
-    """Failures in a row so far, as the status counts them."""
-    probe: Probe | None = None
-    """Of a stage that needs devices."""
+    """Consecutive failures so far, from the status."""
+
+    @property
+    def row(self) -> StageRow:
+        return STAGES[self.stage]
 
     @property
     def expected(self) -> Expected:
-        """What its result must be of."""
+        """What its result must repeat."""
         return Expected(self.run, self.stage, self.contract)
 
 
 @dataclass(frozen=True, slots=True)
 class StageFailed:
-    """Failed for good."""
+    """The stage failed, and the operator does not retry it."""
 
     reason: str
     message: str
@@ -68,3 +87,16 @@ class StageFailed:
 
 
 Outcome = StageResult | Working | Blocked | Failed | Retry | StageFailed
+"""The stage's result, or how the pass ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartNeeded:
+    """A Job that does not exist: the caller builds it and passes it to `start`."""
+
+    purpose: JobPurpose
+    then: Working | Retry
+    """How the pass ends after the Job is created."""
+
+
+Answer = Outcome | StartNeeded

@@ -12,23 +12,29 @@ from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import ended_at, foreign, has_ended, is_unfinished
-from finetune_operator.reconcile.stages.request import Outcome, StageRequest
+from finetune_operator.reconcile.stages.request import Answer, Outcome, StageRequest, StartNeeded
 from finetune_operator.reconcile.stages.running import until_settled, waiting
-from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import StageResult
 
 
-def retry_stage(draft: Draft, job: Manifest, result: StageResult, request: StageRequest) -> Outcome:
-    """Wait until another try is due; then the Job that failed makes room for it."""
+def retry_stage(
+    draft: Draft, job: Manifest, result: StageResult, request: StageRequest, *, with_probe: bool
+) -> Answer:
+    """Wait until the next attempt is due, then delete the failed Job so that a new one can be created.
+
+    Args:
+        with_probe: whether a Job without devices first checks that the store answers.
+    """
     snapshot = draft.snapshot
     failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
     status = backoff.counted(request.retry, request.stage, failed_at)
-    probe = None if request.probe is None else snapshot.children[JOB].get(request.probe.name)
-    is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     due = backoff.due_at(status, request.run)
     retry = backoff.waiting(result, status, due, snapshot.now)
+    probe = snapshot.children[JOB].get(request.names.probe) if with_probe else None
+    is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     if probe is not None and is_old:
         draft.remove(probe)
     elif probe is not None and is_foreign(probe, request.expected, snapshot):
@@ -37,16 +43,11 @@ def retry_stage(draft: Draft, job: Manifest, result: StageResult, request: Stage
         return _probed(draft, job, probe, retry, request)
     if snapshot.now < due:
         return retry
-    if request.probe is None:
+    if not with_probe:
         draft.remove(job)
         return retry
-    if probe is not None:
-        return replace(retry, halt=_checking(request, None))
-    built = request.probe.build()
-    if isinstance(built, Blocked | Failed):
-        return built
-    draft.start_job(built)
-    return replace(retry, halt=_checking(request, None))
+    checking = replace(retry, halt=_checking(request, None))
+    return checking if is_old else StartNeeded("probe", checking)
 
 
 def _checking(request: StageRequest, look_again_in: float | None) -> Working:

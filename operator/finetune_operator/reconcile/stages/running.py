@@ -11,19 +11,17 @@ from finetune_operator.observe.podstatus import Trouble
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.jobresults import result_of
-from finetune_operator.reconcile.stages.jobstate import RUNNING, SETTLING, ended_at
+from finetune_operator.reconcile.stages.jobstate import SETTLING, ended_at
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.contract.vocabulary import Stage
 
 
 def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
+    """Wait for the last state of the ended Job's pods; None once that has taken `SETTLING`."""
     left = SETTLING - (now - ended_at(job, how))
-    if left <= timedelta():
-        return None
-    return Working(RUNNING[request.stage], running(request.stage), left.total_seconds() + 1)
+    return None if left <= timedelta() else running(request, left.total_seconds() + 1)
 
 
 def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime) -> Working | Blocked:
@@ -39,12 +37,13 @@ def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: d
             (each for each in (trouble.recheck_after_seconds, later) if each is not None), default=None
         )
         return waiting(replace(trouble, recheck_after_seconds=soonest))
-    return Working(RUNNING[request.stage], running(request.stage), later)
+    return running(request, later)
 
 
-def running(stage: Stage) -> str:
-    """Also while its end is being counted: that takes a moment and is not worth a status write."""
-    return f"{stage} is running"
+def running(request: StageRequest, requeue_after: float | None = None) -> Working:
+    """The stage runs. Its end takes a moment to be counted, which is not worth a status write."""
+    reason = request.row.running or Reason.QUEUED
+    return Working(reason, f"{request.stage} is running", requeue_after)
 
 
 def waiting(trouble: Trouble) -> Working | Blocked:
@@ -60,7 +59,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
     if code == ExitCode.OK:
         return None
     if code in non_retryable_exit_codes(stage) or failed >= attempts:
-        return Working(RUNNING[stage], running(stage))
+        return running(request)
     disruption = podfailures.disruption(pod)
     if code in IGNORED_EXIT_CODES or disruption is not None:
         lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None

@@ -1,0 +1,113 @@
+"""Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage."""
+
+from collections.abc import Callable
+
+from finetune_operator.manifests.configs import StageInputs, collect_config
+from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.locations import parse_source, parse_store
+from finetune_operator.manifests.peerservice import (
+    build_peer_key,
+    build_peer_policy,
+    build_peer_service,
+    coordinator_host,
+    peer_name,
+)
+from finetune_operator.manifests.podtemplate import CPU, CredentialsMount, Storage
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.platform.profiles import check_config
+from finetune_operator.reconcile.stages.request import JobPurpose, PeerObjects, StageRequest
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.stagetable import STAGES, JobStage
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.vocabulary import Stage
+
+ConfigBuilder = Callable[[StageInputs], StageConfig]
+"""Builds the config of one stage; it is all that a new stage has to build."""
+
+
+def build_job(
+    run: Run, request: StageRequest, purpose: JobPurpose, build_config: ConfigBuilder
+) -> Manifest | Blocked:
+    """The Job that `advance` needs, or which prerequisite is missing."""
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    inputs = _inputs(run, found, request.stage)
+    stage: JobStage = request.stage
+    if purpose == "stage":
+        run.keep(found)
+        config = build_config(inputs)
+        unsent = check_config(config, found.profile)
+        if unsent is not None:
+            return unsent
+    else:
+        # Every trainer can read a stored result, which shows whether the store answers. One of this release
+        # also writes a file for a probe.
+        stage, config = "collect", collect_config(inputs, request.stage, probe=purpose == "probe")
+    return build_stage_job(
+        run.job,
+        request.names.of_purpose(purpose),
+        config,
+        stage,
+        _placement(run, found, stage),
+        nonce_key=run.snapshot.facts.nonce_key,
+    )
+
+
+def build_peer_objects(run: Run, stage: Stage) -> PeerObjects | None:
+    """What the pods of a stage with several pods share; None for other stages."""
+    if nodes_of(run, stage) == 1:
+        return None
+    return PeerObjects(
+        service=build_peer_service(run.job, stage),
+        policy=build_peer_policy(run.job, stage, run.snapshot.facts.monitoring_namespace),
+        key=build_peer_key(run.job, stage, run.snapshot.entropy),
+    )
+
+
+def nodes_of(run: Run, stage: JobStage) -> int:
+    """Number of pods of the stage that run at once."""
+    return run.job.spec.compute.nodes if STAGES[stage].multi_node else 1
+
+
+def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
+    secret = found.store.credentials_secret_ref
+    return StageInputs(
+        owner=run.job,
+        run=run.job.uid,
+        store_uri=found.store.uri,
+        store_credentials=secret.name if secret else None,
+        report=run.snapshot.facts.report,
+        contract_version=found.trainer.contract,
+        accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
+        coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,
+    )
+
+
+def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
+    spec, row = run.job.spec, STAGES[stage]
+    source = spec.dataset.inline.source if spec.dataset.inline and "source" in row.mounts else None
+    base_model = spec.base_model if "base_model" in row.mounts else None
+    nodes = nodes_of(run, stage)
+    peers = peer_name(run.job, stage) if nodes > 1 else None
+    return Placement(
+        image=found.trainer.image,
+        image_pull_policy=run.snapshot.facts.image_pull_policy,
+        profile=found.profile_of(stage),
+        storage=Storage(
+            store=parse_store(found.store.uri),
+            source=parse_source(source.uri) if source else None,
+            base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
+        ),
+        credentials=CredentialsMount(
+            store=found.store.credentials_secret_ref,
+            source=source.credentials_secret_ref if source else None,
+            base_model=base_model.credentials_secret_ref if base_model else None,
+        ),
+        devices=row.devices_of(spec.compute.devices),
+        nodes=nodes,
+        service=peers,
+        peer_key=peers,
+    )

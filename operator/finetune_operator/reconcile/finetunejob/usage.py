@@ -1,0 +1,48 @@
+"""Progress and times of a run's stages, as far as its pods have come."""
+
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.labels import PROFILE, stage_job_name
+from finetune_operator.observe import stagetimes
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.status import progress
+from finetune_trainer.contract.vocabulary import Stage
+
+
+def follow(run: Run, stage: Stage) -> None:
+    """Take the newest progress report into the status, and with it the time used so far.
+
+    Neither is written without the other, so that a pass in which nothing happened writes nothing.
+    """
+    report = run.snapshot.progress
+    if report is None or report.stage != stage:
+        return
+    new = progress.merged(run.status.progress, stage, report.progress)
+    if new != run.status.progress:
+        run.update(progress=new)
+        count_usage(run, stage)
+
+
+def count_usage(run: Run, stage: Stage) -> None:
+    """Add the time that the stage's pods have run since it was last counted."""
+    job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
+    if job is None:
+        return
+    before = run.status.usage
+    usage = stagetimes.stage_usage(before, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
+    if usage is None:
+        return
+    counted = before.device_seconds if before is not None and before.name == stage else 0
+    profile = run.snapshot.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
+    price = stagetimes.Price(
+        per_device_hour=profile.spec.price_per_device_hour if profile else None,
+        currency=profile.spec.currency if profile else None,
+    )
+    run.update(usage=usage, cost=stagetimes.with_cost(run.status.cost, usage.device_seconds - counted, price))
+
+
+def finish(run: Run, stage: Stage) -> None:
+    """Record the stage's times; they are final."""
+    count_usage(run, stage)
+    others = tuple(entry for entry in run.status.stages if entry.name != stage)
+    run.update(stages=(*others, stagetimes.finished_stage(run.status.usage, stage)), usage=None, retry=None)

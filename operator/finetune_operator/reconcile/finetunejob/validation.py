@@ -1,0 +1,63 @@
+"""Validate a run before its first stage."""
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.manifests.podtemplate import CPU
+from finetune_operator.reconcile.finetunejob.prerequisites import inputs_of
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.steps import Blocked, Failed
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved import not_implemented
+from finetune_trainer.contract.methods import METHODS
+
+
+def validate(run: Run) -> Failed | Blocked | None:
+    """Report everything that is wrong at once, and not only when the stage that needs it is due."""
+    if run.status.resolved.store is not None:
+        return None
+    refused = _refused(run)
+    if refused is not None:
+        return refused
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    return _unusable(found.profile, found.evaluate_profile) or _too_many_processes(run.job, found.profile)
+
+
+def _refused(run: Run) -> Failed | None:
+    """Fields that this release does not implement, and uris that are not valid."""
+    spec = run.job.spec
+    messages = not_implemented(spec)
+    if messages:
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
+    for field, uri, _ in inputs_of(run.job):
+        wrong = storage.check_source(uri, field)
+        if wrong is not None:
+            return wrong
+    return storage.check_form(spec.store)
+
+
+def _unusable(*profiles: ComputeProfile) -> Blocked | None:
+    """A profile with fields that this release does not implement; it does not stop a run that has begun."""
+    for profile in profiles:
+        messages = not_implemented(profile.spec)
+        if messages:
+            return Blocked(
+                Reason.PROFILE_INVALID,
+                f"ComputeProfile {profile.name} cannot be used. {'; '.join(messages)}",
+                requeue_after=None,
+            )
+    return None
+
+
+def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:
+    """Devices that are CPU cores are threads of one process. A CEL rule cannot read the profile."""
+    method, devices = job.spec.method.type, job.spec.compute.devices
+    if METHODS[method].distributed or devices == 1 or profile.spec.devices.resource == CPU:
+        return None
+    return Failed(
+        Reason.INVALID_SPEC,
+        f"spec.compute.devices is {devices}, but {method} trains in one process in this release: make a new"
+        " FineTuneJob without it",
+    )
