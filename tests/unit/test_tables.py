@@ -9,6 +9,7 @@ from typing import Final, get_args
 
 import pytest
 
+from finetune_operator import stagetable
 from finetune_trainer import rows
 from finetune_trainer.contract import methods, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
@@ -20,6 +21,22 @@ PRODUCT: Final = (ROOT / "operator" / "finetune_operator", ROOT / "trainer_image
 MEASURES: Final = PRODUCT[1] / "evaluate" / "metrics"
 TRAINERS: Final = PRODUCT[1] / "train" / "preference"
 DATA: Final = PRODUCT[1] / "data"
+
+RECONCILE: Final = PRODUCT[0] / "reconcile"
+STAGE_MODULES: Final = {
+    "prepare": {"dataset/sourcecheck.py", "finetunejob/data.py"},
+    "preflight": {"finetunejob/preflight.py"},
+    "train": {"finetunejob/train.py"},
+    "evaluate": {"finetunejob/evaluate.py"},
+    "collect": {
+        "dataset/sourcecheck.py",
+        "finetunejob/stagejobs.py",
+        "stages/collect.py",
+        "stages/request.py",
+    },
+    "cleanup": {"records/contentremoval.py"},
+}
+"""Modules that start a stage's Job or record its result."""
 
 WORDS: Final = {"loss"}
 """Names that are also words of plain English and fields of progress; `STATED` finds them as a metric."""
@@ -90,3 +107,12 @@ def test_every_method_of_the_contract_has_a_row_and_those_with_judged_rows_a_mod
     assert tuple(methods.METHODS) == get_args(methods.MethodType)
     judged = methods.methods_where(lambda info: info.rows.is_preference_data)
     assert {name.lower() for name in judged} <= {module.stem for module in TRAINERS.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", stagetable.STAGES)
+def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
+    """The row says what differs between stages. The metric of lost time belongs to `status.training`."""
+    named = {module for module in PRODUCT[0].rglob("*.py") if any(text == name for text in texts(module))} - {
+        PRODUCT[0] / "metrics" / "changes.py"
+    }
+    assert named <= {source(stagetable), *(RECONCILE / module for module in STAGE_MODULES[name])}
