@@ -1,4 +1,4 @@
-"""The contract's config for each stage, from the API's types."""
+"""Builders of the config of each stage, from the API's types."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
@@ -64,7 +64,7 @@ class StageInputs:
     report: ReportTarget | None
     """Where the pods report their progress."""
     store_credentials: str | None = None
-    """Name of the Secret that opens the store."""
+    """Name of the Secret with the credentials of the store."""
     accelerators: int = 1
     """Devices of a pod that trains. CPU cores count as one: a single process uses them all."""
     contract_version: int = CONTRACT_VERSION
@@ -93,7 +93,11 @@ class StageInputs:
 
 
 def store_config(uri: str, secret: str | None) -> StoreConfig:
-    """The store as a pod has it; `secret` is the name of the Secret that opens it."""
+    """The store as a pod sees it.
+
+    Args:
+        secret: name of the Secret with its credentials.
+    """
     claim = parse_store(uri)
     path = STORE_MOUNT if claim is None else claim.under(STORE_MOUNT)
     return StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
@@ -107,10 +111,12 @@ def prepare_config(
     previous: str | None = None,
     unless_version: str | None = None,
 ) -> PrepareConfig:
-    """Rows in, a dataset folder out.
+    """The config of prepare, which turns a source into a dataset folder.
 
-    `rule_version` holds where the preparation names none. `previous` is the digest of the version to compare
-    with; while the source has `unless_version`, nothing is prepared.
+    Args:
+        rule_version: version of the rules if the preparation does not set one.
+        previous: digest of the version to compare with.
+        unless_version: version of the source at which nothing is prepared.
     """
     source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
     return PrepareConfig(
@@ -135,18 +141,23 @@ def prepare_config(
 
 
 def _fields(part: Model | None) -> dict[str, Any]:
-    """Of a part of the spec that has the contract's fields; none where it was left out."""
+    """Fields of a part of the spec that the contract also has; none if the part is absent."""
     return {} if part is None else part.model_dump()
 
 
 def _mounted(uri: str, mount: str) -> str | None:
-    """The path in the pod; None for what it reads over the network."""
+    """The path in the pod; None for a source on the network."""
     place = parse_source(uri)
     return None if place is None else place.under(mount)
 
 
 def _method(method: Method, lora: LoRA | None = None, preference: Preference | None = None) -> ContractMethod:
-    """`lora` is what a run that continues an adapter uses, `preference` what preflight made of the spec's."""
+    """The method.
+
+    Args:
+        lora: settings of the adapter that the run continues.
+        preference: settings that preflight resolved.
+    """
     return ContractMethod(
         type=method.type,
         lora=ContractLoRA(**_fields(lora or method.lora)),
@@ -163,11 +174,11 @@ def _parent(spec: FineTuneJobSpec, resolved: Resolved) -> ParentCheckpoint | Non
 
 
 def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved) -> PreflightConfig:
-    """The base model against the data.
+    """The config of preflight, which checks the base model and the data.
 
-    A run that continues from a Checkpoint takes its base model from the store: its volume is not mounted.
+    A run that continues from a Checkpoint reads its base model from the store, and not from a mounted volume.
     """
-    given, secret, wanted = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
+    given, secret, requested = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
     return PreflightConfig(
         **inputs.shared,
@@ -180,7 +191,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method),
         hyperparameters=RequestedHyperparameters(
-            **wanted.model_dump(), save_every_steps=spec.checkpoints.every_steps
+            **requested.model_dump(), save_every_steps=spec.checkpoints.every_steps
         ),
         keep_steps=spec.checkpoints.keep_steps or (),
         devices=inputs.accelerators,
@@ -194,7 +205,7 @@ def train_config(
     resolved: Resolved,
     hyperparameters: ResolvedHyperparameters,
 ) -> TrainConfig:
-    """Training with everything resolved."""
+    """The config of train, with all values resolved."""
     return TrainConfig(
         **inputs.shared,
         base_model=resolved.base_model_digest or "",
@@ -223,9 +234,9 @@ def evaluate_config(
     checkpoint: str,
     hyperparameters: ResolvedHyperparameters,
 ) -> EvaluateConfig:
-    """Judging one checkpoint; measures whatever the gates need beside what was asked for."""
+    """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates."""
     gated = {gate.metric for gate in evaluation.gates}
-    beside_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
+    compares_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return EvaluateConfig(
         **inputs.shared,
         base_model=base_model,
@@ -233,23 +244,25 @@ def evaluate_config(
         checkpoint=checkpoint,
         checkpoint_type=checkpoint_type(spec.method),
         metrics=tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated),
-        subjects=("Tuned", "Base") if beside_base else ("Tuned",),
+        subjects=("Tuned", "Base") if compares_base else ("Tuned",),
         max_sequence_length=hyperparameters.max_sequence_length,
         seed=hyperparameters.seed,
     )
 
 
 def checkpoint_type(method: Method) -> CheckpointType:
-    """What a method leaves behind."""
+    """Type of the Checkpoints that a method makes."""
     return METHODS[method.type].checkpoint_type
 
 
 def cleanup_config(
     owner: Resource, store_uri: str, secret: str | None, artifact: ArtifactRef | None, version: int
 ) -> CleanupConfig:
-    """Remove an artifact, or without one the run's folder, from one store, which the Secret opens.
+    """The config of cleanup, which removes an artifact from a store, or without an artifact the run's folder.
 
-    `version` is that of the contract that the pod's trainer reads.
+    Args:
+        secret: name of the Secret with the credentials of the store.
+        version: version of the contract that the pod's trainer reads.
     """
     inputs = StageInputs(
         owner=owner, run=owner.uid, store_uri=store_uri, report=None, store_credentials=secret
@@ -264,7 +277,7 @@ def cleanup_config(
 
 
 def collect_config(inputs: StageInputs, stage: Stage, *, probe: bool = False) -> CollectConfig:
-    """Read the stored result of a stage whose pod is gone; with `probe` see whether the store can be used."""
+    """The config of collect, which reads the stored result of a stage; with `probe` it checks the store."""
     return CollectConfig(
         **inputs.shared,
         of=stage,

@@ -1,4 +1,4 @@
-"""The child Job of one stage."""
+"""The Job of one stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.outcomes import ExitCode
 
 NONCE_CONTRACT: Final = 2
-"""First version of the contract in which a result repeats a nonce."""
+"""First version of the contract in which a result repeats the nonce of its Job."""
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
-"""Kueue then owns the Job's `suspend`; this operator never writes that field."""
+"""With this label, Kueue writes the Job's `suspend`; the operator never writes that field."""
 
 NON_RETRYABLE_EXIT_CODES: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
-"""Ends after which the Job of any stage fails at once, and a pod of an endpoint is not tried again."""
+"""Exit codes at which the Job of any stage fails at once, and a pod of an endpoint is not retried."""
 IGNORED_EXIT_CODES: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
-"""Ends that never count towards `backoffLimit`."""
+"""Exit codes that never count towards `backoffLimit`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What decides where and as what a stage runs, beside its config."""
+    """Where a stage runs, and with which image, volumes and devices."""
 
     image: str
     image_pull_policy: str
@@ -50,17 +50,21 @@ class Placement:
     storage: Storage
     credentials: CredentialsMount
     devices: int = 0
-    """Of each pod."""
+    """Devices per pod."""
     nodes: int = 1
-    """Pods that work together; of several each has an index and a name of its own."""
+    """Number of pods that run at once. If there are several, each has an index and a name."""
     service: str | None = None
-    """The headless Service that gives several pods their names."""
+    """Name of the headless Service that gives several pods their names."""
     peer_key: str | None = None
-    """The Secret with the key of several pods."""
+    """Name of the Secret with the key of several pods."""
 
 
 def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
-    """Makes a child go with its owner; one that `blocks` goes first where that is in the foreground."""
+    """Delete a child with its owner.
+
+    Args:
+        blocks: whether the child is deleted before the owner in a foreground deletion.
+    """
     return {
         "apiVersion": owner.api_version,
         "kind": owner.kind,
@@ -72,20 +76,22 @@ def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
 
 
 def non_retryable_exit_codes(stage: JobStage) -> tuple[ExitCode, ...]:
-    """Ends after which the Job of this stage fails at once.
+    """Exit codes at which the Job of this stage fails at once.
 
-    A stage with devices also ends with its store: another pod would hold devices only to fail.
+    A stage with devices also fails if its store is unavailable: another pod would use devices only to fail.
     """
     codes = NON_RETRYABLE_EXIT_CODES
     return (*codes, ExitCode.STORE_UNAVAILABLE) if STAGES[stage].uses_devices else codes
 
 
 def pod_failure_policy(stage: JobStage) -> Manifest:
-    """What a pod's end means for its Job.
+    """How a pod's end affects its Job. The first rule that matches applies:
 
-    The first match wins: an eviction is never the run's fault, whatever code the process ended with. Bad data
-    and bad config fail at once, and so does a stage with devices whose store is away; saved preemptions never
-    count, and the rest counts towards `backoffLimit`.
+    1. A disruption, such as an eviction, never counts, whatever the exit code.
+    2. Bad data and bad config fail the Job at once; so does an unavailable store if the stage uses devices.
+    3. Preemptions with a saved state never count.
+
+    Everything else counts towards `backoffLimit`.
     """
     return {
         "rules": [
@@ -97,7 +103,7 @@ def pod_failure_policy(stage: JobStage) -> Manifest:
 
 
 def _exit_codes(codes: tuple[ExitCode, ...]) -> Manifest:
-    # Named, because an injected sidecar's exit code means something else.
+    # With the container's name, because exit codes of an injected sidecar have other meanings.
     return {"containerName": CONTAINER, "operator": "In", "values": [code.value for code in codes]}
 
 
@@ -111,9 +117,11 @@ def build_stage_job(
     annotations: Mapping[str, str] | None = None,
     nonce_key: str = "",
 ) -> Manifest:
-    """A Job whose pod, or pods, carry out `config`; one leaves the result as its termination message.
+    """A Job whose pods execute `config`; one of them leaves the result as its termination message.
 
-    `annotations` are the Job's, beside those of its store. With a `nonce_key` results are bound to the Job.
+    Args:
+        annotations: annotations of the Job, in addition to those of its store.
+        nonce_key: random text of the operator. If it is set, results are bound to the Job.
     """
     binding: dict[str, str] = {}
     if nonce_key and isinstance(config, StageConfig) and config.contract >= NONCE_CONTRACT:

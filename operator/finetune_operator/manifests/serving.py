@@ -1,4 +1,4 @@
-"""Manifests of an endpoint: a Deployment a revision, and the Service in front of them."""
+"""Manifests of an endpoint: one Deployment per revision, and the Service in front of them."""
 
 import json
 from collections.abc import Mapping
@@ -41,23 +41,24 @@ SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
 
 DRAIN_SECONDS: Final = 10
-"""How long a leaving pod still answers what is routed to it; longer than kube-proxy needs on every node."""
+"""Seconds for which a terminating pod still accepts requests; kube-proxy needs less on every node."""
 
 FINISH_SECONDS: Final = 110
-"""How long requests in flight may take after that."""
+"""Seconds after that in which requests in flight can finish."""
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
-    """The base URL for an OpenAI client in the cluster."""
+    """Base URL for an OpenAI client in the cluster."""
     return f"http://{endpoint.name}.{endpoint.namespace}.svc/v1"
 
 
 def build_service(
     endpoint: InferenceDeployment, selector: Mapping[str, str], uid: str | None = None
 ) -> Manifest:
-    """The Service, in front of the endpoint's pods that also have these labels.
+    """The Service, which selects the endpoint's pods with these labels.
 
-    `uid` is that of the existing Service when its selector is to be changed.
+    Args:
+        uid: uid of the existing Service, if its selector changes.
     """
     metadata: Manifest = {
         "name": endpoint.name,
@@ -79,7 +80,7 @@ def build_service(
 
 
 def build_replicas(deployment: Manifest, replicas: int) -> Manifest:
-    """The part of an existing Deployment that scaling changes."""
+    """The fields of an existing Deployment that scaling changes."""
     metadata = deployment["metadata"]
     return {
         "apiVersion": "apps/v1",
@@ -90,7 +91,7 @@ def build_replicas(deployment: Manifest, replicas: int) -> Manifest:
 
 
 def build_correction(deployment: Manifest, spec: Manifest) -> Manifest:
-    """An existing Deployment with this spec, which says at which generation that was found necessary."""
+    """An existing Deployment with this spec, and an annotation with the generation that is corrected."""
     metadata = deployment["metadata"]
     return {
         "apiVersion": "apps/v1",
@@ -108,7 +109,8 @@ def build_deployment(
 ) -> Manifest:
     """The Deployment of one revision: an init container fetches and verifies the models, the engine serves.
 
-    `image` is the operator's default, which the profile may replace.
+    Args:
+        image: the operator's default image, which the profile can replace.
     """
     labels = child_labels(endpoint, **{REVISION: revision.name, PROFILE: revision.profile.name})
     spec = {
@@ -229,7 +231,7 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
 
 
 def _base_folder(revision: Revision) -> str:
-    """`base` cannot collide: the API refuses it as a model's name."""
+    """`base` is not the name of a model, because the API refuses that name."""
     return revision.models[0][0] if revision.is_full else "base"
 
 
@@ -238,9 +240,9 @@ def _environment(config: str) -> list[dict[str, str]]:
 
 
 def _resources(endpoint: InferenceDeployment, profile: ComputeProfile) -> Manifest:
-    wanted = profile.spec.resources.serve or DEFAULT_RESOURCES
+    resources = profile.spec.resources.serve or DEFAULT_RESOURCES
     devices = endpoint.spec.compute.devices
-    requests, limits = {"cpu": wanted.cpu, **wanted.limited}, wanted.limited
+    requests, limits = {"cpu": resources.cpu, **resources.limited}, resources.limited
     if profile.spec.devices.resource != CPU:
         limits[profile.spec.devices.resource] = str(devices)
     elif profile.spec.resources.serve is None:

@@ -1,4 +1,4 @@
-"""What one pass has decided so far."""
+"""The decisions of one pass so far."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +13,7 @@ from finetune_operator.status.reasons import EventReason
 
 @dataclass(slots=True)
 class Draft:
-    """Collects creates, deletes and events of one pass; `plan` adds the status."""
+    """Creates, deletes and events of one pass; `plan` adds the status."""
 
     snapshot: Snapshot
     create: list[Create] = field(default_factory=list)
@@ -21,7 +21,7 @@ class Draft:
     events: list[Event] = field(default_factory=list)
 
     def start_job(self, job: Manifest) -> None:
-        """Create a stage's Job, and before it the service account it needs."""
+        """Create a stage's Job, and before it the service account of its pods."""
         if RUNNER not in self.snapshot.service_accounts:
             self.create.append(Create(build_runner_account(job["metadata"]["namespace"]), same="Any"))
         self.create.append(Create(job))
@@ -29,14 +29,14 @@ class Draft:
     def remove(
         self, manifest: Manifest, propagation: Literal["Foreground", "Background"] = "Foreground"
     ) -> None:
-        """Delete an object unless it is on its way already."""
+        """Delete an object unless it is already being deleted."""
         if "deletionTimestamp" not in manifest["metadata"]:
             self.delete.append(Delete(manifest, propagation))
 
     def event(
         self, reason: EventReason, message: str, type_: Literal["Normal", "Warning"] = "Normal"
     ) -> None:
-        """Report on the reconciled object; events hold as much text as conditions."""
+        """Add an event about the reconciled object. Events take as much text as conditions."""
         self.events.append(Event(type_, reason, shortened(message)))
 
     def plan(

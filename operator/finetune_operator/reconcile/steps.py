@@ -1,14 +1,14 @@
-"""How a step of a reconcile ends when the chain does not simply go on."""
+"""How a step of a reconcile ends if the chain does not continue."""
 
 from dataclasses import dataclass
 
 RETRY_SECONDS: float = 300
-"""When to try a stage again whose source or store could not be reached."""
+"""Seconds until the operator retries the removal of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Under way or queued; nobody needs to act."""
+    """In progress or queued; no one needs to act."""
 
     reason: str
     message: str
@@ -17,10 +17,10 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Waits until somebody acts, and goes on by itself then.
+    """Waits until a user or an administrator acts, and continues then.
 
-    Nothing has to be looked at meanwhile: what it waits for is an object of ours, a child, or a claim
-    (`runtime/lookups.py`), and a change of those brings another look.
+    It needs no timer: it waits for an object of one of our kinds, a child, or a claim (`runtime/lookups.py`),
+    and a change of any of them starts a pass.
     """
 
     reason: str
@@ -30,7 +30,7 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Has ended badly."""
+    """Ended with a failure."""
 
     reason: str
     message: str
@@ -38,7 +38,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Has ended well."""
+    """Ended with success."""
 
     reason: str
     message: str
@@ -46,7 +46,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """Rests because its spec asks for that; nothing runs, and nothing is wrong."""
+    """Suspended by its spec: nothing runs, and nothing is wrong."""
 
     reason: str
     message: str

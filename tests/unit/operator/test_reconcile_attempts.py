@@ -91,9 +91,9 @@ def test_a_job_that_ran_past_a_deadline_says_so_whatever_code_its_pod_ended_with
             1,
             "Traceback …",
             "Error",
-            "failed with StageFailed and is tried again: the train pod ended with exit",
+            "failed with StageFailed and is retried: the train pod ended with exit",
         ),
-        (137, "", "OOMKilled", "failed with OutOfMemory and is tried again: the train pod was killed"),
+        (137, "", "OOMKilled", "failed with OutOfMemory and is retried: the train pod was killed"),
     ],
 )
 def test_between_two_attempts_the_run_says_how_the_last_one_failed_and_that_another_follows(
@@ -111,7 +111,7 @@ def test_an_attempt_that_the_cluster_ended_is_not_called_a_failure() -> None:
     cluster = reached("train")
     disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
     cluster.pod("train", ended(cluster, 137), "first", conditions=[disrupted])
-    evicted = "the train pod was evicted through the API, for example by kubectl drain; the next one follows"
+    evicted = "the train pod was evicted through the API, for example by kubectl drain; the next pod follows"
     assert reconciling(cluster) == ("Queued", evicted)
 
 

@@ -140,7 +140,7 @@ def test_finished_jobs_go_after_their_time_and_records_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("untested", "said"), [(0, ""), (1, "1 answer that was trained has"), (3, "3 answers")]
+    ("untested", "said"), [(0, ""), (1, "1 answer in training rows has"), (3, "3 answers")]
 )
 def test_answers_that_no_test_row_has_are_said_where_the_scores_are(untested: int, said: str) -> None:
     statistics = DataStatistics(source_rows=240, distinct_completions=7, untested_answers=untested)

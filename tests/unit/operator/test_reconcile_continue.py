@@ -200,7 +200,7 @@ def test_a_checkpoint_in_another_store_is_named_with_both_stores() -> None:
 
     reason, message = state(cluster)
     assert reason == "CheckpointNotInStore"
-    assert f"Checkpoint {CHECKPOINT} is in pvc://artifacts, this run uses pvc://elsewhere" in message
+    assert f"Checkpoint {CHECKPOINT} is in pvc://artifacts, but this run uses pvc://elsewhere" in message
     assert "spec.store.uri: pvc://artifacts" in message
     assert not has_stage_job(cluster)
 
@@ -217,14 +217,14 @@ def full_parent() -> MemoryCluster:
         pytest.param(
             ended(),
             FULL,
-            f"Full cannot continue from Checkpoint {CHECKPOINT}, which holds an adapter: make a new"
+            f"Full cannot continue from Checkpoint {CHECKPOINT}, which contains an adapter: create a new"
             " FineTuneJob with method.type: LoRA, or with baseModel.uri: pvc://models/gemma",
             id="an adapter with Full",
         ),
         pytest.param(
             full_parent(),
             {},
-            f"LoRA cannot continue from Checkpoint {CHECKPOINT}, which holds all weights: make a new"
+            f"LoRA cannot continue from Checkpoint {CHECKPOINT}, which contains all weights: create a new"
             " FineTuneJob with method.type: Full",
             id="a whole model with LoRA",
         ),

@@ -61,10 +61,10 @@ def test_a_run_whose_dataset_waits_for_somebody_waits_for_them_too_and_repeats_w
     cluster = cluster_of(*with_claims(profile()))
     away = failed("prepare", "SourceUnavailable", "status 503", run=f"{DATASET_UID}-1")
     cluster.end("prepare", away.to_json(), 12)
-    why = "SourceUnavailable: status 503 (first failure; next try at 03:01:02 UTC)"
+    why = "SourceUnavailable: status 503 (first failure; next attempt at 03:01:02 UTC)"
     assert waits_for(cluster) == (
         "WaitingForDataset",
-        f"waiting for Dataset tickets, which waits itself. {why}",
+        f"waiting for Dataset tickets, which is blocked. {why}",
     )
     phases = {cluster.objects[key]["status"]["phase"] for key in (("Dataset", DATASET), ("FineTuneJob", JOB))}
     assert phases == {"Blocked"}, "the alert on blocked runs counts it"
@@ -114,7 +114,7 @@ def test_data_in_another_store_is_prepared_there_too_when_the_dataset_says_so() 
     cluster.succeed("prepare", prepared())
     reason, message = waits_for(cluster)
     assert reason == "DatasetNotInStore"
-    assert "is in pvc://artifacts, this run uses pvc://elsewhere" in message
+    assert "is in pvc://artifacts, but this run uses pvc://elsewhere" in message
     cluster.change("Dataset", DATASET, store={"uri": "pvc://elsewhere"})
     cluster.settle()
     cluster.succeed("prepare", prepared(run=f"{DATASET_UID}-2"))

@@ -125,7 +125,7 @@ def test_a_source_or_store_that_is_away_is_tried_again(reason: str) -> None:
     assert status(cluster).phase == "Blocked"
     condition = cluster.condition("Dataset", DATASET, "Reconciling")
     assert condition is not None
-    assert condition["message"].startswith("not there (first failure; next try at 03:0")
+    assert condition["message"].startswith("not there (first failure; next attempt at 03:0")
     failed_job = cluster.stage_job("prepare")["metadata"]["uid"]
     wait = cluster.plan("Dataset", DATASET).requeue_after
     assert wait is not None
@@ -235,7 +235,7 @@ def test_a_version_made_with_another_spec_is_compared_with_the_one_before() -> N
     cluster.settle()
     found = status(cluster).difference
     assert (found.previous, found.added, found.removed, found.changed) == (VERSION, 12, 3, 1)
-    beside = f"+12 −3 ~1 rows beside {VERSION}"
+    beside = f"+12 −3 ~1 rows compared with {VERSION}"
     newest = dataset_version_name(DATASET, digest("e"))
     created = [event.message for event in cluster.events if event.reason == "DatasetVersionCreated"]
     assert created == [

@@ -27,7 +27,7 @@ def test_a_pod_that_lost_another_one_is_no_failure() -> None:
     cluster = training()
     both_run(cluster)
     cluster.pod("train", ended(cluster, ExitCode.PEER_LOST), index=1)
-    said = "train pod 1 ended because it lost another pod of the run; the next one follows"
+    said = "train pod 1 ended because it lost another pod of the run; the next pod follows"
     assert state(cluster) == ("Queued", said)
     cluster.pod("train", ended(cluster, 137), index=0, conditions=[PREEMPTED])
     reason, message = state(cluster)
@@ -50,7 +50,7 @@ def test_what_is_said_is_what_failed_and_not_who_noticed(failing: int, newer: in
     reason, message = state(cluster)
     assert reason == "Queued"
     assert message.startswith(
-        "train failed with OutOfMemory and is tried again (pod failure 1 of 4):"
+        "train failed with OutOfMemory and is retried (pod failure 1 of 4):"
         f" train pod {failing} was killed"
     )
     cluster.end_job("train", "Failed", "BackoffLimitExceeded")

@@ -229,7 +229,7 @@ def test_what_is_new_in_the_source_becomes_one_version_and_the_dataset_is_ready_
     assert set(cluster.of("DatasetVersion")) == {VERSION, NEWER_VERSION}
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
     assert said(cluster, "DatasetVersionCreated")[-1] == (
-        f"DatasetVersion {NEWER_VERSION} with 240 rows (+5 −0 ~2 rows beside {VERSION})"
+        f"DatasetVersion {NEWER_VERSION} with 240 rows (+5 −0 ~2 rows compared with {VERSION})"
     )
     until_due(cluster)
     assert cluster.config("prepare").unless_version == "etag-2"
@@ -284,7 +284,7 @@ def test_broken_rows_in_the_source_leave_the_latest_version_in_use_and_are_named
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
     assert (found.phase, found.latest_version, found.rows) == ("Ready", VERSION, 240)
     message = (
-        f"DatasetVersion {VERSION} stays in use; the last look at the source: 1 row is invalid: correct it"
+        f"DatasetVersion {VERSION} stays in use; the last check of the source: 1 row is invalid: correct it"
     )
     assert refreshed(cluster) == ("False", "InvalidData", message)
     assert said(cluster, "RefreshFailed") == [message]
@@ -337,7 +337,7 @@ def test_a_source_or_store_that_is_away_is_looked_for_again_by_the_interval(reas
     assert refreshed(cluster) == (
         "False",
         reason,
-        f"DatasetVersion {VERSION} stays in use; the last look at the source: status 503",
+        f"DatasetVersion {VERSION} stays in use; the last check of the source: status 503",
     )
     refresh = status(cluster).refresh
     assert refresh is not None

@@ -115,4 +115,4 @@ def test_a_refusal_of_the_server_is_tried_again_after_the_secret_was_corrected()
     assert condition is not None
     assert condition["reason"] == "AccessDenied"
     assert message in condition["message"]
-    assert "next try at " in condition["message"]
+    assert "next attempt at " in condition["message"]

@@ -40,9 +40,9 @@ def stalled(cluster: MemoryCluster) -> str:
     ("own", "offered", "limit", "advice"),
     [
         (600, None, 600, "raise spec.compute.maxRunSeconds of FineTuneJob tickets-v1"),
-        (None, 900, 900, "have the platform team raise spec.maxRunSeconds of ComputeProfile cpu"),
+        (None, 900, 900, "ask the platform team to raise spec.maxRunSeconds of ComputeProfile cpu"),
         (600, 900, 600, "raise spec.compute.maxRunSeconds of FineTuneJob tickets-v1"),
-        (1200, 900, 900, "have the platform team raise spec.maxRunSeconds of ComputeProfile cpu"),
+        (1200, 900, 900, "ask the platform team to raise spec.maxRunSeconds of ComputeProfile cpu"),
     ],
 )
 def test_a_run_that_has_used_its_time_is_stopped_in_the_foreground_and_says_how_to_continue(

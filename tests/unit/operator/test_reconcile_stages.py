@@ -65,7 +65,7 @@ WAITING: list[tuple[str, Manifest, list[Manifest], str, list[str]]] = [
         {"terminated": {"exitCode": ExitCode.PREEMPTED_SAVED.value}},
         [],
         "Queued",
-        ["exit code 20 with its state saved; the next one follows"],
+        ["exit code 20 with its state saved; the next pod follows"],
     ),
 ]
 
@@ -206,7 +206,7 @@ def test_a_pod_evicted_for_its_own_limit_counts_and_ends_the_run_in_the_end() ->
     cluster.stage_job("train")["status"] = {"failed": 1}
     reason, message = state(cluster)
     assert reason == "Queued"
-    assert message.startswith("attempt 1 of 4 at train failed with Evicted and is tried again: ")
+    assert message.startswith("attempt 1 of 4 at train failed with Evicted and is retried: ")
     cluster.end_job("train", "Failed")
     cluster.now += timedelta(seconds=11)
     reason, message = state(cluster, "Stalled")
@@ -224,7 +224,7 @@ def test_a_pod_evicted_for_its_node_is_followed_by_another_and_the_run_says_what
     advice = "raise resources.train.memory of ComputeProfile cpu to what it uses"
     assert state(cluster) == (
         "Queued",
-        f"the train pod was ended by its node: {pressed} ({advice}); the next one follows",
+        f"the train pod was ended by its node: {pressed} ({advice}); the next pod follows",
     )
 
 

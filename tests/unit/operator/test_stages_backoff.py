@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.manifests.jobs import pod_failure_policy
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.stages.backoff import counted, due_at
+from finetune_operator.reconcile.stages.backoff import count_failure, due_at
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.vocabulary import Stage
 from tests.unit.operator.memorycluster import NOW, MemoryCluster
@@ -168,7 +168,7 @@ def test_a_store_failure_of_a_stage_with_devices_ends_its_job_at_the_first_pod()
 
 
 def test_two_runs_of_one_store_do_not_come_back_at_the_same_moment() -> None:
-    status = counted(None, "train", NOW)
+    status = count_failure(None, "train", NOW)
     moments: set[datetime] = {due_at(status, f"run-{number}") for number in range(20)}
     assert len(moments) > 5
     assert due_at(status, JOB_UID) == due_at(status, JOB_UID)

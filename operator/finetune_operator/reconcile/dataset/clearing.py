@@ -1,4 +1,4 @@
-"""Jobs of a Dataset that nobody needs any more."""
+"""Delete Jobs of a Dataset that are no longer needed."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -6,22 +6,22 @@ from typing import Final
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.reconcile.dataset.sourcecheck import job_names, number_of
+from finetune_operator.reconcile.dataset.sourcecheck import check_number, job_names
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.jobstate import is_unfinished
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType
 
 CHILDREN_TTL: Final = timedelta(hours=1)
-"""How long the last finished Job and its pod's log stay."""
+"""How long the last finished Job and the log of its pod are kept."""
 
 
 def clear_away(dataset: Dataset, draft: Draft) -> float | None:
-    """Remove what earlier generations and looks left, and the last look's Jobs an hour after its end.
+    """Delete the Jobs of earlier generations and checks, and those of the last check an hour after its end.
 
-    Returns: seconds until something more becomes due.
+    Returns: seconds until another Job is due for deletion.
     """
-    now, number = draft.snapshot.now, number_of(dataset)
+    now, number = draft.snapshot.now, check_number(dataset)
     current = _used_names(dataset, number)
     last = _used_names(dataset, number - 1) if number else ()
     end = _ended_at(dataset)
@@ -32,11 +32,11 @@ def clear_away(dataset: Dataset, draft: Draft) -> float | None:
         if name not in last:
             draft.remove(job)
         elif end is not None and not is_unfinished(job):
-            left = end + CHILDREN_TTL - now
-            if left <= timedelta():
+            remaining = end + CHILDREN_TTL - now
+            if remaining <= timedelta():
                 draft.remove(job, "Background")
             else:
-                next_due = left.total_seconds()
+                next_due = remaining.total_seconds()
     return next_due
 
 

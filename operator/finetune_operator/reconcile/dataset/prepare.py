@@ -1,12 +1,18 @@
-"""What is not prepared yet: the first look at the source with a spec, and another one that somebody asks for
-after it failed."""
+"""Prepare a Dataset: the first check of its source with a spec, and checks that a user requests after a
+failure."""
 
 from typing import Any
 
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
-from finetune_operator.reconcile.dataset.sourcecheck import check_source, ended, made_in, number_of, retry_of
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_labels_read
+from finetune_operator.reconcile.dataset.sourcecheck import (
+    check_number,
+    check_source,
+    contract_for_status,
+    finish_check,
+    retry_of,
+)
 from finetune_operator.reconcile.dataset.timing import earliest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import finish_pass
@@ -22,7 +28,11 @@ from finetune_trainer.contract.results import StageResult
 
 
 def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
-    """One pass over a Dataset that is not settled; `later` is when something else becomes due, in seconds."""
+    """One pass over a Dataset that is not prepared.
+
+    Args:
+        later: seconds until something else becomes due.
+    """
     refused = _refused(dataset)
     if refused is not None:
         return _plan(dataset, draft, later, refused)
@@ -32,17 +42,17 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     if isinstance(outcome, StageResult):
         recorded = record(dataset, draft, outcome.prepare)
         if recorded is not None:
-            known = labels_said(dataset.status.conditions, dataset, outcome.prepare, draft.snapshot.now)
+            found = with_labels_read(dataset.status.conditions, dataset, outcome.prepare, draft.snapshot.now)
             dataset = dataset.model_copy(
-                update={"status": dataset.status.model_copy(update={"conditions": known})}
+                update={"status": dataset.status.model_copy(update={"conditions": found})}
             )
             return _plan(dataset, draft, later, Done(Reason.SUCCEEDED, recorded.message), **recorded.fields)
         outcome = StageFailed(Reason.RESULT_LOST, INCOMPLETE, None)
     if isinstance(outcome, StageFailed):
         draft.event(EventReason.STAGE_FAILED, f"prepare failed: {outcome.message}", "Warning")
         prepared = outcome.result.prepare if outcome.result is not None else None
-        fields = {} if prepared is None else found(prepared)
-        refresh = ended(dataset, draft.snapshot, None)
+        fields = {} if prepared is None else row_fields(prepared)
+        refresh = finish_check(dataset, draft.snapshot, None)
         failed = Failed(outcome.reason, outcome.message)
         return _plan(dataset, draft, later, failed, **fields, refresh=refresh)
     return _plan(dataset, draft, later, outcome)
@@ -60,10 +70,10 @@ def _refused(dataset: Dataset) -> Failed | None:
 def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fields: Any) -> Plan:
     status = dataset.status.model_copy(
         update={
-            # Of looks with an earlier spec.
+            # The condition is about checks with an earlier spec.
             "conditions": conditions.without(dataset.status.conditions, ConditionType.REFRESHED),
-            "refresh": _before_a_look(dataset, halt),
-            "trainer_contract": made_in(dataset, draft),
+            "refresh": _refresh_status(dataset, halt),
+            "trainer_contract": contract_for_status(dataset, draft),
             "retry": None if isinstance(halt, Done | Failed) else retry_of(dataset),
             **fields,
         }
@@ -73,12 +83,12 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
     return draft.plan(result.manifest, earliest(later, result.requeue_after))
 
 
-def _before_a_look(dataset: Dataset, halt: Halt) -> RefreshStatus | None:
-    """What is known of looks at the source while none with this spec has told its rows."""
-    number = number_of(dataset)
+def _refresh_status(dataset: Dataset, halt: Halt) -> RefreshStatus | None:
+    """Earlier checks of the source, as long as none with this spec has succeeded."""
+    number = check_number(dataset)
     before = dataset.status.refresh if number else None
-    refused = check_request(dataset) if isinstance(halt, Failed) else None
-    requested = refused or (before.requested if before is not None else None)
+    answered = check_request(dataset) if isinstance(halt, Failed) else None
+    requested = answered or (before.requested if before is not None else None)
     if not number and requested is None:
         return None
     return RefreshStatus(

@@ -1,9 +1,9 @@
-"""Dataset: each generation is prepared once, its source is looked at again when that is due, and new rows
-become a DatasetVersion.
+"""Dataset: prepare each generation once, re-check the source when that is due, and record new rows as a
+DatasetVersion.
 
-A look at the source is a prepare Job, the first one and every later one; `status.refresh.checks` counts those
-that have ended. The first decides whether the Dataset is Ready. While it is, a later one takes nothing away:
-that it failed is said by the condition Refreshed.
+Each check of the source is a prepare Job; `status.refresh.checks` counts the finished checks. The first one
+decides whether the Dataset becomes Ready. A later one that fails sets the condition Refreshed to False, and
+the Dataset stays Ready.
 """
 
 from dataclasses import replace
@@ -31,9 +31,9 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
-    """Claims: none while a preparation runs, or while none is due."""
-    rests = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
-    if rests or is_stage_running(snapshot):
+    """Claims to look up: none while a check of the source runs, or while none is due."""
+    is_idle = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
+    if is_idle or is_stage_running(snapshot):
         return NOTHING
     profile = profile_of(dataset, snapshot)
     store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
@@ -42,7 +42,7 @@ def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
 
 
 def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
-    """What should be done now for one Dataset."""
+    """The plan of one pass over a Dataset."""
     if dataset.metadata.deletion_timestamp is not None:
         return delete_with(dataset, versions_of(dataset, snapshot), snapshot)
     current = _without_deleted_versions(dataset, snapshot)
@@ -54,10 +54,10 @@ def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
 
 def _without_deleted_versions(dataset: Dataset, snapshot: Snapshot) -> Dataset:
     """The Dataset with the versions in its status that still exist."""
-    standing = tuple(each for each in dataset.status.versions if each.name in snapshot.datasetversions)
-    if len(standing) == len(dataset.status.versions):
+    existing = tuple(each for each in dataset.status.versions if each.name in snapshot.datasetversions)
+    if len(existing) == len(dataset.status.versions):
         return dataset
-    return dataset.model_copy(update={"status": dataset.status.model_copy(update={"versions": standing})})
+    return dataset.model_copy(update={"status": dataset.status.model_copy(update={"versions": existing})})
 
 
 def _reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:

@@ -1,4 +1,4 @@
-"""A result of prepare: its DatasetVersion, and what status and events say of it."""
+"""Record a result of prepare: its DatasetVersion, fields of the status, and events."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +9,7 @@ from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
-from finetune_operator.reconcile.dataset.sourcecheck import ended, prepared_in
+from finetune_operator.reconcile.dataset.sourcecheck import finish_check, prepared_in
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_prepared
@@ -18,26 +18,26 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 
-TEXT_LIMIT: Final = 1024
-"""Of a text in the status that is of no use when it is cut."""
+MAX_TEXT_CHARACTERS: Final = 1024
+"""Maximum length of a text in the status that is useless if it is truncated, such as a URI."""
 INCOMPLETE: Final = (
-    "prepare reports success but not what it made: check that the trainer image is of this release"
+    "prepare reports success but not what it made: check that the trainer image belongs to this release"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The version that a result stands for."""
+    """The version that a result describes."""
 
     name: str
     message: str
-    """Of the condition Ready."""
+    """Message of the condition Ready."""
     fields: dict[str, Any]
-    """Of the status."""
+    """Fields of the status."""
 
 
 def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Recorded | None:
-    """Have the version recorded, unless it is; None where the result does not say what was made."""
+    """Create the version if it does not exist; None if the result does not describe one."""
     if (
         prepared is None
         or prepared.dataset is None
@@ -61,11 +61,11 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
     is_latest = name == status.latest_version
     difference = status.difference if is_latest else _difference(dataset, prepared)
     rows = sum(split.rows for split in prepared.splits)
-    beside = None if difference is None else _beside(difference)
+    comparison = None if difference is None else _comparison(difference)
     known = [version for version in status.versions if version.name != name]
     if len(known) == len(status.versions):
-        said = f"DatasetVersion {name} with {rows} rows" + (f" ({beside})" if beside else "")
-        draft.event(EventReason.DATASET_VERSION_CREATED, said)
+        message = f"DatasetVersion {name} with {rows} rows" + (f" ({comparison})" if comparison else "")
+        draft.event(EventReason.DATASET_VERSION_CREATED, message)
     fault = faults(name, prepared)
     if fault is not None and not (is_latest and is_prepared(dataset)):
         draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
@@ -77,7 +77,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
     splits = ", ".join(f"{split.rows} {split.name}" for split in prepared.splits)
     return Recorded(
         name,
-        f"DatasetVersion {name} has {rows} rows ({splits}{f'; {beside}' if beside else ''})",
+        f"DatasetVersion {name} has {rows} rows ({splits}{f'; {comparison}' if comparison else ''})",
         {
             "latest_version": name,
             "store": store,
@@ -86,16 +86,16 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
             "format": prepared.format,
             "rule_version": prepared.rule_version,
             "difference": difference,
-            "refresh": ended(dataset, draft.snapshot, _usable(prepared.source_version)),
-            **found(prepared),
+            "refresh": finish_check(dataset, draft.snapshot, _short_enough(prepared.source_version)),
+            **row_fields(prepared),
         },
     )
 
 
-def labels_said(
+def with_labels_read(
     known: tuple[Condition, ...], dataset: Dataset, prepared: PrepareResult | None, now: datetime
 ) -> tuple[Condition, ...]:
-    """The conditions, with LabelsRead False where rows have labels that the Dataset's rule does not read."""
+    """The conditions, with LabelsRead=False if rows have labels that the Dataset's rule version ignores."""
     if prepared is None or prepared.unchanged:
         return known
     if not prepared.unread_labels:
@@ -106,27 +106,27 @@ def labels_said(
         ConditionType.LABELS_READ,
         "False",
         Reason.OLDER_RULE,
-        f"{rows} row{'s have' if rows != 1 else ' has'} a label that may call the answer good or bad, and"
-        f" rule version {prepared.rule_version}, with which this Dataset began, learns every answer. Set"
-        f" spec.split.ruleVersion: {RULE_VERSION} to read the labels, or spec.format to keep what is read.",
+        f"{rows} row{'s have' if rows != 1 else ' has'} a label that may rate the answer as good or bad."
+        f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer. Set"
+        f" spec.split.ruleVersion: {RULE_VERSION} to read the labels, or spec.format to ignore them.",
         generation=dataset.metadata.generation,
         now=now,
     )
 
 
-def found(prepared: PrepareResult) -> dict[str, Any]:
-    """Fields of the status on the rows that were read, whether they are taken or not."""
+def row_fields(prepared: PrepareResult) -> dict[str, Any]:
+    """Fields of the status about the rows that were read, also if they are refused."""
     return {
         "problem_count": prepared.problem_count,
         "problems": shown_problems(prepared),
         "warning_count": prepared.warning_count,
         "warnings": shown_warnings(prepared),
-        "report": _usable(prepared.report_uri),
+        "report": _short_enough(prepared.report_uri),
     }
 
 
-def _usable(text: str | None) -> str | None:
-    return text if text is not None and len(text) <= TEXT_LIMIT else None
+def _short_enough(text: str | None) -> str | None:
+    return text if text is not None and len(text) <= MAX_TEXT_CHARACTERS else None
 
 
 def _difference(dataset: Dataset, prepared: PrepareResult) -> VersionDifference | None:
@@ -141,6 +141,6 @@ def _difference(dataset: Dataset, prepared: PrepareResult) -> VersionDifference 
     )
 
 
-def _beside(difference: VersionDifference) -> str:
+def _comparison(difference: VersionDifference) -> str:
     counts = f"+{difference.added} −{difference.removed} ~{difference.changed}"
-    return f"{counts} rows beside {difference.previous}"
+    return f"{counts} rows compared with {difference.previous}"

@@ -1,12 +1,18 @@
-"""Another look at the source of a Dataset that is Ready, and stays so whatever comes of it."""
+"""Re-check the source of a Dataset that is Ready, and that stays Ready whatever the check finds."""
 
 from typing import Any, Final, Literal
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.recording import INCOMPLETE, found, labels_said, record
-from finetune_operator.reconcile.dataset.sourcecheck import check_source, ended, job_names, made_in, number_of
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_labels_read
+from finetune_operator.reconcile.dataset.sourcecheck import (
+    check_number,
+    check_source,
+    contract_for_status,
+    finish_check,
+    job_names,
+)
 from finetune_operator.reconcile.dataset.timing import earliest, until_slot
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.kstatus import finish_pass
@@ -21,16 +27,20 @@ from finetune_trainer.contract.results import PrepareResult, StageResult
 REFUSED: Final = frozenset(
     {Reason.FORBIDDEN, Reason.QUOTA_EXCEEDED, Reason.INVALID_SPEC, Reason.NAME_CONFLICT}
 )
-"""Reasons of passes that the API server stopped; a pass that gets through takes them back."""
+"""Reasons of passes whose writes the API server rejected; the next pass that succeeds removes them."""
 
 
 def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
-    """One pass over a Ready Dataset; `later` is when something else becomes due, in seconds."""
+    """One pass over a Dataset that is Ready.
+
+    Args:
+        later: seconds until something else becomes due.
+    """
     snapshot = draft.snapshot
     wait = until_check(dataset, snapshot.now)
-    if job_names(dataset, number_of(dataset)).stage not in snapshot.children[JOB]:
+    if job_names(dataset, check_number(dataset)).stage not in snapshot.children[JOB]:
         if wait != 0:
-            return draft.plan(_unrefused(dataset), earliest(later, wait))
+            return draft.plan(_without_rejection(dataset), earliest(later, wait))
         slot = until_slot(dataset, snapshot.now)
         if slot > 0:
             return draft.plan(None, earliest(later, slot))
@@ -49,13 +59,13 @@ def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     prepared = _prepared(outcome)
     refresh = dataset.status.refresh
     version = refresh.source_version if refresh is not None and prepared is None else None
-    fields = {} if prepared is None else found(prepared)
-    fields["refresh"] = ended(dataset, snapshot, version)
+    fields = {} if prepared is None else row_fields(prepared)
+    fields["refresh"] = finish_check(dataset, snapshot, version)
     return _failed(dataset, draft, outcome.reason, outcome.message, None, **fields)
 
 
 def _prepared(outcome: Retry | StageFailed | Failed) -> PrepareResult | None:
-    """What was found in the rows, if it is they that the look failed on."""
+    """What prepare found in the rows, if the check failed because of them."""
     result = None if isinstance(outcome, Failed) else outcome.result
     return result.prepare if result is not None else None
 
@@ -64,34 +74,33 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     latest, refresh = dataset.status.latest_version, dataset.status.refresh
     if prepared is not None and prepared.unchanged:
         version = refresh.source_version if refresh is not None else None
-        fields = {"refresh": ended(dataset, draft.snapshot, version)}
-        return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, _same(latest), **fields))
+        fields = {"refresh": finish_check(dataset, draft.snapshot, version)}
+        return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, _unchanged(latest), **fields))
     recorded = record(dataset, draft, prepared)
     if recorded is None:
         return None
-    news = f"what is new in the source became DatasetVersion {recorded.name}"
-    said = _same(latest) if recorded.name == latest else news
+    new = f"new rows of the source became DatasetVersion {recorded.name}"
+    message = _unchanged(latest) if recorded.name == latest else new
     now = draft.snapshot.now
-    labels = labels_said(dataset.status.conditions, dataset, prepared, now)
+    labels = with_labels_read(dataset.status.conditions, dataset, prepared, now)
     status = dataset.status.model_copy(update={**recorded.fields, "conditions": labels})
     ready = finish_pass(dataset, status, Done(Reason.SUCCEEDED, recorded.message), now)
-    return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, said, **dict(ready.status)))
+    return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, message, **dict(ready.status)))
 
 
-def _same(latest: str | None) -> str:
+def _unchanged(latest: str | None) -> str:
     return f"the source still has the rows of DatasetVersion {latest}"
 
 
 def _failed(
     dataset: Dataset, draft: Draft, reason: str, message: str, requeue_after: float | None, **fields: Any
 ) -> Plan:
-    said = (
-        f"DatasetVersion {dataset.status.latest_version} stays in use; the last look at the source: {message}"
-    )
+    latest = dataset.status.latest_version
+    text = f"DatasetVersion {latest} stays in use; the last check of the source: {message}"
     before = conditions.find(dataset.status.conditions, ConditionType.REFRESHED)
     if before is None or before.status == "True" or before.reason != reason:
-        draft.event(EventReason.REFRESH_FAILED, said, "Warning")
-    return draft.plan(_status(dataset, draft, "False", reason, said, **fields), requeue_after)
+        draft.event(EventReason.REFRESH_FAILED, text, "Warning")
+    return draft.plan(_status(dataset, draft, "False", reason, text, **fields), requeue_after)
 
 
 def _status(
@@ -112,14 +121,14 @@ def _status(
 
 
 def _begun(dataset: Dataset, draft: Draft) -> dict[str, Any] | None:
-    """Written only where a look begins whose Job is of another contract than that of the one before."""
-    contract = made_in(dataset, draft)
+    """Written only if a check starts whose Job has another contract version than the Job before it."""
+    contract = contract_for_status(dataset, draft)
     if contract == dataset.status.trainer_contract:
         return None
     return conditions.status_manifest(dataset.status.model_copy(update={"trainer_contract": contract}))
 
 
-def _unrefused(dataset: Dataset) -> dict[str, Any] | None:
+def _without_rejection(dataset: Dataset) -> dict[str, Any] | None:
     refreshed = conditions.find(dataset.status.conditions, ConditionType.REFRESHED)
     if refreshed is None or refreshed.status == "True" or refreshed.reason not in REFUSED:
         return None

@@ -1,4 +1,4 @@
-"""One look at the source: the prepare Job that makes it, and what the status says once it has ended."""
+"""One check of a Dataset's source: its prepare Job, and the status once it has ended."""
 
 from typing import Final
 
@@ -39,17 +39,17 @@ from finetune_trainer.contract.vocabulary import RULE_VERSION, Stage
 STAGE: Final[Stage] = "prepare"
 
 
-def number_of(dataset: Dataset) -> int:
-    """Looks at the source that have ended with this spec, and so the number of the present or next one."""
+def check_number(dataset: Dataset) -> int:
+    """Number of the present or next check: the number of finished checks with this spec."""
     if dataset.status.observed_generation != dataset.metadata.generation:
         return 0
     refresh = dataset.status.refresh
-    # Of an earlier release there is no count.
+    # Earlier releases did not count.
     return refresh.checks if refresh is not None else int(is_settled(dataset))
 
 
 def job_names(dataset: Dataset, number: int) -> JobNames:
-    """Names of the Jobs of the check with this number."""
+    """Names of the Jobs of a check."""
     return JobNames.of(dataset, STAGE, str(dataset.metadata.generation), suffix=_suffix(number))
 
 
@@ -58,7 +58,7 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
     request = StageRequest(
         stage=STAGE,
         run=_run(dataset),
-        names=job_names(dataset, number_of(dataset)),
+        names=job_names(dataset, check_number(dataset)),
         contract=_known_contract(dataset, draft.snapshot),
         retry=retry_of(dataset),
     )
@@ -69,8 +69,11 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
 
 
 def _known_contract(dataset: Dataset, snapshot: Snapshot) -> int:
-    """Of the present look's Jobs. A profile may have got another trainer since the one before: the lower
-    version counts, since its Jobs have no nonce."""
+    """Version of the contract in which the Jobs of the present check are made.
+
+    If the trainer of the profile has changed since the last check, the lower version counts: its Jobs have no
+    nonce.
+    """
     current = _current_contract(dataset, snapshot)
     has_begun = dataset.status.observed_generation == dataset.metadata.generation
     return min(
@@ -84,22 +87,22 @@ def _current_contract(dataset: Dataset, snapshot: Snapshot) -> int:
     return trainer_of(own, snapshot.facts.trainer_image).contract
 
 
-def made_in(dataset: Dataset, draft: Draft) -> int | None:
-    """For the status: the contract of the prepare Job that this pass creates, else of the one before."""
-    name = job_names(dataset, number_of(dataset)).stage
+def contract_for_status(dataset: Dataset, draft: Draft) -> int | None:
+    """Version of the contract of the prepare Job that this pass creates, or of the one before it."""
+    name = job_names(dataset, check_number(dataset)).stage
     creates = any(each.manifest["metadata"]["name"] == name for each in draft.create)
     return _current_contract(dataset, draft.snapshot) if creates else dataset.status.trainer_contract
 
 
 def retry_of(dataset: Dataset) -> RetryStatus | None:
-    """Failures in a row of looks with this spec."""
+    """Failures in a row of checks with this spec."""
     is_current = dataset.status.observed_generation == dataset.metadata.generation
     return dataset.status.retry if is_current else None
 
 
-def ended(dataset: Dataset, snapshot: Snapshot, source_version: str | None) -> RefreshStatus:
-    """The look that is under way ends now; it has answered what was asked when its Job was made."""
-    number, before = number_of(dataset), dataset.status.refresh
+def finish_check(dataset: Dataset, snapshot: Snapshot, source_version: str | None) -> RefreshStatus:
+    """The status after the present check, which answers the request that its Job was created for."""
+    number, before = check_number(dataset), dataset.status.refresh
     now = snapshot.now.replace(microsecond=0)
     annotations = _annotations(dataset, snapshot)
     return RefreshStatus(
@@ -112,14 +115,16 @@ def ended(dataset: Dataset, snapshot: Snapshot, source_version: str | None) -> R
 
 
 def prepared_in(dataset: Dataset, snapshot: Snapshot) -> tuple[str | None, str | None]:
-    """The store and Secret that the Job worked with, which a profile edited since may no longer name."""
+    """The store and Secret that the Job used. The profile may name others since."""
     annotations = _annotations(dataset, snapshot)
     return annotations.get(STORE), annotations.get(STORE_CREDENTIALS)
 
 
 def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
-    """Of the rules for its rows, where the spec names none: what the Dataset began with, so that a new
-    release of the operator reads and divides no row otherwise."""
+    """Version of the rules for its rows if the spec does not set one: that of its first version.
+
+    So a new release of the operator reads and splits every row as before.
+    """
     versions = versions_of(dataset, snapshot)
     if versions:
         first = min(
@@ -132,13 +137,13 @@ def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
 
 
 def profile_of(dataset: Dataset, snapshot: Snapshot) -> ComputeProfile | Blocked | None:
-    """The default profile; a Dataset with a store of its own can do without one."""
+    """The default profile. A Dataset with its own store does not need one."""
     profile = profiles.resolve_profile(None, "spec.store", dataset.namespace, snapshot)
-    unneeded = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
+    accepted = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
     if dataset.spec.store is not None:
-        unneeded.add(Reason.DEFAULT_PROFILE_CONFLICT)
+        accepted.add(Reason.DEFAULT_PROFILE_CONFLICT)
     if isinstance(profile, Blocked):
-        return None if profile.reason in unneeded else profile
+        return None if profile.reason in accepted else profile
     return profiles.check_trainer(profile) or profile
 
 
@@ -147,11 +152,11 @@ def _suffix(number: int) -> str:
 
 
 def _run(dataset: Dataset) -> str:
-    return f"{dataset.uid}-{dataset.metadata.generation}{_suffix(number_of(dataset))}"
+    return f"{dataset.uid}-{dataset.metadata.generation}{_suffix(check_number(dataset))}"
 
 
 def _annotations(dataset: Dataset, snapshot: Snapshot) -> dict[str, str]:
-    job = snapshot.children[JOB].get(job_names(dataset, number_of(dataset)).stage)
+    job = snapshot.children[JOB].get(job_names(dataset, check_number(dataset)).stage)
     annotations: dict[str, str] = {} if job is None else job["metadata"].get("annotations", {})
     return annotations
 
@@ -213,8 +218,8 @@ def _config(dataset: Dataset, snapshot: Snapshot, inputs: StageInputs) -> Prepar
     rule = rule_version(dataset, snapshot)
     if latest is None:
         return prepare_config(inputs, dataset.spec, rule_version=rule)
-    # Another spec makes other rows of the same source. An earlier release has not looked for labels that it
-    # does not read.
+    # Another spec makes other rows from the same source, and earlier releases did not report unread labels.
+    # In both cases the source is read again even if it has not changed.
     knows_labels = dataset.status.rule_version is not None
     refresh = dataset.status.refresh if is_prepared(dataset) and knows_labels else None
     return prepare_config(
@@ -227,7 +232,7 @@ def _config(dataset: Dataset, snapshot: Snapshot, inputs: StageInputs) -> Prepar
 
 
 def _latest(dataset: Dataset, snapshot: Snapshot, store: str) -> DatasetVersion | None:
-    """The latest version, unless its rows are not in this store, or on their way out."""
+    """The latest version, unless its rows are not in this store or it is being deleted."""
     version = snapshot.datasetversions.get(dataset.status.latest_version or "")
     if version is None or version.metadata.deletion_timestamp is not None:
         return None

@@ -1,4 +1,4 @@
-"""Data of a run: a DatasetVersion, of a Dataset or of the run's own inline source."""
+"""Data of a run: a DatasetVersion, from a Dataset or from the run's inline source."""
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
@@ -17,7 +17,7 @@ from finetune_trainer.contract.results import PrepareResult, StageResult
 
 
 def data(run: Run) -> Halt | None:
-    """Freeze the version to train on in `status.resolved`."""
+    """Resolve the version to train on and keep it in `status.resolved`."""
     if run.status.resolved.dataset_version is not None:
         return None
     ref = run.job.spec.dataset.ref
@@ -38,9 +38,9 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
             )
         return Blocked(
             Reason.DATASET_NOT_IN_STORE,
-            f"DatasetVersion {version.name} is in {', '.join(version.status.locations)}, this run uses"
-            f" {found.store.uri}:"
-            f" set spec.store.uri of Dataset {ref.name} to {found.store.uri}, and it is prepared there too",
+            f"DatasetVersion {version.name} is in {', '.join(version.status.locations)}, but this run uses"
+            f" {found.store.uri}: set spec.store.uri of Dataset {ref.name} to {found.store.uri}, and the"
+            " operator prepares it there too",
         )
     rows = {split.name: split.rows for split in version.spec.splits}
     failed = _test_rows(run, rows.get("test", 0), f"DatasetVersion {version.name}")
@@ -63,13 +63,13 @@ def _named_version(run: Run, ref: DatasetReference) -> DatasetVersion | Blocked:
     return Blocked(
         Reason.DATASET_VERSION_NOT_FOUND,
         f"DatasetVersion {ref.version} of Dataset {ref.name} does not exist in namespace {run.job.namespace},"
-        f" or is being deleted: kubectl get dsv -n {run.job.namespace} lists those that exist; name another"
-        " one in a new FineTuneJob",
+        f" or is being deleted: name another one in a new FineTuneJob (kubectl get dsv -n"
+        f" {run.job.namespace} lists those that exist)",
     )
 
 
 def _live(run: Run, name: str | None) -> DatasetVersion | None:
-    """The DatasetVersion of this name, unless it is being deleted: then its rows may be on their way out."""
+    """The DatasetVersion with this name, unless it is being deleted: its rows may be removed already."""
     version = run.snapshot.datasetversions.get(name or "")
     return version if version is not None and version.metadata.deletion_timestamp is None else None
 
@@ -92,20 +92,20 @@ def _latest_version(run: Run, name: str) -> DatasetVersion | Blocked | Working:
         )
     state = find(status.conditions, ConditionType.RECONCILING)
     if current and state is not None and state.reason not in UNDER_WAY:
-        return _as_blocked_as(dataset)
+        return _blocked_by(dataset)
     if not current or not is_true(status.conditions, ConditionType.READY):
         return Working(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {name} to be prepared")
     return _live(run, status.latest_version) or Working(
         Reason.WAITING_FOR_DATASET,
-        f"waiting for DatasetVersion {status.latest_version}; if somebody deleted it, have it prepared again:"
+        f"waiting for DatasetVersion {status.latest_version}. If it was deleted, request a new preparation:"
         f" kubectl annotate dataset {name} {REFRESH_REQUESTED}=again --overwrite -n {run.job.namespace}",
     )
 
 
-def _as_blocked_as(dataset: Dataset) -> Blocked:
-    """Somebody must act on the Dataset, and so for this run; it goes on when the Dataset does."""
+def _blocked_by(dataset: Dataset) -> Blocked:
+    """A user or an administrator must act on the Dataset; the run continues when the Dataset does."""
     state = find(dataset.status.conditions, ConditionType.RECONCILING)
-    why = f", which waits itself. {state.reason}: {state.message}" if state is not None else ""
+    why = f", which is blocked. {state.reason}: {state.message}" if state is not None else ""
     return Blocked(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {dataset.name}{why}", requeue_after=None)
 
 
@@ -153,11 +153,11 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
 
 
 def _test_rows(run: Run, rows: int, what: str) -> Failed | None:
-    """An evaluation without held-out rows must not be found out after the training."""
+    """Refuse an evaluation without held-out rows before the training, and not after it."""
     if run.job.spec.evaluation is None or rows > 0:
         return None
     return Failed(
         Reason.INVALID_SPEC,
         f"spec.evaluation needs held-out rows, but the test split of {what} is empty: raise split.test or add"
-        " rows, and make a new FineTuneJob",
+        " rows, and create a new FineTuneJob",
     )

@@ -1,4 +1,4 @@
-"""The end of a run that is being deleted: with `deletionPolicy: Delete` its pods, its folder, its records."""
+"""A run that is being deleted: with `deletionPolicy: Delete`, remove its pods, its folder and its records."""
 
 from datetime import timedelta
 
@@ -23,7 +23,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 
 
 def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
-    """One pass: the run goes when its folder in the store is gone, or was given up; its records before."""
+    """One pass. It deletes the records first, and the run once its folder is removed or after a timeout."""
     store = job.status.resolved.store
     is_simple = not has_finalizer(job) or snapshot.is_namespace_terminating
     if store is None or is_simple or _is_without_claim(store, snapshot):
@@ -36,8 +36,8 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
         if left <= timedelta():
             draft.event(
                 EventReason.CONTENT_KEPT,
-                f"{_folder(job, store)} stays: it could not be removed within"
-                f" {REMOVAL_TIMEOUT // timedelta(hours=1)} hours; remove it by hand",
+                f"{_folder(job, store)} stays in the store: the operator could not remove it within"
+                f" {REMOVAL_TIMEOUT // timedelta(hours=1)} hours; remove it yourself",
                 "Warning",
             )
         return draft.plan(None, metadata=without_finalizer(job))
@@ -48,7 +48,7 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
 
 
 def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
-    """Whether the folder went with its volume."""
+    """Whether the folder is gone because its claim is."""
     claim = storage.claim_name(store)
     return claim is not None and snapshot.is_missing(CLAIM, claim)
 
@@ -58,7 +58,7 @@ def _time_left(job: FineTuneJob, snapshot: Snapshot) -> timedelta:
 
 
 def _stop(draft: Draft) -> Working | Blocked | None:
-    """End the run's Jobs; nothing may write into a folder that is being removed."""
+    """Delete the run's Jobs, because nothing may write into a folder that is being removed."""
     snapshot = draft.snapshot
     running = [
         job for job in snapshot.children[JOB].values() if is_unfinished(job) and not _serves_deletion(job)
@@ -69,8 +69,8 @@ def _stop(draft: Draft) -> Working | Blocked | None:
     pods += [pod for orphans in snapshot.orphans.values() for pod in orphans if not has_ended(pod)]
     if not running and not pods:
         return None
-    waits = "waiting for the run's pods to end, before its folder in the store is removed"
-    return until_ended(pods, Reason.CLEANING_UP, waits, snapshot.now)
+    message = "waiting for the run's pods to end before its folder in the store is removed"
+    return until_ended(pods, Reason.CLEANING_UP, message, snapshot.now)
 
 
 def _serves_deletion(job: Manifest) -> bool:
@@ -85,7 +85,7 @@ def _removal(job: FineTuneJob, store: str) -> Removal:
         secret=job.status.resolved.store_credentials,
         folder=_folder(job, store),
         artifact=None,
-        advice="to let the run go without it, remove its finalizer finetune.dev/cleanup",
+        advice="to delete the run without its folder, remove its finalizer finetune.dev/cleanup",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs that have nothing to train: finished, restored from a backup, or suspended."""
+"""Runs that train nothing: finished, restored from a backup, or suspended."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import stop
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import is_unfinished, left_behind, until_ended
+from finetune_operator.reconcile.stages.jobstate import is_unfinished, running_orphans, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done, Suspended
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status.conditions import find, status_manifest
@@ -21,9 +21,11 @@ from finetune_operator.status.reasons import ConditionType, Reason
 
 
 def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
-    """Only what is left to clear away after `childrenTTLSeconds`: finished Jobs, and then the Service that
-    their pods found each other by and the NetworkPolicy between them; never a record. Their key goes with the
-    run: whoever may delete one Secret may delete all.
+    """Delete the children `childrenTTLSeconds` after the end: finished Jobs, then the pods' Service and
+    NetworkPolicy; never a record.
+
+    The Secret with the pods' key goes with the run, because the right to delete one Secret is the right to
+    delete all.
     """
     draft = Draft(snapshot)
     requeue_after = None
@@ -42,7 +44,7 @@ def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
             requeue_after = (due - snapshot.now).total_seconds()
     status = None
     if job.status.observed_generation != job.metadata.generation:
-        # suspend and childrenTTLSeconds may still change; the verdict does not.
+        # suspend and childrenTTLSeconds can still change; the verdict does not.
         status = status_manifest(
             job.status.model_copy(update={"observed_generation": job.metadata.generation})
         )
@@ -50,15 +52,15 @@ def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
 
 
 def restored(run: Run) -> Plan:
-    """Adopt the records instead of training again; they may be restored after the run."""
+    """Adopt the run's Checkpoints instead of training again. They may be restored later than the run."""
     records = checkpoints(run.job, run.snapshot.checkpoints)
     if not records:
         return run.plan(
             Blocked(
                 Reason.CHECKPOINT_NOT_FOUND,
-                "this run was trained before it was restored from a backup, and its Checkpoints are not here:"
-                " restore them too; or, to train again, remove its annotation: kubectl annotate finetunejob"
-                f" {run.job.name} {RECORDED_RUN}- -n {run.job.namespace}",
+                "this run was trained before it was restored from a backup, and its Checkpoints are missing:"
+                " restore them too, or remove the run's annotation to train again (kubectl annotate"
+                f" finetunejob {run.job.name} {RECORDED_RUN}- -n {run.job.namespace})",
                 requeue_after=None,
             )
         )
@@ -87,15 +89,15 @@ def restored(run: Run) -> Plan:
 
 
 def suspend(run: Run) -> Plan:
-    """Delete what runs, in the foreground: the grace period saves the state, then the devices are free."""
+    """Delete running Jobs in the foreground: their pods save the state in the grace period and then end."""
     running = [child for child in run.snapshot.children[JOB].values() if is_unfinished(child)]
     names = [stage_job_name(run.job, stage) for stage, row in STAGES.items() if row.running is not None]
-    left = [pod for name in names for pod in left_behind(run.snapshot, name)]
-    if not running and not left:
-        message = "suspended: no devices are held; set spec.suspend to false to go on"
+    orphans = [pod for name in names for pod in running_orphans(run.snapshot, name)]
+    if not running and not orphans:
+        message = "suspended: the run uses no devices; set spec.suspend to false to continue"
         return run.plan(Suspended(Reason.SUSPENDED, message))
     for child in running:
         stop(run, child)
-    pods = [*left, *(pod for child in running for pod in pods_of(child, run.snapshot))]
-    waits = "waiting for the pods to save their state and end"
-    return run.plan(until_ended(pods, Reason.SUSPENDING, waits, run.snapshot.now))
+    pods = [*orphans, *(pod for child in running for pod in pods_of(child, run.snapshot))]
+    message = "waiting for the pods to save their state and end"
+    return run.plan(until_ended(pods, Reason.SUSPENDING, message, run.snapshot.now))

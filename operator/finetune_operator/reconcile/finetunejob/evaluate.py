@@ -1,4 +1,4 @@
-"""Evaluate: the best checkpoint on held-out rows, and what the gates say about it."""
+"""Evaluate: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
 
 from typing import get_args
 
@@ -18,7 +18,7 @@ from finetune_trainer.contract.vocabulary import Subject
 
 
 def evaluate(run: Run) -> Halt | None:
-    """Record scores, gates and verdict; without an evaluation, which checkpoint stands for the run."""
+    """Record scores, gates and verdict; without an evaluation, the Checkpoint that represents the run."""
     if run.status.evaluation is not None:
         return None
     chosen = best_checkpoint(run)
@@ -37,7 +37,7 @@ def evaluate(run: Run) -> Halt | None:
     scores = tuple(
         Score(metric=score.metric, subject=score.subject, value=score.value, rows=score.rows)
         for score in result.evaluate.scores
-        # A newer trainer may measure more, which this release has no words for.
+        # A newer trainer may measure metrics that this release does not know.
         if score.metric in METRICS and score.subject in get_args(Subject)
     )[:MAX_SCORES]
     gates, verdict = decide(spec.gates, scores)
@@ -53,31 +53,26 @@ def evaluate(run: Run) -> Halt | None:
             untested_answers=untested,
         )
     )
-    said = "; ".join(gate.message for gate in gates) or "no gates"
-    run.succeed("evaluate", f"{verdict}: {said}{_unsaid(untested)}")
+    messages = "; ".join(gate.message for gate in gates) or "no gates"
+    run.succeed("evaluate", f"{verdict}: {messages}{_untested_text(untested)}")
     if verdict in {"Failed", "Undecided"}:
-        run.draft.event(EventReason.GATE_FAILED, said, "Warning")
+        run.draft.event(EventReason.GATE_FAILED, messages, "Warning")
     return None
 
 
 def _untested_answers(run: Run) -> int | None:
-    """As prepare counted them; None also for rows that an earlier release prepared."""
+    """The count of prepare; None if the version is gone, or an earlier release prepared the rows."""
     version = run.snapshot.datasetversions.get(run.status.resolved.dataset_version or "")
     return None if version is None else version.spec.statistics.untested_answers
 
 
-def _unsaid(untested: int | None) -> str:
+def _untested_text(untested: int | None) -> str:
     if untested is None:
         return ""
-    answers, them = (
-        ("1 answer that was trained has", "it")
-        if untested == 1
-        else (f"{untested} answers that were trained have", "them")
+    answers = (
+        "1 answer in training rows has" if untested == 1 else f"{untested} answers in training rows have"
     )
-    return (
-        f". {answers} no row in the test split, so the scores say nothing of {them}: the report on the rows"
-        " names what is missing"
-    )
+    return f". {answers} no row in the test split, and the scores do not cover them: see the data report"
 
 
 def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | Halt:

@@ -1,7 +1,7 @@
-"""Which run a FineTuneJob stands for: its own, or the one that a backup of it brings back under another uid.
+"""The run that a FineTuneJob represents: its own, or the run of a backup that was restored with another uid.
 
-A backup keeps annotations and drops uid and status; a manifest from Git has neither. So the annotation that
-is written when a run's Checkpoints are recorded tells a restored run from one that was made again.
+A backup keeps annotations and loses uid and status; a manifest from Git has neither. The operator writes an
+annotation when it records a run's Checkpoints. The annotation distinguishes a restored run from a new one.
 """
 
 import json
@@ -17,28 +17,28 @@ from finetune_operator.reconcile.records.ownership import versions_of
 
 
 def mark(job: FineTuneJob) -> str:
-    """`<uid>.<16 hex>`: the run, and the name and spec that it was run with."""
+    """`<uid>.<16 hex>`: the run, and a hash of its name and spec."""
     return f"{job.uid}.{_fingerprint(job)}"
 
 
 def recorded_run(job: FineTuneJob) -> str | None:
-    """uid of the run that the annotation names; None without one, or with that of another name or spec."""
+    """uid of the run in the annotation; None without the annotation, or if its name or spec differ."""
     uid, _, fingerprint = job.metadata.annotations.get(RECORDED_RUN, "").partition(".")
     return uid if uid and fingerprint == _fingerprint(job) else None
 
 
 def checkpoints(job: FineTuneJob, index: CheckpointIndex) -> tuple[Checkpoint, ...]:
-    """The Checkpoints of the run that the object stands for, in the order of their steps."""
+    """The Checkpoints of the run that the object represents, in the order of their steps."""
     return tuple(sorted(index.of_run(recorded_run(job) or job.uid), key=lambda each: each.spec.step))
 
 
 def records(job: FineTuneJob, snapshot: Snapshot) -> tuple[Record, ...]:
-    """The Checkpoints, and the DatasetVersions of inline data, that the run has made."""
+    """The run's Checkpoints, and the DatasetVersions of its inline data."""
     return (*checkpoints(job, snapshot.checkpoints), *versions_of(job, snapshot))
 
 
 def metadata(job: FineTuneJob, *, recorded: bool) -> Manifest | None:
-    """What the metadata should say that it does not: the finalizer, and once `recorded` the annotation."""
+    """Metadata that is missing: the finalizer, and the annotation once Checkpoints are `recorded`."""
     new = finalizer_update(job) or {}
     if recorded and recorded_run(job) is None:
         new["annotations"] = {RECORDED_RUN: mark(job)}
@@ -46,7 +46,7 @@ def metadata(job: FineTuneJob, *, recorded: bool) -> Manifest | None:
 
 
 def has_lost_status(job: FineTuneJob, index: CheckpointIndex) -> bool:
-    """Whether the run was trained and its status does not say so, as after a restore from a backup."""
+    """Whether the run was trained but its status does not show it, as after a restore from a backup."""
     if job.status.checkpoints:
         return False
     run = recorded_run(job)
@@ -56,7 +56,7 @@ def has_lost_status(job: FineTuneJob, index: CheckpointIndex) -> bool:
 
 
 def _fingerprint(job: FineTuneJob) -> str:
-    # Defaults are left out: those of a newer release must not make it another run.
+    # Without defaults: those of a newer release must not change the fingerprint.
     mutable: dict[str, bool | set[str]] = {
         "suspend": True,
         "children_ttl_seconds": True,

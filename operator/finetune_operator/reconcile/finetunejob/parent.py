@@ -7,11 +7,14 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.vocabulary import ADAPTER
 
 
 def parent(run: Run) -> Halt | None:
-    """Freeze the Checkpoint and its base model in `status.resolved`; what becomes of the record later is no
-    matter, and its weights stay as long as the run needs them."""
+    """Resolve the Checkpoint and its base model and keep them in `status.resolved`.
+
+    Later changes to the record do not matter, and its weights stay as long as the run needs them.
+    """
     name = run.job.spec.base_model.checkpoint
     if name is None or run.status.resolved.parent_digest is not None:
         return None
@@ -28,8 +31,8 @@ def parent(run: Run) -> Halt | None:
     if store != found.store.uri.rstrip("/"):
         return Blocked(
             Reason.CHECKPOINT_NOT_IN_STORE,
-            f"Checkpoint {name} is in {store}, this run uses {found.store.uri}: make a new FineTuneJob with"
-            f" spec.store.uri: {store}",
+            f"Checkpoint {name} is in {store}, but this run uses {found.store.uri}: create a new FineTuneJob"
+            f" with spec.store.uri: {store}",
         )
     base_model = checkpoint.spec.lineage.base_model
     run.keep(found)
@@ -44,47 +47,48 @@ def parent(run: Run) -> Halt | None:
 
 
 def _live(run: Run, name: str) -> Checkpoint | Blocked:
-    """The Checkpoint, unless nothing should be begun with it any more."""
+    """The Checkpoint, unless it is missing, being deleted or rejected."""
     checkpoint, namespace = run.snapshot.checkpoints.get(name), run.job.namespace
-    another = f"or name another one in a new FineTuneJob (kubectl get checkpoints -n {namespace})"
+    or_another = f"or name another one in a new FineTuneJob (kubectl get checkpoints -n {namespace})"
     if checkpoint is None:
         return Blocked(
             Reason.CHECKPOINT_NOT_FOUND,
             f"Checkpoint {name} of spec.baseModel.checkpoint does not exist in namespace {namespace}: wait"
-            f" until it is recorded, {another}",
+            f" until it is recorded, {or_another}",
         )
     if checkpoint.metadata.deletion_timestamp is not None:
         return Blocked(
             Reason.CHECKPOINT_NOT_FOUND,
-            f"Checkpoint {name} of spec.baseModel.checkpoint is being deleted: restore it, {another}",
+            f"Checkpoint {name} of spec.baseModel.checkpoint is being deleted: restore it, {or_another}",
         )
     if is_rejected(checkpoint):
         why = checkpoint.spec.approval.reason if checkpoint.spec.approval is not None else ""
         return Blocked(
             Reason.CHECKPOINT_REJECTED,
             f"Checkpoint {name} of spec.baseModel.checkpoint was rejected ({why or 'no reason given'}):"
-            f" remove its spec.approval, {another}",
+            f" remove its spec.approval, {or_another}",
         )
     return checkpoint
 
 
 def _refused(run: Run, checkpoint: Checkpoint) -> Failed | None:
-    """What can never work with this Checkpoint."""
+    """A method or base model that the Checkpoint does not fit."""
     spec, given = run.job.spec, checkpoint.spec
     if given.type != checkpoint_type(spec.method):
-        works = "method.type: LoRA" if given.type == "Adapter" else "method.type: Full"
-        holds = "an adapter" if given.type == "Adapter" else "all weights"
+        is_adapter = given.type == ADAPTER
+        works = "method.type: LoRA" if is_adapter else "method.type: Full"
+        content = "an adapter" if is_adapter else "all weights"
         return Failed(
             Reason.INVALID_SPEC,
             f"spec.method.type: {spec.method.type} cannot continue from Checkpoint {checkpoint.name}, which"
-            f" holds {holds}: make a new FineTuneJob with {works}, or with baseModel.uri:"
+            f" contains {content}: create a new FineTuneJob with {works}, or with baseModel.uri:"
             f" {given.lineage.base_model.uri}",
         )
-    wanted, base_model = spec.base_model.digest, given.lineage.base_model.digest
-    if wanted not in (None, base_model):
+    expected, base_model = spec.base_model.digest, given.lineage.base_model.digest
+    if expected not in (None, base_model):
         return Failed(
             Reason.INVALID_SPEC,
-            f"spec.baseModel.digest is {wanted}, but Checkpoint {checkpoint.name} was trained from"
-            f" {base_model}: leave it out in a new FineTuneJob",
+            f"spec.baseModel.digest is {expected}, but Checkpoint {checkpoint.name} was trained from"
+            f" {base_model}: create a new FineTuneJob without it",
         )
     return None

@@ -1,4 +1,4 @@
-"""Preflight: base model and data fit, and the hyperparameters are chosen, before a device is asked for."""
+"""Preflight: check that base model and data fit, and choose the hyperparameters, without devices."""
 
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
@@ -29,17 +29,19 @@ def preflight(run: Run) -> Halt | None:
         lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
-    cut = f", {found.truncated_rows} rows cut to maxSequenceLength" if found.truncated_rows else ""
+    truncated = (
+        f", {found.truncated_rows} rows truncated to maxSequenceLength" if found.truncated_rows else ""
+    )
     parent = f"; continues from Checkpoint {resolved.parent_checkpoint}" if resolved.parent_checkpoint else ""
     lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
     run.succeed(
         "preflight",
-        f"{found.train_rows} training rows with {found.train_tokens} tokens{cut};"
+        f"{found.train_rows} training rows with {found.train_tokens} tokens{truncated};"
         f" chat template: {found.chat_template}{parent}{lengths}",
     )
     return None
 
 
 def hyperparameters_of(run: Run) -> ResolvedHyperparameters | Failed:
-    """What preflight resolved for the stages after it."""
+    """The hyperparameters that preflight has resolved."""
     return run.status.resolved.hyperparameters or without_result("preflight")

@@ -1,4 +1,4 @@
-"""How a run ends: promoted, waiting for a person's word, or below its bar."""
+"""How a run ends: promoted, waiting for approval, or below its gates."""
 
 from typing import Final
 
@@ -15,11 +15,11 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
     Reason.AWAITING_APPROVAL: Done,
     Reason.NOT_PROMOTED: Done,
 }
-"""How a run ends that does not promote."""
+"""How a run ends if its Checkpoint is not promoted."""
 
 
 def promote(run: Run) -> Halt:
-    """The end of the run. The Checkpoint's own reconcile writes `promotedAt`; the run waits for it."""
+    """The end of the run. The Checkpoint's reconciler writes `promotedAt`, and the run waits for it."""
     evaluation = run.status.evaluation
     decision = verdict(run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model))
     if evaluation is None:
@@ -37,12 +37,12 @@ def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
     if checkpoint is not None and checkpoint.status.promoted_at is not None:
         return Done(Reason.PROMOTED, f"Checkpoint {name} is promoted in model line {model}")
     if checkpoint is not None and is_rejected(checkpoint):
-        return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by hand: it is not promoted")
+        return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by a person: it is not promoted")
     if is_outdated:
-        # The verdict holds against the new champion too, because no score of this release depends on it.
+        # The verdict also holds against the new champion, because no score of this release depends on it.
         champion = run.snapshot.checkpoints.champion_name(model)
         run.update(evaluation=evaluation.model_copy(update={"champion": champion}))
     return Working(
         Reason.PROMOTING,
-        f"waiting for Checkpoint {name} to be promoted; if somebody deleted it, make a new FineTuneJob",
+        f"waiting for Checkpoint {name} to be promoted; if it was deleted, create a new FineTuneJob",
     )

@@ -1,7 +1,7 @@
-"""FineTuneJob: from a spec and what is there, to what should be done now.
+"""FineTuneJob: from its spec and the snapshot to a plan.
 
-Every pass walks the same chain from the start. A step whose result is in the status, or in a record, lets the
-chain go on; the first step that is not through ends the pass. Nothing remembers where the last pass was.
+Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the
+first other step ends the pass. Nothing remembers where the last pass ended.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ STEPS: Final[tuple[Callable[[Run], Halt | None], ...]] = (
 
 
 def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
-    """What should be done now for one run."""
+    """The plan of one pass over a run."""
     if job.metadata.deletion_timestamp is not None:
         return delete(job, snapshot)
     plan = _reconcile(job, snapshot)

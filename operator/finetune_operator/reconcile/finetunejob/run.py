@@ -1,4 +1,4 @@
-"""One pass over a FineTuneJob: the status as it will be, beside what is to be done."""
+"""One pass over a FineTuneJob: its new status and its draft."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -21,11 +21,11 @@ SHOWN_AS: Final[Mapping[type, Literal["Running", "Resting", "Done"]]] = {
     Failed: "Resting",
     Suspended: "Resting",
 }
-"""How `kubectl get` shows the progress of a run that does not run."""
+"""How `kubectl get` shows progress after the end of a pass; `Running` for other ends."""
 
 
 class Run:
-    """Steps read and extend it; `plan` turns it into what the engine carries out."""
+    """The steps read and extend it; `plan` turns it into the plan that the executor carries out."""
 
     def __init__(self, job: FineTuneJob, snapshot: Snapshot) -> None:
         self.job = job
@@ -55,7 +55,7 @@ class Run:
         self.status = self.status.model_copy(update=fields)
 
     def resolve(self, **fields: Any) -> None:
-        """Set fields of `status.resolved` that are still open; what is resolved stays."""
+        """Set the fields of `status.resolved` that are not set yet; the others keep their values."""
         open_fields = {k: v for k, v in fields.items() if getattr(self.status.resolved, k) is None}
         if open_fields:
             self.update(resolved=self.status.resolved.model_copy(update=open_fields))
@@ -67,7 +67,7 @@ class Run:
         message: str,
         status: Literal["True", "False"] = "True",
     ) -> None:
-        """Set a condition of the domain."""
+        """Set a condition that is not one of the kstatus conditions."""
         self.update(
             conditions=conditions.with_condition(
                 self.status.conditions,
@@ -88,10 +88,10 @@ class Run:
             self.condition(type_, Reason.SUCCEEDED, message)
 
     def plan(self, halt: Halt) -> Plan:
-        """The plan of a pass that ended so."""
+        """The plan of a pass that ends with `halt`."""
         was_suspended = conditions.is_true(self.job.status.conditions, ConditionType.SUSPENDED)
         if was_suspended and not self.job.spec.suspend and isinstance(halt, Working | Blocked):
-            self.draft.event(EventReason.RESUMED, "the run goes on where it was suspended")
+            self.draft.event(EventReason.RESUMED, "the run resumes from its saved state")
         self._show(halt)
         result = finish_pass(self.job, self.status, halt, self.snapshot.now)
         self.draft.events += result.events

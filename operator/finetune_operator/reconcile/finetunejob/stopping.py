@@ -1,4 +1,4 @@
-"""Stopping a run's pods so that their state is saved: because it is suspended, or has used its time."""
+"""Stop a run's pods so that they save their state: the run is suspended, or has used its time."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,12 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.usage import count_usage
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import has_result, is_unfinished, left_behind, until_ended
+from finetune_operator.reconcile.stages.jobstate import (
+    has_result,
+    is_unfinished,
+    running_orphans,
+    until_ended,
+)
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -26,8 +31,11 @@ def stop(run: Run, job: Manifest) -> None:
 
 
 def _saves(job: Manifest, snapshot: Snapshot) -> bool:
-    """Whether the Job is on its way and a pod of it still runs: that time is counted once the pod has ended,
-    because counting it in each pass would make each pass write, and so cause the next."""
+    """Whether the Job is being deleted and one of its pods still runs.
+
+    The time of that pod is counted once the pod has ended. Counting it in each pass would make each pass
+    write the status, which starts the next pass.
+    """
     return "deletionTimestamp" in job["metadata"] and any(
         "running" in container_state(pod) for pod in pods_of(job, snapshot)
     )
@@ -53,7 +61,7 @@ def limit_of(run: Run, stage: Stage) -> Limit | None:
     if profile is None or offered is None:
         return None
     return Limit(
-        stage, offered, f"have the platform team raise spec.maxRunSeconds of ComputeProfile {profile.name}"
+        stage, offered, f"ask the platform team to raise spec.maxRunSeconds of ComputeProfile {profile.name}"
     )
 
 
@@ -61,20 +69,20 @@ def at_limit(run: Run, limit: Limit) -> Halt | None:
     """Stop a stage that has used its time; None before that, and if the stage has ended by itself."""
     snapshot, name = run.snapshot, stage_job_name(run.job, limit.stage)
     job = snapshot.children[JOB].get(name)
-    if _left(run, limit) > 0 or (job is not None and not is_unfinished(job)):
+    if _seconds_left(run, limit) > 0 or (job is not None and not is_unfinished(job)):
         return None
-    pods = left_behind(snapshot, name)
+    pods = running_orphans(snapshot, name)
     if job is not None:
         stop(run, job)
         pods += pods_of(job, snapshot)
     if job is not None or pods:
-        waits = "maxRunSeconds is reached; waiting for the pods to save their state and end"
-        return until_ended(pods, Reason.SUSPENDING, waits, snapshot.now)
-    step = run.status.progress
-    where = f" at step {step.step} of {step.total_steps}" if step and step.stage == limit.stage else ""
+        message = "maxRunSeconds is reached; waiting for the pods to save their state and end"
+        return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
+    last = run.status.progress
+    where = f" at step {last.step} of {last.total_steps}" if last and last.stage == limit.stage else ""
     message = (
-        f"{limit.stage} has used devices for {limit.seconds} seconds and was stopped{where} with its state"
-        f" saved; to continue from there, {limit.advice}"
+        f"{limit.stage} has used devices for {limit.seconds} seconds, and the operator stopped it{where} with"
+        f" its state saved; to continue from there, {limit.advice}"
     )
     before = find(run.job.status.conditions, ConditionType.STALLED)
     if before is None or before.reason != Reason.MAX_RUN_SECONDS_EXCEEDED:
@@ -86,11 +94,12 @@ def within(run: Run, limit: Limit, halt: Halt) -> Halt:
     """The same, with another pass when the time is used up."""
     if not isinstance(halt, Working | Blocked):
         return halt
-    left = max(1.0, _left(run, limit))
-    return replace(halt, requeue_after=left if halt.requeue_after is None else min(halt.requeue_after, left))
+    seconds = max(1.0, _seconds_left(run, limit))
+    soonest = seconds if halt.requeue_after is None else min(halt.requeue_after, seconds)
+    return replace(halt, requeue_after=soonest)
 
 
-def _left(run: Run, limit: Limit) -> float:
+def _seconds_left(run: Run, limit: Limit) -> float:
     """Seconds that the stage may still use. What its pods use now is counted, but not written."""
     usage, stage = run.status.usage, limit.stage
     job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))

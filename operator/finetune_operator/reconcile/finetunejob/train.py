@@ -1,4 +1,4 @@
-"""Train: the only stage that needs the run's devices; each kept checkpoint becomes a record."""
+"""Train: the only stage that uses all the run's devices. Each published checkpoint becomes a record."""
 
 from typing import get_args
 
@@ -23,7 +23,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType
 
 
 def train(run: Run) -> Halt | None:
-    """Train and record the checkpoints."""
+    """Train, and record the Checkpoints."""
     if run.status.checkpoints:
         return None
     hyperparameters = hyperparameters_of(run)
@@ -43,7 +43,7 @@ def train(run: Run) -> Halt | None:
         return Failed(
             Reason.RESULT_LOST,
             f"train published checkpoints of type {', '.join(unknown)}, which this release of the operator"
-            " does not know: upgrade the operator, and make a new FineTuneJob",
+            " does not know: upgrade the operator, and create a new FineTuneJob",
         )
     _record(run, result.train, hyperparameters)
     return None
@@ -62,7 +62,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     version = run.snapshot.datasetversions.get(resolved.dataset_version or "")
     image = _image(run)
     validation = next((s.rows for s in version.spec.splits if s.name == "validation"), 0) if version else 0
-    # Best and final come last in what is kept, should a trainer ever publish more than the status can hold.
+    # If a trainer publishes more than the status can hold, the best and the final checkpoint are kept.
     kept = sorted(trained.checkpoints, key=lambda c: (c.best or c.final, c.step))[-MAX_CHECKPOINTS:]
     summaries = []
     for checkpoint in sorted(kept, key=lambda c: c.step):
@@ -104,6 +104,6 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
 
 
 def _image(run: Run) -> str | None:
-    """What the train pods ran; None where they are gone, or were never said to have pulled it."""
+    """The image of the train pods, by digest; None if they are gone, or no node reported the digest."""
     job = run.snapshot.children[JOB].get(stage_job_name(run.job, "train"))
     return None if job is None else image_by_digest(pods_of(job, run.snapshot))

@@ -9,7 +9,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS
 from finetune_operator.reconcile.stages.collect import collect
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
-from finetune_operator.reconcile.stages.jobstate import foreign, has_ended, left_behind, until_ended
+from finetune_operator.reconcile.stages.jobstate import foreign, has_ended, running_orphans, until_ended
 from finetune_operator.reconcile.stages.request import Answer, StageFailed, StageRequest, StartNeeded
 from finetune_operator.reconcile.stages.retry import retry_stage
 from finetune_operator.reconcile.stages.running import under_way, until_settled
@@ -27,18 +27,19 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     snapshot = draft.snapshot
     job = snapshot.children[JOB].get(request.names.stage)
     if job is None:
-        left = left_behind(snapshot, request.names.stage)
-        if left:
-            waits = f"waiting for pod {left[0]['metadata']['name']} of a deleted {request.stage} Job to end"
-            return until_ended(left, Reason.QUEUED, waits, snapshot.now)
+        orphans = running_orphans(snapshot, request.names.stage)
+        if orphans:
+            name = orphans[0]["metadata"]["name"]
+            message = f"waiting for pod {name} of a deleted {request.stage} Job to end"
+            return until_ended(orphans, Reason.QUEUED, message, snapshot.now)
         created = "pods are" if request.peers is not None else "pod is"
         return StartNeeded("stage", Working(Reason.QUEUED, f"the {request.stage} {created} being created"))
     if is_foreign(job, request.expected, snapshot):
         return foreign(job)
     pods = pods_of(job, snapshot)
     if "deletionTimestamp" in job["metadata"]:
-        waits = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
-        return until_ended(pods, Reason.QUEUED, waits, snapshot.now)
+        message = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
+        return until_ended(pods, Reason.QUEUED, message, snapshot.now)
     if has_ended(job, "Complete"):
         result = success(pods, job, request.expected)
         return result or until_settled(job, "Complete", request, snapshot.now) or collect(draft, request)

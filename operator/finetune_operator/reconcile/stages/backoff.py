@@ -1,5 +1,7 @@
-"""When a stage that failed for its surroundings is tried again: ever later, and on devices only once the
-store is known to answer."""
+"""When the operator retries a stage that failed because of its source, store or credentials.
+
+The wait grows with each failure in a row.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,12 +14,12 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
-FIRST_SECONDS: Final = 60
-LAST_SECONDS: Final = 3600
-READ_ATTEMPTS: Final = 3
-"""Times that the result of a stage is read from the store in vain before the stage counts as failed."""
+FIRST_RETRY_SECONDS: Final = 60
+MAX_RETRY_SECONDS: Final = 3600
+MAX_READ_ATTEMPTS: Final = 3
+"""Number of attempts to read a stage's result from the store before the stage counts as failed."""
 JITTER: Final = 0.1
-"""Fraction of the wait by which it may be shorter or longer, so that not all runs of a store come at once."""
+"""Fraction by which a wait is shorter or longer, so that the runs of a store do not retry all at once."""
 
 RETRYABLE_REASONS: Final = frozenset(
     {
@@ -28,26 +30,28 @@ RETRYABLE_REASONS: Final = frozenset(
         FailureReason.STORE_UNAVAILABLE.value,
     }
 )
-"""Failures that end when somebody mends the surroundings; the stage is tried again."""
+"""Reasons of failures that end when the source, the store or the credentials are repaired."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Failed for now, and tried again; `halt` is how a pass ends meanwhile."""
+    """The stage failed, and the operator retries it."""
 
     reason: str
     message: str
     result: StageResult | None
     status: RetryStatus
     halt: Working | Blocked
+    """How the pass ends."""
 
 
-def counted(
+def count_failure(
     before: RetryStatus | None, stage: Stage, failed_at: datetime, *, reading: bool | None = None
 ) -> RetryStatus:
-    """The failures in a row with the one of this moment; seeing it twice counts it once.
+    """The failures in a row, including the one at `failed_at`. Several passes count it once.
 
-    `reading`: of reading the stage's result, which are counted apart from those of the stage.
+    Args:
+        reading: whether an attempt to read the stage's result failed. Such failures are counted separately.
     """
     if before is None or (before.stage, before.reading) != (stage, reading):
         return RetryStatus(stage=stage, failures=1, last_failure_at=failed_at, reading=reading)
@@ -57,16 +61,19 @@ def counted(
 
 
 def due_at(status: RetryStatus, uid: str) -> datetime:
-    """When the next try begins: after 1 minute, then twice as long each time, to an hour; ± 10 % by `uid`."""
+    """When the next attempt starts: after 1 minute, and each time twice as long, up to 1 hour.
+
+    The `uid` decides by how much each wait is shorter or longer, at most 10 %.
+    """
     doubled = min(status.failures - 1, 10)
-    seconds = min(FIRST_SECONDS * 2**doubled, LAST_SECONDS)
-    share = int(short_hash(uid, status.stage, str(status.failures), length=8), 16) / 0xFFFFFFFF
-    return status.last_failure_at + timedelta(seconds=round(seconds * (1 + JITTER * (2 * share - 1))))
+    seconds = min(FIRST_RETRY_SECONDS * 2**doubled, MAX_RETRY_SECONDS)
+    fraction = int(short_hash(uid, status.stage, str(status.failures), length=8), 16) / 0xFFFFFFFF
+    return status.last_failure_at + timedelta(seconds=round(seconds * (1 + JITTER * (2 * fraction - 1))))
 
 
-def waiting(result: StageResult, status: RetryStatus, due: datetime, now: datetime) -> Retry:
-    """Until `due`."""
-    times = f"failure {status.failures} in a row" if status.failures > 1 else "first failure"
-    message = f"{result.message} ({times}; next try at {due:%H:%M:%S} UTC)"
+def wait_until(due: datetime, result: StageResult, status: RetryStatus, now: datetime) -> Retry:
+    """Wait for the next attempt."""
+    failures = f"failure {status.failures} in a row" if status.failures > 1 else "first failure"
+    message = f"{result.message} ({failures}; next attempt at {due:%H:%M:%S} UTC)"
     left = max(1.0, (due - now).total_seconds())
     return Retry(result.reason, result.message, result, status, Blocked(result.reason, message, left))

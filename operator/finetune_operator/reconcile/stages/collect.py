@@ -1,4 +1,4 @@
-"""The result of a stage whose pod is gone, from the store."""
+"""Read the result of a stage from the store if its pod is gone."""
 
 from datetime import datetime
 
@@ -56,29 +56,29 @@ def _lost(request: StageRequest, why: str) -> StageFailed:
 
 
 def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Retry | StageFailed:
-    """A collect Job completed, and what it read did not arrive: try again later, a few times."""
+    """The collect Job completed, but its result did not arrive: retry a few times."""
     snapshot = draft.snapshot
-    status = backoff.counted(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
+    status = backoff.count_failure(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
     messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
-    said = next((message for message in messages if message), None)
+    text = next((message for message in messages if message), None)
     why = (
-        f"the operator cannot read it (it begins {said[:60]!r}): check that the trainer image and the"
+        f"the operator cannot read it (it begins {text[:60]!r}): check that the trainer image and the"
         " operator are at most one release apart"
-        if said
+        if text
         else "the pods that read it were removed before the operator saw how they ended: check what deletes"
         " finished pods in this namespace"
     )
-    if status.failures >= backoff.READ_ATTEMPTS:
+    if status.failures >= backoff.MAX_READ_ATTEMPTS:
         return _lost(request, f"{status.failures} attempts; {why}")
     due = backoff.due_at(status, request.run)
     if snapshot.now >= due:
         draft.remove(job)
-    left = max(1.0, (due - snapshot.now).total_seconds())
+    seconds = max(1.0, (due - snapshot.now).total_seconds())
     message = (
-        f"the result of {request.stage} is not read yet: {why} (attempt {status.failures} of"
-        f" {backoff.READ_ATTEMPTS}; next try at {due:%H:%M:%S} UTC)"
+        f"the result of {request.stage} has not arrived: {why} (attempt {status.failures} of"
+        f" {backoff.MAX_READ_ATTEMPTS}; next attempt at {due:%H:%M:%S} UTC)"
     )
-    return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, left))
+    return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, seconds))
 
 
 def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:

@@ -1,7 +1,8 @@
-"""Which pods are a Job's, and which of their messages is the result of its stage.
+"""Find the pods of a Job, and the result of its stage among their termination messages.
 
-Whoever may create pods or Jobs in a namespace may label and own them as they like. A result counts only if it
-is of the right run and stage, and repeats the nonce and the config digest of a Job that was made with them.
+Users who can create pods or Jobs in a namespace can give them any label and owner. The operator accepts a
+result only if it names the right run and stage, and repeats the nonce and the config digest of the Job if the
+Job has them.
 """
 
 from dataclasses import dataclass
@@ -19,39 +20,39 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
-"""Label that the Job controller puts on the pods that it creates."""
+"""Label that the Job controller sets on the pods that it creates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a result must be of."""
+    """What a result must repeat."""
 
     run: str
     stage: Stage
     contract: int
-    """Version of the contract that the Jobs of this object are made in: `contract_of_jobs`."""
+    """Version of the contract in which the Jobs of the object are made: `contract_of_jobs`."""
 
 
 def contract_of_jobs(recorded: int | None, *, has_begun: bool, current: int) -> int:
-    """Version of the contract that the Jobs of an object are made in, as far as it is known.
+    """Version of the contract in which the Jobs of an object are made, as far as the operator knows.
 
     Args:
-        recorded: in the object's status; earlier releases record none.
-        has_begun: whether the status says that a Job was made. Where it does not, no Job can be an earlier
-            release's.
-        current: of the trainer that a Job would get now.
+        recorded: the version in the object's status. Earlier releases did not record it.
+        has_begun: whether the status shows that the operator created a Job. If not, an earlier release
+            cannot have created one.
+        current: the version of the trainer image that a new Job gets.
     """
     return (recorded or FIRST_CONTRACT) if has_begun else current
 
 
 def pods_of(job: Manifest, snapshot: Snapshot) -> list[Manifest]:
-    """The pods that the Job's controller made for it, newest first."""
+    """The pods that the Job controller created for the Job, newest first."""
     uid = job["metadata"]["uid"]
-    pods = [pod for pod in snapshot.children[POD].values() if _is_made_for(pod, uid)]
+    pods = [pod for pod in snapshot.children[POD].values() if _is_created_for(pod, uid)]
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
 
 
-def _is_made_for(pod: Manifest, uid: str) -> bool:
+def _is_created_for(pod: Manifest, uid: str) -> bool:
     metadata = pod["metadata"]
     owners = metadata.get("ownerReferences", ())
     is_controlled = any(owner["uid"] == uid and owner.get("controller") for owner in owners)
@@ -59,13 +60,13 @@ def _is_made_for(pod: Manifest, uid: str) -> bool:
 
 
 def is_foreign(job: Manifest, expected: Expected, snapshot: Snapshot) -> bool:
-    """Whether the Job lacks what this operator gives to all Jobs of the object."""
+    """Whether the Job lacks the nonce that the operator gives to every Job of the object."""
     annotations = job["metadata"].get("annotations", {})
     return bool(snapshot.facts.nonce_key) and expected.contract >= NONCE_CONTRACT and NONCE not in annotations
 
 
 def result_of(pod: Manifest, job: Manifest, expected: Expected) -> StageResult | None:
-    """What the pod left as its termination message, if that is a result of this stage by this Job."""
+    """The pod's termination message, if it is a result of this stage and this Job."""
     message = container_state(pod).get("terminated", {}).get("message", "")
     result = StageResult.parse(message) if message else None
     if result is None or (result.run, result.stage) != (expected.run, expected.stage):
@@ -83,12 +84,12 @@ def _is_bound(result: StageResult, job: Manifest) -> bool:
 
 
 def success(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
-    """Of a Job that completed, what the pod that succeeded says; an earlier one may have failed."""
+    """The result of the pod that succeeded; earlier pods of the Job may have failed."""
     results = (result_of(pod, job, expected) for pod in pods)
     return next((result for result in results if result and result.outcome == "Succeeded"), None)
 
 
 def last_word(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
-    """What the pod says whose end decides; an earlier one may have failed for another reason."""
+    """The result of the pod whose end decides; earlier pods may have failed for another reason."""
     pod = podfailures.deciding_pod(pods)
     return None if pod is None else result_of(pod, job, expected)

@@ -1,4 +1,4 @@
-"""What a stage's Jobs and their pods say: whether they run, have ended, or are in the way."""
+"""The state of a stage's Jobs and pods: running, ended, being deleted, or created by someone else."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -17,8 +17,8 @@ from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import Reason
 
-SETTLING: Final = timedelta(seconds=10)
-"""A Job's end may be seen before its pod's last state; until then a missing result is not called lost."""
+SETTLING_TIME: Final = timedelta(seconds=10)
+"""How long a missing result does not count as lost: a Job's end can arrive before its pod's last state."""
 
 
 def has_ended(job: Manifest, how: str) -> bool:
@@ -30,12 +30,12 @@ def has_ended(job: Manifest, how: str) -> bool:
 
 
 def is_unfinished(job: Manifest) -> bool:
-    """Whether the Job may still have, or get, a running pod."""
+    """Whether the Job can still have or start a running pod."""
     return not has_ended(job, "Complete") and not has_ended(job, "Failed")
 
 
 def is_stage_running(snapshot: Snapshot) -> bool:
-    """Whether a stage's Job is under way, so that nothing needs to be created."""
+    """Whether a stage's Job is unfinished, so that the pass creates nothing."""
     return any(is_unfinished(job) and has_result(job) for job in snapshot.children[JOB].values())
 
 
@@ -45,13 +45,13 @@ def has_result(job: Manifest) -> bool:
     return row is not None and row.running is not None
 
 
-def left_behind(snapshot: Snapshot, job: str) -> list[Manifest]:
-    """Pods that still run although their Job of this name was deleted: beside them others must not."""
+def running_orphans(snapshot: Snapshot, job: str) -> list[Manifest]:
+    """Pods that still run after their Job of this name was deleted. No other pod may run next to them."""
     return [pod for pod in snapshot.orphans.get(job, ()) if not has_pod_ended(pod)]
 
 
 def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
-    """How to wait for pods that are being deleted: patiently, unless the node of one is lost."""
+    """Wait for pods that are being deleted; report a lost node, on which a pod cannot end."""
     overdue: list[float] = []
     for pod in pods:
         trouble = lostnodes.node_trouble(pod, describe_pod(stage_of(pod), pod), now)
@@ -63,7 +63,7 @@ def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: dateti
 
 
 def ended_at(job: Manifest, how: str) -> datetime:
-    """When the Job got the condition `Complete` or `Failed`, which it has."""
+    """Time at which the Job got the condition `Complete` or `Failed`, which it has."""
     return next(
         parse_time(condition["lastTransitionTime"])
         for condition in job["status"]["conditions"]
@@ -72,11 +72,11 @@ def ended_at(job: Manifest, how: str) -> datetime:
 
 
 def foreign(job: Manifest) -> Blocked:
-    """How a pass ends that found a Job of this name which the operator did not create."""
+    """How a pass ends if someone else created a Job with the name of an operator's Job."""
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     return Blocked(
         Reason.NAME_CONFLICT,
-        f"Job {name} has the name and owner of a Job of the operator, but the operator did not create it: see"
-        f" who did, and delete it: kubectl delete job {name} -n {namespace}; the operator then creates its"
-        " own",
+        f"Job {name} has the name and owner of a Job of the operator, but the operator did not create it."
+        f" Find out who created it, and delete it (kubectl delete job {name} -n {namespace}); the operator"
+        " then creates its own",
     )

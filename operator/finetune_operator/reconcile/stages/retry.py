@@ -1,4 +1,4 @@
-"""Another try of a stage that failed for now, on devices only once the store is known to answer."""
+"""Retry a failed stage. A stage that uses devices is retried only after a check of the store without them."""
 
 from dataclasses import replace
 
@@ -30,9 +30,9 @@ def retry_stage(
     """
     snapshot = draft.snapshot
     failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
-    status = backoff.counted(request.retry, request.stage, failed_at)
+    status = backoff.count_failure(request.retry, request.stage, failed_at)
     due = backoff.due_at(status, request.run)
-    retry = backoff.waiting(result, status, due, snapshot.now)
+    retry = backoff.wait_until(due, result, status, snapshot.now)
     probe = snapshot.children[JOB].get(request.names.probe) if with_probe else None
     is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     if probe is not None and is_old:
@@ -50,13 +50,13 @@ def retry_stage(
     return checking if is_old else StartNeeded("probe", checking)
 
 
-def _checking(request: StageRequest, look_again_in: float | None) -> Working:
-    message = f"checking the store without devices before {request.stage} is tried again"
-    return Working(Reason.CHECKING_STORE, message, look_again_in)
+def _checking(request: StageRequest, requeue_after: float | None) -> Working:
+    message = f"checking the store without devices before {request.stage} is retried"
+    return Working(Reason.CHECKING_STORE, message, requeue_after)
 
 
 def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request: StageRequest) -> Outcome:
-    """What the check of the store found: the stage's result, that it answers, or that it still does not."""
+    """The outcome of the check: the stage's result, a store that answers, or one that still does not."""
     snapshot, pods = draft.snapshot, pods_of(probe, draft.snapshot)
     if "deletionTimestamp" in probe["metadata"]:
         return replace(retry, halt=_checking(request, None))
@@ -73,12 +73,12 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)
     if found is not None and found.outcome == "Succeeded":
         return found
-    reads = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
-    if has_ended(probe, "Complete") or reads:
+    is_readable = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
+    if has_ended(probe, "Complete") or is_readable:
         draft.remove(job)
         draft.remove(probe)
-        waits = f"the store answers; waiting for the previous {request.stage} Job to go"
-        return replace(retry, halt=Working(Reason.QUEUED, waits))
+        message = f"the store answers; waiting for the previous {request.stage} Job to be deleted"
+        return replace(retry, halt=Working(Reason.QUEUED, message))
     failed_at = ended_at(probe, "Failed")
     if found is None:
         settling = until_settled(probe, "Failed", request, snapshot.now)
@@ -92,8 +92,8 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
         )
         if settling is not None:
             return replace(retry, halt=_checking(request, settling.requeue_after))
-    status = backoff.counted(retry.status, request.stage, failed_at)
+    status = backoff.count_failure(retry.status, request.stage, failed_at)
     due = backoff.due_at(status, request.run)
     if snapshot.now >= due:
         draft.remove(probe)
-    return backoff.waiting(found, status, due, snapshot.now)
+    return backoff.wait_until(due, found, status, snapshot.now)

@@ -1,4 +1,4 @@
-"""How a pass ends while the Job of a stage is under way."""
+"""How a pass ends while the Job of a stage is unfinished."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from finetune_operator.observe.podstatus import Trouble
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.jobresults import result_of
-from finetune_operator.reconcile.stages.jobstate import SETTLING, ended_at
+from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
@@ -19,8 +19,8 @@ from finetune_trainer.contract.outcomes import ExitCode
 
 
 def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
-    """Wait for the last state of the ended Job's pods; None once that has taken `SETTLING`."""
-    left = SETTLING - (now - ended_at(job, how))
+    """Wait for the last state of the ended Job's pods; None after `SETTLING_TIME`."""
+    left = SETTLING_TIME - (now - ended_at(job, how))
     return None if left <= timedelta() else running(request, left.total_seconds() + 1)
 
 
@@ -47,13 +47,17 @@ def running(request: StageRequest, requeue_after: float | None = None) -> Workin
 
 
 def waiting(trouble: Trouble) -> Working | Blocked:
+    """Wait for what keeps a pod from running."""
     if trouble.expected:
         return Working(trouble.reason, trouble.message, trouble.recheck_after_seconds)
     return Blocked(trouble.reason, trouble.message, None)
 
 
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
-    """A pod ended and its Job has not: that is being counted, or another follows; None: it did its part."""
+    """A pod has ended and its Job has not: its failure is being counted, or the next pod follows.
+
+    None: the pod succeeded.
+    """
     stage, code = request.stage, container_state(pod).get("terminated", {}).get("exitCode")
     failed, attempts = job.get("status", {}).get("failed", 0), job["spec"]["backoffLimit"] + 1
     if code == ExitCode.OK:
@@ -65,16 +69,16 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
         lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
-        return Working(Reason.QUEUED, f"{describe_pod(stage, pod)} {how}{saved}; the next one follows")
+        return Working(Reason.QUEUED, f"{describe_pod(stage, pod)} {how}{saved}; the next pod follows")
     trouble = result_of(pod, job, request.expected) or podfailures.failure(job, (pod,))
     if nodes_of(job) > 1:
         return Working(
             Reason.QUEUED,
-            f"{stage} failed with {trouble.reason} and is tried again (pod failure {max(1, failed)} of"
+            f"{stage} failed with {trouble.reason} and is retried (pod failure {max(1, failed)} of"
             f" {attempts}): {trouble.message}",
         )
     return Working(
         Reason.QUEUED,
-        f"attempt {max(1, failed)} of {attempts} at {stage} failed with {trouble.reason} and is tried again:"
+        f"attempt {max(1, failed)} of {attempts} at {stage} failed with {trouble.reason} and is retried:"
         f" {trouble.message}",
     )
