@@ -50,8 +50,7 @@ def test_what_is_said_is_what_failed_and_not_who_noticed(failing: int, newer: in
     reason, message = state(cluster)
     assert reason == "Queued"
     assert message.startswith(
-        "train failed with OutOfMemory and is retried (pod failure 1 of 4):"
-        f" train pod {failing} was killed"
+        f"train failed with OutOfMemory and is retried (pod failure 1 of 4): train pod {failing} was killed"
     )
     cluster.end_job("train", "Failed", "BackoffLimitExceeded")
     assert state(cluster, "Stalled")[0] == "OutOfMemory"

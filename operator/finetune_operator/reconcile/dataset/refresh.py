@@ -132,5 +132,5 @@ def _without_rejection(dataset: Dataset) -> dict[str, Any] | None:
     refreshed = conditions.find(dataset.status.conditions, ConditionType.REFRESHED)
     if refreshed is None or refreshed.status == "True" or refreshed.reason not in REFUSED:
         return None
-    left = conditions.without(dataset.status.conditions, ConditionType.REFRESHED)
-    return conditions.status_manifest(dataset.status.model_copy(update={"conditions": left}))
+    others = conditions.without(dataset.status.conditions, ConditionType.REFRESHED)
+    return conditions.status_manifest(dataset.status.model_copy(update={"conditions": others}))

@@ -29,11 +29,11 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     if store is None or is_simple or _is_without_claim(store, snapshot):
         return delete_with(job, records(job, snapshot), snapshot)
     draft = Draft(snapshot)
-    left = _time_left(job, snapshot)
-    halt = _stop(draft) or remove(draft, _removal(job, store)) if left > timedelta() else None
+    remaining = _remaining_time(job, snapshot)
+    halt = _stop(draft) or remove(draft, _removal(job, store)) if remaining > timedelta() else None
     delete_records(draft, records(job, snapshot))
     if halt is None:
-        if left <= timedelta():
+        if remaining <= timedelta():
             draft.event(
                 EventReason.CONTENT_KEPT,
                 f"{_folder(job, store)} stays in the store: the operator could not remove it within"
@@ -43,8 +43,8 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
         return draft.plan(None, metadata=without_finalizer(job))
     result = finish_pass(job, job.status, halt, snapshot.now)
     draft.events += result.events
-    left_seconds = left.total_seconds()
-    return draft.plan(result.manifest, min(result.requeue_after or left_seconds, left_seconds))
+    seconds = remaining.total_seconds()
+    return draft.plan(result.manifest, min(result.requeue_after or seconds, seconds))
 
 
 def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
@@ -53,7 +53,7 @@ def _is_without_claim(store: str, snapshot: Snapshot) -> bool:
     return claim is not None and snapshot.is_missing(CLAIM, claim)
 
 
-def _time_left(job: FineTuneJob, snapshot: Snapshot) -> timedelta:
+def _remaining_time(job: FineTuneJob, snapshot: Snapshot) -> timedelta:
     return (job.metadata.deletion_timestamp or snapshot.now) + REMOVAL_TIMEOUT - snapshot.now
 
 

@@ -1,4 +1,4 @@
-"""Progress and times of a run's stages, as far as its pods have come."""
+"""Progress and times of a run's stages, from the reports and the timestamps of its pods."""
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import PROFILE, stage_job_name

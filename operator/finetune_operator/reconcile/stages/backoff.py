@@ -75,5 +75,5 @@ def wait_until(due: datetime, result: StageResult, status: RetryStatus, now: dat
     """Wait for the next attempt."""
     failures = f"failure {status.failures} in a row" if status.failures > 1 else "first failure"
     message = f"{result.message} ({failures}; next attempt at {due:%H:%M:%S} UTC)"
-    left = max(1.0, (due - now).total_seconds())
-    return Retry(result.reason, result.message, result, status, Blocked(result.reason, message, left))
+    seconds = max(1.0, (due - now).total_seconds())
+    return Retry(result.reason, result.message, result, status, Blocked(result.reason, message, seconds))

@@ -57,8 +57,8 @@ def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: dateti
         trouble = lostnodes.node_trouble(pod, describe_pod(stage_of(pod), pod), now)
         if trouble is not None:
             return Blocked(trouble.reason, trouble.message, None)
-        left = lostnodes.until_overdue(pod, now)
-        overdue += [left] if left is not None else []
+        seconds = lostnodes.until_overdue(pod, now)
+        overdue += [seconds] if seconds is not None else []
     return Working(reason, message, min(overdue, default=None))
 
 

@@ -20,8 +20,8 @@ from finetune_trainer.contract.outcomes import ExitCode
 
 def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
     """Wait for the last state of the ended Job's pods; None after `SETTLING_TIME`."""
-    left = SETTLING_TIME - (now - ended_at(job, how))
-    return None if left <= timedelta() else running(request, left.total_seconds() + 1)
+    remaining = SETTLING_TIME - (now - ended_at(job, how))
+    return None if remaining <= timedelta() else running(request, remaining.total_seconds() + 1)
 
 
 def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime) -> Working | Blocked:
