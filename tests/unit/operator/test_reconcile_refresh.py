@@ -1,4 +1,4 @@
-"""Datasets whose source is looked at again: when, how often, and what comes of it."""
+"""Datasets whose source is checked again: when, how often, and with which outcome."""
 
 from datetime import timedelta
 from typing import Any
@@ -31,14 +31,14 @@ from tests.unit.operator.runobjects import (
 )
 
 INTERVAL = 7200
-"""Longer than an hour, so that the Jobs of one look are gone before the next."""
+"""Longer than an hour, so that the Jobs of one check are gone before the next."""
 LATEST = f"latest {VERSION}"
 NEWER = digest("e")
 NEWER_VERSION = dataset_version_name(DATASET, NEWER)
 
 
 def ready(*objects: Manifest, version: str | None = "etag-1", **spec: Any) -> MemoryCluster:
-    """A Dataset that has been prepared and is to be looked at every two hours."""
+    """A Dataset that has been prepared and is checked every two hours."""
     cluster = MemoryCluster(
         *prerequisites(), *objects, dataset(refresh={"intervalSeconds": INTERVAL}, **spec)
     )
@@ -53,7 +53,7 @@ def status(cluster: MemoryCluster) -> DatasetStatus:
 
 
 def until_due(cluster: MemoryCluster) -> None:
-    """Let time pass until the next look is due, and settle."""
+    """Let time pass until the next check is due, and settle."""
     refresh = status(cluster).refresh
     assert refresh is not None
     assert refresh.next_check_at is not None
@@ -104,7 +104,7 @@ def said(cluster: MemoryCluster, reason: str) -> list[str]:
     return [event.message for event in cluster.events if event.reason == reason]
 
 
-def test_the_source_is_looked_at_when_it_is_due_and_not_before() -> None:
+def test_the_source_is_checked_when_it_is_due_and_not_before() -> None:
     cluster = ready()
     first = status(cluster).refresh
     assert first is not None
@@ -122,7 +122,7 @@ def test_the_source_is_looked_at_when_it_is_due_and_not_before() -> None:
     before = cluster.writes
     cluster.now += timedelta(hours=9)
     cluster.settle()
-    assert cluster.writes == before, "one Job a look, however long it takes"
+    assert cluster.writes == before, "one Job per check, however long it takes"
 
 
 def test_a_settled_dataset_wakes_for_whatever_comes_first() -> None:
@@ -137,7 +137,7 @@ def test_a_settled_dataset_wakes_for_whatever_comes_first() -> None:
     assert cluster.plan("Dataset", DATASET).requeue_after == left
 
 
-def test_looks_that_fell_due_while_no_operator_ran_do_not_all_begin_at_once() -> None:
+def test_checks_that_became_due_while_no_operator_ran_do_not_all_start_at_once() -> None:
     began: dict[int, float] = {}
     for number in range(30):
         cluster = ready()
@@ -153,14 +153,14 @@ def test_looks_that_fell_due_while_no_operator_ran_do_not_all_begin_at_once() ->
             assert plan.requeue_after is not None
             cluster.now += timedelta(seconds=plan.requeue_after)
         else:
-            raise AssertionError("no look has begun")
+            raise AssertionError("no check has started")
         began[number] = (cluster.now - back).total_seconds()
     assert max(began.values()) <= 600
     minutes = [began[number] // 60 for number in began]
     assert max(minutes.count(minute) for minute in set(minutes)) <= 10
 
 
-def test_a_look_that_somebody_asks_for_is_never_put_off() -> None:
+def test_a_check_that_a_user_requests_is_never_delayed() -> None:
     cluster = ready()
     refresh = status(cluster).refresh
     assert refresh is not None
@@ -171,7 +171,7 @@ def test_a_look_that_somebody_asks_for_is_never_put_off() -> None:
     assert cluster.has_stage_job("prepare")
 
 
-def test_looks_are_spread_by_a_tenth_of_the_interval_and_the_same_for_the_same_look() -> None:
+def test_checks_are_spread_by_a_tenth_of_the_interval_and_equal_for_the_same_check() -> None:
     spread = []
     for number in range(300):
         manifest = dataset(refresh={"intervalSeconds": 10_000})
@@ -236,7 +236,7 @@ def test_what_is_new_in_the_source_becomes_one_version_and_the_dataset_is_ready_
     assert cluster.config("prepare").previous == NEWER
 
 
-def test_a_run_takes_the_newest_version_also_while_the_source_is_looked_at() -> None:
+def test_a_run_takes_the_newest_version_also_while_the_source_is_checked() -> None:
     cluster = ready()
     until_due(cluster)
     cluster.add(finetunejob())
@@ -265,11 +265,11 @@ def test_a_source_that_goes_back_makes_the_older_version_the_latest_again() -> N
 def test_a_server_that_tells_no_versions_is_read_each_time_and_equal_rows_are_nothing_new() -> None:
     cluster = ready(version=None)
     warned = {"warning_count": 1, "warnings": ("line 3: e-mail address",)}
-    for look in (2, 3):
+    for number in (2, 3):
         until_due(cluster)
         assert cluster.config("prepare").unless_version is None
         changed(cluster, dataset=ROWS, source_version=None, **warned)
-        assert checks(cluster) == look
+        assert checks(cluster) == number
     assert list(cluster.of("DatasetVersion")) == [VERSION]
     assert len(said(cluster, "DatasetVersionCreated")) == 1
     assert said(cluster, "DataProblems") == [], "it is no new version"
@@ -293,7 +293,7 @@ def test_broken_rows_in_the_source_leave_the_latest_version_in_use_and_are_named
     assert checks(cluster) == 2
     cluster.now += timedelta(seconds=300)
     cluster.settle()
-    assert run_of(cluster) == f"{DATASET_UID}-1-1", "the next look waits for its time"
+    assert run_of(cluster) == f"{DATASET_UID}-1-1", "the next check waits until it is due"
 
 
 def test_rows_that_were_refused_are_read_again_and_the_status_tells_the_sources_state() -> None:
@@ -311,7 +311,7 @@ def test_rows_that_were_refused_are_read_again_and_the_status_tells_the_sources_
     assert cluster.config("prepare").unless_version == "etag-3"
 
 
-def test_a_failing_look_is_said_once_for_each_reason() -> None:
+def test_a_failing_check_is_reported_once_for_each_reason() -> None:
     cluster = ready()
     for number in range(3):
         until_due(cluster)
@@ -328,7 +328,7 @@ def test_a_failing_look_is_said_once_for_each_reason() -> None:
 
 
 @pytest.mark.parametrize("reason", ["SourceNotFound", "SourceUnavailable", "StoreUnavailable"])
-def test_a_source_or_store_that_is_away_is_looked_for_again_by_the_interval(reason: str) -> None:
+def test_a_source_or_store_that_is_unavailable_is_checked_again_after_the_interval(reason: str) -> None:
     cluster = ready()
     until_due(cluster)
     ended = cluster.now
@@ -370,7 +370,7 @@ def test_a_result_that_names_nothing_is_no_new_version() -> None:
     assert status(cluster).latest_version == VERSION
 
 
-def test_what_a_look_needs_and_is_missing_is_said_and_the_look_follows_when_it_is_there() -> None:
+def test_a_missing_prerequisite_is_reported_and_the_check_follows_when_it_exists() -> None:
     cluster = ready()
     gone = cluster.objects.pop(("PersistentVolumeClaim", "artifacts"))
     until_due(cluster)
@@ -402,7 +402,7 @@ def test_a_result_whose_pod_is_gone_is_read_from_the_store() -> None:
     assert status(cluster).latest_version == NEWER_VERSION
 
 
-def test_an_annotation_asks_for_one_look_at_once() -> None:
+def test_an_annotation_requests_one_check_now() -> None:
     cluster = ready()
     cluster.now += timedelta(hours=1)
     cluster.settle()
@@ -421,7 +421,7 @@ def test_an_annotation_asks_for_one_look_at_once() -> None:
     assert run_of(cluster) == f"{DATASET_UID}-1-2"
 
 
-def test_a_dataset_without_refresh_is_looked_at_when_somebody_asks() -> None:
+def test_a_dataset_without_refresh_is_checked_on_request() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset())
     cluster.settle()
     cluster.succeed("prepare", prepared(source_version="etag-1"))
@@ -439,7 +439,7 @@ def test_a_dataset_without_refresh_is_looked_at_when_somebody_asks() -> None:
     assert refresh.next_check_at is None
 
 
-def test_who_asks_while_the_source_is_being_read_gets_a_look_of_their_own() -> None:
+def test_a_request_while_the_source_is_being_read_gets_its_own_check() -> None:
     cluster = ready()
     until_due(cluster)
     cluster.annotate("Dataset", DATASET, refresh_requested="after my upload")
@@ -496,7 +496,7 @@ def test_a_dataset_that_failed_is_prepared_again_when_somebody_asks() -> None:
     assert checks(cluster) == 3
 
 
-def test_a_spec_that_cannot_work_is_not_looked_at_in_circles_when_somebody_asks() -> None:
+def test_an_invalid_spec_is_not_checked_in_circles_on_request() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset(source={"uri": "pvc://rows/*/a.jsonl"}))
     cluster.annotate("Dataset", DATASET, refresh_requested="now")
     cluster.settle()
@@ -506,7 +506,7 @@ def test_a_spec_that_cannot_work_is_not_looked_at_in_circles_when_somebody_asks(
     assert cluster.writes == before
 
 
-def test_another_spec_is_prepared_anew_and_what_was_known_of_looks_before_is_forgotten() -> None:
+def test_another_spec_is_prepared_anew_and_earlier_checks_are_forgotten() -> None:
     cluster = ready()
     until_due(cluster)
     bad_rows(cluster)
@@ -524,17 +524,17 @@ def test_another_spec_is_prepared_anew_and_what_was_known_of_looks_before_is_for
     assert run_of(cluster) == f"{DATASET_UID}-2-1"
 
 
-def test_a_spec_changed_during_a_look_ends_that_look() -> None:
+def test_a_spec_changed_during_a_check_ends_that_check() -> None:
     cluster = ready()
     until_due(cluster)
-    look = cluster.stage_job("prepare")["metadata"]["name"]
+    name = cluster.stage_job("prepare")["metadata"]["name"]
     cluster.change("Dataset", DATASET, split={"seed": 7})
     cluster.settle()
-    assert cluster.stage_job("prepare")["metadata"]["name"] != look
-    assert look not in cluster.of("Job")
+    assert cluster.stage_job("prepare")["metadata"]["name"] != name
+    assert name not in cluster.of("Job")
 
 
-def test_the_jobs_of_the_last_look_stay_for_an_hour_and_no_longer_than_until_the_next_has_ended() -> None:
+def test_the_jobs_of_the_last_check_stay_for_an_hour_and_no_longer_than_until_the_next_has_ended() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": 900}))
     cluster.settle()
     cluster.succeed("prepare", prepared(source_version="etag-1"))
@@ -556,7 +556,7 @@ def test_the_jobs_of_the_last_look_stay_for_an_hour_and_no_longer_than_until_the
     assert len(set(seen)) == 4
 
 
-def test_a_look_that_ended_while_the_operator_was_down_is_read_before_it_is_cleared_away() -> None:
+def test_a_check_that_ended_while_the_operator_was_down_is_read_before_it_is_cleared_away() -> None:
     cluster = ready()
     until_due(cluster)
     run = run_of(cluster)
@@ -566,7 +566,7 @@ def test_a_look_that_ended_while_the_operator_was_down_is_read_before_it_is_clea
     assert NEWER_VERSION in cluster.of("DatasetVersion")
 
 
-def test_a_look_whose_job_somebody_deleted_is_made_again() -> None:
+def test_a_check_whose_job_was_deleted_starts_again() -> None:
     cluster = ready()
     until_due(cluster)
     cluster.remove("Job", cluster.stage_job("prepare")["metadata"]["name"])
@@ -574,7 +574,7 @@ def test_a_look_whose_job_somebody_deleted_is_made_again() -> None:
     assert run_of(cluster) == f"{DATASET_UID}-1-1"
 
 
-def test_the_look_after_the_latest_version_was_deleted_makes_it_again() -> None:
+def test_the_check_after_the_latest_version_was_deleted_makes_it_again() -> None:
     cluster = ready()
     cluster.remove("DatasetVersion", VERSION)
     until_due(cluster)
@@ -584,7 +584,7 @@ def test_the_look_after_the_latest_version_was_deleted_makes_it_again() -> None:
     assert VERSION in cluster.of("DatasetVersion")
 
 
-def test_a_look_at_what_an_earlier_release_prepared_does_not_take_the_first_jobs_name() -> None:
+def test_a_check_of_what_an_earlier_release_prepared_does_not_take_the_first_jobs_name() -> None:
     for state, reason in (("Ready", "Succeeded"), ("Stalled", "InvalidData")):
         cluster = MemoryCluster(*prerequisites(), dataset())
         condition = {
@@ -603,7 +603,7 @@ def test_a_look_at_what_an_earlier_release_prepared_does_not_take_the_first_jobs
         assert checks(cluster) == 2
 
 
-def test_names_of_looks_stay_within_what_a_job_may_have() -> None:
+def test_names_of_checks_stay_within_the_limit_of_a_jobs_name() -> None:
     manifest = dataset(refresh={"intervalSeconds": 900})
     manifest["metadata"]["name"] = "d" * 40
     cluster = MemoryCluster(*prerequisites(), manifest)
@@ -616,7 +616,7 @@ def test_names_of_looks_stay_within_what_a_job_may_have() -> None:
     assert max(len(name) for name in cluster.of("Job")) == 63
 
 
-def test_a_look_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
+def test_a_check_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
     cluster = ready()
     cluster.now += timedelta(hours=1)
     cluster.settle()

@@ -1,4 +1,4 @@
-"""A stage whose store or credentials fail is tried again ever later, and on devices only when they work."""
+"""A stage whose store or credentials fail is retried after growing waits, with devices once they work."""
 
 from datetime import datetime, timedelta
 
@@ -29,7 +29,7 @@ def break_store(cluster: MemoryCluster, stage: Stage) -> None:
 
 
 def wait(cluster: MemoryCluster) -> float:
-    """Let time pass until the run is looked at again; seconds."""
+    """Let time pass until the next pass over the run is due; seconds."""
     seconds = cluster.plan("FineTuneJob", JOB).requeue_after
     assert seconds is not None
     cluster.now += timedelta(seconds=seconds)
