@@ -8,8 +8,11 @@ import pytest
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.records.users import readers_of
 from finetune_operator.reconcile.scheduling.relations import related
+from finetune_operator.reconcile.steps import Blocked
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import StageResult
@@ -85,6 +88,23 @@ def test_the_checkpoint_and_its_base_model_are_frozen_and_reach_preflight() -> N
     assert config.parent == parent
     assert (config.base_model_uri, config.base_model_digest) == ("pvc://models/gemma", BASE)
     assert config.base_model_path is None
+
+
+def test_a_pass_resolves_the_prerequisites_once_although_four_steps_use_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = ended()
+    cluster.add(next_run())
+    calls = []
+
+    def counted(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
+        calls.append(job.name)
+        return resolve(job, snapshot)
+
+    monkeypatch.setattr("finetune_operator.reconcile.finetunejob.run.resolve", counted)
+    plan = cluster.plan("FineTuneJob", NEXT)
+    assert [create.manifest["kind"] for create in plan.create] == ["Job"]
+    assert calls == [NEXT]
 
 
 def test_the_claim_that_the_base_model_came_from_is_not_needed_any_more() -> None:
