@@ -10,6 +10,7 @@ from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import StageResources
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.stagetable import STAGES, Queue
+from finetune_operator.status.reasons import UNDER_WAY
 from finetune_trainer.contract.vocabulary import Stage
 
 WITH_RESULTS = [name for name, row in STAGES.items() if row.running is not None]
@@ -46,3 +47,7 @@ def test_devices_of_a_pod_follow_from_the_row() -> None:
         "train": 4,
         "evaluate": 1,
     }
+
+
+def test_a_running_stage_needs_no_one_to_act() -> None:
+    assert {row.running for row in STAGES.values() if row.running is not None} <= UNDER_WAY
