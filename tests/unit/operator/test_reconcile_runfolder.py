@@ -82,7 +82,8 @@ def test_a_folder_that_cannot_be_removed_holds_the_run_for_a_day_and_no_longer()
     cluster.now += timedelta(hours=24)
     cluster.reconcile("FineTuneJob", JOB)
     assert not is_there(cluster)
-    assert any(f"{FOLDER} stays in the store: the operator could not remove it" in event.message for event in cluster.events)
+    kept = f"{FOLDER} stays in the store: the operator could not remove it"
+    assert any(kept in event.message for event in cluster.events)
 
 
 def test_a_run_with_retain_leaves_its_folder() -> None:
