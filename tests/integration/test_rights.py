@@ -332,7 +332,7 @@ def test_a_namespace_that_may_not_be_listed_is_left_alone_until_it_may_and_holds
         (rows,) = api.list("Dataset", namespace)
         assert rows["status"] == {"observedGeneration": -1}
         assert not api.list("Job", namespace)
-        assert f"so nothing is done in namespace {namespace}" in half_blind.log
+        assert f"so it does nothing in namespace {namespace}" in half_blind.log
         grants.give_back("half-blind", NAMESPACES, namespace)
     for namespace in blind:
         eventually(
