@@ -140,5 +140,5 @@ def test_a_destination_that_cannot_be_written_is_the_pods_own_trouble(store: Sto
 
 
 def test_a_folder_outside_the_destination_is_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(StageFailure, match=r"items\.folder: '\.\./x' is no plain folder name"):
+    with pytest.raises(StageFailure, match=r"items\.folder: '\.\./x' is not a plain folder name"):
         fetch(config(tmp_path, **{"../x": publish(store, weights="base")}))

@@ -74,8 +74,8 @@ def test_a_full_model_takes_the_place_of_the_base(root: Path, own: Path) -> None
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ([("base", "Adapter")], "'base' is the base model's own name"),
-        ([("a", "Adapter"), ("a", "Adapter")], "'a' is given twice"),
+        ([("base", "Adapter")], "'base' is the name of the base model"),
+        ([("a", "Adapter"), ("a", "Adapter")], "'a' occurs twice"),
         ([("a", "Full"), ("b", "Adapter")], "serve it alone"),
     ],
 )

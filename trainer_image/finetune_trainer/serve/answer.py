@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """Takes the engine's events to the event loop; to be closed when nobody reads them any more."""
+    """Forwards the engine's events to the event loop. The reader must close it."""
 
     def __init__(
         self, engine: "Engine", model: str, prompt: list[int], sampling: Sampling, measurement: Measurement
     ) -> None:
-        """Queue the request; raises RequestError (429) when too many wait."""
+        """Queue the request. Raises RequestError (429) if the queue is full."""
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -41,21 +41,21 @@ class Answer:
         if not engine.submit(self._generation):
             raise RequestError(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                "Too many requests wait already: try again in a moment, or serve more replicas.",
+                "The queue is full: try again in a moment, or serve more replicas.",
                 code=RATE_LIMIT_EXCEEDED,
                 headers={"Retry-After": "1"},
             )
         measurement.prompt(self.prompt_tokens)
 
     async def events(self) -> AsyncIterator[Token | GenerationFinished]:
-        """A Token each until GenerationFinished; raises RequestError (500) when the engine fails."""
+        """Yield Tokens, then GenerationFinished. Raises RequestError (500) if the engine fails."""
         while True:
             event = await self._events.get()
             if isinstance(event, GenerationFailed):
                 self._measurement.failed = True
                 raise RequestError(
                     HTTPStatus.INTERNAL_SERVER_ERROR,
-                    "The model failed on this request; the server's log has the cause.",
+                    "The model failed on this request: see the server's log for the cause.",
                 )
             self._measurement.token()
             yield event
@@ -63,7 +63,7 @@ class Answer:
                 return
 
     async def complete(self) -> tuple[str, GenerationFinished]:
-        """The whole text and how it ended."""
+        """Return the whole text and the final event."""
         texts = []
         async for event in self.events():
             texts.append(event.text)
@@ -72,5 +72,5 @@ class Answer:
         raise AssertionError("events end with GenerationFinished")
 
     def close(self) -> None:
-        """Free the place in the engine."""
+        """Release the slot in the engine."""
         self._engine.cancel(self._generation)

@@ -1,9 +1,9 @@
-"""API keys: who may use the models.
+"""Authentication of clients by API key.
 
-Each file of a folder holds one key; its name is for people. The folder is a Secret's mount, which the kubelet
-renews when the Secret changes, so keys are rotated without a restart: add the new one, move the clients,
-remove the old one. Keys are compared in constant time and never logged. Without a readable key every request
-is refused: a mistake in the Secret must not open the endpoint.
+The folder is a mounted Secret with one key per file; file names have no meaning. The kubelet updates the
+mount when the Secret changes, so keys are rotated without a restart: add the new key, move the clients,
+remove the old key. Keys are compared in constant time and never logged. Without a readable key the server
+refuses every request: a mistake in the Secret must not open the endpoint.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from finetune_trainer.serve.errors import RequestError
 INVALID_API_KEY: Final = "invalid_api_key"
 
 _OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
-"""For the kubelet and Prometheus, which have no key; nothing that a tenant sent is in their answers."""
+"""Paths for the kubelet and Prometheus, which have no key. Their responses contain no tenant's data."""
 _REFRESH_SECONDS: Final = 5.0
-"""How old the keys in memory may be."""
+"""Max age of the keys in memory."""
 _MAX_KEY_BYTES: Final = 4096
 _MAX_KEYS: Final = 1000
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """The keys in a folder, read again every few seconds."""
+    """The keys in a folder, re-read every few seconds."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
@@ -43,55 +43,55 @@ class ApiKeys:
         self._read_at: float | None = None
 
     def admit(self, authorization: str) -> bool:
-        """Whether an Authorization header has one of the keys.
+        """Return whether an Authorization header contains one of the keys.
 
-        Digests of one length are compared, and all of them, so that the time tells nothing about any key.
+        Compares digests of equal length, and all of them, so that the duration reveals nothing about a key.
         """
-        scheme, _, given = authorization.partition(" ")
-        digest = _digest(given.strip().encode("latin-1"))
+        scheme, _, key = authorization.partition(" ")
+        digest = _digest(key.strip().encode("latin-1"))
         found = False
-        for known in self._current():
-            found |= hmac.compare_digest(known, digest)
+        for valid in self._current():
+            found |= hmac.compare_digest(valid, digest)
         return found and scheme.lower() == "bearer"
 
     def _current(self) -> tuple[bytes, ...]:
         now = self._clock()
         if self._read_at is None or now - self._read_at >= _REFRESH_SECONDS:
             self._read_at = now
-            self._renew()
+            self._refresh()
         return self._digests
 
-    def _renew(self) -> None:
+    def _refresh(self) -> None:
         digests = tuple(_digest(key) for key in self._read())
         if digests != self._digests:
             logger.info("%d API keys are valid", len(digests))
         elif not digests:
-            logger.error("there is no API key in %s, so every request is refused", self._folder)
+            logger.error("no API key in %s: every request is refused", self._folder)
         self._digests = digests
 
     def _read(self) -> list[bytes]:
         try:
-            # A mount has the folder ..data, which the visible names are links into.
+            # In a mount, the visible names are links into the folder ..data.
             names = sorted(each for each in self._folder.iterdir() if not each.name.startswith("."))
             keys = [
                 each.read_bytes()[:_MAX_KEY_BYTES].strip() for each in names[:_MAX_KEYS] if each.is_file()
             ]
         except OSError as error:
-            # The kubelet may be renewing the mount: the next look is in a few seconds.
-            logger.warning("the API keys in %s cannot be read: %s", self._folder, error.strerror)
+            # The kubelet may be updating the mount; the next read follows in a few seconds.
+            logger.warning("cannot read the API keys in %s: %s", self._folder, error.strerror)
             return []
         return [key for key in keys if key]
 
 
 class RequireKey:
-    """ASGI middleware: answers 401 in the OpenAI API's shape to requests without a valid key."""
+    """ASGI middleware that rejects requests without a valid key with 401, in the OpenAI API's shape."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection's request."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
             await self._app(scope, receive, send)
             return
@@ -100,7 +100,7 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         message = (
-            "This API key is not valid for this endpoint: ask whoever runs it for one."
+            "This API key is not valid for this endpoint: ask the owner of the endpoint for a key."
             if authorization
             else "This endpoint needs an API key: send it as the header `Authorization: Bearer KEY`."
         )

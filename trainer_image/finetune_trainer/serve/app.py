@@ -1,6 +1,6 @@
-"""The Transformers engine's process: an OpenAI-compatible server over one base model and its adapters.
+"""The process of the Transformers engine: an OpenAI-compatible server for one base model and its adapters.
 
-What is served: `names`. How answers are made: `engine`. How the process stops: `drain`.
+`names` lists the served models, `engine` generates answers, and `drain` stops the process.
 """
 
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from finetune_trainer.serve.servingmetrics import MeasureRequests
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until a signal ends it. Raises StageFailure: a model cannot be loaded, or the port is taken."""
+    """Serve until a signal arrives. Raises StageFailure if a model cannot be loaded or the port is in use."""
     service = Service(config)
     server = DrainingServer(
         application(service), service.drain, lambda: service.broken, lambda: service.loading
@@ -30,7 +30,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def application(service: Service) -> ASGIApp:
-    """The ASGI application; loads the models when it starts."""
+    """Build the ASGI application, which loads the models at startup."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -38,10 +38,10 @@ def application(service: Service) -> ASGIApp:
         yield
         await service.close()
 
-    # No documentation routes: the API is OpenAI's, and whoever reaches the port should find nothing else.
+    # No documentation routes: the server offers the OpenAI API and nothing else.
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     errors.install(app)
     app.include_router(routes(service))
-    # Outside of the framework, so that its own answers pass through them too.
+    # Outside of the framework, so that the framework's own responses pass through the middleware too.
     guarded = app if service.keys is None else RequireKey(app, service.keys)
     return CloseConnections(MeasureRequests(guarded, service.metrics), service.drain)

@@ -1,8 +1,8 @@
-"""The tensors of the running requests: one forward pass gives each of them a token.
+"""Tensors of the running requests. One forward pass computes one token for each of them.
 
-Rows are padded on the left, so that all of them end in the same column: column `width - 1` holds the newest
-token of every row. Requests join and leave between passes. Padding is masked, and position ids count real
-tokens only, so a row's logits do not depend on its neighbours (up to rounding).
+Rows are left-padded, so that all of them end in the same column: column `width - 1` holds the newest token of
+every row. Requests join and leave between passes. Padding is masked, and position ids count real tokens only,
+so a row's logits do not depend on the other rows (up to rounding).
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ BASE_ADAPTER = "__base__"
 
 
 class GenerationBatch:
-    """Rows that are generated together, in the order in which they joined."""
+    """Rows generated together, in the order in which they joined."""
 
     def __init__(self, model: torch.nn.Module, *, mixed: bool) -> None:
-        """`mixed`: the model is a PEFT model that takes one adapter name a row."""
+        """`mixed`: the model is a PEFT model that takes one adapter name per row."""
         self._model = model
         self._mixed = mixed
         self._device = next(model.parameters()).device
@@ -31,14 +31,14 @@ class GenerationBatch:
         return len(self._adapters)
 
     def join(self, prompts: Sequence[Sequence[int]], adapters: Sequence[str]) -> torch.Tensor:
-        """Append rows and read their prompts; returns their logits, shape (new rows, vocabulary)."""
+        """Append rows and prefill their prompts. Returns logits of shape (new rows, vocabulary)."""
         width = max(len(prompt) for prompt in prompts)
         padding = [width - len(prompt) for prompt in prompts]
-        # Any id does for padding: the mask hides it.
+        # Any id works as padding: the mask hides it.
         ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=self._device)
-        # Without a config every layer keeps all its keys, also those with a sliding window: the mask does
-        # the windowing, and rows of different lengths can be put side by side.
+        # Without a config, layers with a sliding window keep all their keys too. The mask applies the window,
+        # so that rows of different lengths can share a batch.
         cache = DynamicCache()
         logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache, adapters)
         if self._adapters:
@@ -49,14 +49,14 @@ class GenerationBatch:
         return logits
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Read the newest token of each row; returns the logits after it, shape (rows, vocabulary)."""
+        """Run a pass over the newest token of each row. Returns logits of shape (rows, vocabulary)."""
         self._mask = F.pad(self._mask, (0, 1), value=1)
         positions = self._mask.sum(-1, keepdim=True) - 1
         ids = torch.tensor(tokens).unsqueeze(-1)
         return self._forward(ids, self._mask, positions, self._cache, self._adapters)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, and the columns that then hold nothing but padding."""
+        """Keep only these rows, and drop columns that then contain only padding."""
         if len(rows) == len(self._adapters):
             return
         if not rows:
@@ -120,7 +120,7 @@ def _pad_columns(mask: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _states(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of each layer, shape (rows, heads, columns, head size)."""
+    """Return keys and values of each layer, of shape (rows, heads, columns, head size)."""
     return [(keys, values) for keys, values, _ in cache]
 
 

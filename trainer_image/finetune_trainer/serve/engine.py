@@ -1,7 +1,7 @@
-"""The model thread: admits waiting requests into the batch and gives every running one a token a pass.
+"""The model thread: continuous batching, with one token per running request per pass.
 
-A request joins at the next pass where there is a place and leaves when it is complete, so that a long answer
-never holds up short ones. Rows of different adapters share one pass.
+A request joins at the next pass with a free slot and leaves when it is complete, so that long answers do not
+delay short ones. Rows of different adapters share one pass.
 """
 
 import logging
@@ -18,7 +18,7 @@ from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.sequence import Sequence
 
 _MAX_PREFILL_TOKENS: Final = 1024
-"""Prompts read in one pass, padding included: bounds how long the running answers pause for new ones."""
+"""Max prompt tokens per prefill pass, padding included. Bounds the pause of running requests."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._pass_began: float | None = None
-        # A daemon, so that an error elsewhere ends the process all the same.
+        # A daemon, so that an error in another thread still ends the process.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Begin to generate."""
+        """Start the model thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the model thread after its current pass; what still runs or waits, or comes later, fails."""
+        """Stop the model thread after its current pass. Running, waiting and later requests fail."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -52,27 +52,27 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the model thread works."""
+        """Whether the model thread is alive."""
         return self._thread.is_alive()
 
     @property
     def pass_seconds(self) -> float:
-        """Seconds that the pass under way has taken; 0 between passes."""
+        """Duration of the current pass so far; 0 between passes."""
         began = self._pass_began
         return 0.0 if began is None else time.monotonic() - began
 
     @property
     def waiting(self) -> int:
-        """Requests that have no place in the batch yet."""
+        """Number of requests that wait for a slot in the batch."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Requests in the batch."""
+        """Number of requests in the batch."""
         return len(self._running)
 
     def submit(self, generation: Generation) -> bool:
-        """Queue a request; False when so many wait already that it is refused."""
+        """Queue a request. Returns False if the queue is full."""
         with self._changed:
             if self._stopping:
                 generation.send(GenerationFailed())
@@ -84,7 +84,7 @@ class Engine:
             return True
 
     def cancel(self, generation: Generation) -> None:
-        """Free the request's place, since nobody waits for its answer; harmless when it is complete."""
+        """Drop a request whose client has left. Has no effect on a complete request."""
         with self._changed:
             generation.cancelled = True
             if generation in self._waiting:
@@ -103,9 +103,9 @@ class Engine:
         finally:
             with self._changed:
                 self._stopping = True
-                left = [*(row.generation for row in self._running), *self._waiting]
+                unfinished = [*(row.generation for row in self._running), *self._waiting]
                 self._waiting.clear()
-            for generation in left:
+            for generation in unfinished:
                 generation.send(GenerationFailed())
 
     def _wait_for_work(self) -> bool:
@@ -114,7 +114,7 @@ class Engine:
             return not self._stopping
 
     def _admit(self) -> list[Sequence]:
-        """Take waiting requests in order, as many as there are places and prompt tokens for one pass."""
+        """Take waiting requests in order, up to the free slots and the prompt tokens of one pass."""
         admitted: list[Generation] = []
         width = 0
         with self._changed:
@@ -138,7 +138,7 @@ class Engine:
             )
         except Exception:
             # The running rows are untouched: only the new ones fail.
-            logger.exception("Reading %d prompts failed.", len(new))
+            logger.exception("the prefill of %d prompts failed", len(new))
             for row in new:
                 row.generation.send(GenerationFailed())
             return
@@ -149,7 +149,7 @@ class Engine:
         try:
             logits = self._batch.step([row.last_token for row in self._running])
         except Exception:
-            logger.exception("A pass over %d requests failed.", len(self._running))
+            logger.exception("a pass over %d requests failed", len(self._running))
             for row in self._running:
                 row.generation.send(GenerationFailed())
             self._running = []
@@ -163,7 +163,7 @@ class Engine:
             try:
                 row.accept(row_logits)
             except Exception:
-                logger.exception("Choosing a token failed.")
+                logger.exception("sampling a token failed")
                 row.generation.send(GenerationFailed())
                 done.append(row)
             else:

@@ -1,4 +1,4 @@
-"""Every error of the server in the shape of the OpenAI API, so that its clients understand it."""
+"""Error responses in the shape of the OpenAI API, which its clients understand."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -22,7 +22,7 @@ _MAX_PROBLEMS_IN_MESSAGE = 3
 
 
 class RequestError(Exception):
-    """Ends a request with an answer that says what to change; `code` is for programs."""
+    """Error response to a request. `message` says what to change; `code` is for programs."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class RequestError(Exception):
 
     @classmethod
     def invalid(cls, message: str, param: str | None = None, code: str | None = None) -> "RequestError":
-        """A request that cannot be answered as it is."""
+        """Build the error for an invalid request (400)."""
         return cls(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
 
     @classmethod
     def unreadable(cls, error: ValidationError) -> "RequestError":
-        """The body is no JSON or does not fit the API; names the fields at fault."""
+        """Build the error for a body that is not JSON or does not match the API. Names the invalid fields."""
         problems = error.errors(include_url=False, include_input=False)
         texts = []
         for problem in problems[:_MAX_PROBLEMS_IN_MESSAGE]:
@@ -59,37 +59,38 @@ class RequestError(Exception):
         return cls.invalid("; ".join(texts), param=_field(problems[0]) or None)
 
     def body(self) -> dict[str, object]:
-        """The JSON of the answer."""
+        """Build the JSON body of the response."""
         error = {"message": self.message, "type": _type(self.status), "param": self.param, "code": self.code}
         return {"error": error}
 
 
 def install(app: FastAPI) -> None:
-    """Answer all errors of the application, also those of the framework, in this shape."""
+    """Register handlers that return all errors, including those of the framework, in this shape."""
 
-    async def of_server(_: Request, error: Exception) -> JSONResponse:
+    async def request_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestError)  # noqa: S101 - registered for this type
         return JSONResponse(error.body(), error.status, error.headers)
 
-    async def of_framework(request: Request, error: Exception) -> JSONResponse:
+    async def framework_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
         status = HTTPStatus(error.status_code)
         message = f"{request.method} {request.url.path}: {error.detail}."
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-            message += " There are POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
+            message += " The server has POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
         return JSONResponse(RequestError(status, message).body(), status, error.headers)
 
-    async def client_gone(_: Request, __: Exception) -> Response:
+    async def client_disconnected(_: Request, __: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
+    async def unexpected_error(_: Request, __: Exception) -> JSONResponse:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
-        return JSONResponse(RequestError(status, "The server failed; its log has the cause.").body(), status)
+        error = RequestError(status, "The server failed: see its log for the cause.")
+        return JSONResponse(error.body(), status)
 
-    app.add_exception_handler(RequestError, of_server)
-    app.add_exception_handler(HTTPException, of_framework)
-    app.add_exception_handler(ClientDisconnect, client_gone)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(RequestError, request_error)
+    app.add_exception_handler(HTTPException, framework_error)
+    app.add_exception_handler(ClientDisconnect, client_disconnected)
+    app.add_exception_handler(Exception, unexpected_error)
 
 
 def _type(status: HTTPStatus) -> str:
@@ -99,7 +100,7 @@ def _type(status: HTTPStatus) -> str:
 
 
 def _field(problem: ErrorDetails) -> str:
-    """`messages[0].role` for ("messages", 0, "role"); empty where the whole body is at fault."""
+    """Return `messages[0].role` for ("messages", 0, "role"); empty if the whole body is invalid."""
     location = problem["loc"]
     if problem["type"] == UNSUPPORTED:
         location = (*location, problem["ctx"]["name"])

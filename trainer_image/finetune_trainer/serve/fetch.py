@@ -1,4 +1,4 @@
-"""Copy artifacts out of the store for a serving pod; nothing unverified ever gets its final name."""
+"""Copy artifacts from the store for a serving pod. A folder gets its final name only after verification."""
 
 import logging
 from pathlib import Path
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: FetchConfig) -> None:
-    """Put each item's folder under the destination, each file verified while it is copied.
+    """Copy each item's folder to the destination and verify each file on the way.
 
-    What is already there and right is kept, so a restarted pod fetches nothing twice.
+    Keeps folders that are already complete, so that a restarted pod fetches nothing twice.
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE,
-    BASE_MODEL_MISMATCH, INTERNAL where the destination cannot be written.
+    BASE_MODEL_MISMATCH, INTERNAL if the destination is not writable.
     """
     store = open_store(config.store)
     for item in config.items:
@@ -28,8 +28,8 @@ def run(config: FetchConfig) -> None:
         manifest = store.manifest(item.artifact)
         target = Path(config.destination, item.folder)
         with writable(target):
-            if _is_right(target, manifest):
-                logger.info("%s is there already and right", target)
+            if _is_complete(target, manifest):
+                logger.info("%s is already complete", target)
                 continue
         copy_artifact(store, item.artifact, target)
     base_model = next((item.artifact.digest for item in config.items if item.artifact.kind == "models"), None)
@@ -38,14 +38,14 @@ def run(config: FetchConfig) -> None:
             check_base_model(Path(config.destination, item.folder), base_model)
 
 
-def _is_right(folder: Path, manifest: Manifest) -> bool:
+def _is_complete(folder: Path, manifest: Manifest) -> bool:
     path = folder / MANIFEST_NAME
     if not path.exists() or path.read_bytes() != manifest.to_bytes():
         return False
     try:
         verify_files(folder, manifest)
     except StageFailure as failure:
-        logger.warning("%s; it is fetched again", failure.message)
+        logger.warning("%s; fetching it again", failure.message)
         return False
     return True
 
@@ -53,5 +53,5 @@ def _is_right(folder: Path, manifest: Manifest) -> bool:
 def _check_folder(item: FetchItem) -> None:
     if Path(item.folder).name != item.folder or item.folder in ("", ".."):
         raise StageFailure(
-            FailureReason.INVALID_CONFIG, f"items.folder: {item.folder!r} is no plain folder name"
+            FailureReason.INVALID_CONFIG, f"items.folder: {item.folder!r} is not a plain folder name"
         )

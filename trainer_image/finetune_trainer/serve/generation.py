@@ -1,4 +1,4 @@
-"""What the routes ask of the engine, and what comes back."""
+"""Requests to the engine, and its events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Token:
-    """One token was generated; its text may be empty or wait for the next one."""
+    """One generated token. Its text may be empty, or held back until the next token."""
 
     text: str
 
@@ -19,14 +19,14 @@ class GenerationFinished:
     """The answer is complete."""
 
     text: str
-    """Text that was held back until now."""
+    """Text that was held back until the end."""
     reason: FinishReason
     completion_tokens: int
 
 
 @dataclass(frozen=True)
 class GenerationFailed:
-    """The engine could not go on with this request; the log has the cause."""
+    """The engine failed on this request. The log has the cause."""
 
 
 Event = Token | GenerationFinished | GenerationFailed
@@ -34,7 +34,7 @@ Event = Token | GenerationFinished | GenerationFailed
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when they end."""
+    """Sampling parameters and stop conditions."""
 
     max_tokens: int
     temperature: float = 0
@@ -45,11 +45,11 @@ class Sampling:
 
 @dataclass(eq=False)
 class Generation:
-    """One request in the engine; `send` is called by the model thread and must not block."""
+    """One request in the engine. The model thread calls `send`, which must not block."""
 
     model: str
     prompt: list[int]
     sampling: Sampling
     send: Callable[[Event], None]
     cancelled: bool = field(default=False, init=False)
-    """Set when nobody waits for the answer any more."""
+    """Whether the client has left."""

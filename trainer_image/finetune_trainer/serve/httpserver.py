@@ -1,4 +1,4 @@
-"""The HTTP server's process side: its socket and its signals."""
+"""Socket and signal handling of the HTTP server."""
 
 import os
 import signal
@@ -15,11 +15,11 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.drain import Drain
 
 _KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than clients keep idle connections, so that it is the client who closes one, never in its hands."""
+"""Longer than clients keep idle connections. If the server closed one first, a new request could fail."""
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on all addresses, of IPv6 too where there is any. Raises StageFailure: the port is taken."""
+    """Open a socket on all IPv4 and IPv6 addresses. Raises StageFailure if the port is in use."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
@@ -31,16 +31,16 @@ def listen(port: int) -> socket.socket:
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends with exit code 0 on SIGTERM, after the drain and the requests in flight.
+    """Server that exits with code 0 on SIGTERM, after the drain and the requests in flight.
 
-    While models are loaded there are none, and it ends at once: nothing can interrupt the thread that loads.
-    SIGINT skips the drain, and a second one also what is in flight.
+    While models are loading there are no requests, and the process exits at once: the loading thread cannot
+    be interrupted. SIGINT skips the drain; a second one also drops the requests in flight.
     """
 
     def __init__(
         self, app: ASGIApp, drain: Drain, broken: Callable[[], bool], loading: Callable[[], bool]
     ) -> None:
-        """`broken`: whether to end without a signal, because nothing can be served any more."""
+        """`broken`: returns whether to exit without a signal, because the models cannot be served."""
         config = uvicorn.Config(
             app,
             lifespan="on",
@@ -56,7 +56,7 @@ class DrainingServer(uvicorn.Server):
         self._loading = loading
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Take a signal. Uvicorn's own method would raise it again at the end: no exit code 0."""
+        """Handle a signal. Uvicorn's own method re-raises it at exit, which prevents exit code 0."""
         if self._loading():
             os._exit(ExitCode.OK)
         if sig == signal.SIGTERM:
@@ -67,7 +67,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to stop."""
+        """Return whether to stop. Called 10 times per second."""
         if self._drain.over or self._broken():
             self.should_exit = True
         return await super().on_tick(counter)

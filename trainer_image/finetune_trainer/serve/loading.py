@@ -1,7 +1,7 @@
-"""From folders to models that can generate; what is wrong with them ends the server before it is ready.
+"""Load models from folders. An invalid model ends the server before it is ready.
 
-Weights keep the dtype that they are stored in, usually bfloat16: on a CPU that multiplies bfloat16 a token
-takes less time than in float32, the more so the more requests share a pass. On other CPUs they are float32.
+Weights keep their stored dtype, usually bfloat16. On a CPU that multiplies bfloat16, a token takes less time
+than in float32, and the gain grows with the requests per pass. On other CPUs weights are loaded as float32.
 """
 
 import logging
@@ -36,15 +36,15 @@ class LoadedModels:
     """The loaded models of one endpoint."""
 
     model: torch.nn.Module
-    """The base model, inside a PEFT model where there are adapters."""
+    """The base model, wrapped in a PEFT model if there are adapters."""
     adapters: Mapping[str, str]
     """PEFT's adapter name for each served name."""
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]
     context_length: int
-    """Tokens of prompt and answer together."""
+    """Max tokens of prompt and answer together."""
     vocabulary: int
-    """Token ids are below this."""
+    """Size of the vocabulary; token ids are below it."""
 
     @property
     def mixed(self) -> bool:
@@ -53,15 +53,15 @@ class LoadedModels:
 
 
 def load(config: ServeConfig) -> LoadedModels:
-    """Load all models of the config, in seconds to minutes. Raises StageFailure."""
+    """Load all models of the config, which takes seconds to minutes. Raises StageFailure."""
     root = Path(config.models_path)
     full = next((model for model in config.models if model.type == FULL_MODEL), None)
     folder = root / (full.folder if full else config.base_folder)
     if not (folder / "config.json").is_file():
         raise StageFailure(
             FailureReason.BASE_MODEL_NOT_FOUND,
-            f"{folder}: there is no config.json and so no model; was it fetched? An adapter that is pinned by"
-            " uri has pin.type Adapter",
+            f"{folder} has no config.json, so it is not a model. If the endpoint pins an adapter by uri, set"
+            " pin.type to Adapter",
         )
     logger.info("loading the model in %s", folder)
     tokenizer = load_tokenizer(folder)
@@ -70,7 +70,7 @@ def load(config: ServeConfig) -> LoadedModels:
     adapters = {full.name if full else BASE_NAME: BASE_ADAPTER}
     model: torch.nn.Module = base
     if not full and config.models:
-        # Not the models' names: PEFT makes module names of them, which must not have a dot.
+        # Not the models' names: PEFT turns adapter names into module names, which must not contain a dot.
         peft_names = {served.name: f"adapter-{number}" for number, served in enumerate(config.models)}
         adapters |= peft_names
         model = _with_adapters(base, config.models, peft_names, root)
@@ -85,14 +85,14 @@ def load(config: ServeConfig) -> LoadedModels:
 
 
 def _check_layers(base: PreTrainedModel, folder: Path) -> None:
-    """Refuse layers whose state is more than keys and values: rows could not join and leave a batch."""
+    """Refuse layers with state other than keys and values: their rows cannot join and leave a batch."""
     chunked = "chunked_attention" in (getattr(base.config.get_text_config(), "layer_types", None) or ())
     layers = {type(layer) for layer in DynamicCache(config=base.config).layers}
     if chunked or not layers <= {DynamicLayer, DynamicSlidingWindowLayer}:
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,
-            f"{folder}: the engine Transformers serves models with full or sliding-window attention only, "
-            f"and this is {base.config.model_type!r}; choose a ComputeProfile whose engine is VLLM",
+            f"{folder}: the Transformers engine serves models with full or sliding-window attention only, not"
+            f" {base.config.model_type!r}; choose a ComputeProfile whose engine is VLLM",
         )
 
 
@@ -106,8 +106,8 @@ def _with_adapters(
             if not (folder / name).is_file():
                 raise StageFailure(
                     FailureReason.ARTIFACT_NOT_FOUND,
-                    f"model {served.name!r}: {folder / name} is missing; is it an adapter, and fetched?"
-                    " A whole model that is pinned by uri has pin.type Full",
+                    f"model {served.name!r}: {folder / name} is missing, so the folder is not an adapter. If"
+                    " the endpoint pins a full model by uri, set pin.type to Full",
                 )
         logger.info("loading the adapter in %s as %s", folder, served.name)
         try:
@@ -119,10 +119,10 @@ def _with_adapters(
             _check_method(served, peft_model.peft_config[peft_names[served.name]])
         except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
             raise _unfit(served, folder, str(error)) from error
-        # PEFT only warns of these, and the adapter would do less than it was trained to, or nothing.
-        strangers = [*result.unexpected_keys, *result.missing_keys]
-        if strangers:
-            raise _unfit(served, folder, f"weights without a counterpart: {', '.join(strangers[:3])}")
+        # PEFT only warns about these. The adapter would have less effect than trained, or none.
+        unmatched = [*result.unexpected_keys, *result.missing_keys]
+        if unmatched:
+            raise _unfit(served, folder, f"unmatched weights: {', '.join(unmatched[:3])}")
         fix_magnitudes(peft_model, peft_names[served.name])
     assert peft_model is not None  # noqa: S101 - called with at least one model
     return peft_model
@@ -132,9 +132,8 @@ def _check_method(served: ServedModel, config: PeftConfig) -> None:
     if config.peft_type != PeftType.LORA:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"model {served.name!r}: only LoRA adapters, rsLoRA and DoRA among them, can share a base model,"
-            f" and this one is of the method {config.peft_type}; merge it into its base model and serve that"
-            " as Full",
+            f"model {served.name!r}: only LoRA adapters (including rsLoRA and DoRA) can share a base model,"
+            f" and this one uses {config.peft_type}; merge it into its base model and serve that as Full",
         )
 
 

@@ -1,4 +1,4 @@
-"""What stands behind each served name, for whoever reads the metrics."""
+"""Digest and type of each served model, for the metrics."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,10 @@ from finetune_trainer.serve.names import BASE_NAME, served_names
 
 
 class ServerIdentity(NamedTuple):
-    """The digest is that of the fetched folder, empty without its manifest; the base model's type is Base."""
+    """Name, digest and type of a served model.
+
+    The digest is that of the fetched folder, or empty without a manifest. The type of the base model is Base.
+    """
 
     name: str
     digest: str
@@ -18,7 +21,7 @@ class ServerIdentity(NamedTuple):
 
 
 def identities(config: ServeConfig) -> Iterator[ServerIdentity]:
-    """One for each served name. Raises StageFailure for names that cannot be served together."""
+    """Yield the identity of each served name. Raises StageFailure for names that conflict."""
     known = {model.name: (model.folder, str(model.type)) for model in config.models}
     for name in served_names(config):
         folder, type_ = (config.base_folder, "Base") if name == BASE_NAME else known[name]

@@ -1,4 +1,4 @@
-"""Which model names an endpoint answers to."""
+"""Names of the models that an endpoint serves."""
 
 from typing import Final
 
@@ -10,20 +10,20 @@ BASE_NAME: Final = "base"
 
 
 def served_names(config: ServeConfig) -> tuple[str, ...]:
-    """`base` and the adapters, or the one full model that takes the base's place.
+    """Return `base` and the adapters, or the one full model that replaces the base.
 
-    Raises StageFailure (INVALID_CONFIG) for names that cannot be served together.
+    Raises StageFailure (INVALID_CONFIG) for names that conflict.
     """
     names = [model.name for model in config.models]
     for name in names:
         if name == BASE_NAME:
-            raise _invalid(f"{BASE_NAME!r} is the base model's own name: give the model another one")
+            raise _invalid(f"{BASE_NAME!r} is the name of the base model: give the model another name")
         if names.count(name) > 1:
-            raise _invalid(f"{name!r} is given twice: give each model its own name")
+            raise _invalid(f"{name!r} occurs twice: give each model its own name")
     if all(model.type == "Adapter" for model in config.models):
         return (BASE_NAME, *names)
     if len(names) > 1:
-        raise _invalid("a model of type Full takes the place of the base model: serve it alone")
+        raise _invalid("a model of type Full replaces the base model: serve it alone")
     return tuple(names)
 
 

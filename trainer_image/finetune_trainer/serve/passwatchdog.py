@@ -1,8 +1,8 @@
-"""Ends a server whose model thread hangs, so that the kubelet starts it again.
+"""Ends a server whose model thread hangs, so that the kubelet restarts it.
 
-A GPU that stopped answering blocks a call for ever: requests wait, and nothing else of the process is wrong.
-The longest pass that works is one over a long prompt on a slow CPU; it takes minutes. No probe of the kubelet
-can tell the two apart, and a pod that is only slow must not be restarted.
+A GPU that no longer responds blocks a call forever: requests wait, and the rest of the process works. The
+longest valid pass, over a long prompt on a slow CPU, takes minutes. A kubelet probe cannot distinguish the
+two, and a pod that is only slow must not be restarted.
 """
 
 import faulthandler
@@ -17,15 +17,15 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime import termination
 
 HANG_SECONDS: Final = 900.0
-"""Seconds after which a pass of the model thread counts as hung."""
+"""Duration after which a pass of the model thread counts as hung."""
 _MAX_DUMP_SECONDS: Final = 30
-"""After these the process ends also where the log or the termination message is what hangs."""
+"""The process exits after this time even if writing the log or the termination message hangs."""
 
 logger = logging.getLogger(__name__)
 
 
 def end_process(message: str) -> None:
-    """Leave the stacks of all threads in the log and the reason as termination message, and end at once."""
+    """Write the stacks of all threads to the log and the reason to the termination message, then exit."""
     faulthandler.dump_traceback_later(_MAX_DUMP_SECONDS, exit=True)  # with code 1, which is INTERNAL
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
     text = f"{FailureReason.INTERNAL}: {message}"
@@ -38,29 +38,29 @@ class PassWatchdog:
     """A thread that watches the model thread until `stop`.
 
     Args:
-        pass_seconds: seconds that the pass under way has taken; 0 between passes.
-        limit_seconds: seconds after which it hangs.
-        hung: called once with what is wrong.
+        pass_seconds: returns the duration of the current pass so far; 0 between passes.
+        limit_seconds: duration after which the pass counts as hung.
+        on_hang: called once with the error message.
     """
 
     def __init__(
         self,
         pass_seconds: Callable[[], float],
         limit_seconds: float = HANG_SECONDS,
-        hung: Callable[[str], None] = end_process,
+        on_hang: Callable[[str], None] = end_process,
     ) -> None:
         self._pass_seconds = pass_seconds
         self._limit_seconds = limit_seconds
-        self._hung = hung
+        self._on_hang = on_hang
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._stopped.set()
         self._thread.join()
 
@@ -68,9 +68,8 @@ class PassWatchdog:
         while (left := self._limit_seconds - self._pass_seconds()) > 0:
             if self._stopped.wait(left):
                 return
-        self._hung(
-            f"the model thread hangs: one pass over its requests has taken more than {self._limit_seconds:g}"
-            " seconds."
-            " The container starts again; if it hangs again, see in its log where (every thread's stack is"
-            " there), and check its device"
+        self._on_hang(
+            f"the model thread hangs: one pass has taken more than {self._limit_seconds:g} seconds. The"
+            " container restarts. If it hangs again, check its device, and the stacks of all threads in the"
+            " log"
         )

@@ -1,4 +1,4 @@
-"""From the messages or the text of a request to token ids, and whether they fit into the context."""
+"""Tokenize the prompt of a request, and check that it fits into the context."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from finetune_trainer.tokens.chattemplate import render
 
 
 class Prompts:
-    """Reads prompts; not to be used by two threads at once."""
+    """Tokenizes prompts. Not thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self.context_length = context_length
-        """Tokens of prompt and answer together."""
+        """Max tokens of prompt and answer together."""
 
     def of_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """The conversation through the chat template, as in training, up to where the answer starts."""
+        """Tokenize a conversation with the chat template, as in training, up to the start of the answer."""
         turns = tuple(
             {"role": "system" if message.role == "developer" else message.role, "content": message.content}
             for message in messages
@@ -29,12 +29,12 @@ class Prompts:
             text = render(self._tokenizer, turns, add_generation_prompt=True)
         except TemplateError as error:
             raise RequestError.invalid(
-                f"The model's chat template does not take these messages: {error}", "messages"
+                f"The model's chat template rejects these messages: {error}", "messages"
             ) from error
         return self._ids(text, add_special_tokens=False)
 
     def of_text(self, prompt: str | list[int]) -> list[int]:
-        """The text as it is, after the tokenizer's beginning-of-text token; token ids unchanged."""
+        """Tokenize a text, after the tokenizer's beginning-of-text token. Returns token ids unchanged."""
         if isinstance(prompt, str):
             ids = self._ids(prompt, add_special_tokens=True)
             if not ids:
@@ -43,7 +43,7 @@ class Prompts:
         unknown = next((token for token in prompt if token >= self._vocabulary), None)
         if unknown is not None:
             raise RequestError.invalid(
-                f"Token id {unknown} is not in the vocabulary: ids are below {self._vocabulary}.", "prompt"
+                f"Token id {unknown} is not in the vocabulary: use ids below {self._vocabulary}.", "prompt"
             )
         return prompt
 
@@ -52,19 +52,19 @@ class Prompts:
         return ids
 
     def answer_tokens(self, prompt: list[int], request: GenerationRequest) -> int:
-        """How many tokens the answer may have; raises RequestError when prompt or answer do not fit."""
+        """Return the max tokens of the answer. Raises RequestError if prompt or answer do not fit."""
         left = self.context_length - len(prompt)
         field = request.PROMPT_FIELD
-        context = f"the context of this model is {self.context_length} tokens, and {field} has {len(prompt)}"
+        context = f"the context of this model has {self.context_length} tokens, and {field} has {len(prompt)}"
         if left < 1:
             raise RequestError.invalid(
                 f"There is no room for an answer: {context}. Shorten {field}.", field, CONTEXT_LENGTH_EXCEEDED
             )
-        name, wanted = request.limit
-        if wanted is None:
+        name, limit = request.limit
+        if limit is None:
             return min(left, request.DEFAULT_TOKENS or left)
-        if wanted > left:
+        if limit > left:
             raise RequestError.invalid(
-                f"{name} is {wanted}, but {context}: at most {left} are left.", name, CONTEXT_LENGTH_EXCEEDED
+                f"{name} is {limit}, but {context}. Set it to at most {left}.", name, CONTEXT_LENGTH_EXCEEDED
             )
-        return wanted
+        return limit

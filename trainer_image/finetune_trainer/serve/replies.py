@@ -1,4 +1,4 @@
-"""From an answer in the making to an HTTP response, whole or as server-sent events."""
+"""HTTP responses for a running generation: whole, or as server-sent events."""
 
 import asyncio
 import json
@@ -18,18 +18,18 @@ from finetune_trainer.serve.servingmetrics import CLIENT_CLOSED_REQUEST
 
 
 async def whole(request: Request, answer: Answer, form: ResponseFormat) -> Response:
-    """The answer in one piece; given up when the client goes away."""
+    """Return the whole response. Drops the request if the client disconnects."""
     with closing(answer):
         complete = asyncio.create_task(answer.complete())
-        gone = asyncio.create_task(_disconnected(request))
+        disconnected = asyncio.create_task(_disconnected(request))
         try:
-            await asyncio.wait({complete, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({complete, disconnected}, return_when=asyncio.FIRST_COMPLETED)
             if not complete.done():
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             text, end = complete.result()
         finally:
             complete.cancel()
-            gone.cancel()
+            disconnected.cancel()
     body = form.whole(text, end.reason, _usage(answer, end)).model_dump_json()
     return Response(body, media_type="application/json")
 
@@ -40,7 +40,7 @@ async def _disconnected(request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """The answer as it comes; frees its place in the engine whatever way it ends."""
+    """Streamed response. Releases its slot in the engine however the stream ends."""
 
     def __init__(self, answer: Answer, form: ResponseFormat, *, include_usage: bool) -> None:
         super().__init__(
@@ -51,7 +51,7 @@ class EventStream(StreamingResponse):
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream until it ends or the client goes away."""
+        """Send the stream until it ends or the client disconnects."""
         with closing(self._answer):
             await super().__call__(scope, receive, send)
 
@@ -69,7 +69,7 @@ async def _events(answer: Answer, form: ResponseFormat, *, include_usage: bool) 
                 if include_usage:
                     yield _event(form.usage(_usage(answer, event)).model_dump_json())
     except RequestError as error:
-        # The status is sent already; clients of the API look for an error in the events.
+        # The status has been sent. Clients of the API read errors from the events.
         yield _event(_json(error.body()))
         return
     yield _event("[DONE]")

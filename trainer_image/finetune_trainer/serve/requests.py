@@ -1,4 +1,4 @@
-"""Requests of the OpenAI API as far as this server answers them; the rest is refused by name."""
+"""Requests of the OpenAI API that this server supports. Unsupported fields are refused by name."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 UNSUPPORTED: Final = "unsupported"
-"""Type of the validation error about a field that is not implemented; its context has the name."""
+"""Type of the validation error for an unsupported field. Its context has the name of the field."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "audio": (),
@@ -32,7 +32,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Fields that would change the answer and are not implemented, with the values that ask for nothing."""
+"""Unsupported fields that would change the answer, with the values that have no effect."""
 
 _WITHOUT_EFFECT: Final = frozenset(
     {
@@ -56,20 +56,20 @@ _NEUTRAL_IN_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = {
     "refusal": (),
     "tool_calls": ([],),
 }
-"""An assistant message of an earlier answer may be sent back as it came."""
+"""Unsupported fields of a message. A client may send an earlier answer back as it received it."""
 
 
 def _supported(body: object, neutral: Mapping[str, tuple[object, ...]], ignored: frozenset[str]) -> object:
-    """The fields that this server knows; null means the default, as in the OpenAI API."""
+    """Return the supported fields. Null means the default, as in the OpenAI API."""
     if not isinstance(body, dict):
         return body
     for name, values in neutral.items():
         value = body.get(name)
         if value is not None and value not in values:
-            instead = f" or give {values[0]!r}" if values else ""
+            instead = f" or set it to {values[0]!r}" if values else ""
             raise PydanticCustomError(
                 UNSUPPORTED,
-                "{value} is not supported by this server: leave the field out{instead}",
+                "{value} is not supported by this server: omit the field{instead}",
                 {
                     "name": name,
                     "value": _brief(value),
@@ -89,7 +89,7 @@ def _brief(value: object) -> str:
 
 
 def _text_of(content: object) -> object:
-    """The text of a message that is given in parts."""
+    """Join the parts of a message."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -98,7 +98,7 @@ def _text_of(content: object) -> object:
         if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
             raise PydanticCustomError(
                 "unsupported_content",
-                "A content part of type {kind} is not supported: this server reads text only",
+                "A content part of type {kind} is not supported: send text only",
                 {"kind": repr(kind)},
             )
         texts.append(part["text"])
@@ -110,7 +110,7 @@ def _one_prompt(prompt: object) -> object:
     ids = bool(tokens) and all(type(token) is int and token >= 0 for token in tokens)
     if not isinstance(prompt, str) and not ids:
         raise PydanticCustomError(
-            "prompt", "Expected one text, or one list of token ids; send several prompts as several requests"
+            "prompt", "Expected one text or one list of token ids: send several prompts as several requests"
         )
     return prompt
 
@@ -124,7 +124,7 @@ class _Strict(BaseModel):
 
 
 class ChatMessage(_Strict):
-    """One turn."""
+    """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text_of)]
@@ -136,19 +136,19 @@ class ChatMessage(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream carries besides text."""
+    """Options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Accepted for the SDKs' sake: no padding is ever sent."""
+    """Accepted because SDKs send it. The server never sends padding."""
 
 
 class GenerationRequest(_Strict):
-    """What both generation routes take."""
+    """Fields of both generation routes."""
 
     PROMPT_FIELD: ClassVar[str]
     DEFAULT_TOKENS: ClassVar[int | None] = None
-    """Length of an answer without a limit; None: what the context holds."""
+    """Default of the max tokens of an answer; None: the rest of the context."""
 
     model: str
     max_tokens: int | None = Field(default=None, ge=1)
@@ -204,7 +204,7 @@ class ChatCompletionRequest(GenerationRequest):
     def _one_limit(self) -> "ChatCompletionRequest":
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise PydanticCustomError(
-                "two_limits", "max_tokens and max_completion_tokens differ: give max_completion_tokens only"
+                "two_limits", "max_tokens and max_completion_tokens differ: set max_completion_tokens only"
             )
         return self
 

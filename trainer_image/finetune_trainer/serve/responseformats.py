@@ -1,4 +1,4 @@
-"""How an answer is written: as a chat or as a completion, whole or in chunks."""
+"""Formats of a response: chat or completion, whole or in chunks."""
 
 import time
 import uuid
@@ -20,26 +20,26 @@ from finetune_trainer.serve.responses import (
 
 
 class ResponseFormat(Protocol):
-    """One answer of one of the two generation routes."""
+    """Response of one of the two generation routes."""
 
     def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> BaseModel:
-        """The answer in one piece."""
+        """Build the whole response."""
 
     def start(self) -> BaseModel | None:
-        """The chunk before the first text, if there is one."""
+        """Build the chunk before the first text, if the format has one."""
 
     def part(self, text: str) -> BaseModel:
-        """A chunk of text."""
+        """Build a chunk of text."""
 
     def end(self, reason: FinishReason) -> BaseModel:
-        """The chunk that says why the answer ended."""
+        """Build the chunk with the finish reason."""
 
     def usage(self, usage: TokenUsage) -> BaseModel:
-        """The chunk with the token counts."""
+        """Build the chunk with the token counts."""
 
 
 class ChatFormat:
-    """Answers of /v1/chat/completions."""
+    """Responses of /v1/chat/completions."""
 
     def __init__(self, model: str) -> None:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -47,26 +47,26 @@ class ChatFormat:
         self._model = model
 
     def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> ChatCompletion:
-        """The answer in one piece."""
+        """Build the whole response."""
         choice = ChatChoice(message=AssistantMessage(content=text), finish_reason=reason)
         return ChatCompletion(
             id=self._id, created=self._created, model=self._model, choices=(choice,), usage=usage
         )
 
     def start(self) -> ChatCompletionChunk:
-        """The chunk that names the role."""
+        """Build the chunk that names the role."""
         return self._chunk(ChatChunkChoice(delta={"role": "assistant", "content": ""}))
 
     def part(self, text: str) -> ChatCompletionChunk:
-        """A chunk of text."""
+        """Build a chunk of text."""
         return self._chunk(ChatChunkChoice(delta={"content": text}))
 
     def end(self, reason: FinishReason) -> ChatCompletionChunk:
-        """The chunk that says why the answer ended."""
+        """Build the chunk with the finish reason."""
         return self._chunk(ChatChunkChoice(delta={}, finish_reason=reason))
 
     def usage(self, usage: TokenUsage) -> ChatCompletionChunk:
-        """The chunk with the token counts."""
+        """Build the chunk with the token counts."""
         return self._chunk(usage=usage)
 
     def _chunk(self, *choices: ChatChunkChoice, usage: TokenUsage | None = None) -> ChatCompletionChunk:
@@ -76,7 +76,7 @@ class ChatFormat:
 
 
 class CompletionFormat:
-    """Answers of /v1/completions."""
+    """Responses of /v1/completions."""
 
     def __init__(self, model: str) -> None:
         self._id = f"cmpl-{uuid.uuid4().hex}"
@@ -84,22 +84,22 @@ class CompletionFormat:
         self._model = model
 
     def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> Completion:
-        """The answer in one piece."""
+        """Build the whole response."""
         return self._completion(TextChoice(text=text, finish_reason=reason), usage=usage)
 
     def start(self) -> None:
-        """Text comes at once."""
+        """Return None: a completion starts with text."""
 
     def part(self, text: str) -> Completion:
-        """A chunk of text."""
+        """Build a chunk of text."""
         return self._completion(TextChoice(text=text, finish_reason=None))
 
     def end(self, reason: FinishReason) -> Completion:
-        """The chunk that says why the answer ended."""
+        """Build the chunk with the finish reason."""
         return self._completion(TextChoice(text="", finish_reason=reason))
 
     def usage(self, usage: TokenUsage) -> Completion:
-        """The chunk with the token counts."""
+        """Build the chunk with the token counts."""
         return self._completion(usage=usage)
 
     def _completion(self, *choices: TextChoice, usage: TokenUsage | None = None) -> Completion:

@@ -1,4 +1,4 @@
-"""Answers of the OpenAI API."""
+"""Responses of the OpenAI API."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ class TokenUsage(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The answer of a chat."""
+    """Message of the assistant in a chat response."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -24,7 +24,7 @@ class AssistantMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The only choice of a chat."""
+    """The only choice of a chat response."""
 
     index: Literal[0] = 0
     message: AssistantMessage
@@ -52,7 +52,7 @@ class TextChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """Answer to POST /v1/chat/completions."""
+    """Response to POST /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -63,7 +63,7 @@ class ChatCompletion(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """One event of a streamed chat; the last one with token counts has no choice."""
+    """One event of a streamed chat. The event with token counts has no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -74,7 +74,7 @@ class ChatCompletionChunk(BaseModel):
 
 
 class Completion(BaseModel):
-    """Answer to POST /v1/completions, and one event of its stream."""
+    """Response to POST /v1/completions, and one event of its stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -85,7 +85,7 @@ class Completion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model name that can be asked; `parent` is the base model of an adapter."""
+    """A served model. `parent` is the base model of an adapter."""
 
     id: str
     object: Literal["model"] = "model"
@@ -96,7 +96,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Answer to GET /v1/models."""
+    """Response to GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: tuple[ModelCard, ...]

@@ -1,4 +1,4 @@
-"""The routes of the server."""
+"""Routes of the server."""
 
 import time
 from http import HTTPStatus
@@ -26,7 +26,7 @@ RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
 def routes(service: Service) -> APIRouter:
-    """All routes of one server."""
+    """Build all routes of one server."""
     router = APIRouter()
     created = int(time.time())
 
@@ -86,7 +86,8 @@ async def _read(request: Request, kind: type[RequestT]) -> RequestT:
         content += chunk
         if len(content) > _MAX_BODY_BYTES:
             raise RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request is larger than {_MAX_BODY_BYTES} bytes."
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"The request body is larger than {_MAX_BODY_BYTES} bytes.",
             )
     try:
         return kind.model_validate_json(bytes(content))

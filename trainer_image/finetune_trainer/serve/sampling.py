@@ -1,12 +1,12 @@
-"""How the next token is chosen from the logits."""
+"""Sampling of the next token from the logits."""
 
 import torch
 
 
 class Sampler:
-    """Greedy at temperature 0, otherwise nucleus sampling with a random generator of its own.
+    """Greedy at temperature 0, otherwise nucleus sampling.
 
-    Its own generator makes a seeded request repeatable, whatever else is in the batch.
+    Each sampler has its own random generator, so that a seeded request is repeatable in any batch.
     """
 
     def __init__(self, temperature: float, top_p: float, seed: int | None) -> None:
@@ -19,15 +19,15 @@ class Sampler:
             self._generator.manual_seed(seed)
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The id of the next token; `logits` is one row of the vocabulary, float32 on the CPU.
+        """Return the id of the next token. `logits` has shape (vocabulary,), in float32 on the CPU.
 
-        Raises ValueError when the model overflowed: its logits are no numbers.
+        Raises ValueError if the model overflowed, so that its logits are not finite.
         """
         if not torch.isfinite(logits.max()):
             raise ValueError("the logits are not finite")
         if self._temperature == 0:
             return int(logits.argmax())
-        # Less the maximum, so that a tiny temperature gives -inf for the others and never inf or nan.
+        # Subtract the maximum, so that a tiny temperature gives -inf for other tokens, never inf or nan.
         probabilities = torch.softmax((logits - logits.max()) / self._temperature, dim=-1)
         if self._top_p == 1:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))

@@ -1,4 +1,4 @@
-"""Proof that every served model generates, before the first request arrives."""
+"""Self-test: every served model generates a token before the first request."""
 
 import logging
 
@@ -16,18 +16,21 @@ logger = logging.getLogger(__name__)
 
 
 def generate_one_token_each(served: LoadedModels, prompts: Prompts) -> None:
-    """Ask every model for a token, through the code that requests take. Raises StageFailure naming it."""
+    """Generate a token with every model, through the code path of requests.
+
+    Raises StageFailure naming the model that fails.
+    """
     batch = GenerationBatch(served.model, mixed=served.mixed)
     for name, adapter in served.adapters.items():
         try:
             prompt = prompts.of_chat([ChatMessage(role="user", content=f"Hello, {name}")])
-            # Each joins those before it, with a prompt of another length, and all of them take a step.
+            # Each row joins the earlier ones with a prompt of another length; then all of them take a step.
             logits = batch.join([prompt], [adapter])
             stepped = batch.step([int(logits[-1].argmax())] * len(batch))
         except (RequestError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise _failure(name, f"{type(error).__name__}: {error}") from error
         if not torch.isfinite(logits).all() or not torch.isfinite(stepped).all():
-            raise _failure(name, "its logits are not finite: the weights are damaged, or overflow")
+            raise _failure(name, "its logits are not finite: the weights are damaged or overflow")
         logger.info("model %s generates", name)
 
 

@@ -1,4 +1,4 @@
-"""One running request: chooses its tokens, turns them into text, knows when it is complete."""
+"""One running request: samples tokens, detokenizes them, and detects the end."""
 
 from collections.abc import Set as AbstractSet
 
@@ -11,7 +11,7 @@ from finetune_trainer.serve.sampling import Sampler
 
 
 class Sequence:
-    """State of one row of the batch; used by the model thread only."""
+    """State of one row of the batch. Only the model thread uses it."""
 
     def __init__(
         self, generation: Generation, tokenizer: PreTrainedTokenizerBase, stop_ids: AbstractSet[int]
@@ -26,7 +26,7 @@ class Sequence:
         self._tokens = 0
 
     def accept(self, logits: torch.Tensor) -> None:
-        """Choose the next token from its logits, shape (vocabulary,), and send what follows from it."""
+        """Sample the next token from logits of shape (vocabulary,), and send the resulting event."""
         self.last_token = self._sampler.choose(logits)
         self._tokens += 1
         if self.last_token in self._stop_ids:

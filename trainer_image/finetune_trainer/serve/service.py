@@ -1,4 +1,4 @@
-"""What the routes work with: the engine once it is loaded, the drain, the metrics."""
+"""State that the routes share: the engine once it is loaded, the drain, the metrics."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from finetune_trainer.serve.passwatchdog import PassWatchdog
 from finetune_trainer.serve.servingmetrics import ServingMetrics
 
 if TYPE_CHECKING:
-    # They import torch, which takes seconds: the server answers probes and takes signals before.
+    # These import torch, which takes seconds. The server answers probes and handles signals before that.
     from finetune_trainer.serve.engine import Engine
     from finetune_trainer.serve.prompts import Prompts
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What exists once the models do."""
+    """Objects that exist once the models are loaded."""
 
     engine: "Engine"
     prompts: "Prompts"
@@ -38,14 +38,14 @@ class Loaded:
 
 
 class ModelThreadDied(Exception):
-    """The model thread ended by an error; the log has it."""
+    """The model thread ended with an error, which is in the log."""
 
 
 class Service:
     """State of one server."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Raises StageFailure for names that cannot be served together."""
+        """Raises StageFailure for model names that conflict."""
         self._config = config
         self.names = served_names(config)
         self.drain = Drain(config.drain_seconds)
@@ -54,15 +54,15 @@ class Service:
         self._loaded: Loaded | None = None
         self._loading: asyncio.Task[Loaded] | None = None
         self._died = False
-        # One thread: a tokenizer is not made to be used by several at once.
+        # One thread, because a tokenizer is not thread-safe.
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def start(self) -> None:
-        """Load in the background; until that is done the server answers that it is not ready."""
+        """Load the models in the background. Until then the server reports that it is not ready."""
         self._loading = asyncio.create_task(self._load())
 
     async def close(self) -> None:
-        """Wait for a load under way, then end the model thread."""
+        """Wait until loading has ended, then stop the model thread."""
         if self._loading is not None:
             await asyncio.wait([self._loading])
         if self._loaded is not None:
@@ -73,28 +73,28 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every served model has generated a token and the model thread works."""
+        """Whether every served model has generated a token and the model thread is alive."""
         return self._loaded is not None and self._loaded.engine.alive
 
     @property
     def loading(self) -> bool:
-        """Whether models are loaded just now, so that no request is in flight."""
+        """Whether models are loading, so that no request is in flight."""
         return self._loading is not None and not self._loading.done()
 
     @property
     def broken(self) -> bool:
-        """Whether loading failed or the model thread died, so that only a new process helps."""
+        """Whether loading failed or the model thread died, so that the process must restart."""
         return self._loading is not None and self._loading.done() and not self.ready
 
     def raise_failure(self) -> None:
-        """Once closed: raise what broke the service, if anything did."""
+        """Raise the error that broke the service, if any. Call it after `close`."""
         if self._loading is not None:
             self._loading.result()
         if self._died:
-            raise ModelThreadDied("the model thread ended by an error; the log above has it")
+            raise ModelThreadDied("the model thread ended with an error; see the log above")
 
     def loaded(self) -> Loaded:
-        """The engine; raises RequestError (503) while there is none."""
+        """Return the loaded objects. Raises RequestError (503) while models are loading."""
         if self._loaded is None:
             raise RequestError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -109,13 +109,13 @@ class Service:
         if name not in self.names:
             raise RequestError(
                 HTTPStatus.NOT_FOUND,
-                f"The model {name!r} does not exist. Served are: {', '.join(self.names)}.",
+                f"The model {name!r} does not exist. Served models: {', '.join(self.names)}.",
                 param="model",
                 code=MODEL_NOT_FOUND,
             )
 
     async def tokenize(self, read: Callable[[InputT], list[int]], prompt: InputT) -> list[int]:
-        """Run `read`, a method of Prompts, without holding up the event loop."""
+        """Run `read`, a method of Prompts, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, read, prompt)
 
     async def _load(self) -> Loaded:

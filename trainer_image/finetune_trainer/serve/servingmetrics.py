@@ -1,4 +1,4 @@
-"""Prometheus metrics of the server, by served model; requests for no such model share the label `unknown`."""
+"""Prometheus metrics of the server per served model. Requests for other models share the label `unknown`."""
 
 import time
 from http import HTTPStatus
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UNKNOWN_MODEL: Final = "unknown"
 CLIENT_CLOSED_REQUEST: Final = 499
-"""The client went away before the answer was complete."""
+"""Status code of a request whose client disconnected before the response was complete."""
 
 _MEASURED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _RECORD: Final = "measurement"
@@ -29,20 +29,20 @@ class ServingMetrics:
     """All metrics of one server."""
 
     def __init__(self) -> None:
-        # A series a series for when it began, which nobody asks for.
+        # Otherwise each series gets a second one with its creation time, which nothing reads.
         disable_created_metrics()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = Counter(
             "finetune_serve_requests",
-            "Answered generation requests; code 499: the client disconnected",
+            "Number of finished generation requests; code 499: the client disconnected",
             ["model", "code"],
             registry=self.registry,
         )
         self.tokens = Counter(
             "finetune_serve_tokens",
-            "Tokens read (prompt) and generated (completion)",
+            "Number of prompt tokens read and of completion tokens generated",
             ["model", "kind"],
             registry=self.registry,
         )
@@ -62,21 +62,21 @@ class ServingMetrics:
         )
         self.queue_depth = Gauge(
             "finetune_serve_queue_depth",
-            "Requests that wait for a slot in the batch",
+            "Number of requests that wait for a slot in the batch",
             registry=self.registry,
         )
         self.model_info = Gauge(
             "finetune_serve_model_info",
-            "1; digest and type of the model that is served under this name; the name base is the base model",
+            "Always 1; digest and type of the model served under this name. Name base: the base model",
             ["model", "digest", "type"],
             registry=self.registry,
         )
         self.running = Gauge(
-            "finetune_serve_running_requests", "Requests in the batch", registry=self.registry
+            "finetune_serve_running_requests", "Number of requests in the batch", registry=self.registry
         )
 
     def begin(self, model: str, digest: str, type_: str) -> None:
-        """A model is served; what is counted of it begins at 0."""
+        """Create the series of a served model, starting at 0."""
         self.model_info.labels(model, digest, type_).set(1)
         self.requests.labels(model, str(int(HTTPStatus.OK)))
         self.time_to_first_token.labels(model)
@@ -85,12 +85,12 @@ class ServingMetrics:
             self.tokens.labels(model, kind)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Render the metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class Measurement:
-    """One generation request as it is counted; the routes fill it in."""
+    """Measurement of one generation request. The routes fill it in."""
 
     def __init__(self, metrics: ServingMetrics) -> None:
         self._metrics = metrics
@@ -99,28 +99,28 @@ class Measurement:
         self.model = UNKNOWN_MODEL
         self.code: int = CLIENT_CLOSED_REQUEST
         self.failed = False
-        """Set when a stream broke off after its status was sent."""
+        """Whether a stream failed after its status was sent."""
 
     @classmethod
     def of(cls, scope: Scope) -> "Measurement":
-        """The measurement of the request with this scope."""
+        """Return the measurement of the request with this scope."""
         measurement = scope[_RECORD]
         assert isinstance(measurement, cls)  # noqa: S101 - set by MeasureRequests
         return measurement
 
     def token(self) -> None:
-        """A token was generated."""
+        """Count a generated token."""
         if not self._first_token_seen:
             self._first_token_seen = True
             self._metrics.time_to_first_token.labels(self.model).observe(time.monotonic() - self._start)
         self._metrics.tokens.labels(self.model, "completion").inc()
 
     def prompt(self, tokens: int) -> None:
-        """The prompt was accepted."""
+        """Count the tokens of an accepted prompt."""
         self._metrics.tokens.labels(self.model, "prompt").inc(tokens)
 
     def end(self) -> None:
-        """The request is over."""
+        """Count the finished request."""
         code = HTTPStatus.INTERNAL_SERVER_ERROR if self.failed else self.code
         self._metrics.requests.labels(self.model, str(int(code))).inc()
         if code == HTTPStatus.OK:
@@ -128,14 +128,14 @@ class Measurement:
 
 
 class MeasureRequests:
-    """ASGI middleware: counts generation requests, whatever way they end."""
+    """ASGI middleware that counts generation requests, however they end."""
 
     def __init__(self, app: ASGIApp, metrics: ServingMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection's request."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["path"] not in _MEASURED_PATHS:
             await self._app(scope, receive, send)
             return
