@@ -156,7 +156,7 @@ def test_a_signature_in_the_uri_is_in_nothing_that_a_pod_leaves(preparation: Pre
     )
 
     with processes.start(config) as process:
-        process.read_until("trying again")
+        process.read_until("retrying in")
         process.send_signal(signal.SIGTERM)
         ended = process.finish()
 

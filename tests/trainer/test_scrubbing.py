@@ -78,7 +78,7 @@ def test_the_values_of_a_signed_address_are_taken_out_wherever_they_are() -> Non
 
 
 def test_no_words_are_taken_out_that_are_no_credentials() -> None:
-    text = "Secret credentials: key token is unknown; correct it, see docs/storage.md for its keys"
+    text = "Secret credentials: key token is unknown; correct the Secret: docs/storage.md lists its keys"
 
     assert scrubbed(text, TOKEN, PASSWORD, "", "key") == text
 

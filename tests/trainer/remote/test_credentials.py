@@ -59,10 +59,13 @@ def test_values_are_never_printed() -> None:
         ({"endpoint": "https://s3.example", "accessKeyId": "a"}, "key secretAccessKey is missing"),
         ({"endpoint": "https://s3.example", "sessionToken": "a"}, "key accessKeyId is missing"),
         ({"endpoint": "https://s3.example", "password": "a"}, "key username is missing"),
-        ({"endpoint": "s3.example"}, "key endpoint: it must look like https://HOST"),
-        ({"endpoint": "https://me:secret@s3.example"}, "key endpoint: it must have no user's name"),
-        ({"endpoint": "https://s3.example", "caBundle": "none"}, "key caBundle: it must hold certificates"),
-        ({"endpoint": "https://s3.example", "token": "a"}, "key token means nothing to s3://"),
+        ({"endpoint": "s3.example"}, "key endpoint: it must have the form https://HOST"),
+        ({"endpoint": "https://me:secret@s3.example"}, "key endpoint: it must not contain a user name"),
+        (
+            {"endpoint": "https://s3.example", "caBundle": "none"},
+            "key caBundle: it must contain PEM certificates",
+        ),
+        ({"endpoint": "https://s3.example", "token": "a"}, "key token is not valid for s3://"),
     ],
 )
 def test_what_is_wrong_with_a_secret_is_named_by_its_key(
@@ -77,7 +80,9 @@ def test_what_is_wrong_with_a_secret_is_named_by_its_key(
 def test_a_service_accounts_key_must_be_its_json(tmp_path: Path) -> None:
     keys = {"endpoint": "https://storage.googleapis.com", "serviceAccountKey": "not json"}
 
-    assert "key serviceAccountKey is no service account's JSON key" in refusal(tmp_path, keys, "gs://rows/a")
+    found = refusal(tmp_path, keys, "gs://rows/a")
+
+    assert "key serviceAccountKey is not the JSON key of a service account" in found
 
 
 def test_every_documented_key_is_one_of_the_credentials() -> None:

@@ -74,7 +74,7 @@ def test_a_redirect_of_a_bucket_is_refused_and_says_which_server_to_name(
         found = failure(tmp_path / "here", "s3://rows/a.jsonl", secret)
 
     assert found.reason is FailureReason.SOURCE_UNAVAILABLE
-    assert f"{server.endpoint} redirects to {place_of(target)}, and that is not followed" in found.message
+    assert f"{server.endpoint} redirects to {place_of(target)}, which is not followed" in found.message
     assert target.seen == []
 
 
@@ -90,5 +90,5 @@ def test_nobody_is_led_from_https_to_http(
         found = failure(tmp_path / "here", f"{scheme}://{place}", secret)
 
     assert found.reason is FailureReason.SOURCE_UNAVAILABLE
-    assert f"{server.endpoint} redirects to {place_of(target)}, and that is not followed" in found.message
+    assert f"{server.endpoint} redirects to {place_of(target)}, which is not followed" in found.message
     assert target.seen == []

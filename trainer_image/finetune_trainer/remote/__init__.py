@@ -1,1 +1,1 @@
-"""All that goes over the network: one place for credentials, addresses, time limits and retries."""
+"""Network access: one place for credentials, addresses, time limits and retries."""

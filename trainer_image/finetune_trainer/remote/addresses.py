@@ -1,7 +1,7 @@
-"""Which network addresses this process connects to: none that belongs to the node or the cloud underneath.
+"""Refuses connections to addresses of the node and of the cloud's metadata services.
 
-The check is an audit hook on `connect`, so it sees the address after name resolution, on every attempt and
-after every redirect, whichever library asks: a name that changes its address in between gains nothing.
+The check is an audit hook on `connect`. It sees the address after name resolution, on every attempt and every
+redirect, in every library. A name that changes its address between check and connection has no effect.
 """
 
 import errno
@@ -30,21 +30,21 @@ PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 LOCAL_NAT64_BYTES: Final = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12), (12, 13, 14, 15))
-"""Where the IPv4 address may be: a network chooses its own prefix, of 48, 56, 64 or 96 bits (RFC 6052)."""
+"""Possible bytes of the IPv4 address: a network chooses a prefix of 48, 56, 64 or 96 bits (RFC 6052)."""
 
 
 class AddressRefused(PermissionError):
-    """A connection to an address that no source or store may have."""
+    """A connection to an address that is forbidden for sources and stores."""
 
     def __init__(self, address: str, reason: str) -> None:
-        super().__init__(errno.EACCES, f"{address} {reason}; no source or store may be there")
+        super().__init__(errno.EACCES, f"{address} {reason}; sources and stores must not use it")
 
 
 @cache
 def guard_connections() -> None:
-    """From now on, refuse connections of this process to forbidden addresses. Cannot be undone.
+    """Refuse connections of this process to forbidden addresses. Cannot be undone.
 
-    Proxies that the environment names are forgotten: behind one, nobody here sees the address.
+    Removes proxies from the environment, because this process does not see the address behind a proxy.
     """
     sys.addaudithook(_refuse)
     for variable in [name for name in os.environ if name.lower() in PROXIES]:
@@ -52,18 +52,18 @@ def guard_connections() -> None:
 
 
 def why_forbidden(text: str) -> str | None:
-    """What is wrong with an address, or None where it may be connected to.
+    """Return why an address is forbidden, or None if it is allowed.
 
-    Private and loopback addresses may: a cluster's own object store has one.
+    Private and loopback addresses are allowed, because a cluster's own object store has one.
     """
     try:
         address = _plain(ipaddress.ip_address(text))
     except ValueError:
-        return "is a name that was not resolved before"
-    for meant in (address, *_local_nat64(address)):
-        if any(meant in network for network in METADATA):
+        return "is an unresolved name"
+    for candidate in (address, *_local_nat64(address)):
+        if any(candidate in network for network in METADATA):
             return "is a cloud's metadata service"
-        if meant.is_link_local:
+        if candidate.is_link_local:
             return "is link-local, where clouds have their metadata services"
     if address.is_multicast:
         return "is a multicast address"
@@ -73,7 +73,7 @@ def why_forbidden(text: str) -> str | None:
 
 
 def is_literal(host: str) -> bool:
-    """Whether a host is an address, not a name."""
+    """Return whether a host is an address, not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -85,7 +85,7 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     if event != "socket.connect":
         return
     target = arguments[1]
-    # Sockets of other families, such as Unix ones, have another form of address.
+    # Sockets of other families, such as Unix sockets, have addresses of another form.
     if not isinstance(target, tuple) or not isinstance(target[0], str):
         return
     reason = why_forbidden(target[0])
@@ -94,7 +94,7 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _plain(address: Address) -> Address:
-    """The IPv4 address that some IPv6 addresses stand for."""
+    """Return the IPv4 address that an IPv6 address embeds, or else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in NAT64:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
@@ -103,10 +103,10 @@ def _plain(address: Address) -> Address:
 
 
 def _local_nat64(address: Address) -> tuple[ipaddress.IPv4Address, ...]:
-    """The IPv4 addresses that one behind a network's own translator may stand for."""
+    """Return the IPv4 addresses that a NAT64 address with a local prefix may embed."""
     if address not in LOCAL_NAT64:
         return ()
     packed = address.packed
     return tuple(
-        ipaddress.IPv4Address(bytes(packed[index] for index in where)) for where in LOCAL_NAT64_BYTES
+        ipaddress.IPv4Address(bytes(packed[index] for index in indices)) for indices in LOCAL_NAT64_BYTES
     )

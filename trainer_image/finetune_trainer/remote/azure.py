@@ -17,11 +17,11 @@ ERRORS: Final = (AzureError,)
 
 
 def open_azure(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
-    """The file system, and the container with its path.
+    """Return the file system, and the container with its path.
 
     `abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH` names the account; the short form takes it from the
-    endpoint. Without credentials: the workload identity of the pod where there is one, else nobody's.
-    Raises StageFailure (INVALID_CONFIG) where neither names the account.
+    endpoint. Without credentials it uses the workload identity of the pod, or else anonymous access.
+    Raises StageFailure (INVALID_CONFIG) if neither names the account.
     """
     container, _, path = place.strip("/").partition("/")
     container, _, host = container.partition("@")
@@ -44,8 +44,9 @@ def open_azure(place: str, credentials: Credentials | None) -> tuple[AbstractFil
     else:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"abfs://{place} names no account: write abfs://{container}@ACCOUNT.dfs.core.windows.net/PATH, or"
-            " give credentials with the account's endpoint",
+            f"abfs://{place} does not name an account: write"
+            f" abfs://{container}@ACCOUNT.dfs.core.windows.net/PATH, or set credentials with the account's"
+            " endpoint",
         )
     return filesystem, f"{container}/{path}".rstrip("/")
 

@@ -1,4 +1,4 @@
-"""What a Secret of type `finetune.dev/credentials` says; its files are mounted in the pod, one a key."""
+"""Credentials from a mounted Secret of type `finetune.dev/credentials`, with one file per key."""
 
 import base64
 import json
@@ -20,9 +20,9 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import MIN_PUBLIC_LENGTH, SCRUBBER
 
 PUBLIC: Final = frozenset({"endpoint", "region", "caBundle", "accountName"})
-"""Keys whose values may be in messages."""
+"""Keys whose values may appear in messages."""
 NAMES: Final = frozenset({"username", "accessKeyId"})
-"""Keys whose values prove nothing alone."""
+"""Keys whose values grant no access on their own."""
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "hf": ("endpoint", "token", "caBundle"),
     "https": ("endpoint", "token", "username", "password", "caBundle"),
@@ -30,26 +30,26 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "gs": ("endpoint", "serviceAccountKey", "token", "caBundle"),
     "abfs": ("endpoint", "accountName", "accountKey", "sasToken"),
 }
-"""Keys that each scheme understands."""
+"""Valid keys per scheme."""
 
 
 def _is_certificate(text: str) -> str:
     try:
         ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError) as error:
-        raise ValueError("it must hold certificates in PEM form, from BEGIN to END CERTIFICATE") from error
+        raise ValueError("it must contain PEM certificates, from BEGIN to END CERTIFICATE") from error
     return text
 
 
 class Credentials(BaseModel):
-    """Proof of who asks, and the one endpoint that may see it. Values are never printed."""
+    """Credentials, and the only endpoint that receives them. Values are never printed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     endpoint: Annotated[str, AfterValidator(check_endpoint)]
     """Scheme, host and port, such as `https://s3.eu-west-1.amazonaws.com`."""
     ca_bundle: Annotated[str, AfterValidator(_is_certificate)] | None = None
-    """PEM certificates that the endpoint's certificate may be signed by, beside the usual ones."""
+    """PEM certificates of authorities to trust for the endpoint, in addition to the system's."""
     token: SecretStr | None = None
     username: str | None = None
     password: SecretStr | None = None
@@ -58,12 +58,12 @@ class Credentials(BaseModel):
     session_token: SecretStr | None = None
     region: str | None = None
     service_account_key: SecretStr | None = None
-    """A Google service account's key, the JSON file's content."""
+    """Content of the JSON key file of a Google service account."""
     account_name: str | None = None
     account_key: SecretStr | None = None
     sas_token: SecretStr | None = None
     secret_name: Annotated[str, Field(alias="secret name")] = ""
-    """For messages; no key of a Secret can have this alias."""
+    """Name of the Secret, for messages. No key of a Secret can have this alias."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -80,17 +80,17 @@ class Credentials(BaseModel):
         return self
 
     def require_keys_of(self, scheme: str) -> None:
-        """Raises StageFailure (INVALID_CREDENTIALS) naming a key that a uri of this scheme has no use for."""
+        """Raise StageFailure (INVALID_CREDENTIALS) naming a key that is not valid for this scheme."""
         for key in self.model_dump(by_alias=True, exclude_none=True, exclude={"secret_name"}):
             if key not in KEYS[scheme]:
-                known = ", ".join(KEYS[scheme])
+                valid = ", ".join(KEYS[scheme])
                 raise invalid(
-                    self.secret_name, f"key {key} means nothing to {scheme}://, which takes {known}"
+                    self.secret_name, f"key {key} is not valid for {scheme}://; valid keys are {valid}"
                 )
 
     @property
     def authorization(self) -> str | None:
-        """The header of the same name for HTTP: a bearer's token, or a name with a password."""
+        """Value of the HTTP header Authorization: a bearer token, or a user name with a password."""
         if self.token is not None:
             return f"Bearer {self.token.get_secret_value()}"
         if self.username is not None and self.password is not None:
@@ -99,7 +99,7 @@ class Credentials(BaseModel):
         return None
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Trust in the usual certificates and in those of `ca_bundle`."""
+        """Build a context that trusts the system's certificates and those of `ca_bundle`."""
         context = ssl.create_default_context()
         if self.ca_bundle is not None:
             context.load_verify_locations(cadata=self.ca_bundle)
@@ -107,9 +107,9 @@ class Credentials(BaseModel):
 
 
 def load_credentials(mount: SecretMount | None) -> Credentials | None:
-    """The credentials in a mounted Secret; None where none was named.
+    """Load the credentials from a mounted Secret. Returns None without a mount.
 
-    Raises StageFailure (INVALID_CREDENTIALS) naming the Secret, and the key that is missing or wrong.
+    Raises StageFailure (INVALID_CREDENTIALS) naming the Secret, and the missing or invalid key.
     """
     if mount is None:
         return None
@@ -136,29 +136,29 @@ def load_credentials(mount: SecretMount | None) -> Credentials | None:
 
 
 def hold_file(variable: str) -> None:
-    """Keep out of messages what is in the file that a variable of the environment names, if there is one."""
+    """Redact the content of the file that an environment variable names, if it is set."""
     path = os.environ.get(variable)
     if path is not None:
-        with suppress(OSError, UnicodeDecodeError):  # its reader says what is wrong with it
+        with suppress(OSError, UnicodeDecodeError):  # the library that reads it reports the error
             SCRUBBER.hold(Path(path).read_text(encoding="utf-8"))
 
 
 def plain(value: SecretStr | None) -> str | None:
-    """A secret's value, for the library that sends it."""
+    """Return the value of a secret, for the library that sends it."""
     return None if value is None else value.get_secret_value()
 
 
 def invalid(secret: str, what: str) -> StageFailure:
-    """The failure for credentials that cannot be used."""
+    """Build the failure for unusable credentials."""
     return StageFailure(
         FailureReason.INVALID_CREDENTIALS,
-        f"Secret {secret}: {what}; correct it, see docs/storage.md for its keys",
+        f"Secret {secret}: {what}; correct the Secret: docs/storage.md lists its keys",
         ExitCode.BAD_CONFIG,
     )
 
 
 def _hold(values: Mapping[str, str]) -> None:
-    """Keep the values out of messages; an unknown key may hold a credential as well."""
+    """Redact the values from messages. An unknown key may contain a credential too."""
     for key, value in values.items():
         if key == "sasToken":
             SCRUBBER.hold(
@@ -173,7 +173,7 @@ def _hold(values: Mapping[str, str]) -> None:
 
 
 def _private(key: str) -> Iterator[str]:
-    """What proves something in a service account's key; the rest of it is the same in all of them."""
+    """Yield the secret parts of a service account's key. The other parts are the same in all keys."""
     try:
         fields = json.loads(key)
         yield fields["private_key_id"]

@@ -1,4 +1,4 @@
-"""One remote file on its way to the disk: it has its name only when it is whole."""
+"""Download of remote files. A file gets its final name only when it is complete."""
 
 import glob
 import hashlib
@@ -17,7 +17,7 @@ from finetune_trainer.runtime.failure import Preempted
 
 
 class _Unwritable(Exception):
-    """The disk's error, so that nobody takes it for the network's."""
+    """An error of the disk, wrapped to distinguish it from errors of the network."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
@@ -25,7 +25,7 @@ class _Unwritable(Exception):
 
 
 class Download:
-    """Brings files of one folder here, within a number of bytes and until a moment of `time.monotonic()`."""
+    """Downloads files of one folder, up to a number of bytes and a deadline in `time.monotonic()`."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class Download:
         self._stop = stop
         self._limit_bytes = limit_bytes
         self._deadline = deadline
-        self._earlier_bytes = 0
-        """Of the files that are here already."""
+        self._downloaded_bytes = 0
+        """Total size of the complete files."""
 
     def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-        """Make `target` the file, with what an earlier attempt has left of the same version.
+        """Download the file to `target`. Resumes an earlier attempt at the same version.
 
-        Raises Unreachable, Preempted, OSError about the disk.
+        Raises Unreachable, Preempted, and OSError of the disk.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         version = hashlib.sha256(file.version.encode()).hexdigest()[:16]
@@ -63,7 +63,7 @@ class Download:
             on_bytes(content.tell())
             if file.size_bytes is None or content.tell() != file.size_bytes:
                 try:
-                    self._retrier.call(lambda: self._go_on(file, content, on_bytes), content.tell)
+                    self._retrier.call(lambda: self._resume(file, content, on_bytes), content.tell)
                 except _Unwritable as failure:
                     raise failure.error from None
         self._check(file, part)
@@ -73,11 +73,11 @@ class Download:
 
     def _count(self, target: Path, on_bytes: OnBytes = ignore_bytes) -> None:
         size = target.stat().st_size
-        self._earlier_bytes += size
+        self._downloaded_bytes += size
         on_bytes(size)
 
-    def _go_on(self, file: RemoteFile, content: IO[bytes], on_bytes: OnBytes) -> None:
-        stream = open_stream(self._folder, file, _beginning(file, content))
+    def _resume(self, file: RemoteFile, content: IO[bytes], on_bytes: OnBytes) -> None:
+        stream = open_stream(self._folder, file, _resume_offset(file, content))
         if stream.version != file.version:
             raise _changed(file)
         content.truncate(stream.start)
@@ -87,8 +87,8 @@ class Download:
                 raise Preempted
             if time.monotonic() > self._deadline:
                 raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "the download takes too long"))
-            if self._earlier_bytes + content.tell() + len(chunk) > self._limit_bytes:
-                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "there is more of it than was allowed"))
+            if self._downloaded_bytes + content.tell() + len(chunk) > self._limit_bytes:
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "it is larger than the limit"))
             try:
                 content.write(chunk)
             except OSError as error:
@@ -98,25 +98,25 @@ class Download:
             raise EOFError(f"{file.name} ended after {content.tell()} of {file.size_bytes} bytes")
 
     def _check(self, file: RemoteFile, part: Path) -> None:
-        """Raises Unreachable where it is not the file that was listed; then nothing of it is kept."""
+        """Raise Unreachable, and delete the download, if it is not the file that was listed."""
         size = part.stat().st_size
         if file.size_bytes is not None and size != file.size_bytes:
-            wrong = f"{file.name} has {size} bytes here, and {file.size_bytes} there"
+            mismatch = f"{file.name} has {size} bytes in the pod, and {file.size_bytes} on the server"
         elif file.sha256 is not None and hash_file(part) != file.sha256:
-            wrong = f"{file.name} does not have the sha256 that its server says, {file.sha256}"
+            mismatch = f"{file.name} does not have the sha256 that its server reports, {file.sha256}"
         elif self._retrier.call(lambda: version_of(self._folder, file)) != file.version:
             part.unlink()
             raise _changed(file)
         else:
             return
         part.unlink()
-        raise Unreachable(RemoteProblem(ProblemKind.PASSING, wrong))
+        raise Unreachable(RemoteProblem(ProblemKind.TRANSIENT, mismatch))
 
 
-def _beginning(file: RemoteFile, content: IO[bytes]) -> int:
-    """Where to go on: nobody could tell whether all is here of a file without a version or a size."""
+def _resume_offset(file: RemoteFile, content: IO[bytes]) -> int:
+    """Return the offset to resume from: 0 without version or size, which a complete file is checked by."""
     return content.tell() if file.version and file.size_bytes is not None else 0
 
 
 def _changed(file: RemoteFile) -> Unreachable:
-    return Unreachable(RemoteProblem(ProblemKind.PASSING, f"{file.name} was changed while it was read"))
+    return Unreachable(RemoteProblem(ProblemKind.TRANSIENT, f"{file.name} was changed while it was read"))

@@ -1,4 +1,4 @@
-"""From a uri and credentials to the fsspec file system behind it, with all rules of this package in force."""
+"""Opens the fsspec file system of a uri, with all rules of this package in force."""
 
 from typing import Final
 
@@ -14,10 +14,10 @@ SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
 
 
 def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
-    """The place behind a remote uri. Nothing is sent yet.
+    """Open the folder of a remote uri. Sends no request yet.
 
-    Raises StageFailure: INVALID_CONFIG for a uri of another form, INVALID_CREDENTIALS for keys that the
-    scheme has no use for.
+    Raises StageFailure: INVALID_CONFIG for a malformed uri, INVALID_CREDENTIALS for keys that are not valid
+    for the scheme.
     """
     scheme, _, place = uri.partition("://")
     if scheme not in SCHEMES or not place.strip("/"):
@@ -38,7 +38,7 @@ def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
 def _open(
     scheme: str, place: str, credentials: Credentials | None
 ) -> tuple[AbstractFileSystem, str, tuple[type[Exception], ...]]:
-    """Each scheme's client is imported only when it is used: together they take seconds."""
+    """Open the client of a scheme. Clients are imported on use, because together they take seconds."""
     match scheme:
         case "hf":
             from finetune_trainer.remote import hub

@@ -22,9 +22,10 @@ SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
 def open_google(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
-    """The file system, and the bucket with its path.
+    """Return the file system, and the bucket with its path.
 
-    Without credentials: the identity in the file that GOOGLE_APPLICATION_CREDENTIALS names, else nobody's.
+    Without credentials it uses the identity in the file that GOOGLE_APPLICATION_CREDENTIALS names, or else
+    anonymous access.
     """
     token: Any = _identity(credentials)
     if credentials is None and "GOOGLE_APPLICATION_CREDENTIALS" in os.environ:
@@ -41,7 +42,7 @@ def open_google(place: str, credentials: Credentials | None) -> tuple[AbstractFi
 
 
 def _identity(credentials: Credentials | None) -> Any:
-    """What gcsfs calls a token. gcsfs would have Google check a bare string, whatever the endpoint."""
+    """Return the token for gcsfs. gcsfs would send a plain string to Google for a check."""
     if credentials is not None and credentials.token is not None:
         return AccessToken(plain(credentials.token))
     if credentials is not None and credentials.service_account_key is not None:
@@ -51,6 +52,7 @@ def _identity(credentials: Credentials | None) -> Any:
             )
         except ValueError as error:
             raise invalid(
-                credentials.secret_name, f"key serviceAccountKey is no service account's JSON key: {error}"
+                credentials.secret_name,
+                f"key serviceAccountKey is not the JSON key of a service account: {error}",
             ) from None
     return "anon"

@@ -1,4 +1,4 @@
-"""`hf://ORG/NAME` and `hf://datasets/ORG/NAME/PATH`: the Hugging Face hub, or what speaks its language."""
+"""`hf://ORG/NAME` and `hf://datasets/ORG/NAME/PATH`: the Hugging Face Hub, or a compatible server."""
 
 import ssl
 from collections.abc import Callable
@@ -22,10 +22,10 @@ ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)
 
 
 def open_hub(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
-    """The file system, and the repository with its path.
+    """Return the file system, and the repository with its path.
 
-    Without credentials: the endpoint of the library, which HF_ENDPOINT changes, and no token, not even one
-    that the environment has.
+    Without credentials it uses the library's endpoint, which HF_ENDPOINT overrides, and no token, not even
+    one from the environment.
     """
     endpoint = None if credentials is None else credentials.endpoint
     filesystem = HfFileSystem(endpoint=endpoint, token=False, skip_instance_cache=True)
@@ -33,10 +33,10 @@ def open_hub(place: str, credentials: Credentials | None) -> tuple[AbstractFileS
     return filesystem, place.strip("/")
 
 
-def pinned(folder: RemoteFolder, revision: str | None) -> tuple[RemoteFolder, str]:
-    """The folder at the commit that a revision stands for now, and that commit.
+def pin_revision(folder: RemoteFolder, revision: str | None) -> tuple[RemoteFolder, str]:
+    """Resolve a revision to its current commit. Returns the folder at that commit, and the commit.
 
-    Raises FileNotFoundError and `ERRORS`; StageFailure (INVALID_CONFIG) for a path that names no repository.
+    Raises FileNotFoundError and `ERRORS`; StageFailure (INVALID_CONFIG) if the path is not a repository.
     """
     filesystem: HfFileSystem = folder.filesystem
     try:
@@ -55,7 +55,7 @@ def pinned(folder: RemoteFolder, revision: str | None) -> tuple[RemoteFolder, st
 
 
 def _client_factory(credentials: Credentials | None, endpoint: str) -> Callable[[], httpx2.Client]:
-    """Clients that show the token to the endpoint and to nobody else, also not to where it redirects to."""
+    """Return a factory of clients that send the token to the endpoint only, not to targets of redirects."""
     origin = None if credentials is None else origin_of(credentials.endpoint)
     header = None if credentials is None else credentials.authorization
     trust: ssl.SSLContext | bool = True if credentials is None else credentials.ssl_context()

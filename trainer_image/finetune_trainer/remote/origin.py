@@ -1,4 +1,4 @@
-"""An origin, scheme + host + port: what credentials are bound to."""
+"""Origins (scheme, host and port), to which credentials are bound."""
 
 from typing import Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -7,12 +7,12 @@ from finetune_trainer.remote.addresses import is_literal, why_forbidden
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 UNPROTECTED: Final = (
-    "over http anybody on the way can read and change it; name a server that stays with https"
+    "over http, anyone on the network path can read and change the data; use a server that stays on https"
 )
 
 
 class Origin(NamedTuple):
-    """Where a request goes."""
+    """Scheme, host and port of a URL."""
 
     scheme: str
     host: str
@@ -20,41 +20,41 @@ class Origin(NamedTuple):
 
 
 class RedirectRefused(Exception):
-    """A redirect that is not followed; what stands beside the host may be a secret and is not said."""
+    """A redirect that is not followed. The message names hosts only: the rest of a URL may be secret."""
 
     def __init__(self, url: str, place: str, advice: str) -> None:
         start, end = _shown(url), _shown(urljoin(url, place))
-        super().__init__(f"{start} redirects to {end}, and that is not followed: {advice}")
+        super().__init__(f"{start} redirects to {end}, which is not followed: {advice}")
 
 
 def require_https(start: str, url: str) -> None:
-    """Raises RedirectRefused for a request without TLS where the first one, to `start`, had it."""
+    """Raise RedirectRefused for a request without TLS if the first request, to `start`, used TLS."""
     if urlsplit(url).scheme == "http" and urlsplit(start).scheme == "https":
         raise RedirectRefused(start, url, UNPROTECTED)
 
 
 def origin_of(url: str) -> Origin:
-    """The origin of an http or https URL. Raises ValueError where it is none."""
+    """Return the origin of a URL. Raises ValueError unless it is an http or https URL."""
     parts = urlsplit(url)
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ValueError("it must look like https://HOST or https://HOST:PORT")
+        raise ValueError("it must have the form https://HOST or https://HOST:PORT")
     return Origin(parts.scheme, parts.hostname.lower(), parts.port or DEFAULT_PORTS[parts.scheme])
 
 
 def check_endpoint(url: str) -> str:
-    """An endpoint's URL, without a slash at its end.
+    """Return the URL of an endpoint without a trailing slash.
 
-    Raises ValueError where it is more than an address, or one that nobody may connect to.
+    Raises ValueError if it has more than an address, or if the address is forbidden.
     """
     host = origin_of(url).host
     reason = why_forbidden(host) if is_literal(host) else None
     if reason is not None:
-        raise ValueError(f"{host} {reason}; no source or store may be there")
+        raise ValueError(f"{host} {reason}; sources and stores must not use it")
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
-        raise ValueError("it must have no user's name or password in it; they have keys of their own")
+        raise ValueError("it must not contain a user name or password; use the keys for them")
     if parts.query or parts.fragment:
-        raise ValueError("it must end before the first ? or #")
+        raise ValueError("it must not contain ? or #")
     return url.rstrip("/")
 
 

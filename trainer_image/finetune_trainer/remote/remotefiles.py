@@ -1,4 +1,4 @@
-"""The files of a remote folder, and their content from any byte on."""
+"""Lists the files of a remote folder, and reads them from any offset."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
 from finetune_trainer.remote.retries import Unreachable
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
-"""Under which of these a file system tells one content of a name from another."""
+"""Keys under which file systems report the version of a file."""
 TIME_KEYS: Final = ("LastModified", "last_modified", "updated")
-"""Under which of these it says when a file was written last."""
+"""Keys under which file systems report when a file was last written."""
 
 
 def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
-    """The files in a folder, not those in its subfolders, sorted by name; or the file itself.
+    """List the files in a folder, without its subfolders, sorted by name; or the file itself.
 
-    Raises Unreachable where they are too many.
+    Raises Unreachable if there are too many.
     """
     if folder.scheme == "https":
         from finetune_trainer.remote import web
@@ -28,7 +28,7 @@ def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
         return (web.stat(folder),)
     info = folder.filesystem.info(folder.path)
     entries = [info] if info["type"] == "file" else folder.filesystem.ls(folder.path, detail=True)
-    # Object stores have empty objects in place of folders.
+    # Object stores represent folders as empty objects.
     files = [_file(entry) for entry in entries if entry["type"] == "file" and not entry["name"].endswith("/")]
     if len(files) > MAX_FILES:
         raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {len(files)} files"))
@@ -36,7 +36,7 @@ def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
 
 
 def version_of(folder: RemoteFolder, file: RemoteFile) -> str:
-    """The version that a file has now."""
+    """Return the current version of a file."""
     if folder.scheme == "https":
         from finetune_trainer.remote import web
 
@@ -45,7 +45,7 @@ def version_of(folder: RemoteFolder, file: RemoteFile) -> str:
 
 
 def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
-    """The file's content from `offset` on, or from its beginning."""
+    """Open the content of a file at `offset`, or at its beginning."""
     if folder.scheme == "https":
         from finetune_trainer.remote import web
 
@@ -54,7 +54,7 @@ def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
 
 
 def _chunks(folder: RemoteFolder, file: RemoteFile, offset: int) -> Iterator[bytes]:
-    """A few requests ahead of the reader: one connection alone is slow on a fast network."""
+    """Read a few requests ahead, because a single connection is slow on a fast network."""
     size = file.size_bytes or 0
     pool = ThreadPoolExecutor(REQUESTS_AHEAD, thread_name_prefix="download")
     pending: deque[Future[bytes]] = deque()

@@ -1,4 +1,4 @@
-"""A remote folder, its files and what is read of them: what all parts of this package speak of."""
+"""Types that this package shares: a remote folder, its files, and their content."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from fsspec import AbstractFileSystem
 
 @dataclass(frozen=True, slots=True)
 class RemoteFolder:
-    """A folder or file on a remote file system; `path` is how `filesystem` calls it."""
+    """A folder or file on a remote file system; `path` is its name in `filesystem`."""
 
     filesystem: AbstractFileSystem
     path: str
     uri: str
     errors: tuple[type[Exception], ...]
-    """What its client raises beside OSError."""
+    """Exceptions of its client in addition to OSError."""
     endpoint: str
-    """The server that is asked; empty where its client knows one."""
+    """Server that gets the requests; empty for the client's default."""
 
     @property
     def scheme(self) -> str:
@@ -25,26 +25,26 @@ class RemoteFolder:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file as it was when it was listed."""
+    """One file as of its listing."""
 
     name: str
     path: str
-    """How the file system calls it."""
+    """Name in the file system."""
     size_bytes: int | None
-    """In bytes; None where the server does not say."""
+    """None if the server does not report it."""
     version: str
-    """Changes with the content; empty where the server tells nothing of the kind."""
+    """Changes with the content; empty if the server reports no version."""
     modified: str = ""
-    """When it was written last, in the server's words; empty where it does not say."""
+    """Modification time in the server's format; empty if the server does not report it."""
     sha256: str | None = None
-    """Where the server knows it, as 64 hexadecimal digits."""
+    """64 hexadecimal digits; None if the server does not report them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A file's content from byte `start` on, which is 0 where the server cannot begin elsewhere."""
+    """Content of a file from byte `start`, which is 0 if the server does not support ranges."""
 
     start: int
     version: str
-    """Of what is read, as in `RemoteFile`."""
+    """Version of this content, as in `RemoteFile`."""
     chunks: Iterator[bytes]

@@ -1,4 +1,4 @@
-"""What an error of any client means: five libraries have five families of them."""
+"""Classification of errors of all clients: five libraries have five families of exceptions."""
 
 import ssl
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from finetune_trainer.remote.origin import RedirectRefused
 from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
 RETRYABLE_STATUS_CODES: Final = frozenset({408, 425, 429})
-"""Client errors of HTTP that pass; all server errors may."""
+"""HTTP client errors that may be transient. All server errors may be."""
 MAX_PROBLEM_LENGTH: Final = 300
-"""Of what a server or its client says."""
+"""Max characters of the message of a server or client."""
 
 
 class ProblemKind(Enum):
-    """What can be done about it."""
+    """Class of a problem, by its remedy."""
 
     ABSENT = "absent"
     DENIED = "denied"
@@ -25,20 +25,20 @@ class ProblemKind(Enum):
     UNTRUSTED = "untrusted"
     LIMIT = "limit"
     REFUSED = "refused"
-    """Asked again, the server would say the same."""
-    PASSING = "passing"
+    """A retry would get the same response."""
+    TRANSIENT = "transient"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteProblem:
-    """An error's meaning, and the words for it."""
+    """Class and message of an error."""
 
     kind: ProblemKind
     text: str
 
 
 def problem_of(error: BaseException) -> RemoteProblem:
-    """The meaning of an error that a file system or its client raised."""
+    """Classify an error of a file system or its client."""
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, AddressRefused):
@@ -47,18 +47,18 @@ def problem_of(error: BaseException) -> RemoteProblem:
             return RemoteProblem(ProblemKind.REFUSED, str(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RemoteProblem(
-                ProblemKind.UNTRUSTED, f"the server's certificate is not trusted: {_words_of(cause)}"
+                ProblemKind.UNTRUSTED, f"the server's certificate is not trusted: {_text_of(cause)}"
             )
     status = next((code for code in map(_status, chain) if code is not None), None)
-    text = _words(chain, status)
+    text = _message(chain, status)
     if status in {401, 403} or any(isinstance(cause, PermissionError) for cause in chain):
         return RemoteProblem(ProblemKind.DENIED, text)
-    # fsspec says "not found" also of servers that it could not reach; then something else is underneath.
+    # fsspec reports "not found" for unreachable servers too; then another error is the root cause.
     if status in {404, 410} or isinstance(chain[-1], FileNotFoundError):
         return RemoteProblem(ProblemKind.ABSENT, f"not found: {text}")
     if status is not None and 400 <= status < 500 and status not in RETRYABLE_STATUS_CODES:
         return RemoteProblem(ProblemKind.REFUSED, text)
-    return RemoteProblem(ProblemKind.PASSING, text)
+    return RemoteProblem(ProblemKind.TRANSIENT, text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -69,12 +69,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of the HTTP answer behind an error, which each library keeps in a place of its own."""
+    """Return the HTTP status behind an error. Each library stores it in another attribute."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         code = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return code if isinstance(code, int) else None
-    # aiohttp has a `code` too, of answers that are no HTTP.
+    # aiohttp has a `code` too, for responses that are not HTTP.
     names = ("code",) if type(error).__module__.startswith("gcsfs.") else ("status", "status_code")
     for holder in (error, response):
         for name in names:
@@ -84,11 +84,11 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _words(chain: list[BaseException], status: int | None) -> str:
-    first = next((text for text in map(_words_of, chain) if text), type(chain[0]).__name__)
+def _message(chain: list[BaseException], status: int | None) -> str:
+    first = next((text for text in map(_text_of, chain) if text), type(chain[0]).__name__)
     return first if status is None or str(status) in first else f"status {status}: {first}"
 
 
-def _words_of(error: BaseException) -> str:
-    # Before it is cut: of a credential that is cut in two nobody finds the rest.
+def _text_of(error: BaseException) -> str:
+    # Scrub before truncation: the scrubber does not recognize part of a credential.
     return one_line(SCRUBBER.scrub(str(error)), MAX_PROBLEM_LENGTH)

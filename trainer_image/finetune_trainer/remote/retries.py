@@ -1,4 +1,4 @@
-"""Ask again when a failure may pass: servers restart, connections break, and quotas refill."""
+"""Retries of requests after transient failures: servers restart, connections break, and quotas refill."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unreachable(Exception):
-    """What was asked for could not be had; `problem` says why."""
+    """A request that failed for good; `problem` says why."""
 
     def __init__(self, problem: RemoteProblem) -> None:
         super().__init__(problem.text)
@@ -27,7 +27,7 @@ class Unreachable(Exception):
 
 
 class Retrier:
-    """Makes requests about one folder until one succeeds, or until trying again is useless."""
+    """Retries requests to one folder until one succeeds, or until a retry cannot help."""
 
     def __init__(self, folder: RemoteFolder, stop: threading.Event) -> None:
         self._expected: tuple[type[Exception], ...] = (
@@ -40,7 +40,7 @@ class Retrier:
         self._stop = stop
 
     def call(self, request: Callable[[], Answer], progress: Callable[[], int] = lambda: 0) -> Answer:
-        """What `request` returns; attempts after which `progress` has grown do not count.
+        """Return the result of `request`. Attempts that increase `progress` do not count.
 
         Raises Unreachable, Preempted.
         """
@@ -53,9 +53,9 @@ class Retrier:
                 problem = problem_of(error)
                 if progress() > before:
                     attempt, before = 1, progress()
-                if problem.kind is not ProblemKind.PASSING or attempt == MAX_ATTEMPTS:
+                if problem.kind is not ProblemKind.TRANSIENT or attempt == MAX_ATTEMPTS:
                     raise Unreachable(problem) from error
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
-            logger.warning("%s; trying again in %.0f s", problem.text, pause)
-            if self._stop.wait(pause):
+            pause_seconds = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
+            logger.warning("%s; retrying in %.0f s", problem.text, pause_seconds)
+            if self._stop.wait(pause_seconds):
                 raise Preempted

@@ -1,4 +1,4 @@
-"""`s3://BUCKET/PATH`: Amazon S3 and what speaks its language."""
+"""`s3://BUCKET/PATH`: Amazon S3 and compatible stores."""
 
 import os
 import tempfile
@@ -20,17 +20,18 @@ DEFAULT_REGION: Final = "us-east-1"
 
 
 def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
-    """The file system, and the bucket with its path.
+    """Return the file system, and the bucket with its path.
 
-    Without credentials: the role of the pod's service account where the platform gives it one, else nobody's.
+    Without credentials it uses the role that the platform gives the pod's service account, or else anonymous
+    access.
     """
     config = {
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": STALL_SECONDS,
         "retries": {"mode": "standard", "max_attempts": 3},
-        # The bucket belongs into the path: credentials are for one host.
+        # The bucket is in the path, because credentials are for one host.
         "s3": {"addressing_style": "path"},
-        # Others than Amazon refuse the checksums that it has invented since.
+        # Other stores than Amazon's reject its newer checksums.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
         "http_session_cls": _WithoutRedirects,
@@ -63,7 +64,7 @@ def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSy
 
 
 class _WithoutRedirects(AIOHTTPSession):  # type: ignore[misc] # has no types
-    """aiobotocore's client follows redirects, and shows a session token wherever they lead."""
+    """Session that refuses redirects. aiobotocore's own would send a session token to any target."""
 
     async def _get_session(self, proxy_url: str | None) -> "_Direct":
         return _Direct(await super()._get_session(proxy_url))
@@ -71,14 +72,16 @@ class _WithoutRedirects(AIOHTTPSession):  # type: ignore[misc] # has no types
     async def send(self, request: AWSPreparedRequest) -> AWSResponse:
         response = await super().send(request)
         place = response.headers.get("location")
-        # Amazon's word that a bucket is in another region names no place, and botocore knows what it means.
+        # Amazon's redirect to another region has no location, and botocore handles it.
         if 300 <= response.status_code < 400 and place:
-            raise RedirectRefused(request.url, place, "credentials are for one server; name that one")
+            raise RedirectRefused(
+                request.url, place, "credentials are for one server; use that one as endpoint"
+            )
         return response
 
 
 class _Direct:
-    """As much of an aiohttp session as aiobotocore uses."""
+    """The part of an aiohttp session that aiobotocore uses."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -88,7 +91,7 @@ class _Direct:
 
 
 def _file_of(certificates: str) -> str:
-    """botocore takes certificates as a file only."""
+    """Write certificates to a file, which is the only form that botocore accepts."""
     with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
         file.write(certificates)
     return file.name

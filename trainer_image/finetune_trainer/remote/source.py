@@ -1,4 +1,4 @@
-"""A file or folder that a stage reads over the network: what is in it, and how it comes here."""
+"""A file or folder that a stage reads over the network: its listing and its download."""
 
 import threading
 import time
@@ -25,41 +25,41 @@ from finetune_trainer.runtime.scrubbing import SCRUBBER
 
 @dataclass(frozen=True, slots=True)
 class SourceRequest:
-    """What the spec asks for, in its words."""
+    """A source or base model as the spec names it."""
 
     uri: str
     field: str
-    """Of the spec, such as `source`; beside its uri there is its `credentialsSecretRef`."""
+    """Field of the spec with `uri` and `credentialsSecretRef`, such as `source`."""
     credentials: SecretMount | None
     absent: FailureReason
-    """The reason where there is nothing."""
+    """Failure reason if nothing exists at the uri."""
     limit_bytes: int
     revision: str | None = None
     """Branch, tag or commit at the hub."""
 
 
 class RemoteSource:
-    """What a uri stands for at the moment when it is opened.
+    """The content of a uri at the time of opening.
 
-    Whatever goes wrong is a StageFailure that names the uri: ACCESS_DENIED, ADDRESS_REFUSED,
-    INVALID_CREDENTIALS, SOURCE_TOO_LARGE, SOURCE_UNAVAILABLE, or the `absent` of what is wanted. Everything
-    may raise Preempted.
+    Every error is a StageFailure that names the uri: ACCESS_DENIED, ADDRESS_REFUSED, INVALID_CREDENTIALS,
+    SOURCE_TOO_LARGE, SOURCE_UNAVAILABLE, or the reason `absent` of the request. All methods may raise
+    Preempted.
     """
 
-    def __init__(self, wanted: SourceRequest, stop: threading.Event) -> None:
-        self._wanted = wanted
+    def __init__(self, request: SourceRequest, stop: threading.Event) -> None:
+        self._request = request
         self._stop = stop
         self._deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
-        SCRUBBER.hold_uri(wanted.uri)
-        folder = open_filesystem(wanted.uri, load_credentials(wanted.credentials))
+        SCRUBBER.hold_uri(request.uri)
+        folder = open_filesystem(request.uri, load_credentials(request.credentials))
         self._retrier = Retrier(folder, stop)
         self.revision: str | None = None
         """The commit at the hub; None elsewhere."""
-        with self._explained():
+        with self._errors_explained():
             if folder.scheme == "hf":
                 from finetune_trainer.remote import hub
 
-                folder, self.revision = self._retrier.call(lambda: hub.pinned(folder, wanted.revision))
+                folder, self.revision = self._retrier.call(lambda: hub.pin_revision(folder, request.revision))
             self._folder = folder
             self.files = self._retrier.call(lambda: list_files(folder))
         self.is_file = [file.path for file in self.files] == [folder.path]
@@ -67,85 +67,85 @@ class RemoteSource:
 
     @property
     def key(self) -> str | None:
-        """Names server, uri and content: equal keys mean equal files; None where it tells no versions."""
+        """Hash of server, uri and content: equal keys mean equal files. None without versions."""
         if self.revision is None and not all(file.version for file in self.files):
             return None
         listed = [[file.name, file.size_bytes, file.version] for file in self.files]
-        content = canonical.encode([self._folder.endpoint, self._wanted.uri, self.revision or listed])
+        content = canonical.encode([self._folder.endpoint, self._request.uri, self.revision or listed])
         return digest_of(content).removeprefix("sha256:")
 
     def version(self, files: Iterable[RemoteFile]) -> str | None:
-        """Tells this content of some of the files from another, by their versions or times, if it can.
+        """Return a hash of some files by their versions or times; None if the server reports neither.
 
-        Less strict than `key`: where a server has no versions, its times must do.
+        Less strict than `key`: times replace missing versions.
         """
         listed = [[file.name, file.size_bytes, file.version or file.modified] for file in files]
         content = listed if all(version for _, _, version in listed) else self.revision
         if content is None:
             return None
-        return digest_of(canonical.encode([self._folder.endpoint, self._wanted.uri, content]))
+        return digest_of(canonical.encode([self._folder.endpoint, self._request.uri, content]))
 
     def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = ignore_bytes) -> None:
-        """Bring files into a folder; those of them that are there already, whole, are kept.
+        """Download files into a folder. Keeps files that are already complete.
 
-        Raises OSError about the folder.
+        Raises OSError of the folder.
         """
-        wanted = list(files)
-        limit = self._wanted.limit_bytes
-        with self._explained():
-            total = sum(file.size_bytes or 0 for file in wanted)
-            if total > limit:
-                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {total} bytes"))
-            download = Download(self._folder, self._retrier, self._stop, limit, self._deadline)
-            for file in wanted:
+        requested = list(files)
+        limit_bytes = self._request.limit_bytes
+        with self._errors_explained():
+            total_bytes = sum(file.size_bytes or 0 for file in requested)
+            if total_bytes > limit_bytes:
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {total_bytes} bytes"))
+            download = Download(self._folder, self._retrier, self._stop, limit_bytes, self._deadline)
+            for file in requested:
                 download.fetch(file, folder / file.name, on_bytes)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _errors_explained(self) -> Iterator[None]:
         try:
             yield
         except Unreachable as error:
-            raise _failure(self._wanted, error.problem) from error
+            raise _failure(self._request, error.problem) from error
 
 
-def _failure(wanted: SourceRequest, problem: RemoteProblem) -> StageFailure:
+def _failure(request: SourceRequest, problem: RemoteProblem) -> StageFailure:
     reason, code, advice = (
         FailureReason.SOURCE_UNAVAILABLE,
         ExitCode.BAD_CONFIG,
-        f"correct {wanted.field}.uri or its credentials",
+        f"correct {request.field}.uri or its credentials",
     )
     match problem.kind:
         case ProblemKind.ABSENT:
-            reason, advice = wanted.absent, f"check {wanted.field}.uri"
+            reason, advice = request.absent, f"check {request.field}.uri"
         case ProblemKind.DENIED:
-            reason, advice = FailureReason.ACCESS_DENIED, _proof(wanted)
+            reason, advice = FailureReason.ACCESS_DENIED, _access_advice(request)
         case ProblemKind.FORBIDDEN_ADDRESS:
-            reason, advice = FailureReason.ADDRESS_REFUSED, "name another server"
+            reason, advice = FailureReason.ADDRESS_REFUSED, "use another server"
         case ProblemKind.UNTRUSTED:
             advice = (
-                f"put the authority's certificate as key caBundle into the Secret of"
-                f" {wanted.field}.credentialsSecretRef"
+                "add the certificate of its authority as key caBundle to the Secret of"
+                f" {request.field}.credentialsSecretRef"
             )
         case ProblemKind.LIMIT:
             reason = FailureReason.SOURCE_TOO_LARGE
             advice = (
-                f"at most {MAX_FILES} files of {wanted.limit_bytes} bytes together are taken, in"
+                f"the limits are {MAX_FILES} files, {request.limit_bytes} bytes in total and"
                 f" {MAX_DOWNLOAD_SECONDS / 3600:.0f} hours; make it smaller, or put it on a volume"
             )
-        case ProblemKind.PASSING:
+        case ProblemKind.TRANSIENT:
             code, advice = ExitCode.INTERNAL, "check the server and the network, then run again"
-    # What follows the question mark may be a signature, which is a credential.
-    place = wanted.uri.partition("?")[0]
-    text = problem.text.replace(wanted.uri, place)
-    return StageFailure(reason, f"{wanted.field} {place}: {text}; {advice}", code)
+    # The query may contain a signature, which is a credential.
+    place = request.uri.partition("?")[0]
+    text = problem.text.replace(request.uri, place)
+    return StageFailure(reason, f"{request.field} {place}: {text}; {advice}", code)
 
 
-def _proof(wanted: SourceRequest) -> str:
-    """What to do about a refusal: for many servers a missing object looks the same."""
-    keys = ", ".join(KEYS[wanted.uri.partition("://")[0]])
-    if wanted.credentials is None:
+def _access_advice(request: SourceRequest) -> str:
+    """Return what to do after a denial. Many servers deny access to missing objects too."""
+    keys = ", ".join(KEYS[request.uri.partition("://")[0]])
+    if request.credentials is None:
         return (
-            f"if it is there, name a Secret in {wanted.field}.credentialsSecretRef that has what its server"
-            f" asks for; the keys are {keys}"
+            f"if it exists, name a Secret with credentials for its server in"
+            f" {request.field}.credentialsSecretRef; the keys are {keys}"
         )
-    return f"if it is there, correct Secret {wanted.credentials.name}; its keys are {keys}"
+    return f"if it exists, correct Secret {request.credentials.name}; its keys are {keys}"

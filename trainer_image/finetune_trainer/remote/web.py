@@ -1,4 +1,4 @@
-"""`https://HOST/PATH`: one file on a web server; and what all clients on aiohttp have in common."""
+"""`https://HOST/PATH`: one file on a web server, and the options of all aiohttp clients."""
 
 import asyncio
 import re
@@ -20,14 +20,14 @@ from finetune_trainer.remote.remotefolder import RemoteFile, RemoteFolder, Strea
 
 ERRORS: Final = (aiohttp.ClientError,)
 DEFAULT_FILE_NAME: Final = "rows"
-"""What the file behind `https://HOST/?export=rows` is called."""
+"""Name of a file whose URL has no path, such as `https://HOST/?export=rows`."""
 FIRST_BYTE: Final = re.compile(r"bytes (\d+)-")
 PARTIAL_CONTENT: Final = 206
 RANGE_NOT_SATISFIABLE: Final = 416
 
 
 def open_web(place: str, credentials: Credentials | None) -> tuple[AbstractFileSystem, str]:
-    """The file system, and the file's whole URL."""
+    """Return the file system, and the whole URL of the file."""
 
     async def get_client(**_: object) -> aiohttp.ClientSession:
         options = await client_options(credentials, url)
@@ -40,7 +40,7 @@ def open_web(place: str, credentials: Credentials | None) -> tuple[AbstractFileS
 
 
 async def client_options(credentials: Credentials | None, start: str) -> dict[str, Any]:
-    """What an aiohttp client is made with that begins at a URL: time limits, trust, and no way out of TLS."""
+    """Return aiohttp client options for requests to a URL: time limits, trust, no redirect away from TLS."""
     return {
         "connector": aiohttp.TCPConnector(ssl=True if credentials is None else credentials.ssl_context()),
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
@@ -50,9 +50,9 @@ async def client_options(credentials: Credentials | None, start: str) -> dict[st
 
 
 def stat(folder: RemoteFolder) -> RemoteFile:
-    """The file behind the URL. Asked for with its first byte: signed URLs are good for GET only."""
-    # An empty file has no first byte, and the answer that says so says its size.
-    response = _get(folder, {hdrs.RANGE: "bytes=0-0"}, good=RANGE_NOT_SATISFIABLE)
+    """Describe the file behind the URL. Requests its first byte, because signed URLs allow only GET."""
+    # An empty file has no first byte; the response with that error reports the size too.
+    response = _get(folder, {hdrs.RANGE: "bytes=0-0"}, accepted_status=RANGE_NOT_SATISFIABLE)
     _close(folder, response)
     if response.status in {PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE}:
         size = response.headers.get(hdrs.CONTENT_RANGE, "").rpartition("/")[2]
@@ -67,9 +67,9 @@ def stat(folder: RemoteFolder) -> RemoteFile:
 
 
 def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
-    """The file from `offset` on if it is still the same, else from its beginning.
+    """Open the file at `offset` if it is unchanged, else at its beginning.
 
-    Raises ClientPayloadError where a broken connection would look like the end of the file.
+    Raises ClientPayloadError if a broken connection would look like the end of the file.
     """
     headers: dict[str, str] = {}
     if offset:
@@ -78,23 +78,23 @@ def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
     start = _start(response)
     if start not in {0, offset}:
         _close(folder, response)
-        raise aiohttp.ClientPayloadError(f"the server sent bytes from {start} on, not from {offset} on")
-    if file.size_bytes is None and not _tells_its_end(response):
+        raise aiohttp.ClientPayloadError(f"the server sent bytes from {start}, not from {offset}")
+    if file.size_bytes is None and not _has_end(response):
         _close(folder, response)
         raise aiohttp.ClientPayloadError(
-            "the server says neither how long the file is nor where it ends; it must send Content-Length, or"
+            "the server reports neither the size nor the end of the file; it must send Content-Length or"
             " Transfer-Encoding: chunked"
         )
     return Stream(start, _version(response), _chunks(folder, response))
 
 
 def _start(response: aiohttp.ClientResponse) -> int:
-    """The first byte of the file that an answer has."""
+    """Return the offset at which a response starts."""
     found = FIRST_BYTE.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
     return int(found[1]) if response.status == PARTIAL_CONTENT and found else 0
 
 
-def _tells_its_end(response: aiohttp.ClientResponse) -> bool:
+def _has_end(response: aiohttp.ClientResponse) -> bool:
     chunked = response.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
     return chunked or hdrs.CONTENT_LENGTH in response.headers
 
@@ -103,12 +103,14 @@ def _version(response: aiohttp.ClientResponse) -> str:
     return response.headers.get(hdrs.ETAG) or response.headers.get(hdrs.LAST_MODIFIED) or ""
 
 
-def _get(folder: RemoteFolder, headers: dict[str, str], good: int | None = None) -> aiohttp.ClientResponse:
+def _get(
+    folder: RemoteFolder, headers: dict[str, str], accepted_status: int | None = None
+) -> aiohttp.ClientResponse:
     async def request() -> aiohttp.ClientResponse:
         session: aiohttp.ClientSession = await folder.filesystem.set_session()
-        # What arrives is what counts, in bytes: nothing may be packed on the way.
+        # Offsets count the bytes that arrive, so the content must not be compressed in transit.
         response = await session.get(folder.path, headers={**headers, hdrs.ACCEPT_ENCODING: "identity"})
-        if response.status != good:
+        if response.status != accepted_status:
             response.raise_for_status()
         return response
 
@@ -130,7 +132,7 @@ def _close(folder: RemoteFolder, response: aiohttp.ClientResponse) -> None:
 
 
 class _StaysProtected:
-    """Refuses to be led from https to http; it is asked anew after every redirect."""
+    """Middleware that refuses redirects from https to http. aiohttp calls it for every redirect."""
 
     def __init__(self, start: str) -> None:
         self._start = start
@@ -143,7 +145,7 @@ class _StaysProtected:
 
 
 class _Authorization:
-    """Proves who asks to the endpoint, and to nobody else: it is asked anew after every redirect."""
+    """Middleware that sends credentials to the endpoint only. aiohttp calls it for every redirect."""
 
     def __init__(self, credentials: Credentials | None) -> None:
         self._origin = None if credentials is None else origin_of(credentials.endpoint)
