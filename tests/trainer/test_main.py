@@ -120,7 +120,7 @@ BASE = {
             FailureReason.INVALID_CONFIG,
             "split.seed: Input should be a valid",
         ),
-        ({**BASE, "run": "a/b"}, FailureReason.INVALID_CONFIG, "run: 'a/b' is no folder name"),
+        ({**BASE, "run": "a/b"}, FailureReason.INVALID_CONFIG, "run: 'a/b' is not a folder name"),
         ({**BASE, "x": "y" * 70_000}, FailureReason.INVALID_CONFIG, "bytes; at most 65536 are taken"),
     ],
 )

@@ -197,7 +197,7 @@ def test_a_result_of_another_version_counts_as_none(store: Store) -> None:
 
 
 def test_a_run_is_one_folder_name(store: Store) -> None:
-    with pytest.raises(StageFailure, match=r"run: '\.\./x' is no folder name"):
+    with pytest.raises(StageFailure, match=r"run: '\.\./x' is not a folder name"):
         store.run_folder("../x", "prepare")
 
 

@@ -11,7 +11,7 @@ from finetune_trainer.remote.remotefolder import RemoteFolder
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
 from finetune_trainer.runtime.failure import Preempted
 
-Answer = TypeVar("Answer")
+ResultT = TypeVar("ResultT")
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 
@@ -39,7 +39,7 @@ class Retrier:
         )
         self._stop = stop
 
-    def call(self, request: Callable[[], Answer], progress: Callable[[], int] = lambda: 0) -> Answer:
+    def call(self, request: Callable[[], ResultT], progress: Callable[[], int] = lambda: 0) -> ResultT:
         """Return the result of `request`. Attempts that increase `progress` do not count.
 
         Raises Unreachable, Preempted.

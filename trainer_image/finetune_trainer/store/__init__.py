@@ -1,7 +1,7 @@
-"""The store: artifacts named by their content, and the runs' own folders, on a volume or in a bucket.
+"""The store: content-addressed artifacts, and folders of runs, on a volume or in a bucket.
 
-Layout, the same everywhere: `datasets/<digits>/`, `models/<digits>/`, `checkpoints/<digits>/` and
-`runs/<run>/<stage>/`. An artifact is complete when its `manifest.json` is there, which is written last.
+Layout of every store: `datasets/<digits>/`, `models/<digits>/`, `checkpoints/<digits>/` and
+`runs/<run>/<stage>/`. An artifact is complete once it has its `manifest.json`, which is written last.
 """
 
 from finetune_trainer.store.base import ArtifactKind, RunFolder, Store

@@ -1,4 +1,4 @@
-"""What every store can do, and what all of them do in the same way."""
+"""Interface of all stores, and the code that they share."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -23,13 +23,14 @@ ArtifactKind = Literal["datasets", "models", "checkpoints"]
 
 STAGING: Final = ".staging"
 STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
-"""What was begun longer ago than this belonged to a pod that was killed; no stage takes a week to publish."""
+"""Age at which a staging folder must be from a pod that was killed. No stage takes a week to publish."""
 RESULT_NAME: Final = "result.json"
 NEWER_RESULT_NAME: Final = "result-2.json"
-"""Beside it, where contract 1 does not know all of the result."""
+"""Second file of a result with fields that contract 1 does not have."""
 SOURCES: Final = "models/by-source"
+"""One file per source of a downloaded base model: the artifact that it became."""
 DOWNLOADS: Final = "downloads"
-"""A file for each place outside that a base model was downloaded from: which artifact it became."""
+"""One note per source of a base model: the run that is downloading it."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +38,19 @@ logger = logging.getLogger(__name__)
 class RunFolder(ABC):
     """The folder of one stage of a run. Names are relative, with `/`.
 
-    Small files are read and written whole. Larger ones, and folders, are written below `path` and then kept;
-    in a bucket that goes on beside the caller, and leaving the block waits for it.
+    Small files are read and written whole. Large files, and folders, are written below `path` and then kept.
+    A bucket uploads them in the background; leaving the block waits for the uploads.
     """
 
     def __init__(self, uri: str, path: Path) -> None:
         self.uri = uri
-        """For messages."""
+        """Uri of the folder, for messages."""
         self.path = path
-        """Where the stage writes, on a file system of the pod."""
+        """Folder that the stage writes to, on a file system of the pod."""
 
     @property
     def mount(self) -> Mount:
-        """`path` as messages name it."""
+        """`path`, with its name in messages."""
         return Mount(str(self.path), self.path)
 
     def __enter__(self) -> Self:
@@ -63,44 +64,47 @@ class RunFolder(ABC):
 
     @abstractmethod
     def writable(self, name: str) -> AbstractContextManager[Path]:
-        """The path of `name`, to be written in the block; an OSError in it becomes a StageFailure."""
+        """Yield the path of `name` for writing. An OSError in the block becomes a StageFailure."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """A file's content, or None where there is none. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Return the content of a file, or None without one. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     @abstractmethod
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; a reader sees the old content or the new. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Write a file atomically: readers see the old or the new content.
+
+        Raises StageFailure (STORE_UNAVAILABLE).
+        """
 
     @abstractmethod
     def note(self, name: str, content: bytes) -> None:
-        """Write a small file that nothing depends on; never raises, and never waits for a bucket.
+        """Write a small file that nothing depends on. Never raises, and never waits for a bucket.
 
-        There a note is left out while the one before is on its way, and may be lost with the pod.
+        A bucket skips a note while the previous one is uploading, and may lose one with the pod.
         """
 
     @abstractmethod
     def names(self, parent: str) -> set[str]:
-        """Names of the folders in the folder `parent`. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Return the names of the subfolders of `parent`. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     @abstractmethod
     def load(self, name: str) -> Path:
-        """The path of a folder, with as much in it as the store has; nothing is verified.
+        """Return the path of a folder with all files of it that the store has, unverified.
 
         Raises StageFailure (STORE_UNAVAILABLE), Preempted.
         """
 
     @abstractmethod
     def keep(self, name: str) -> None:
-        """Keep a file or folder that is written completely; a folder counts once its manifest is there.
+        """Persist a file or folder that is completely written. A folder is valid once its manifest is stored.
 
-        Raises StageFailure (STORE_UNAVAILABLE), also about what was to be kept before.
+        Raises StageFailure (STORE_UNAVAILABLE), also for files that were kept earlier.
         """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file or folder, if it is there. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Remove a file or folder, if it exists. Raises StageFailure (STORE_UNAVAILABLE)."""
 
 
 class Store(ABC):
@@ -110,21 +114,21 @@ class Store(ABC):
         self._uri = uri.rstrip("/")
 
     def uri(self, ref: ArtifactRef) -> str:
-        """The artifact's address for records, such as `pvc://artifacts/datasets/1a2b…`."""
+        """Return the artifact's address for records, such as `pvc://artifacts/datasets/1a2b…`."""
         return f"{self._uri}/{key_of(ref)}"
 
     def has(self, ref: ArtifactRef) -> bool:
-        """Whether the artifact is there and complete. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Return whether the store has the complete artifact. Raises StageFailure (STORE_UNAVAILABLE)."""
         return self._read_manifest(ref) is not None
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
-        """The artifact's list of files, itself checked against the digest. Raises as `artifact`."""
+        """Return the manifest of an artifact, verified by the digest. Raises as `artifact`."""
         content = self._read_manifest(ref)
         if content is None:
             raise StageFailure(
                 FailureReason.ARTIFACT_NOT_FOUND,
                 f"the store has no complete {self.uri(ref)}: it was deleted, or made in another store;"
-                " check spec.store, or run again the resource that makes it",
+                " check spec.store, or recreate the resource that makes it",
             )
         place = f"{self._place(ref)}/{MANIFEST_NAME}"
         if digest_of(content) != ref.digest:
@@ -132,62 +136,62 @@ class Store(ABC):
         try:
             return Manifest.model_validate_json(content)
         except ValidationError as error:
-            raise corrupt(place, f"it is no manifest: {error}") from error
+            raise corrupt(place, f"it is not a manifest: {error}") from error
 
     @abstractmethod
     def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
-        """The folder of a complete artifact; with `verify` the size and hash of each file are checked.
+        """Return the folder of a complete artifact. With `verify`, checks size and hash of each file.
 
-        An artifact in a bucket is downloaded once a pod, and then always verified.
+        An artifact in a bucket is downloaded once per pod, and then always verified.
         Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE;
         Preempted.
         """
 
     @abstractmethod
     def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
-        """The content of an artifact's file, not verified.
+        """Yield the content of an artifact's file, unverified.
 
-        Raises StageFailure: ARTIFACT_CORRUPT where the file is missing, STORE_UNAVAILABLE; Preempted.
+        Raises StageFailure: ARTIFACT_CORRUPT if the file is missing, STORE_UNAVAILABLE; Preempted.
         """
 
     @abstractmethod
     def staging(self) -> AbstractContextManager[Path]:
-        """An empty folder, removed at the end unless it was published.
+        """Yield an empty folder, and remove it at the end unless it was published.
 
-        Raises StageFailure, also for an OSError inside the block that is about this folder.
+        Raises StageFailure, also for an OSError of this folder inside the block.
         """
 
     @abstractmethod
     def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
-        """Make a staging folder an artifact; its content decides its name.
+        """Publish a staging folder as an artifact, named by its content.
 
-        Equal content that is already there is kept; an incomplete leftover is replaced. `on_bytes` gets the
-        size of the files bit by bit, and may end it by raising.
+        Keeps an existing artifact with equal content, and replaces an incomplete one. `on_bytes` gets the
+        bytes of each step, and may raise to abort.
         Raises StageFailure (STORE_UNAVAILABLE).
         """
 
     @abstractmethod
     def delete(self, ref: ArtifactRef) -> None:
-        """Remove an artifact if it is there; its manifest goes first, so that no part of it ever counts.
+        """Remove an artifact, if it exists: its manifest first, so that a part of it is never valid.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
 
     @abstractmethod
     def delete_run(self, run: str) -> None:
-        """Remove the folders of all stages of a run, if there are any.
+        """Remove the folders of all stages of a run, if any exist.
 
         Raises StageFailure (STORE_UNAVAILABLE, INVALID_CONFIG).
         """
 
     @abstractmethod
     def run_folder(self, run: str, stage: str) -> RunFolder:
-        """The folder of one stage of a run. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Open the folder of one stage of a run. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     def write_result(self, result: StageResult) -> None:
-        """Keep a stage's result as the last thing of it, so that trainers of both contracts can read it.
+        """Store the result of a stage, as its last write, so that trainers of both contracts can read it.
 
-        What only the newer contract knows is in a file beside it.
+        A second file has the fields of the newer contract.
         Raises StageFailure (STORE_UNAVAILABLE).
         """
         folder = self.run_folder(result.run, result.stage)
@@ -197,7 +201,7 @@ class Store(ABC):
         folder.write(RESULT_NAME, older.to_json().encode())
 
     def read_result(self, run: str, stage: Stage) -> StageResult | None:
-        """A stage's result, or None where it has none that this version can read.
+        """Return the result of a stage, or None without a result that this version can read.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
@@ -207,16 +211,16 @@ class Store(ABC):
             return None
         result = StageResult.parse(content.decode(errors="replace"))
         if result is None:
-            logger.warning("%s/%s was written by another version and is not used", self._uri, key)
+            logger.warning("ignoring %s/%s: another version wrote it", self._uri, key)
             return None
-        beside = self._read(f"{run_key(run, stage)}/{NEWER_RESULT_NAME}")
-        newer = StageResult.parse(beside.decode(errors="replace")) if beside is not None else None
-        # Not that of an earlier attempt, after which a trainer of the older contract succeeded.
+        second = self._read(f"{run_key(run, stage)}/{NEWER_RESULT_NAME}")
+        newer = StageResult.parse(second.decode(errors="replace")) if second is not None else None
+        # The second file may be from an earlier attempt, before a trainer of the older contract succeeded.
         is_same = newer is not None and _stored(newer, 1).to_dict() == _stored(result, 1).to_dict()
         return _stored(newer if newer is not None and is_same else result, CONTRACT_VERSION)
 
     def model_from(self, source: str) -> ArtifactRef | None:
-        """The complete model that came from a source, or None where none did; `source` is a file name.
+        """Return the complete model that was downloaded from a source, or None. `source` is a file name.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
@@ -226,55 +230,55 @@ class Store(ABC):
         try:
             ref = ArtifactRef.model_validate_json(content)
         except ValidationError:
-            logger.warning("%s/%s/%s is damaged and not used", self._uri, SOURCES, source)
+            logger.warning("ignoring %s/%s/%s: it is damaged", self._uri, SOURCES, source)
             return None
         return ref if self.has(ref) else None
 
     def remember_model(self, source: str, ref: ArtifactRef) -> None:
-        """Note where a model came from, so that nobody downloads it again.
+        """Record the source of a model, so that no run downloads it again.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
         self._write(f"{SOURCES}/{source}", ref.to_json().encode())
 
     def read_download_note(self, source: str) -> bytes | None:
-        """What was noted last about a download from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Return the last note on a download from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
         return self._read(f"{DOWNLOADS}/{source}")
 
     def write_download_note(self, source: str, content: bytes) -> None:
-        """Note who downloads a model from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Note which run downloads a model from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
         self._write(f"{DOWNLOADS}/{source}", content)
 
     def _read_manifest(self, ref: ArtifactRef) -> bytes | None:
-        """The content of an artifact's manifest, or None where there is none."""
+        """Return the content of an artifact's manifest, or None if it does not exist."""
         return self._read(f"{key_of(ref)}/{MANIFEST_NAME}")
 
     @abstractmethod
     def _read(self, key: str) -> bytes | None:
-        """A small file's content, or None where there is none."""
+        """Return the content of a small file, or None if it does not exist."""
 
     @abstractmethod
     def _write(self, key: str, content: bytes) -> None:
-        """Write a small file; a reader sees the old content or the new."""
+        """Write a small file atomically: readers see the old or the new content."""
 
     @abstractmethod
     def _place(self, ref: ArtifactRef) -> str:
-        """Where an artifact is, as a person who repairs the store would look for it."""
+        """Return the location of an artifact, for an administrator who repairs the store."""
 
 
 def key_of(ref: ArtifactRef) -> str:
-    """An artifact's folder, relative to the store."""
+    """Return the folder of an artifact, relative to the store."""
     return f"{ref.kind}/{ref.digest.removeprefix('sha256:')}"
 
 
 def run_key(run: str, *stage: str) -> str:
-    """A run's or stage's folder, relative to the store. Raises StageFailure (INVALID_CONFIG)."""
+    """Return the folder of a run or stage, relative to the store. Raises StageFailure (INVALID_CONFIG)."""
     for field, value in zip(("run", "stage"), (run, *stage), strict=False):
         if value in ("", ".", "..") or "/" in value or "\0" in value:
-            raise StageFailure(FailureReason.INVALID_CONFIG, f"{field}: {value!r} is no folder name")
+            raise StageFailure(FailureReason.INVALID_CONFIG, f"{field}: {value!r} is not a folder name")
     return "/".join(("runs", run, *stage))
 
 
 def _stored(result: StageResult, contract: int) -> StageResult:
-    """The result in a version of the contract, without what binds a message to its Job."""
+    """Return the result in a version of the contract, without the fields that bind a message to its Job."""
     return result.model_copy(update={"contract": contract, "nonce": None, "config_digest": None})

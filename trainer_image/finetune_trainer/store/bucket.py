@@ -1,7 +1,7 @@
-"""The store in a bucket, through fsspec: the same layout, and a scratch folder in the pod.
+"""The store in a bucket, through fsspec, with a scratch folder in the pod.
 
-Objects cannot be renamed, so an artifact is uploaded to its final place and counts once its manifest, the
-last upload, is there. Stages read it from a verified copy in the scratch folder, made once a pod.
+Objects cannot be renamed, so an artifact is uploaded to its final keys, and is valid once its manifest, the
+last upload, exists. Stages read it from a verified copy in the scratch folder, made once per pod.
 """
 
 import logging
@@ -36,12 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_bucket(config: StoreConfig, stop: threading.Event) -> "BucketStore":
-    """The store in a bucket, with the credentials that the config names.
+    """Open the store in a bucket, with the credentials that the config names.
 
     Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE.
     """
     objects = open_bucket_objects(config, stop)
-    objects.find(STAGING)  # before any work is done: whether the bucket is there and can be read
+    objects.find(STAGING)  # fails early if the bucket does not exist or cannot be read
     return BucketStore(config.uri, objects, Path(config.path))
 
 
@@ -79,7 +79,7 @@ class BucketStore(Store):
         try:
             yield folder
         except OSError as error:
-            # A full disk is reported without a file name.
+            # The error of a full disk has no file name.
             if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(self._scratch):
                 raise pod_volume_full(error, folder) from error
             raise
@@ -127,7 +127,7 @@ class BucketStore(Store):
         return self.uri(ref)
 
     def _keep_copy(self, staging: Path, copy: Path) -> None:
-        """What was just uploaded need not be downloaded."""
+        """Move uploaded content to the scratch folder, so that it is not downloaded again."""
         if not copy.exists():
             with writable(copy):
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -135,19 +135,19 @@ class BucketStore(Store):
 
     @contextmanager
     def _upload_noted(self, ref: ArtifactRef) -> Iterator[None]:
-        """Leave a note while objects without a manifest are in the artifact's place."""
+        """Keep a note in the bucket while the artifact has objects but no manifest."""
         note = f"{STAGING}/{uuid.uuid4().hex}"
         self._objects.write(note, key_of(ref).encode())
         yield
         self._objects.remove(note)
 
     def _remove_stale_uploads(self) -> None:
-        """Remove what pods left that were killed while they uploaded, unless another has begun the same."""
+        """Remove unfinished uploads of killed pods, unless another pod has started the same upload."""
         stale, fresh = {}, set()
         oldest = datetime.now(UTC) - timedelta(seconds=STALE_STAGING_SECONDS)
         for note, modified in self._objects.modified(STAGING).items():
             content = self._objects.read(note)
-            if content is None:  # another pod is done with it
+            if content is None:  # another pod has finished this upload
                 continue
             if modified < oldest:
                 stale[note] = content.decode()

@@ -1,4 +1,4 @@
-"""Objects below one prefix of a bucket, by relative keys; a failure says what to check."""
+"""Objects below one prefix of a bucket, by relative keys. Failures say what to check."""
 
 import math
 import threading
@@ -22,31 +22,31 @@ from finetune_trainer.remote.remoteproblems import ProblemKind
 from finetune_trainer.remote.retries import Retrier, Unreachable
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
-Answer = TypeVar("Answer")
+ResultT = TypeVar("ResultT")
 
 PART_BYTES: Final = 8 << 20
-"""Of one request; a small pod holds a few of them in memory at once."""
+"""Size of one request. A small pod holds a few parts in memory at once."""
 MAX_PARALLEL_PARTS: Final = 4
 MAX_PARTS: Final = 10_000
-"""Of one upload to S3."""
+"""Max parts of one upload to S3."""
 
 ADVICE: Final = {
     ProblemKind.ABSENT: "check that the bucket exists; it is never created",
     ProblemKind.DENIED: "its credentials Secret must hold keys that may list, read, write and delete there",
-    ProblemKind.UNTRUSTED: "put the authority's certificate as key caBundle into its credentials Secret",
+    ProblemKind.UNTRUSTED: "add the certificate of its authority as key caBundle to its credentials Secret",
 }
 OTHER_ADVICE: Final = "check the endpoint in its credentials Secret, and that pods of this namespace reach it"
 
 
 def open_bucket_objects(config: StoreConfig, stop: threading.Event) -> "BucketObjects":
-    """The objects of a store. Raises StageFailure where the credentials cannot be used."""
+    """Open the objects of a store. Raises StageFailure if the credentials are unusable."""
     return BucketObjects(open_filesystem(config.uri.rstrip("/"), load_credentials(config.credentials)), stop)
 
 
 class BucketObjects:
-    """Reads and writes below one folder. Reads end with Preempted once `stop` is set; writes are finished.
+    """Reads and writes below one folder. Once `stop` is set, reads raise Preempted; writes are finished.
 
-    All methods raise StageFailure (STORE_UNAVAILABLE), after they have asked often enough.
+    All methods raise StageFailure (STORE_UNAVAILABLE) after their retries.
     """
 
     def __init__(self, folder: RemoteFolder, stop: threading.Event) -> None:
@@ -57,26 +57,26 @@ class BucketObjects:
         self._writing = Retrier(folder, threading.Event())
 
     def below(self, key: str) -> "BucketObjects":
-        """Those of a folder."""
+        """Return the objects of a folder."""
         folder = replace(self._folder, path=self._path(key), uri=f"{self._folder.uri}/{key}")
         return BucketObjects(folder, self._stop)
 
     def read(self, key: str) -> bytes | None:
-        """A small object's content, or None where there is none."""
+        """Return the content of a small object, or None if it does not exist."""
         with suppress(FileNotFoundError):
-            content: bytes = self._ask(self._reading, key, self._filesystem.cat_file)
+            content: bytes = self._call(self._reading, key, self._filesystem.cat_file)
             return content
         return None
 
     def size(self, key: str) -> int | None:
-        """In bytes, or None where there is no such object."""
+        """Return the size of an object in bytes, or None if it does not exist."""
         with suppress(FileNotFoundError):
-            size: int = self._ask(self._reading, key, self._filesystem.size)
+            size: int = self._call(self._reading, key, self._filesystem.size)
             return size
         return None
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        """The first `size` bytes of an object, a few parts ahead of who takes them."""
+        """Yield the first `size` bytes of an object. Reads a few parts ahead."""
         with ThreadPoolExecutor(MAX_PARALLEL_PARTS, thread_name_prefix="download") as pool:
             pending: deque[Future[bytes]] = deque()
             for start in range(0, size, PART_BYTES):
@@ -88,7 +88,7 @@ class BucketObjects:
                 yield self._next(pending)
 
     def write(self, key: str, content: bytes) -> None:
-        """Write a small object; a reader sees the old content or the new."""
+        """Write a small object atomically: readers see the old or the new content."""
         self._require(self._writing, key, lambda path: self._filesystem.pipe_file(path, content))
 
     def put_file(self, path: Path, key: str) -> None:
@@ -101,9 +101,9 @@ class BucketObjects:
     def put_folder(
         self, folder: Path, key: str, manifest: Manifest, on_bytes: OnBytes = ignore_bytes
     ) -> None:
-        """Upload the manifest's files, and after them the manifest, which makes the folder count.
+        """Upload the files of the manifest, then the manifest, which makes the folder valid.
 
-        `on_bytes` gets the size of each file that is uploaded.
+        `on_bytes` gets the size of each uploaded file.
         """
         for entry in manifest.files:
             self.put_file(folder / entry.path, f"{key}/{entry.path}")
@@ -111,27 +111,27 @@ class BucketObjects:
         self.write(f"{key}/{MANIFEST_NAME}", manifest.to_bytes())
 
     def folders(self, key: str) -> set[str]:
-        """Names of the folders in a folder."""
+        """Return the names of the subfolders of a folder."""
         names = (found.removeprefix(f"{key}/") for found in self.find(key))
         return {name.partition("/")[0] for name in names if "/" in name}
 
     def modified(self, key: str) -> dict[str, datetime]:
-        """When each object in a folder was written, by the bucket's clock."""
+        """Return when each object in a folder was written, by the bucket's clock."""
         times: dict[str, datetime] = {}
         for found in self.find(key):
             with suppress(FileNotFoundError):
-                times[found] = self._ask(self._reading, found, self._filesystem.modified)
+                times[found] = self._call(self._reading, found, self._filesystem.modified)
         return times
 
     def remove(self, key: str) -> None:
-        """Remove an object, or a folder with its manifest first."""
+        """Remove an object, or a folder, its manifest first."""
         manifest = f"{key}/{MANIFEST_NAME}"
         for found in sorted(self.find(key), key=lambda name: name != manifest):
             with suppress(FileNotFoundError):
-                self._ask(self._writing, found, self._filesystem.rm_file)
+                self._call(self._writing, found, self._filesystem.rm_file)
 
     def find(self, key: str) -> list[str]:
-        """Keys of all objects in a folder, which need not exist; its bucket must."""
+        """Return the keys of all objects in a folder. The bucket must exist, the folder need not."""
         found: list[str] = self._require(self._reading, key, self._filesystem.find)
         return [path.removeprefix(f"{self._folder.path}/") for path in found]
 
@@ -143,8 +143,8 @@ class BucketObjects:
             raise Preempted
         return parts.popleft().result()
 
-    def _ask(self, retrier: Retrier, key: str, request: Callable[[str], Answer]) -> Answer:
-        """What `request` returns for the path of `key`. Also raises FileNotFoundError."""
+    def _call(self, retrier: Retrier, key: str, request: Callable[[str], ResultT]) -> ResultT:
+        """Return the result of `request` for the path of `key`. Also raises FileNotFoundError."""
         try:
             return retrier.call(lambda: request(self._path(key)))
         except Unreachable as error:
@@ -152,10 +152,10 @@ class BucketObjects:
                 raise FileNotFoundError(error.problem.text) from error
             raise self._unavailable(key, error.problem.text, error.problem.kind) from error
 
-    def _require(self, retrier: Retrier, key: str, request: Callable[[str], Answer]) -> Answer:
-        """As `_ask`, where there must be something; what is missing then is most often the bucket."""
+    def _require(self, retrier: Retrier, key: str, request: Callable[[str], ResultT]) -> ResultT:
+        """Like `_call`, for what must exist. If anything is missing, it is usually the bucket."""
         try:
-            return self._ask(retrier, key, request)
+            return self._call(retrier, key, request)
         except FileNotFoundError as error:
             raise self._unavailable(key, str(error), ProblemKind.ABSENT) from error
 
@@ -167,7 +167,7 @@ class BucketObjects:
         )
 
     def _upload_settings(self, size: int) -> dict[str, Any]:
-        """Small parts, so that an upload fits beside whatever else a pod has in memory."""
+        """Return settings with small parts, so that uploads use little of the pod's memory."""
         part_bytes = max(PART_BYTES, math.ceil(size / MAX_PARTS))
         match self._folder.scheme:
             case "s3":

@@ -1,4 +1,4 @@
-"""A run's folder in a bucket: written in the pod, uploaded beside the stage, read back by the next pod."""
+"""Folder of a run in a bucket: written in the pod, uploaded in the background, read by the next pod."""
 
 import logging
 import shutil
@@ -22,13 +22,13 @@ from finetune_trainer.store.bucketobjects import BucketObjects
 from finetune_trainer.store.failures import writable
 
 MAX_PENDING_UPLOADS: Final = 2
-"""Kept names that may be on their way: a stage that is faster than the network waits, and fills no disk."""
+"""A stage that is faster than the network waits, so that it does not fill the disk."""
 
 logger = logging.getLogger(__name__)
 
 
 class BucketRunFolder(RunFolder):
-    """Uploads and removals happen one after the other, in the order in which they were asked for."""
+    """Run folder whose uploads and removals run one at a time, in the order of the calls."""
 
     def __init__(self, uri: str, path: Path, objects: BucketObjects) -> None:
         super().__init__(uri, path)
@@ -37,7 +37,7 @@ class BucketRunFolder(RunFolder):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._pending: deque[Future[None]] = deque()
         self._failed = threading.Event()
-        self._noting: threading.Thread | None = None
+        self._note_thread: threading.Thread | None = None
         with writable(path):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -51,7 +51,7 @@ class BucketRunFolder(RunFolder):
             # Preempted promises that everything is saved.
             if error is None or isinstance(error, Preempted):
                 raise
-            logger.warning("not everything was kept: %s", failure.message)
+            logger.warning("some files were not stored: %s", failure.message)
         finally:
             self._worker.shutdown()
 
@@ -71,14 +71,16 @@ class BucketRunFolder(RunFolder):
 
     @override
     def note(self, name: str, content: bytes) -> None:
-        if self._noting is not None and self._noting.is_alive():
+        if self._note_thread is not None and self._note_thread.is_alive():
             return
-        self._noting = threading.Thread(target=self._note, args=(name, content), name="note", daemon=True)
-        self._noting.start()
+        self._note_thread = threading.Thread(
+            target=self._note, args=(name, content), name="note", daemon=True
+        )
+        self._note_thread.start()
 
     @override
     def names(self, parent: str) -> set[str]:
-        return set(self._known(parent))
+        return set(self._subfolders(parent))
 
     @override
     def load(self, name: str) -> Path:
@@ -93,27 +95,27 @@ class BucketRunFolder(RunFolder):
         path = self.path / name
         if path.is_dir():
             parent, _, folder = name.rpartition("/")
-            self._known(parent).add(folder)
+            self._subfolders(parent).add(folder)
             manifest = Manifest.model_validate_json((path / MANIFEST_NAME).read_bytes())
-            self._later(partial(self._objects.put_folder, path, name, manifest))
+            self._submit(partial(self._objects.put_folder, path, name, manifest))
         else:
-            self._later(partial(self._objects.put_file, path, name))
+            self._submit(partial(self._objects.put_file, path, name))
 
     @override
     def remove(self, name: str) -> None:
         parent, _, folder = name.rpartition("/")
-        self._known(parent).discard(folder)
+        self._subfolders(parent).discard(folder)
         path = self.path / name
         if path.is_file():
             path.unlink()
 
         def remove() -> None:
-            shutil.rmtree(path, ignore_errors=True)  # may have been on its way until now
+            shutil.rmtree(path, ignore_errors=True)  # its upload may have run until now
             self._objects.remove(name)
 
-        self._later(remove)
+        self._submit(remove)
 
-    def _known(self, parent: str) -> set[str]:
+    def _subfolders(self, parent: str) -> set[str]:
         if parent not in self._folders:
             self._folders[parent] = self._objects.folders(parent)
         return self._folders[parent]
@@ -128,7 +130,7 @@ class BucketRunFolder(RunFolder):
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError:
-            return  # whoever verifies the folder says so
+            return  # verification of the folder reports it
         for entry in manifest.files:
             key, path = f"{name}/{entry.path}", folder / entry.path
             size = self._objects.size(key)
@@ -143,13 +145,13 @@ class BucketRunFolder(RunFolder):
         try:
             self._objects.write(name, content)
         except (StageFailure, Preempted) as failure:
-            logger.warning("%s is not written: %s", name, failure)
+            logger.warning("cannot write %s: %s", name, failure)
 
-    def _later(self, task: Callable[[], None]) -> None:
+    def _submit(self, task: Callable[[], None]) -> None:
         self._pending.append(self._worker.submit(self._run, task))
 
     def _run(self, task: Callable[[], None]) -> None:
-        if self._failed.is_set():  # what follows may remove what did not get its successor
+        if self._failed.is_set():  # a later task may remove a state whose successor was not stored
             return
         try:
             task()
@@ -157,7 +159,7 @@ class BucketRunFolder(RunFolder):
             self._failed.set()
             raise
 
-    def _wait(self, most: int) -> None:
-        """Until at most so many tasks are left. Raises what went wrong in one that ended."""
-        while len(self._pending) > most:
+    def _wait(self, max_pending: int) -> None:
+        """Wait until at most `max_pending` tasks are left. Raises the error of a task that failed."""
+        while len(self._pending) > max_pending:
             self._pending.popleft().result()

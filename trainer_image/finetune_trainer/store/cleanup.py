@@ -1,4 +1,4 @@
-"""Remove what a deleted record or run left in the store."""
+"""Removes the content of a deleted record or run from the store."""
 
 import logging
 
@@ -9,13 +9,13 @@ logger = logging.getLogger(__name__)
 
 
 def cleanup(config: CleanupConfig, store: Store) -> None:
-    """Remove the folder of an artifact or run, also where it is incomplete or not there at all.
+    """Remove the folder of an artifact or run, even if it is incomplete or missing.
 
     Raises StageFailure (STORE_UNAVAILABLE).
     """
     if config.artifact is not None:
         store.delete(config.artifact)
-        logger.info("%s is removed", store.uri(config.artifact))
+        logger.info("removed %s", store.uri(config.artifact))
     if config.run is not None:
         store.delete_run(config.run)
-        logger.info("the folder of run %s is removed", config.run)
+        logger.info("removed the folder of run %s", config.run)

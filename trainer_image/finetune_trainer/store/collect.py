@@ -1,4 +1,4 @@
-"""The result of a stage whose pod, and with it the termination message, is gone."""
+"""Reads the result of a stage whose pod, and with it the termination message, no longer exists."""
 
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.outcomes import FailureReason
@@ -8,14 +8,14 @@ from finetune_trainer.store import Store
 
 PROBE_NAME = "probe"
 PROBE_BYTES = 1 << 20
-"""A full disk often takes a few bytes more."""
+"""Enough to detect a full disk, which often accepts a few more bytes."""
 
 
 def collect(config: CollectConfig, store: Store) -> StageResult:
-    """The stored result of stage `config.of` of the same run.
+    """Return the stored result of stage `config.of` of the same run.
 
-    With `config.probe` the store must also take a file.
-    Raises StageFailure: ARTIFACT_NOT_FOUND where the stage left none, STORE_UNAVAILABLE.
+    With `config.probe`, also checks that the store accepts a file.
+    Raises StageFailure: ARTIFACT_NOT_FOUND if the stage left no result, STORE_UNAVAILABLE.
     """
     if config.probe:
         with store.run_folder(config.run, config.of) as folder:
@@ -25,7 +25,7 @@ def collect(config: CollectConfig, store: Store) -> StageResult:
     if result is None:
         raise StageFailure(
             FailureReason.ARTIFACT_NOT_FOUND,
-            f"stage {config.of} of run {config.run} left no result in the store; it ended before it could"
-            " write one: look at its pod's log, then make a new resource to run it again",
+            f"stage {config.of} of run {config.run} left no result in the store: it ended before it could"
+            " write one; check the log of its pod, then create a new resource to run it again",
         )
     return result

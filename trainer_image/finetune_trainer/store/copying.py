@@ -1,4 +1,4 @@
-"""A verified copy of an artifact on the pod's own volume."""
+"""Makes verified copies of artifacts on the pod's own volume."""
 
 import hashlib
 import logging
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
-    """Make `target` a copy of the artifact, each file verified on the way; replaces what is there.
+    """Copy the artifact to `target` and verify each file on the way. Replaces an existing folder.
 
     `target` gets its name when the copy is complete.
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE, INTERNAL
-    where the pod's volume cannot be written; Preempted.
+    if the pod's volume is not writable; Preempted.
     """
     manifest = store.manifest(ref)
     temporary = target.with_name(f".{target.name}.part")
@@ -27,7 +27,7 @@ def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
         manifest.total_bytes,
         lambda done, total: f"{target.name}: {100 * done / total:.0f} % of {total} bytes",
     )
-    # A container that was killed leaves its part behind.
+    # A container that was killed leaves a partial copy.
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for entry in manifest.files:
@@ -40,7 +40,7 @@ def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    logger.info("%s: %d files, %d bytes, all verified", target, len(manifest.files), manifest.total_bytes)
+    logger.info("verified %s: %d files, %d bytes", target, len(manifest.files), manifest.total_bytes)
 
 
 def _copy_file(store: Store, ref: ArtifactRef, entry: FileEntry, target: Path, meter: ProgressMeter) -> None:

@@ -1,4 +1,4 @@
-"""Writes that survive a power cut: content first, then its name, each forced to the disk."""
+"""Writes that survive a power loss: first the content, then its name, each flushed to the disk."""
 
 import os
 import uuid
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's list of names, to the disk."""
+    """Flush the content of a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -15,7 +15,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force every file and folder below `folder`, and itself, to the disk."""
+    """Flush `folder` and every file and folder below it to the disk."""
     for root, _, files in os.walk(folder):
         for name in files:
             sync(Path(root, name))
@@ -23,7 +23,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write `path` so that a reader sees the old content or the new, never a part; replaces a file."""
+    """Write `path` atomically: readers see the old or the new content. Replaces an existing file."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
@@ -37,9 +37,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Give a folder its final name, its content forced to the disk before.
+    """Flush a folder to the disk, then give it its final name.
 
-    Raises OSError (ENOTEMPTY or EEXIST) where `target` is a folder with content.
+    Raises OSError (ENOTEMPTY or EEXIST) if `target` is a folder with content.
     """
     sync_tree(source)
     source.rename(target)

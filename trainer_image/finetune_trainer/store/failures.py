@@ -1,4 +1,4 @@
-"""What can be wrong with a store, with an artifact, or with the pod's own volume, and what to do about it."""
+"""Failures of a store, of an artifact and of the pod's own volume, with their remedies."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ from finetune_trainer.runtime.failure import StageFailure
 
 @dataclass(frozen=True)
 class Mount:
-    """A mounted folder, which messages name as users do: by its uri."""
+    """A mounted folder, which messages name by its uri."""
 
     uri: str
     root: Path
 
     def named(self, path: Path) -> str:
-        """Uri of a path below the folder; another path as it is."""
+        """Return the uri of a path below the folder, and other paths unchanged."""
         if not path.is_relative_to(self.root):
             return str(path)
         inside = path.relative_to(self.root).as_posix()
@@ -29,9 +29,9 @@ class Mount:
 
     @contextmanager
     def reachable(self, path: Path) -> Iterator[None]:
-        """Turn an OSError into the failure that says what to check.
+        """Convert an OSError into a failure that says what to check.
 
-        `path` is named where the error names none.
+        The failure names `path` if the error names no path.
         """
         try:
             yield
@@ -39,7 +39,7 @@ class Mount:
             raise self.unavailable(error, path) from error
 
     def unavailable(self, error: OSError, path: Path) -> StageFailure:
-        """The failure for a folder that cannot be read or written."""
+        """Build the failure for a folder that cannot be read or written."""
         place = self.named(_named(error, path))
         if isinstance(error, PathRefused):
             message = f"store: {place} {error.strerror}"
@@ -53,7 +53,7 @@ class Mount:
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turn an OSError about the pod's own volume into the failure that says what to check."""
+    """Convert an OSError of the pod's own volume into a failure that says what to check."""
     try:
         yield
     except OSError as error:
@@ -61,7 +61,7 @@ def writable(path: Path) -> Iterator[None]:
 
 
 def pod_volume_full(error: OSError, path: Path) -> StageFailure:
-    """The failure for a volume of the pod that cannot hold what is written to it."""
+    """Build the failure for a pod's own volume that cannot hold the files."""
     return StageFailure(
         FailureReason.INTERNAL,
         f"{_named(error, path)}: {error.strerror or error}; the pod's own volume cannot hold the files: check"
@@ -71,10 +71,10 @@ def pod_volume_full(error: OSError, path: Path) -> StageFailure:
 
 
 def corrupt(place: str, what: str) -> StageFailure:
-    """The failure for a file that is not what its manifest says."""
+    """Build the failure for a file that does not match its manifest."""
     return StageFailure(
         FailureReason.ARTIFACT_CORRUPT,
-        f"{place} was changed or damaged: {what}; delete its folder from the store and run again the resource"
+        f"{place} was changed or damaged: {what}; delete its folder from the store and recreate the resource"
         " that makes it",
     )
 
@@ -87,9 +87,9 @@ def verify_files(
     hashes: bool = True,
     named: Callable[[Path], str] = str,
 ) -> None:
-    """Check that each listed file is there, beneath `root` or else `folder`, its size and its hash.
+    """Check that each listed file exists beneath `root`, or else `folder`, with its size and hash.
 
-    Nothing else in the folder may lead out either. `named`: a path in messages.
+    No link in the folder may lead out either. `named` returns the name of a path for messages.
 
     Raises StageFailure (ARTIFACT_CORRUPT), OSError.
     """
@@ -108,7 +108,7 @@ def verify_files(
 
 
 def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str) -> BinaryIO:
-    """A file that a manifest lists. Raises StageFailure (ARTIFACT_CORRUPT), OSError."""
+    """Open a file that a manifest lists. Raises StageFailure (ARTIFACT_CORRUPT), OSError."""
     try:
         return open(open_file(path, root), "rb")  # noqa: PTH123 - of a descriptor
     except (FileNotFoundError, NotADirectoryError) as error:

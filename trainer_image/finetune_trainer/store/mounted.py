@@ -70,7 +70,7 @@ class MountedStore(Store):
         try:
             yield folder
         except OSError as error:
-            # A full disk is reported without a file name.
+            # The error of a full disk has no file name.
             if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(self._root):
                 raise self._mount.unavailable(error, folder) from error
             raise
@@ -84,7 +84,7 @@ class MountedStore(Store):
             durable.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
             target = self._folder(ArtifactRef(kind=kind, digest=manifest.digest))
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Another pod may publish the same content between the look and the rename.
+            # Another pod may publish the same content between the check and the rename.
             while _read(target / MANIFEST_NAME, self._volume, self._mount) is None:
                 self._discard(target)
                 try:
@@ -132,7 +132,7 @@ class MountedStore(Store):
         return self._at(key_of(ref))
 
     def _at(self, key: str) -> Path:
-        """Raises StageFailure (STORE_UNAVAILABLE) where a link would lead elsewhere."""
+        """Return the path of `key`. Raises StageFailure (STORE_UNAVAILABLE) if a link leads out."""
         path = self._root / key
         with self._mount.reachable(path):
             require_beneath(path, self._volume)
@@ -141,14 +141,14 @@ class MountedStore(Store):
     def _discard(self, folder: Path) -> None:
         if not folder.exists():
             return
-        logger.warning("%s has no manifest; it is an incomplete leftover and is replaced", folder)
+        logger.warning("replacing %s: it has no manifest, so it is incomplete", folder)
         aside = self._root / STAGING / uuid.uuid4().hex
         folder.rename(aside)
         shutil.rmtree(aside)
 
 
 class MountedRunFolder(RunFolder):
-    """What is written is where it stays."""
+    """Run folder on a volume. Files are written to their final place."""
 
     def __init__(self, uri: str, path: Path, volume: Path) -> None:
         super().__init__(uri, path)
@@ -217,7 +217,7 @@ class MountedRunFolder(RunFolder):
                 path.unlink()
 
     def _at(self, name: str) -> Path:
-        """Raises StageFailure (STORE_UNAVAILABLE) where a link would lead elsewhere."""
+        """Return the path of `name`. Raises StageFailure (STORE_UNAVAILABLE) if a link leads out."""
         path = self.path / name
         with self.mount.reachable(path):
             require_beneath(path, self._volume)
@@ -235,7 +235,7 @@ def _read(path: Path, volume: Path, mount: Mount) -> bytes | None:
 def _remove_stale(parent: Path) -> None:
     oldest = time.time() - STALE_STAGING_SECONDS
     for folder in parent.iterdir():
-        with suppress(FileNotFoundError):  # another pod is done with it
+        with suppress(FileNotFoundError):  # another pod has removed it
             if folder.stat().st_mtime < oldest:
-                logger.info("removing %s, left behind by a pod that was killed", folder)
+                logger.info("removing %s, left by a pod that was killed", folder)
                 shutil.rmtree(folder, ignore_errors=True)

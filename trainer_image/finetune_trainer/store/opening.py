@@ -1,4 +1,4 @@
-"""From a config to the store that it means."""
+"""Opens the store of a config."""
 
 import threading
 from pathlib import Path
@@ -12,7 +12,7 @@ BUCKET_SCHEMES: Final = ("s3://", "gs://", "abfs://")
 
 
 def open_store(config: StoreConfig, stop: threading.Event | None = None) -> Store:
-    """The store of a config; `stop` ends a long download with Preempted.
+    """Open the store of a config. `stop` ends a long download with Preempted.
 
     Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE; Preempted.
     """
