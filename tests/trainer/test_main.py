@@ -111,7 +111,7 @@ BASE = {
 @pytest.mark.parametrize(
     ("config", "reason", "message"),
     [
-        ({**BASE, "contract": 3}, FailureReason.CONTRACT_MISMATCH, "the operator speaks version 3 and this"),
+        ({**BASE, "contract": 3}, FailureReason.CONTRACT_MISMATCH, "the operator uses version 3, and this"),
         ({**BASE, "news": 1}, FailureReason.CONTRACT_MISMATCH, "news: Extra inputs are not permitted"),
         ({**BASE, "store": {}}, FailureReason.INVALID_CONFIG, "store.uri: Field required"),
         ({**BASE, "sourceUri": 7}, FailureReason.INVALID_CONFIG, "sourceUri: Input should be a valid string"),
@@ -121,7 +121,7 @@ BASE = {
             "split.seed: Input should be a valid",
         ),
         ({**BASE, "run": "a/b"}, FailureReason.INVALID_CONFIG, "run: 'a/b' is not a folder name"),
-        ({**BASE, "x": "y" * 70_000}, FailureReason.INVALID_CONFIG, "bytes; at most 65536 are taken"),
+        ({**BASE, "x": "y" * 70_000}, FailureReason.INVALID_CONFIG, "bytes; the limit is 65536"),
     ],
 )
 def test_a_config_that_cannot_be_used_names_the_field(
@@ -201,7 +201,7 @@ def test_memory_that_is_used_up_is_told_with_advice(preparation: Preparation) ->
 
     assert ended.code == ExitCode.INTERNAL
     assert ended.result.reason == FailureReason.INTERNAL
-    assert "the pod's memory is used up; give the stage more" in ended.result.message
+    assert "the pod is out of memory; give the stage more memory" in ended.result.message
     assert any("Traceback" in line.get("exception", "") for line in ended.logs)
     assert preparation.store.read_result(RUN, "prepare") is None
 

@@ -167,7 +167,7 @@ def test_a_report_that_is_refused_is_not_sent_again(
     reporter.close(DEADLINE_SECONDS)
 
     assert endpoint.steps == [1]
-    assert "refused a progress report: status 422" in caplog.text
+    assert "rejected a progress report: status 422" in caplog.text
 
 
 def test_a_token_that_is_there_later_is_used_then(endpoint: Endpoint, token: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_broken_certificate_is_logged_and_stops_nobody(
     reporter.progress(Progress(step=1))
     reporter.close(DEADLINE_SECONDS)
 
-    assert "report.caPem is no certificate" in caplog.text
+    assert "report.caPem is not a certificate" in caplog.text
 
 
 def test_without_a_target_nothing_happens() -> None:

@@ -1,4 +1,4 @@
-"""Start of every trainer process; handles signals before it imports what takes time."""
+"""Entry point of every trainer process. Handles signals before slow imports."""
 
 import sys
 
@@ -6,7 +6,7 @@ from finetune_trainer.runtime import signals
 
 
 def main() -> int:
-    """Run what the config says; the exit code is one of `ExitCode`, or 128 + a signal's number."""
+    """Run the stage of the config. Returns an `ExitCode`, or 128 + a signal's number."""
     signals.exit_before_start()
     from finetune_trainer.entrypoint import cli
 

@@ -1,10 +1,10 @@
-"""Open what a user's path names, and nothing outside the folder that the user fills.
+"""Opens paths of users, and nothing outside of the folder that the user fills.
 
-Whoever fills a volume may put a symbolic link into it, to a file that only the pod may read: its mounted
-Secrets, its token, its environment. So a path is walked one component at a time, each opened relative to the
-one before and never through a link; the target of a link is walked in the same way. A link that stays inside
-is followed. Whatever is exchanged meanwhile, nothing outside is opened. This is what the kernel does for
-RESOLVE_BENEATH of openat2, which older kernels, seccomp filters and other systems lack.
+A user may put a symbolic link into a volume, to a file that only the pod may read: its mounted Secrets, its
+token, its environment. So this module walks a path one component at a time. It opens each component relative
+to the previous one and never through a link, and walks the target of a link in the same way. It follows links
+that stay inside, and opens nothing outside even if the user replaces files during the walk. The kernel does
+the same for RESOLVE_BENEATH of openat2, which older kernels, seccomp filters and other systems lack.
 """
 
 import errno
@@ -21,11 +21,11 @@ from typing import Final, Literal, Self
 PathKind = Literal["File", "Folder", "Nothing"]
 
 MAX_LINKS: Final = 40
-"""As many as Linux follows."""
+"""Max links that are followed, as on Linux."""
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""Without O_NONBLOCK a named pipe blocks until somebody writes to it."""
+"""Without O_NONBLOCK a named pipe blocks until a process writes to it."""
 TRAVERSE: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-"""To go through a folder, which needs no right to list it."""
+"""Flags to traverse a folder, which does not need the right to list it."""
 
 LEADS_OUT: Final = "leads out of the volume or folder by a symbolic link or by ..; put the file itself there"
 NOT_A_FILE: Final = "is not a regular file but {}; save its content to a regular file and name that file"
@@ -39,7 +39,7 @@ FILE_KINDS: Final = (
 
 
 class PathRefused(PermissionError):
-    """A path that is not opened; `strerror` says why and what to do, `filename` is the path."""
+    """A path that is not opened. `strerror` says why and what to do; `filename` is the path."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(errno.EACCES, why, str(path))
@@ -49,18 +49,18 @@ class PathRefused(PermissionError):
 
 
 def root_of(path: Path, mount: str) -> Path:
-    """The folder that the user fills: the volume at `mount`; outside a pod the folder that `path` is in."""
+    """Return the folder that the user fills: the volume at `mount`, or outside a pod the parent of `path`."""
     return Path(mount) if path.is_relative_to(mount) else path.parent
 
 
 def open_file(path: Path, root: Path | None = None) -> int:
-    """A descriptor of the regular file at `path`, which is `root` or lies beneath it.
+    """Open the regular file at `path`, which is `root` or lies beneath it. Returns a descriptor.
 
-    Without `root` the user named the path on a machine of their own, and links are followed.
+    Without `root` the path is on the user's own machine, and links are followed.
     Raises PathRefused, and OSError naming `path`.
     """
     if root is None:
-        # Opening a device may already do something to it.
+        # Opening a device may have side effects.
         _require_file(path, os.stat(path).st_mode)  # noqa: PTH116 - beside fstat
         descriptor = os.open(path, READ)
     else:
@@ -74,19 +74,19 @@ def open_file(path: Path, root: Path | None = None) -> int:
 
 
 def read_file(path: Path, root: Path) -> bytes:
-    """The content of a small file. Raises as `open_file`."""
+    """Return the content of a small file. Raises as `open_file`."""
     with open(open_file(path, root), "rb") as file:
         return file.read()
 
 
 def copy_file(source: Path, target: Path, root: Path) -> None:
-    """Make `target`, which is not there yet, a copy of the file at `source`. Raises as `open_file`."""
+    """Copy the file at `source` to `target`, which must not exist. Raises as `open_file`."""
     with open(open_file(source, root), "rb") as content, target.open("xb") as copy:
         shutil.copyfileobj(content, copy)
 
 
 def kind_of(path: Path, root: Path) -> PathKind:
-    """What is at `path`. Raises PathRefused for what is neither a file nor a folder, or outside; OSError."""
+    """Return the kind of `path`. Raises PathRefused if it is special or outside of `root`; OSError."""
     try:
         descriptor = _walk(path, root, READ)
     except (FileNotFoundError, NotADirectoryError):
@@ -102,7 +102,7 @@ def kind_of(path: Path, root: Path) -> PathKind:
 
 
 def names_in(folder: Path, root: Path, *, with_folders: bool = True) -> list[str]:
-    """The names in a folder, sorted. Raises PathRefused, OSError."""
+    """Return the names in a folder, sorted. Raises PathRefused, OSError."""
     descriptor = _walk(folder, root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with os.scandir(descriptor) as entries:
@@ -112,7 +112,7 @@ def names_in(folder: Path, root: Path, *, with_folders: bool = True) -> list[str
 
 
 def require_beneath(path: Path, root: Path) -> None:
-    """Raises PathRefused where as much of `path` as there is leads out of `root`; OSError."""
+    """Raise PathRefused if the existing part of `path` leads out of `root`; OSError."""
     while path != root:
         try:
             os.close(_walk(path, root, TRAVERSE))
@@ -123,9 +123,9 @@ def require_beneath(path: Path, root: Path) -> None:
 
 
 def require_all_beneath(folder: Path, root: Path) -> None:
-    """Raises PathRefused where a link anywhere in a folder leads out of `root`; OSError.
+    """Raise PathRefused if any link in a folder leads out of `root`; OSError.
 
-    For folders whose other files libraries may open too.
+    For folders in which libraries may open other files too.
     """
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -133,15 +133,15 @@ def require_all_beneath(folder: Path, root: Path) -> None:
 
 
 def unlinked(path: str, flags: int) -> int:
-    """An `opener` for `open` that goes through no link. Raises OSError."""
+    """`opener` for `open` that follows no link. Raises OSError."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 class OpenDirectory(AbstractContextManager["OpenDirectory"]):
-    """A private folder with files of a user's folder, each opened once and for as long as the block lasts.
+    """A private folder with files of a user's folder, each opened once, for the duration of the block.
 
-    For libraries that take a path and open it themselves: what they open stays the file that was opened here,
-    whatever happens to its name meanwhile.
+    For libraries that take a path and open it themselves: they open the file that was opened here, even if
+    its name changes.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -168,7 +168,7 @@ def _require_file(path: Path, mode: int) -> None:
 
 
 def _walk(path: Path, root: Path, flags: int) -> int:
-    """A descriptor of what is at `path`, opened with `flags`. Raises PathRefused, OSError naming `path`."""
+    """Open `path` with `flags`. Returns a descriptor. Raises PathRefused, OSError naming `path`."""
     if not path.is_relative_to(root):
         raise PathRefused(path, LEADS_OUT)
     try:
@@ -181,12 +181,12 @@ def _walk(path: Path, root: Path, flags: int) -> int:
 
 
 class _Walk:
-    """The way from `root` to `path`: the folders that are open, and the names that are left."""
+    """State of a walk from `root` to `path`: the open folders, and the remaining names."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self._path = path
         self._root = root
-        self._left = deque(path.relative_to(root).parts)
+        self._remaining = deque(path.relative_to(root).parts)
         self._links = 0
         self._open = [os.open(root, TRAVERSE)]
 
@@ -198,14 +198,14 @@ class _Walk:
             os.close(self._open.pop())
 
     def end(self, flags: int) -> int:
-        """What the last name is, opened with `flags`. Raises PathRefused, OSError."""
-        while self._left:
-            name = self._left.popleft()
+        """Open the last name with `flags`. Returns a descriptor. Raises PathRefused, OSError."""
+        while self._remaining:
+            name = self._remaining.popleft()
             if name == "..":
                 self._back()
             elif (target := _link(name, self._open[-1])) is not None:
                 self._follow(target)
-            elif self._left:
+            elif self._remaining:
                 self._open.append(self._enter(name, TRAVERSE))
             else:
                 return self._enter(name, flags)
@@ -214,12 +214,12 @@ class _Walk:
     def _enter(self, name: str, flags: int) -> int:
         folder = self._open[-1]
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        if not self._left and not stat.S_ISDIR(mode):
+        if not self._remaining and not stat.S_ISDIR(mode):
             _require_file(self._path, mode)
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
 
     def _back(self) -> None:
-        # Not by the folder's own "..", which is another one once somebody has moved it.
+        # Not by the folder's own "..", which changes if the folder is moved.
         if len(self._open) == 1:
             raise PathRefused(self._path, LEADS_OUT)
         os.close(self._open.pop())
@@ -236,11 +236,11 @@ class _Walk:
             target = target.relative_to(self._root)
             while len(self._open) > 1:
                 self._back()
-        self._left.extendleft(reversed(target.parts))
+        self._remaining.extendleft(reversed(target.parts))
 
 
 def _link(name: str, folder: int) -> PurePosixPath | None:
-    """Where the link of this name in an opened folder leads to; None where it is no link."""
+    """Return the target of the link of this name in an open folder, or None if it is not a link."""
     try:
         return PurePosixPath(os.readlink(name, dir_fd=folder))
     except OSError as error:

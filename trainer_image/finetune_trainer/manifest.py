@@ -1,4 +1,4 @@
-"""The list of a folder's files with their sizes and hashes, whose own hash names the folder's content."""
+"""Manifest of a folder: its files with sizes and hashes. The hash of the manifest names the content."""
 
 import hashlib
 import os
@@ -15,21 +15,21 @@ MANIFEST_NAME: Final = "manifest.json"
 CHUNK_BYTES: Final = 1 << 20
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes of each chunk that was read."""
+"""Called with the number of bytes of each chunk."""
 
 
 def ignore_bytes(_: int) -> None:
-    """An `OnBytes` for whoever shows no progress."""
+    """`OnBytes` for callers that show no progress."""
 
 
 def hash_file(path: Path, on_bytes: OnBytes = ignore_bytes) -> str:
-    """SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hash_content(file, on_bytes)
 
 
 def hash_content(file: BinaryIO, on_bytes: OnBytes = ignore_bytes) -> str:
-    """SHA-256 of what is left of an open file, as 64 hexadecimal digits. Raises OSError."""
+    """Return the SHA-256 of the rest of an open file as 64 hexadecimal digits. Raises OSError."""
     content = hashlib.sha256()
     while chunk := file.read(CHUNK_BYTES):
         content.update(chunk)
@@ -42,7 +42,7 @@ def _inside(path: str) -> str:
     if not parts or path.startswith("/") or ".." in parts or str(PurePosixPath(path)) != path:
         raise ValueError("a file's path must be relative and stay inside the folder")
     if path == MANIFEST_NAME:
-        raise ValueError("a manifest does not list itself")
+        raise ValueError("a manifest must not list itself")
     return path
 
 
@@ -57,7 +57,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A folder's files, sorted by path; no times and no owners, so equal content has an equal digest."""
+    """Files of a folder, sorted by path. Omits times and owners, so that equal content has equal digests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +66,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, folder: Path, paths: Iterable[str] | None = None, on_bytes: OnBytes = ignore_bytes) -> Self:
-        """Hash the named files of a folder, or all of them but the manifest itself. Raises OSError."""
+        """Hash the named files of a folder, or all files except the manifest. Raises OSError."""
         names = sorted(_files_below(folder) if paths is None else set(paths))
         return cls(
             files=tuple(
@@ -80,22 +80,22 @@ class Manifest(BaseModel):
         )
 
     def to_bytes(self) -> bytes:
-        """The content of `manifest.json`."""
+        """Return the content of `manifest.json`."""
         return canonical.encode(self.model_dump(mode="json"))
 
     @property
     def digest(self) -> Digest:
-        """What the folder is called: the SHA-256 of the manifest's bytes."""
+        """Name of the folder: the SHA-256 of the manifest's bytes."""
         return digest_of(self.to_bytes())
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files together."""
+        """Total size of all files."""
         return sum(file.bytes for file in self.files)
 
 
 def digest_of(content: bytes) -> Digest:
-    """`sha256:` and 64 hexadecimal digits."""
+    """Return the SHA-256 of `content` as `sha256:` and 64 hexadecimal digits."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -103,7 +103,9 @@ def _files_below(folder: Path) -> Iterable[str]:
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if Path(root, name).is_symlink():
-                raise OSError(f"{Path(root, name)} is a symbolic link; an artifact consists of plain files")
+                raise OSError(
+                    f"{Path(root, name)} is a symbolic link; an artifact must contain only regular files"
+                )
         for name in files:
             path = Path(root, name).relative_to(folder).as_posix()
             if path != MANIFEST_NAME:

@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""Number of processors that this process may use."""
 
 import logging
 import math
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def available_processors(cpu_limit: Path = CPU_LIMIT_PATH) -> int:
-    """Processors that this process may use: those of its affinity mask, and no more than its CPU limit.
+    """Return the number of processors in the affinity mask of this process, capped by its CPU limit.
 
-    Libraries count the node's processors; with a thread for each of them, a pod with a small limit is
+    Libraries count the processors of the node. With a thread for each of them, a pod with a small limit is
     throttled most of the time.
     """
     # Only Linux has affinity masks.

@@ -1,13 +1,13 @@
-"""Rows of a prepared dataset: one JSON object a line, every row a conversation that ends with an answer.
+"""Rows of a prepared dataset: one JSON object per line, each a conversation that ends with an answer.
 
     {"prompt": text, "completion": text}                        PromptCompletion
-    {"messages": [message, …], "tools": [tool, …]}              ChatMessages; `tools` where there are some
+    {"messages": [message, …], "tools": [tool, …]}              ChatMessages; `tools` if there are any
     {"prompt": …, "chosen": …, "rejected": …}                   Preference
     {"prompt": …, "completion": …, "label": true | false}       KTO
 
-As in TRL, the texts of the last two are strings where the prompt is one user turn, else lists of messages. A
-message has `role` and `content`, and where it says more, `weight: 0` (not to be learned), `tool_calls`,
-`tool_call_id` and `name`, as in the chat API of OpenAI.
+As in TRL, the texts of the last two are strings if the prompt is one user turn, else lists of messages. A
+message has `role` and `content`, and optionally `weight: 0` (not learned), `tool_calls`, `tool_call_id` and
+`name`, as in the chat API of OpenAI.
 """
 
 import json
@@ -29,8 +29,8 @@ SPLIT_FILES: Final[Mapping[SplitName, str]] = {
 """File of each split in a dataset's folder; a split without rows is an empty file."""
 
 
-# Messages and rows never change. They are not frozen all the same: millions are made, and a frozen one takes
-# four times as long to make.
+# Messages and rows are immutable but not frozen: millions are created, and a frozen one takes four times as
+# long to create.
 @dataclass(slots=True, unsafe_hash=True)
 class Message:
     """One turn."""
@@ -38,16 +38,16 @@ class Message:
     role: Role
     content: str
     learned: bool = True
-    """Of an assistant's turn, whether it is learned or context only."""
+    """Whether an assistant's turn is learned, or context only."""
     tool_calls: str | None = None
-    """Canonical JSON of the calls that an assistant's turn makes."""
+    """Canonical JSON of the calls in an assistant's turn."""
     tool_call_id: str | None = None
-    """Of a tool's turn, the call that it answers."""
+    """Id of the call that a tool's turn answers."""
     name: str | None = None
-    """Of a tool's turn, the tool."""
+    """Name of the tool in a tool's turn."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a chat template's `messages` and in a prepared file."""
+        """Return the message as in a chat template's `messages` and in a prepared file."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if not self.learned:
             message["weight"] = 0
@@ -61,7 +61,7 @@ class Message:
 
     @classmethod
     def from_dict(cls, message: Mapping[str, Any]) -> "Message":
-        """The turn of a prepared file."""
+        """Build a message from a prepared file."""
         calls = message.get("tool_calls")
         return cls(
             message["role"],
@@ -75,10 +75,10 @@ class Message:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Row:
-    """A conversation whose last turn is the assistant's; a prompt with its completion is one of two turns.
+    """A conversation whose last turn is the assistant's. A prompt with its completion has two turns.
 
-    `form` says how the row is written. A Preference row ends with the chosen answer and has the rejected one
-    beside it; a KTO row says whether its answer is a good one.
+    `form` is the written form of the row. A Preference row ends with the chosen answer and also has the
+    rejected one. A KTO row has a label: whether its answer is good.
     """
 
     messages: tuple[Message, ...]
@@ -90,26 +90,26 @@ class Row:
 
     @classmethod
     def pair(cls, prompt: str, completion: str) -> "Row":
-        """A prompt and its completion: what the user says, and what the model shall answer."""
+        """Build a row from a user's prompt and the completion to learn."""
         return cls((Message("user", prompt), Message("assistant", completion)), "PromptCompletion")
 
     @property
     def is_preference(self) -> bool:
-        """Whether the row judges answers."""
+        """Whether the row is preference data."""
         return self.form in ("Preference", "KTO")
 
     @property
     def input(self) -> tuple[Message, ...]:
-        """Every turn before the last: what the model sees when it answers."""
+        """All turns before the last: the model's input for the answer."""
         return self.messages[:-1]
 
     @property
     def output(self) -> str:
-        """The last turn's text: the answer to learn, and to be judged by."""
+        """Text of the last turn: the answer to learn, and the reference in evaluation."""
         return self.messages[-1].content
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as in a prepared file."""
+        """Return the row as in a prepared file."""
         if self.form == "ChatMessages":
             row: dict[str, Any] = {"messages": [message.to_dict() for message in self.messages]}
             if self.tools is not None:
@@ -128,7 +128,7 @@ class Row:
         return {"prompt": prompt, "completion": answer(self.output), "label": bool(self.label)}
 
     def to_line(self) -> str:
-        """The row's line in a prepared file, without its end."""
+        """Return the row's line in a prepared file, without the line break."""
         if self.form == "PromptCompletion":
             prompt, completion = canonical.quoted(self.messages[0].content), canonical.quoted(self.output)
             return f'{{"completion":{completion},"prompt":{prompt}}}'
@@ -136,7 +136,7 @@ class Row:
 
 
 def load_rows(path: Path) -> list[Row]:
-    """The rows of one prepared file, in order; none where the file is absent. Raises OSError."""
+    """Load the rows of a prepared file, in order. Returns no rows if the file is absent. Raises OSError."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="\n") as lines:
@@ -144,7 +144,7 @@ def load_rows(path: Path) -> list[Row]:
 
 
 def parse_row(line: str) -> Row:
-    """The row of one line of a prepared file."""
+    """Parse one line of a prepared file."""
     value = json.loads(line)
     if "messages" in value:
         tools = value.get("tools")

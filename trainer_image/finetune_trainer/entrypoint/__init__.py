@@ -1,1 +1,1 @@
-"""From the config of a pod to the exit code of its process; the only package that knows every stage."""
+"""Runs the stage that the pod's config names, and ends the process. Only this package imports every stage."""

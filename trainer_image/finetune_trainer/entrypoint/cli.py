@@ -12,14 +12,16 @@ from finetune_trainer.runtime.failure import StageFailure
 
 
 def run() -> int:
-    """Run what the config of the command line or the environment says; returns the exit code."""
-    # No model is compiled in a pod, and PyTorch's compiler takes bitsandbytes seconds to load. The Triton
-    # kernels that TRL launches on a GPU do without it.
+    """Run the stage of the config in the command line or the environment. Returns the exit code."""
+    # No stage compiles a model, and bitsandbytes takes seconds to load PyTorch's compiler. The Triton kernels
+    # that TRL launches on a GPU do not need it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     logs.configure()
-    parser = argparse.ArgumentParser(prog="finetune-trainer", description="Run one stage of a fine-tuning.")
+    parser = argparse.ArgumentParser(
+        prog="finetune-trainer", description="Run one stage of a fine-tuning run."
+    )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"JSON config; without it the variable {CONFIG_ENV}"
+        "--config", type=Path, metavar="FILE", help=f"JSON config; default: the value of {CONFIG_ENV}"
     )
     arguments = parser.parse_args()
     try:

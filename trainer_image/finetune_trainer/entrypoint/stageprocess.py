@@ -1,4 +1,4 @@
-"""How a trainer process ends: its result in the store, its termination message, its exit code."""
+"""Runs a stage and ends its process with a result in the store, a termination message and an exit code."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: AnyConfig) -> int:
-    """Do what the config says, and leave its result; returns an `ExitCode`, or 128 + a signal's number."""
+    """Run the stage of the config and leave its result. Returns an `ExitCode`, or 128 + a signal's number."""
     if isinstance(config, CleanupConfig | FetchConfig | ServeConfig):
         return _run_without_result(config)
     if isinstance(config, CollectConfig):
@@ -53,7 +53,7 @@ def run(config: AnyConfig) -> int:
 
 
 def refuse(text: str | None, failure: StageFailure) -> ExitCode:
-    """End a process whose config, in `text`, cannot be used."""
+    """End a process whose config, in `text`, is invalid."""
     try:
         raw = configuration.decode(text)
     except StageFailure:
@@ -62,16 +62,16 @@ def refuse(text: str | None, failure: StageFailure) -> ExitCode:
     if stage == "collect":
         stage = raw.get("of")
     if stage in get_args(Stage) and isinstance(run_folder, str):
-        # What was refused cannot be relied on; the oldest version is understood by all.
+        # An invalid config is not reliable; every operator reads the oldest version.
         contract = raw.get("contract") if raw.get("contract") in CONTRACT_VERSIONS else min(CONTRACT_VERSIONS)
         nonce = raw.get("nonce") if isinstance(raw.get("nonce"), str) else None
         result = failed(cast("Stage", stage), run_folder, failure)
         return _fail(result.model_copy(update={"contract": contract, "nonce": nonce}), failure)
-    return _fail_in_words(failure)
+    return _fail_without_result(failure)
 
 
 def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
-    """The result of a stage that ended with `failure`."""
+    """Build the result of a stage that ended with `failure`."""
     return StageResult(
         stage=stage,
         run=run,
@@ -83,23 +83,23 @@ def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
 
 
 def _run_together(config: TrainConfig) -> int:
-    """Train as one of several processes; or start those of this pod, where it is to have several."""
+    """Train as one of several processes, or launch the processes of this pod if it has several."""
     if is_launcher(config, os.environ):
         return launch(config)
     try:
         process = ProcessRank.of(config, os.environ)
     except StageFailure as failure:
         return _fail(config.bind(failed(config.stage, config.run, failure)), failure)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings on every process's standard error
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every process would write the same warnings
     if process.local_rank > 0:
-        logging.getLogger().setLevel(logging.WARNING)  # the pod's first process says the same
+        logging.getLogger().setLevel(logging.WARNING)  # the pod's first process logs the same lines
     code = _run_stage(config, process)
     _end_within(MAX_EXIT_SECONDS, code)
     return code
 
 
 def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> ExitCode:
-    """`process` is that of one of several processes that train together; the leader speaks for all."""
+    """Run a stage. `process` is its rank among several processes, of which only the main one reports."""
     stop = signals.Stop()
     is_main_process = process is None or process.is_main_process
     target = config.report if is_main_process else None
@@ -111,23 +111,23 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
             store = open_store(_store_config(config, process), stop)
             result = _succeeded(store, config)
             if result is not None:
-                logger.info("this run's %s is done already", config.stage)
+                logger.info("%s of this run is already complete", config.stage)
             else:
                 with _session(config, process, store, stop) as group:
                     context = StageContext(store=store, reporter=reporter, stop=stop, group=group)
                     result = config.bind(run_stage(config, context))
-                    # A source is looked at for years; one that has not changed leaves nothing in the store.
+                    # Sources are checked for years. A check of an unchanged source writes nothing.
                     if is_main_process and (result.prepare is None or not result.prepare.unchanged):
                         store.write_result(result)
                     group.finish()
     except Preempted:
-        logger.info("stopped by a signal; the next pod of this run goes on from here")
+        logger.info("stopped by a signal; the next pod of this run resumes here")
         return ExitCode.PREEMPTED_SAVED
     except PeerLost as lost:
-        logger.warning("%s; this process ends, and goes on when all have started again", lost)
+        logger.warning("%s; this process exits, and training resumes once all processes have restarted", lost)
         return ExitCode.PEER_LOST
     except GroupFinished:
-        logger.info("this run's %s is done already", config.stage)
+        logger.info("%s of this run is already complete", config.stage)
         return ExitCode.OK
     except StageFailure as failure:
         if not group.claim_failure():
@@ -137,11 +137,11 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
             _keep(store, result)
         return _fail(result, failure)
     except Exception as error:
-        logger.exception("%s ended with an error that it does not know", config.stage)
-        unforeseen = _unforeseen(error)
+        logger.exception("%s ended with an unexpected error", config.stage)
+        unexpected = _unexpected(error)
         if not group.claim_failure():
-            return _failed_elsewhere(unforeseen)
-        return _fail(config.bind(failed(config.stage, config.run, unforeseen)), unforeseen)
+            return _failed_elsewhere(unexpected)
+        return _fail(config.bind(failed(config.stage, config.run, unexpected)), unexpected)
     finally:
         reporter.close(MAX_LAST_REPORT_SECONDS)
     if is_main_process:
@@ -151,7 +151,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
 
 
 def _remove_states(store: Store, config: StageRunConfig) -> None:
-    """Those of a run whose training has its result; where train was killed before, evaluate does it."""
+    """Remove the resume states of a trained run. If train is killed before this, evaluate removes them."""
     if not isinstance(config, TrainConfig | EvaluateConfig):
         return
     from finetune_trainer.train.states.resume import remove_states
@@ -159,18 +159,18 @@ def _remove_states(store: Store, config: StageRunConfig) -> None:
     try:
         with store.run_folder(config.run, "train") as folder:
             remove_states(folder)
-    except (StageFailure, Preempted) as left:
-        logger.warning("resume states of run %s are left in the store: %s", config.run, left)
+    except (StageFailure, Preempted) as error:
+        logger.warning("resume states of run %s are left in the store: %s", config.run, error)
 
 
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
-    """The result that this stage has already, if it went well."""
+    """Return the stored result of this stage, if it succeeded."""
     result = store.read_result(config.run, config.stage)
     return config.bind(result) if result is not None and result.outcome == "Succeeded" else None
 
 
 def _store_config(config: StageRunConfig, process: ProcessRank | None) -> StoreConfig:
-    """A bucket's files are copied into the pod, where processes would write over one another's."""
+    """Return the store's config. Processes of a pod get separate folders for copies from a bucket."""
     if process is None or process.local_rank == 0 or not config.store.uri.startswith(BUCKET_SCHEMES):
         return config.store
     own = Path(config.store.path) / f"local-rank-{process.local_rank}"
@@ -181,7 +181,7 @@ def _store_config(config: StageRunConfig, process: ProcessRank | None) -> StoreC
 def _session(
     config: StageRunConfig, process: ProcessRank | None, store: Store, stop: signals.Stop
 ) -> Iterator[Group]:
-    """The processes that train together, or this one alone."""
+    """Yield the group of processes that train together, or of this process only."""
     if process is None or not isinstance(config, TrainConfig):
         yield ALONE
         return
@@ -192,12 +192,12 @@ def _session(
 
 
 def _failed_elsewhere(failure: StageFailure) -> ExitCode:
-    logger.warning("%s: %s; another process of this run has said so", failure.reason, failure.message)
+    logger.warning("%s: %s; another process of this run reports the failure", failure.reason, failure.message)
     return ExitCode.PEER_LOST
 
 
 def _end_within(seconds: float, code: int) -> None:
-    """End this process also where connections to lost processes keep Python from doing it."""
+    """Exit within `seconds`, even if connections to lost processes keep Python from exiting."""
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()
@@ -228,10 +228,10 @@ def _run_without_result(config: CleanupConfig | FetchConfig | ServeConfig) -> Ex
 
                 app.serve(config)
     except StageFailure as failure:
-        return _fail_in_words(failure)
+        return _fail_without_result(failure)
     except Exception as error:
-        logger.exception("%s ended with an error that it does not know", config.stage)
-        return _fail_in_words(_unforeseen(error))
+        logger.exception("%s ended with an unexpected error", config.stage)
+        return _fail_without_result(_unexpected(error))
     return ExitCode.OK
 
 
@@ -241,8 +241,8 @@ def _fail(result: StageResult, failure: StageFailure) -> ExitCode:
     return failure.exit_code
 
 
-def _fail_in_words(failure: StageFailure) -> ExitCode:
-    """For processes that have no stage's result: reason and message, as a person reads them."""
+def _fail_without_result(failure: StageFailure) -> ExitCode:
+    """End a process that has no stage result: write reason and message as plain text."""
     text = f"{failure.reason}: {failure.message}"
     logger.error(text)
     termination.write(text)
@@ -253,12 +253,12 @@ def _keep(store: Store, result: StageResult) -> None:
     try:
         store.write_result(result)
     except StageFailure as failure:
-        logger.warning("the result is in the termination message only: %s", failure.message)
+        logger.warning("only the termination message has the result: %s", failure.message)
 
 
-def _unforeseen(error: Exception) -> StageFailure:
+def _unexpected(error: Exception) -> StageFailure:
     advice = (
-        "the pod's memory is used up; give the stage more, or make the batch smaller"
+        "the pod is out of memory; give the stage more memory, or reduce the batch size"
         if _is_out_of_memory(error)
         else "the pod's log has the traceback; please report it"
     )

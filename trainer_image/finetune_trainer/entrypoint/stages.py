@@ -1,4 +1,4 @@
-"""The stages, each imported only when it runs, because most of them import torch."""
+"""Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch."""
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
@@ -8,7 +8,7 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.stage.context import StageContext
 
 StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
-"""Of a stage that leaves a result of its own."""
+"""Config of a stage that leaves a result of its own."""
 
 
 def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:

@@ -1,1 +1,1 @@
-"""What every process of the trainer needs. Imports nothing: `signals` is the first module of a process."""
+"""Code for every trainer process. Imports nothing, because `signals` is the first module of a process."""

@@ -1,4 +1,4 @@
-"""From the text of a config to its model; every refusal names the field and what to do."""
+"""Parses configs. Every error names the field and says what to do."""
 
 import json
 from typing import Any
@@ -15,14 +15,14 @@ SAME_RELEASE = "set spec.images.trainer of the ComputeProfile to the image of th
 
 
 def parse(text: str | None) -> AnyConfig:
-    """The config in `text`. Raises StageFailure: INVALID_CONFIG or CONTRACT_MISMATCH."""
+    """Parse the config in `text`. Raises StageFailure: INVALID_CONFIG or CONTRACT_MISMATCH."""
     raw = decode(text)
     contract = raw.get("contract", CONTRACT_VERSION)
     if contract not in CONTRACT_VERSIONS:
         versions = " and ".join(map(str, CONTRACT_VERSIONS))
         raise StageFailure(
             FailureReason.CONTRACT_MISMATCH,
-            f"contract: the operator speaks version {contract} and this trainer image versions {versions};"
+            f"contract: the operator uses version {contract}, and this trainer image supports {versions};"
             f" {SAME_RELEASE}",
         )
     try:
@@ -38,15 +38,15 @@ def parse(text: str | None) -> AnyConfig:
 
 
 def decode(text: str | None) -> dict[str, Any]:
-    """The config as JSON types, not yet checked. Raises StageFailure (INVALID_CONFIG)."""
+    """Decode the config into JSON types, without validation. Raises StageFailure (INVALID_CONFIG)."""
     if text is None:
         raise StageFailure(
-            FailureReason.INVALID_CONFIG, f"no config: set {CONFIG_ENV}, or give --config with a file"
+            FailureReason.INVALID_CONFIG, f"no config: set {CONFIG_ENV}, or pass --config FILE"
         )
     size = len(text.encode(errors="surrogateescape"))
     if size > MAX_CONFIG_BYTES:
         raise StageFailure(
-            FailureReason.INVALID_CONFIG, f"the config has {size} bytes; at most {MAX_CONFIG_BYTES} are taken"
+            FailureReason.INVALID_CONFIG, f"the config has {size} bytes; the limit is {MAX_CONFIG_BYTES}"
         )
     try:
         raw = json.loads(text)
@@ -60,5 +60,5 @@ def decode(text: str | None) -> dict[str, Any]:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    # The first part is the stage, which decided what the config is checked against.
+    # The first part is the stage, which selects the config's model.
     return ".".join(str(part) for part in location[1:]) or "stage"

@@ -9,9 +9,9 @@ __all__ = ["Preempted", "StageFailure"]
 
 
 class StageFailure(Exception):
-    """Ends the stage with a reason for the operator and a message for the user, without any credential.
+    """Ends the stage with a reason for the operator and a message for the user, which has no credential.
 
-    `exit_code` decides whether trying again can help: BAD_CONFIG and BAD_DATA fail the Job at once.
+    `exit_code` decides whether a retry can help: BAD_CONFIG and BAD_DATA fail the Job at once.
     """
 
     def __init__(

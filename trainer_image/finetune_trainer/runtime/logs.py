@@ -1,4 +1,4 @@
-"""Logs on standard output: text for a person at a terminal, one JSON object a line for everything else."""
+"""Logs on standard output: text on a terminal, otherwise one JSON object per line."""
 
 import json
 import logging
@@ -9,10 +9,10 @@ from finetune_trainer.runtime.scrubbing import SCRUBBER
 
 
 class JsonFormatter(logging.Formatter):
-    """`time` (RFC 3339, UTC), `level`, `logger`, `message`, and `exception` where there is one."""
+    """`time` (RFC 3339, UTC), `level`, `logger`, `message`, and `exception` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -28,7 +28,7 @@ class TextFormatter(logging.Formatter):
     """Time, level and message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A line, and a traceback where there is one."""
+        """Return a line, and a traceback if there is one."""
         return SCRUBBER.scrub(super().format(record))
 
 
@@ -42,6 +42,6 @@ def configure() -> None:
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # It says of each process which kernels for CPUs it looked for and did not find.
+    # It logs in each process which CPU kernels it did not find.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""How far work is, for the operator and for the log: not more often than either has use for."""
+"""Reports progress of work to the operator and to the log, at limited rates."""
 
 import logging
 import time
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class Interval:
-    """Whether some seconds have passed since they last had."""
+    """An interval that passes at most once per number of seconds."""
 
     def __init__(self, seconds: float, *, due: bool = False) -> None:
-        """`due`: whether they have passed already."""
+        """`due`: whether the first interval has already passed."""
         self._seconds = seconds
         self._began = float("-inf") if due else time.monotonic()
 
     def passed(self) -> bool:
-        """True at most once within the seconds."""
+        """Return whether the interval has passed, and start the next one."""
         now = time.monotonic()
         if now - self._began < self._seconds:
             return False
@@ -31,18 +31,18 @@ class Interval:
         return True
 
     def begin(self) -> None:
-        """Count from now."""
+        """Start the interval now."""
         self._began = time.monotonic()
 
 
 class ProgressMeter:
-    """Counts work; the operator gets the count every second and the log a line every five.
+    """Counts work. Reports the count to the operator every second, and a line to the log every 5 seconds.
 
     Args:
-        total: all of the work; an estimate where `add` is given better ones.
-        line: the log's line, from what is done and the total.
-        reporter: what tells the operator; None where only the log is to know.
-        unit: how much work is one step in what the operator gets.
+        total: total work; an estimate if `add` gets better ones.
+        line: builds the log line from the work done and the total.
+        reporter: sends the count to the operator; None for the log only.
+        unit: work per step that the operator gets.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class ProgressMeter:
         self._log = Interval(LOG_SECONDS)
 
     def restart_log(self) -> None:
-        """The log has just had a line about this work."""
+        """Restart the interval of log lines, after another line about this work."""
         self._log.begin()
 
     def add(self, work: int = 1, total: int | None = None) -> None:
-        """Count work that is done; `total` where all of it is better known now."""
+        """Count work done. `total` is a better estimate of the total."""
         self._done += work
         if total is not None:
             self._total = total
@@ -76,12 +76,12 @@ class ProgressMeter:
             logger.info("%s", self._line(self._done, self._total))
 
     def end(self) -> None:
-        """What is done is all of it."""
+        """Set the total to the work done, and report it."""
         self._total = self._done
         self.report()
 
     def report(self) -> None:
-        """Give the operator the count now."""
+        """Report the count to the operator now."""
         if self._reporter is not None:
             self._reporter.progress(
                 Progress(step=self._done // self._unit, total_steps=self._total // self._unit)

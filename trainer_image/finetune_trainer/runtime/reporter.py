@@ -1,4 +1,4 @@
-"""Progress on its way to the operator. A stage never waits for it and never fails because of it."""
+"""Sends progress to the operator. A stage never waits for it and never fails because of it."""
 
 import logging
 import ssl
@@ -17,23 +17,23 @@ from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
 
 REPORT_INTERVAL_SECONDS: Final = 2.0
-"""Shortest time between two reports; the operator shows one every 10 seconds."""
+"""Min time between two reports. The operator shows one every 10 seconds."""
 FIRST_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 30.0
 REQUEST_TIMEOUT_SECONDS: Final = 10.0
 WARNING_INTERVAL_SECONDS: Final = 60.0
-"""Shortest time between two log lines about an endpoint that cannot be reached."""
+"""Min time between two warnings about an unreachable endpoint."""
 
 REJECTED_STATUS_CODES: Final = frozenset({400, 413, 422})
-"""Answers about the report itself: sending it again cannot help."""
+"""Responses that concern the report itself, so that a retry cannot help."""
 
 logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Sends the newest progress from a thread of its own; older progress that was not sent is dropped.
+    """Sends the newest progress from its own thread, and drops older progress that was not sent.
 
-    Without a target it does nothing.
+    Does nothing without a target.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Reporter:
         self._newest: Progress | None = None
         self._closing = False
         self._sequence = 0
-        self._complained_at: float | None = None
+        self._warned_at: float | None = None
         self._thread: threading.Thread | None = None
         if target is not None:
             self._thread = threading.Thread(target=self._run, args=(target,), name="reporter", daemon=True)
             self._thread.start()
 
     def progress(self, progress: Progress) -> None:
-        """Take over the newest progress; returns at once."""
+        """Queue the newest progress. Returns at once."""
         if self._thread is None:
             return
         with self._changed:
@@ -67,7 +67,7 @@ class Reporter:
             self._changed.notify()
 
     def close(self, timeout_seconds: float) -> None:
-        """Give the newest progress up to `timeout_seconds` to arrive; the process may end after that."""
+        """Wait up to `timeout_seconds` for the newest progress to arrive. Then the process may exit."""
         if self._thread is None:
             return
         with self._changed:
@@ -81,9 +81,9 @@ class Reporter:
         try:
             context = ssl.create_default_context(cadata=target.ca_pem)
         except ssl.SSLError as error:
-            logger.warning("report.caPem is no certificate (%s); progress is not reported", error)
+            logger.warning("report.caPem is not a certificate (%s); progress is not reported", error)
             return
-        # The cluster's proxy settings are for the way out, not for the operator beside us.
+        # Proxy settings of the cluster are for external traffic, not for the operator.
         with httpx.Client(verify=context, timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False) as client:
             while (progress := self._next()) is not None:
                 problem = self._send(client, url, progress)
@@ -91,7 +91,7 @@ class Reporter:
                     retry_seconds = FIRST_RETRY_SECONDS
                     self._pause(REPORT_INTERVAL_SECONDS)
                     continue
-                self._complain(url, problem)
+                self._warn(url, problem)
                 with self._changed:
                     if self._newest is None:
                         self._newest = progress
@@ -99,22 +99,22 @@ class Reporter:
                 retry_seconds = min(2 * retry_seconds, MAX_RETRY_SECONDS)
 
     def _next(self) -> Progress | None:
-        """The newest progress when there is some; None when there will be no more."""
+        """Wait for the newest progress and return it, or None after the last one."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._closing)
             progress, self._newest = self._newest, None
             return progress
 
     def _pause(self, seconds: float) -> None:
-        """Wait, though not longer than a second when closing: then every try counts."""
+        """Wait, but at most a second when closing, to use the remaining time for attempts."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closing, seconds):
                 return
         time.sleep(min(seconds, FIRST_RETRY_SECONDS) if self._newest is not None else 0)
 
     def _send(self, client: httpx.Client, url: str, progress: Progress) -> str | None:
-        """What went wrong, or None when there is nothing left to do about this report."""
-        # Grows across the pods of a run too, so that a new pod's reports are newer than the old one's.
+        """Send a report. Returns the problem, or None if the report needs no retry."""
+        # Increases across the pods of a run, so that a new pod's reports are newer than the old pod's.
         self._sequence = max(self._sequence + 1, time.time_ns() // 1_000_000)
         report = Report(
             contract=self._contract,
@@ -137,17 +137,17 @@ class Reporter:
             return None
         problem = f"status {answer.status_code}: {one_line(SCRUBBER.scrub(answer.text[:2000]), 200)}"
         if answer.status_code in REJECTED_STATUS_CODES:
-            logger.warning("the operator refused a progress report: %s", problem)
+            logger.warning("the operator rejected a progress report: %s", problem)
             return None
         return problem
 
-    def _complain(self, url: str, problem: str) -> None:
+    def _warn(self, url: str, problem: str) -> None:
         now = time.monotonic()
-        if self._complained_at is None or now - self._complained_at >= WARNING_INTERVAL_SECONDS:
-            self._complained_at = now
+        if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL_SECONDS:
+            self._warned_at = now
             logger.warning(
-                "progress does not reach the operator at %s (%s); the stage goes on without, and it is tried"
-                " again",
+                "progress does not reach the operator at %s (%s); the stage continues, and the report is"
+                " retried",
                 url,
                 problem,
             )

@@ -1,7 +1,7 @@
-"""Texts that leave this process, without the credentials that it holds.
+"""Redacts credentials in text that leaves this process.
 
-Servers quote what they were sent: in reason phrases, in bodies, in the places that they redirect to. What
-they say reaches logs, conditions and the store, which more people may read than Secrets.
+Servers quote what they receive: in reason phrases, in bodies, in redirect locations. These texts reach logs,
+conditions and the store, which more people may read than Secrets.
 """
 
 import base64
@@ -14,26 +14,26 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 REDACTED: Final = "[redacted]"
 MIN_SECRET_LENGTH: Final = 4
-"""Characters of a credential that is looked for; shorter ones are part of too many words."""
+"""Min characters of a redacted credential. Shorter ones are part of too many words."""
 MIN_PUBLIC_LENGTH: Final = 8
-"""Of names and of parameters that may be no proof of anything, and then are usual words."""
+"""Min characters of a redacted name or query parameter. Shorter ones are often common words, no secrets."""
 PIECE_LENGTH: Final = 12
-"""A piece of a credential that is this long is taken out too: messages are cut, and libraries cut them."""
+"""Characters of a redacted piece of a credential, because messages and libraries truncate text."""
 MIN_PIECEWISE_LENGTH: Final = 16
-"""From this length on a credential is looked for piece by piece; shorter ones as a whole."""
+"""Min characters of a credential that is redacted by pieces. Shorter ones are redacted as a whole."""
 
 HTTP_URL: Final = re.compile(
     r"(https?://)(?:[^\s/?#'\"<>@]*@)?([^\s?#'\"<>]*)(\?[^\s'\"<>)]*|#[^\s'\"<>)]*)?"
 )
 FIRST_OWN_CHARACTER: Final = (0, 2, 3)
-"""The first character of base64 that hangs on nothing before a value, by the bytes before it."""
+"""Index of the first base64 character that depends on a value alone, by the number of bytes before it."""
 LOWERCASE: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
-"""For str.translate: the length stays, as it does not for every character of str.lower."""
+"""Table for str.translate. It keeps the length of a text, as str.lower does not for every character."""
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Scrubber:
-    """Takes what it was given, in the forms that servers and libraries give it, out of texts."""
+    """Redacts values in texts, in all forms that servers and libraries use."""
 
     def __init__(self) -> None:
         self._values: set[str] = set()
@@ -41,12 +41,12 @@ class Scrubber:
         self._pieces: frozenset[str] = frozenset()
 
     def hold(self, *values: str | None) -> None:
-        """Take these values out of every text from now on."""
+        """Redact these values in every text from now on."""
         new = {value for value in values if value} - self._values
         self._values |= new
         forms = {form for value in new for form in _forms(value)}
         whole = {form for form in forms if MIN_SECRET_LENGTH <= len(form) < MIN_PIECEWISE_LENGTH}
-        # The longest first, so that nothing is left of one that begins with another.
+        # The longest first, so that a form that begins with another is redacted completely.
         self._whole = tuple(sorted(whole.union(self._whole), key=lambda form: (-len(form), form)))
         self._pieces |= {
             form.translate(LOWERCASE)[start : start + PIECE_LENGTH]
@@ -56,17 +56,17 @@ class Scrubber:
         }
 
     def hold_uri(self, uri: str) -> None:
-        """Take the values of a web address's query, and the name and password in front of its host, out."""
+        """Redact the query values of a URL, and the user name and password before its host."""
         if not uri.startswith(("https://", "http://")):
             return
         parts = urlsplit(uri)
-        # Shorter ones, such as a year, are no proof of anything.
+        # Shorter values, such as a year, are not secret.
         values = (value for _, value in parse_qsl(parts.query) if len(value) >= MIN_PUBLIC_LENGTH)
         name, _, password = parts.netloc.rpartition("@")[0].partition(":")
         self.hold(parts.query, *values, unquote(password), name if len(name) >= MIN_PUBLIC_LENGTH else None)
 
     def scrub(self, text: str) -> str:
-        """The text without them, and without the query and the user of any web address."""
+        """Return the text without the values, and without the query and the user of any URL."""
         text = HTTP_URL.sub(r"\1\2", text)
         for form in self._whole:
             text = text.replace(form, REDACTED)
@@ -87,14 +87,14 @@ class Scrubber:
         return "".join((*kept, text[end:]))
 
 
-def one_line(text: str, limit: int) -> str:
-    """The first line of a text, without control characters, at most `limit` characters of it."""
+def one_line(text: str, max_length: int) -> str:
+    """Return the first line of a text without control characters, truncated to `max_length` characters."""
     line = CONTROL_CHARACTERS.sub(" ", text.strip().partition("\n")[0]).strip(" ,.;")
-    return line if len(line) <= limit else f"{line[:limit]}…"
+    return line if len(line) <= max_length else f"{line[:max_length]}…"
 
 
 def _forms(value: str) -> Iterator[str]:
-    """A value as it may appear in a text."""
+    """Yield the forms of a value that may appear in a text."""
     value = value.strip()
     yield value
     yield quote(value, safe="")
@@ -109,7 +109,7 @@ def _forms(value: str) -> Iterator[str]:
     if len(content) < MIN_SECRET_LENGTH:
         return
     for skipped in range(3):
-        # Wherever it begins in what is encoded, these characters hang on nothing else.
+        # These characters depend on the value alone, wherever it starts in the encoded content.
         whole = base64.b64encode(bytes(skipped) + content).decode().rstrip("=")
         inner = whole[FIRST_OWN_CHARACTER[skipped] : len(whole) - ((skipped + len(content)) % 3 > 0)]
         yield inner
@@ -117,4 +117,4 @@ def _forms(value: str) -> Iterator[str]:
 
 
 SCRUBBER: Final = Scrubber()
-"""This process's."""
+"""Scrubber of this process."""

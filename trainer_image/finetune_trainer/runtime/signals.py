@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT, at every moment of a process's life.
+"""Handles SIGTERM and SIGINT during the whole life of a process.
 
-As process 1 of a container, a signal without a handler is ignored, and the kubelet sends it once. A blocked
-one waits, so the image starts Python with these blocked. Then a handler is set before anything is imported
-that takes time; this module imports nothing of that kind.
+Process 1 of a container ignores a signal without a handler, and the kubelet sends it once. A blocked signal
+stays pending, so the image starts Python with both blocked. The process sets a handler before slow imports.
+This module has no slow imports.
 """
 
 import logging
@@ -16,25 +16,25 @@ from typing import Final, NoReturn
 
 TERMINATION_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 EXIT_CODE_NOTHING_DONE: Final = 20
-"""`ExitCode.PREEMPTED_SAVED`, whose module is one of those that take time."""
+"""`ExitCode.PREEMPTED_SAVED`, whose module is slow to import."""
 MAX_EXIT_SECONDS: Final = 10.0
-"""Within these a process ends that has nothing to save, also where it hangs in a call."""
+"""A process without state to save exits within this time, even if it hangs in a call."""
 
 logger = logging.getLogger(__name__)
 
 
 class Preempted(BaseException):
-    """SIGTERM arrived and everything needed to go on is in the store.
+    """SIGTERM arrived, and the store has everything needed to resume.
 
-    Not an Exception, as KeyboardInterrupt is none: it may be raised anywhere, and a library that catches
-    whatever goes wrong in its own work must not take it for that.
+    Not an Exception, like KeyboardInterrupt: it may be raised anywhere, and a library that catches its own
+    errors must not catch it.
     """
 
 
 def exit_before_start() -> None:
-    """Until another handler is set, let a signal end the process, which has not done anything yet.
+    """Let a signal end the process, which has done nothing yet, until another handler is set.
 
-    One that arrived before counts too.
+    This includes a signal that has already arrived.
     """
 
     def handle(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -45,7 +45,7 @@ def exit_before_start() -> None:
 
 
 def exit_on_signal() -> None:
-    """Let a signal end the process, with what `finally` has to clean up; exit code 128 + its number."""
+    """Let a signal end the process, after its `finally` blocks, with exit code 128 + its number."""
 
     def handle(number: int, _frame: FrameType | None) -> NoReturn:
         overdue = threading.Timer(MAX_EXIT_SECONDS, os._exit, (128 + number,))
@@ -57,21 +57,21 @@ def exit_on_signal() -> None:
 
 
 class Stop(threading.Event):
-    """Set by the first signal once `listening`.
+    """Event that the first signal sets while `listening`.
 
-    Then a stage ends in one of two ways. Where a new process would begin from the same point, Preempted is
-    raised in the main thread wherever that is. After `hold`, the stage itself saves first and raises it.
+    A stage then ends in one of two ways. If a new process would start from the same point, Preempted is
+    raised in the main thread at once. After `hold`, the stage first saves its state and then raises it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._arrived = False
         self._raises = False
-        self._forces = True
+        self._kills = True
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals from here on; Preempted is raised in the block only. For the main thread."""
+        """Handle signals from now on. Preempted is raised in the block only. For the main thread."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -84,17 +84,17 @@ class Stop(threading.Event):
             self._raises = False
 
     def is_set(self) -> bool:
-        """Whether a signal arrived; in the main thread true at once, in others when `wait` ends."""
+        """Return whether a signal arrived: in the main thread at once, in others when `wait` ends."""
         return self._arrived or super().is_set()
 
     def hold(self) -> None:
-        """From here on there is something to save, and a signal only sets the event."""
-        self._raises = self._forces = False
+        """Mark that there is state to save. From now on a signal only sets the event."""
+        self._raises = self._kills = False
 
     def release(self) -> None:
-        """What there was to save is in the store. Raises Preempted after a signal.
+        """Mark that the state is saved. Raises Preempted after a signal.
 
-        It may still be on its way there, so that the process is not ended by force.
+        The upload of the state may still be running, so the process is not killed.
         """
         self._raises = True
         if self._arrived:
@@ -106,17 +106,17 @@ class Stop(threading.Event):
             raise Preempted
 
     def _watch(self, reading: int) -> None:
-        """Notice a signal also while a call keeps the main thread from handling it.
+        """Set the event after a signal, even if a call keeps the main thread from handling it.
 
-        Not the handler sets the event: `set` takes a lock that the interrupted main thread may hold just now.
+        The handler must not set the event: `set` takes a lock that the interrupted main thread may hold.
         """
         while os.read(reading, 1)[0] not in TERMINATION_SIGNALS:
             pass
         self.set()
-        # For ever is not long: the main thread ends the process.
+        # Nothing sets this event: the main thread usually ends the process before.
         threading.Event().wait(MAX_EXIT_SECONDS)
-        if self._forces:
-            logger.info("stopped by a signal %g seconds ago, and nothing has to be saved", MAX_EXIT_SECONDS)
+        if self._kills:
+            logger.info("stopped by a signal %g seconds ago; there is no state to save", MAX_EXIT_SECONDS)
             os._exit(EXIT_CODE_NOTHING_DONE)
 
 
