@@ -1,4 +1,4 @@
-"""Settings of all tests of the trainer."""
+"""Settings for all tests of the trainer."""
 
 import gc
 import os
@@ -12,25 +12,25 @@ from finetune_trainer.runtime.scrubbing import SCRUBBER, Scrubber
 if TYPE_CHECKING:
     from tests.trainer.workbench import Undisturbed
 
-# As in the image; read when PyTorch is loaded. Spinning threads starve a machine that runs other things too.
+# As in the image. PyTorch reads it while loading. Spinning threads starve a machine with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_to_collect() -> None:
-    """Training collects garbage when it ends; a look at all that is imported takes longer than its steps."""
+    """Freeze imported objects: collecting garbage among them takes longer than the steps of a training."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    """Let the interpreter take apart at its end what it has."""
+    """Let the interpreter collect all objects at its exit."""
     gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> "Undisturbed":
-    # It imports torch, which many tests here do without.
+    # This imports torch, which many tests do not need.
     from tests.trainer.workbench import Undisturbed
 
     return Undisturbed(lambda: tmp_path_factory.mktemp("undisturbed"))
@@ -38,6 +38,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> "Undisturbed":
 
 @pytest.fixture(autouse=True)
 def nothing_held() -> Iterator[None]:
-    """A process holds the credentials of one stage; the tests of many stages are one process."""
+    """Reset the scrubber: a process has the credentials of one stage, but tests share a process."""
     yield
     vars(SCRUBBER).update(vars(Scrubber()))

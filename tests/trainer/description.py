@@ -1,4 +1,4 @@
-"""What a process sees of itself; imports nothing that takes time, for one that the interpreter starts."""
+"""Describes a process from inside. Has no slow imports, for processes that the interpreter starts."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 CODE = 7
 SIGNALS = ("SigBlk", "SigIgn", "SigCgt")
 STANDARD = (1 << 31) - 1
-"""The bits of those from 1 to 31; later ones are the C library's, for threads."""
+"""Bits of the signals 1 to 31. The C library uses later ones for threads."""
 
 
 def describe() -> None:
-    """Write what this process can see of itself, and end it with `CODE`."""
+    """Print a description of this process, and exit with `CODE`."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
     seen = {
         "environment": dict(os.environ),

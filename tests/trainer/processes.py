@@ -1,9 +1,9 @@
-"""`python -m finetune_trainer` as a pod runs it, and what it leaves.
+"""Runs `python -m finetune_trainer` as a pod does, and reads its results.
 
-`start` forks the process from a server that has imported everything already, so that it starts in
-milliseconds. It differs from one that the interpreter starts in what the server did once: imports, what
-libraries read from the environment while they are loaded, and the seed of hashes. And it ends without the
-interpreter's last clean-up. Where that is what is tested, `start_fresh` starts an interpreter.
+`start` forks the process from a server that has already imported everything, so that it starts in
+milliseconds. It differs from a new interpreter in what the server did once: imports, reading of environment
+variables by libraries, and the hash seed. It also exits without the interpreter's final clean-up. Tests of
+these parts use `start_fresh`, which starts an interpreter.
 """
 
 import importlib
@@ -30,7 +30,7 @@ from tests.trainer.workbench import Workbench
 from tests.waiting import eventually
 
 TIMEOUT_SECONDS: Final = 300
-"""Reached only by what is broken."""
+"""Only broken processes reach this timeout."""
 MODULE: Final = "finetune_trainer"
 LOADED: Final = "tests.trainer.loaded"
 THREADS_ENV: Final = "OMP_NUM_THREADS"
@@ -42,19 +42,19 @@ preload(LOADED, __name__)
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit code, or minus the number of the signal that ended it, and logs of a process."""
+    """Logs and exit code of a process; the code is minus the number of the signal that ended it, if any."""
 
     code: int
     logs: list[dict[str, str]]
 
     @property
     def messages(self) -> list[str]:
-        """Without levels and times."""
+        """Messages of the logs, without levels and times."""
         return [line["message"] for line in self.logs]
 
     @property
     def termination_message(self) -> str:
-        """The last words; outside a pod they are in the log."""
+        """Termination message, which a process outside a pod logs."""
         prefix = "termination message: "
         messages = [message for message in self.messages if message.startswith(prefix)]
         assert len(messages) == 1, self.logs
@@ -69,7 +69,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Process:
-    """A started process; as a context manager it is gone after the block."""
+    """A started process. As a context manager it is killed after the block."""
 
     _process: subprocess.Popen[bytes] | Forked
     _written: IO[bytes]
@@ -80,17 +80,17 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What it has written to standard output until now."""
+        """Standard output so far."""
         file = self._written.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     @property
     def code(self) -> int | None:
-        """None while it runs."""
+        """Exit code; None while the process runs."""
         return self._process.poll()
 
     def read_until(self, text: str) -> str:
-        """Wait until it has written this; returns all that it has written."""
+        """Wait until the output contains `text`. Returns the whole output."""
 
         def written() -> str | None:
             ended = self.code is not None
@@ -104,19 +104,19 @@ class Process:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        """The exit code, once it ends."""
+        """Wait for the exit code."""
         try:
             return self._process.wait(TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"still running after {TIMEOUT_SECONDS} s: {self.output[-4000:]}") from error
 
     def finish(self) -> Ended:
-        """Exit code and logs, once it ends; it has written nothing but logs."""
+        """Wait for exit code and logs. The output must contain only logs."""
         code = self.wait()
         return Ended(code, [json.loads(line) for line in self.output.splitlines()])
 
     def kill(self) -> int:
-        """End it as the kernel does; returns the exit code."""
+        """Kill the process as the kernel does. Returns the exit code."""
         self.send_signal(signal.SIGKILL)
         return self.wait()
 
@@ -137,17 +137,17 @@ def start(
     environ: Mapping[str, str] = MappingProxyType({}),
     is_first: bool = False,
 ) -> Process:
-    """Start a trainer process with a config in its environment, and with `environ` beside it.
+    """Start a trainer process with a config and `environ` in its environment.
 
-    `arguments`: of its command line. `arm` is called in the process before it begins, a function or an object
-    that can be pickled. `is_first`: as process 1 of a container, it never gets a SIGTERM for which it has no
+    `arguments` are those of the command line. `arm`, a function or an object that can be pickled, is called
+    in the process before it starts. `is_first`: like process 1 of a container, it ignores SIGTERM without a
     handler.
     """
     return _fork(_run_command, _environment(config, environ), arguments, arm, is_first)
 
 
 def start_function(function: Callable[..., None], *arguments: object) -> Process:
-    """Start a process that has imported what a trainer process has, and that only calls a function."""
+    """Start a process with the imports of a trainer process, which only calls a function."""
     return _fork(_call, dict(os.environ), function, arguments)
 
 
@@ -158,7 +158,7 @@ def start_fresh(
     environ: Mapping[str, str] = MappingProxyType({}),
     is_first: bool = False,
 ) -> Process:
-    """As `start`, by the interpreter; with `arguments`, it runs these instead."""
+    """Like `start`, with a new interpreter. `arguments` replace the arguments of the interpreter."""
     written = tempfile.TemporaryFile()  # noqa: SIM115 - it belongs to the process
     process = subprocess.Popen(
         [sys.executable, *(arguments or ("-m", MODULE))],
@@ -172,19 +172,19 @@ def start_fresh(
 
 
 def run(config: Contract | str, *arguments: str, arm: Callable[[], None] | None = None) -> Ended:
-    """A trainer process from start to end."""
+    """Run a trainer process from start to end."""
     with start(config, *arguments, arm=arm) as process:
         return process.finish()
 
 
 def run_fresh(config: Contract | str, *arguments: str, memory_bytes: int | None = None) -> Ended:
-    """The same by the interpreter."""
+    """Run a trainer process from start to end, with a new interpreter."""
     with start_fresh(config, *arguments, memory_bytes=memory_bytes) as process:
         return process.finish()
 
 
 def wait_for_state(bench: Workbench, config: TrainConfig, name: str) -> None:
-    """Until a run has saved the state `step-N`."""
+    """Wait until a run has saved the state `name`, such as `step-4`."""
     eventually("a saved state", lambda: name in bench.states(config), TIMEOUT_SECONDS, pause=PAUSE_SECONDS)
 
 
@@ -194,7 +194,7 @@ def _environment(config: Contract | str, more: Mapping[str, str]) -> dict[str, s
 
 def _fork(function: Callable[..., None], *arguments: object) -> Process:
     written = tempfile.TemporaryFile()  # noqa: SIM115 - it belongs to the process
-    # Connections are what multiprocessing hands over with its file descriptor.
+    # multiprocessing passes the file descriptor of a Connection.
     with Connection(os.dup(written.fileno()), readable=False) as connection:
         return Process(Forked(function, connection, *arguments), written)
 
@@ -226,9 +226,9 @@ def _call(
 
 
 def _begin(connection: Connection, environ: dict[str, str]) -> None:
-    """Make this process what it would be had it been started with these."""
+    """Give this process the output and environment that it would have if it had been started with them."""
     if LOADED not in sys.modules:
-        importlib.import_module(LOADED)  # the server keeps to itself why it could not
+        importlib.import_module(LOADED)  # the server hides why its import failed
         raise ImportError(f"{LOADED} was not preloaded: start pytest in the root of the repository")
     os.dup2(connection.fileno(), 1)
     connection.close()
@@ -236,7 +236,7 @@ def _begin(connection: Connection, environ: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
     tempfile.tempdir = None
-    if THREADS_ENV in environ:  # was read when PyTorch was loaded
+    if THREADS_ENV in environ:  # PyTorch read it while loading
         import torch
 
         torch.set_num_threads(int(environ[THREADS_ENV]))

@@ -1,4 +1,4 @@
-"""What a user's path may name: whatever lies in the folder that the user fills, and nothing else."""
+"""Paths of users name files in the folder that the user fills, and nothing else."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ SECRET = "hf_aVeryLongTokenThatNobodyMaySee"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The user's volume; beside it lies what only the pod may read."""
+    """The user's volume, next to files that only the pod may read."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "token").write_text(SECRET)
     root = tmp_path / "volume"
@@ -119,7 +119,7 @@ def test_a_missing_file_is_not_found_and_named(root: Path) -> None:
 
 
 def test_a_file_that_is_exchanged_for_a_link_meanwhile_never_opens_the_target(root: Path) -> None:
-    """The race between a look and an opening: the name is a file and a link in turn."""
+    """Test the race between check and open: the name alternates between a file and a link."""
     path, done = root / "rows.jsonl", threading.Event()
     path.write_text("rows")
     (root / "a" / "out").symlink_to("../../secret/token")

@@ -18,9 +18,9 @@ from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import Ended
 
 CANARY = "quokka"
-"""In every text of a row."""
+"""Text in every row."""
 TOKEN = "ghp_" + "kN3mQ8rT5vX2zB7dF4gH9jL6pS1wY0aC3eUq"
-"""In a form that is found."""
+"""Text in a form that the checks find."""
 ABOUT_ROWS = {"report.json", "report.html", "problems.jsonl", "alike.jsonl"}
 
 
@@ -30,7 +30,7 @@ def preparation(tmp_path: Path) -> Preparation:
 
 
 def left_by(ended: Ended, store: Path) -> str:
-    """All that is to be read by more people than the rows."""
+    """Return everything that more people may read than the rows."""
     files = [
         path
         for path in sorted(store.rglob("*"))

@@ -1,4 +1,4 @@
-"""What a cleanup pod takes out of a store, and what it leaves there."""
+"""A cleanup pod removes the content of a record or run from the store, and nothing else."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_the_folder_of_the_record_goes_and_all_others_stay(tmp_path: Path) -> No
     assert ended.code == ExitCode.OK
     assert not store.has(gone)
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == [kept.digest[7:]]
-    # A second pod, after the first one was killed when it had done its work.
+    # A second pod, after the first was killed at the end of its work.
     assert run(cleanup(tmp_path, gone)).code == ExitCode.OK
 
 

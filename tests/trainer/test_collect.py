@@ -1,4 +1,4 @@
-"""Reading a stage's stored result, and with it whether the store can be used."""
+"""Reading the stored result of a stage, and checking that the store is usable."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_a_store_that_can_be_read_and_not_written_fails_the_probe(tmp_path: Path
     config = probing(tmp_path)
     store = open_store(config.store)
     store.write_result(StageResult(stage="train", run="uid-1", outcome="Failed", reason="Internal"))
-    # As root, permissions refuse nothing: a folder in the file's place does.
+    # Permissions do not stop root, but a folder in the place of the file does.
     (tmp_path / "runs" / "uid-1" / "train" / collect.PROBE_NAME).mkdir()
     ended = run(config)
     assert (ended.result.reason, ended.code) == (FailureReason.STORE_UNAVAILABLE, ExitCode.STORE_UNAVAILABLE)

@@ -1,4 +1,4 @@
-"""What a serving pod's init container copies."""
+"""The copies that the init container of a serving pod makes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Links in a claim that lead to what only the pod may read: nothing of it is ever said, copied or removed."""
+"""Links in a claim that lead to files of the pod: their content is never shown, copied or removed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SECRET = "hf_aVeryLongTokenThatNobodyMaySee"
 
 @pytest.fixture
 def token(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mounted Secret's file."""
+    """A file of a mounted Secret."""
     folder = tmp_path_factory.mktemp("credentials")
     (folder / "token").write_text(SECRET)
     return folder / "token"
@@ -135,7 +135,7 @@ def test_an_artifact_with_a_link_out_of_the_store_is_corrupt_for_every_stage(
     digest = bench.model()
     ref = ArtifactRef(kind="models", digest=digest)
     path = bench.store.artifact(ref) / "config.json"
-    # With the same content, so that only the link can be what is wrong.
+    # With the same content, so that only the link is wrong.
     copy = path.rename(token.with_name("config.json"))
     path.symlink_to(copy)
     fetch = FetchConfig(

@@ -1,4 +1,4 @@
-"""Trainer processes from config to exit code and last words."""
+"""Trainer processes from config to exit code and termination message."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ def preparation(tmp_path: Path) -> Preparation:
 
 
 def unbound(result: StageResult) -> StageResult:
-    """What the store keeps of it: not to which config of which Job it is the answer."""
+    """Return the result as the store keeps it, without the digest of the config."""
     return result.model_copy(update={"config_digest": None})
 
 
@@ -130,7 +130,7 @@ def test_a_config_that_cannot_be_used_names_the_field(
     ended = run(json.dumps(config))
 
     assert ended.code == ExitCode.BAD_CONFIG
-    # One that is too long is not read, so its stage is not known.
+    # A config that is too long is not read, so its stage is unknown.
     assert f"{reason}" in ended.termination_message
     assert message in ended.termination_message
 

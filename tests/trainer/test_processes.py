@@ -1,4 +1,4 @@
-"""A forked trainer process is as one that the interpreter starts."""
+"""A forked trainer process is like one that the interpreter starts."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ DESCRIBE = "from tests.trainer.description import describe; describe()"
 def test_it_finds_what_a_fresh_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_first: bool
 ) -> None:
-    start("{}").kill()  # from here on there is a server, which began with another folder and environment
+    start("{}").kill()  # starts the server, with another folder and environment
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SET_LATER", "1")
     monkeypatch.delenv("PATH")

@@ -1,4 +1,4 @@
-"""How often the operator and the log hear of work that is under way."""
+"""Rates of progress reports to the operator and to the log."""
 
 import logging
 import time

@@ -23,7 +23,7 @@ DEADLINE_SECONDS = 30
 
 
 def certificate(folder: Path) -> tuple[Path, str]:
-    """A file with key and certificate for 127.0.0.1, and the certificate as PEM."""
+    """Return a file with key and certificate for 127.0.0.1, and the certificate as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "report")])
     now = datetime.now(UTC)
@@ -53,7 +53,7 @@ def certificate(folder: Path) -> tuple[Path, str]:
 
 
 class Endpoint:
-    """Keeps what it is sent; answers with the given status codes, then with 200."""
+    """Stores received reports. Responds with the given status codes, then with 200."""
 
     def __init__(self, folder: Path) -> None:
         self.received: list[tuple[str, str, Report]] = []

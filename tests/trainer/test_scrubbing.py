@@ -1,4 +1,4 @@
-"""What a process says never has a credential in it, however it was written."""
+"""Text that leaves a process never contains a credential, in any form."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""SIGTERM at every moment of a process's life, which is process 1 of its container."""
+"""SIGTERM during the whole life of process 1 of a container."""
 
 import ctypes
 import importlib
@@ -31,22 +31,22 @@ from tests.waiting import eventually
 from tools.models import tiny
 
 ROOT: Final = Path(__file__).parents[2]
-LATER_THAN_ANY_TEST: Final = 1000.0
-AT_ONCE: Final = 0.1
+LATER_THAN_ANY_TEST_SECONDS: Final = 1000.0
+SOON_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True)
 class Hangs:
-    """Lets a function of the trainer hang."""
+    """Makes a function of the trainer hang."""
 
     function: str
     how: Callable[[], None]
-    prompt_seconds: float = LATER_THAN_ANY_TEST
+    max_exit_seconds: float = LATER_THAN_ANY_TEST_SECONDS
 
     def __call__(self) -> None:
         module, _, name = self.function.rpartition(".")
         setattr(importlib.import_module(f"finetune_trainer.{module}"), name, self._hang)
-        signals.MAX_EXIT_SECONDS = self.prompt_seconds  # type: ignore[misc]  # in a process of its own
+        signals.MAX_EXIT_SECONDS = self.max_exit_seconds  # type: ignore[misc]  # in a process of its own
 
     def _hang(self, *_arguments: object, **_settings: object) -> None:
         print('{"message": "hanging", "level": "info"}', flush=True)
@@ -58,7 +58,7 @@ def wait_for_ever() -> None:
 
 
 def never_return() -> None:
-    """Not even to handle a signal."""
+    """Block in a call, without returning to handle a signal."""
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
@@ -109,7 +109,7 @@ Begin = Callable[..., Process]
 
 @pytest.fixture
 def begin() -> Iterator[Begin]:
-    """Starts process 1 of a container, and what still runs at the end is ended."""
+    """Start processes as process 1 of a container, and kill them at the end."""
     with ExitStack() as started:
 
         def begin(*arguments: Any, how: Begin = start, **settings: Any) -> Process:
@@ -151,7 +151,7 @@ def entrypoint(image: str) -> list[str]:
 
 
 def blocked_and_pending() -> None:
-    """As process 1 that was started with SIGTERM blocked and has got one before it was Python."""
+    """Act as a process 1 that was started with SIGTERM blocked, and got one before Python started."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
@@ -231,7 +231,7 @@ def test_a_signal_ends_a_process_that_loads_what_it_needs(
 def test_a_signal_ends_a_process_that_hangs_in_a_call_with_nothing_to_save(
     begin: Begin, bench: Workbench
 ) -> None:
-    hangs = Hangs("train.session.trainable_model", never_return, AT_ONCE)
+    hangs = Hangs("train.session.trainable_model", never_return, SOON_SECONDS)
     process = begin(config_of("train", bench), arm=hangs)
     process.read_until("hanging")
     process.send_signal(signal.SIGTERM)

@@ -236,7 +236,7 @@ def test_what_only_the_newer_contract_knows_is_kept_beside_the_result(tmp_path: 
     folder = tmp_path / "runs" / "uid-1" / "prepare"
     assert "ruleVersion" not in (folder / "result.json").read_text()
     assert store.read_result("uid-1", "prepare") == result
-    # A trainer of the older contract came after: what is beside its result is of an earlier attempt.
+    # A trainer of the older contract ran later, so the second file is from an earlier attempt.
     later = result.model_copy(update={"contract": 1, "message": "again"})
     (folder / "result.json").write_text(later.to_json())
     read = store.read_result("uid-1", "prepare")

@@ -1,1 +1,1 @@
-"""What goes over the network: sources, base models and stores, against real servers."""
+"""Network access: sources, base models and stores, against real servers."""

@@ -1,4 +1,4 @@
-"""As much of the languages of Google's and Azure's object stores as reading a folder needs."""
+"""Fake object stores of Google and Azure, with the requests that reading a folder needs."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ class CloudServer(WebServer):
     """`files` by container and name, such as `rows/2030/a.jsonl`."""
 
     def listed(self, container: str, prefix: str) -> tuple[dict[str, bytes], list[str]]:
-        """Objects right below a prefix, and the folders there."""
+        """Return the objects directly below a prefix, and its subfolders."""
         above = f"{container}/{prefix}"
         below = {
             name.removeprefix(above): body for name, body in self.files.items() if name.startswith(above)
@@ -28,7 +28,7 @@ class CloudServer(WebServer):
 
 
 class GoogleServer(CloudServer):
-    """Speaks the JSON API."""
+    """Server of the JSON API."""
 
     @override
     def answer(self, asked: Seen) -> Answer:
@@ -53,7 +53,7 @@ class GoogleServer(CloudServer):
 
 
 class AzureServer(CloudServer):
-    """Speaks the Blob API."""
+    """Server of the Blob API."""
 
     @override
     def answer(self, asked: Seen) -> Answer:

@@ -1,4 +1,4 @@
-"""Servers of these tests: an S3 server and a certificate authority for all, web servers for each."""
+"""Servers of these tests: a shared S3 server and certificate authority, and web servers per test."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def web(authority: Authority) -> Iterator[WebServer]:
 
 @pytest.fixture
 def elsewhere(authority: Authority) -> Iterator[WebServer]:
-    """Another host."""
+    """A web server under another host name."""
     with WebServer(authority) as server:
         yield server
 
@@ -43,5 +43,5 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other at once."""
+    """Remove the pauses between attempts."""
     monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)

@@ -1,4 +1,4 @@
-"""A server that speaks as much of the Hugging Face hub's language as its library needs to read."""
+"""A fake Hugging Face Hub, with the requests that its library needs to read."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ API: Final = re.compile(
 )
 RESOLVE: Final = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 LARGE_BYTES: Final = 100_000
-"""From here on a file is kept as the hub keeps weights: with a SHA-256 that it knows."""
+"""Size from which the server stores a file as the Hub stores weights: with a SHA-256."""
 
 
 @dataclass
 class Repository:
-    """Files of each commit, and the commit that `main` is at."""
+    """Files of each commit, and the commit of `main`."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     main: str = ""
 
     def commit(self, files: dict[str, bytes]) -> str:
-        """Put files at the end of `main`; returns the commit."""
+        """Commit files to `main`. Returns the commit."""
         digest = hashlib.sha1(usedforsecurity=False)
         for name, content in sorted(files.items()):
             digest.update(name.encode() + content)
@@ -45,7 +45,7 @@ class HubServer(WebServer):
         super().__init__()
         self.repositories: dict[str, Repository] = {}
         self.content_host: str | None = None
-        """Another server that contents are redirected to."""
+        """Another server that requests for content are redirected to."""
 
     @override
     def answer(self, asked: Seen) -> Answer:

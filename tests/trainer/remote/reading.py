@@ -1,4 +1,4 @@
-"""What a test reads over the network, and a pod that prepares it."""
+"""Opens sources over the network, and prepares them as a pod does."""
 
 import threading
 from pathlib import Path
@@ -27,7 +27,7 @@ def source(
     stop: threading.Event | None = None,
     **wanted: Any,
 ) -> RemoteSource:
-    """A source of rows, opened."""
+    """Open a source of rows."""
     settings = {"absent": FailureReason.SOURCE_NOT_FOUND, "limit_bytes": 1 << 30, **wanted}
     return RemoteSource(
         SourceRequest(uri=uri, field="source", credentials=credentials, **settings), stop or threading.Event()
@@ -35,7 +35,7 @@ def source(
 
 
 def read(folder: Path, uri: str, credentials: SecretMount | None = None, **wanted: Any) -> dict[str, bytes]:
-    """Contents of a source's files, by name, after they came into `folder`."""
+    """Download a source into `folder`. Returns the contents of its files by name."""
     found = source(uri, credentials, **wanted)
     found.download(found.files, folder)
     return {file.name: (folder / file.name).read_bytes() for file in found.files}
@@ -48,7 +48,7 @@ def failure(folder: Path, uri: str, credentials: SecretMount | None = None, **wa
 
 
 def prepare(root: Path, uri: str, credentials: SecretMount | None = None, **settings: Any) -> PrepareResult:
-    """The stage over a mounted store below `root`."""
+    """Run the stage with a mounted store below `root`."""
     store = StoreConfig(uri="pvc://artifacts", path=str(root / "store"))
     config = PrepareConfig(
         owner=OWNER, run=RUN, store=store, source_uri=uri, source_credentials=credentials, **settings

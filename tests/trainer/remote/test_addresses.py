@@ -1,4 +1,4 @@
-"""Addresses that belong to the node or to the cloud underneath are never connected to."""
+"""Connections to addresses of the node and of the cloud's metadata services are refused."""
 
 import asyncio
 import json
@@ -84,7 +84,7 @@ def mounted(folder: Path, **keys: str) -> SecretMount:
 
 @pytest.fixture
 def misleading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name `rows.example` leads to the metadata service."""
+    """Resolve the name `rows.example` to the metadata service."""
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
@@ -124,7 +124,7 @@ def test_an_endpoint_at_such_an_address_is_refused_before_anything_is_sent(
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that try again on their own do it at once."""
+    """Remove the pauses of clients that retry on their own."""
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda _: sleep(0))
 

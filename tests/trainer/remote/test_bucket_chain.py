@@ -1,4 +1,4 @@
-"""Every stage over a store in a bucket, each in a pod of its own."""
+"""Every stage with a store in a bucket, each in its own pod."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ class Pod(Workbench):
         return self.server.root / self.bucket / "team"
 
     def next(self) -> "Pod":
-        """Another pod over the same bucket, with nothing on its volume."""
+        """Another pod with the same bucket and an empty volume."""
         root = self.root.with_name(uuid.uuid4().hex)
         root.mkdir()
         return Pod(root, self.server, self.bucket)
@@ -77,12 +77,12 @@ def config_for(bench: Workbench, **settings: Any) -> TrainConfig:
 
 
 def in_pod(pod: Pod, config: TrainConfig) -> TrainConfig:
-    """The same config as another pod of the run gets it."""
+    """Return the config of another pod of the same run."""
     return config.model_copy(update={"store": pod.store_config})
 
 
 def on_a_volume(pod: Pod, **settings: Any) -> TrainResult:
-    """What the same run makes without interruption on a mounted store."""
+    """Return the result of the same run without interruption, with a mounted store."""
     bench = elsewhere(Workbench(pod.root.parent), f"mounted-{uuid.uuid4().hex}")
     return bench.train(config_for(bench, **settings))
 
@@ -94,7 +94,7 @@ def test_the_whole_chain_goes_from_bucket_to_bucket(pod: Pod, tmp_path: Path) ->
     shutil.copytree(tiny(), inputs / "tiny")
 
     def common() -> dict[str, Any]:
-        """Of the next pod: a new volume for each."""
+        """Return the store config of the next pod, which has a new volume."""
         return {"owner": OWNER, "run": RUN, "store": pod.next().store_config}
 
     prepared = run(
@@ -205,7 +205,7 @@ def test_the_newest_state_that_is_whole_wins(pod: Pod, caplog: pytest.LogCapture
 
 
 def test_a_store_that_is_away_for_a_while_costs_a_run_nothing_but_time(tmp_path: Path) -> None:
-    """Training goes on beside an upload that is tried again."""
+    """Training continues while an upload is retried."""
     with S3Server(tmp_path / "s3") as server:
         server.bucket("artifacts")
         (tmp_path / "pod").mkdir()
@@ -214,7 +214,7 @@ def test_a_store_that_is_away_for_a_while_costs_a_run_nothing_but_time(tmp_path:
         steps_when_away: list[int] = []
 
         class Outage(Sheet):
-            """The server is gone from the report of step 3 until two steps later."""
+            """Stop the server from the report of step 3 until two steps later."""
 
             def progress(self, progress: Progress) -> None:
                 super().progress(progress)
@@ -238,7 +238,7 @@ def test_a_signal_while_the_store_is_away_saves_when_it_is_back(tmp_path: Path) 
         back = threading.Timer(1, server.start)
 
         class Eviction(Sheet):
-            """The node is drained in the middle of an outage."""
+            """Drain the node during an outage."""
 
             def progress(self, progress: Progress) -> None:
                 super().progress(progress)
@@ -254,7 +254,7 @@ def test_a_signal_while_the_store_is_away_saves_when_it_is_back(tmp_path: Path) 
 
 @pytest.mark.full
 def test_processes_of_one_pod_save_into_the_bucket_and_go_on_from_it(pod: Pod) -> None:
-    """Each reads what it needs into a folder of its own."""
+    """Each process reads its files into its own folder."""
     settings: dict[str, Any] = {"epochs": 10, "gradient_accumulation_steps": 1, "processes": 2}
     config = config_for(pod, **settings).model_copy(update={"devices": 2})
     with start(config) as process:

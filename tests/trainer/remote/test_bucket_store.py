@@ -30,7 +30,7 @@ OWNER: Final = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="
 
 
 class Pods:
-    """Pods over one bucket, each with a volume of its own."""
+    """Pods with one bucket, each with its own volume."""
 
     def __init__(self, server: S3Server, folder: Path) -> None:
         self.server = server
@@ -43,7 +43,7 @@ class Pods:
         return self.server.store(scratch, f"s3://{self.bucket}/team", **changes)
 
     def store(self, stop: threading.Event | None = None) -> Store:
-        """The store as a new pod opens it."""
+        """Open the store as a new pod does."""
         return open_store(self.config(), stop)
 
 
@@ -225,7 +225,7 @@ def test_a_deleted_artifact_leaves_nothing_and_can_be_deleted_again(pods: Pods) 
 
 
 def unfinished(pods: Pods, name: str, age_seconds: float) -> Path:
-    """An upload that a killed pod left so long ago."""
+    """Create an upload that a killed pod left that long ago."""
     digits = name.encode().hex().rjust(64, "0")
     note, leftover = pods.objects / ".staging" / uuid.uuid4().hex, pods.objects / "models" / digits / "part"
     for path, content in ((note, f"models/{digits}"), (leftover, "half")):
@@ -287,7 +287,7 @@ def test_a_pod_whose_state_did_not_reach_the_bucket_has_failed(pods: Pods) -> No
 
 
 def save_states(pods: Pods, step: int) -> None:
-    """In a new pod: keep the state after a step, and remove the one before."""
+    """Keep the state after a step, and remove the previous one, in a new pod."""
     with pods.store().run_folder("uid-1", "train") as folder:
         save_folder(folder, f"state/step-{step}", lambda path: (path / "weights").touch())
         folder.remove(f"state/step-{step - 1}")

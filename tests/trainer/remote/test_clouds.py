@@ -1,4 +1,4 @@
-"""`gs://` and `abfs://` sources, through their own clients, from servers that speak what reading needs."""
+"""`gs://` and `abfs://` sources, through their own clients, from fake servers."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Secrets of type `finetune.dev/credentials`, as a pod has them."""
+"""Secrets of type `finetune.dev/credentials`, as mounted in a pod."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from finetune_trainer.runtime.failure import StageFailure
 
 
 def mounted(folder: Path, keys: dict[str, str]) -> SecretMount:
-    """As the kubelet does it: the keys are links into a folder with two dots."""
+    """Mount a Secret as the kubelet does: the keys are links into a folder with two dots."""
     data = folder / "..2030_01_02"
     data.mkdir(parents=True)
     (folder / "..data").symlink_to(data)

@@ -1,4 +1,4 @@
-"""Servers that say back what they were sent: none of it is in what the pod leaves."""
+"""Servers that echo credentials: the pod writes none of them anywhere."""
 
 import base64
 import json
@@ -30,14 +30,14 @@ KEYS = {
 
 
 def forms() -> set[str]:
-    """Of all that is in a Secret, the forms that a server may say."""
+    """Return the forms in which a server may echo the values of a Secret."""
     values = {value for keys in KEYS.values() for name, value in keys.items() if name != "accountName"}
     values |= {TOKEN, base64.b64encode(f"me:{TOKEN}".encode()).decode()}
     return values | {quote(value, safe="") for value in values}
 
 
 class Echo(WebServer):
-    """Refuses everybody with what they have sent, in its words, its headers and its body."""
+    """Refuses all requests, and echoes their credentials in its reason, headers and body."""
 
     status = HTTPStatus.FORBIDDEN
 

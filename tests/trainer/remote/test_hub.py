@@ -1,4 +1,4 @@
-"""`hf://` sources and base models, through the hub's own library, from a server that speaks its language."""
+"""`hf://` sources and base models, through the Hub's own library, from a fake server."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def secret(hub: HubServer, tmp_path: Path) -> SecretMount:
 
 @pytest.fixture
 def model(hub: HubServer) -> Repository:
-    """The tiny model, with what hubs have beside it."""
+    """The tiny model, with other files that repositories on the Hub have."""
     repository = hub.repositories["models/team/tiny"] = Repository()
     repository.commit(
         {path.name: path.read_bytes() for path in tiny().iterdir()}
@@ -60,7 +60,7 @@ def run_preflight(bench: Workbench, secret: SecretMount, **settings: Any) -> Pre
 
 
 def contents(hub: HubServer) -> list[str]:
-    """Names of the files whose content was sent."""
+    """Return the names of the files whose content was sent."""
     return sorted(seen.path.rpartition("/")[2] for seen in hub.seen if "/resolve/" in seen.path)
 
 
@@ -195,7 +195,7 @@ def test_a_download_that_fails_leaves_its_turn_to_the_next(
 
 
 def parent(bench: Workbench) -> ParentCheckpoint:
-    """A whole model in the store; preflight asks no more of it than that it is there."""
+    """Publish a full model. Preflight checks only that the store has it."""
     with bench.store.staging() as staging:
         (staging / "model.safetensors").write_bytes(b"weights")
         digest = bench.store.publish("checkpoints", staging)
@@ -237,7 +237,7 @@ def test_another_base_model_than_the_parents_is_refused_with_both(
 
 
 class Kill(BaseException):
-    """The end of a pod that nobody told."""
+    """The end of a pod without a signal."""
 
 
 @pytest.mark.usefixtures("model")

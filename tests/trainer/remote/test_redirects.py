@@ -1,4 +1,4 @@
-"""Where servers may lead their clients, and what the clients show there."""
+"""Redirects that clients follow, and the credentials that they send to the target."""
 
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -16,7 +16,7 @@ SECRETS = ("K3Y", "S3SSION", "t0ken", "s1gnature")
 
 
 class Elsewhere(WebServer):
-    """Sends everybody to another server, under another name."""
+    """Redirects all requests to another server, under another name."""
 
     place = ""
     status: int = HTTPStatus.FOUND

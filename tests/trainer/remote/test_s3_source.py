@@ -100,7 +100,7 @@ def test_the_next_pod_goes_on_with_what_one_that_was_stopped_has_left(
     again.download(again.files, tmp_path, counts.append)
 
     assert (tmp_path / "rows.jsonl").read_bytes() == content
-    # The first count is what was there already.
+    # The first count is the part that existed already.
     assert counts[0] == CHUNK_BYTES
     assert sum(counts) == len(content)
 
@@ -152,7 +152,7 @@ def test_a_base_model_in_a_bucket_is_the_same_as_on_a_volume(
     result = preflight.run(config, bench.context())
 
     assert result == bench.preflight()
-    # The store has it now: the bucket is listed and not read, or these zeros would be found.
+    # The store has the model now. The stage lists the bucket without reading it, or it would find the zeros.
     weights = bucket / "model.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
     assert preflight.run(config, bench.context()) == result

@@ -1,4 +1,4 @@
-"""`https://` sources, from a server with a certificate authority of its own."""
+"""`https://` sources, from a server with its own certificate authority."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from tools.cluster.pki import Authority
 
 ROWS = json_lines(pairs(40)).encode()
 MANY_ROWS = ROWS * 1000
-"""More than a client has read before it sees that the connection is broken."""
+"""More than a client reads before it detects a broken connection."""
 
 
 @pytest.fixture
@@ -214,11 +214,11 @@ def test_a_signature_in_a_url_does_not_appear_in_a_message(
 
 
 class Vague(WebServer):
-    """Knows ranges, and says of no file how long it is, or `total`."""
+    """Supports ranges, and reports no file sizes, or `total`."""
 
     total = "*"
     first_byte = 0
-    """Where a range begins that it sends, whatever was asked for; 0: it refuses them."""
+    """Start of every range that it sends, whatever the request; 0: it refuses ranges."""
     refuses_all = False
 
     @override

@@ -1,4 +1,4 @@
-"""A web server over a few files, which keeps what it was asked and can be made to fail."""
+"""A web server for a few files, which records its requests and can fail on demand."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from tools.cluster.pki import Authority
 RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")
 
 Fault = int | Literal["cut", "stall"]
-"""What happens to a request: this status, an answer that breaks off in its middle, or none at all."""
+"""Failure of a request: this status, a response that breaks off, or no response."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,26 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a path stands for."""
+    """Response to requests for a path."""
 
     body: bytes = b""
     status: int = HTTPStatus.OK
     headers: tuple[tuple[str, str], ...] = ()
     reason: str | None = None
-    """The words after the status; the usual ones where there are none."""
+    """Reason phrase after the status; None for the default."""
 
 
 class WebServer:
-    """Serves `files` on a port of the loopback address, with TLS where it is given an authority."""
+    """Serves `files` on a port of the loopback address, with TLS if it has an authority."""
 
     def __init__(self, authority: Authority | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.authorization: str | None = None
-        """What the header of this name must be."""
+        """Required value of the header Authorization."""
         self.knows_ranges = True
         self.tells_length = True
-        """Without, the end of the connection is the end of the answer."""
+        """Without the length, the end of the connection is the end of the response."""
         self.faults: deque[Fault] = deque()
         self.seen: list[Seen] = []
         self._ended = threading.Event()
@@ -77,14 +77,14 @@ class WebServer:
         return f"{self._scheme}://{self.host}"
 
     def secret(self, folder: Path, **keys: str) -> SecretMount:
-        """A credentials Secret for this server, as a pod has it."""
+        """Create a credentials Secret for this server, as mounted in a pod."""
         folder.mkdir(parents=True, exist_ok=True)
         for key, value in {"endpoint": self.endpoint, **keys}.items():
             (folder / key).write_text(value)
         return SecretMount(name="credentials", path=str(folder))
 
     def downloads(self, path: str) -> list[str | None]:
-        """The ranges that were asked for of a path, but for its first byte."""
+        """Return the ranges of the requests for a path, except its first byte."""
         return [
             seen.range
             for seen in self.seen
@@ -92,7 +92,7 @@ class WebServer:
         ]
 
     def answer(self, asked: Seen) -> Answer:
-        """What a request asks for, whole."""
+        """Build the response to a request, without ranges."""
         if asked.path in self.redirects:
             return Answer(status=HTTPStatus.FOUND, headers=(("Location", self.redirects[asked.path]),))
         content = self.files.get(asked.path.partition("?")[0])

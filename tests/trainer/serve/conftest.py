@@ -1,4 +1,4 @@
-"""Models are made once, and one server answers all tests of the API."""
+"""Shared fixtures: models are made once, and one server answers all tests of the API."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +21,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def oracle(root: Path) -> Oracle:
-    """The Llama's right answers."""
+    """The correct answers of the Llama."""
     return Oracle(root, "llama")
 
 
 @pytest.fixture(scope="session")
 def endpoint(root: Path) -> Iterator[Endpoint]:
-    """A server of the Llama and its adapters, with places for four requests."""
+    """A server of the Llama and its adapters, with four slots."""
     with served_here(serve_config(root, max_batch_size=4)) as served:
         yield served

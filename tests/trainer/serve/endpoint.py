@@ -1,4 +1,4 @@
-"""A server as its clients meet it: on a port of its own, in this process or in another."""
+"""Runs a server for clients, on its own port, in this process or another one."""
 
 import threading
 import time
@@ -51,25 +51,25 @@ class Endpoint:
         self.openai = self.sdk(max_retries=0)
 
     def sdk(self, **settings: Any) -> openai.OpenAI:
-        """The client that users have."""
+        """OpenAI's client, as users have it."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=DEADLINE_SECONDS, **settings)
 
     def health(self) -> int | None:
-        """Status of /health; None while nobody listens."""
+        """Return the status of /health; None without a listener."""
         try:
             return self.http.get("/health").status_code
         except httpx.TransportError:
             return None
 
     def metric(self, sample: str) -> float:
-        """The value of one sample line, 0 where there is none."""
+        """Return the value of one sample line, or 0 without one."""
         lines = self.http.get("/metrics").text.splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample + " ")), 0.0)
 
 
 @contextmanager
 def served_here(config: ServeConfig) -> Iterator[Endpoint]:
-    """The server in a thread of this process, ready; signals are left to the tests of the process."""
+    """Run a ready server in a thread of this process, without handlers of signals."""
     service = Service(config)
     server = DrainingServer(
         application(service), service.drain, lambda: service.broken, lambda: service.loading
@@ -89,7 +89,7 @@ def served_here(config: ServeConfig) -> Iterator[Endpoint]:
 
 
 class ServerProcess(Endpoint):
-    """The server as a pod runs it."""
+    """A server as a pod runs it."""
 
     def __init__(self, root: Path, how: Callable[..., Process] = start, **settings: Any) -> None:
         port = settings.pop("port", None) or free_port()
@@ -97,10 +97,10 @@ class ServerProcess(Endpoint):
         self.process = how(serve_config(root, port, **settings), environ={THREADS_ENV: "1"})
 
     def end(self) -> tuple[int, str]:
-        """Exit code and log, once it ends."""
+        """Wait for exit code and log."""
         return self.process.wait(), self.process.output
 
     def close(self) -> None:
-        """Leave nothing behind, whatever the test did."""
+        """Clean up, whatever the test did."""
         self.http.close()
         self.process.kill()

@@ -33,10 +33,10 @@ def make_llama(root: Path) -> None:
 
 
 def make_endless(root: Path) -> None:
-    """`endless`, a Llama that never stops by itself, with a context that no test fills."""
+    """Make `endless`, a Llama that never generates a stop token, with a context that no test fills."""
     shutil.copytree(tiny(), root / "endless")
     model = AutoModelForCausalLM.from_pretrained(root / "endless")
-    # The logit of the stop token is then 0, and of 512 random ones some are above it.
+    # The logit of the stop token is then 0, and some of 512 random logits are greater.
     model.lm_head.weight.data[model.config.eos_token_id] = 0
     model.config.max_position_embeddings = 1_000_000
     model.save_pretrained(root / "endless")
@@ -117,7 +117,7 @@ class Oracle:
         return ids
 
     def lead(self, model: str, prompt: list[int], answer: list[int]) -> float:
-        """By how much the score of the greedy answer's tokens exceeds the runner-up's where it is closest."""
+        """Return the smallest margin of the logit of a greedy token over the runner-up in the answer."""
         with self._serving(model), torch.no_grad():
             logits = self._model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         best, second = logits.topk(2).values.unbind(-1)

@@ -1,4 +1,4 @@
-"""What is answered, against plain transformers and PEFT, which answer one request at a time."""
+"""Answers, compared with plain transformers and PEFT, which answer one request at a time."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +66,7 @@ def test_requests_that_share_batches_are_answered_as_if_alone(root: Path, kind: 
         model, text = rng.choice(MODELS), " ".join(rng.sample(words, rng.randint(1, 8)))
         limit = rng.randint(1, 40)
         answer = oracle.generate(model, oracle.chat(text), limit)
-        # Another batch adds up in another order: a tie of two tokens may then end either way.
+        # Another batch sums in another order, so a tie of two tokens may have either result.
         if oracle.lead(model, oracle.chat(text), answer) > 1e-3:
             cases.append((model, text, limit))
             expected.append(oracle.text(answer))

@@ -1,4 +1,4 @@
-"""Keys of an endpoint: who is let in, what the others are told, and how keys are rotated."""
+"""API keys of an endpoint: admitted and rejected requests, and rotation of keys."""
 
 import logging
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Clock:
 
 
 def mount(folder: Path, **keys: str) -> None:
-    """As the kubelet mounts a Secret: the files are links into a folder that is replaced as a whole."""
+    """Mount a Secret as the kubelet does: the files are links into a folder that is replaced as a whole."""
     folder.mkdir(exist_ok=True)
     version = folder / f"..2030_{len(list(folder.iterdir()))}"
     version.mkdir()

@@ -1,4 +1,4 @@
-"""Text as it streams: whole characters, all of it, nothing of a stop string."""
+"""Streamed text: whole characters, complete, and without a stop string."""
 
 import pytest
 from hypothesis import given, settings

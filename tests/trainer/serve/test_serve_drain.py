@@ -1,4 +1,4 @@
-"""When a server is going away, and when it has gone."""
+"""Start and end of a drain."""
 
 from finetune_trainer.serve.drain import Drain
 

@@ -1,4 +1,4 @@
-"""The model thread, driven pass by pass: who gets a place, who waits, who leaves, who fails."""
+"""The model thread, pass by pass: requests that get a slot, wait, leave and fail."""
 
 import queue
 import threading
@@ -24,7 +24,7 @@ from tests.trainer.serve.endpoint import DEADLINE_SECONDS, serve_config, wait_un
 
 
 class Gate(torch.nn.Module):
-    """A model that makes a pass only when it is let, and breaks when it is told to."""
+    """A model that runs a pass only when a test permits it, and fails on demand."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Gate(torch.nn.Module):
         self.broken_by: int | None = None
         """A token id whose presence in the input fails the pass."""
         self.overflow_by: int | None = None
-        """A token id after which a row's logits are no numbers."""
+        """A token id after which the logits of a row are not finite."""
 
     def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
         assert self.passes.acquire(timeout=DEADLINE_SECONDS)
@@ -63,7 +63,7 @@ class Asked:
 
 
 class Rig:
-    """An engine with two places and room for two that wait."""
+    """An engine with two slots and a queue of two."""
 
     def __init__(self, engine: Engine, gate: Gate) -> None:
         self.engine = engine
@@ -86,7 +86,7 @@ def served(root: Path) -> LoadedModels:
 @pytest.fixture
 def rig(served: LoadedModels) -> Iterator[Rig]:
     gate = Gate(served.model)
-    # No stop token: only lengths end these answers.
+    # Without stop tokens, only lengths end these answers.
     engine = Engine(
         LoadedModels(
             gate, served.adapters, served.tokenizer, frozenset(), served.context_length, served.vocabulary
@@ -112,7 +112,7 @@ def test_a_short_request_joins_and_leaves_while_a_long_one_runs(rig: Rig) -> Non
     long = rig.ask(max_tokens=100)
     rig.let(5)
     short = rig.ask(max_tokens=3)
-    # A pass of the long one alone may have begun; then the prompt is read, and two steps bring the rest.
+    # A pass of the long one alone may have started. Then comes the prefill, and two steps for the rest.
     rig.let(4)
 
     assert isinstance(short.next(), Token)

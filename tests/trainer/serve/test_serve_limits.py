@@ -1,4 +1,4 @@
-"""More requests than places: who waits, who is told to come again, and what the metrics say."""
+"""More requests than slots: requests that wait or are rejected, and the metrics."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ ENDLESS: dict[str, Any] = {**LONG, "max_tokens": 900_000}
 
 @pytest.fixture(scope="module")
 def narrow(root: Path) -> Iterator[Endpoint]:
-    """One place, and one request may wait for it."""
+    """A server with one slot and a queue of one."""
     config = serve_config(
         root, kind="endless", models=(), max_batch_size=1, max_queue=1, max_model_length=1_000_000
     )
@@ -102,7 +102,7 @@ def test_metrics_count_requests_and_tokens_by_model_and_time_them(endpoint: Endp
 
 
 def test_a_model_that_nobody_has_asked_yet_has_its_series(endpoint: Endpoint) -> None:
-    """A rate over a series that begins with its first request would miss that one."""
+    """A rate over a series that starts with its first request would miss that request."""
     text = endpoint.http.get("/metrics").text
     for model in ("base", "summaries", "tickets.v1"):
         assert f'finetune_serve_requests_total{{code="200",model="{model}"}}' in text

@@ -1,4 +1,4 @@
-"""Models that cannot be served end the server with the reason; those that can are served as what they are."""
+"""Loading of models: valid ones are served, and invalid ones end the server with the reason."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ ADAPTER = "llama-tickets.v1"
 
 @pytest.fixture
 def own(root: Path, tmp_path: Path) -> Path:
-    """Copies of the Llama and of one adapter, to be broken."""
+    """Copies of the Llama and of one adapter, for tests to damage."""
     for name in ("llama", ADAPTER):
         shutil.copytree(root / name, tmp_path / name)
     return tmp_path
@@ -38,7 +38,7 @@ def start(config: ServeConfig) -> None:
 
 
 def failure(root: Path, **settings: Any) -> StageFailure:
-    """How loading ends; without other settings, with the one adapter."""
+    """Return the failure of loading; by default with the one adapter."""
     models = (ServedModel(name="tickets", folder=ADAPTER),)
     with pytest.raises(StageFailure) as failed:
         start(serve_config(root, **{"models": models, **settings}))

@@ -1,4 +1,4 @@
-"""What a server says of the weights behind its names."""
+"""Digests and types that a server reports for its models."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A model thread that hangs ends the process; one that is idle or only slow does not."""
+"""A model thread that hangs ends the process; an idle or slow one does not."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_the_time_of_a_pass_begins_anew_with_each_and_is_0_between_them(rig: Rig
 
 def test_passes_that_are_slow_but_end_are_left_alone() -> None:
     limit = 0.02
-    # An idle server, passes that take nearly as long as is allowed, and many of them.
+    # An idle server, and many passes that take nearly the limit.
     seconds = iter([0.0, *[limit * 0.9] * 50])
     seen = threading.Event()
     hung = threading.Event()

@@ -1,4 +1,4 @@
-"""The process in its pod: how it starts, drains, ends and fails."""
+"""The server's process in its pod: start, drain, exit and failure."""
 
 import signal
 import threading
@@ -21,7 +21,7 @@ CHAT: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content"
 
 @pytest.fixture(scope="module")
 def start(root: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Start servers that are gone after the tests."""
+    """Start servers, and stop them after the tests."""
     with ExitStack() as stack:
 
         def start(**settings: Any) -> ServerProcess:
@@ -34,14 +34,14 @@ def start(root: Path) -> Iterator[Callable[..., ServerProcess]]:
 
 @pytest.fixture(scope="module")
 def pair(start: Callable[..., ServerProcess]) -> tuple[ServerProcess, ServerProcess]:
-    """Two servers that are ready: the first test ends one of them, the second the other."""
+    """Two ready servers: the first test ends one of them, the second test the other."""
     servers = (start(how=start_fresh, drain_seconds=2), start(drain_seconds=1))
     wait_until(lambda: all(server.health() == 200 for server in servers))
     return servers
 
 
 class Client:
-    """Keeps its connection and asks again and again, as a program behind a Service does."""
+    """Client that keeps its connection and sends requests repeatedly, as a program in a cluster does."""
 
     def __init__(self, target: Callable[[], str]) -> None:
         self.answered: list[str] = []
@@ -77,7 +77,7 @@ def test_no_request_fails_while_one_server_gives_way_to_another(
     clients = [Client(lambda: endpoints["target"]) for _ in range(3)]
     wait_until(lambda: all(client.answered for client in clients))
 
-    # As the kubelet does it: SIGTERM, while the endpoint is taken out of the Service.
+    # As in a cluster: SIGTERM, while the endpoint leaves the Service.
     old.process.send_signal(signal.SIGTERM)
     wait_until(lambda: old.health() == 503)
     closing = old.http.post("/v1/chat/completions", json=CHAT)
@@ -97,7 +97,7 @@ def test_a_drain_finishes_what_is_in_flight(
     pair: tuple[ServerProcess, ServerProcess],
 ) -> None:
     _, server = pair
-    # Longer than the drain on any machine: the rest of the context, for as many as there are places.
+    # Longer than the drain on any machine: the rest of the context, in every slot.
     streams = [
         server.openai.completions.create(
             model="base", prompt="The licence", max_tokens=500, temperature=2, seed=seed, stream=True

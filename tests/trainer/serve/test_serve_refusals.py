@@ -1,4 +1,4 @@
-"""Every refusal has the OpenAI API's shape and names the field at fault."""
+"""Every refusal has the shape of the OpenAI API and names the invalid field."""
 
 from typing import Any
 

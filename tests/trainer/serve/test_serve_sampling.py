@@ -1,4 +1,4 @@
-"""The choice of the next token."""
+"""Sampling of the next token."""
 
 from collections import Counter
 
@@ -31,7 +31,7 @@ def test_tokens_are_drawn_with_their_probabilities(top_p: float) -> None:
 
 
 def test_top_p_leaves_the_fewest_tokens_that_reach_it() -> None:
-    # 0.64, 0.24, 0.09, 0.01: 0.64 alone is not 0.7, with the second it is more.
+    # 0.64, 0.24, 0.09, 0.01: 0.64 alone is less than 0.7; with the second it is more.
     sampler = Sampler(temperature=1, top_p=0.7, seed=0)
 
     assert {sampler.choose(LOGITS) for _ in range(500)} == {1, 2}
