@@ -18,7 +18,7 @@ PASSWORD = 'pa:ss w"d'
 
 def scrubbed(text: str, *values: str) -> str:
     scrubber = Scrubber()
-    scrubber.hold(*values)
+    scrubber.add(*values)
     return scrubber.scrub(text)
 
 
@@ -72,7 +72,7 @@ def test_patterns_of_names_and_accounts_of_azure_stay() -> None:
 
 def test_the_values_of_a_signed_address_are_taken_out_wherever_they_are() -> None:
     scrubber = Scrubber()
-    scrubber.hold_uri("https://host/rows.jsonl?X-Signature=4f5e6d7c8b9a&year=2030")
+    scrubber.add_uri("https://host/rows.jsonl?X-Signature=4f5e6d7c8b9a&year=2030")
 
     assert scrubber.scrub("4f5e6d7c8b9a has expired in 2030") == "[redacted] has expired in 2030"
 
@@ -84,7 +84,7 @@ def test_no_words_are_taken_out_that_are_no_credentials() -> None:
 
 
 def test_failures_and_logs_are_scrubbed() -> None:
-    SCRUBBER.hold(TOKEN)
+    SCRUBBER.add(TOKEN)
     failure = StageFailure(FailureReason.INTERNAL, f"no {TOKEN}")
     error = ValueError(TOKEN)
     record = logging.LogRecord("a", 20, "a", 1, "no %s", (TOKEN,), (ValueError, error, None))

@@ -132,7 +132,7 @@ def require_all_beneath(folder: Path, root: Path) -> None:
             kind_of(path, root)
 
 
-def unlinked(path: str, flags: int) -> int:
+def no_follow_opener(path: str, flags: int) -> int:
     """`opener` for `open` that follows no link. Raises OSError."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 

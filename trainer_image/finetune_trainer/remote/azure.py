@@ -9,7 +9,7 @@ from azure.core.exceptions import AzureError
 from fsspec import AbstractFileSystem
 
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.remote.credentials import Credentials, hold_file, plain
+from finetune_trainer.remote.credentials import Credentials, plain, redact_file
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -34,7 +34,7 @@ def open_azure(place: str, credentials: Credentials | None) -> tuple[AbstractFil
     if credentials is not None:
         filesystem = AzureBlobFileSystem(connection_string=_connection_string(credentials), **options)
     elif host:
-        hold_file("AZURE_FEDERATED_TOKEN_FILE")
+        redact_file("AZURE_FEDERATED_TOKEN_FILE")
         filesystem = AzureBlobFileSystem(
             account_name=host.partition(".")[0],
             account_host=host.replace(".dfs.", ".blob."),

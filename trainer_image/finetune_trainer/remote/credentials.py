@@ -123,7 +123,7 @@ def load_credentials(mount: SecretMount | None) -> Credentials | None:
         raise invalid(mount.name, f"it cannot be read: {error}") from error
     if not values:
         raise invalid(mount.name, "it does not exist in this namespace, or is empty")
-    _hold(values)
+    _redact(values)
     try:
         credentials = Credentials.model_validate(
             {**values, "secret name": mount.name}, by_alias=True, by_name=False
@@ -131,16 +131,16 @@ def load_credentials(mount: SecretMount | None) -> Credentials | None:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         raise invalid(mount.name, _describe(problem["type"], problem["loc"], problem["msg"])) from None
-    SCRUBBER.hold(credentials.authorization)
+    SCRUBBER.add(credentials.authorization)
     return credentials
 
 
-def hold_file(variable: str) -> None:
+def redact_file(variable: str) -> None:
     """Redact the content of the file that an environment variable names, if it is set."""
     path = os.environ.get(variable)
     if path is not None:
         with suppress(OSError, UnicodeDecodeError):  # the library that reads it reports the error
-            SCRUBBER.hold(Path(path).read_text(encoding="utf-8"))
+            SCRUBBER.add(Path(path).read_text(encoding="utf-8"))
 
 
 def plain(value: SecretStr | None) -> str | None:
@@ -157,22 +157,20 @@ def invalid(secret: str, what: str) -> StageFailure:
     )
 
 
-def _hold(values: Mapping[str, str]) -> None:
+def _redact(values: Mapping[str, str]) -> None:
     """Redact the values from messages. An unknown key may contain a credential too."""
     for key, value in values.items():
         if key == "sasToken":
-            SCRUBBER.hold(
-                value, *(part for name, part in parse_qsl(value.removeprefix("?")) if name == "sig")
-            )
+            SCRUBBER.add(value, *(part for name, part in parse_qsl(value.removeprefix("?")) if name == "sig"))
         elif key == "serviceAccountKey":
-            SCRUBBER.hold(*_private(value))
+            SCRUBBER.add(*_secret_parts(value))
         elif key in NAMES:
-            SCRUBBER.hold(value if len(value) >= MIN_PUBLIC_LENGTH else None)
+            SCRUBBER.add(value if len(value) >= MIN_PUBLIC_LENGTH else None)
         elif key not in PUBLIC:
-            SCRUBBER.hold(value)
+            SCRUBBER.add(value)
 
 
-def _private(key: str) -> Iterator[str]:
+def _secret_parts(key: str) -> Iterator[str]:
     """Yield the secret parts of a service account's key. The other parts are the same in all keys."""
     try:
         fields = json.loads(key)

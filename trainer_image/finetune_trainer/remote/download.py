@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from finetune_trainer.beneath import unlinked
+from finetune_trainer.beneath import no_follow_opener
 from finetune_trainer.manifest import OnBytes, hash_file, ignore_bytes
 from finetune_trainer.remote.remotefiles import open_stream, version_of
 from finetune_trainer.remote.remotefolder import RemoteFile, RemoteFolder
@@ -59,7 +59,7 @@ class Download:
             self._count(target, on_bytes)
             return
         whole.unlink(missing_ok=True)
-        with open(part, "ab", opener=unlinked) as content:
+        with open(part, "ab", opener=no_follow_opener) as content:
             on_bytes(content.tell())
             if file.size_bytes is None or content.tell() != file.size_bytes:
                 try:

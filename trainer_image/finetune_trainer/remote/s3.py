@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
-from finetune_trainer.remote.credentials import Credentials, hold_file, plain
+from finetune_trainer.remote.credentials import Credentials, plain, redact_file
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
 
@@ -37,7 +37,7 @@ def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSy
         "http_session_cls": _WithoutRedirects,
     }
     if credentials is None:
-        hold_file("AWS_WEB_IDENTITY_TOKEN_FILE")
+        redact_file("AWS_WEB_IDENTITY_TOKEN_FILE")
         filesystem = S3FileSystem(
             anon="AWS_WEB_IDENTITY_TOKEN_FILE" not in os.environ,
             config_kwargs=config,

@@ -50,7 +50,7 @@ class RemoteSource:
         self._request = request
         self._stop = stop
         self._deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
-        SCRUBBER.hold_uri(request.uri)
+        SCRUBBER.add_uri(request.uri)
         folder = open_filesystem(request.uri, load_credentials(request.credentials))
         self._retrier = Retrier(folder, stop)
         self.revision: str | None = None

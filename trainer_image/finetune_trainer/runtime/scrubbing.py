@@ -40,7 +40,7 @@ class Scrubber:
         self._whole: tuple[str, ...] = ()
         self._pieces: frozenset[str] = frozenset()
 
-    def hold(self, *values: str | None) -> None:
+    def add(self, *values: str | None) -> None:
         """Redact these values in every text from now on."""
         new = {value for value in values if value} - self._values
         self._values |= new
@@ -55,7 +55,7 @@ class Scrubber:
             for start in range(len(form) - PIECE_LENGTH + 1)
         }
 
-    def hold_uri(self, uri: str) -> None:
+    def add_uri(self, uri: str) -> None:
         """Redact the query values of a URL, and the user name and password before its host."""
         if not uri.startswith(("https://", "http://")):
             return
@@ -63,7 +63,7 @@ class Scrubber:
         # Shorter values, such as a year, are not secret.
         values = (value for _, value in parse_qsl(parts.query) if len(value) >= MIN_PUBLIC_LENGTH)
         name, _, password = parts.netloc.rpartition("@")[0].partition(":")
-        self.hold(parts.query, *values, unquote(password), name if len(name) >= MIN_PUBLIC_LENGTH else None)
+        self.add(parts.query, *values, unquote(password), name if len(name) >= MIN_PUBLIC_LENGTH else None)
 
     def scrub(self, text: str) -> str:
         """Return the text without the values, and without the query and the user of any URL."""
