@@ -1,4 +1,4 @@
-"""The base of all messages: their wire form, and what is left out for a reader of the version before."""
+"""Base of all messages: their wire form, and the fields to omit for a reader of the previous version."""
 
 import json
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class Contract(BaseModel):
-    """Base of all messages: frozen, camelCase on the wire, unknown fields refused unless read leniently.
+    """Base of all messages: frozen, camelCase on the wire, unknown fields rejected unless read leniently.
 
-    Numbers are finite: NaN and Infinity are no JSON, and the API server would refuse a status with them.
+    Numbers are finite: NaN and Infinity are not valid JSON, and the API server rejects a status with them.
     """
 
     model_config = ConfigDict(
@@ -34,14 +34,14 @@ class Contract(BaseModel):
     )
 
     def to_json(self) -> str:
-        """The wire form of `to_dict`."""
+        """JSON text of `to_dict`."""
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form as JSON types, without fields at their default and those newer than its `contract`.
+        """The wire form as JSON types, without fields at their default or newer than its `contract`.
 
-        `contract` and `stage` are always there: they decide how the reader takes the rest, and its defaults
-        may be another version's.
+        `contract` and `stage` are always included: they decide how the reader interprets the rest, and the
+        reader's defaults may differ.
         """
         version = getattr(self, "contract", CONTRACT_VERSION)
         message = self.model_dump(
@@ -53,14 +53,15 @@ class Contract(BaseModel):
         return {**leading, **message}
 
     def unsupported_fields(self) -> tuple[str, ...]:
-        """Wire paths of essential fields that are set, and that the message's `contract` does not know."""
+        """Wire paths of essential fields that are set but unknown to the message's `contract`."""
         return tuple(_essential_paths(self, getattr(self, "contract", CONTRACT_VERSION)))
 
 
 class SharedPart(Contract):
-    """Base of a part whose fields the API has too, with their descriptions and bounds.
+    """Base of a part whose fields the API shares, with their descriptions and bounds.
 
-    The API server has checked the bounds, perhaps those of another release: readers take what there is.
+    The API server has already checked the bounds, possibly those of another release. Readers therefore accept
+    values beyond them.
     """
 
     @classmethod
@@ -78,7 +79,7 @@ def _is_newer(field: FieldInfo, version: int) -> bool:
 
 
 def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
-    """What pydantic's `exclude` takes: the fields, at any depth, that `version` does not know."""
+    """The fields, at any depth, that `version` does not know, in the form of pydantic's `exclude`."""
     newer: dict[str, Any] = {}
     for name, field in type(message).model_fields.items():
         value = getattr(message, name)

@@ -1,8 +1,8 @@
-"""How rows are read, divided, cleaned and checked: the settings of a Dataset, in one place for both sides.
+"""Settings of a Dataset for both sides: how rows are read, split, cleaned and checked.
 
-Dataclasses without pydantic, so that rows can be prepared without it; as fields of a config they are
-validated and written by its rules. A field that an older contract does not know has `since` in its metadata.
-Every field is part of the preparation's digest unless it has its default.
+These are dataclasses without pydantic, so that rows can be prepared without it. As fields of a config they
+are validated and serialized by its rules. A field that an older contract does not know has `since` in its
+metadata. Every field is part of the preparation's digest unless it has its default.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from typing import Final
 from finetune_trainer.contract.vocabulary import Finding, NearDuplicates
 
 MAX_ROWS_FOR_NEAR_DUPLICATES: Final = 200_000
-"""Near duplicates are searched in at most this many rows. With more, memory would exceed 1 GiB."""
+"""Max rows to search for near duplicates. With more rows, memory would exceed 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column or JSON field holds what. None: the usual name of the format."""
+    """Name of the column or JSON field of each part of a row. None: the format's usual name."""
 
     prompt: str | None = None
     completion: str | None = None
@@ -28,28 +28,28 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """How rows are divided: by a hash into fractions, or as the rows or the files say themselves."""
+    """How rows are split: by a hash into fractions, or by a column or the file names."""
 
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
     group_by: str | None = None
     column: str | None = None
-    """Column that says train, validation or test."""
+    """Column with the values train, validation and test."""
     from_files: bool = False
-    """The names of the files say it: train.jsonl, validation.jsonl, test.jsonl."""
+    """Whether the file names give the split: train.jsonl, validation.jsonl, test.jsonl."""
     rule_version: int = field(default=1, metadata={"since": 2})
-    """Of the rules by which rows are read and compared, up to `RULE_VERSION`."""
+    """Version of the rules for reading and comparing rows, up to `RULE_VERSION`."""
 
     @property
     def is_given(self) -> bool:
-        """Whether the user divided the rows already."""
+        """Whether the source gives the split of each row."""
         return self.from_files or self.column is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleaning:
-    """Changes made to rows after they were divided. Exact duplicates and leaked rows are always left out."""
+    """Changes to rows after the split. Exact duplicates and leaked rows are always removed."""
 
     normalize_whitespace: bool = False
     normalize_unicode: bool = False
@@ -59,7 +59,7 @@ class Cleaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checks:
-    """What is searched in texts, and what happens to a row that has it."""
+    """What to search for in texts, and what to do with a row that contains it."""
 
     secrets: Finding = "Warn"
     email_addresses: Finding = "Off"
@@ -67,4 +67,4 @@ class Checks:
     ibans: Finding = "Warn"
     phone_numbers: Finding = "Off"
     phone_region: str | None = None
-    """Two-letter country of numbers without a country code; None: only numbers with one are found."""
+    """Two-letter country of numbers without a country code. None: find only numbers with a country code."""

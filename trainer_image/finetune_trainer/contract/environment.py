@@ -1,23 +1,23 @@
-"""What a pod finds around it: names of environment variables, mounts, ports, and their limits."""
+"""Environment of a pod: names of environment variables, mounts and ports, and their limits."""
 
 from typing import Final
 
 CONFIG_ENV: Final = "FINETUNE_CONFIG"
 MAX_CONFIG_BYTES: Final = 64 * 1024
-"""Largest config in bytes; one environment variable takes at most 131,071."""
+"""Max size of a config. One environment variable holds at most 131,071 bytes."""
 TERMINATION_MESSAGE_PATH: Final = "/dev/termination-log"
 MAX_TERMINATION_MESSAGE_BYTES: Final = 3500
-"""Largest result in bytes; the kubelet keeps 4,096 of all containers' messages together."""
+"""Max size of a result. The kubelet keeps 4,096 bytes for the messages of all containers together."""
 
 STORE_MOUNT: Final = "/mnt/store"
 SOURCE_MOUNT: Final = "/mnt/source"
 BASE_MODEL_MOUNT: Final = "/mnt/base-model"
 MODELS_MOUNT: Final = "/mnt/models"
-"""Where a serving pod's init container puts what it fetched, and the server reads it."""
+"""Folder where the init container of a serving pod writes the fetched models and the server reads them."""
 CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
-"""Holds a folder for each Secret of type `finetune.dev/credentials` that the pod has, one file a key."""
+"""Holds one folder per Secret of type `finetune.dev/credentials`, with one file per key."""
 API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
-"""Holds the API keys of an endpoint, one file a key."""
+"""Holds the API keys of an endpoint, one file per key."""
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
 REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"
@@ -28,9 +28,9 @@ SERVE_PORT: Final = 8000
 METRICS_PORT: Final = 9090
 """Prometheus port of a training pod."""
 RENDEZVOUS_PORT: Final = 29500
-"""Where the processes of a run meet: a port of the pod with index 0."""
+"""Port of the pod with index 0 where the processes of a run rendezvous."""
 PEER_KEY_MOUNT: Final = "/var/run/secrets/finetune/peers"
 PEER_KEY_FILE: Final = "key"
-"""Of the Secret that is mounted there in each pod of a run that has several: 32 random bytes."""
+"""Key of the Secret mounted in each pod of a run with several pods: 32 random bytes."""
 NODE_RANK_ENV: Final = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes in the pods of an Indexed Job: the pod's index."""
+"""Index of the pod, set by Kubernetes in the pods of an Indexed Job."""

@@ -1,6 +1,6 @@
 """Hyperparameters that the user requests, and hyperparameters that the run uses.
 
-The API has the same fields. A new one is declared here only, as a requested and as a recorded value.
+The API has the same fields. Declare a new one only here, as a requested and as a recorded value.
 `finetune_trainer.preflight.defaults` chooses its value, and training uses it.
 """
 
@@ -98,7 +98,7 @@ class HyperparameterFields(_Options, _Schedule):
 class RequestedHyperparameters(_Options, _Saving, _Schedule, SharedPart):
     """Hyperparameters that the user set. Preflight chooses the others.
 
-    The steps between saves are with the spec's checkpoints. On the wire they stand before the options.
+    `save_every_steps` comes from the spec's `checkpoints`. On the wire it precedes the options.
     """
 
 

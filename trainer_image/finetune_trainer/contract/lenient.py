@@ -1,6 +1,6 @@
-"""Reading what a newer release wrote: its enum values, and values beyond today's bounds, are data.
+"""Read what a newer release wrote: treat its enum values, and values beyond today's bounds, as data.
 
-Only JSON types are checked. What an object has more than this release knows is never a reason not to read it.
+Only JSON types are checked. A field or value unknown to this release never makes an object unreadable.
 """
 
 from collections.abc import Callable
@@ -12,26 +12,27 @@ from pydantic_core import SchemaValidator
 
 BOUNDS: Final = frozenset({"max_length", "min_length", "pattern", "ge", "gt", "le", "lt", "multiple_of"})
 OPAQUE: Final = frozenset({"cls", "config", "metadata", "serialization", "default", "default_factory"})
-"""Parts of a core schema that hold no schemas."""
+"""Parts of a core schema that contain no schemas."""
 
 
 @cache
 def lenient_validator(model: type[BaseModel]) -> SchemaValidator:
-    """Makes instances of the model; raises ValidationError for other JSON types, and for missing fields.
+    """A validator that creates instances of the model without checking enum values and bounds.
 
-    Whether unknown fields are refused is the caller's `extra`.
+    It raises ValidationError for wrong JSON types and for missing fields. The caller's `extra` decides about
+    unknown fields.
     """
-    # The parts of the model have validators of their own, which are as strict as the model.
+    # The prebuilt validators of the model's parts are as strict as the model.
     return SchemaValidator(_relaxed(model.__pydantic_core_schema__), _use_prebuilt=False)
 
 
 def without_bounds(schema: Any) -> Any:
-    """A core schema that takes values beyond its bounds."""
+    """The core schema without its bounds."""
     return _mapped(schema, lambda literal: literal)
 
 
 def _relaxed(schema: Any) -> Any:
-    """A core schema without bounds, in which a literal is any scalar of its types, and nothing is refused."""
+    """The core schema without bounds, in which a literal accepts any scalar of its type."""
     return _mapped(
         schema,
         lambda literal: {
@@ -41,7 +42,7 @@ def _relaxed(schema: Any) -> Any:
 
 
 def _mapped(schema: Any, literal: Callable[[dict[str, Any]], Any]) -> Any:
-    """A core schema without bounds, and with another one for each literal."""
+    """The core schema without bounds, with each literal replaced by `literal(schema)`."""
     if isinstance(schema, list):
         return [_mapped(item, literal) for item in schema]
     if isinstance(schema, tuple):

@@ -1,4 +1,4 @@
-"""Training method and its settings. The API has the fields of LoRA and Preference, too."""
+"""Training method and its settings. The API shares the fields of LoRA and Preference."""
 
 from typing import Annotated
 
@@ -94,5 +94,5 @@ class Method(Contract):
 
     type: MethodType = DEFAULT_METHOD
     lora: LoRA = LoRA()
-    """Used by all methods that train an adapter."""
+    """Settings of all methods that train an adapter."""
     preference: Preference = Preference()

@@ -1,4 +1,4 @@
-"""The training methods, and what each of them is: a row of `METHODS` each, which everything else reads.
+"""Training methods. All other code reads their properties from `METHODS`.
 
 A new method is a row here, a member of `MethodType`, and the module that trains it
 (`finetune_trainer.train.modelsetup`, or one in `finetune_trainer.train.preference`).
@@ -16,12 +16,12 @@ DEFAULT_METHOD: Final = "LoRA"
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """A kind of rows that methods learn from."""
+    """Kind of rows that a method learns from."""
 
     forms: tuple[RowForm, ...]
     description: str
     is_preference_data: bool
-    """Whether the rows judge answers. The loss is one per row then, and answers have rewards."""
+    """Whether rows are preference data. The loss is then computed per row, and answers have rewards."""
 
 
 COMPLETIONS: Final = TrainingRows(
@@ -37,33 +37,33 @@ LABELLED: Final = TrainingRows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodInfo:
-    """What a training method is."""
+    """Properties of a training method."""
 
     rows: TrainingRows
     checkpoint_type: CheckpointType = ADAPTER
     quantized_base: bool = False
-    """Whether the base model is held in 4 bits."""
+    """Whether the base model is quantized to 4 bits."""
     sequences_per_row: int = 1
-    """Sequences that the model reads for a row."""
+    """Sequences per row in the forward pass."""
     min_batch_rows: int = 1
-    """Fewest rows per batch that the loss can be computed of."""
+    """Min rows per batch that the loss needs."""
     distributed: bool = True
     """Whether several processes can train together."""
     learning_rate: float
-    """Default. Of a model with a hidden size of 2,000, where it `scales_with_width`."""
+    """Default. If it `scales_with_width`, the default at a hidden size of 2,000."""
     scales_with_width: bool = False
-    """Whether the default learning rate is that of a model of the same hidden size; a wider one has less."""
+    """Whether the default learning rate falls with the hidden size."""
     memory_advice: str = ""
-    """How a new run trains the same rows in less memory."""
+    """How to train the same rows in less memory, in a new run."""
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether an adapter is trained over a frozen base model; otherwise all weights are."""
+        """Whether an adapter is trained on a frozen base model. Otherwise all weights are trained."""
         return self.checkpoint_type == ADAPTER
 
 
-# DPO and ORPO have the rates of TRL's scripts with an adapter (trl/scripts/dpo.py and
-# examples/scripts/orpo.py), KTO the upper end of what TRL's page on it recommends for all weights.
+# DPO and ORPO use the rates of TRL's scripts with an adapter (trl/scripts/dpo.py and
+# examples/scripts/orpo.py), KTO the upper end of the range that TRL's page recommends for all weights.
 METHODS: Final[Mapping[MethodType, MethodInfo]] = {
     "LoRA": MethodInfo(
         rows=COMPLETIONS,
@@ -97,5 +97,5 @@ METHODS: Final[Mapping[MethodType, MethodInfo]] = {
 
 
 def methods_where(predicate: Callable[[MethodInfo], bool]) -> tuple[MethodType, ...]:
-    """The methods of which it is true, in the order of the table."""
+    """Methods that meet the predicate, in the order of the table."""
     return tuple(method for method, info in METHODS.items() if predicate(info))

@@ -1,28 +1,28 @@
-"""How a stage ends: the exit codes of its process, and the reasons for which it may fail."""
+"""How a stage ends: exit codes of its process, and failure reasons."""
 
 from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """How a trainer process ends; the Jobs' podFailurePolicy is built from these."""
+    """Exit codes of a trainer process. The operator builds the podFailurePolicy of Jobs from them."""
 
     OK = 0
     INTERNAL = 1
-    """Unforeseen; counts as a failed attempt."""
+    """Unexpected error. Counts as a failed attempt."""
     BAD_CONFIG = 10
-    """Config, model or method cannot work; trying again is useless."""
+    """Invalid config, model or method. Not retried."""
     BAD_DATA = 11
-    """The rows are at fault; trying again is useless."""
+    """Invalid rows. Not retried."""
     STORE_UNAVAILABLE = 12
-    """The store could not be read or written; counts, and is tried again."""
+    """The store could not be read or written. Retried, and counts as a failed attempt."""
     PREEMPTED_SAVED = 20
-    """SIGTERM arrived and the state is saved; never counts as a failure."""
+    """The process received SIGTERM and saved its state. Never counts as a failure."""
     PEER_LOST = 21
-    """Another pod of this run went away; never counts as a failure."""
+    """Another pod of the run disappeared. Never counts as a failure."""
 
 
 class FailureReason(StrEnum):
-    """Reasons a stage may fail with; they become the reason of the Stalled condition."""
+    """Reasons of a stage's failure. They become the reason of the Stalled condition."""
 
     INVALID_CONFIG = "InvalidConfig"
     CONTRACT_MISMATCH = "ContractMismatch"

@@ -1,4 +1,4 @@
-"""How far a stage is; reported on the way, and the chain completes without."""
+"""Progress of a stage, reported while it runs. The chain completes without these reports."""
 
 from typing import Self
 
@@ -8,7 +8,7 @@ from finetune_trainer.contract.vocabulary import Stage
 
 
 class Progress(Contract):
-    """How far a stage is; loss in nats a token, of DPO, KTO and ORPO a row, means of the last steps."""
+    """Progress of a stage. Losses: means of the last steps in nats per token; for DPO, KTO, ORPO per row."""
 
     step: int = 0
     total_steps: int = 0
@@ -20,13 +20,13 @@ class Progress(Contract):
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     validation_loss: float | None = None
-    """After the last epoch."""
+    """Validation loss after the last epoch."""
     device_memory_bytes: int | None = None
-    """The most that tensors took of the GPU, or on a CPU the process of memory."""
+    """Peak GPU memory of tensors; on a CPU, peak memory of the process."""
 
 
 class Report(Contract):
-    """One message to the report endpoint; the newest sequence number wins."""
+    """One message to the report endpoint. The highest sequence number wins."""
 
     contract: int = CONTRACT_VERSION
     owner: Owner
@@ -36,7 +36,7 @@ class Report(Contract):
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """The report in a request's body; fields of newer trainers are ignored.
+        """Parse the body of a request, ignoring fields of newer trainers.
 
         Raises ValidationError.
         """

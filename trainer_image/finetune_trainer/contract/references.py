@@ -1,4 +1,4 @@
-"""What a message refers to: the object it is for, the store, what lies in it, and Secrets."""
+"""References in messages: to the owner, the store, its artifacts, and Secrets."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType
 
 
 class Owner(Contract):
-    """The custom resource a pod works for."""
+    """The custom resource that a pod works for."""
 
     kind: Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "InferenceDeployment"]
     namespace: str
@@ -17,21 +17,21 @@ class Owner(Contract):
 
 
 class ReportTarget(Contract):
-    """Where progress goes; the token is read from `REPORT_TOKEN_PATH` for every request."""
+    """Where to send progress. The token is read from `REPORT_TOKEN_PATH` for every request."""
 
     url: str
     ca_pem: str
 
 
 class SecretMount(Contract):
-    """A Secret of type `finetune.dev/credentials`, where the pod has it; its name is for messages."""
+    """Mount path of a Secret of type `finetune.dev/credentials`. Its name is for messages."""
 
     name: str
     path: str
 
 
 class StoreConfig(Contract):
-    """The store: its uri for records, and where it is mounted.
+    """The store: its URI for records, and its mount path.
 
     Layout: `datasets/<digest>/`, `models/<digest>/`, `checkpoints/<digest>/`, `runs/<uid>/<stage>/`,
     with the digest's 64 hexadecimal digits as the folder's name.
@@ -39,7 +39,7 @@ class StoreConfig(Contract):
 
     uri: str
     path: str = STORE_MOUNT
-    """Where the store is mounted; of one in a bucket, the pod's own folder for what it reads and writes."""
+    """Mount path of the store; for a bucket, the pod's own folder for what it reads and writes."""
     credentials: SecretMount | None = None
 
 
@@ -51,7 +51,7 @@ class ArtifactRef(Contract):
 
 
 class ParentCheckpoint(Contract):
-    """The Checkpoint that a run continues from; its name is for messages."""
+    """The Checkpoint that a run continues from. Its name is for messages."""
 
     name: str
     digest: Digest

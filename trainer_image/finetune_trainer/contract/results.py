@@ -1,4 +1,4 @@
-"""What a stage found, decided, made or measured; written last."""
+"""Results of the stages, written when the stage ends."""
 
 from contextlib import suppress
 from typing import Annotated, Literal, Self, cast
@@ -14,7 +14,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType, SplitName, Stag
 
 
 class SplitRecord(Contract):
-    """One split of a dataset; its digest is that of its file."""
+    """One split of a dataset, with the digest of its file."""
 
     name: SplitName
     rows: int
@@ -22,28 +22,28 @@ class SplitRecord(Contract):
 
 
 class DataStatistics(Contract):
-    """Facts about the rows, in rows and characters."""
+    """Statistics of the rows, in rows and characters."""
 
     source_rows: int = 0
     invalid_rows: int = 0
     duplicate_rows: int = 0
     near_duplicate_rows: int = 0
-    """Found; left out where cleaning says so."""
+    """Near duplicates found. Whether they are removed depends on `cleaning`."""
     leaked_rows: int = 0
-    """Left out of training because a held-out row says the same, or nearly."""
+    """Rows removed from training because a held-out row is the same or nearly the same."""
     conflicting_rows: int = 0
-    """Kept, with the input of another row and another answer."""
+    """Kept rows with the input of another row and a different answer."""
     prompt_characters_mean: float = 0
     prompt_characters_max: int = 0
     completion_characters_mean: float = 0
     completion_characters_max: int = 0
     distinct_completions: int = 0
     untested_answers: int = Field(default=0, json_schema_extra={"since": 2})
-    """Of these, those with rows to train on and no row in the test split, where they are labels."""
+    """Distinct completions with training rows and without a test row, if the completions are labels."""
 
 
 class Difference(Contract):
-    """A version beside the one before; a row is changed where its input stayed and its answer did not."""
+    """Difference to the previous version. A changed row has the same input and a different answer."""
 
     previous: Digest
     added: int
@@ -52,60 +52,60 @@ class Difference(Contract):
 
 
 class PrepareResult(Contract):
-    """What prepare found; `problems` and `warnings` are bounded, the report has more of them."""
+    """Result of `prepare`. `problems` and `warnings` are bounded; the report lists more."""
 
     dataset: Digest | None = None
     source: Digest | None = None
     source_revision: str | None = None
-    """Commit that a source at the hub was read at."""
+    """Commit of a source at the hub."""
     preparation: Digest | None = None
     format: str | None = None
     splits: tuple[SplitRecord, ...] = ()
     statistics: DataStatistics = DataStatistics()
     problem_count: int = 0
-    """Of rows that cannot be used."""
+    """Number of problems that make a row unusable."""
     problems: tuple[str, ...] = ()
     warning_count: int = 0
     warnings: tuple[str, ...] = ()
-    """Of rows that are used all the same, and of all rows together."""
+    """Problems of rows that are still used, and of all rows together."""
     report_uri: str | None = None
-    """The page in the store; beside it `report.json`, and `problems.jsonl` with every problem."""
+    """URI of the page in the store. Its folder has `report.json`, and `problems.jsonl` with every problem."""
     source_version: str | None = None
-    """Tells this content of the source from another without reading it; None where its server cannot."""
+    """Identifies the content of the source without reading it. None if its server does not support that."""
     unchanged: bool = False
-    """The source still has the version that the config names; nothing else of the result is set."""
+    """The source still has the version that the config names. No other field of the result is set."""
     difference: Difference | None = None
     rule_version: int = Field(default=1, json_schema_extra={"since": 2})
-    """Of the rules by which the rows were read and compared."""
+    """Version of the rules for reading and comparing rows."""
     unread_labels: int = Field(default=0, json_schema_extra={"since": 2})
-    """Rows with a label that may judge the answer, which a newer rule would not learn as they are."""
+    """Rows with a label that may rate the answer. A newer rule version would not use them as they are."""
 
 
 class PreflightResult(Contract):
-    """What preflight decided."""
+    """Result of `preflight`."""
 
     base_model: Digest
     base_model_revision: str | None = None
-    """Commit that a model at the hub was read at."""
+    """Commit of a model at the hub."""
     hyperparameters: Hyperparameters
     lora: LoRA | None = None
-    """Settings of the adapter that is continued; None where none is."""
+    """Settings of the adapter that the run continues; None if it does not continue one."""
     preference: Preference | None = None
-    """Settings of DPO, KTO or ORPO with what was left open; None for other methods."""
+    """Resolved settings of DPO, KTO or ORPO; None for other methods."""
     chat_template: str
-    """`model`, or the name of the template that the trainer supplied."""
+    """`model`, or the name of the trainer's own template."""
     train_rows: int = 0
     train_tokens: int = 0
     longest_row_tokens: int = 0
     truncated_rows: int = 0
     report_uri: str | None = None
-    """The page in the store with the rows' lengths in tokens."""
+    """URI of the page with the lengths of the rows in tokens."""
 
 
 class CheckpointResult(Contract):
-    """A published checkpoint; losses in nats a token, or a row where the method is DPO, KTO or ORPO.
+    """A published checkpoint. Losses are in nats per token, or per row for DPO, KTO and ORPO.
 
-    Rewards are those of the validation rows; of the last epoch's training rows where there are none.
+    Rewards are measured on the validation rows, or on the last epoch's training rows if there are none.
     """
 
     digest: Digest
@@ -115,45 +115,46 @@ class CheckpointResult(Contract):
     train_loss: float | None = None
     validation_loss: float | None = None
     reward_accuracy: float | None = None
-    """DPO, ORPO: share of the rows whose chosen answer has the higher reward."""
+    """DPO, ORPO: share of rows whose chosen answer has the higher reward."""
     reward_margin: float | None = None
-    """DPO, KTO, ORPO: mean reward of good answers less that of bad ones."""
+    """DPO, KTO, ORPO: mean reward of good answers minus mean reward of bad answers."""
     best: bool = False
     final: bool = False
 
 
 LossPoint = tuple[int, float, float | None]
-"""A step, the mean training loss of the steps up to it from the point before, and a validation loss if one
-was measured among these; in nats a token. A list on the wire: a curve must fit into a termination message."""
+"""Step, mean training loss since the previous point, and the validation loss if measured since then, in nats
+per token. A list on the wire, because a curve must fit into a termination message."""
 
 
 class TrainResult(Contract):
-    """What training made."""
+    """Result of `train`."""
 
     steps: int
     train_loss: float | None = None
-    """Token mean of the last complete epoch."""
+    """Mean per token of the last complete epoch."""
     validation_loss: float | None = None
-    """After the last complete epoch."""
+    """Validation loss after the last complete epoch."""
     tokens: int = 0
     tokens_per_second: float | None = None
-    """Mean of the whole run, validation and saving included, without what was lost."""
+    """Mean of the whole run, including validation and saving, excluding lost work."""
     device_memory_bytes: int | None = None
-    """The most that the last pod had, as in `Progress`."""
+    """Peak of the last pod, as in `Progress`."""
     restarts: int = 0
     lost_device_seconds: float = 0
-    """Training that pods had not saved when they ended, and that was repeated, times the run's processes."""
+    """Seconds of training repeated because pods ended before they saved it, times the run's processes."""
     loss_curve: tuple[LossPoint, ...] = ()
-    """At most 32 points; a termination message may be without."""
+    """At most 32 points. A termination message may omit them."""
     report_uri: str | None = None
-    """The page in the store; beside it `report.json`."""
+    """URI of the page in the store. Its folder has `report.json`."""
     stopped_early: bool = False
-    """Before the last epoch, because the validation loss had not become lower for long enough."""
+    """Whether training stopped before the last epoch, because the validation loss no longer fell."""
     overfit: bool = False
-    """The validation loss rose after the best checkpoint while the training loss went on falling."""
+    """The validation loss rose after the best checkpoint while the training loss kept falling."""
     per_device_batch_size: int | None = None
-    """What was used where the batches of the config did not fit into memory, as the next field is."""
+    """Value used instead of the config's if its batches did not fit into memory."""
     gradient_accumulation_steps: int | None = None
+    """Like `per_device_batch_size`."""
     checkpoints: tuple[CheckpointResult, ...]
 
 
@@ -167,7 +168,7 @@ class Score(Contract):
 
 
 class EvaluateResult(Contract):
-    """What evaluation measured; gates are the operator's business."""
+    """Result of `evaluate`. The operator decides the gates."""
 
     checkpoint: Digest
     split: str
@@ -175,7 +176,7 @@ class EvaluateResult(Contract):
 
 
 class StageResult(Contract):
-    """The one result of a stage: in the store, and as the pod's termination message."""
+    """The single result of a stage, in the store and in the pod's termination message."""
 
     contract: int = CONTRACT_VERSION
     stage: Stage
@@ -188,15 +189,15 @@ class StageResult(Contract):
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
     nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
-    """Of the config of the pod that leaves this message."""
+    """Nonce from the config of the pod that writes this message."""
     config_digest: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
-    """`digest` of the config that the stage ran with."""
+    """`digest` of the stage's config."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The result in a termination message, or None where the text is something else.
+        """Parse a termination message. Return None if the text is not a result.
 
-        Fields of newer trainers are ignored; their enum values are data, whatever the types say.
+        Ignores fields of newer trainers and accepts their enum values.
         """
         with suppress(ValueError):
             return cls.model_validate_json(text, extra="ignore")

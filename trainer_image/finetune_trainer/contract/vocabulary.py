@@ -1,15 +1,15 @@
-"""The words that messages are made of, without pydantic, so that the preparation of rows can read them."""
+"""Enum values of messages, without pydantic, so that the preparation of rows can import them."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
 
 RULE_VERSION: Final = 2
-"""Newest version of the rules by which prepare reads and compares rows; docs/data.md has what each does."""
+"""Newest version of the rules for reading and comparing rows. docs/data.md describes each version."""
 Stage = Literal["prepare", "preflight", "train", "evaluate"]
 CheckpointType = Literal["Adapter", "Full"]
 ADAPTER: Final = "Adapter"
 FULL_MODEL: Final = "Full"
-"""Type of a Checkpoint with all weights of a model. The method that makes one has the same name."""
+"""Type of a Checkpoint with all weights of a model. The method that produces it has the same name."""
 DataFormat = Literal[
     "PromptCompletion",
     "ChatMessages",
@@ -28,10 +28,10 @@ Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base"]
 SplitName = Literal["train", "validation", "test"]
 RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
-"""How a row of a prepared dataset is written."""
+"""Form of a row in a prepared dataset."""
 
 
 def listed(names: Sequence[str], word: Literal["and", "or"] = "and") -> str:
-    """Names in a sentence: A, B and C."""
+    """Join names for a sentence: A, B and C."""
     *others, last = names
     return f"{', '.join(others)} {word} {last}" if others else last

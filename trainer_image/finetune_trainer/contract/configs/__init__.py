@@ -1,1 +1,1 @@
-"""One config for each process: what it is to do."""
+"""Configs: one for each process, with what it has to do."""

@@ -1,4 +1,4 @@
-"""Reads a config, of whichever process it is."""
+"""Parse a config of any process."""
 
 from typing import Annotated, Final
 

@@ -9,7 +9,7 @@ from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 
 
 class CleanupConfig(Contract):
-    """Remove one folder from the store, an artifact's or a run's; that it is gone already is as good."""
+    """Remove one folder from the store, of an artifact or a run. Succeeds if the folder is already gone."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["cleanup"] = "cleanup"
@@ -17,4 +17,4 @@ class CleanupConfig(Contract):
     store: StoreConfig
     artifact: ArtifactRef | None = None
     run: Annotated[str | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
-    """Folder under `runs/`; no pod of the run is left."""
+    """Folder under `runs/`. The run has no pods any more."""

@@ -10,13 +10,13 @@ from finetune_trainer.contract.vocabulary import Stage
 
 
 class CollectConfig(StageConfig):
-    """Read the result of a stage whose pod is gone."""
+    """Read the result of a stage whose pod no longer exists."""
 
     stage: Literal["collect"] = "collect"
     of: Stage
     probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
-    """Write a small file into the stage's folder and remove it first: whether the store can be used."""
+    """First write a small file into the stage's folder and remove it, to check that the store is usable."""
 
     def bind(self, result: StageResult) -> StageResult:
-        """The result for the reader of this Job; the config that it belongs to is the stage's own."""
+        """Bind the result to this Job. Its config digest remains that of the stage's own config."""
         return result.model_copy(update={"contract": self.contract, "nonce": self.nonce})

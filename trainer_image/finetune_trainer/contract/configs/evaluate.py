@@ -9,7 +9,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType, Subject
 
 
 class EvaluateConfig(StageConfig):
-    """Judge one checkpoint beside its base model on one split."""
+    """Evaluate one checkpoint and its base model on one split."""
 
     stage: Literal["evaluate"] = "evaluate"
     base_model: Digest

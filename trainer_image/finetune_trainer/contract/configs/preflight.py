@@ -10,26 +10,26 @@ from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
 
 
 class PreflightConfig(StageConfig):
-    """Check the base model against the data before a device is asked for."""
+    """Check the base model against the data before a device is requested."""
 
     stage: Literal["preflight"] = "preflight"
     base_model_uri: str
     base_model_path: str | None = None
-    """Folder under `BASE_MODEL_MOUNT`; None for a model that is read over the network."""
+    """Folder under `BASE_MODEL_MOUNT`; None for a model to download."""
     base_model_revision: str | None = None
     """Branch, tag or commit at the hub; None for its main branch."""
     base_model_credentials: SecretMount | None = None
     base_model_digest: Digest | None = None
-    """What the files must have; with a parent, also what the model is known by in the store."""
+    """Required digest of the files. With a parent, also the name of the model in the store."""
     parent: ParentCheckpoint | None = None
-    """Trained from this base model and in the same store; the adapter's settings are its own where `method`
-    has the defaults."""
+    """A Checkpoint of this base model in the same store. Where `method` has the defaults, the run uses the
+    settings of its adapter."""
     dataset: Digest
     method: Method = Method()
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
     keep_steps: tuple[int, ...] = ()
-    """Steps whose weights the run is to keep; all of them must be steps that it has."""
+    """Steps whose weights the run must keep. The run must reach all of them."""
     nodes: int = 1
-    """Pods that will train together."""
+    """Number of pods that train together."""
     devices: int = 1
-    """Processes of each of them, one an accelerator."""
+    """Processes per pod, one per accelerator."""

@@ -12,13 +12,13 @@ from finetune_trainer.contract.vocabulary import DataFormat
 
 
 class PrepareConfig(StageConfig):
-    """Rows in, a dataset folder out."""
+    """Make a dataset folder from the rows of a source."""
 
     stage: Literal["prepare"] = "prepare"
     source_uri: str
     source_path: str | None = None
-    """File, folder of files, or a pattern such as `rows-*.jsonl` in its last part, under `SOURCE_MOUNT`; None
-    for a source that is read over the network."""
+    """File, folder of files, or path with a pattern such as `rows-*.jsonl` as its last part, under
+    `SOURCE_MOUNT`; None for a source to download."""
     source_credentials: SecretMount | None = None
     format: DataFormat | None = None
     columns: Columns = Columns()
@@ -29,9 +29,9 @@ class PrepareConfig(StageConfig):
     on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
     max_invalid_fraction: float | None = None
     max_unpacked_bytes: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
-    """Of the unpacked files together, and of the rows made of them; None: the trainer's own bound. No part of
-    the preparation's digest: it decides whether there are rows, and not which."""
+    """Max total size of the unpacked files, and of the rows made of them. None: the trainer's own bound. Not
+    part of the preparation's digest, because it does not change the rows."""
     previous: Digest | None = None
-    """The Dataset's version before, to be compared with."""
+    """The Dataset's previous version, to compare with."""
     unless_version: str | None = None
-    """Of the source; as long as it has this version there is nothing to do."""
+    """Version of the source for which there is nothing to do."""

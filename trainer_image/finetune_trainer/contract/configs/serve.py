@@ -1,4 +1,4 @@
-"""The configs of a serving pod: its init container's, and the engine's."""
+"""The configs of a serving pod: of its init container and of the engine."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ class FetchItem(Contract):
 
 
 class FetchConfig(Contract):
-    """Copy and verify what a serving pod needs; every file's digest is checked."""
+    """Copy the folders that a serving pod needs, and verify the digest of every file."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["fetch"] = "fetch"
@@ -39,13 +39,13 @@ class ServedModel(Contract):
 
 
 class ServeConfig(Contract):
-    """The Transformers engine."""
+    """Serve models with the Transformers engine."""
 
     contract: int = CONTRACT_VERSION
     stage: Literal["serve"] = "serve"
     owner: Owner
     base_folder: str
-    """Folder name of the base model under `MODELS_MOUNT`; served under the name `base`."""
+    """Folder name of the base model under `MODELS_MOUNT`. It is served under the name `base`."""
     models: tuple[ServedModel, ...] = ()
     models_path: str = MODELS_MOUNT
     port: int = SERVE_PORT
@@ -53,6 +53,6 @@ class ServeConfig(Contract):
     max_queue: int = 64
     max_model_length: int = 4096
     drain_seconds: float = 10
-    """Seconds after SIGTERM during which the pod still answers requests that were routed to it."""
+    """Seconds after SIGTERM during which the pod still accepts requests."""
     api_keys_path: str | None = Field(default=None, json_schema_extra={"since": 2})
-    """Folder with the keys that requests need, one file a key; None: they need none."""
+    """Folder with the API keys, one file per key. None: requests need no key."""

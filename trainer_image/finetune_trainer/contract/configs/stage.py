@@ -1,4 +1,4 @@
-"""What the configs of all stages share."""
+"""Base of the configs of all stages."""
 
 import hashlib
 import json
@@ -12,30 +12,30 @@ from finetune_trainer.contract.results import StageResult
 
 
 class StageConfig(Contract):
-    """What every stage gets."""
+    """Fields of every stage's config."""
 
     contract: int = CONTRACT_VERSION
     owner: Owner
     run: str
-    """Folder under `runs/`: a FineTuneJob's uid, or a Dataset's uid, generation and number of the look."""
+    """Folder under `runs/`: the uid of a FineTuneJob, or uid, generation and check number of a Dataset."""
     store: StoreConfig
     report: ReportTarget | None = None
     nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
-    """Repeated in the result, which so belongs to the Job that was made with it."""
+    """Repeated in the result, which binds the result to the Job created with it."""
 
     @property
     def digest(self) -> str:
-        """Of what the stage is to do: 64 hexadecimal digits.
+        """SHA-256 of the work to do, as 64 hexadecimal digits.
 
-        Without what may differ between two Jobs that do the same.
+        Excludes the fields that may differ between two Jobs for the same work.
         """
-        same = {
+        work = {
             key: value for key, value in self.to_dict().items() if key not in ("contract", "nonce", "report")
         }
-        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
     def bind(self, result: StageResult) -> StageResult:
-        """The result for the reader of this config's Job: in its version of the contract, with its nonce."""
+        """Bind a result to this config's Job: set its contract version, nonce and config digest."""
         return result.model_copy(
             update={"contract": self.contract, "nonce": self.nonce, "config_digest": self.digest}
         )

@@ -15,29 +15,29 @@ STEP_TIMEOUT_SECONDS: Final = 1800
 
 
 class TrainConfig(StageConfig):
-    """Train, save, publish."""
+    """Train a model, save its state, and publish checkpoints."""
 
     stage: Literal["train"] = "train"
     base_model: Digest
     parent: ParentCheckpoint | None = None
-    """Its weights are where training begins; the base model is that which it was trained from."""
+    """Checkpoint that training starts from. It was trained from the same base model."""
     dataset: Digest
     method: Method = Method()
     hyperparameters: Hyperparameters
     keep: int = 0
-    """How many of the newest regularly saved steps become Checkpoints beside the best and the final one."""
+    """Number of most recent periodic saves to publish as Checkpoints, in addition to best and final."""
     keep_steps: tuple[int, ...] = ()
-    """Steps that become Checkpoints in any case."""
+    """Steps to publish as Checkpoints in any case."""
     adapt_batch_size: bool = True
-    """Whether batches that do not fit into memory may be halved, and twice as many accumulated."""
+    """Whether to halve batches that do not fit into memory, and accumulate twice as many."""
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
-    """The longest time without a finished batch, validation batch or save; the process then ends."""
+    """Seconds without a finished batch, validation batch or save after which the process ends."""
     metrics_port: int = METRICS_PORT
     nodes: int = 1
-    """Pods that train together, each with its index in the environment variable `NODE_RANK_ENV`."""
+    """Number of pods that train together. Each has its index in the environment variable `NODE_RANK_ENV`."""
     devices: int = 1
-    """Processes of each pod, one an accelerator; a pod without accelerators has one."""
+    """Processes per pod, one per accelerator; one in a pod without accelerators."""
     coordinator: str | None = None
-    """Host name of the pod with index 0; None where there is one pod."""
+    """Host name of the pod with index 0; None if the run has one pod."""
     peer_key_path: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
-    """File with the key that the run's pods prove to each other that they have; None where there is one."""
+    """Key file by which the pods of the run authenticate to each other; None if the run has one pod."""
