@@ -28,27 +28,27 @@ def test_a_source_that_never_appears_is_named_with_what_is_beside_it(tmp_path: P
         ExitCode.BAD_DATA,
     )
     assert caught.value.message == (
-        "configmap://tickets/rows.jsonl: rows.jsonl not found, there are: row.jsonl; make it, or correct"
-        " source.uri"
+        "configmap://tickets/rows.jsonl: rows.jsonl not found; the folder has: row.jsonl; create it, or"
+        " correct source.uri"
     )
 
 
 def test_a_folder_without_rows_says_which_endings_count(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
 
-    with pytest.raises(StageFailure, match=r"no file with one of the endings \.csv \.json \.jsonl"):
+    with pytest.raises(StageFailure, match=r"no file with a supported extension \(\.csv \.json \.jsonl"):
         find(tmp_path)
 
 
 def test_a_volume_that_was_never_filled_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(StageFailure, match=r"rows\.jsonl not found, nothing is there"):
+    with pytest.raises(StageFailure, match=r"rows\.jsonl not found; the folder is empty"):
         find(tmp_path / "rows.jsonl")
 
 
 def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
 
-    with pytest.raises(StageFailure, match=r"no file matches \*\.jsonl, there are: notes\.txt; correct"):
+    with pytest.raises(StageFailure, match=r"no file matches \*\.jsonl; the folder has: notes\.txt; correct"):
         find(tmp_path / "*.jsonl")
 
 

@@ -139,8 +139,8 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(
 
     assert preparation.rows(result, "train") == rows
     assert caplog.records[0].getMessage() == (
-        "not read, because it is none of .csv .json .jsonl .ndjson .parquet .tsv (packed: .gz .zst):"
-        " README.md"
+        "skipped files without a supported extension (.csv .json .jsonl .ndjson .parquet .tsv, compressed:"
+        " .gz .zst): README.md"
     )
 
 
@@ -232,7 +232,7 @@ def test_a_field_that_is_not_used_is_named_once(
         preparation.run(source, split=ALL_TRAIN)
 
     messages = [record.getMessage() for record in caplog.records]
-    assert messages.count('fields that are not used: "source"') == 1
+    assert messages.count('unused fields: "source"') == 1
 
 
 def test_statistics_count_characters(preparation: Preparation) -> None:
@@ -285,7 +285,7 @@ def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(prepa
         "hint": "add it, or map another field in columns",
     }
     folder = f"pvc://artifacts/runs/{RUN}/prepare"
-    assert f"Every problem: {folder}/problems.jsonl; as a page: {folder}/report.html" in failure.message
+    assert f"All problems: {folder}/problems.jsonl; as a page: {folder}/report.html." in failure.message
 
 
 def test_a_refused_source_leaves_a_report_and_no_version(preparation: Preparation) -> None:
@@ -371,7 +371,10 @@ def test_nothing_left_to_train_on_says_where_the_rows_went(preparation: Preparat
     failure = preparation.failure(source, on_invalid_rows="Drop", split=Split(validation=0, test=0.999999))
 
     assert (failure.reason, failure.exit_code) == (FailureReason.NO_TRAINING_ROWS, ExitCode.BAD_DATA)
-    assert "of 3 rows 1 are invalid, 0 duplicates, 0 fell to validation (0) and 2 to test" in failure.message
+    assert (
+        "of 3 rows, 1 are invalid, 0 are duplicates, 0 are in validation (0) and 2 in test (0.999999)"
+        in failure.message
+    )
     assert "lower split.validation and split.test" in failure.message
 
 

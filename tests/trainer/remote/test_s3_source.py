@@ -54,7 +54,7 @@ def test_a_pattern_takes_the_objects_that_match(bucket: Path, secret: SecretMoun
     result = prepare(tmp_path, f"s3://{bucket.name}/rows/2026-*.jsonl", secret)
 
     assert result.statistics.source_rows == 40
-    with pytest.raises(StageFailure, match=r"no file matches 2027-\*\.jsonl, there are: 2025-12\.jsonl"):
+    with pytest.raises(StageFailure, match=r"no file matches 2027-\*\.jsonl; the folder has: 2025-12\.jsonl"):
         prepare(tmp_path, f"s3://{bucket.name}/rows/2027-*.jsonl", secret)
 
 

@@ -1,1 +1,1 @@
-"""Stage prepare: rows as a team has them in, a validated and divided dataset out. Knows no model."""
+"""Stage `prepare`: turn the rows of a source into a validated dataset with splits. No model is involved."""

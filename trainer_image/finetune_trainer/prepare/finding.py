@@ -1,4 +1,4 @@
-"""The files of a source on a volume: one file, a folder of files, or a pattern of names."""
+"""Find the files of a source on a volume: one file, a folder of files, or a pattern of names."""
 
 import fnmatch
 import logging
@@ -25,10 +25,10 @@ from finetune_trainer.data.unpacking import unpacking_budget
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 WAIT_SECONDS: Final = 60.0
-"""How long a source may take to appear: the kubelet fills the volume of a late ConfigMap on its next sync."""
+"""Max time for a source to appear. The kubelet fills the volume of a late ConfigMap on its next sync."""
 POLL_SECONDS: Final = 1.0
 MAX_NAMES_IN_MESSAGE: Final = 10
-"""Of files that a message lists."""
+"""Max file names in a message."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,22 +42,22 @@ def find_files(
     root: Path,
     limit_bytes: int | None = None,
 ) -> list[SourceFile]:
-    """The source's files sorted by name, as soon as there is one; all of them lie beneath `root`.
+    """Wait for the source's files and return them sorted by name. All of them are beneath `root`.
 
-    They are read up to `limit_bytes` in all, unpacked.
+    At most `limit_bytes` of unpacked content is read from all files together.
 
     Raises StageFailure (SOURCE_NOT_FOUND) naming `uri`, Preempted.
     """
     deadline = time.monotonic() + wait_seconds
-    said = False
+    logged = False
     while not (files := _list(path, uri, root)):
         if time.monotonic() >= deadline:
-            with _explained(path, uri):
-                message = f"{uri}: {_absence(path, root)}"
+            with _read_errors(path, uri):
+                message = f"{uri}: {_why_missing(path, root)}"
             raise StageFailure(FailureReason.SOURCE_NOT_FOUND, message, ExitCode.BAD_DATA)
-        if not said:
+        if not logged:
             logger.info("waiting up to %.0f s for %s to appear", wait_seconds, uri)
-            said = True
+            logged = True
         if stop.wait(POLL_SECONDS):
             raise Preempted
     budget = unpacking_budget(limit_bytes)
@@ -65,20 +65,24 @@ def find_files(
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name stands for all names that match it: `*`, `?` and `[…]` as in a shell."""
+    """Whether a name is a pattern with `*`, `?` or `[…]` as in a shell."""
     return any(mark in name for mark in "*?[")
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that match, sorted; those with a leading dot never do."""
+    """The names that match, sorted. Names with a leading dot never match."""
     return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern) and not name.startswith("."))
 
 
-def nothing_matches(pattern: str, there: Iterable[str]) -> str:
-    """What to say where no name matches."""
-    names = sorted(name for name in there if not name.startswith("."))
-    beside = f"there are: {_first(names)}" if names else "nothing is there"
-    return f"no file matches {pattern}, {beside}; correct source.uri"
+def nothing_matches(pattern: str, present: Iterable[str]) -> str:
+    """Message for a pattern that no name matches."""
+    names = sorted(name for name in present if not name.startswith("."))
+    return f"no file matches {pattern}; {_contents(names)}; correct source.uri"
+
+
+def no_data_files() -> str:
+    """Message for a folder without files of rows."""
+    return f"the folder has no file with a supported extension ({ENDINGS}); add the rows there"
 
 
 def unreadable(uri: str, error: FileUnreadable) -> StageFailure:
@@ -98,7 +102,7 @@ def unreadable(uri: str, error: FileUnreadable) -> StageFailure:
 
 
 @contextmanager
-def _explained(path: Path, uri: str) -> Iterator[None]:
+def _read_errors(path: Path, uri: str) -> Iterator[None]:
     try:
         with readable(path):
             yield
@@ -107,7 +111,7 @@ def _explained(path: Path, uri: str) -> Iterator[None]:
 
 
 def _list(path: Path, uri: str, root: Path) -> list[Path]:
-    with _explained(path, uri):
+    with _read_errors(path, uri):
         return _data_files(path, root)
 
 
@@ -116,37 +120,45 @@ def _data_files(path: Path, root: Path) -> list[Path]:
         case "File":
             return [path]
         case "Folder":
-            return _of_folder(path, root)
+            return _data_files_in(path, root)
     if is_pattern(path.name) and kind_of(path.parent, root) == "Folder":
         names = matching(names_in(path.parent, root), path.name)
         return [path.parent / name for name in names if kind_of(path.parent / name, root) == "File"]
     return []
 
 
-def _of_folder(path: Path, root: Path) -> list[Path]:
-    # Names with a leading dot are the kubelet's own, in the volume of a ConfigMap.
+def _data_files_in(path: Path, root: Path) -> list[Path]:
+    # In the volume of a ConfigMap, names with a leading dot belong to the kubelet.
     names = [name for name in names_in(path, root, with_folders=False) if not name.startswith(".")]
     taken = [name for name in names if is_data(name) and kind_of(path / name, root) == "File"]
     if taken and len(taken) < len(names):
         skipped = _first([name for name in names if name not in taken])
-        packed = " ".join(sorted(COMPRESSED_SUFFIXES))
-        logger.warning("not read, because it is none of %s (packed: %s): %s", ENDINGS, packed, skipped)
+        compressed = " ".join(sorted(COMPRESSED_SUFFIXES))
+        logger.warning(
+            "skipped files without a supported extension (%s, compressed: %s): %s",
+            ENDINGS,
+            compressed,
+            skipped,
+        )
     return [path / name for name in taken]
 
 
-def _absence(path: Path, root: Path) -> str:
+def _why_missing(path: Path, root: Path) -> str:
     if kind_of(path, root) == "Folder":
-        return f"it has no file with one of the endings {ENDINGS}; add the rows there"
+        return no_data_files()
     if kind_of(path.parent, root) != "Folder":
-        return "not found; make it, or correct source.uri"
-    there = [name for name in names_in(path.parent, root) if not name.startswith(".")]
+        return "not found; create it, or correct source.uri"
+    names = [name for name in names_in(path.parent, root) if not name.startswith(".")]
     if is_pattern(path.name):
-        return nothing_matches(path.name, there)
-    beside = f"there are: {_first(there)}" if there else "nothing is there"
-    return f"{path.name} not found, {beside}; make it, or correct source.uri"
+        return nothing_matches(path.name, names)
+    return f"{path.name} not found; {_contents(names)}; create it, or correct source.uri"
+
+
+def _contents(names: Sequence[str]) -> str:
+    return f"the folder has: {_first(names)}" if names else "the folder is empty"
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first names, which may be anything that a file system takes."""
+    """The first names, escaped, because a file system accepts almost any character."""
     more = f" and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
     return printable(", ".join(names[:MAX_NAMES_IN_MESSAGE])) + more

@@ -1,4 +1,4 @@
-"""Where problems, and rows that are alike, are kept: in files of the run's folder."""
+"""Log files of problems and of similar rows, in the run's folder."""
 
 import io
 import logging
@@ -14,15 +14,15 @@ from finetune_trainer.store import RunFolder
 PROBLEMS_NAME: Final = "problems.jsonl"
 ALIKE_NAME: Final = "alike.jsonl"
 MAX_BYTES: Final = 64 << 20
-"""Of one log: nobody reads more, and the store is used by others too."""
+"""Max size of one log. A longer one is not useful, and other runs share the store."""
 
 logger = logging.getLogger(__name__)
 
 
 class LineLog:
-    """Writes records to a file in a run's folder, one a line, as long as these are not too many.
+    """Write records to a file in a run's folder, one per line, up to `MAX_BYTES`.
 
-    A log of an earlier try is replaced; without records there is no file.
+    Replaces the log of an earlier attempt. Without records there is no file.
     Raises StageFailure (STORE_UNAVAILABLE).
     """
 
@@ -40,7 +40,7 @@ class LineLog:
         self._folder.remove(self._name)
         with self._folder.mount.reachable(self._path):
             self._temporary.unlink(missing_ok=True)
-            # Never through a link that somebody has put there.
+            # Mode x never follows a link that another writer to the store has created.
             self._file = self._temporary.open("x", encoding="utf-8", newline="\n")
         return self
 
@@ -59,7 +59,7 @@ class LineLog:
             self._folder.keep(self._name)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Note one."""
+        """Write one record, unless the log is full."""
         if self._file is None:
             raise ValueError("the log is not open")
         self._count += 1
@@ -70,7 +70,7 @@ class LineLog:
         with self._folder.mount.reachable(self._path):
             self._file.write(line)
         if self._bytes > MAX_BYTES:
-            logger.warning("%s has the first %d records and no more", self.uri, self._count)
+            logger.warning("%s has only the first %d records", self.uri, self._count)
 
 
 class ProblemLog(LineLog):
@@ -80,16 +80,16 @@ class ProblemLog(LineLog):
         super().__init__(folder, PROBLEMS_NAME)
 
     def add(self, problem: RowProblem) -> None:
-        """Note one."""
+        """Write one problem."""
         self.write(problem_record(problem))
 
 
 class AlikeLog(LineLog):
-    """Every two rows that are alike, in `alike.jsonl`: which row is left out, or told of, and for which."""
+    """Every pair of similar rows, in `alike.jsonl`: the removed or reported row and the other one."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder, ALIKE_NAME)
 
     def add(self, pair: DuplicatePair) -> None:
-        """Note one."""
+        """Write one pair."""
         self.write(duplicate_record(pair))

@@ -1,4 +1,4 @@
-"""From a config to what is asked of the preparation, and the digest that stands for it."""
+"""Make the recipe of a preparation from its config, and the digest that identifies the preparation."""
 
 import dataclasses
 from typing import Any, Final
@@ -14,11 +14,11 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
 
 VERSION: Final = 2
-"""Of the preparation: raised where the same settings make other rows than before."""
+"""Version of the preparation. Raise it when the same settings produce different rows."""
 
 
 def recipe_of(config: PrepareConfig) -> Recipe:
-    """What the config asks for. Raises StageFailure (INVALID_CONFIG) where that makes no sense."""
+    """The recipe of the config. Raises StageFailure (INVALID_CONFIG) for contradictory settings."""
     columns = dataclasses.asdict(config.columns)
     named = [name for name in columns.values() if name is not None]
     prompt, completion = config.columns.prompt or "prompt", config.columns.completion or "completion"
@@ -47,11 +47,11 @@ def recipe_of(config: PrepareConfig) -> Recipe:
 
 
 def preparation_digest(config: PrepareConfig, recipe: Recipe, found: DataFormat | None) -> Digest:
-    """Stands for all that was done to the source, whether it was asked for or came by itself.
+    """Digest of everything that was done to the source, requested or by default.
 
-    `recipe` is the config's, `found` the format that the rows had.
+    `recipe` is the config's, `found` the detected format of the rows.
 
-    Settings at their default are left out, so that a setting that comes later changes no digest of today.
+    Settings at their default are omitted, so that adding a setting later does not change existing digests.
     """
     return digest_of(
         canonical.encode(
@@ -66,11 +66,11 @@ def preparation_digest(config: PrepareConfig, recipe: Recipe, found: DataFormat 
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    given, usual = dataclasses.asdict(recipe), dataclasses.asdict(Recipe())
+    given, defaults = dataclasses.asdict(recipe), dataclasses.asdict(Recipe())
     return {
         part: value
         if not isinstance(value, dict)
-        else {name: setting for name, setting in value.items() if setting != usual[part][name]}
+        else {name: setting for name, setting in value.items() if setting != defaults[part][name]}
         for part, value in given.items()
     }
 

@@ -1,4 +1,4 @@
-"""The stage itself: find the source, prepare its rows, judge them, publish, report."""
+"""Run the stage: find the source, prepare and validate its rows, publish them, and write the report."""
 
 import dataclasses
 import logging
@@ -43,13 +43,13 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
-    """Make the source a published dataset: the three split files, each row one canonical JSON line.
+    """Publish the source as a dataset: three split files with one canonical JSON line per row.
 
-    The kept rows stay in the source's order. The run's folder gets the report, as JSON and as a page, and
-    every problem in `problems.jsonl` and all rows that are alike in `alike.jsonl`, whether the rows are taken
-    or not. A source that still has the version which the config names is left alone.
+    Kept rows keep the order of the source. Even for rejected rows, the run's folder gets the report,
+    as JSON and as a page, every problem in `problems.jsonl`, and all pairs of similar rows in `alike.jsonl`.
+    If the source still has the version that the config names, nothing is prepared.
     Raises StageFailure (SOURCE_NOT_FOUND, INVALID_DATA, NO_TRAINING_ROWS, INVALID_CONFIG,
-    STORE_UNAVAILABLE, and of a remote source what `RemoteSource` raises), Preempted.
+    STORE_UNAVAILABLE, and for a remote source what `RemoteSource` raises), Preempted.
     """
     recipe = recipe_of(config)
     source = open_source(config, context.stop)
@@ -68,19 +68,19 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
             update={"source_revision": source.revision, "source_version": source.version}
         )
         try:
-            _judge(config, prepared, result, log.uri)
+            _validate(config, prepared, result, log.uri)
         except StageFailure:
             report.write()
             raise
         digest = context.store.publish("datasets", staging)
         splits = _split_records(context, digest, prepared.split_rows)
         report.write(digest, splits)
-    _say(prepared)
+    _log_summary(prepared)
     return result.model_copy(update={"dataset": digest, "splits": splits})
 
 
 class _Listener:
-    """Counts rows for the operator, keeps problems, and ends the preparation when the pod is stopped."""
+    """Report the number of rows to the operator, log problems, and stop with the pod."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class _Listener:
         self.problem, self.duplicate = logs[0].add, logs[1].add
 
     def rows(self, count: int, bytes_read: int) -> None:
-        """How many rows there are is estimated from the bytes that were read until it is known."""
+        """Count rows. The total is estimated from the bytes read so far."""
         if self._stop.is_set():
             raise Preempted
         self._rows += count
@@ -134,19 +134,19 @@ def _prepare(
 
 
 def _previous(config: PrepareConfig, context: StageContext) -> tuple[str, list[Path]] | None:
-    """The version before; that it is gone from the store is no reason to stop."""
+    """The digest and files of the previous version; None if the store no longer has it."""
     if config.previous is None:
         return None
     ref = ArtifactRef(kind="datasets", digest=config.previous)
     if not context.store.has(ref):
-        logger.warning("%s is not in the store any more; the report has no difference", config.previous)
+        logger.warning("the store no longer has %s; the report has no comparison with it", config.previous)
         return None
     folder = context.store.artifact(ref)
     return config.previous, [folder / name for name in SPLIT_FILES.values()]
 
 
 class _Report:
-    """The report in the run's folder; a later try replaces it."""
+    """The report in the run's folder. A later attempt replaces it."""
 
     def __init__(self, folder: RunFolder, config: PrepareConfig, prepared: Prepared, log: ProblemLog) -> None:
         self._folder = folder
@@ -156,7 +156,7 @@ class _Report:
         self.page_uri = f"{folder.uri}/{PAGE_NAME}"
 
     def write(self, digest: Digest | None = None, splits: tuple[SplitRecord, ...] = ()) -> None:
-        """Raises StageFailure (STORE_UNAVAILABLE)."""
+        """Write the report as JSON and as a page. Raises StageFailure (STORE_UNAVAILABLE)."""
         report = document(
             self._prepared,
             source=self._source,
@@ -202,46 +202,48 @@ def _result(
     )
 
 
-def _judge(config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str) -> None:
-    """Raise StageFailure (INVALID_DATA, NO_TRAINING_ROWS) where these rows are not to be trained on."""
+def _validate(config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str) -> None:
+    """Raise StageFailure (INVALID_DATA, NO_TRAINING_ROWS) if the rows must not be trained on."""
     if prepared.invalid_rows or prepared.broken_files or not prepared.rows:
-        _judge_invalid(config, prepared, result, log_uri)
+        _check_invalid_rows(config, prepared, result, log_uri)
     if prepared.split_rows["train"]:
         return
     statistics, rows = prepared.statistics, prepared.split_rows
     raise StageFailure(
         FailureReason.NO_TRAINING_ROWS,
-        f"no row is left to train on: of {prepared.rows} rows {prepared.invalid_rows} are invalid,"
-        f" {statistics.duplicate_rows} duplicates, {rows['validation']} fell to validation"
-        f" ({config.split.validation:g}) and {rows['test']} to test ({config.split.test:g}). Add rows, lower"
-        " split.validation and split.test, or take another split.seed.",
+        f"no training rows are left: of {prepared.rows} rows, {prepared.invalid_rows} are invalid,"
+        f" {statistics.duplicate_rows} are duplicates, {rows['validation']} are in validation"
+        f" ({config.split.validation:g}) and {rows['test']} in test ({config.split.test:g}). Add rows, lower"
+        " split.validation and split.test, or set another split.seed.",
         ExitCode.BAD_DATA,
         prepare=result,
     )
 
 
-def _judge_invalid(config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str) -> None:
+def _check_invalid_rows(
+    config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str
+) -> None:
     invalid, rows = prepared.invalid_rows, prepared.rows
     share = invalid / rows if rows else 1.0
     if prepared.broken_files:
-        what, fix = "the source cannot be read to its end", "correct it"
+        what, fix = "the source cannot be read to its end", "Correct the source"
     elif not rows:
-        what, fix = "the source has no rows", "add some"
+        what, fix = "the source has no rows", "Add rows"
     elif config.on_invalid_rows == "Fail":
         what = f"{invalid} of {rows} rows are invalid"
-        fix = "correct the rows, or set onInvalidRows: Drop"
+        fix = "Correct the rows, or set onInvalidRows: Drop"
     elif config.max_invalid_fraction is not None and share > config.max_invalid_fraction:
         what = (
             f"{invalid} of {rows} rows ({share:.1%}) are invalid, more than maxInvalidFraction"
             f" {config.max_invalid_fraction:g}"
         )
-        fix = "correct the rows, or raise maxInvalidFraction"
+        fix = "Correct the rows, or raise maxInvalidFraction"
     else:
         return
     first = "; ".join(result.problems[:3])
     raise StageFailure(
         FailureReason.INVALID_DATA,
-        f"{what}: {first}. Every problem: {log_uri}; as a page: {result.report_uri}. To go on, {fix}.",
+        f"{what}: {first}. {fix}. All problems: {log_uri}; as a page: {result.report_uri}.",
         ExitCode.BAD_DATA,
         prepare=result,
     )
@@ -249,7 +251,7 @@ def _judge_invalid(config: PrepareConfig, prepared: Prepared, result: PrepareRes
 
 def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
     found = [problem for problem in prepared.problems if problem.issue.severity == severity]
-    # What is said of all rows together is in the end, and comes first where not all is shown.
+    # Problems of all rows together are last in the list, but must not be cut off: show them first.
     found.sort(key=lambda problem: problem.position != RowPosition())
     return tuple(_text(problem) for problem in found[:MAX_SHOWN_PROBLEMS])
 
@@ -272,15 +274,14 @@ def _split_records(
     )
 
 
-def _say(prepared: Prepared) -> None:
-    divided = ", ".join(f"{name} {count}" for name, count in prepared.split_rows.items())
-    logger.info(
-        "%d rows: %s; %d duplicates left out", prepared.rows, divided, prepared.statistics.duplicate_rows
-    )
+def _log_summary(prepared: Prepared) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in prepared.split_rows.items())
+    duplicates = prepared.statistics.duplicate_rows
+    logger.info("%d rows: %s; %d duplicates removed", prepared.rows, splits, duplicates)
     if prepared.invalid_rows:
         logger.warning("%d invalid rows were dropped", prepared.invalid_rows)
     if prepared.unused_fields:
         names = QUOTED.sub(r"\2", field_names(prepared.unused_fields, "of the rows"))
-        logger.warning("fields that are not used: %s", names)
+        logger.warning("unused fields: %s", names)
     for text in _shown(prepared, "warning"):
         logger.warning("%s", text)
