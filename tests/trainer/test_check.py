@@ -183,7 +183,7 @@ def test_the_reports_are_written_and_fit_the_schema(tmp_path: Path) -> None:
     assert (report["rows"], report["validRows"], report["keptRows"]) == (302, 301, 300)
     assert report["problems"][0]["record"] == 301
     assert "1 of 302 rows cannot be used" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "report in report.json" in done.stdout
+    assert "report written to report.json" in done.stdout
 
 
 def test_the_prepared_rows_are_written_and_the_digest_is_that_of_the_store(tmp_path: Path) -> None:
@@ -269,23 +269,23 @@ def test_what_is_done_with_personal_data_is_an_option(tmp_path: Path) -> None:
 
 WRONG_OPTIONS: list[tuple[list[str], str]] = [
     (["--format", "xml"], "--format"),
-    (["--columns", "prompt"], "--columns: 'prompt' is no pair; write it as prompt=COLUMN"),
-    (["--columns", "question=text"], "--columns: 'question' is none of prompt, completion"),
-    (["--columns", "prompt=a", "--prompt", "b"], "--columns: prompt is named twice; name one column"),
+    (["--columns", "prompt"], "--columns: 'prompt' has no column; write it as prompt=COLUMN"),
+    (["--columns", "question=text"], "--columns: 'question' is not one of prompt, completion"),
+    (["--columns", "prompt=a", "--prompt", "b"], "--columns: prompt is set twice; set it once"),
     (["--prompt", "a", "--completion", "a"], "--completion: prompt and completion are both 'a'; name two"),
-    (["--prompt", ""], "--prompt: it is empty; name a column"),
-    (["--prompt", "a", "--template", "{b}"], "--template: it stands in place of the prompt's column"),
+    (["--prompt", ""], "--prompt: the value is empty; name a column"),
+    (["--prompt", "a", "--template", "{b}"], "--template: it replaces the column of the prompt"),
     (["--template", "{body"], "--template: expected '}' before end of string; write {{ and }} for braces"),
     (["--template", "body"], "--template: it names no column; write {column}"),
-    (["--validation", "0.5", "--test", "0.5"], "--validation and --test: together they must stay below 1"),
+    (["--validation", "0.5", "--test", "0.5"], "--validation and --test: their sum must be below 1"),
     (["--validation", "2"], "--validation"),
-    (["--group-by", "a", "--split-column", "b"], "--group-by: --split-column says the splits already"),
-    (["--split-from-files", "--split-column", "b"], "--split-from-files: --split-column says the splits"),
-    (["--phone-region", "XX"], "--phone-region: 'XX' is no country; write its two letters, such as DE"),
+    (["--group-by", "a", "--split-column", "b"], "--group-by: --split-column already gives the splits"),
+    (["--split-from-files", "--split-column", "b"], "--split-from-files: --split-column already gives"),
+    (["--phone-region", "XX"], "--phone-region: 'XX' is not a country code; write two letters, such as DE"),
     (["--secrets", "perhaps"], "--secrets"),
     (["--reprot", "a.json"], "No such option: --reprot"),
-    (["--report", "nowhere/report.json"], "--report: the folder nowhere is not there; make it"),
-    (["--html", "rows.jsonl"], "--html: rows.jsonl is one of the files to read; name another"),
+    (["--report", "nowhere/report.json"], "--report: the folder nowhere does not exist; create it"),
+    (["--html", "rows.jsonl"], "--html: rows.jsonl is an input file; name another file"),
 ]
 
 
@@ -309,15 +309,18 @@ def test_the_folder_of_the_source_is_not_written_to(tmp_path: Path) -> None:
     done = check(tmp_path, "train.jsonl", "--output", ".")
 
     assert done.exit_code == INVALID
-    assert "--output: . has files to read; name another folder" in words(done.stderr)
+    assert "--output: . has input files; name another folder" in words(done.stderr)
     assert source.read_bytes() == before
 
 
 MISSING: list[tuple[str, str]] = [
-    ("rows.json", "rows.json: not found; there are: rows.jsonl; correct the name"),
-    ("nowhere/rows.jsonl", "nowhere/rows.jsonl: not found, nor is the folder nowhere; correct the name"),
+    ("rows.json", "rows.json: not found; the folder has: rows.jsonl; correct the name"),
+    (
+        "nowhere/rows.jsonl",
+        "nowhere/rows.jsonl: not found; the folder nowhere does not exist either; correct",
+    ),
     ("*.csv", "*.csv: no file matches; correct the pattern"),
-    ("empty", "empty: the folder has no file that ends with one of .csv .json .jsonl"),
+    ("empty", "empty: the folder has no file with a supported extension (.csv .json .jsonl"),
 ]
 
 
@@ -365,7 +368,7 @@ def test_a_fault_of_the_program_is_not_taken_for_warnings(tmp_path: Path) -> Non
         )
 
     assert done.returncode not in (CLEAN, WARNINGS, INVALID)
-    assert done.stderr.startswith(b"finetune-check failed; please report it")
+    assert done.stderr.startswith(b"finetune-check failed; please report this error")
 
 
 def test_help_is_there_at_once_without_heavy_libraries() -> None:

@@ -1,1 +1,1 @@
-"""`finetune-check`: the look at rows that the cluster takes, on a laptop."""
+"""`finetune-check`: check rows on a laptop as the stage `prepare` does in the cluster."""

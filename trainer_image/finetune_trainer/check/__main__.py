@@ -1,4 +1,4 @@
-"""`finetune-check FILE…`: are these rows fit to train on?"""
+"""`finetune-check FILE…`: check whether rows can be trained on."""
 
 import logging
 import signal
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 import typer
 
 from finetune_trainer.check.commandline import division, field_names, region
-from finetune_trainer.check.outputs import require_room, write
+from finetune_trainer.check.outputs import require_writable, write
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates, SplitName
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 WARNINGS: Final = 1
 INVALID: Final = 2
 FAULT: Final = 3
-"""Of this program: an exception that nobody thought of."""
+"""Exit code for an unexpected exception in this program."""
 
 CLEANING: Final = Cleaning()
 CHECKS: Final = Checks()
-"""The defaults of the options."""
+"""Defaults of the options."""
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -66,7 +66,9 @@ def _output(text: str, **settings: Any) -> Any:
 def check(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE", help="A file, a folder, or a pattern in quotes; .gz and .zst too."),
+        typer.Argument(
+            metavar="FILE", help="File, folder, or quoted pattern. Files may be compressed (.gz, .zst)."
+        ),
     ],
     *,
     format_: Annotated[
@@ -75,97 +77,107 @@ def check(
             "--format",
             case_sensitive=False,
             metavar="FORMAT",
-            help=f"Found by the content where it is not given: {', '.join(get_args(DataFormat))}.",
+            help=f"Default: detected from the content. One of {', '.join(get_args(DataFormat))}.",
         ),
     ] = None,
     columns: Annotated[
         list[str] | None,
-        _column("Which column holds what, as prompt=text,completion=label.", "NAME=COLUMN,…"),
+        _column("Columns of the parts of a row, such as prompt=text,completion=label.", "NAME=COLUMN,…"),
     ] = None,
-    prompt: Annotated[str | None, _column("Of the prompt.")] = None,
-    completion: Annotated[str | None, _column("Of the completion.")] = None,
-    messages: Annotated[str | None, _column("Of the chat's messages.")] = None,
-    chosen: Annotated[str | None, _column("Of the better answer.")] = None,
-    rejected: Annotated[str | None, _column("Of the worse answer.")] = None,
-    label: Annotated[str | None, _column("Says whether the answer is a good one (KTO).")] = None,
+    prompt: Annotated[str | None, _column("Column of the prompt.")] = None,
+    completion: Annotated[str | None, _column("Column of the completion.")] = None,
+    messages: Annotated[str | None, _column("Column of the messages of a chat.")] = None,
+    chosen: Annotated[str | None, _column("Column of the chosen answer.")] = None,
+    rejected: Annotated[str | None, _column("Column of the rejected answer.")] = None,
+    label: Annotated[str | None, _column("Column of the KTO label: whether the answer is good.")] = None,
     template: Annotated[
         str | None,
-        _column(r"The prompt, with {column} for each column that it takes; \n is a line end.", "TEXT"),
+        _column(
+            r"Template of the prompt, with {column} for a column's value and \n for a line break.", "TEXT"
+        ),
     ] = None,
     validation: Annotated[
-        float, _split("Of the rows, for validation.", min=0, max=1, metavar="FRACTION")
+        float, _split("Fraction of rows for validation.", min=0, max=1, metavar="FRACTION")
     ] = 0.1,
     test: Annotated[
-        float, _split("Of the rows, held out for evaluation.", min=0, max=1, metavar="FRACTION")
+        float, _split("Fraction of rows for the test split.", min=0, max=1, metavar="FRACTION")
     ] = 0.1,
-    seed: Annotated[
-        int, _split("Another seed makes another division.", min=0, max=2147483647, metavar="NUMBER")
-    ] = 0,
+    seed: Annotated[int, _split("Seed of the split.", min=0, max=2147483647, metavar="NUMBER")] = 0,
     group_by: Annotated[
-        str | None, _split("Rows with the same value in it land in the same split.", metavar="COLUMN")
+        str | None, _split("Keep rows with the same value of this column in one split.", metavar="COLUMN")
     ] = None,
-    split_column: Annotated[str | None, _split("Says train, validation or test.", metavar="COLUMN")] = None,
+    split_column: Annotated[
+        str | None, _split("Column with the values train, validation and test.", metavar="COLUMN")
+    ] = None,
     split_from_files: Annotated[
         bool,
         typer.Option(
             "--split-from-files",
-            help="The files' names say it: train.jsonl, validation.jsonl, test.jsonl.",
+            help="Take the split from the file name: train.jsonl, validation.jsonl, test.jsonl.",
             rich_help_panel="Splits",
         ),
     ] = False,
     rule_version: Annotated[
         int,
         _split(
-            "Of reading and comparing rows; an older Dataset may keep an older one.",
+            "Version of the rules for reading and comparing rows. Older Datasets may use an older one.",
             min=OLDEST_RULE,
             max=RULE_VERSION,
             metavar="NUMBER",
         ),
     ] = RULE_VERSION,
     normalize_whitespace: Annotated[
-        bool, _cleaning("--normalize-whitespace", text="Make white space uniform.")
+        bool, _cleaning("--normalize-whitespace", text="Collapse runs of whitespace and trim texts.")
     ] = False,
     normalize_unicode: Annotated[
-        bool, _cleaning("--normalize-unicode", text="Give equal characters one spelling.")
+        bool,
+        _cleaning(
+            "--normalize-unicode",
+            text="Normalize texts to Unicode NFC.",
+        ),
     ] = False,
     near_duplicates: Annotated[
         NearDuplicates,
         _cleaning(
-            text="What becomes of rows that are nearly the same.",
+            text="Whether to search for nearly equal rows, and keep or remove them.",
             case_sensitive=False,
             metavar="|".join(get_args(NearDuplicates)),
         ),
     ] = CLEANING.near_duplicates,
-    secrets: Annotated[Finding, _check("Keys, tokens, passwords.")] = CHECKS.secrets,
-    email_addresses: Annotated[Finding, _check("Anybody's.")] = CHECKS.email_addresses,
-    payment_cards: Annotated[Finding, _check("Numbers that pass the Luhn check.")] = CHECKS.payment_cards,
-    ibans: Annotated[Finding, _check("Bank accounts.")] = CHECKS.ibans,
-    phone_numbers: Annotated[Finding, _check("In any usual spelling.")] = CHECKS.phone_numbers,
+    secrets: Annotated[Finding, _check("Keys, tokens and passwords.")] = CHECKS.secrets,
+    email_addresses: Annotated[Finding, _check("E-mail addresses.")] = CHECKS.email_addresses,
+    payment_cards: Annotated[
+        Finding, _check("Card numbers that pass the Luhn check.")
+    ] = CHECKS.payment_cards,
+    ibans: Annotated[Finding, _check("International bank account numbers.")] = CHECKS.ibans,
+    phone_numbers: Annotated[Finding, _check("Valid phone numbers.")] = CHECKS.phone_numbers,
     phone_region: Annotated[
         str | None,
         typer.Option(
             metavar="COUNTRY",
-            help="Of numbers without a country code, in two letters such as DE.",
+            help="Country of phone numbers without a country code, in two letters such as DE.",
             rich_help_panel="Secrets and personal data",
         ),
     ] = None,
-    problems: Annotated[int, _output("How many are listed here.", min=0, metavar="NUMBER")] = 20,
+    problems: Annotated[int, _output("Max problems to list.", min=0, metavar="NUMBER")] = 20,
     report: Annotated[
-        Path | None, _output("Write the report as JSON.", dir_okay=False, metavar="FILE")
+        Path | None, _output("Write the report as JSON to this file.", dir_okay=False, metavar="FILE")
     ] = None,
     html: Annotated[
-        Path | None, _output("Write the report as a page.", dir_okay=False, metavar="FILE")
+        Path | None, _output("Write the report as an HTML page to this file.", dir_okay=False, metavar="FILE")
     ] = None,
     output: Annotated[
         Path | None,
         _output(
-            f"Write the prepared rows: {', '.join(SPLIT_FILES.values())}.", file_okay=False, metavar="FOLDER"
+            f"Write the prepared rows to this folder: {', '.join(SPLIT_FILES.values())}.",
+            file_okay=False,
+            metavar="FOLDER",
         ),
     ] = None,
 ) -> None:
-    """Check rows as the cluster does, without a cluster: the format, every bad row, duplicates, splits.
+    """Check rows as the cluster does, without a cluster: format, invalid rows, duplicates, splits.
 
-    Exit code 0: clean. 1: warnings only. 2: rows or files that cannot be used, or wrong options.
+    Exit code 0: clean. 1: warnings only. 2: unusable rows or files, or invalid options.
     """
     columns_by_option = {
         "prompt": prompt,
@@ -203,7 +215,7 @@ def check(
     )
     try:
         sources = find_files(files)
-        require_room(sources, report, html, output)
+        require_writable(sources, report, html, output)
         found = _prepared(sources, recipe, " ".join(files), output)
         write(found, report, html)
     except (NotFound, TooLarge, FileUnreadable) as error:
@@ -215,22 +227,22 @@ def check(
 
 
 def main() -> None:
-    """The console script. What it did not foresee is told from warnings by its exit code."""
+    """The console script. An unexpected error has an exit code of its own."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # Rows may have characters that the terminal's encoding lacks.
+            # Rows may contain characters that the terminal's encoding cannot represent.
             stream.reconfigure(errors="backslashreplace")
-    # Ends as an error does, so that the copy of the rows goes with it.
+    # Exit through an exception, so that the temporary copy of the rows is removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app(prog_name="finetune-check")
     except Exception:
-        logger.exception("finetune-check failed; please report it, with what follows")
+        logger.exception("finetune-check failed; please report this error with the traceback below")
         sys.exit(FAULT)
 
 
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
-    """The report; the rows are in `output` then. Raises FileUnreadable, OSError."""
+    """Prepare the rows, write them to `output`, and return the report. Raises FileUnreadable, OSError."""
     from finetune_trainer.check.progressbar import progress
     from finetune_trainer.data.pipeline import prepare
     from finetune_trainer.report.document import document
@@ -250,7 +262,7 @@ def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output
 
 
 def _digests(folder: Path) -> tuple[str, dict[SplitName, str]]:
-    """What the store calls these rows, and their files."""
+    """Digests of the rows and of their files, as in the store."""
     from finetune_trainer.manifest import Manifest
 
     manifest = Manifest.of(folder, SPLIT_FILES.values())
@@ -269,7 +281,7 @@ def _show(
     show(found, console, problems)
     for what, path in (("report", report), ("page", html), ("rows", output)):
         if path is not None:
-            console.print(f"{what} in {path}", markup=False, soft_wrap=True)
+            console.print(f"{what} written to {path}", markup=False, soft_wrap=True)
 
 
 def _end(message: str) -> None:

@@ -1,4 +1,4 @@
-"""From the command line's options to a recipe; what is wrong with them is said by the option's name."""
+"""Turn command line options into parts of a recipe. Errors name the option."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,19 +14,19 @@ COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "tem
 
 
 def field_names(columns: Sequence[str], single: Mapping[str, str | None], template: str | None) -> FieldNames:
-    """The names of `--columns prompt=text,completion=label`, and those of options of their own.
+    """Field names from `--columns prompt=text,completion=label` and from the options of single columns.
 
     Raises typer.BadParameter.
     """
     names = {name: column for name, column in single.items() if column is not None}
     for name, column in map(_pair, (part for text in columns for part in text.split(","))):
         if name in names:
-            raise _bad("--columns", f"{name} is named twice; name one column")
+            raise _bad("--columns", f"{name} is set twice; set it once")
         names[name] = column
     if template is not None:
         template = template.replace(r"\n", "\n")
         if "prompt" in names:
-            raise _bad("--template", "it stands in place of the prompt's column; leave one of the two out")
+            raise _bad("--template", "it replaces the column of the prompt; remove one of the two options")
         try:
             PromptTemplate.parse(template)
         except ValueError as error:
@@ -34,7 +34,7 @@ def field_names(columns: Sequence[str], single: Mapping[str, str | None], templa
     taken: dict[str, str] = {}
     for name, column in names.items():
         if not column:
-            raise _bad(f"--{name}", "it is empty; name a column")
+            raise _bad(f"--{name}", "the value is empty; name a column")
         if column in taken:
             raise _bad(f"--{name}", f"{taken[column]} and {name} are both {column!r}; name two columns")
         taken[column] = name
@@ -51,17 +51,17 @@ def division(
     from_files: bool,
     rule_version: int = RULE_VERSION,
 ) -> Split:
-    """How rows are divided. Raises typer.BadParameter."""
+    """Settings of the split. Raises typer.BadParameter."""
     if validation + test >= 1:
         raise _bad(
             "--validation and --test",
-            "together they must stay below 1, so that rows are left to train on; lower one",
+            "their sum must be below 1, so that some rows are left for training; lower one of them",
         )
     given = "--split-column" if column is not None else "--split-from-files" if from_files else None
     if column is not None and from_files:
-        raise _bad("--split-from-files", "--split-column says the splits already; leave one of the two out")
+        raise _bad("--split-from-files", "--split-column already gives the splits; remove one of the two")
     if given and group_by is not None:
-        raise _bad("--group-by", f"{given} says the splits already; leave one of the two out")
+        raise _bad("--group-by", f"{given} already gives the splits; remove one of the two")
     return Split(
         validation=validation,
         test=test,
@@ -74,22 +74,22 @@ def division(
 
 
 def region(text: str | None) -> str | None:
-    """A country in capital letters. Raises typer.BadParameter."""
+    """Country code in capital letters. Raises typer.BadParameter."""
     if text is None:
         return None
     from phonenumbers import SUPPORTED_REGIONS
 
     if text.upper() not in SUPPORTED_REGIONS:
-        raise _bad("--phone-region", f"{text!r} is no country; write its two letters, such as DE")
+        raise _bad("--phone-region", f"{text!r} is not a country code; write two letters, such as DE")
     return text.upper()
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, column = (part.strip() for part in text.partition("="))
     if not equals or not column:
-        raise _bad("--columns", f"{text!r} is no pair; write it as prompt=COLUMN,completion=COLUMN")
+        raise _bad("--columns", f"{text!r} has no column; write it as prompt=COLUMN,completion=COLUMN")
     if name not in COLUMNS:
-        raise _bad("--columns", f"{name!r} is none of {', '.join(COLUMNS)}; correct it")
+        raise _bad("--columns", f"{name!r} is not one of {', '.join(COLUMNS)}; correct it")
     return name, column
 
 

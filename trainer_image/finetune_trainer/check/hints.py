@@ -1,4 +1,4 @@
-"""Hints in the words of the command line: the fields of a Dataset are options there."""
+"""Translate hints for the command line: fields of a Dataset become options."""
 
 import re
 from typing import Final
@@ -9,11 +9,11 @@ FIELD: Final = re.compile(
 FORMAT: Final = re.compile(r"\b(?P<verb>set|name|leave) format\b(?:: (?P<value>[A-Za-z]+))?")
 NAMED: Final = {"split.column": "split-column", "split.fromFiles": "split-from-files"}
 MISSING: Final = frozenset({"maxRowsForNearDuplicates"})
-"""Fields of a Dataset that are no options."""
+"""Fields of a Dataset without an option."""
 
 
 def as_options(text: str) -> str:
-    """A hint with options in place of fields: `columns.prompt` is `--prompt`."""
+    """Replace fields with options in a hint: `columns.prompt` becomes `--prompt`."""
     text = FIELD.sub(_option, text)
     text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
     return re.sub(r"\bin columns\b", "in --columns", text)

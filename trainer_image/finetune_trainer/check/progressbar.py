@@ -1,4 +1,4 @@
-"""How far a preparation is, on the terminal, where it takes long enough to ask."""
+"""A progress bar on the terminal for preparations that take a while."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from finetune_trainer.data.pipeline import Listener
 
 MIN_BYTES_FOR_BAR: Final = 4 << 20
-"""Smaller sources are read before anybody could read a bar."""
+"""Min size of a source to show a bar for. Smaller sources are read too fast."""
 
 
 class ProgressBar:
-    """Tells a bar how many bytes were read."""
+    """Listener that shows how many bytes were read."""
 
-    def __init__(self, progress: "Progress", size: int) -> None:
+    def __init__(self, progress: "Progress", total_bytes: int) -> None:
         self._progress = progress
-        self._size = size
-        self._task = progress.add_task("Reading", total=size)
+        self._total_bytes = total_bytes
+        self._task = progress.add_task("Reading", total=total_bytes)
 
-    def rows(self, count: int, bytes_read: int) -> None:  # noqa: ARG002 - the bar is of bytes
-        """Records were read."""
+    def rows(self, count: int, bytes_read: int) -> None:  # noqa: ARG002 - the bar counts bytes
+        """Advance the bar to `bytes_read`."""
         self._progress.update(
             self._task,
             completed=bytes_read,
-            description="Comparing" if bytes_read >= self._size else "Reading",
+            description="Comparing" if bytes_read >= self._total_bytes else "Reading",
         )
 
     def problem(self, problem: RowProblem) -> None:
-        """They are shown in the end."""
+        """Do nothing: problems are shown at the end."""
 
     def duplicate(self, pair: DuplicatePair) -> None:
-        """So are they."""
+        """Do nothing: similar rows are shown at the end."""
 
 
 @contextmanager
 def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
-    """A listener that moves a bar on stderr; None where nobody would see it. Raises FileUnreadable."""
+    """A listener that shows a bar on stderr; None without a terminal. Raises FileUnreadable."""
     size = sum(file.size for file in files)
     if size < MIN_BYTES_FOR_BAR or not sys.stderr.isatty():
         yield None

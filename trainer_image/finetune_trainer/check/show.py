@@ -1,4 +1,4 @@
-"""A report on the terminal."""
+"""Show a report on the terminal."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 MAX_SHOWN_LABELS: Final = 10
 STYLES: Final = {"good": "bold green", "warning": "bold yellow", "error": "bold red"}
-LEFT_OUT: Final = (("duplicateRows", "duplicate"), ("leakedRows", "leaked row"))
+REMOVED: Final = (("duplicateRows", "duplicate"), ("leakedRows", "leaked row"))
 
 
 def show(report: Document, console: "Console", problems: int) -> None:
-    """The verdict, the first problems, what there is to warn of, and the rows of each split."""
+    """Print the verdict, the first problems, the warnings, and the rows per split."""
     from rich.text import Text
 
-    said = verdict(report)
-    console.print(Text(said.title, STYLES[said.level]))
-    if said.detail:
-        console.print(Text(said.detail))
+    result = verdict(report)
+    console.print(Text(result.title, STYLES[result.level]))
+    if result.detail:
+        console.print(Text(result.detail))
     _problems(report, console, problems)
     _alike(report, console, problems)
     if report["keptRows"]:
@@ -31,14 +31,14 @@ def show(report: Document, console: "Console", problems: int) -> None:
         _labels(report, console)
     if report["digest"] is not None:
         console.print()
-        # Never wrapped: it is to be copied.
+        # Not wrapped, so that it can be copied.
         console.print(Text(f"digest {report['digest']}"), soft_wrap=True)
 
 
 def _problems(report: Document, console: "Console", limit: int) -> None:
     from rich.text import Text
 
-    # Those of all rows are few; they are told in full, below the table.
+    # Problems of all rows together are few. They are printed in full below the table.
     of_rows = [problem for problem in report["problems"] if problem["code"] not in OF_ALL_ROWS]
     of_rows.sort(key=lambda problem: problem["severity"] != "error")
     shown = of_rows[:limit]
@@ -60,7 +60,7 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
     total = report["errorCount"] + report["warningCount"] - len(of_all)
     if total > len(shown):
         more = counted(total - len(shown), "more problem" if shown else "problem")
-        _kinds(report, console, f"{more}; of all kinds there are:")
+        _kinds(report, console, f"{more}. All problems by kind:")
     if of_all:
         console.print()
     for problem in of_all:
@@ -91,7 +91,7 @@ def _warn(problem: dict[str, Any], console: "Console") -> None:
 
 
 def _alike(report: Document, console: "Console", limit: int) -> None:
-    """The rows that are left out of training, and those that contradict others."""
+    """Print the rows that are removed from training, and the rows with conflicting answers."""
     from rich.text import Text
 
     counts = report["statistics"]
@@ -115,15 +115,15 @@ def _splits(report: Document, console: "Console") -> None:
 
     splits = "  ".join(f"{split['name']} {number(split['rows'])}" for split in report["splits"])
     statistics = report["statistics"]
-    left_out = [counted(statistics[key], noun) for key, noun in LEFT_OUT if statistics[key]]
+    removed = [counted(statistics[key], noun) for key, noun in REMOVED if statistics[key]]
     if statistics["nearDuplicateRows"] and report["preparation"]["cleaning"]["nearDuplicates"] == "Remove":
-        left_out.append(counted(statistics["nearDuplicateRows"], "near duplicate"))
+        removed.append(counted(statistics["nearDuplicateRows"], "near duplicate"))
     console.print()
     console.print(Text(f"{counted(report['keptRows'], 'row')} kept: {splits}"))
-    if left_out:
-        console.print(Text(f"left out: {', '.join(left_out)}"))
+    if removed:
+        console.print(Text(f"removed: {', '.join(removed)}"))
     if report["unusedFields"]:
-        console.print(Text(f"fields that are not used: {', '.join(report['unusedFields'])}"))
+        console.print(Text(f"unused fields: {', '.join(report['unusedFields'])}"))
 
 
 def _labels(report: Document, console: "Console") -> None:
