@@ -66,7 +66,7 @@ def test_clean_rows_end_with_0_and_the_verdict(tmp_path: Path) -> None:
     done = check(tmp_path, "rows.jsonl")
 
     assert (done.exit_code, done.stderr) == (CLEAN, "")
-    assert done.stdout.startswith("Ready to train: 300 rows\nNo problems were found.\n")
+    assert done.stdout.startswith("Ready to train: 300 rows\nNo problems found.\n")
     assert "300 rows kept: train" in done.stdout
     assert "billing" in done.stdout
 
@@ -90,7 +90,7 @@ def test_bad_rows_end_with_2_and_a_table_of_place_column_what_and_what_to_do(tmp
     done = check(tmp_path, "rows.jsonl", columns=160)
 
     assert done.exit_code == INVALID
-    assert done.stdout.startswith("2 of 300 rows cannot be used\nThe other 298 rows can.\n")
+    assert done.stdout.startswith("2 of 300 rows cannot be used\nThe remaining 298 rows can be used.\n")
     lines = [words(line) for line in done.stdout.splitlines()]
     assert "Where Column What is wrong What to do" in lines
     assert (
@@ -126,8 +126,8 @@ def test_rows_that_contradict_others_and_leaked_rows_are_named(tmp_path: Path) -
 
     output = words(check(tmp_path, "rows.jsonl", "--split-column", "part").output)
 
-    assert "row 301 is for training, and the same as the held-out row 1" in output
-    assert "row 302 has another answer than row 6" in output
+    assert "row 301 is a training row and the same as the held-out row 1" in output
+    assert "row 302 has a different answer than row 6" in output
 
 
 @pytest.mark.parametrize(
@@ -350,9 +350,9 @@ def test_a_file_in_no_format_is_told_and_has_a_report(tmp_path: Path) -> None:
     done = check(tmp_path, "rows.xlsx", "--report", "report.json", "--html", "report.html")
 
     assert done.exit_code == INVALID
-    assert done.stdout.startswith("Cannot be read\n")
+    assert done.stdout.startswith("The source cannot be read\n")
     assert json.loads((tmp_path / "report.json").read_text())["brokenFiles"] == 1
-    assert "Cannot be read" in (tmp_path / "report.html").read_text()
+    assert "The source cannot be read" in (tmp_path / "report.html").read_text()
 
 
 def test_a_fault_of_the_program_is_not_taken_for_warnings(tmp_path: Path) -> None:

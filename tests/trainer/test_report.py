@@ -251,7 +251,7 @@ VERDICTS: list[tuple[Prepared, str, str]] = [
             split_rows={},
         ),
         "error",
-        "Cannot be read",
+        "The source cannot be read",
     ),
     (
         prepared(problem(60, "ends early", Code.FILE_ENDS_EARLY), invalid_rows=0, broken_files=1),
@@ -344,13 +344,13 @@ def test_the_page_has_a_section_for_everything_that_was_found() -> None:
     text = page(document(everything(), digest=DIGEST))
 
     assert Outline(text).headings == [
-        "What must be corrected",
-        "Worth a look",
+        "Errors",
+        "Warnings",
         "Lengths",
         "Answers",
-        "Left out and alike",
-        "Since the version before",
-        "How it was prepared",
+        "Removed and similar rows",
+        "Changes since the previous version",
+        "Preparation",
     ]
     assert "Fields are empty" in text
     assert "a.jsonl, row 7" in text
@@ -363,7 +363,7 @@ def test_the_page_has_a_section_for_everything_that_was_found() -> None:
 def test_the_page_shows_nothing_of_what_is_empty() -> None:
     text = page(document(prepared(statistics=Statistics())))
 
-    assert Outline(text).headings == ["How it was prepared"]
+    assert Outline(text).headings == ["Preparation"]
     assert "<details>" not in text
     assert "None" not in text
 
@@ -389,8 +389,8 @@ def test_the_page_says_how_many_problems_are_not_listed() -> None:
 def test_the_page_of_tokens_marks_where_rows_are_cut() -> None:
     text = token_page(TOKENS)
 
-    assert "<h1>4 of 100 rows are cut at 64 tokens</h1>" in text
-    assert "Of 1 row no part of the answer is left." in text
+    assert "<h1>4 of 100 rows are truncated to 64 tokens</h1>" in text
+    assert "In 1 row, no part of the answer is left." in text
     assert text.count('class="bar beyond"') == 1
     assert '<line class="mark" x1="247.0"' in text
     assert '<td>train</td><td class="figure">12</td><td class="figure">90</td>' in text
@@ -401,7 +401,7 @@ def test_the_page_of_tokens_marks_nothing_where_all_rows_fit() -> None:
 
     assert "<h1>All rows fit into 128 tokens</h1>" in text
     assert 'class="mark"' not in text
-    assert "longest rows" not in text
+    assert "Longest rows" not in text
 
 
 def test_bars_are_as_high_as_their_rows_and_few_rows_are_still_seen() -> None:

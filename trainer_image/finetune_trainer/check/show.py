@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.check.hints import as_options
 from finetune_trainer.report.document import Document
-from finetune_trainer.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
-from finetune_trainer.report.verdict import counted, number, place, sentence, verdict
+from finetune_trainer.report.headlines import DATASET_CODES, RELATIONS, headline
+from finetune_trainer.report.verdict import counted, number, position, sentence, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
     from rich.text import Text
 
     # Problems of all rows together are few. They are printed in full below the table.
-    of_rows = [problem for problem in report["problems"] if problem["code"] not in OF_ALL_ROWS]
+    of_rows = [problem for problem in report["problems"] if problem["code"] not in DATASET_CODES]
     of_rows.sort(key=lambda problem: problem["severity"] != "error")
     shown = of_rows[:limit]
     if shown:
@@ -49,14 +49,14 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
         for problem in shown:
             what = Text("" if problem["severity"] == "error" else "warning: ", STYLES["warning"])
             table.add_row(
-                Text(place(problem) or "the file"),
+                Text(position(problem) or "the file"),
                 Text(problem["column"] or ""),
                 what.append(_found(problem), "not bold default"),
                 Text(as_options(problem["hint"])),
             )
         console.print()
         console.print(table)
-    of_all = [problem for problem in report["problems"] if problem["code"] in OF_ALL_ROWS]
+    of_all = [problem for problem in report["problems"] if problem["code"] in DATASET_CODES]
     total = report["errorCount"] + report["warningCount"] - len(of_all)
     if total > len(shown):
         more = counted(total - len(shown), "more problem" if shown else "problem")
@@ -76,7 +76,7 @@ def _kinds(report: Document, console: "Console", title: str) -> None:
     table.add_column("rows", justify="right")
     table.add_column("kind", overflow="fold")
     for group in report["problemsByCode"]:
-        if group["code"] not in OF_ALL_ROWS:
+        if group["code"] not in DATASET_CODES:
             table.add_row(Text(number(group["count"])), Text(headline(group["code"])))
     console.print(table)
 
@@ -96,11 +96,11 @@ def _alike(report: Document, console: "Console", limit: int) -> None:
 
     counts = report["statistics"]
     for key, kinds in (("leakedRows", ("Leak", "NearLeak")), ("conflictingRows", ("Conflict",))):
-        pairs = [kin for kin in report["alike"] if kin["kinship"] in kinds][:limit]
+        pairs = [pair for pair in report["alike"] if pair["kinship"] in kinds][:limit]
         if pairs:
             console.print()
-        for kin in pairs:
-            line = f"{place(kin['row'])} {KINSHIPS[kin['kinship']]} {place(kin['of'])}"
+        for pair in pairs:
+            line = f"{position(pair['row'])} {RELATIONS[pair['kinship']]} {position(pair['of'])}"
             console.print(Text(line))
         if pairs and counts[key] > len(pairs):
             console.print(Text(f"and {number(counts[key] - len(pairs))} more"))

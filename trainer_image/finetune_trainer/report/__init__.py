@@ -1,4 +1,4 @@
-"""Reports about rows, their tokens and the training, for programs as JSON and for people as one HTML page.
+"""Reports about rows, their tokens and training, as JSON for programs and as one HTML page for people.
 
 Prepared -> document.document -> report.json
             document -> page.page -> report.html

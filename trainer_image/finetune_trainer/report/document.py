@@ -1,4 +1,4 @@
-"""The report as JSON: a versioned schema, described in docs/report.md and docs/report.schema.json."""
+"""The report as JSON. docs/report.md and docs/report.schema.json describe its versioned schema."""
 
 import json
 import re
@@ -23,10 +23,10 @@ from finetune_trainer.rows import SPLIT_FILES
 VERSION: Final = 1
 MAX_LISTED_PROBLEMS: Final = 1_000
 MAX_TEXT_CHARACTERS: Final = 1_000
-"""Longer texts out of rows are cut, so that the report stays small whatever the rows are."""
+"""Max length of a text from the rows. Longer texts are truncated, so that the report stays small."""
 
 UNSHOWABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What cannot be written as UTF-8, or would act on a terminal."""
+"""Characters that UTF-8 cannot encode, and control characters of terminals."""
 
 Document = dict[str, Any]
 
@@ -39,15 +39,15 @@ def document(
     split_digests: Mapping[SplitName, str] | None = None,
     problem_log: str | None = None,
 ) -> Document:
-    """The report of one preparation; equal preparations have equal reports.
+    """The report of one preparation. Equal preparations have equal reports.
 
-    `source` says where the rows came from, `digest` and `split_digests` what the prepared rows and their
-    files are called, and `problem_log` where every problem is written down: the report lists the first ones.
+    `source` is the origin of the rows, `digest` and `split_digests` are the digests of the prepared rows and
+    of their files. The report lists the first problems; `problem_log` is the log with all of them.
     """
     listed = _listed(prepared.problems)
     return {
         "version": VERSION,
-        "source": _shown(source),
+        "source": _escaped(source),
         "format": prepared.format,
         "rows": prepared.rows,
         "validRows": prepared.valid_rows,
@@ -55,15 +55,16 @@ def document(
         "keptRows": prepared.kept_rows,
         "brokenFiles": prepared.broken_files,
         "files": [
-            {"name": _shown(file.name), "bytes": file.bytes, "sha256": file.sha256} for file in prepared.files
+            {"name": _escaped(file.name), "bytes": file.bytes, "sha256": file.sha256}
+            for file in prepared.files
         ],
-        "unusedFields": [_cut(name) for name in prepared.unused_fields],
+        "unusedFields": [_truncated(name) for name in prepared.unused_fields],
         "errorCount": prepared.error_count,
         "warningCount": prepared.warning_count,
         "problemsByCode": _by_code(prepared),
         "problems": [problem_record(problem) for problem in listed],
         "problemsOmitted": prepared.error_count + prepared.warning_count - len(listed),
-        "problemLog": _shown(problem_log),
+        "problemLog": _escaped(problem_log),
         "splits": [
             {
                 "name": name,
@@ -79,7 +80,7 @@ def document(
         "preparation": {
             "format": prepared.recipe.format,
             "columns": _plain(prepared.recipe.names, without="template"),
-            "template": _shown(prepared.recipe.names.template),
+            "template": _escaped(prepared.recipe.names.template),
             "split": _plain(prepared.recipe.division),
             "cleaning": _plain(prepared.recipe.cleaning),
             "checks": _plain(prepared.recipe.checks),
@@ -88,12 +89,12 @@ def document(
 
 
 def encode(report: Document) -> bytes:
-    """A report as the content of a JSON file."""
+    """Encode a report as a JSON file."""
     return json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def _listed(problems: Sequence[RowProblem]) -> list[RowProblem]:
-    """The first ones; what is said of all rows together is never left out for what is said of one."""
+    """The first problems of rows, and every problem of all rows together."""
     of_all = [problem for problem in problems if problem.position == RowPosition()]
     of_rows = [problem for problem in problems if problem.position != RowPosition()]
     return of_rows[: MAX_LISTED_PROBLEMS - len(of_all)] + of_all
@@ -119,23 +120,27 @@ def problem_record(problem: RowProblem) -> Document:
     """One problem, as in `problems` and in a log of all problems."""
     issue = problem.issue
     return {
-        **_place(problem.position),
-        "column": _cut(issue.column),
+        **_position(problem.position),
+        "column": _truncated(issue.column),
         "severity": issue.severity,
         "code": str(issue.code),
-        "message": _cut(issue.what),
-        "expected": _cut(issue.expected),
-        "hint": _cut(issue.fix),
+        "message": _truncated(issue.what),
+        "expected": _truncated(issue.expected),
+        "hint": _truncated(issue.fix),
     }
 
 
-def _place(place: RowPosition) -> Document:
-    return {"file": _shown(place.file), "line": place.line, "record": place.record}
+def _position(position: RowPosition) -> Document:
+    return {
+        "file": _escaped(position.file),
+        "line": position.line,
+        "record": position.record,
+    }
 
 
 def duplicate_record(pair: DuplicatePair) -> Document:
-    """Two rows that are alike, as in `alike` and in a log of all of them."""
-    return {"kinship": pair.kind, "row": _place(pair.position), "of": _place(pair.other)}
+    """One pair of similar rows, as in `alike` and in a log of all pairs."""
+    return {"kinship": pair.kind, "row": _position(pair.position), "of": _position(pair.other)}
 
 
 def _statistics(statistics: Statistics) -> Document:
@@ -150,7 +155,7 @@ def _statistics(statistics: Statistics) -> Document:
         "distinctCompletions": statistics.distinct_completions,
         "labels": [
             {
-                "completion": _cut(label.completion),
+                "completion": _truncated(label.completion),
                 "rows": {name: label.rows.get(name, 0) for name in SPLIT_FILES},
             }
             for label in statistics.labels
@@ -184,7 +189,7 @@ def _difference(difference: RowChanges | None) -> Document | None:
 def _plain(options: FieldNames | Split | Cleaning | Checks, without: str = "") -> Document:
     values = {field.name: getattr(options, field.name) for field in fields(options) if field.name != without}
     return {
-        _camel(name): _shown(value) if isinstance(value, str) else value for name, value in values.items()
+        _camel(name): _escaped(value) if isinstance(value, str) else value for name, value in values.items()
     }
 
 
@@ -193,17 +198,17 @@ def _camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def _cut(text: str | None) -> str | None:
+def _truncated(text: str | None) -> str | None:
     if text is not None and len(text) > MAX_TEXT_CHARACTERS:
         text = text[: MAX_TEXT_CHARACTERS - 1] + "…"
-    return _shown(text)
+    return _escaped(text)
 
 
-def _shown(text: str | None) -> str | None:
-    return None if text is None else UNSHOWABLE.sub(lambda found: _escaped(found[0]), text)
+def _escaped(text: str | None) -> str | None:
+    return None if text is None else UNSHOWABLE.sub(lambda match: _escape(match[0]), text)
 
 
-def _escaped(character: str) -> str:
-    """As Python's backslashreplace writes it."""
+def _escape(character: str) -> str:
+    """Escape a character as Python's `backslashreplace` does."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

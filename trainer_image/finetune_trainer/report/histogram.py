@@ -1,4 +1,4 @@
-"""Where the bars of a histogram stand; the page draws them as SVG."""
+"""Geometry of a histogram. The page draws it as SVG."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ HEIGHT: Final = 190.0
 LEFT: Final = 46.0
 TOP: Final = 10.0
 BOTTOM: Final = 152.0
-"""Of the plot, in the units of the picture; below it there is room for ticks and the axis' name."""
+"""Bottom of the plot in SVG units. The ticks and the name of the axis are below it."""
 TICKS_ACROSS: Final = 6
 TICKS_UP: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ChartBar:
-    """One bucket."""
+    """Bar of one bucket."""
 
     x: float
     y: float
@@ -26,12 +26,12 @@ class ChartBar:
     height: float
     title: str
     is_beyond: bool
-    """Whether the mark cuts rows of it."""
+    """Whether rows in it are truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A number beside an axis."""
+    """Label of an axis at one position."""
 
     at: float
     text: str
@@ -39,23 +39,23 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """All that is drawn."""
+    """Everything that the page draws."""
 
     bars: tuple[ChartBar, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     mark: float | None
-    """Where the longest length that is not cut stands; None: beyond the bars, or there is none."""
+    """Position of the max length that is not truncated. None: beyond the bars, or no limit."""
 
 
 def histogram(buckets: Sequence[dict[str, Any]], unit: str, limit: int | None = None) -> Histogram:
-    """Bars of equal width for buckets of growing width: `{start, end, rows}`, at least one."""
+    """Bars of equal width for one or more buckets `{start, end, rows}` of growing width."""
     step = (WIDTH - LEFT) / len(buckets)
     top = nice_ceiling(max(bucket["rows"] for bucket in buckets))
     bars = []
     for index, bucket in enumerate(buckets):
         height = (BOTTOM - TOP) * bucket["rows"] / top
-        # A bucket with few rows beside one with very many must not look empty.
+        # A bucket with few rows next to one with many rows must not look empty.
         height = max(height, 1.0) if bucket["rows"] else 0.0
         last = bucket["end"] - 1
         span = f"{last:,}" if last <= bucket["start"] else f"{bucket['start']:,} to {last:,}"
@@ -84,13 +84,13 @@ def histogram(buckets: Sequence[dict[str, Any]], unit: str, limit: int | None = 
 
 
 def nice_ceiling(value: float) -> int:
-    """The next number, at least as large, that an axis can end with: 1, 2, 4, 5, 8 times a power of ten."""
+    """Round up to a number that an axis can end with: 1, 2, 4, 5 or 8 times a power of ten."""
     power = 10 ** math.floor(math.log10(max(value, 1)))
     return int(next(power * digit for digit in (1, 2, 4, 5, 8, 10) if power * digit >= value))
 
 
 def compact(value: float) -> str:
-    """A number for an axis: 950, 1.5k, 20k, 3M, in about two digits."""
+    """Format a number for an axis with about two digits: 950, 1.5k, 20k, 3M."""
     for size, letter in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
         if value >= size:
             scaled = value / size

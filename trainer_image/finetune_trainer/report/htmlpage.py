@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside it: no network, no script."""
+"""The report as one self-contained HTML page, without network access or scripts."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.report.document import Document
-from finetune_trainer.report.headlines import KINSHIPS, OF_ALL_ROWS, headline
+from finetune_trainer.report.headlines import DATASET_CODES, RELATIONS, headline
 from finetune_trainer.report.histogram import LEFT, histogram
 from finetune_trainer.report.training import facts, kept_as, loss, loss_chart, training_verdict
-from finetune_trainer.report.verdict import counted, number, place, token_verdict, verdict
+from finetune_trainer.report.verdict import counted, number, position, token_verdict, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
 def page(report: Document) -> str:
-    """The page of a report that `document` made."""
+    """The page of a report made by `document`."""
     kind = f"Data report · {FORMATS[report['format']].title}" if report["format"] else "Data report"
     return _template("page.html.jinja").render(
         report=report, verdict=verdict(report), kind=kind, source=report["source"]
@@ -24,11 +24,11 @@ def page(report: Document) -> str:
 
 
 def token_page(report: Document) -> str:
-    """The page of what a model's tokenizer makes of the rows.
+    """The page about the rows' lengths in tokens of a model's tokenizer.
 
-    `report` has `baseModel`, `maxSequenceLength`, `rows`, `cutRows` (longer than it), `lostAnswers` (rows of
-    which no part of the answer is left), `lengths` in tokens, as of characters in a report, and `longest`:
-    `[{split, row, tokens}]`.
+    `report` has `baseModel`, `maxSequenceLength`, `rows`, `cutRows` (longer), `lostAnswers` (rows
+    without any token of their answer), `lengths` in tokens, like those in characters of a data report, and
+    `longest`: `[{split, row, tokens}]`.
     """
     return _template("tokens.html.jinja").render(
         report=report, verdict=token_verdict(report), kind="Lengths in tokens", source=report["baseModel"]
@@ -36,7 +36,7 @@ def token_page(report: Document) -> str:
 
 
 def training_page(report: Document) -> str:
-    """The page of how a run's losses went; `report` is what `train.trainingreport` makes."""
+    """The page about a run's losses. `report` is made by `training_report`."""
     return _template("training.html.jinja").render(
         report=report,
         verdict=training_verdict(report),
@@ -66,7 +66,7 @@ def _template(name: str) -> "Template":
         "largest_share": largest_share,
         "loss": loss,
         "number": number,
-        "place": place,
+        "position": position,
         "settings": settings,
         "share": share,
         "size": size,
@@ -74,15 +74,15 @@ def _template(name: str) -> "Template":
     environment.globals |= {
         "characters": partial(histogram, unit="characters"),
         "token_counts": partial(histogram, unit="tokens"),
-        "kinships": KINSHIPS,
+        "relations": RELATIONS,
         "left": LEFT,
-        "of_all_rows": OF_ALL_ROWS,
+        "dataset_codes": DATASET_CODES,
     }
     return environment.get_template(name)
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage that never says 0 % of something, nor 100 % of less than all."""
+    """Format a percentage: never 0% of something, and never 100% of less than everything."""
     percent = 100 * part / whole if whole else 0.0
     if 0 < percent < 0.1:
         return "<0.1%"
@@ -92,14 +92,14 @@ def share(part: int, whole: int) -> str:
 
 
 def largest_share(labels: list[Document], splits: list[Document]) -> float:
-    """Of one label in one split; the longest bar. 1 where there are none."""
+    """Largest share of a label in a split, which has the longest bar. 1 without labels."""
     return max(
         (label["rows"][split["name"]] / split["rows"] for label in labels for split in splits), default=1.0
     )
 
 
 def size(count: int) -> str:
-    """Bytes in words."""
+    """Format a number of bytes with its unit."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -109,7 +109,7 @@ def size(count: int) -> str:
 
 
 def advice(problems: list[Document]) -> Document | None:
-    """What was expected and what to do, where all these problems have it in common."""
+    """What was expected and what to do, if it is the same for all problems."""
     found = {(problem["expected"], problem["hint"]) for problem in problems}
     if len(found) != 1:
         return None
@@ -118,8 +118,8 @@ def advice(problems: list[Document]) -> Document | None:
 
 
 def settings(preparation: Document) -> list[tuple[str, str]]:
-    """How the rows were prepared, in words; only what was asked for or has an effect."""
-    found = [("Format", preparation["format"] or "found by the content")]
+    """Names and values of the preparation's settings that were set or have an effect."""
+    found = [("Format", preparation["format"] or "detected from the content")]
     found += [(f"Column for {name}", column) for name, column in preparation["columns"].items() if column]
     if preparation["template"]:
         found.append(("Template of the prompt", preparation["template"]))
@@ -127,17 +127,17 @@ def settings(preparation: Document) -> list[tuple[str, str]]:
     cleaning = preparation["cleaning"]
     normalized = [
         name
-        for name, asked in (
+        for name, is_set in (
             ("whitespace", cleaning["normalizeWhitespace"]),
             ("Unicode", cleaning["normalizeUnicode"]),
         )
-        if asked
+        if is_set
     ]
     found.append(("Normalized", " and ".join(normalized) or "nothing"))
     found.append(
         (
             "Near duplicates",
-            {"Off": "not looked for", "Keep": "counted and kept", "Remove": "left out"}[
+            {"Off": "not searched for", "Keep": "counted and kept", "Remove": "removed"}[
                 cleaning["nearDuplicates"]
             ],
         )
@@ -147,9 +147,9 @@ def settings(preparation: Document) -> list[tuple[str, str]]:
 
 def _split(split: dict[str, Any]) -> str:
     if split["column"]:
-        return f"as column {split['column']} says"
+        return f"from column {split['column']}"
     if split["fromFiles"]:
-        return "as the files' names say"
+        return "from the file names"
     by = f"the column {split['groupBy']}" if split["groupBy"] else "the input"
     return (
         f"{100 * split['validation']:g}% validation, {100 * split['test']:g}% test; by a hash of {by},"
@@ -168,14 +168,14 @@ def _checks(checks: dict[str, Any]) -> list[tuple[str, str]]:
     titles = {
         "Warn": "Warned about",
         "Redact": "Replaced by placeholders",
-        "Fail": "Refused",
-        "Off": "Not looked for",
+        "Fail": "Rejected",
+        "Off": "Not searched for",
     }
     found = []
     for setting, title in titles.items():
-        listed = [name for key, name in names.items() if checks[key] == setting]
-        if listed:
-            found.append((title, ", ".join(listed)))
+        with_setting = [name for key, name in names.items() if checks[key] == setting]
+        if with_setting:
+            found.append((title, ", ".join(with_setting)))
     if checks["phoneRegion"] and checks["phoneNumbers"] != "Off":
         found.append(("Country of phone numbers", checks["phoneRegion"]))
     return found

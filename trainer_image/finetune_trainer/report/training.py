@@ -1,4 +1,4 @@
-"""The page of a run's losses: its sentence, its figures, and where the lines of its chart stand."""
+"""Content of the page about a run's losses: its verdict, its figures, and the geometry of its chart."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MIN_DIGITS = 3
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """One loss."""
+    """Point of one loss."""
 
     x: float
     y: float
@@ -23,7 +23,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Losses of one split; `path` is what an SVG polyline takes."""
+    """Losses of one split. `path` is the value of an SVG polyline's `points`."""
 
     name: str
     path: str
@@ -32,45 +32,47 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class LossChart:
-    """All that is drawn."""
+    """Everything that the page draws."""
 
     lines: tuple[Line, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     mark: float | None
-    """Where the step with the best weights stands; None: there is no other than the last."""
+    """Position of the step with the best weights; None if it is the last step."""
 
 
 def training_verdict(report: Document) -> ReportVerdict:
-    """Of a run that ended well, what came of it."""
+    """Verdict about a run that succeeded."""
     steps = counted(report["steps"], "step")
     best = next((each for each in report["checkpoints"] if each["best"]), None)
     if report["validationLoss"] is None or best is None:
         return ReportVerdict(
             "good",
             f"{steps}: training loss {loss(report['trainLoss'])}",
-            "There were no validation rows, so the last weights are the best known.",
+            "There are no validation rows, so the last weights count as the best.",
         )
     title = f"{steps}: validation loss {loss(best['validationLoss'])}"
     if report["overfit"]:
         return ReportVerdict(
             "warning",
             title,
-            f"After step {number(best['step'])} it rose to {loss(report['validationLoss'])} while the"
-            " training loss fell: fewer epochs or more rows help.",
+            f"Overfitting: after step {number(best['step'])}, the validation loss rose to"
+            f" {loss(report['validationLoss'])} while the training loss fell. Use fewer epochs or more rows.",
         )
-    early = " Training ended early, because it had not become lower." if report["stoppedEarly"] else ""
-    return ReportVerdict("good", title, f"The best weights are those of step {number(best['step'])}.{early}")
+    detail = f"Step {number(best['step'])} has the best weights."
+    if report["stoppedEarly"]:
+        detail += " Training stopped early, because the validation loss no longer fell."
+    return ReportVerdict("good", title, detail)
 
 
 def facts(report: Document) -> list[tuple[str, str]]:
-    """Figures of the run, in words."""
+    """Names and values of the run's figures."""
     found = [("training loss", loss(report["trainLoss"]))]
     if report["validationLoss"] is not None:
         found.append(("last validation loss", loss(report["validationLoss"])))
     found.append(("tokens", number(report["tokens"])))
     if report["tokensPerSecond"] is not None:
-        found.append(("tokens a second", number(report["tokensPerSecond"])))
+        found.append(("tokens per second", number(report["tokensPerSecond"])))
     if report["restarts"]:
         found.append(("restarts", number(report["restarts"])))
         found.append(("device time repeated", f"{report['lostDeviceSeconds']:.0f} s"))
@@ -78,7 +80,7 @@ def facts(report: Document) -> list[tuple[str, str]]:
 
 
 def loss_chart(report: Document) -> LossChart:
-    """The lines of both splits, from loss 0 to the highest one; with at least one training point."""
+    """Chart of both splits, from 0 to the highest loss. The report needs at least one training point."""
     series = {name: report["training" if name == "train" else name] for name in ("train", "validation")}
     steps: int = max(each["step"] for points in series.values() for each in points)
     top: float = _ceiling(max(each["loss"] for points in series.values() for each in points))
@@ -110,20 +112,20 @@ def loss_chart(report: Document) -> LossChart:
 
 
 def loss(value: float | None) -> str:
-    """To three digits at least; a dash where there is none."""
+    """Format a loss with at least three digits, or as a dash if it is None."""
     if value is None:
         return "–"
     return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.{MIN_DIGITS}g}"
 
 
 def kept_as(checkpoint: Document) -> str:
-    """Why there is a Checkpoint of this step."""
+    """Reason for publishing a Checkpoint of this step."""
     flags = [flag for flag in ("best", "final") if checkpoint[flag]]
     return " and ".join(flags) or "kept step"
 
 
 def _ceiling(value: float) -> float:
-    """The next number, at least as large, that an axis can end with: 1, 2, 4 or 8 times a power of ten."""
+    """Round up to a number that an axis can end with: 1, 2, 4 or 8 times a power of ten."""
     if value <= 0:
         return 1.0
     power: float = 10.0 ** math.floor(math.log10(value))

@@ -1,4 +1,4 @@
-"""What comes of it, in a sentence."""
+"""Verdicts of the reports: a sentence each."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ Level = Literal["good", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class ReportVerdict:
-    """The sentence, and what it means for whoever reads it."""
+    """Sentence at the top of a report, with its level and details."""
 
     level: Level
     title: str
@@ -19,19 +19,19 @@ class ReportVerdict:
 
 
 def verdict(report: Document) -> ReportVerdict:
-    """Of a report, whether its rows can be trained on."""
+    """Whether the rows of a report can be trained on."""
     rows, invalid, kept = report["rows"], report["invalidRows"], report["keptRows"]
     broken = report["brokenFiles"]
-    rest = f"The other {counted(report['validRows'], 'row')} can." if report["validRows"] else ""
+    rest = f"The remaining {counted(report['validRows'], 'row')} can be used." if report["validRows"] else ""
     if not rows and all(
         group["code"] == Code.FILE_EMPTY for group in report["problemsByCode"] if group["severity"] == "error"
     ):
         return ReportVerdict("error", "There are no rows", _first_error(report))
     if broken and not kept:
-        return ReportVerdict("error", "Cannot be read", _first_error(report))
+        return ReportVerdict("error", "The source cannot be read", _first_error(report))
     if broken:
-        what = "The file" if len(report["files"]) == 1 else counted(broken, "file")
-        return ReportVerdict("error", f"{what} cannot be read to the end", _first_error(report))
+        subject = "The file" if len(report["files"]) == 1 else counted(broken, "file")
+        return ReportVerdict("error", f"{subject} cannot be read to the end", _first_error(report))
     if invalid:
         subject = f"{number(invalid)} of {counted(rows, 'row')}"
         return ReportVerdict("error", f"{subject} cannot be used", rest)
@@ -39,45 +39,44 @@ def verdict(report: Document) -> ReportVerdict:
         return ReportVerdict("error", _title_of_error(report), _first_error(report))
     title = f"Ready to train: {counted(kept, 'row')}"
     if report["warningCount"]:
-        return ReportVerdict(
-            "warning", title, f"{counted(report['warningCount'], 'warning')} to look at first."
-        )
-    return ReportVerdict("good", title, "No problems were found.")
+        return ReportVerdict("warning", title, f"Review {counted(report['warningCount'], 'warning')} first.")
+    return ReportVerdict("good", title, "No problems found.")
 
 
 def token_verdict(report: Document) -> ReportVerdict:
-    """Of the lengths of rows in tokens, whether all of them can be learned whole."""
+    """Whether all rows fit into the max sequence length."""
     limit = counted(report["maxSequenceLength"], "token")
-    cut, lost = report["cutRows"], report["lostAnswers"]
-    if not cut:
-        return ReportVerdict("good", f"All rows fit into {limit}", "Nothing is cut.")
-    title = f"{number(cut)} of {counted(report['rows'], 'row')} {'is' if cut == 1 else 'are'} cut at {limit}"
+    truncated, lost = report["cutRows"], report["lostAnswers"]
+    if not truncated:
+        return ReportVerdict("good", f"All rows fit into {limit}", "No row is truncated.")
+    verb = "is" if truncated == 1 else "are"
+    title = f"{number(truncated)} of {counted(report['rows'], 'row')} {verb} truncated to {limit}"
     fix = "Raise maxSequenceLength, or shorten the rows."
     if lost:
         return ReportVerdict(
-            "error", title, f"Of {counted(lost, 'row')} no part of the answer is left. {fix}"
+            "error", title, f"In {counted(lost, 'row')}, no part of the answer is left. {fix}"
         )
-    return ReportVerdict("warning", title, f"What is beyond is not learned. {fix}")
+    return ReportVerdict("warning", title, f"Tokens beyond the limit are not used. {fix}")
 
 
 def number(value: float) -> str:
-    """With thousands separators; of a fraction one digit."""
+    """Format a number with thousands separators; a fraction below 1,000 with one digit."""
     return f"{value:,.0f}" if float(value).is_integer() or value >= 1_000 else f"{value:,.1f}"
 
 
 def counted(count: int, noun: str) -> str:
-    """The number with its noun, in the plural where it must be."""
+    """A number with its noun in the singular or plural."""
     return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"
 
 
 def sentence(problem: Document) -> str:
-    """A problem without its place: what is wrong, what was expected, what to do."""
+    """A problem without its position: what is wrong, what was expected, what to do."""
     expected = f"expected {problem['expected']}" if problem["expected"] else ""
     return "; ".join(part for part in (problem["message"], expected, problem["hint"]) if part)
 
 
-def place(problem: Document) -> str:
-    """Where it is: file, row, and line where that is another number; empty where it is no one place."""
+def position(problem: Document) -> str:
+    """Position of a problem: file, row, and the line if its number differs. Empty for the whole dataset."""
     row, line = problem["record"], problem["line"]
     parts = [] if row is None else [f"row {number(row)}"]
     if line is not None and line != row:
@@ -91,11 +90,11 @@ def _first_error(report: Document) -> str:
     for group in report["problemsByCode"]:
         for problem in group["examples"]:
             if group["severity"] == "error":
-                where, text = place(problem), sentence(problem)
+                where, text = position(problem), sentence(problem)
                 return f"{where}: {text}." if where else f"{text[:1].upper()}{text[1:]}."
     return ""
 
 
 def _title_of_error(report: Document) -> str:
     codes = {group["code"] for group in report["problemsByCode"]}
-    return "No rows to train on" if Code.NO_TRAINING_ROWS in codes else "Cannot be trained on"
+    return "No rows to train on" if Code.NO_TRAINING_ROWS in codes else "The rows cannot be trained on"
